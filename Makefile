@@ -1,0 +1,31 @@
+# `make train`: the main job. `make test`: all tests. Both first install what they need into .venv.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: train test test-quick exchange lint clean
+
+train: $(VENV)/ready
+	$(RUN) train.py
+
+test: $(VENV)/ready lint
+	$(RUN) -m pytest
+
+test-quick: $(VENV)/ready
+	$(RUN) -m pytest -m "not multiprocess"
+
+exchange: $(VENV)/ready
+	$(RUN) -m benchmarks.exchange --workers=4 --output=output/exchange.json
+
+lint: $(VENV)/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) output build *.egg-info

@@ -1,0 +1,46 @@
+"""Decentralised training for Keras 3 on TensorFlow: Gossip-PGA and its family in one callback.
+
+    import tf_gossip_pga as pga
+
+    cluster = pga.initialize()                        # reads TF_CONFIG, before the first tensor
+    dataset = cluster.shard(dataset).batch(32)        # this worker's part
+    model.fit(dataset, callbacks=[pga.GossipPGA(H=6)])
+
+Settings make the family: `H=1` is Parallel SGD, `H=None` Gossip SGD, `topology="disconnected"`
+Local SGD. Start several workers on one machine with
+
+    python -m tf_gossip_pga.launch --workers=4 SCRIPT
+
+Contents:
+  initialize, Cluster: this process's place among the workers.
+  GossipPGA: the callback.
+  WorkerLost: what it raises when another worker died or does not answer.
+  topology, Topology: who averages with whom.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Loaded when first used, so that the launcher and TF_CONFIG's errors need no TensorFlow.
+_ROOM_OF = {
+    "Cluster": "cluster",
+    "GossipPGA": "callback",
+    "Topology": "topology",
+    "WorkerLost": "collectives",
+    "initialize": "collectives",
+    "topology": None,
+}
+
+__all__ = list(_ROOM_OF)
+
+
+def __getattr__(name: str):
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = importlib.import_module(f"{__name__}.{_ROOM_OF[name] or name}")
+    return getattr(room, name) if _ROOM_OF[name] else room
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,100 @@
+"""WHETHER the ranks fit together: compared before the first exchange that depends on it.
+
+Ranks that differ would exchange tensors of different shapes or at different steps, and wait for one
+another for ever. So each rank first tells all others what it is about to train, and every rank comes
+to the same verdict.
+"""
+
+import re
+
+
+def problem(model, steps: int | None) -> str | None:
+    """Why a rank cannot train `model` with gossip, or None if it can.
+
+    Args:
+      model: a compiled `keras.Model`.
+      steps: batches in an epoch as Keras tells its callbacks; None where it does not know.
+    """
+    if model.steps_per_execution > 1:
+        return (
+            "GossipPGA must see every batch, but the model was compiled with "
+            f"steps_per_execution={model.steps_per_execution}. Compile it with "
+            "steps_per_execution=1."
+        )
+    if not model.built or not model.trainable_variables:
+        return (
+            f"The model {model.name!r} has no trainable variables yet. Build it before fit: give "
+            "it an Input layer, call model.build(input_shape), or call it on a batch."
+        )
+    if steps is None:
+        return (
+            "GossipPGA must know the number of batches of an epoch, but this dataset's length is "
+            "unknown. Pass steps_per_epoch to fit."
+        )
+    if steps == 0:
+        return "The dataset is empty: it has no batch for this rank to train on."
+    return None
+
+
+def facts(model, settings: dict) -> dict:
+    """What must be equal on all ranks, in the order in which to complain, as JSON can hold it.
+
+    Builds the optimizer's variables where Keras would do so at the first step.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return {
+        **settings,
+        "the optimizer": type(model.optimizer).__name__,
+        "variables": [
+            *(_described(v, "trainable" if v.trainable else "frozen") for v in model.variables),
+            *(_described(v, "optimizer") for v in model.optimizer.variables),
+        ],
+    }
+
+
+def check(everyone: list[dict], rank: int):
+    """Raises, with the same explanation on all ranks, where the ranks do not fit together.
+
+    Args:
+      everyone: in rank order, each `{"problem": text or None, "facts": dict or None}`.
+      rank: this process's rank.
+
+    Raises:
+      ValueError: a rank has a problem, or two ranks have different facts.
+    """
+    if everyone[rank]["problem"]:
+        raise ValueError(everyone[rank]["problem"])
+    for other, each in enumerate(everyone):
+        if each["problem"]:
+            raise ValueError(f"Rank {other} cannot start training: {each['problem']}")
+    for name in everyone[0]["facts"]:
+        values = [each["facts"][name] for each in everyone]
+        if name == "variables":
+            name, values = _first_difference(values)
+        if found := difference(values):
+            raise ValueError(
+                f"The ranks differ in {name}: {found}. It must be the same on every rank."
+            )
+
+
+def difference(values: list) -> str | None:
+    """`"rank 0 has 6, rank 1 has 4"`, or None where all values are equal."""
+    if all(value == values[0] for value in values[1:]):
+        return None
+    return ", ".join(f"rank {rank} has {value}" for rank, value in enumerate(values))
+
+
+def _described(variable, kind: str) -> str:
+    # Keras numbers the layers of a process as they are made; the numbers mean nothing elsewhere.
+    path = re.sub(r"_\d+(?=/|$)", "", variable.path)
+    return f"{path} {list(variable.shape)} {variable.dtype} {kind}"
+
+
+def _first_difference(lists: list[list[str]]) -> tuple[str, list[str]]:
+    """The first place at which the ranks' lists of variables differ: its name and its values."""
+    for index in range(max(map(len, lists))):
+        values = [each[index] if index < len(each) else "none" for each in lists]
+        if difference(values):
+            return f"variable {index + 1} of the model and its optimizer", values
+    return "variables", []

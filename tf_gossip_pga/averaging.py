@@ -1,0 +1,216 @@
+"""WHAT is averaged: variables -> flat chunks of one type -> exchange -> assign.
+
+Small variables travel together and large ones in parts, so that a message is always about
+`collectives.CHUNK_BYTES` long, whatever the model looks like. Each exchange is one traced
+function, built once: one for every round of the topology, one for the global average.
+"""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from tf_gossip_pga import collectives as collectives_lib
+from tf_gossip_pga import topology as topology_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """The elements `start … stop` of a flattened variable, which lie at `offset` in a chunk."""
+
+    variable: int
+    start: int
+    stop: int
+    chunk: int
+    offset: int
+
+
+class Bucket:
+    """A list of variables, seen as a list of 1-D chunks of one dtype each.
+
+    Args:
+      variables: `tf.Variable`s with static shapes.
+      chunk_bytes: the largest size of a chunk.
+    """
+
+    def __init__(self, variables, chunk_bytes: int = collectives_lib.CHUNK_BYTES):
+        self.variables = list(variables)
+        self.bytes = sum(v.shape.num_elements() * v.dtype.size for v in self.variables)
+        self._pieces: list[_Piece] = []
+        self._lengths: list[int] = []  # of the chunks, in elements
+        for dtype in dict.fromkeys(v.dtype for v in self.variables):
+            self._plan(dtype, max(1, chunk_bytes // dtype.size))
+
+    def __len__(self) -> int:
+        """Number of chunks."""
+        return len(self._lengths)
+
+    def _plan(self, dtype, limit: int):
+        self._lengths.append(0)
+        for index, variable in enumerate(self.variables):
+            if variable.dtype != dtype:
+                continue
+            start, size = 0, variable.shape.num_elements()
+            while start < size:
+                if self._lengths[-1] == limit:
+                    self._lengths.append(0)
+                offset = self._lengths[-1]
+                stop = min(size, start + limit - offset)
+                self._pieces.append(_Piece(index, start, stop, len(self) - 1, offset))
+                self._lengths[-1] += stop - start
+                start = stop
+        if not self._lengths[-1]:  # variables without elements only
+            self._lengths.pop()
+
+    def pack(self):
+        """The chunks with the variables' present values."""
+        flat = [tf.reshape(variable, [-1]) for variable in self.variables]
+        parts = [[] for _ in self._lengths]
+        for piece in self._pieces:
+            parts[piece.chunk].append(flat[piece.variable][piece.start : piece.stop])
+        return [tf.concat(part, 0) for part in parts]
+
+    def assign(self, chunks):
+        """Sets the variables from chunks as `pack` gives them."""
+        parts = [[] for _ in self.variables]
+        for piece in self._pieces:
+            stop = piece.offset + piece.stop - piece.start
+            parts[piece.variable].append(chunks[piece.chunk][piece.offset : stop])
+        for variable, part in zip(self.variables, parts, strict=True):
+            if part:
+                variable.assign(tf.reshape(tf.concat(part, 0), variable.shape))
+
+
+class Averager:
+    """Gossip, global average and broadcast of one model's variables.
+
+    Args:
+      collectives: the exchanges of this process.
+      topology: who averages with whom.
+      parameters: variables that every gossip and every global average mixes.
+      statistics: variables that only global averages mix (BatchNorm's moving mean and variance).
+      others: variables that are only broadcast (the optimizer's).
+      timeout_s: seconds that an exchange may wait for other workers.
+      start_timeout_s: the same for what happens before the first step.
+
+    Attributes:
+      bytes_sent: bytes of payload that this rank has sent since it was built.
+    """
+
+    def __init__(
+        self,
+        collectives: collectives_lib.Collectives,
+        topology: topology_lib.Topology,
+        parameters,
+        statistics,
+        others,
+        timeout_s: float,
+        start_timeout_s: float,
+    ):
+        self.bytes_sent = 0
+        self._collectives = collectives
+        self._topology = topology
+        self._timeout_s = timeout_s
+        self._start_timeout_s = start_timeout_s
+        self._parameters = Bucket(parameters)
+        self._statistics = Bucket(statistics)
+        self._everything = Bucket([*parameters, *statistics, *others])
+        self._first_key = collectives.reserve_instance_keys(
+            max(len(self._parameters), len(self._everything)), "the start", start_timeout_s
+        )
+        self._edges_out = [
+            sum(sender == collectives.cluster.rank for colour in colours for sender, _ in colour)
+            for colours in map(topology.colours, range(topology.rounds))
+        ]
+        # A function for each round, since each has peers of its own.
+        self.gossip_functions = [
+            tf.function(lambda round=round: self._gossip(round), autograph=False)
+            for round in range(topology.rounds)
+        ]
+        self.global_function = tf.function(self._global_average, autograph=False)
+
+    def gossip(self, round: int, doing: str):
+        """Mixes the parameters with this round's neighbours: x_i <- sum_j W[i, j] * x_j."""
+        round %= self._topology.rounds
+        if not len(self._topology.cycle[round].edge_weights):
+            return
+        with self._collectives.waiting(doing, self._timeout_s):
+            self.gossip_functions[round]()
+        self.bytes_sent += self._edges_out[round] * self._parameters.bytes
+
+    def global_average(self, doing: str) -> tuple[float, float]:
+        """Sets parameters and statistics to their means over ranks: x_i <- 1/n sum_j x_j.
+
+        Returns:
+          `(|x_i - mean|^2, |mean|^2)` of the parameters, with this rank's x_i before averaging.
+        """
+        with self._collectives.waiting(doing, self._timeout_s):
+            distance, norm = self.global_function().numpy()
+        # What a ring all-reduce sends: every piece n-1 times to be summed, n-1 times to be copied.
+        size = self._collectives.cluster.size
+        self.bytes_sent += round(
+            2 * (size - 1) / size * (self._parameters.bytes + self._statistics.bytes)
+        )
+        return float(distance), float(norm)
+
+    def broadcast(self, doing: str):
+        """Sets all variables, `others` too, to rank 0's."""
+        with self._collectives.waiting(doing, self._start_timeout_s):
+            tf.function(self._broadcast, autograph=False)()
+        if self._collectives.cluster.is_chief:
+            self.bytes_sent += self._everything.bytes
+
+    def snapshot(self) -> list[tf.Tensor]:
+        """Copies of parameters and statistics, for `restore`."""
+        return [tf.identity(v) for v in self._parameters.variables + self._statistics.variables]
+
+    def restore(self, snapshot: list[tf.Tensor]):
+        """Puts back what `snapshot` returned."""
+        variables = self._parameters.variables + self._statistics.variables
+        for variable, value in zip(variables, snapshot, strict=True):
+            variable.assign(value)
+
+    def _gossip(self, round: int):
+        weights, own_weight = self._topology.neighbours(round, self._collectives.cluster.rank)
+        chunks = self._parameters.pack()
+        received, done = self._collectives.exchange(
+            chunks, self._topology.colours(round), self._first_key
+        )
+        mixed = []
+        for chunk, arrived in zip(chunks, received, strict=True):
+            total = own_weight * _wide(chunk)
+            for sender, weight in weights.items():
+                total += weight * _wide(arrived[sender])
+            mixed.append(tf.cast(total, chunk.dtype))
+        with tf.control_dependencies(done):
+            self._parameters.assign(mixed)
+
+    def _global_average(self):
+        chunks = self._parameters.pack()
+        means = self._collectives.mean(chunks + self._statistics.pack())
+        distance = norm = 0.0
+        for chunk, mean in zip(chunks, means[: len(chunks)], strict=True):
+            distance += tf.nn.l2_loss(_wide(chunk) - _wide(mean)) * 2
+            norm += tf.nn.l2_loss(_wide(mean)) * 2
+        self._parameters.assign(means[: len(chunks)])
+        self._statistics.assign(means[len(chunks) :])
+        return tf.stack([tf.cast(distance, tf.float64), tf.cast(norm, tf.float64)])
+
+    def _broadcast(self):
+        chunks = self._everything.pack()
+        self._everything.assign(self._collectives.broadcast(chunks, self._first_key))
+
+
+def consensus_distance(distances: list[tuple[float, float]]) -> float:
+    """Root mean square distance of the replicas from their mean, over the norm of the mean.
+
+    Args:
+      distances: what `Averager.global_average` returned on each rank.
+    """
+    squares = np.array(distances)  # [ranks, 2] float64
+    return float(np.sqrt(squares[:, 0].mean() / max(squares[:, 1].mean(), 1e-300)))
+
+
+def _wide(chunk):
+    """At least float32, so that mixing half precision does not round twice."""
+    return tf.cast(chunk, tf.float32) if chunk.dtype.size < 4 else chunk

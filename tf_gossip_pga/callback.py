@@ -1,0 +1,282 @@
+"""The Keras face: counts steps, asks the schedule, tells the averager, writes logs."""
+
+import time
+import weakref
+
+import keras
+
+from tf_gossip_pga import agreement, averaging, collectives, schedule
+from tf_gossip_pga import topology as topology_lib
+
+# How much longer than for an exchange in mid-epoch ranks wait for one another where they come from
+# different work: reading data, tracing, compiling, validating, writing a checkpoint.
+_PATIENCE = 10
+
+# Which callback drives a model: the last one that `fit` introduced to it.
+_driver: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+class GossipPGA(keras.callbacks.Callback):
+    """Trains one Keras model on all workers of the cluster with Gossip-PGA.
+
+    Every worker runs plain `model.fit` on its own part of the data. After each optimizer step k
+    (counted from 1 over all epochs and `fit` calls) the parameters x_i of rank i become
+
+        x_i <- 1/n sum_j x_j          if k % H == 0      a global average
+        x_i <- sum_j W[i, j] * x_j    otherwise          one gossip with the neighbours
+
+    (Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021, Algorithm 1;
+    parameters are averaged, not gradients, and the optimizer's own variables stay local.)
+
+    Training starts from rank 0's weights and optimizer variables. Validation inside `fit` sees the
+    averaged model; training then goes on from the local one. When training ends, a last global
+    average leaves the same model on every rank. BatchNorm statistics and other floating-point
+    non-trainable variables are averaged at global averages only; integer variables and the states
+    of random generators are never touched. With a single worker nothing is exchanged.
+
+    Args:
+      H: the period of global averages in steps, >= 1. `H=1` is Parallel SGD; `None` never averages
+        globally during training (Gossip SGD). Default 6, the paper's.
+      topology: who gossips with whom: a name in `tf_gossip_pga.topology.BY_NAME`, or a `Topology`.
+        `"disconnected"` makes Local SGD. Default `"one_peer_exponential"`: each step one message
+        sent and one received, whatever the number of workers.
+      timeout_s: seconds that an exchange waits for the other workers before it raises `WorkerLost`;
+        ten times that at the start, and between epochs. Default 300.
+
+    Attributes:
+      step: number of completed batches.
+      gossip_steps: how many of them ended with a gossip (or, disconnected, with nothing).
+      global_steps: how many of them ended with a global average.
+      distances: list of `(step, consensus distance)`, one for every global average, also those for
+        validation and at the end; extended when an epoch or the training ends.
+      communication_seconds: time spent in exchanges, waiting for other workers included.
+      bytes_sent: bytes of payload this rank has sent.
+
+    Logs at the end of an epoch, in `History` too:
+      consensus_distance: root mean square distance of the replicas from their mean, divided by the
+        norm of the mean, at the epoch's last global average (absent before the first one).
+      global_averages: number of steps of the epoch that ended with one.
+      communication_seconds: of the epoch.
+
+    Raises:
+      ValueError: at construction for a bad `H`, topology or timeout; when training starts, on every
+        rank, where the ranks' models or settings differ or a rank cannot train.
+      RuntimeError: `TF_CONFIG` names several workers, but `initialize` was not called.
+      WorkerLost: another worker died, left `fit` or did not answer.
+
+    Example:
+
+        import tf_gossip_pga as pga
+
+        cluster = pga.initialize()          # first of all
+        dataset = cluster.shard(dataset).shuffle(10_000).batch(32)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        model.fit(dataset, epochs=5, callbacks=[pga.GossipPGA(H=6)])
+    """
+
+    def __init__(self, H=6, topology="one_peer_exponential", timeout_s=300.0):  # noqa: N803
+        super().__init__()
+        self._schedule = schedule.resolve(H)
+        self._collectives = collectives.active()
+        self._cluster = self._collectives.cluster
+        self._topology = topology_lib.resolve(topology, self._cluster.size)
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or timeout_s <= 0:
+            raise ValueError(f"timeout_s must be a number of seconds > 0, received {timeout_s!r}.")
+        self._timeout_s = float(timeout_s)
+
+        self.step = 0
+        self.gossip_steps = 0
+        self.global_steps = 0
+        self.distances: list[tuple[int, float]] = []
+        self.communication_seconds = 0.0
+        self._bytes_of_past_fits = 0
+        self._averager: averaging.Averager | None = None
+        self._training = False
+        self._in_consensus = False  # all replicas are bit-identical at this moment
+        self._local = None  # this rank's own weights, while it validates the averaged ones
+        self._unreported: list[tuple[int, tuple[float, float]]] = []
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of payload this rank has sent."""
+        return self._bytes_of_past_fits + (self._averager.bytes_sent if self._averager else 0)
+
+    # ---- Keras calls these ----------------------------------------------------------------------
+
+    def set_model(self, model):
+        super().set_model(model)
+        _driver[model] = weakref.ref(self)
+
+    def on_train_begin(self, logs=None):
+        problem = self._problem()
+        if self._cluster.size == 1 and problem:
+            raise ValueError(problem)
+        self._training = True
+        if self._cluster.size == 1:
+            return
+        self._agree_to_start(problem)
+        self._bytes_of_past_fits = self.bytes_sent
+        model = self.model
+        self._averager = averaging.Averager(
+            self._collectives,
+            self._topology,
+            parameters=[v.value for v in model.trainable_variables],
+            statistics=[v.value for v in model.non_trainable_variables if _is_floating(v)],
+            others=[v.value for v in model.optimizer.variables],
+            timeout_s=self._timeout_s,
+            start_timeout_s=self._timeout_s * _PATIENCE,
+        )
+        self._broadcast()
+        self._first_batch = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._batches = 0
+        self._at_epoch_begin = (self.global_steps, self.communication_seconds)
+        resumed = epoch * self.params["steps"] > self.step
+        if resumed:
+            # The epoch tells more than our own count: a checkpoint was restored (BackupAndRestore
+            # does so in on_train_begin, perhaps after ours), or `initial_epoch` was given.
+            self.step = epoch * self.params["steps"]
+        if self._averager is None:
+            return
+        self._meet(f"the beginning of epoch {epoch + 1}")
+        if resumed:
+            self._broadcast()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        self._batches += 1
+        is_global = self._schedule.is_global(self.step)
+        self.global_steps += is_global
+        self.gossip_steps += not is_global
+        if self._averager is None:
+            return
+        if self._first_batch:
+            self._meet("the first batch")  # absorbs what ranks differ in tracing and compiling
+            self._first_batch = False
+        self._in_consensus = False
+        if is_global:
+            self._average_globally(f"the global average of step {self.step}")
+        else:
+            started = time.perf_counter()
+            # Rounds follow the step count, so that they agree after a resumption as well.
+            self._averager.gossip(self.step - 1, f"the gossip of step {self.step}")
+            self.communication_seconds += time.perf_counter() - started
+
+    def on_test_begin(self, logs=None):
+        if self._averager is None or not self._training:
+            return
+        self._meet(f"the validation after step {self.step}")
+        if not self._in_consensus:
+            self._local = self._averager.snapshot()
+            self._average_globally(f"the validation after step {self.step}")
+
+    def on_test_end(self, logs=None):
+        if self._local is not None:
+            self._averager.restore(self._local)
+            self._local = None
+            self._in_consensus = False
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._averager is not None:
+            self._check_whole_epoch(epoch)
+            self._meet(f"the end of epoch {epoch + 1}")
+        if logs is not None:
+            global_steps, seconds = self._at_epoch_begin
+            if self.distances:
+                logs["consensus_distance"] = self.distances[-1][1]
+            logs["global_averages"] = self.global_steps - global_steps
+            logs["communication_seconds"] = self.communication_seconds - seconds
+
+    def on_train_end(self, logs=None):
+        self._training = False
+        if self._averager is None:
+            return
+        self._meet("the end of training")
+        self._average_globally("the end of training")
+        self._meet("the end of training")
+
+    # ---- Exchanges ------------------------------------------------------------------------------
+
+    def _average_globally(self, doing: str):
+        started = time.perf_counter()
+        self._unreported.append((self.step, self._averager.global_average(doing)))
+        self.communication_seconds += time.perf_counter() - started
+        self._in_consensus = True
+
+    def _broadcast(self):
+        started = time.perf_counter()
+        self._averager.broadcast("the start of training")
+        self.communication_seconds += time.perf_counter() - started
+
+    def _meet(self, where: str):
+        """Waits for all ranks at the same point of training, and shares what each has measured.
+
+        Raises:
+          RuntimeError: on every rank, if they stand at different points.
+        """
+        everyone = self._collectives.gather(
+            {"where": where, "step": self.step, "measured": self._unreported},
+            where,
+            self._timeout_s * _PATIENCE,
+        )
+        if agreement.difference([[each["where"], each["step"]] for each in everyone]):
+            places = "; ".join(
+                f"rank {rank} is at {each['where']}, step {each['step']}"
+                for rank, each in enumerate(everyone)
+            )
+            raise RuntimeError(
+                f"The ranks took different ways through training: {places}. Every rank must run "
+                "the same epochs and validations, and stop at the same step: give all ranks the "
+                "same arguments of fit, the same callbacks that can stop training, and resume all "
+                "of them or none."
+            )
+        for measured in zip(*(each["measured"] for each in everyone), strict=True):
+            distance = averaging.consensus_distance([squares for _, squares in measured])
+            self.distances.append((measured[0][0], distance))
+        self._unreported = []
+
+    def _check_whole_epoch(self, epoch: int):
+        """Raises where this rank leaves an epoch early: the others would wait for it in vain."""
+        steps = self.params["steps"]
+        if self._batches < steps:
+            cause = (
+                "a callback set model.stop_training"
+                if self.model.stop_training
+                else "its dataset ran out of data"
+            )
+            raise RuntimeError(
+                f"Rank {self._cluster.rank} left epoch {epoch + 1} after {self._batches} of "
+                f"{steps} batches: {cause}, while the other ranks go on. Give every rank as many batches "
+                "(cluster.shard does, dataset.repeat() helps), and stop at the end of an epoch, on "
+                "a value that all ranks share, such as val_loss."
+            )
+
+    def _problem(self) -> str | None:
+        """Why this rank cannot train, or None."""
+        if _driver[self.model]() is not self:
+            return "fit received two GossipPGA callbacks; pass one."
+        return agreement.problem(self.model, self.params["steps"])
+
+    def _agree_to_start(self, problem: str | None):
+        """Raises ValueError on every rank if one cannot train, or the ranks do not fit together."""
+        facts = None
+        if not problem:
+            settings = {
+                "H": self._schedule.H,
+                "topology": self._topology.digest,
+                "steps per epoch": self.params["steps"],
+                "epochs": self.params["epochs"],
+                "step count": self.step,
+            }
+            facts = agreement.facts(self.model, settings)
+        everyone = self._collectives.gather(
+            {"problem": problem, "facts": facts},
+            "the start of training",
+            self._timeout_s * _PATIENCE,
+        )
+        agreement.check(everyone, self._cluster.rank)
+
+
+def _is_floating(variable) -> bool:
+    return keras.backend.is_float_dtype(variable.dtype)

@@ -1,0 +1,302 @@
+"""HOW bytes move: TensorFlow's CollectiveOps, and everything one must know to use them safely.
+
+This is the only room that knows collective ops and private names of TensorFlow. It owns the
+server, the group keys, the instance keys, the order of exchanges and their deadlines.
+
+What is public: `tf.distribute.MultiWorkerMirroredStrategy` starts the server and TensorFlow's
+coordination service (whose heartbeats notice dead processes) and does the global average;
+`tf.raw_ops.CollectiveBcastSendV2` and `CollectiveBcastRecvV2` in a group of two are a directed
+edge.
+
+What is private, each use once, tested in `tests/test_collectives.py`:
+  - `context.context().abort_collective_ops(code, message)` fails every pending collective of this
+    process, and every later one. Public API can only wait.
+
+Rules that keep it alive:
+  - **Order.** A rank issues its messages chunk by chunk and, within a chunk, by the topology's
+    edge colours: one order for all ranks. At most `_MESSAGES_IN_FLIGHT` are under way, each waiting
+    for the one so many places before it. The least unfinished message in that order has nobody left
+    to wait for, so some message can always finish: no deadlock, even with one in flight, which is
+    what NCCL's single stream per device amounts to.
+  - **Deadlines are ours.** The ops' own `timeout_seconds` starts two threads for each collective,
+    which sleep for the whole timeout even when it is over at once: some minutes of training exhaust
+    the process. We pass none, and abort from one watching thread.
+  - **Keys.** A group key is bound for life to its members; ours are derived from them and lie far
+    above those that strategies count up from 1. An instance key is bound for life to a shape, and
+    may be used again once its exchange is over: TensorFlow keeps a record for every key it has seen
+    and asks the group's leader over the network about a new one, so reusing keys is both smaller
+    and faster.
+"""
+
+import contextlib
+import inspect
+import json
+import os
+import threading
+import time
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+from tf_gossip_pga import cluster as cluster_lib
+
+# Bytes of one message. Smaller costs round trips, larger leaves sending and mixing no overlap;
+# BUILD_NOTES.md has the table.
+CHUNK_BYTES = 16 << 20
+
+# Collectives a rank has under way at once. Two chunks, each sent and received.
+_MESSAGES_IN_FLIGHT = 4
+
+_GROUP_KEY_OF_ALL = 1 << 20
+_GROUP_KEY_OF_FIRST_EDGE = _GROUP_KEY_OF_ALL + 1
+_FIRST_INSTANCE_KEY = 1 << 20
+
+# Bcast kernels know these types; others of the same width travel in their clothes.
+_BCAST_TYPES = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
+_SAME_WIDTH = {1: None, 2: tf.float16, 4: tf.int32, 8: tf.int64}
+
+
+class WorkerLost(RuntimeError):  # noqa: N818 (says what happened)
+    """Another worker died, left, or did not answer before the deadline; the exchange is lost.
+
+    The process cannot exchange any more: end it and start the job again.
+    """
+
+
+class Collectives:
+    """The exchanges of one process with its cluster. Made by `initialize`, once a process."""
+
+    def __init__(self, cluster: cluster_lib.Cluster):
+        self.cluster = cluster
+        self._next_instance_key = _FIRST_INSTANCE_KEY
+        self._deadline: tuple[float, float] | None = None  # (monotonic time, seconds allowed)
+        if cluster.size == 1:
+            return
+        gpus = tf.config.get_visible_devices("GPU")
+        if len(gpus) > 1:
+            raise RuntimeError(
+                f"This worker sees {len(gpus)} GPUs, but a worker drives one. Start one worker for "
+                "each GPU, and give each its own with CUDA_VISIBLE_DEVICES."
+            )
+        communication = tf.distribute.experimental.CommunicationImplementation
+        # RING is TensorFlow's own, over gRPC. AUTO picks NCCL where the tensors are on GPUs.
+        implementation = communication.AUTO if gpus else communication.RING
+        self._hint = implementation.value.lower()
+        self._messages_in_flight = 1 if gpus else _MESSAGES_IN_FLIGHT
+        options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+        try:
+            self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
+                communication_options=options
+            )
+        except RuntimeError as error:
+            if "program startup" in str(error):
+                raise RuntimeError(_too_late()) from None
+            raise
+        self._device = "/device:GPU:0" if gpus else "/device:CPU:0"
+        self._gather_ints = tf.function(
+            self._all_gather, input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False
+        )
+        threading.Thread(target=self._watch, name="gossip-deadline", daemon=True).start()
+
+    # ---- Outside of tf.function -----------------------------------------------------------------
+
+    def gather(self, value, doing: str, timeout_s: float) -> list:
+        """What every rank passed, in rank order; `value` is anything JSON can hold.
+
+        Args:
+          value: this rank's contribution.
+          doing: for error messages, e.g. `"the start of training"`.
+          timeout_s: seconds before waiting ends with `WorkerLost`.
+        """
+        if self.cluster.size == 1:
+            return [value]
+        text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        message = np.concatenate([[len(text)], text]).astype(np.int32)  # [1 + bytes]
+        with self.waiting(doing, timeout_s):
+            rest = self._gather_ints(tf.constant(message)).numpy()
+        values = []
+        while len(rest):
+            end = 1 + rest[0]
+            values.append(json.loads(rest[1:end].astype(np.uint8).tobytes()))
+            rest = rest[end:]
+        return values
+
+    def reserve_instance_keys(self, count: int, doing: str, timeout_s: float) -> int:
+        """The first of `count` instance keys that are unused on every rank, the same on all."""
+        first = max(self.gather(self._next_instance_key, doing, timeout_s))
+        self._next_instance_key = first + count
+        return first
+
+    @contextlib.contextmanager
+    def waiting(self, doing: str, timeout_s: float):
+        """Runs exchanges under a deadline; their failures come out as `WorkerLost`."""
+        self._deadline = (time.monotonic() + timeout_s, timeout_s)
+        try:
+            yield
+        except tf.errors.OpError as error:
+            reason = error.message.splitlines()[0]
+            raise WorkerLost(
+                f"Rank {self.cluster.rank} of {self.cluster.size} lost another worker at {doing}: "
+                f"{reason}\nLook at the other workers' output for the cause, then start the job "
+                "again."
+            ) from error
+        finally:
+            self._deadline = None
+
+    def _watch(self):
+        """Aborts what waits beyond its deadline. One thread a process, asleep nearly always."""
+        while True:
+            time.sleep(0.5)
+            deadline = self._deadline
+            if deadline and time.monotonic() > deadline[0]:
+                context.context().abort_collective_ops(
+                    tf.errors.DEADLINE_EXCEEDED,
+                    f"no answer within {deadline[1]:g} s. A worker hangs, is much slower than the "
+                    "others, or takes another path through its program",
+                )
+
+    # ---- Inside of tf.function ------------------------------------------------------------------
+
+    def exchange(self, chunks, colours, first_key: int):
+        """Sends every chunk along this rank's outgoing edges and receives along the incoming ones.
+
+        Args:
+          chunks: list of 1-D tensors, with static shapes that are the same on all ranks.
+          colours: the edge colouring of one round (`Topology.colours`).
+          first_key: first of `len(chunks)` reserved instance keys.
+
+        Returns:
+          `(received, done)`: for each chunk a dict `{sender: tensor}`, and the operations that a
+          later assignment must wait for: the output of a send is used by nobody, so that
+          TensorFlow would prune it and the receiver wait for ever.
+        """
+        rank = self.cluster.rank
+        mine = [edge for colour in colours for edge in colour if rank in edge]
+        received, done = [], []
+        for index, chunk in enumerate(chunks):
+            arrived = {}
+            for sender, receiver in mine:
+                key = _GROUP_KEY_OF_FIRST_EDGE + sender * self.cluster.size + receiver
+                with tf.control_dependencies(self._its_turn(done)):
+                    message = self._bcast(chunk, sender, 2, key, first_key + index)
+                done.append(message)
+                if receiver == rank:
+                    arrived[sender] = message
+            received.append(arrived)
+        return received, done
+
+    def broadcast(self, chunks, first_key: int):
+        """Rank 0's values of `chunks` on every rank. Arguments and result as in `exchange`."""
+        received = []
+        for index, chunk in enumerate(chunks):
+            with tf.control_dependencies(self._its_turn(received)):
+                received.append(
+                    self._bcast(chunk, 0, self.cluster.size, _GROUP_KEY_OF_ALL, first_key + index)
+                )
+        return received
+
+    def mean(self, chunks):
+        """The mean over ranks of every chunk: one MultiWorkerMirrored all-reduce for all of them.
+
+        All ranks get the same bits: each piece is summed on its way round the ring, then copied.
+        """
+        options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=CHUNK_BYTES)
+
+        def replica():
+            values = [tf.identity(chunk) for chunk in chunks]  # see _all_gather
+            replicas = tf.distribute.get_replica_context()
+            return replicas.all_reduce(tf.distribute.ReduceOp.MEAN, values, options)
+
+        return self._strategy.run(replica)
+
+    def _its_turn(self, issued):
+        """What the next message waits for, so that no more than the bound are under way."""
+        limit = self._messages_in_flight
+        return [issued[-limit]] if len(issued) >= limit else []
+
+    def _all_gather(self, values):
+        def replica(values):
+            # The strategy asks a tensor for its device, which a function's argument lacks.
+            values = tf.identity(values)
+            return tf.distribute.get_replica_context().all_gather(values, axis=0)
+
+        return self._strategy.run(replica, args=(values,))
+
+    def _bcast(self, chunk, sender: int, group_size: int, group_key: int, instance_key: int):
+        """The sender's `chunk`, on every member of the group."""
+        kind = chunk.dtype if chunk.dtype in _BCAST_TYPES else _SAME_WIDTH[chunk.dtype.size]
+        if kind is None:
+            raise TypeError(f"Variables of type {chunk.dtype.name} cannot be sent to workers.")
+        arguments = {
+            "group_size": group_size,
+            "group_key": group_key,
+            "instance_key": instance_key,
+            "communication_hint": self._hint,
+        }
+        with tf.device(self._device):
+            if sender == self.cluster.rank:
+                message = tf.raw_ops.CollectiveBcastSendV2(
+                    input=tf.bitcast(chunk, kind), **arguments
+                )
+            else:
+                message = tf.raw_ops.CollectiveBcastRecvV2(shape=chunk.shape, T=kind, **arguments)
+            return tf.bitcast(message, chunk.dtype)
+
+
+_active: Collectives | None = None
+
+
+def initialize() -> cluster_lib.Cluster:
+    """Joins the cluster that `TF_CONFIG` describes; call it before anything else of TensorFlow.
+
+    Starts TensorFlow's server and waits until all workers have started theirs. Without a
+    `TF_CONFIG` (or with one of a single worker) it starts nothing. Calling it again returns the
+    same cluster.
+
+    Returns:
+      The `Cluster`: `rank`, `size`, `addresses`, `is_chief`, `shard(dataset)`.
+
+    Raises:
+      ValueError: `TF_CONFIG` cannot be used; the message quotes it and shows an example.
+      RuntimeError: TensorFlow is already running, so its server can no longer be configured; the
+        message names the line to move.
+
+    Example:
+
+        import tf_gossip_pga as pga
+        cluster = pga.initialize()
+    """
+    global _active
+    if _active is None:
+        cluster = cluster_lib.from_tf_config(os.environ.get("TF_CONFIG"))
+        _active = Collectives(cluster)
+    return _active.cluster
+
+
+def active() -> Collectives:
+    """The collectives of this process; those of a single worker where there is no cluster.
+
+    Raises:
+      RuntimeError: `TF_CONFIG` names several workers, but `initialize` was not called.
+    """
+    if _active is not None:
+        return _active
+    cluster = cluster_lib.from_tf_config(os.environ.get("TF_CONFIG"))
+    if cluster.size > 1:
+        raise RuntimeError(
+            f"TF_CONFIG names {cluster.size} workers, but this process has not joined them. Put\n"
+            "    cluster = tf_gossip_pga.initialize()\n"
+            "at the top of the program, before the first model, tensor or dataset."
+        )
+    return Collectives(cluster)
+
+
+def _too_late() -> str:
+    # The innermost three frames are this function, Collectives and initialize; then the user's.
+    caller = inspect.stack()[3]
+    return (
+        "initialize() came too late: TensorFlow is already running, so that its server can no "
+        f"longer be configured. Move the call at {caller.filename}:{caller.lineno} to the top of "
+        "the program, above the first model, variable, tensor or dataset (importing is fine)."
+    )

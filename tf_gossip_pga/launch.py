@@ -1,0 +1,376 @@
+"""Starts N local processes of one script, each with a `TF_CONFIG` of its own.
+
+    python -m tf_gossip_pga.launch --workers=4 SCRIPT [ARGUMENTS…]
+
+Each line of output begins with the rank it came from. When a worker fails, the others are stopped,
+its rank and last lines are shown, and the exit code is 1. Ctrl-C stops all; nothing stays behind.
+TensorFlow's start-up messages, and warnings that another worker has printed already, are left out
+unless `--verbose` is given. On a machine with at least as many GPUs as workers each worker sees
+one of its own; with fewer, all train on the CPU.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import os
+import pty
+import re
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Sequence
+
+from tf_gossip_pga import cluster as cluster_lib
+
+_LAST_LINES = 20
+_GRACE_S = 5.0  # from asking the workers to stop to killing them
+
+# What TensorFlow and its libraries print at start-up, in the formats of absl and of TensorFlow.
+_NOISE = re.compile(
+    r"WARNING: All log messages before absl::InitializeLog"
+    r"|[IW]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\]"
+    r"|[IW]0000 00:00:"
+    r"|\d{4}-\d\d-\d\d [\d:.]+: [IW] (tensorflow|external|xla)"
+    r"|To enable the following instructions:"
+    r"|.* failed call to cuInit"
+)
+# The same as errors: what the survivors' runtimes say when a worker dies, hundreds of times.
+_RUNTIME_ERROR = re.compile(
+    r"[EF]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\]|\d{4}-\d\d-\d\d [\d:.]+: [EF] (tensorflow|external|xla)"
+)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How one worker ended.
+
+    Attributes:
+      rank: the worker's rank.
+      returncode: its exit code; negative for a signal; None if it was stopped because another
+        worker failed, or because time was up.
+      last_lines: the end of its output.
+    """
+
+    rank: int
+    returncode: int | None
+    last_lines: list[str]
+
+
+class LaunchError(RuntimeError):
+    """A worker failed, or the time was up.
+
+    Attributes:
+      outcomes: one `Outcome` for each rank.
+    """
+
+    def __init__(self, message: str, outcomes: list[Outcome]):
+        super().__init__(message)
+        self.outcomes = outcomes
+
+
+def launch(
+    command: Sequence[str],
+    workers: int,
+    *,
+    verbose: bool = False,
+    deadline_s: float | None = None,
+    write: Callable[[str], object] | None = None,
+) -> list[Outcome]:
+    """Runs `command` once for each worker, and returns when all have ended well.
+
+    Args:
+      command: program and arguments, e.g. `[sys.executable, "script.py"]`.
+      workers: number of processes, >= 1.
+      verbose: show TensorFlow's start-up messages and repeated warnings too.
+      deadline_s: stop everything after so many seconds; None waits for ever.
+      write: receives the prefixed output, piece by piece; default: standard output.
+
+    Raises:
+      ValueError: `workers` is not a whole number >= 1.
+      LaunchError: a worker ended with another exit code than 0, or the deadline passed.
+
+    Example:
+
+        launch([sys.executable, "train.py"], workers=4)
+    """
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"workers must be a whole number >= 1, received {workers!r}.")
+    terminal = write is None and sys.stdout.isatty()
+    screen = _Screen(write or _write_out, verbose)
+    with contextlib.ExitStack() as stack:
+        gpus = _gpus()
+        if 0 < len(gpus) < workers:
+            screen.notice(
+                f"{workers} workers but {len(gpus)} GPU(s): all train on the CPU. "
+                f"Use --workers={len(gpus)} to train on GPUs."
+            )
+        with _free_addresses(workers) as addresses:
+            crew = []
+            stack.callback(lambda: _stop(crew))
+            for rank in range(workers):
+                environment = _environment(addresses, rank, gpus, verbose)
+                crew.append(_Worker(command, rank, environment, terminal and rank == 0))
+        return _watch(crew, screen, deadline_s)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tf_gossip_pga.launch",
+        description="Start N local worker processes of one script, each with its own TF_CONFIG.",
+    )
+    parser.add_argument("--workers", type=int, default=2, help="number of processes (default 2)")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show TensorFlow's start-up messages too"
+    )
+    parser.add_argument("script", help="the Python script that every worker runs")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's arguments")
+    options = parser.parse_args(argv)
+    if options.workers < 1:
+        parser.error(f"--workers must be at least 1, received {options.workers}")
+    if not os.path.isfile(options.script):
+        parser.error(f"there is no script {options.script!r}")
+    command = [sys.executable, options.script, *options.arguments]
+    return run(command, options.workers, options.verbose)
+
+
+def run(command: Sequence[str], workers: int, verbose: bool = False) -> int:
+    """`launch` for a terminal: reports a failure in words and returns the exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        launch(command, workers, verbose=verbose)
+    except LaunchError as error:
+        print(f"\n{error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted; all workers were stopped.", file=sys.stderr, flush=True)
+        return 130
+    return 0
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
+class _Worker:
+    """One process, the leader of a session of its own, and the pipe or terminal it prints to."""
+
+    def __init__(self, command, rank: int, environment: dict, terminal: bool):
+        self.rank = rank
+        self.last_lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+        self.open = True
+        # On a terminal rank 0 gets one too, so that Keras draws its progress bar.
+        self.output, theirs = pty.openpty() if terminal else os.pipe()
+        if terminal:
+            with contextlib.suppress(termios.error, OSError):
+                termios.tcsetwinsize(theirs, termios.tcgetwinsize(sys.stdout.fileno()))
+        try:
+            self.process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=theirs,
+                stderr=theirs,
+                start_new_session=True,
+            )
+        finally:
+            os.close(theirs)
+
+    def read(self) -> bytes:
+        """What it has printed; empty when it has closed its output."""
+        try:
+            data = os.read(self.output, 1 << 16)
+        except OSError:  # a terminal whose other side is closed
+            data = b""
+        self.open = bool(data)
+        return data
+
+    def signal(self, number: int):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+class _Screen:
+    """Merges the workers' output: whole lines, each behind its rank, rank 0's bar redrawn."""
+
+    def __init__(self, write: Callable[[str], object], verbose: bool):
+        self._write = write
+        self._verbose = verbose
+        self._partial: dict[int, str] = collections.defaultdict(str)
+        self._drawn = ""  # rank 0's unfinished line as it stands on the terminal
+        self._seen: dict[str, int] = {}  # a line -> the rank that printed it first
+
+    def notice(self, text: str):
+        self._write(f"{text}\n")
+
+    def feed(self, worker: _Worker, data: bytes):
+        text = self._partial[worker.rank] + data.decode(errors="replace").replace("\r\n", "\n")
+        *lines, rest = text.split("\n")
+        for line in lines:
+            self._line(worker, line)
+        self._partial[worker.rank] = rest
+        if worker.rank == 0:
+            self._redraw(rest)
+
+    def close(self, worker: _Worker):
+        if self._partial[worker.rank]:
+            self._line(worker, self._partial.pop(worker.rank))
+
+    def _line(self, worker: _Worker, line: str):
+        # Of a line that was overwritten in place, a progress bar, the last state counts.
+        line = line.rstrip("\r").rpartition("\r")[2].replace("\b", "")
+        if not self._verbose:
+            if _NOISE.match(line):
+                return
+            if _RUNTIME_ERROR.match(line):
+                worker.last_lines.append(line)
+                return
+            if line.strip() and self._seen.setdefault(line, worker.rank) != worker.rank:
+                worker.last_lines.append(line)
+                return
+        worker.last_lines.append(line)
+        self._clear()
+        self._write(f"[{worker.rank}] {line}\n")
+        if worker.rank != 0:
+            self._redraw(self._partial[0])
+
+    def _redraw(self, rest: str):
+        state = rest.rstrip("\r").rpartition("\r")[2].replace("\b", "")
+        if state == self._drawn or "\r" not in rest:
+            return
+        self._clear()
+        self._write(f"[0] {state}")
+        self._drawn = state
+
+    def _clear(self):
+        if self._drawn:
+            self._write("\r\x1b[K")
+            self._drawn = ""
+
+
+def _watch(crew: list[_Worker], screen: _Screen, deadline_s: float | None) -> list[Outcome]:
+    """Relays output until all workers have ended, one has failed, or time is up."""
+    ends = None if deadline_s is None else time.monotonic() + deadline_s
+    running = list(crew)
+    with selectors.DefaultSelector() as selector:
+        for worker in crew:
+            selector.register(worker.output, selectors.EVENT_READ, worker)
+        while running:
+            for key, _ in selector.select(timeout=0.1):
+                _relay(key.data, selector, screen)
+            for worker in [w for w in running if w.process.poll() is not None]:
+                running.remove(worker)
+                if worker.process.returncode:
+                    return _fail(_description(worker), crew, selector, screen)
+            if ends is not None and time.monotonic() > ends and running:
+                ranks = ", ".join(str(worker.rank) for worker in running)
+                return _fail(
+                    f"After {deadline_s:g} s rank {ranks} had not ended.", crew, selector, screen
+                )
+        _drain(crew, selector, screen)
+    return [_outcome(worker) for worker in crew]
+
+
+def _relay(worker: _Worker, selector, screen: _Screen):
+    data = worker.read()
+    if data:
+        screen.feed(worker, data)
+    else:
+        selector.unregister(worker.output)
+        screen.close(worker)
+
+
+def _drain(crew: list[_Worker], selector, screen: _Screen):
+    """Relays what ended workers have left in their pipes."""
+    while keys := selector.select(timeout=0):
+        for key, _ in keys:
+            _relay(key.data, selector, screen)
+    for worker in crew:
+        screen.close(worker)
+
+
+def _fail(reason: str, crew: list[_Worker], selector, screen: _Screen):
+    outcomes_before = {worker.rank: worker.process.poll() for worker in crew}
+    _stop(crew)
+    _drain(crew, selector, screen)
+    outcomes = [
+        dataclasses.replace(_outcome(worker), returncode=outcomes_before[worker.rank])
+        for worker in crew
+    ]
+    first = next((each for each in outcomes if each.returncode), None)
+    lines = [reason]
+    for each in [first] if first else outcomes:
+        lines.append(f"Last lines of rank {each.rank}:")
+        lines += [f"  {line}" for line in each.last_lines]
+    raise LaunchError("\n".join(lines), outcomes)
+
+
+def _description(worker: _Worker) -> str:
+    code = worker.process.returncode
+    how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
+    return f"Rank {worker.rank} failed first, with {how}; the other workers were stopped."
+
+
+def _outcome(worker: _Worker) -> Outcome:
+    return Outcome(worker.rank, worker.process.returncode, list(worker.last_lines))
+
+
+def _stop(crew: list[_Worker]):
+    """Ends every worker and its children: asked at first, then killed. Safe to call twice."""
+    for number, patience_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GRACE_S)):
+        for worker in crew:
+            worker.signal(number)
+        ends = time.monotonic() + patience_s
+        for worker in crew:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0.0, ends - time.monotonic()))
+
+
+@contextlib.contextmanager
+def _free_addresses(count: int):
+    """Addresses on this machine that the operating system says are free."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    yield addresses
+
+
+def _environment(addresses, rank: int, gpus: list[str], verbose: bool) -> dict[str, str]:
+    environment = {
+        **os.environ,
+        "TF_CONFIG": cluster_lib.to_tf_config(addresses, rank),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if not verbose:
+        environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[rank] if len(gpus) >= len(addresses) else "-1"
+    return environment
+
+
+def _gpus() -> list[str]:
+    """The NVIDIA GPUs a child process would see, as `CUDA_VISIBLE_DEVICES` names them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        names = [name.strip() for name in chosen.split(",")]
+        return names if names != [""] and "-1" not in names else []
+    with contextlib.suppress(OSError):
+        return [str(index) for index, _ in enumerate(os.listdir("/proc/driver/nvidia/gpus"))]
+    return []
+
+
+def _write_out(text: str):
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
