@@ -1,8 +1,8 @@
 """WHETHER the ranks fit together: compared before the first exchange that depends on it.
 
-Ranks that differ would exchange tensors of different shapes or at different steps, and wait for one
-another for ever. So each rank first tells all others what it is about to train, and every rank comes
-to the same verdict.
+Ranks that differ would exchange tensors of different shapes or at different steps, and wait for
+one another for ever. So each rank first tells all others what it is about to train, and every rank
+comes to the same verdict.
 """
 
 import re

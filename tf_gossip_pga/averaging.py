@@ -6,6 +6,7 @@ function, built once: one for every round of the topology, one for the global av
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 import tensorflow as tf
@@ -81,6 +82,26 @@ class Bucket:
                 variable.assign(tf.reshape(tf.concat(part, 0), variable.shape))
 
 
+class Traced:
+    """A function without arguments, traced at its first call and never again.
+
+    A concrete function cannot retrace, and spares TensorFlow's warning about many small functions
+    of one name, which every `fit` of a program would bring nearer.
+
+    Attributes:
+      function: the `tf.function`, for its `experimental_get_tracing_count()`.
+    """
+
+    def __init__(self, body):
+        self.function = tf.function(body, autograph=False)
+        self._concrete = None
+
+    def __call__(self):
+        if self._concrete is None:
+            self._concrete = self.function.get_concrete_function()
+        return self._concrete()
+
+
 class Averager:
     """Gossip, global average and broadcast of one model's variables.
 
@@ -95,6 +116,8 @@ class Averager:
 
     Attributes:
       bytes_sent: bytes of payload that this rank has sent since it was built.
+      gossip_functions: one for each round of the topology, since each has peers of its own.
+      global_function: the global average.
     """
 
     def __init__(
@@ -122,12 +145,11 @@ class Averager:
             sum(sender == collectives.cluster.rank for colour in colours for sender, _ in colour)
             for colours in map(topology.colours, range(topology.rounds))
         ]
-        # A function for each round, since each has peers of its own.
         self.gossip_functions = [
-            tf.function(lambda round=round: self._gossip(round), autograph=False)
-            for round in range(topology.rounds)
+            Traced(functools.partial(self._gossip, round)) for round in range(topology.rounds)
         ]
-        self.global_function = tf.function(self._global_average, autograph=False)
+        self.global_function = Traced(self._global_average)
+        self._broadcast_function = Traced(self._broadcast)
 
     def gossip(self, round: int, doing: str):
         """Mixes the parameters with this round's neighbours: x_i <- sum_j W[i, j] * x_j."""
@@ -156,7 +178,7 @@ class Averager:
     def broadcast(self, doing: str):
         """Sets all variables, `others` too, to rank 0's."""
         with self._collectives.waiting(doing, self._start_timeout_s):
-            tf.function(self._broadcast, autograph=False)()
+            self._broadcast_function()
         if self._collectives.cluster.is_chief:
             self.bytes_sent += self._everything.bytes
 

@@ -247,9 +247,9 @@ class GossipPGA(keras.callbacks.Callback):
             )
             raise RuntimeError(
                 f"Rank {self._cluster.rank} left epoch {epoch + 1} after {self._batches} of "
-                f"{steps} batches: {cause}, while the other ranks go on. Give every rank as many batches "
-                "(cluster.shard does, dataset.repeat() helps), and stop at the end of an epoch, on "
-                "a value that all ranks share, such as val_loss."
+                f"{steps} batches: {cause}, while the other ranks go on. Give every rank as many "
+                "batches (cluster.shard does, dataset.repeat() helps), and stop at the end of an "
+                "epoch, on a value that all ranks share, such as val_loss."
             )
 
     def _problem(self) -> str | None:

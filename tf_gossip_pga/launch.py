@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from tf_gossip_pga import cluster as cluster_lib
 
 _LAST_LINES = 20
-_GRACE_S = 5.0  # from asking the workers to stop to killing them
+_GRACE_S = 2.0  # from asking the workers to stop to killing them: TensorFlow ignores SIGTERM
 
 # What TensorFlow and its libraries print at start-up, in the formats of absl and of TensorFlow.
 _NOISE = re.compile(

@@ -1,0 +1,80 @@
+"""An independent oracle: the same training in NumPy float64, all ranks in one process.
+
+The model is Dense(HIDDEN, tanh) -> Dense(OUTPUTS) under the mean squared error; the optimizer is
+SGD with momentum as Keras defines it: v <- momentum * v - rate * g, w <- w + v. It shares no code
+with the product; the mixing matrices are an argument.
+"""
+
+import numpy as np
+
+INPUTS, HIDDEN, OUTPUTS = 4, 5, 2
+_SHAPES = ((INPUTS, HIDDEN), (HIDDEN,), (HIDDEN, OUTPUTS), (OUTPUTS,))
+PARAMETERS = sum(int(np.prod(shape)) for shape in _SHAPES)
+
+
+def initial_weights(seed: int = 0) -> np.ndarray:
+    """`[PARAMETERS]` float64 whose values float32 can hold."""
+    random = np.random.default_rng(seed)
+    return random.normal(scale=0.5, size=PARAMETERS).astype(np.float32).astype(np.float64)
+
+
+def batches(rank: int, steps: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each rank's own data: `[steps, batch, INPUTS]` and `[steps, batch, OUTPUTS]` float32."""
+    random = np.random.default_rng(100 + rank)
+    x = random.normal(size=(steps, batch, INPUTS)).astype(np.float32)
+    y = np.sin(x[..., :OUTPUTS] * (1 + rank)).astype(np.float32)
+    return x, y
+
+
+def unflatten(weights: np.ndarray) -> list[np.ndarray]:
+    """A flat `[PARAMETERS]` as the model's kernel, bias, kernel, bias."""
+    ends = np.cumsum([int(np.prod(shape)) for shape in _SHAPES])
+    parts = np.split(weights, ends[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, _SHAPES, strict=True)]
+
+
+def gradient(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of the mean over batch and outputs of (prediction - y)^2; `[PARAMETERS]`."""
+    kernel1, bias1, kernel2, bias2 = unflatten(weights)
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    hidden = np.tanh(x @ kernel1 + bias1)
+    error = 2 * (hidden @ kernel2 + bias2 - y) / y.size
+    back = (error @ kernel2.T) * (1 - hidden**2)
+    parts = (x.T @ back, back.sum(0), hidden.T @ error, error.sum(0))
+    return np.concatenate([part.ravel() for part in parts])
+
+
+def train(weights, data, matrix_of_step, rate: float, momentum: float) -> np.ndarray:
+    """Adapt, then combine, on every rank.
+
+    Args:
+      weights: `[PARAMETERS]`, the start of all ranks.
+      data: for each rank `(x [steps, batch, INPUTS], y [steps, batch, OUTPUTS])`.
+      matrix_of_step: step k, counted from 1, -> `[ranks, ranks]`; a global average is 11'/n.
+
+    Returns:
+      `[steps, ranks, PARAMETERS]`: the weights after each step.
+    """
+    ranks, steps = len(data), len(data[0][0])
+    weights = np.tile(weights, (ranks, 1))
+    velocity = np.zeros_like(weights)
+    history = []
+    for step in range(1, steps + 1):
+        for rank, (x, y) in enumerate(data):
+            slope = gradient(weights[rank], x[step - 1], y[step - 1])
+            velocity[rank] = momentum * velocity[rank] - rate * slope
+        weights = matrix_of_step(step) @ (weights + velocity)
+        history.append(weights)
+    return np.array(history)
+
+
+def matrix_of_step(topology, H):  # noqa: N803
+    """Algorithm 1: the global average replaces the gossip on every H-th step."""
+    everybody = np.full((topology.size, topology.size), 1 / topology.size)
+
+    def matrix(step: int) -> np.ndarray:
+        if H is not None and step % H == 0:
+            return everybody
+        return topology.weights(step - 1)
+
+    return matrix

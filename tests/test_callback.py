@@ -1,0 +1,483 @@
+"""The semantics of `GossipPGA` that the oracle does not cover, in two real processes."""
+
+import contextlib
+import copy
+import shutil
+
+import numpy as np
+import pytest
+
+from tests import workers
+
+pytestmark = pytest.mark.multiprocess
+
+STEPS, BATCH = 6, 4
+
+
+def _data(rank: int, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(rank)
+    x = random.normal(size=(steps * BATCH, 4)).astype(np.float32)
+    return x, x.sum(1, keepdims=True) + rank
+
+
+def _dense_model(rank: int, optimizer="sgd"):
+    """A small compiled model whose initial weights differ from rank to rank."""
+    import keras
+
+    keras.utils.set_random_seed(rank)
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3, "tanh"), keras.layers.Dense(1)]
+    )
+    model.compile(optimizer, "mse")
+    return model
+
+
+def _flat(variables) -> list[float]:
+    return [float(x) for v in variables for x in np.asarray(v, dtype=np.float64).ravel()]
+
+
+def _recorder(**hooks):
+    """A callback whose `hooks` are `on_…=lambda model: …`; it keeps what they return."""
+    import keras
+
+    class Recorder(keras.callbacks.Callback):
+        pass
+
+    kept = {name: [] for name in hooks}
+    for name, look in hooks.items():
+
+        def hook(self, *args, _look=look, _name=name, logs=None):
+            kept[_name].append(_look(self.model))
+
+        setattr(Recorder, name, hook)
+    recorder = Recorder()
+    recorder.kept = kept
+    return recorder
+
+
+# ---- Parallel SGD -------------------------------------------------------------------------------
+
+
+def _parallel_sgd(cluster):
+    import keras
+
+    import tf_gossip_pga as pga
+
+    steps = 20
+    sets = [_data(rank, steps) for rank in range(cluster.size)]
+    model = _dense_model(0, keras.optimizers.SGD(0.05, momentum=0.9))
+    alone = keras.models.clone_model(model)
+    alone.set_weights(model.get_weights())
+    alone.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse")
+    start = _flat(model.weights)
+    fit = {"shuffle": False, "verbose": 0}
+    model.fit(*sets[cluster.rank], batch_size=BATCH, callbacks=[pga.GossipPGA(H=1)], **fit)
+    # The same batches, side by side instead of on two ranks.
+    x, y = (
+        np.concatenate([part.reshape(steps, BATCH, -1) for part in parts], axis=1)
+        for parts in zip(*sets, strict=True)
+    )
+    alone.fit(x.reshape(-1, 4), y.reshape(-1, 1), batch_size=2 * BATCH, **fit)
+    return {"start": start, "together": _flat(model.weights), "alone": _flat(alone.weights)}
+
+
+def test_h_1_on_two_processes_is_one_process_with_twice_the_batch():
+    for rank in workers.run(_parallel_sgd, 2):
+        np.testing.assert_allclose(rank["together"], rank["alone"], rtol=0, atol=1e-5)
+        assert np.abs(np.subtract(rank["start"], rank["alone"])).max() > 0.01
+
+
+# ---- What happens when --------------------------------------------------------------------------
+
+
+def _semantics(cluster):
+    import keras
+
+    import tf_gossip_pga as pga
+
+    class Counting(keras.layers.Layer):
+        """Counts its calls in an integer variable."""
+
+        def build(self, shape):
+            self.count = self.add_weight(shape=(), dtype="int32", trainable=False, name="count")
+
+        def call(self, x, training=False):
+            if training:
+                self.count.assign_add(1 + cluster.rank)
+            return x
+
+    keras.utils.set_random_seed(cluster.rank)
+    dropout = keras.layers.Dropout(0.5)
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3), norm, Counting(), dropout, keras.layers.Dense(1)]
+    )
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    x, y = _data(cluster.rank)
+    seed_before = _flat([dropout.seed_generator.state])
+
+    def trainable(model):
+        return _flat(model.trainable_variables)
+
+    def statistics(model):
+        return _flat([norm.moving_mean, norm.moving_variance])
+
+    before = _recorder(on_train_batch_end=statistics, on_test_begin=trainable)
+    after = _recorder(
+        on_train_begin=lambda model: _flat(
+            [*model.trainable_variables, *model.optimizer.variables]
+        ),
+        on_train_batch_end=statistics,
+        on_test_begin=trainable,
+        on_test_end=trainable,
+    )
+    # Weights with which a gossip of two does not yet average exactly.
+    topology = pga.topology.from_matrix([[0.75, 0.25], [0.25, 0.75]])
+    gossip = pga.GossipPGA(H=4, topology=topology)
+    callbacks = [before, gossip, after]
+    own = trainable(model)
+    history = model.fit(
+        x, y, batch_size=BATCH, epochs=2, validation_data=(x, y), callbacks=callbacks, verbose=0
+    )
+    # Epochs of 6 steps and H=4: global averages at 4 in the first epoch, at 8 and 12 in the second.
+    result = {
+        "own": own,
+        "before": copy.deepcopy(before.kept),
+        "after": copy.deepcopy(after.kept),
+        "history": history.history,
+        "final": _flat(model.trainable_variables),
+        "count": int(model.layers[2].count),
+        "seed": [seed_before, _flat([dropout.seed_generator.state])],
+    }
+    model.fit(x, y, batch_size=BATCH, callbacks=callbacks, verbose=0)
+    result["steps"] = [gossip.step, gossip.gossip_steps, gossip.global_steps]
+    result["distances"] = gossip.distances
+    result["bytes"] = gossip.bytes_sent
+    result["traces"] = [
+        f.function.experimental_get_tracing_count()
+        for f in [*gossip._averager.gossip_functions, gossip._averager.global_function]
+    ]
+    # An evaluation outside fit is the user's own affair: no exchange, or rank 1 would wait.
+    if cluster.is_chief:
+        model.evaluate(x, y, callbacks=callbacks, verbose=0)
+    return result
+
+
+@pytest.fixture(scope="module")
+def semantics():
+    return workers.run(_semantics, 2)
+
+
+def test_all_ranks_start_with_the_weights_and_optimizer_of_rank_0(semantics):
+    chief, other = (rank["after"]["on_train_begin"][0] for rank in semantics)
+    assert chief == other
+    assert chief[: len(semantics[0]["own"])] == semantics[0]["own"]
+    assert semantics[0]["own"] != semantics[1]["own"]
+
+
+def test_statistics_are_averaged_at_global_averages_only(semantics):
+    before = np.array([rank["before"]["on_train_batch_end"] for rank in semantics])
+    after = np.array([rank["after"]["on_train_batch_end"] for rank in semantics])
+    for step in range(1, 13):
+        mine, mixed = before[:, step - 1], after[:, step - 1]
+        assert (mine[0] != mine[1]).any()
+        if step % 4 == 0:
+            assert (mixed[0] == mixed[1]).all()
+            np.testing.assert_allclose(mixed[0], mine.mean(0), rtol=1e-6)
+        else:
+            assert (mixed == mine).all()
+
+
+def test_validation_sees_the_average_and_training_goes_on_from_the_local_weights(semantics):
+    local = np.array([rank["before"]["on_test_begin"] for rank in semantics])  # [rank, epoch, …]
+    seen = np.array([rank["after"]["on_test_begin"] for rank in semantics])
+    restored = np.array([rank["after"]["on_test_end"] for rank in semantics])
+    # The first epoch ends with step 6, a gossip; the second with step 12, a global average.
+    assert (local[0, 0] != local[1, 0]).any()
+    assert (local[0, 1] == local[1, 1]).all()
+    np.testing.assert_allclose(seen[0], local.mean(0), rtol=1e-5, atol=1e-7)
+    assert (seen[0] == seen[1]).all()
+    assert (restored == local).all()
+
+
+def test_all_ranks_end_with_the_same_model(semantics):
+    assert semantics[0]["final"] == semantics[1]["final"]
+
+
+def test_integers_and_seeds_are_left_alone(semantics):
+    # 12 training steps of 1 on rank 0 and of 2 on rank 1.
+    assert [rank["count"] for rank in semantics] == [12, 24]
+    for rank in semantics:
+        before, after = rank["seed"]
+        assert after != before
+    assert semantics[0]["seed"][0] != semantics[1]["seed"][0]
+    assert semantics[0]["seed"][1] != semantics[1]["seed"][1]
+
+
+def test_steps_count_over_epochs_and_fits(semantics):
+    # 2 epochs and 1 more of 6 steps: 18, of which 4, 8, 12 and 16 are global.
+    assert all(rank["steps"] == [18, 14, 4] for rank in semantics)
+
+
+def test_what_was_measured_is_in_the_history(semantics):
+    for rank in semantics:
+        assert rank["history"]["global_averages"] == [1, 2]
+        assert all(seconds > 0 for seconds in rank["history"]["communication_seconds"])
+        assert rank["distances"] == semantics[0]["distances"]
+        assert rank["bytes"] > 0
+    # Steps 4, 8, 12, 16; validation after 6 (after 12 the replicas agree already); 2 ends of fit.
+    steps = [step for step, _ in semantics[0]["distances"]]
+    assert steps == [4, 6, 8, 12, 12, 16, 18]
+    by_step = dict(semantics[0]["distances"][:3])
+    local = np.array([rank["before"]["on_test_begin"][0] for rank in semantics])
+    mean = local.mean(0)
+    rms = np.sqrt(((local - mean) ** 2).sum(1).mean()) / np.linalg.norm(mean)
+    assert by_step[6] == pytest.approx(rms, rel=1e-3)
+    assert semantics[0]["history"]["consensus_distance"][0] == by_step[6]
+
+
+def test_nothing_is_traced_twice(semantics):
+    assert all(set(rank["traces"]) == {1} for rank in semantics)
+
+
+# ---- Models, optimizers and inputs --------------------------------------------------------------
+
+
+def _fit(cluster, model, data, H=3, **arguments):  # noqa: N803
+    """Trains, and returns a digest of the final weights and the losses."""
+    import hashlib
+
+    import tf_gossip_pga as pga
+
+    callback = pga.GossipPGA(H=H)
+    history = model.fit(*data, callbacks=[callback], verbose=0, **arguments)
+    content = hashlib.sha256()
+    for variable in [*model.trainable_variables]:
+        content.update(np.asarray(variable.value).tobytes())
+    return {
+        "digest": content.hexdigest(),
+        "loss": history.history["loss"][-1],
+        "steps": callback.step,
+        "first distance": callback.distances[0][1],
+    }
+
+
+def _kinds(cluster):
+    import keras
+    import tensorflow as tf
+
+    x, y = _data(cluster.rank)
+    keras.utils.set_random_seed(cluster.rank)
+    results = {}
+
+    for jit in (True, False, "auto"):
+        model = _dense_model(cluster.rank)
+        model.compile("adam", "mse", jit_compile=jit)
+        results[f"jit_compile={jit}"] = _fit(cluster, model, (x, y), batch_size=BATCH)
+
+    for optimizer in ("rmsprop", "lion", "adafactor", "ftrl"):
+        model = _dense_model(cluster.rank, optimizer)
+        results[optimizer] = _fit(cluster, model, (x, y), batch_size=BATCH)
+    model = _dense_model(
+        cluster.rank, keras.optimizers.SGD(0.01, use_ema=True, gradient_accumulation_steps=2)
+    )
+    results["moving average, accumulation"] = _fit(cluster, model, (x, y), H=2, batch_size=BATCH)
+
+    left, right = keras.Input((2,)), keras.Input((2,))
+    shared = keras.layers.Dense(3, "relu")
+    both = keras.layers.add([shared(left), shared(right)])
+    frozen = keras.layers.Dense(3, trainable=False)(both)
+    model = keras.Model(
+        [left, right],
+        {"sum": keras.layers.Dense(1, name="sum")(frozen), "twice": both},
+    )
+    model.compile("sgd", {"sum": "mse", "twice": "mae"})
+    results["functional"] = _fit(
+        cluster,
+        model,
+        ([x[:, :2], x[:, 2:]], {"sum": y, "twice": np.repeat(y, 3, 1)}),
+        batch_size=BATCH,
+    )
+
+    class Tied(keras.Model):
+        """An autoencoder whose decoder is its encoder transposed."""
+
+        def __init__(self):
+            super().__init__()
+            self.encoder = keras.layers.Dense(3, use_bias=False)
+
+        def build(self, shape):
+            self.encoder.build(shape)
+            self.built = True
+
+        def call(self, x):
+            return keras.ops.matmul(self.encoder(x), keras.ops.transpose(self.encoder.kernel))
+
+    model = Tied()
+    model.build((None, 4))
+    model.compile("sgd", "mse")
+    results["subclassed, tied"] = _fit(cluster, model, (x, x), batch_size=BATCH)
+
+    for policy in ("mixed_float16", "mixed_bfloat16", "bfloat16", "float16", "float64"):
+        keras.config.set_dtype_policy(policy)
+        results[policy] = _fit(cluster, _dense_model(cluster.rank), (x, y), batch_size=BATCH)
+    keras.config.set_dtype_policy("float32")
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return STEPS
+
+        def __getitem__(self, index):
+            part = slice(index * BATCH, (index + 1) * BATCH)
+            return x[part], y[part]
+
+    results["PyDataset"] = _fit(cluster, _dense_model(cluster.rank), (Batches(),))
+    dataset = tf.data.Dataset.from_tensor_slices(_data(0, 2 * STEPS))
+    dataset = cluster.shard(dataset).batch(BATCH)
+    results["tf.data"] = _fit(cluster, _dense_model(cluster.rank), (dataset,), shuffle=False)
+    results["tf.data, repeated"] = _fit(
+        cluster,
+        _dense_model(cluster.rank),
+        (dataset.repeat(),),
+        steps_per_epoch=STEPS,
+        shuffle=False,
+    )
+    return results
+
+
+def test_every_kind_of_model_optimizer_and_input_trains():
+    ranks = workers.run(_kinds, 2)
+    assert len(ranks[0]) == 18
+    for kind in ranks[0]:
+        first, second = (rank[kind] for rank in ranks)
+        assert first["digest"] == second["digest"], kind
+        assert first["steps"] == second["steps"] == STEPS, kind
+        assert np.isfinite([first["loss"], second["loss"]]).all(), kind
+        assert first["first distance"] > 0, f"{kind}: the ranks never differed"
+
+
+# ---- Resumption and skipped steps ---------------------------------------------------------------
+
+
+def _resume(cluster, folder):
+    import keras
+
+    import tf_gossip_pga as pga
+
+    x, y = _data(cluster.rank)
+
+    class StopError(Exception):
+        pass
+
+    def stop_in_third_epoch(epoch, logs=None):
+        if epoch == 2:
+            raise StopError
+
+    def fit(folder, order, **more):
+        model = _dense_model(cluster.rank, "adam")
+        gossip = pga.GossipPGA(H=4)
+        backup = keras.callbacks.BackupAndRestore(
+            f"{folder}/{cluster.rank}", delete_checkpoint=False
+        )
+        start = _recorder(on_train_batch_begin=lambda model: _flat(model.trainable_variables))
+        pair = [gossip, backup] if order == "gossip first" else [backup, gossip]
+        callbacks = [*pair, start, keras.callbacks.LambdaCallback(**more)]
+        with contextlib.suppress(StopError):
+            model.fit(x, y, batch_size=BATCH, epochs=4, callbacks=callbacks, verbose=0)
+        return {
+            "step": gossip.step,
+            "first": start.kept["on_train_batch_begin"][0],
+            "final": _flat(model.trainable_variables),
+            "iterations": int(model.optimizer.iterations),
+            "global steps": gossip.global_steps,
+        }
+
+    interrupted = fit(f"{folder}/a", "gossip first", on_epoch_begin=stop_in_third_epoch)
+    shutil.copytree(f"{folder}/a/{cluster.rank}", f"{folder}/b/{cluster.rank}")
+    return [interrupted, fit(f"{folder}/a", "gossip first"), fit(f"{folder}/b", "backup first")]
+
+
+def test_a_run_resumes_where_backup_and_restore_left_it(tmp_path):
+    ranks = workers.run(_resume, 2, folder=str(tmp_path))
+    for interrupted, *resumed in ranks:
+        assert interrupted["step"] == 12
+        # Restored after two epochs of 6 steps; two more epochs, with global averages at 16, 20, 24.
+        assert resumed[0]["step"] == 24
+        assert resumed[0]["iterations"] == 24
+        assert resumed[0]["global steps"] == 3
+        assert resumed[0]["first"] != interrupted["first"]
+    for attempt in (1, 2):
+        first, second = (rank[attempt] for rank in ranks)
+        # Either order of the callbacks: the ranks' backups differ, rank 0's is the one that counts.
+        assert first["first"] == second["first"]
+        assert first["final"] == second["final"]
+
+
+def _skipped_step(cluster):
+    import keras
+
+    import tf_gossip_pga as pga
+
+    model = _dense_model(
+        cluster.rank, keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01))
+    )
+    x, y = _data(cluster.rank)
+    if cluster.rank == 1:
+        x[BATCH] = np.inf  # one value of the second batch: that step is skipped, here alone
+    callback = pga.GossipPGA(H=4)
+    fit = {"batch_size": BATCH, "shuffle": False, "callbacks": [callback], "verbose": 0}
+    model.fit(x, y, **fit)
+    iterations = int(model.optimizer.iterations)
+    model.fit(x, y, **fit)
+    return [callback.step, callback.global_steps, iterations, _flat(model.trainable_variables)]
+
+
+def test_a_step_that_loss_scaling_skips_on_one_rank_still_counts():
+    first, second = workers.run(_skipped_step, 2)
+    assert first[:2] == second[:2] == [12, 3]
+    assert [first[2], second[2]] == [6, 5]
+    assert first[3] == second[3]
+    assert np.isfinite(first[3]).all()
+
+
+# ---- The tutorial that Keras 3 broke ------------------------------------------------------------
+
+
+def _tutorial(cluster):
+    """The shape of TensorFlow's "Multi-worker training with Keras" tutorial: its CNN on MNIST-like
+    images, an endless dataset with `steps_per_epoch`, then `evaluate`."""
+    import keras
+    import tensorflow as tf
+
+    import tf_gossip_pga as pga
+
+    keras.utils.set_random_seed(cluster.rank)
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 512)
+    images = random.normal(0.1, 0.1, (512, 28, 28)).astype(np.float32)
+    images[np.arange(512), 2 * labels, :] += 1  # a bright line whose height is the class
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels))
+    training = cluster.shard(dataset).shuffle(512).repeat().batch(32)
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28)),
+            keras.layers.Reshape((28, 28, 1)),
+            keras.layers.Conv2D(32, 3, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(128, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+    model.compile(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        optimizer=keras.optimizers.SGD(0.02),
+        metrics=["accuracy"],
+    )
+    model.fit(training, epochs=3, steps_per_epoch=15, callbacks=[pga.GossipPGA(H=6)], verbose=0)
+    return model.evaluate(dataset.batch(64), return_dict=True, verbose=0)
+
+
+def test_keras_issue_20585_the_multi_worker_tutorial_trains():
+    first, second = workers.run(_tutorial, 2)
+    assert first == second
+    assert first["accuracy"] > 0.8
