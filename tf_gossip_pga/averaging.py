@@ -210,13 +210,13 @@ class Averager:
     def _global_average(self):
         chunks = self._parameters.pack()
         means = self._collectives.mean(chunks + self._statistics.pack())
-        distance = norm = 0.0
+        squares = tf.zeros([2], tf.float64)  # of the distance and of the norm
         for chunk, mean in zip(chunks, means[: len(chunks)], strict=True):
-            distance += tf.nn.l2_loss(_wide(chunk) - _wide(mean)) * 2
-            norm += tf.nn.l2_loss(_wide(mean)) * 2
+            parts = (_wide(chunk) - _wide(mean), _wide(mean))
+            squares += tf.stack([tf.cast(2 * tf.nn.l2_loss(part), tf.float64) for part in parts])
         self._parameters.assign(means[: len(chunks)])
         self._statistics.assign(means[len(chunks) :])
-        return tf.stack([tf.cast(distance, tf.float64), tf.cast(norm, tf.float64)])
+        return squares
 
     def _broadcast(self):
         chunks = self._everything.pack()

@@ -9,10 +9,14 @@ Importing this module imports no TensorFlow, so that a launcher can use it too.
 
 import dataclasses
 import json
+import re
 
 _EXAMPLE = (
     '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 )
+
+# A name, an IPv4 address, or an IPv6 address in brackets; no scheme, no leading zero.
+_ADDRESS = re.compile(r"(\[[^\s\[\]/]+\]|[^\s\[\]/:]+):(?P<port>[1-9][0-9]{0,4})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +110,7 @@ def from_tf_config(text: str | None) -> Cluster:
         return Cluster()
     try:
         config = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also an integer of too many digits
         raise _error(f"is not JSON ({error})", text) from None
     cluster = _field(config, "cluster", dict, text)
     task = _field(config, "task", dict, text)
@@ -162,10 +166,8 @@ def _addresses(cluster: dict, text: str) -> tuple[str, ...]:
 
 
 def _is_address(address) -> bool:
-    if not isinstance(address, str) or address.split() != [address]:
-        return False
-    host, colon, port = address.rpartition(":")
-    return bool(host and colon) and port.isascii() and port.isdigit() and 0 < int(port) < 65536
+    match = isinstance(address, str) and _ADDRESS.fullmatch(address)
+    return bool(match) and int(match["port"]) < 65536
 
 
 def _field(parent, name: str, kind: type, text: str, of: str | None = None):

@@ -32,6 +32,7 @@ import contextlib
 import inspect
 import json
 import os
+import re
 import threading
 import time
 
@@ -65,7 +66,13 @@ class WorkerLost(RuntimeError):  # noqa: N818 (says what happened)
 
 
 class Collectives:
-    """The exchanges of one process with its cluster. Made by `initialize`, once a process."""
+    """The exchanges of one process with its cluster. Made by `initialize`, once a process.
+
+    Attributes:
+      cluster: this process's place.
+      strategy: the `tf.distribute.MultiWorkerMirroredStrategy` that started the server; absent with
+        a single worker.
+    """
 
     def __init__(self, cluster: cluster_lib.Cluster):
         self.cluster = cluster
@@ -86,7 +93,7 @@ class Collectives:
         self._messages_in_flight = 1 if gpus else _MESSAGES_IN_FLIGHT
         options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
         try:
-            self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
+            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(
                 communication_options=options
             )
         except RuntimeError as error:
@@ -135,12 +142,16 @@ class Collectives:
         try:
             yield
         except tf.errors.OpError as error:
-            reason = error.message.splitlines()[0]
+            aborted = re.search("aborted by: (.*)", error.message)
+            if not aborted and not isinstance(error, tf.errors.UnavailableError):
+                raise
+            peer = re.search(r"remote target /job:(\w+)/replica:0/task:(\d+)", error.message)
             raise WorkerLost(
-                f"Rank {self.cluster.rank} of {self.cluster.size} lost another worker at {doing}: "
-                f"{reason}\nLook at the other workers' output for the cause, then start the job "
-                "again."
-            ) from error
+                f"Rank {self.cluster.rank} of {self.cluster.size} lost "
+                f"{' '.join(peer.groups()) if peer else 'another worker'} at {doing}: "
+                f"{aborted[1] if aborted else error.message}.\nLook at the other workers' output "
+                "for the cause, then start the job again."
+            ) from None
         finally:
             self._deadline = None
 
@@ -197,18 +208,23 @@ class Collectives:
         return received
 
     def mean(self, chunks):
-        """The mean over ranks of every chunk: one MultiWorkerMirrored all-reduce for all of them.
+        """The mean over ranks of every chunk, by MultiWorkerMirrored all-reduce.
 
         All ranks get the same bits: each piece is summed on its way round the ring, then copied.
         """
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=CHUNK_BYTES)
 
         def replica():
-            values = [tf.identity(chunk) for chunk in chunks]  # see _all_gather
             replicas = tf.distribute.get_replica_context()
-            return replicas.all_reduce(tf.distribute.ReduceOp.MEAN, values, options)
+            means = {}
+            for dtype in dict.fromkeys(chunk.dtype for chunk in chunks):  # a pack has one type
+                places = [place for place, chunk in enumerate(chunks) if chunk.dtype == dtype]
+                values = [tf.identity(chunks[place]) for place in places]  # see _all_gather
+                reduced = replicas.all_reduce(tf.distribute.ReduceOp.MEAN, values, options)
+                means.update(zip(places, reduced, strict=True))
+            return [means[place] for place in range(len(chunks))]
 
-        return self._strategy.run(replica)
+        return self.strategy.run(replica)
 
     def _its_turn(self, issued):
         """What the next message waits for, so that no more than the bound are under way."""
@@ -221,7 +237,7 @@ class Collectives:
             values = tf.identity(values)
             return tf.distribute.get_replica_context().all_gather(values, axis=0)
 
-        return self._strategy.run(replica, args=(values,))
+        return self.strategy.run(replica, args=(values,))
 
     def _bcast(self, chunk, sender: int, group_size: int, group_key: int, instance_key: int):
         """The sender's `chunk`, on every member of the group."""

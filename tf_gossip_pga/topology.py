@@ -31,7 +31,7 @@ import operator
 
 import numpy as np
 
-# A row or column may miss one by this much: what float64 sums of up to some thousand weights need.
+# What rounding in float64 may leave: of a row's or column's sum from one, of a weight below zero.
 _TOLERANCE = 1e-9
 
 
@@ -125,7 +125,7 @@ class Topology:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A short text that two topologies share exactly when all their weights are equal."""
+        """A short text that two topologies share exactly when name and all weights are equal."""
         content = hashlib.sha256()
         for each in self.cycle:
             for array in vars(each).values():
@@ -275,7 +275,8 @@ def from_networkx(graph) -> Topology:
         )
     rank = {node: i for i, node in enumerate(graph.nodes)}
     n = _positive(len(rank), "from_networkx")
-    return _static("from_networkx", n, {tuple(sorted((rank[a], rank[b]))) for a, b in graph.edges})
+    edges = {tuple(sorted((rank[a], rank[b]))) for a, b in graph.edges()}  # () leaves keys out
+    return _static("from_networkx", n, edges)
 
 
 BY_NAME = {
@@ -326,7 +327,7 @@ def resolve(topology, size: int) -> Topology:
 
 def _positive(n, name: str) -> int:
     try:
-        size = operator.index(n)
+        size = 0 if isinstance(n, bool) else operator.index(n)
     except TypeError:
         size = 0
     if size < 1:
@@ -355,7 +356,7 @@ def _shifts(n: int, weights: dict[int, float]) -> Round:
     receivers = np.tile(ranks, len(weights))
     senders = np.concatenate([(ranks - hop) % n for hop in weights] or [ranks[:0]])
     edge_weights = np.repeat(np.array(list(weights.values()), dtype=np.float64), n)
-    return Round(receivers, senders, edge_weights, np.full(n, 1 - sum(weights.values())))
+    return Round(receivers, senders, edge_weights, np.full(n, 1.0 - sum(weights.values())))
 
 
 def _static(name: str, n: int, edges) -> Topology:
@@ -366,13 +367,13 @@ def _static(name: str, n: int, edges) -> Topology:
     receivers = np.concatenate([pairs[:, 0], pairs[:, 1]])
     senders = np.concatenate([pairs[:, 1], pairs[:, 0]])
     edge_weights = np.concatenate([weight, weight])
-    self_weights = 1 - np.bincount(receivers, weights=edge_weights, minlength=n)
+    # 1.0: without edges, bincount counts in integers.
+    self_weights = 1.0 - np.bincount(receivers, weights=edge_weights, minlength=n)
     return Topology(name, n, (Round(receivers, senders, edge_weights, self_weights),))
 
 
 def _check_doubly_stochastic(each: Round, size: int):
     for weights in (each.edge_weights, each.self_weights):
-        # Metropolis-Hastings leaves a self weight of 1 - 1 at the last bit below zero.
         if not np.all(weights >= -_TOLERANCE):
             raise ValueError(
                 "Mixing weights must be finite and not negative; the least received is "
@@ -385,5 +386,6 @@ def _check_doubly_stochastic(each: Round, size: int):
             raise ValueError(
                 f"The mixing matrix is not doubly stochastic: {kind.lower()} {worst} sums to "
                 f"{sums[worst]:.9g}, {sums[worst] - 1:+.3g} from 1. Rows must sum to 1 so that a "
-                "mean stays a mean, columns so that the mean over ranks does not move."
+                "mean stays a mean, columns so that the mean over ranks does not move. (Weights "
+                "computed in float32 are not exact enough: compute them in float64.)"
             )

@@ -1,0 +1,93 @@
+"""The rooms import one way, the façade is a table of contents, and importing has no side effect."""
+
+import ast
+import doctest
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import tf_gossip_pga as pga
+
+ROOT = pathlib.Path(__file__).parents[1]
+ROOMS = {path.stem: path for path in (ROOT / "tf_gossip_pga").glob("*.py")}
+LEFT = {"topology", "schedule", "cluster"}
+MAY_IMPORT = {  # a room that is not named here: no other room
+    "launch": {"cluster"},
+    "collectives": LEFT,
+    "averaging": LEFT | {"collectives"},
+    "callback": LEFT | {"collectives", "averaging", "agreement"},
+}
+
+
+def imported(path):
+    """Dotted names of all that a file imports, at its top or inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "tf_gossip_pga." * bool(node.level) + (node.module or "")
+            yield from (f"{base.strip('.')}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_from_its_left(room):
+    names = [name.split(".") for name in imported(ROOMS[room])]
+    rooms = {".".join(name[1:2]) for name in names if name[0] == "tf_gossip_pga"}
+    assert rooms <= MAY_IMPORT.get(room, set())
+
+
+def test_models_know_nothing_of_the_library():
+    names = {name for path in (ROOT / "models").rglob("*.py") for name in imported(path)}
+    assert not {name for name in names if name.startswith("tf_gossip_pga")}
+
+
+def test_only_collectives_knows_private_names():
+    outside = [path for folder in ("models", "benchmarks") for path in (ROOT / folder).glob("*.py")]
+    paths = [*ROOMS.values(), *outside, *ROOT.glob("*.py")]
+    names = [(path.stem, name) for path in paths for name in imported(path)]
+    assert {stem for stem, name in names if name.startswith("tensorflow.python")} == {"collectives"}
+
+
+def test_public_names_resolve():
+    expected = {"initialize", "Cluster", "GossipPGA", "WorkerLost", "topology", "Topology"}
+    assert set(pga.__all__) == set(dir(pga)) == expected
+    for name in pga.__all__:
+        assert getattr(pga, name).__name__.removeprefix("tf_gossip_pga.") == name
+    with pytest.raises(AttributeError, match="'tf_gossip_pga' has no attribute 'gossip'"):
+        pga.gossip  # noqa: B018
+
+
+def test_importing_needs_no_tensorflow():
+    light = ", ".join(f"tf_gossip_pga.{room}" for room in sorted(LEFT | {"launch"}))
+    code = f"import sys, {light}; print({{'tensorflow', 'keras'}} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def undocumented(name, node):
+    """Public definitions without a docstring, from a module down to its classes' methods."""
+    if not ast.get_docstring(node):
+        yield name
+    for child in [] if isinstance(node, ast.FunctionDef) else node.body:
+        # Keras documents its own hooks.
+        if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith(
+            ("_", "on_", "set_model")
+        ):
+            yield from undocumented(child.name, child)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_object_has_a_docstring(room):
+    assert not list(undocumented(room, ast.parse(ROOMS[room].read_text())))
+
+
+@pytest.mark.parametrize("room", sorted(LEFT))
+def test_examples_in_docstrings_are_true(room):
+    failed, attempted = doctest.testmod(importlib.import_module(f"tf_gossip_pga.{room}"))
+    assert attempted > 0
+    assert failed == 0

@@ -1,0 +1,201 @@
+"""The launcher with small scripts that import no TensorFlow."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import workers
+from tf_gossip_pga import launch
+
+pytestmark = pytest.mark.multiprocess
+
+
+def _launch(script: str, count: int = 2, **arguments) -> str:
+    """The launcher's output for `script`, which may use `rank`."""
+    output = []
+    prelude = "import json, os, sys, time\n"
+    prelude += "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+    launch.launch(
+        [sys.executable, "-c", prelude + script],
+        count,
+        write=output.append,
+        deadline_s=workers.DEADLINE_S,
+        **arguments,
+    )
+    return "".join(output)
+
+
+def test_each_line_begins_with_its_rank():
+    output = _launch("print('one'); print('two', rank)", 3)
+    lines = output.splitlines()
+    for rank in range(3):
+        mine = [line for line in lines if line.startswith(f"[{rank}] ")]
+        assert mine[-1] == f"[{rank}] two {rank}"
+
+
+def test_every_worker_gets_its_place_in_one_cluster():
+    output = _launch("print(os.environ['TF_CONFIG'])", 3)
+    configs = {int(line[1]): json.loads(line[4:]) for line in output.splitlines()}
+    addresses = configs[0]["cluster"]["worker"]
+    assert len(set(addresses)) == 3
+    for rank in range(3):
+        assert configs[rank]["cluster"] == {"worker": addresses}
+        assert configs[rank]["task"] == {"type": "worker", "index": rank}
+
+
+NOISE = """
+print('I0000 00:00:1795167544.070526    2402 port.cc:153] oneDNN custom', file=sys.stderr)
+print('2026-11-20 09:00:00.1: I tensorflow/core/util/port.cc:153] hello', file=sys.stderr)
+print('WARNING: All log messages before absl::InitializeLog() is called are', file=sys.stderr)
+sys.stderr.flush()
+print('UserWarning: the same on every rank')
+print('loss', rank)
+"""
+
+
+def test_startup_noise_and_repeated_lines_are_left_out():
+    lines = _launch(NOISE).splitlines()
+    assert sorted(lines) == sorted(
+        [line for line in lines if line.endswith("UserWarning: the same on every rank")]
+        + ["[0] loss 0", "[1] loss 1"]
+    )
+    assert len(lines) == 3
+
+
+def test_verbose_shows_everything():
+    lines = _launch(NOISE, verbose=True).splitlines()
+    assert len(lines) == 2 * 5
+
+
+def test_a_line_that_one_rank_repeats_is_kept():
+    assert _launch("print('again'); print('again')", 1) == "[0] again\n[0] again\n"
+
+
+def test_output_without_a_last_newline_and_odd_bytes_come_through():
+    script = "sys.stdout.buffer.write(b'\\xff end'); sys.stdout.flush()"
+    assert _launch(script, 1) == "[0] \N{REPLACEMENT CHARACTER} end\n"
+
+
+def test_the_first_failure_is_reported_with_its_rank_and_last_lines():
+    script = """
+if rank == 1:
+    print('before the end')
+    sys.exit('the cause')
+time.sleep(600)
+"""
+    with pytest.raises(launch.LaunchError) as error:
+        _launch(script, 3)
+    text = str(error.value)
+    assert "Rank 1 failed first, with exit code 1" in text
+    assert "before the end" in text and "the cause" in text
+    assert [each.returncode for each in error.value.outcomes] == [None, 1, None]
+
+
+def test_children_of_workers_end_with_them(tmp_path):
+    script = f"""
+import subprocess
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
+open('{tmp_path}/' + str(rank), 'w').write(str(child.pid))
+if rank == 1:
+    sys.exit(3)
+time.sleep(600)
+"""
+    with pytest.raises(launch.LaunchError, match="exit code 3"):
+        _launch(script)
+    _await_end([int(path.read_text()) for path in tmp_path.iterdir()])
+
+
+def _await_end(pids: list[int]):
+    """Orphans are reaped by the system's first process, not by us: wait until they are gone."""
+    assert pids
+    ends = time.monotonic() + 30
+    while any(_runs(pid) for pid in pids):
+        assert time.monotonic() < ends, f"still running: {pids}"
+        time.sleep(0.1)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_ctrl_c_stops_all_and_leaves_no_process_behind(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"  # as TensorFlow does
+        f"open(f'{tmp_path}/{{os.getpid()}}.pid', 'w').close()\n"
+        "print('ready')\n"
+        "time.sleep(600)\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tf_gossip_pga.launch", "--workers=2", str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        ends = time.monotonic() + workers.DEADLINE_S
+        while len(pids := [int(path.stem) for path in tmp_path.glob("*.pid")]) < 2:
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+        run.send_signal(signal.SIGINT)
+        output, _ = run.communicate(timeout=workers.DEADLINE_S)
+    finally:
+        run.kill()
+    assert run.returncode == 130
+    assert "Interrupted; all workers were stopped." in output
+    _await_end(pids)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers=0", __file__], "--workers must be at least 1, received 0"),
+        (["--workers=two", __file__], "invalid int value: 'two'"),
+        (["--workers=2", "no_such_script.py"], "there is no script 'no_such_script.py'"),
+        (["--workers=2"], "the following arguments are required: script"),
+    ],
+)
+def test_bad_arguments_are_errors_before_anything_starts(arguments, message):
+    run = subprocess.run(
+        [sys.executable, "-m", "tf_gossip_pga.launch", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=workers.DEADLINE_S,
+    )
+    assert run.returncode == 2
+    assert message in run.stderr
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, True])
+def test_a_bad_number_of_workers_is_refused(count):
+    with pytest.raises(ValueError, match="whole number >= 1, received"):
+        launch.launch(["true"], count)
+
+
+@pytest.mark.parametrize(
+    ("visible", "workers_", "expected"),
+    [("0,1", 2, ["0", "1"]), ("2", 2, ["-1", "-1"]), ("-1", 2, ["-1", "-1"]), ("", 2, ["", ""])],
+)
+def test_each_worker_sees_a_gpu_of_its_own_or_none(monkeypatch, visible, workers_, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    output = _launch("print(os.environ['CUDA_VISIBLE_DEVICES'], rank)", workers_)
+    seen = dict(re.findall(r"^\[(\d)\] (\S*) \d$", output, re.MULTILINE))
+    assert [seen[str(rank)] for rank in range(workers_)] == expected
+    assert ("all train on the CPU" in output) == (visible == "2")
+
+
+def test_the_rest_of_the_environment_is_passed_on(monkeypatch):
+    monkeypatch.setenv("SOME_SETTING", "kept")
+    assert _launch("print(os.environ['SOME_SETTING'])", 1) == "[0] kept\n"
+    assert "TF_CONFIG" not in os.environ
