@@ -15,7 +15,7 @@ test-quick: $(VENV)/ready
 	$(RUN) -m pytest -m "not multiprocess"
 
 exchange: $(VENV)/ready
-	$(RUN) -m benchmarks.exchange --workers=4 --output=output/exchange.json
+	$(RUN) benchmarks/exchange.py --workers=4 --output=output/exchange.json
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

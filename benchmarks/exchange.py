@@ -1,0 +1,174 @@
+"""Exchanges on loopback, beside TensorFlow's own MultiWorkerMirrored all-reduce in the same run.
+
+    python benchmarks/exchange.py --workers=4 --output=output/exchange.json
+
+Every row is the time until the last rank has finished, from a common start. Rows are repeated in
+turn, so that a change in the machine's speed meets all of them, and compared by their medians. Our
+rows include everything a training step pays: packing the variables, the exchange, the mixing and
+the assignment; the MultiWorkerMirrored row is the bare all-reduce of one tensor.
+"""
+
+import argparse
+import os
+import sys
+import time
+
+import numpy as np
+import report
+
+from tf_gossip_pga import launch
+
+# 25 million parameters in the mix of sizes that a network has: 100 MB of float32.
+LARGE = [(2048, 4096), *[(1024, 2048)] * 6, *[(512, 512)] * 16, *[(512,)] * 64]
+SMALL_STEPS = 60  # ten whole periods of H=6
+
+
+def parse(argv=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--repetitions", type=int, default=11)
+    parser.add_argument("--megabytes", type=float, default=100, help="of the large model")
+    parser.add_argument("--output", help="write a JSON file")
+    return parser.parse_args(argv)
+
+
+def worker(options):
+    """One rank of the benchmark; rank 0 reports."""
+    import tf_gossip_pga as pga
+
+    cluster = pga.initialize()
+    from tf_gossip_pga import collectives
+
+    mine = collectives.active()
+    large = _large(mine, options.megabytes)
+    small = _small(mine)
+    seconds = {name: [] for name in (*large, *small)}
+    warm_up = max(1, (cluster.size - 1).bit_length())  # rounds of the longest cycle
+    traces = 0
+    for repetition in range(warm_up + options.repetitions):
+        for name, action in (*large.items(), *small.items()):
+            mine.gather(None, "the common start", 600)
+            started = time.perf_counter()
+            action()
+            if repetition >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+        if repetition == warm_up - 1:
+            traces = _traces(large)
+    everyone = mine.gather(seconds, "the end", 600)
+    retraced = _traces(large) - traces
+    if cluster.is_chief:
+        _report(everyone, list(large), list(small), retraced, options)
+
+
+def _large(mine, megabytes: float) -> dict:
+    """Name -> one exchange of the large model."""
+    import tensorflow as tf
+
+    from tf_gossip_pga import averaging, topology
+
+    scale = megabytes / 100
+    shapes = [(max(1, int(shape[0] * scale)), *shape[1:]) for shape in LARGE]
+    variables = [tf.Variable(tf.random.normal(shape)) for shape in shapes]
+    flat = tf.zeros([sum(v.shape.num_elements() for v in variables)])
+    actions = {"MultiWorkerMirrored all-reduce": _all_reduce(mine.strategy, flat)}
+    for name in ("one_peer_exponential", "ring", "static_exponential"):
+        averager = averaging.Averager(
+            mine, topology.BY_NAME[name](mine.cluster.size), variables, [], [], 300, 600
+        )
+        actions[f"{name} gossip"] = _Cycle(averager)
+    actions["global average"] = _Cycle(averager, is_global=True)
+    return actions
+
+
+class _Cycle:
+    """An exchange that goes on to the next round each time."""
+
+    def __init__(self, averager, is_global: bool = False):
+        self.averager = averager
+        self._is_global = is_global
+        self._round = 0
+
+    def __call__(self):
+        if self._is_global:
+            self.averager.global_average("the benchmark")
+        else:
+            self.averager.gossip(self._round, "the benchmark")
+        self._round += 1
+
+
+def _traces(actions: dict) -> int:
+    """How often the exchanges' functions have been traced."""
+    averagers = {action.averager for action in actions.values() if isinstance(action, _Cycle)}
+    return sum(
+        traced.function.experimental_get_tracing_count()
+        for averager in averagers
+        for traced in [*averager.gossip_functions, averager.global_function]
+    )
+
+
+def _all_reduce(strategy, value):
+    """MultiWorkerMirroredStrategy's own all-reduce of one tensor."""
+    import tensorflow as tf
+
+    @tf.function(autograph=False)
+    def all_reduce():
+        def replica():
+            replicas = tf.distribute.get_replica_context()
+            return replicas.all_reduce(tf.distribute.ReduceOp.MEAN, tf.identity(value))
+
+        return strategy.run(replica)
+
+    return all_reduce
+
+
+def _small(mine) -> dict:
+    """Name -> `SMALL_STEPS` steps of a 10 kB model, or as many bare all-reduces of 4 bytes."""
+    import keras
+    import tensorflow as tf
+
+    import tf_gossip_pga as pga
+
+    # 49 * 50 + 50 = 2500 parameters. The callback is called as Keras calls it, without training.
+    model = keras.Sequential([keras.Input((49,)), keras.layers.Dense(50)])
+    model.compile("sgd", "mse")
+    callback = pga.GossipPGA(H=6)
+    callback.set_model(model)
+    callback.set_params({"epochs": 1, "steps": 1 << 30})
+    callback.on_train_begin()
+    callback.on_epoch_begin(0)
+    bare = _all_reduce(mine.strategy, tf.zeros([1]))
+    return {
+        "60 steps of a 10 kB model, H=6": lambda: [
+            callback.on_train_batch_end(0) for _ in range(SMALL_STEPS)
+        ],
+        "60 bare all-reduces of 4 bytes": lambda: [bare() for _ in range(SMALL_STEPS)],
+    }
+
+
+def _report(everyone: list[dict], large: list[str], small: list[str], retraced: int, options):
+    last = {name: np.max([rank[name] for rank in everyone], axis=0) for name in everyone[0]}
+    medians = {name: float(np.median(seconds)) for name, seconds in last.items()}
+    ratios = {
+        "gossip_over_mwms": medians["one_peer_exponential gossip"] / medians[large[0]],
+        "global_over_mwms": medians["global average"] / medians[large[0]],
+        "ring_over_mwms": medians["ring gossip"] / medians[large[0]],
+        "small_step_over_bare_allreduce": medians[small[0]] / medians[small[1]],
+    }
+    print(f"{options.workers} workers, {options.megabytes:g} MB of float32, loopback")
+    print(report.machine())
+    report.publish([report.row(name, last[name]) for name in last], ratios, options.output)
+    print(f"functions traced again after the warm-up: {retraced}")
+
+
+def main() -> int:
+    """Starts the workers, or is one of them."""
+    options = parse()
+    if "TF_CONFIG" in os.environ:
+        worker(options)
+        return 0
+    return launch.run([sys.executable, __file__, *sys.argv[1:]], options.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
