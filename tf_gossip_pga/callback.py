@@ -47,8 +47,8 @@ class GossipPGA(keras.callbacks.Callback):
       step: number of completed batches.
       gossip_steps: how many of them ended with a gossip (or, disconnected, with nothing).
       global_steps: how many of them ended with a global average.
-      distances: list of `(step, consensus distance)`, one for every global average, also those for
-        validation and at the end; extended when an epoch or the training ends.
+      distances: list of `(step, consensus distance)`, one for every global average of replicas that
+        may differ, also for validation and at the end; extended when an epoch or the training ends.
       communication_seconds: time spent in exchanges, waiting for other workers included.
       bytes_sent: bytes of payload this rank has sent.
 
@@ -117,6 +117,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._agree_to_start(problem)
         self._bytes_of_past_fits = self.bytes_sent
         model = self.model
+        self._in_consensus = False
         self._averager = averaging.Averager(
             self._collectives,
             self._topology,
@@ -193,6 +194,8 @@ class GossipPGA(keras.callbacks.Callback):
         if self._averager is None:
             return
         self._meet("the end of training")
+        # Even if all agree: another callback may have set one rank's weights, or the optimizer its
+        # moving averages.
         self._average_globally("the end of training")
         self._meet("the end of training")
 
@@ -200,8 +203,10 @@ class GossipPGA(keras.callbacks.Callback):
 
     def _average_globally(self, doing: str):
         started = time.perf_counter()
-        self._unreported.append((self.step, self._averager.global_average(doing)))
+        measured = self._averager.global_average(doing)
         self.communication_seconds += time.perf_counter() - started
+        if not self._in_consensus:
+            self._unreported.append((self.step, measured))
         self._in_consensus = True
 
     def _broadcast(self):

@@ -93,9 +93,7 @@ class Collectives:
         self._messages_in_flight = 1 if gpus else _MESSAGES_IN_FLIGHT
         options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
         try:
-            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(
-                communication_options=options
-            )
+            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         except RuntimeError as error:
             if "program startup" in str(error):
                 raise RuntimeError(_too_late()) from None

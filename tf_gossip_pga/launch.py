@@ -39,9 +39,11 @@ _NOISE = re.compile(
     r"|To enable the following instructions:"
     r"|.* failed call to cuInit"
 )
-# The same as errors: what the survivors' runtimes say when a worker dies, hundreds of times.
+# What the runtimes of the others say when a worker has ended, well or not: kept for the last lines.
 _RUNTIME_ERROR = re.compile(
     r"[EF]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\]|\d{4}-\d\d-\d\d [\d:.]+: [EF] (tensorflow|external|xla)"
+    r"|Additional GRPC error information from|:UNKNOWN:Error received from peer"
+    r"|/job:\w+/replica:\d+/task:\d+$|The tasks have crashed\. Check the task logs"
 )
 
 
@@ -349,6 +351,9 @@ def _environment(addresses, rank: int, gpus: list[str], verbose: bool) -> dict[s
         "TF_CONFIG": cluster_lib.to_tf_config(addresses, rank),
         "PYTHONUNBUFFERED": "1",
     }
+    # Workers that share the cores are faster when none of them asks for all.
+    share = max(1, (os.cpu_count() or 1) // len(addresses))
+    environment.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
     if not verbose:
         environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if gpus:
