@@ -24,17 +24,26 @@ def _variables():
 def test_chunks_hold_one_type_each_and_no_more_than_their_limit():
     bucket = averaging.Bucket(_variables(), chunk_bytes=16)
     chunks = [(chunk.dtype.name, chunk.numpy().tolist()) for chunk in bucket.pack()]
-    # 16 bytes are 4 float32, 2 int64 or 8 float16.
+    # 16 bytes are 4 float32, 2 int64 or 8 float16; all variables reach a quarter of that.
     assert chunks == [
         ("float32", [0, 1, 2, 3]),
         ("float32", [4, 5, 6, 7]),
-        ("float32", [8, 9, -1]),
+        ("float32", [8, 9]),
+        ("float32", [-1]),
         ("int64", [100, 101]),
         ("int64", [102]),
         ("float16", [0, 1, 2, 3, 4, 5, 6]),
     ]
-    assert len(bucket) == 6
+    assert len(bucket) == 7
     assert bucket.bytes == 11 * 4 + 3 * 8 + 7 * 2
+
+
+def test_small_variables_share_chunks_and_large_ones_are_cut_where_slices_are_free():
+    # Chunks of 400 elements. 90 + 90 + 90 + 90 fit in one, the fifth does not; 900 elements need 3
+    # parts of 300, which are rounded up to a multiple of 64: 320, 320, 260.
+    sizes = [90, 90, 900, 90, 90, 90]
+    bucket = averaging.Bucket([tf.Variable(tf.zeros([size])) for size in sizes], 1600)
+    assert [len(chunk) for chunk in bucket.pack()] == [360, 320, 320, 260, 90]
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 8, 20, 24, 1 << 20])

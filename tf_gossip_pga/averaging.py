@@ -1,7 +1,7 @@
 """WHAT is averaged: variables -> flat chunks of one type -> exchange -> assign.
 
-Small variables travel together and large ones in parts, so that a message is always about
-`collectives.CHUNK_BYTES` long, whatever the model looks like. Each exchange is one traced
+Small variables travel together, large ones alone and very large ones in parts, so that a message is
+neither tiny nor longer than `collectives.CHUNK_BYTES`, whatever the model looks like. Each exchange is one traced
 function, built once: one for every round of the topology, one for the global average.
 """
 
@@ -13,6 +13,13 @@ import tensorflow as tf
 
 from tf_gossip_pga import collectives as collectives_lib
 from tf_gossip_pga import topology as topology_lib
+
+
+# A variable of at least this share of a chunk travels alone.
+_SHARE = 4
+
+# TensorFlow slices without copying at multiples of 64 bytes: of 64 elements, for any type.
+_ALIGNED = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,21 +54,30 @@ class Bucket:
         return len(self._lengths)
 
     def _plan(self, dtype, limit: int):
-        self._lengths.append(0)
+        """Places the variables of one type in chunks of at most `limit` elements."""
+        shared = None  # the chunk that small variables fill at present
         for index, variable in enumerate(self.variables):
-            if variable.dtype != dtype:
+            size = variable.shape.num_elements()
+            if variable.dtype != dtype or not size:
                 continue
-            start, size = 0, variable.shape.num_elements()
-            while start < size:
-                if self._lengths[-1] == limit:
-                    self._lengths.append(0)
-                offset = self._lengths[-1]
-                stop = min(size, start + limit - offset)
-                self._pieces.append(_Piece(index, start, stop, len(self) - 1, offset))
-                self._lengths[-1] += stop - start
-                start = stop
-        if not self._lengths[-1]:  # variables without elements only
-            self._lengths.pop()
+            if size >= limit / _SHARE:
+                # Alone it is sent from where it lies: a chunk of several variables is a copy.
+                part = -(-size // -(-size // limit))  # equal parts …
+                part = min(limit, -(-part // _ALIGNED) * _ALIGNED)  # … where TensorFlow can slice
+                for start in range(0, size, part):
+                    self._place(index, start, min(size, start + part), None)
+            else:
+                full = shared is None or self._lengths[shared] + size > limit
+                shared = self._place(index, 0, size, None if full else shared)
+
+    def _place(self, variable: int, start: int, stop: int, chunk: int | None) -> int:
+        """Appends a piece to a chunk, or to a new one for None; returns the chunk."""
+        if chunk is None:
+            self._lengths.append(0)
+            chunk = len(self) - 1
+        self._pieces.append(_Piece(variable, start, stop, chunk, self._lengths[chunk]))
+        self._lengths[chunk] += stop - start
+        return chunk
 
     def pack(self):
         """The chunks with the variables' present values."""
