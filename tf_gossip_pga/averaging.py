@@ -1,8 +1,8 @@
 """WHAT is averaged: variables -> flat chunks of one type -> exchange -> assign.
 
 Small variables travel together, large ones alone and very large ones in parts, so that a message is
-neither tiny nor longer than `collectives.CHUNK_BYTES`, whatever the model looks like. Each exchange is one traced
-function, built once: one for every round of the topology, one for the global average.
+neither tiny nor longer than `collectives.CHUNK_BYTES`, whatever the model looks like. Each exchange
+is one traced function, built once: one for every round of the topology, one for the global average.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from tf_gossip_pga import collectives as collectives_lib
 from tf_gossip_pga import topology as topology_lib
-
 
 # A variable of at least this share of a chunk travels alone.
 _SHARE = 4
