@@ -10,12 +10,10 @@ one of its own; with fewer, all train on the CPU.
 """
 
 import argparse
-import collections
 import contextlib
 import dataclasses
 import os
 import pty
-import re
 import selectors
 import signal
 import socket
@@ -26,25 +24,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from tf_gossip_pga import cluster as cluster_lib
+from tf_gossip_pga import screen as screen_lib
 
-_LAST_LINES = 20
 _GRACE_S = 2.0  # from asking the workers to stop to killing them: TensorFlow ignores SIGTERM
-
-# What TensorFlow and its libraries print at start-up, in the formats of absl and of TensorFlow.
-_NOISE = re.compile(
-    r"WARNING: All log messages before absl::InitializeLog"
-    r"|[IW]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\]"
-    r"|[IW]0000 00:00:"
-    r"|\d{4}-\d\d-\d\d [\d:.]+: [IW] (tensorflow|external|xla)"
-    r"|To enable the following instructions:"
-    r"|.* failed call to cuInit"
-)
-# What the runtimes of the others say when a worker has ended, well or not: kept for the last lines.
-_RUNTIME_ERROR = re.compile(
-    r"[EF]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\]|\d{4}-\d\d-\d\d [\d:.]+: [EF] (tensorflow|external|xla)"
-    r"|Additional GRPC error information from|:UNKNOWN:Error received from peer"
-    r"|/job:\w+/replica:\d+/task:\d+$|The tasks have crashed\. Check the task logs"
-)
 
 
 @dataclasses.dataclass
@@ -103,7 +85,7 @@ def launch(
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers must be a whole number >= 1, received {workers!r}.")
     terminal = write is None and sys.stdout.isatty()
-    screen = _Screen(write or _write_out, verbose)
+    screen = screen_lib.Screen(write or _write_out, verbose)
     with contextlib.ExitStack() as stack:
         gpus = _gpus()
         if 0 < len(gpus) < workers:
@@ -117,6 +99,7 @@ def launch(
             for rank in range(workers):
                 environment = _environment(addresses, rank, gpus, verbose)
                 crew.append(_Worker(command, rank, environment, terminal and rank == 0))
+                stack.callback(os.close, crew[-1].output)
         return _watch(crew, screen, deadline_s)
 
 
@@ -165,8 +148,6 @@ class _Worker:
 
     def __init__(self, command, rank: int, environment: dict, terminal: bool):
         self.rank = rank
-        self.last_lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
-        self.open = True
         # On a terminal rank 0 gets one too, so that Keras draws its progress bar.
         self.output, theirs = pty.openpty() if terminal else os.pipe()
         if terminal:
@@ -187,76 +168,18 @@ class _Worker:
     def read(self) -> bytes:
         """What it has printed; empty when it has closed its output."""
         try:
-            data = os.read(self.output, 1 << 16)
+            return os.read(self.output, 1 << 16)
         except OSError:  # a terminal whose other side is closed
-            data = b""
-        self.open = bool(data)
-        return data
+            return b""
 
     def signal(self, number: int):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
 
-class _Screen:
-    """Merges the workers' output: whole lines, each behind its rank, rank 0's bar redrawn."""
-
-    def __init__(self, write: Callable[[str], object], verbose: bool):
-        self._write = write
-        self._verbose = verbose
-        self._partial: dict[int, str] = collections.defaultdict(str)
-        self._drawn = ""  # rank 0's unfinished line as it stands on the terminal
-        self._seen: dict[str, int] = {}  # a line -> the rank that printed it first
-
-    def notice(self, text: str):
-        self._write(f"{text}\n")
-
-    def feed(self, worker: _Worker, data: bytes):
-        text = self._partial[worker.rank] + data.decode(errors="replace").replace("\r\n", "\n")
-        *lines, rest = text.split("\n")
-        for line in lines:
-            self._line(worker, line)
-        self._partial[worker.rank] = rest
-        if worker.rank == 0:
-            self._redraw(rest)
-
-    def close(self, worker: _Worker):
-        if self._partial[worker.rank]:
-            self._line(worker, self._partial.pop(worker.rank))
-
-    def _line(self, worker: _Worker, line: str):
-        # Of a line that was overwritten in place, a progress bar, the last state counts.
-        line = line.rstrip("\r").rpartition("\r")[2].replace("\b", "")
-        if not self._verbose:
-            if _NOISE.match(line):
-                return
-            if _RUNTIME_ERROR.match(line):
-                worker.last_lines.append(line)
-                return
-            if line.strip() and self._seen.setdefault(line, worker.rank) != worker.rank:
-                worker.last_lines.append(line)
-                return
-        worker.last_lines.append(line)
-        self._clear()
-        self._write(f"[{worker.rank}] {line}\n")
-        if worker.rank != 0:
-            self._redraw(self._partial[0])
-
-    def _redraw(self, rest: str):
-        state = rest.rstrip("\r").rpartition("\r")[2].replace("\b", "")
-        if state == self._drawn or "\r" not in rest:
-            return
-        self._clear()
-        self._write(f"[0] {state}")
-        self._drawn = state
-
-    def _clear(self):
-        if self._drawn:
-            self._write("\r\x1b[K")
-            self._drawn = ""
-
-
-def _watch(crew: list[_Worker], screen: _Screen, deadline_s: float | None) -> list[Outcome]:
+def _watch(
+    crew: list[_Worker], screen: screen_lib.Screen, deadline_s: float | None
+) -> list[Outcome]:
     """Relays output until all workers have ended, one has failed, or time is up."""
     ends = None if deadline_s is None else time.monotonic() + deadline_s
     running = list(crew)
@@ -269,47 +192,46 @@ def _watch(crew: list[_Worker], screen: _Screen, deadline_s: float | None) -> li
             for worker in [w for w in running if w.process.poll() is not None]:
                 running.remove(worker)
                 if worker.process.returncode:
-                    return _fail(_description(worker), crew, selector, screen)
+                    _fail(_description(worker), [worker], crew, selector, screen)
             if ends is not None and time.monotonic() > ends and running:
                 ranks = ", ".join(str(worker.rank) for worker in running)
-                return _fail(
-                    f"After {deadline_s:g} s rank {ranks} had not ended.", crew, selector, screen
-                )
+                reason = f"After {deadline_s:g} s rank {ranks} had not ended."
+                _fail(reason, running, crew, selector, screen)
         _drain(crew, selector, screen)
-    return [_outcome(worker) for worker in crew]
+    return [Outcome(worker.rank, 0, list(screen.last_lines[worker.rank])) for worker in crew]
 
 
-def _relay(worker: _Worker, selector, screen: _Screen):
+def _relay(worker: _Worker, selector, screen: screen_lib.Screen):
     data = worker.read()
     if data:
-        screen.feed(worker, data)
+        screen.feed(worker.rank, data)
     else:
         selector.unregister(worker.output)
-        screen.close(worker)
+        screen.close(worker.rank)
 
 
-def _drain(crew: list[_Worker], selector, screen: _Screen):
+def _drain(crew: list[_Worker], selector, screen: screen_lib.Screen):
     """Relays what ended workers have left in their pipes."""
     while keys := selector.select(timeout=0):
         for key, _ in keys:
             _relay(key.data, selector, screen)
     for worker in crew:
-        screen.close(worker)
+        screen.close(worker.rank)
 
 
-def _fail(reason: str, crew: list[_Worker], selector, screen: _Screen):
-    outcomes_before = {worker.rank: worker.process.poll() for worker in crew}
+def _fail(reason: str, guilty: list[_Worker], crew: list[_Worker], selector, screen):
+    """Stops all workers, and raises with the reason and the last lines of the guilty ones."""
+    codes = [worker.process.poll() for worker in crew]  # None: it ran on
     _stop(crew)
     _drain(crew, selector, screen)
     outcomes = [
-        dataclasses.replace(_outcome(worker), returncode=outcomes_before[worker.rank])
-        for worker in crew
+        Outcome(worker.rank, code, list(screen.last_lines[worker.rank]))
+        for worker, code in zip(crew, codes, strict=True)
     ]
-    first = next((each for each in outcomes if each.returncode), None)
     lines = [reason]
-    for each in [first] if first else outcomes:
-        lines.append(f"Last lines of rank {each.rank}:")
-        lines += [f"  {line}" for line in each.last_lines]
+    for worker in guilty:
+        lines.append(f"Last lines of rank {worker.rank}:")
+        lines += [f"  {line}" for line in screen.last_lines[worker.rank]]
     raise LaunchError("\n".join(lines), outcomes)
 
 
@@ -317,10 +239,6 @@ def _description(worker: _Worker) -> str:
     code = worker.process.returncode
     how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
     return f"Rank {worker.rank} failed first, with {how}; the other workers were stopped."
-
-
-def _outcome(worker: _Worker) -> Outcome:
-    return Outcome(worker.rank, worker.process.returncode, list(worker.last_lines))
 
 
 def _stop(crew: list[_Worker]):

@@ -1,0 +1,36 @@
+"""The benchmarks at a small size: what they write, not how fast."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests import workers
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.multiprocess
+def test_exchange_writes_its_rows_and_ratios(tmp_path):
+    output = tmp_path / "new" / "exchange.json"
+    flags = ["--workers=2", "--megabytes=1", "--repetitions=3", f"--output={output}"]
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "exchange.py"), *flags],
+        capture_output=True,
+        text=True,
+        timeout=workers.DEADLINE_S,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    content = json.loads(output.read_text())
+    assert set(content) == {"command", "machine", "rows", "ratios"}
+    medians = {row["name"]: row["median_ms"] for row in content["rows"]}
+    assert min(medians.values()) > 0
+    mwms = medians["MultiWorkerMirrored all-reduce"]
+    assert content["ratios"]["gossip_over_mwms"] == pytest.approx(
+        medians["one_peer_exponential gossip"] / mwms
+    )
+    assert content["ratios"]["global_over_mwms"] == pytest.approx(medians["global average"] / mwms)
+    assert content["ratios"]["small_step_over_bare_allreduce"] > 0
+    assert "functions traced again after the warm-up: 0" in ended.stdout

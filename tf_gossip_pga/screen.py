@@ -1,0 +1,104 @@
+"""What a terminal shows of several workers' output; `launch` feeds it."""
+
+import codecs
+import collections
+import re
+from collections.abc import Callable
+
+_LAST_LINES = 20
+
+# What TensorFlow and its libraries print at start-up, in the formats of absl and of TensorFlow.
+_NOISE = re.compile(
+    r"WARNING: All log messages before absl::InitializeLog"
+    r"|[IW]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\]"
+    r"|[IW]0000 00:00:"
+    r"|\d{4}-\d\d-\d\d [\d:.]+: [IW] (tensorflow|external|xla)"
+    r"|To enable the following instructions:"
+    r"|.* failed call to cuInit"
+)
+# What the runtimes of the others say when a worker has ended, well or not: for the last lines.
+_RUNTIME_ERROR = re.compile(
+    r"[EF]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\]|\d{4}-\d\d-\d\d [\d:.]+: [EF] (tensorflow|external|xla)"
+    r"|Additional GRPC error information from|:UNKNOWN:Error received from peer"
+    r"|/job:\w+/replica:\d+/task:\d+$|The tasks have crashed\. Check the task logs"
+)
+
+
+class Screen:
+    """Merges the workers' output: whole lines, each behind its rank, rank 0's bar redrawn.
+
+    Args:
+      write: receives the merged output, piece by piece.
+      verbose: leave nothing out.
+
+    Attributes:
+      last_lines: the end of each rank's output, for a report of its failure; runtime errors too.
+    """
+
+    def __init__(self, write: Callable[[str], object], verbose: bool):
+        self._write = write
+        self._verbose = verbose
+        # A read may end within a character.
+        self._decoders = collections.defaultdict(
+            lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
+        )
+        self._partial: dict[int, str] = collections.defaultdict(str)
+        self._drawn = ""  # rank 0's unfinished line as it stands on the terminal
+        self._seen: dict[str, int] = {}  # a line -> the rank that printed it first
+        self.last_lines: dict[int, collections.deque[str]] = collections.defaultdict(
+            lambda: collections.deque(maxlen=_LAST_LINES)
+        )
+
+    def notice(self, text: str):
+        """Shows a line of the launcher's own."""
+        self._write(f"{text}\n")
+
+    def feed(self, rank: int, data: bytes):
+        """Takes what a rank has printed."""
+        text = (self._partial[rank] + self._decoders[rank].decode(data)).replace("\r\n", "\n")
+        *lines, rest = text.split("\n")
+        for line in lines:
+            self._line(rank, line)
+        self._partial[rank] = rest
+        if rank == 0:
+            self._redraw(rest)
+
+    def close(self, rank: int):
+        """Shows a last line that no newline ended."""
+        if self._partial[rank]:
+            self._line(rank, self._partial.pop(rank))
+
+    def _line(self, rank: int, line: str):
+        line = _last_state(line)
+        if not self._verbose:
+            if _NOISE.match(line):
+                return
+            if _RUNTIME_ERROR.match(line):
+                self.last_lines[rank].append(line)
+                return
+            if line.strip() and self._seen.setdefault(line, rank) != rank:
+                self.last_lines[rank].append(line)
+                return
+        self.last_lines[rank].append(line)
+        self._clear()
+        self._write(f"[{rank}] {line}\n")
+        if rank != 0:
+            self._redraw(self._partial[0])
+
+    def _redraw(self, rest: str):
+        state = _last_state(rest)
+        if state == self._drawn or "\r" not in rest:
+            return
+        self._clear()
+        self._write(f"[0] {state}")
+        self._drawn = state
+
+    def _clear(self):
+        if self._drawn:
+            self._write("\r\x1b[K")
+            self._drawn = ""
+
+
+def _last_state(line: str) -> str:
+    """What a line that was overwritten in place, a progress bar, shows in the end."""
+    return line.rstrip("\r").rpartition("\r")[2].replace("\b", "")
