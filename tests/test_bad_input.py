@@ -86,6 +86,16 @@ def test_one_worker_is_a_quiet_no_op():
     assert set(history.history) == {"loss", "global_averages", "communication_seconds"}
 
 
+@pytest.mark.filterwarnings("ignore:.*input ran out of data")  # how Keras ends such an epoch
+def test_one_worker_may_train_on_data_of_unknown_length():
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices(DATA).filter(lambda x, y: True).batch(2)
+    callback = _pga().GossipPGA(H=2)
+    _model().fit(data, epochs=2, shuffle=False, callbacks=[callback], verbose=0)
+    assert callback.step == 8
+
+
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("program", "message"),

@@ -8,13 +8,8 @@ comes to the same verdict.
 import re
 
 
-def problem(model, steps: int | None) -> str | None:
-    """Why a rank cannot train `model` with gossip, or None if it can.
-
-    Args:
-      model: a compiled `keras.Model`.
-      steps: batches in an epoch as Keras tells its callbacks; None where it does not know.
-    """
+def problem_of_model(model) -> str | None:
+    """Why a compiled `keras.Model` cannot be trained with gossip, or None if it can."""
     if model.steps_per_execution > 1:
         return (
             "GossipPGA must see every batch, but the model was compiled with "
@@ -26,6 +21,15 @@ def problem(model, steps: int | None) -> str | None:
             f"The model {model.name!r} has no trainable variables yet. Build it before fit: give "
             "it an Input layer, call model.build(input_shape), or call it on a batch."
         )
+    return None
+
+
+def problem_of_data(steps: int | None) -> str | None:
+    """Why several ranks cannot train on data with so many batches in an epoch, or None.
+
+    Args:
+      steps: as Keras tells its callbacks; None where it does not know.
+    """
     if steps is None:
         return (
             "GossipPGA must know the number of batches of an epoch, but this dataset's length is "

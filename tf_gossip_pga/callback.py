@@ -118,6 +118,8 @@ class GossipPGA(keras.callbacks.Callback):
         self._bytes_of_past_fits = self.bytes_sent
         model = self.model
         self._in_consensus = False
+        self._local = None  # an interrupted fit may have left these two
+        self._unreported = []
         self._averager = averaging.Averager(
             self._collectives,
             self._topology,
@@ -133,11 +135,12 @@ class GossipPGA(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._batches = 0
         self._at_epoch_begin = (self.global_steps, self.communication_seconds)
-        resumed = epoch * self.params["steps"] > self.step
+        steps_before = epoch * (self.params["steps"] or 0)
+        resumed = steps_before > self.step
         if resumed:
             # The epoch tells more than our own count: a checkpoint was restored (BackupAndRestore
             # does so in on_train_begin, perhaps after ours), or `initial_epoch` was given.
-            self.step = epoch * self.params["steps"]
+            self.step = steps_before
         if self._averager is None:
             return
         self._meet(f"the beginning of epoch {epoch + 1}")
@@ -261,7 +264,10 @@ class GossipPGA(keras.callbacks.Callback):
         """Why this rank cannot train, or None."""
         if _driver[self.model]() is not self:
             return "fit received two GossipPGA callbacks; pass one."
-        return agreement.problem(self.model, self.params["steps"])
+        problem = agreement.problem_of_model(self.model)
+        if self._cluster.size == 1:  # its data are nobody else's affair
+            return problem
+        return problem or agreement.problem_of_data(self.params["steps"])
 
     def _agree_to_start(self, problem: str | None):
         """Raises ValueError on every rank if one cannot train, or the ranks do not fit together."""
