@@ -213,8 +213,18 @@ def report(model, results: dict, distances: list[tuple[int, float]]):
     print(table(results), flush=True)
     write(directory / "model.keras", model.save)
     write(directory / "curves.png", lambda path: draw(path, results, distances))
-    write(directory / "results.json", lambda path: path.write_text(json.dumps(results, indent=2)))
+    text = json.dumps(_without_nan(results), indent=2)
+    write(directory / "results.json", lambda path: path.write_text(text))
     print(f"Wrote {directory}/results.json, curves.png and model.keras.", flush=True)
+
+
+def _without_nan(value):
+    """JSON has no NaN or infinity: null stands for what has no value."""
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write(path: pathlib.Path, save):
@@ -226,16 +236,19 @@ def write(path: pathlib.Path, save):
 
 def table(results: dict) -> str:
     distance = results["consensus_distance"]
+    between = "local" if results["topology"] == "disconnected" else "gossip"
     rows = {
         "trained": describe(results),
         "validation accuracy": f"{results['val_accuracy']:.4f}, averaged model",
         "validation loss": f"{results['val_loss']:.4f}",
-        "training loss": f"{results['train_loss']:.4f}",
+        "training loss": f"{results['train_loss']:.4f}, averaged model, images as they are",
         "time": f"{results['seconds']:.1f} s for {results['steps']} steps",
         "communication": f"{results['communication_seconds'] / results['seconds']:.0%} of it",
-        "steps": f"{results['gossip_steps']} gossip, {results['global_steps']} global average",
+        "steps": f"{results['gossip_steps']} {between}, {results['global_steps']} global average",
         "sent": f"{results['bytes_sent_per_worker'] / 1e6:.1f} MB, rank 0",
-        "consensus distance": "none, one worker" if distance is None else f"{distance:.2e}",
+        "consensus distance": "none, one worker"
+        if distance is None
+        else f"{distance:.2e}, before the last global average",
     }
     return "\n".join(["", *(f"  {name:<21}{value}" for name, value in rows.items()), ""])
 

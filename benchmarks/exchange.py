@@ -30,7 +30,10 @@ def parse(argv=None):
     parser.add_argument("--repetitions", type=int, default=11)
     parser.add_argument("--megabytes", type=float, default=100, help="of the large model")
     parser.add_argument("--output", help="write a JSON file")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.workers < 2:
+        parser.error(f"--workers must be at least 2, received {options.workers}")
+    return options
 
 
 def worker(options):
@@ -38,14 +41,14 @@ def worker(options):
     import tf_gossip_pga as pga
 
     cluster = pga.initialize()
-    from tf_gossip_pga import collectives
+    from tf_gossip_pga import averaging, collectives
 
     mine = collectives.active()
     large = _large(mine, options.megabytes)
     small = _small(mine)
     seconds = {name: [] for name in (*large, *small)}
     warm_up = max(1, (cluster.size - 1).bit_length())  # rounds of the longest cycle
-    traces = 0
+    traced = 0
     for repetition in range(warm_up + options.repetitions):
         for name, action in (*large.items(), *small.items()):
             mine.gather(None, "the common start", 600)
@@ -54,9 +57,9 @@ def worker(options):
             if repetition >= warm_up:
                 seconds[name].append(time.perf_counter() - started)
         if repetition == warm_up - 1:
-            traces = _traces(large)
+            traced = averaging.Traced.total
     everyone = mine.gather(seconds, "the end", 600)
-    retraced = _traces(large) - traces
+    retraced = averaging.Traced.total - traced
     if cluster.is_chief:
         _report(everyone, list(large), list(small), retraced, options)
 
@@ -95,16 +98,6 @@ class _Cycle:
         else:
             self.averager.gossip(self._round, "the benchmark")
         self._round += 1
-
-
-def _traces(actions: dict) -> int:
-    """How often the exchanges' functions have been traced."""
-    averagers = {action.averager for action in actions.values() if isinstance(action, _Cycle)}
-    return sum(
-        traced.function.experimental_get_tracing_count()
-        for averager in averagers
-        for traced in [*averager.gossip_functions, averager.global_function]
-    )
 
 
 def _all_reduce(strategy, value):

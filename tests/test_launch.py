@@ -12,6 +12,7 @@ import pytest
 
 from tests import workers
 from tf_gossip_pga import launch
+from tf_gossip_pga import screen as screen_lib
 
 pytestmark = pytest.mark.multiprocess
 
@@ -54,23 +55,22 @@ print('I0000 00:00:1795167544.070526    2402 port.cc:153] oneDNN custom', file=s
 print('2026-11-20 09:00:00.1: I tensorflow/core/util/port.cc:153] hello', file=sys.stderr)
 print('WARNING: All log messages before absl::InitializeLog() is called are', file=sys.stderr)
 sys.stderr.flush()
-print('UserWarning: the same on every rank')
+print('script.py:1: UserWarning: the same on every rank')
 print('loss', rank)
+print('accuracy 1.0')
 """
 
 
-def test_startup_noise_and_repeated_lines_are_left_out():
+def test_startup_noise_and_repeated_warnings_are_left_out():
     lines = _launch(NOISE).splitlines()
-    assert sorted(lines) == sorted(
-        [line for line in lines if line.endswith("UserWarning: the same on every rank")]
-        + ["[0] loss 0", "[1] loss 1"]
-    )
-    assert len(lines) == 3
+    others = [line for line in lines if "UserWarning" not in line]
+    assert sorted(others) == ["[0] accuracy 1.0", "[0] loss 0", "[1] accuracy 1.0", "[1] loss 1"]
+    assert len(lines) == len(others) + 1
 
 
 def test_verbose_shows_everything():
     lines = _launch(NOISE, verbose=True).splitlines()
-    assert len(lines) == 2 * 5
+    assert len(lines) == 2 * 6
 
 
 def test_a_line_that_one_rank_repeats_is_kept():
@@ -128,7 +128,8 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_ctrl_c_stops_all_and_leaves_no_process_behind(tmp_path):
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_stops_all_and_leaves_no_process_behind(tmp_path, times):
     script = tmp_path / "script.py"
     script.write_text(
         "import os, signal, time\n"
@@ -148,13 +149,57 @@ def test_ctrl_c_stops_all_and_leaves_no_process_behind(tmp_path):
         while len(pids := [int(path.stem) for path in tmp_path.glob("*.pid")]) < 2:
             assert time.monotonic() < ends
             time.sleep(0.1)
-        run.send_signal(signal.SIGINT)
+        for _ in range(times):  # the second one comes while the workers are given time to end
+            run.send_signal(signal.SIGINT)
+            time.sleep(0.5)
         output, _ = run.communicate(timeout=workers.DEADLINE_S)
     finally:
         run.kill()
     assert run.returncode == 130
-    assert "Interrupted; all workers were stopped." in output
+    if times == 1:
+        assert "Interrupted; all workers were stopped." in output
     _await_end(pids)
+
+
+def test_nohup_is_respected(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("print('ready', flush=True)\nimport time\ntime.sleep(3)\nprint('done')\n")
+    command = [sys.executable, "-m", "tf_gossip_pga.launch", "--workers=1", str(script)]
+    run = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    try:
+        assert run.stdout.readline() == "[0] ready\n"
+        run.send_signal(signal.SIGHUP)
+        output, _ = run.communicate(timeout=workers.DEADLINE_S)
+    finally:
+        run.kill()
+    assert (run.returncode, output) == (0, "[0] done\n")
+
+
+def test_a_progress_bar_keeps_only_its_last_state():
+    output = []
+    screen = screen_lib.Screen(output.append, verbose=False)
+    for step in range(1, 1001):
+        screen.feed(0, f"\r{step}/1000 ━━━━".encode())
+    assert len(screen._partial[0]) < 30
+    screen.feed(1, b"a line of rank 1\n")
+    screen.feed(0, b"\r1000/1000 done\n")
+    text = "".join(output)
+    assert text.endswith(
+        "\r\x1b[K[1] a line of rank 1\n[0] 1000/1000 ━━━━\r\x1b[K[0] 1000/1000 done\n"
+    )
+
+
+def test_a_character_may_arrive_in_two_reads():
+    output = []
+    screen = screen_lib.Screen(output.append, verbose=False)
+    for part in ("é\n".encode()[:1], "é\n".encode()[1:]):
+        screen.feed(0, part)
+    assert output == ["[0] é\n"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,11 @@ comes to the same verdict.
 
 import re
 
+_REMEDIES = {
+    "steps per epoch": " cluster.shard(dataset) makes equal parts; or pass steps_per_epoch to fit.",
+    "step count": " Give all ranks a new GossipPGA, or none.",
+}
+
 
 def problem_of_model(model) -> str | None:
     """Why a compiled `keras.Model` cannot be trained with gossip, or None if it can."""
@@ -21,6 +26,8 @@ def problem_of_model(model) -> str | None:
             f"The model {model.name!r} has no trainable variables yet. Build it before fit: give "
             "it an Input layer, call model.build(input_shape), or call it on a batch."
         )
+    if model.optimizer is None:
+        return f"The model {model.name!r} was compiled without an optimizer. Give compile one."
     return None
 
 
@@ -79,6 +86,7 @@ def check(everyone: list[dict], rank: int):
         if found := difference(values):
             raise ValueError(
                 f"The ranks differ in {name}: {found}. It must be the same on every rank."
+                + _REMEDIES.get(name, "")
             )
 
 

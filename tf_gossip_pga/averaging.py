@@ -104,17 +104,23 @@ class Traced:
     of one name, which every `fit` of a program would bring nearer.
 
     Attributes:
-      function: the `tf.function`, for its `experimental_get_tracing_count()`.
+      total: how many functions this process has traced so far.
     """
 
+    total = 0
+
     def __init__(self, body):
-        self.function = tf.function(body, autograph=False)
+        self._body = body
         self._concrete = None
 
     def __call__(self):
         if self._concrete is None:
-            self._concrete = self.function.get_concrete_function()
+            self._concrete = tf.function(self._count, autograph=False).get_concrete_function()
         return self._concrete()
+
+    def _count(self):
+        Traced.total += 1  # Python runs this when it traces
+        return self._body()
 
 
 class Averager:
@@ -130,9 +136,8 @@ class Averager:
       start_timeout_s: the same for what happens before the first step.
 
     Attributes:
-      bytes_sent: bytes of payload that this rank has sent since it was built.
-      gossip_functions: one for each round of the topology, since each has peers of its own.
-      global_function: the global average.
+      bytes_sent: bytes of payload that this rank has sent since it was built; of a broadcast, one
+        copy, though rank 0 sends several when there are many ranks.
     """
 
     def __init__(
@@ -160,11 +165,17 @@ class Averager:
             sum(sender == collectives.cluster.rank for colour in colours for sender, _ in colour)
             for colours in map(topology.colours, range(topology.rounds))
         ]
-        self.gossip_functions = [
+        # One for each round, since each has peers of its own.
+        self._gossip_functions = [
             Traced(functools.partial(self._gossip, round)) for round in range(topology.rounds)
         ]
-        self.global_function = Traced(self._global_average)
+        self._global_function = Traced(self._global_average)
         self._broadcast_function = Traced(self._broadcast)
+
+    def averages(self, parameters, statistics, others) -> bool:
+        """Whether it was built for exactly these variables."""
+        mine = self._everything.variables
+        return [id(v) for v in mine] == [id(v) for v in (*parameters, *statistics, *others)]
 
     def gossip(self, round: int, doing: str):
         """Mixes the parameters with this round's neighbours: x_i <- sum_j W[i, j] * x_j."""
@@ -172,7 +183,7 @@ class Averager:
         if not len(self._topology.cycle[round].edge_weights):
             return
         with self._collectives.waiting(doing, self._timeout_s):
-            self.gossip_functions[round]()
+            self._gossip_functions[round]()
         self.bytes_sent += self._edges_out[round] * self._parameters.bytes
 
     def global_average(self, doing: str) -> tuple[float, float]:
@@ -182,7 +193,7 @@ class Averager:
           `(|x_i - mean|^2, |mean|^2)` of the parameters, with this rank's x_i before averaging.
         """
         with self._collectives.waiting(doing, self._timeout_s):
-            distance, norm = self.global_function().numpy()
+            distance, norm = self._global_function().numpy()
         # What a ring all-reduce sends: every piece n-1 times to be summed, n-1 times to be copied.
         size = self._collectives.cluster.size
         self.bytes_sent += round(

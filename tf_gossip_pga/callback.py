@@ -1,5 +1,6 @@
 """The Keras face: counts steps, asks the schedule, tells the averager, writes logs."""
 
+import math
 import time
 import weakref
 
@@ -34,6 +35,10 @@ class GossipPGA(keras.callbacks.Callback):
     non-trainable variables are averaged at global averages only; integer variables and the states
     of random generators are never touched. With a single worker nothing is exchanged.
 
+    A callback that sets weights when training ends, `EarlyStopping(restore_best_weights=True)`,
+    comes before this one in the list. One that swaps weights around validation (`SwapEMAWeights`)
+    cannot be combined with it.
+
     Args:
       H: the period of global averages in steps, >= 1. `H=1` is Parallel SGD; `None` never averages
         globally during training (Gossip SGD). Default 6, the paper's.
@@ -49,12 +54,13 @@ class GossipPGA(keras.callbacks.Callback):
       global_steps: how many of them ended with a global average.
       distances: list of `(step, consensus distance)`, one for every global average of replicas that
         may differ, also for validation and at the end; extended when an epoch or the training ends.
-      communication_seconds: time spent in exchanges, waiting for other workers included.
+      communication_seconds: time spent in exchanges, waiting for other workers included, from the
+        first step on.
       bytes_sent: bytes of payload this rank has sent.
 
     Logs at the end of an epoch, in `History` too:
       consensus_distance: root mean square distance of the replicas from their mean, divided by the
-        norm of the mean, at the epoch's last global average (absent before the first one).
+        norm of the mean, at the epoch's last global average; NaN in an epoch without one.
       global_averages: number of steps of the epoch that ended with one.
       communication_seconds: of the epoch.
 
@@ -80,7 +86,8 @@ class GossipPGA(keras.callbacks.Callback):
         self._collectives = collectives.active()
         self._cluster = self._collectives.cluster
         self._topology = topology_lib.resolve(topology, self._cluster.size)
-        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or timeout_s <= 0:
+        number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
+        if not number or not 0 < timeout_s < math.inf:
             raise ValueError(f"timeout_s must be a number of seconds > 0, received {timeout_s!r}.")
         self._timeout_s = float(timeout_s)
 
@@ -92,6 +99,10 @@ class GossipPGA(keras.callbacks.Callback):
         self._bytes_of_past_fits = 0
         self._averager: averaging.Averager | None = None
         self._training = False
+        self._first_epoch = True  # of this fit; the same for its first batch
+        self._first_batch = True
+        self._batches = 0  # of this epoch
+        self._at_epoch_begin = (0, 0, 0.0)
         self._in_consensus = False  # all replicas are bit-identical at this moment
         self._local = None  # this rank's own weights, while it validates the averaged ones
         self._unreported: list[tuple[int, tuple[float, float]]] = []
@@ -105,47 +116,36 @@ class GossipPGA(keras.callbacks.Callback):
 
     def set_model(self, model):
         super().set_model(model)
+        # fit calls this before on_train_begin, but so does an evaluate of its own, which may follow
+        # a fit that was interrupted; the validation inside fit does not.
+        self._training = False
         _driver[model] = weakref.ref(self)
 
     def on_train_begin(self, logs=None):
+        # An interrupted fit may have left anything in these.
+        self._in_consensus = False
+        self._local = None
+        self._unreported = []
+        self._first_epoch = self._first_batch = True
         problem = self._problem()
-        if self._cluster.size == 1 and problem:
+        if self._cluster.size > 1:
+            self._begin(problem)
+        elif problem:
             raise ValueError(problem)
         self._training = True
-        if self._cluster.size == 1:
-            return
-        self._agree_to_start(problem)
-        self._bytes_of_past_fits = self.bytes_sent
-        model = self.model
-        self._in_consensus = False
-        self._local = None  # an interrupted fit may have left these two
-        self._unreported = []
-        self._averager = averaging.Averager(
-            self._collectives,
-            self._topology,
-            parameters=[v.value for v in model.trainable_variables],
-            statistics=[v.value for v in model.non_trainable_variables if _is_floating(v)],
-            others=[v.value for v in model.optimizer.variables],
-            timeout_s=self._timeout_s,
-            start_timeout_s=self._timeout_s * _PATIENCE,
-        )
-        self._broadcast()
-        self._first_batch = True
 
     def on_epoch_begin(self, epoch, logs=None):
         self._batches = 0
-        self._at_epoch_begin = (self.global_steps, self.communication_seconds)
+        first_epoch, self._first_epoch = self._first_epoch, False
         steps_before = epoch * (self.params["steps"] or 0)
-        resumed = steps_before > self.step
-        if resumed:
-            # The epoch tells more than our own count: a checkpoint was restored (BackupAndRestore
-            # does so in on_train_begin, perhaps after ours), or `initial_epoch` was given.
-            self.step = steps_before
-        if self._averager is None:
-            return
-        self._meet(f"the beginning of epoch {epoch + 1}")
-        if resumed:
-            self._broadcast()
+        # The epoch tells more than our own count when a checkpoint was restored in a new process.
+        self.step = max(self.step, steps_before)
+        if self._averager is not None:
+            self._meet(f"the beginning of epoch {epoch + 1}")
+            if first_epoch and epoch:
+                # BackupAndRestore sets weights in on_train_begin, perhaps after our broadcast.
+                self._averager.broadcast("the start of training")
+        self._at_epoch_begin = (len(self.distances), self.global_steps, self.communication_seconds)
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
@@ -155,8 +155,8 @@ class GossipPGA(keras.callbacks.Callback):
         self.gossip_steps += not is_global
         if self._averager is None:
             return
-        if self._first_batch:
-            self._meet("the first batch")  # absorbs what ranks differ in tracing and compiling
+        if self._first_batch:  # absorbs what ranks differ in tracing and compiling
+            self._meet("the first batch", timed=False)
             self._first_batch = False
         self._in_consensus = False
         if is_global:
@@ -186,9 +186,10 @@ class GossipPGA(keras.callbacks.Callback):
             self._check_whole_epoch(epoch)
             self._meet(f"the end of epoch {epoch + 1}")
         if logs is not None:
-            global_steps, seconds = self._at_epoch_begin
-            if self.distances:
-                logs["consensus_distance"] = self.distances[-1][1]
+            measured, global_steps, seconds = self._at_epoch_begin
+            if self._averager is not None:
+                new = self.distances[measured:]
+                logs["consensus_distance"] = new[-1][1] if new else math.nan
             logs["global_averages"] = self.global_steps - global_steps
             logs["communication_seconds"] = self.communication_seconds - seconds
 
@@ -212,22 +213,19 @@ class GossipPGA(keras.callbacks.Callback):
             self._unreported.append((self.step, measured))
         self._in_consensus = True
 
-    def _broadcast(self):
-        started = time.perf_counter()
-        self._averager.broadcast("the start of training")
-        self.communication_seconds += time.perf_counter() - started
-
-    def _meet(self, where: str):
+    def _meet(self, where: str, timed: bool = True):
         """Waits for all ranks at the same point of training, and shares what each has measured.
 
         Raises:
           RuntimeError: on every rank, if they stand at different points.
         """
+        started = time.perf_counter()
         everyone = self._collectives.gather(
             {"where": where, "step": self.step, "measured": self._unreported},
             where,
             self._timeout_s * _PATIENCE,
         )
+        self.communication_seconds += timed * (time.perf_counter() - started)
         if agreement.difference([[each["where"], each["step"]] for each in everyone]):
             places = "; ".join(
                 f"rank {rank} is at {each['where']}, step {each['step']}"
@@ -255,9 +253,10 @@ class GossipPGA(keras.callbacks.Callback):
             )
             raise RuntimeError(
                 f"Rank {self._cluster.rank} left epoch {epoch + 1} after {self._batches} of "
-                f"{steps} batches: {cause}, while the other ranks go on. Give every rank as many "
-                "batches (cluster.shard does, dataset.repeat() helps), and stop at the end of an "
-                "epoch, on a value that all ranks share, such as val_loss."
+                f"{steps} batches: {cause}. The other ranks may wait for it in vain, so every "
+                "rank must take all batches. Give each as many (cluster.shard does, "
+                "dataset.repeat() helps), and stop training at the end of an epoch, on a value "
+                "that all ranks share, such as val_loss."
             )
 
     def _problem(self) -> str | None:
@@ -269,25 +268,49 @@ class GossipPGA(keras.callbacks.Callback):
             return problem
         return problem or agreement.problem_of_data(self.params["steps"])
 
-    def _agree_to_start(self, problem: str | None):
-        """Raises ValueError on every rank if one cannot train, or the ranks do not fit together."""
+    def _begin(self, problem: str | None):
+        """Agrees with the other ranks on what to train, and starts all from rank 0's state.
+
+        Raises:
+          ValueError: on every rank, if one cannot train, or the ranks do not fit together.
+        """
         facts = None
         if not problem:
             settings = {
-                "H": self._schedule.H,
+                "H": str(self._schedule),
                 "topology": self._topology.digest,
                 "steps per epoch": self.params["steps"],
                 "epochs": self.params["epochs"],
                 "step count": self.step,
             }
             facts = agreement.facts(self.model, settings)
+        model, known = self.model, False
+        if not problem:
+            variables = {
+                "parameters": _floating(model.trainable_variables),
+                "statistics": _floating(model.non_trainable_variables),
+                "others": [v.value for v in model.optimizer.variables],
+            }
+            known = self._averager is not None and self._averager.averages(**variables)
         everyone = self._collectives.gather(
-            {"problem": problem, "facts": facts},
+            {"problem": problem, "facts": facts, "known": known},
             "the start of training",
             self._timeout_s * _PATIENCE,
         )
         agreement.check(everyone, self._cluster.rank)
+        # Building one is an exchange too: all ranks do it or none.
+        if not all(each["known"] for each in everyone):
+            self._bytes_of_past_fits = self.bytes_sent
+            self._averager = averaging.Averager(
+                self._collectives,
+                self._topology,
+                **variables,
+                timeout_s=self._timeout_s,
+                start_timeout_s=self._timeout_s * _PATIENCE,
+            )
+        self._averager.broadcast("the start of training")
 
 
-def _is_floating(variable) -> bool:
-    return keras.backend.is_float_dtype(variable.dtype)
+def _floating(variables) -> list:
+    """The `tf.Variable`s behind those Keras variables that hold floating-point numbers."""
+    return [v.value for v in variables if keras.backend.is_float_dtype(v.dtype)]

@@ -143,9 +143,8 @@ def _addresses(cluster: dict, text: str) -> tuple[str, ...]:
     unknown = sorted(set(cluster) - {"chief", "worker"})
     if unknown:
         raise _error(
-            f"has the role {unknown[0]!r}. Every process of a gossip cluster trains, so only "
-            '"worker" and "chief" are accepted; run parameter servers and evaluators as jobs of '
-            "their own, without this role in the cluster",
+            f'has the role {unknown[0]!r}. Accepted are "worker" and "chief": every process of a '
+            "gossip cluster trains. Run parameter servers (ps) and evaluators as jobs of their own",
             text,
         )
     if not cluster:

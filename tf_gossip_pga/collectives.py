@@ -33,6 +33,9 @@ import inspect
 import json
 import os
 import re
+import signal
+import socket
+import sys
 import threading
 import time
 
@@ -92,8 +95,12 @@ class Collectives:
         self._hint = implementation.value.lower()
         self._messages_in_flight = 1 if gpus else _MESSAGES_IN_FLIGHT
         options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+        _await_chief(cluster)
         try:
-            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+            with _interruptible():
+                self.strategy = tf.distribute.MultiWorkerMirroredStrategy(
+                    communication_options=options
+                )
         except RuntimeError as error:
             if "program startup" in str(error):
                 raise RuntimeError(_too_late()) from None
@@ -116,16 +123,9 @@ class Collectives:
         """
         if self.cluster.size == 1:
             return [value]
-        text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-        message = np.concatenate([[len(text)], text]).astype(np.int32)  # [1 + bytes]
+        message = tf.constant(_encode(self.cluster.rank, value))
         with self.waiting(doing, timeout_s):
-            rest = self._gather_ints(tf.constant(message)).numpy()
-        values = []
-        while len(rest):
-            end = 1 + rest[0]
-            values.append(json.loads(rest[1:end].astype(np.uint8).tobytes()))
-            rest = rest[end:]
-        return values
+            return _decode(self._gather_ints(message).numpy())
 
     def reserve_instance_keys(self, count: int, doing: str, timeout_s: float) -> int:
         """The first of `count` instance keys that are unused on every rank, the same on all."""
@@ -143,12 +143,14 @@ class Collectives:
             aborted = re.search("aborted by: (.*)", error.message)
             if not aborted and not isinstance(error, tf.errors.UnavailableError):
                 raise
-            peer = re.search(r"remote target /job:(\w+)/replica:0/task:(\d+)", error.message)
+            task = re.search(r"Error reported from /job:(\w+)/task:(\d+)", error.message)
+            task = task or re.search(r"target /job:(\w+)/replica:0/task:(\d+)", error.message)
+            peer = f"the {task[1]} of index {task[2]}" if task else "another worker"
+            reason = (aborted[1] if aborted else error.message).partition(" [type.")[0]
             raise WorkerLost(
-                f"Rank {self.cluster.rank} of {self.cluster.size} lost "
-                f"{' '.join(peer.groups()) if peer else 'another worker'} at {doing}: "
-                f"{aborted[1] if aborted else error.message}.\nLook at the other workers' output "
-                "for the cause, then start the job again."
+                f"Rank {self.cluster.rank} of {self.cluster.size} lost {peer} at {doing}: "
+                f"{reason.strip(' .:')}.\nLook at the other workers' output for the cause (did "
+                "each of them call fit with GossipPGA?), then start the job again."
             ) from None
         finally:
             self._deadline = None
@@ -258,6 +260,23 @@ class Collectives:
             return tf.bitcast(message, chunk.dtype)
 
 
+def _encode(rank: int, value) -> np.ndarray:
+    """A message of `gather`: its length in bytes, then JSON, `[1 + bytes]` int32."""
+    text = np.frombuffer(json.dumps([rank, value]).encode(), np.uint8)
+    return np.concatenate([[len(text)], text]).astype(np.int32)
+
+
+def _decode(messages: np.ndarray) -> list:
+    """The values of messages that follow one another, in rank order."""
+    pairs = []
+    while len(messages):
+        end = 1 + messages[0]
+        pairs.append(json.loads(messages[1:end].astype(np.uint8).tobytes()))
+        messages = messages[end:]
+    # TensorFlow gathers in the order of its devices' names: task:10 comes before task:2.
+    return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
+
+
 _active: Collectives | None = None
 
 
@@ -304,6 +323,51 @@ def active() -> Collectives:
             "at the top of the program, before the first model, tensor or dataset."
         )
     return Collectives(cluster)
+
+
+def _await_chief(cluster: cluster_lib.Cluster):
+    """Returns when rank 0's server is up; says what it waits for when that takes long.
+
+    TensorFlow would wait without a word, and without letting another Python thread speak.
+    """
+    address = cluster.addresses[0]
+    host, _, port = address.rpartition(":")
+    waited_s = 0
+    while not cluster.is_chief:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            return
+        time.sleep(0.2)
+        waited_s += 0.2
+        if round(waited_s, 1) % 60 == 10:
+            print(
+                f"Rank {cluster.rank} of {cluster.size} waits for rank 0 at {address}: has it been "
+                "started, and can it be reached from here?",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """Lets SIGINT and SIGTERM end the process while TensorFlow waits for the other workers.
+
+    Python's handlers cannot run before TensorFlow returns. It also installs a SIGTERM handler of
+    its own, which swallows the signal: what Python had is put back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: it was not Python that set it
+                signal.signal(number, handler)
 
 
 def _too_late() -> str:

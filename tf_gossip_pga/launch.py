@@ -95,11 +95,11 @@ def launch(
             )
         with _free_addresses(workers) as addresses:
             crew = []
+            stack.callback(lambda: [os.close(worker.output) for worker in crew])
             stack.callback(lambda: _stop(crew))
             for rank in range(workers):
                 environment = _environment(addresses, rank, gpus, verbose)
                 crew.append(_Worker(command, rank, environment, terminal and rank == 0))
-                stack.callback(os.close, crew[-1].output)
         return _watch(crew, screen, deadline_s)
 
 
@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tf_gossip_pga.launch",
         description="Start N local worker processes of one script, each with its own TF_CONFIG.",
+        allow_abbrev=False,
     )
     parser.add_argument("--workers", type=int, default=2, help="number of processes (default 2)")
     parser.add_argument(
@@ -127,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command: Sequence[str], workers: int, verbose: bool = False) -> int:
     """`launch` for a terminal: reports a failure in words and returns the exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, _interrupt)
     try:
         launch(command, workers, verbose=verbose)
     except LaunchError as error:
@@ -192,7 +194,7 @@ def _watch(
             for worker in [w for w in running if w.process.poll() is not None]:
                 running.remove(worker)
                 if worker.process.returncode:
-                    _fail(_description(worker), [worker], crew, selector, screen)
+                    _fail(_description(worker, crew), [worker], crew, selector, screen)
             if ends is not None and time.monotonic() > ends and running:
                 ranks = ", ".join(str(worker.rank) for worker in running)
                 reason = f"After {deadline_s:g} s rank {ranks} had not ended."
@@ -212,7 +214,8 @@ def _relay(worker: _Worker, selector, screen: screen_lib.Screen):
 
 def _drain(crew: list[_Worker], selector, screen: screen_lib.Screen):
     """Relays what ended workers have left in their pipes."""
-    while keys := selector.select(timeout=0):
+    ends = time.monotonic() + _GRACE_S  # a child that outlives its worker may print for ever
+    while (keys := selector.select(timeout=0)) and time.monotonic() < ends:
         for key, _ in keys:
             _relay(key.data, selector, screen)
     for worker in crew:
@@ -235,21 +238,29 @@ def _fail(reason: str, guilty: list[_Worker], crew: list[_Worker], selector, scr
     raise LaunchError("\n".join(lines), outcomes)
 
 
-def _description(worker: _Worker) -> str:
+def _description(worker: _Worker, crew: list[_Worker]) -> str:
     code = worker.process.returncode
     how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
-    return f"Rank {worker.rank} failed first, with {how}; the other workers were stopped."
+    ended = [str(each.rank) for each in crew if each.process.returncode == 0]
+    before = f" Rank {', '.join(ended)} had ended before, with exit code 0." if ended else ""
+    return f"Rank {worker.rank} failed first, with {how}; the other workers were stopped.{before}"
 
 
 def _stop(crew: list[_Worker]):
     """Ends every worker and its children: asked at first, then killed. Safe to call twice."""
-    for number, patience_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GRACE_S)):
-        for worker in crew:
-            worker.signal(number)
-        ends = time.monotonic() + patience_s
-        for worker in crew:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(max(0.0, ends - time.monotonic()))
+    try:
+        _signal(crew, signal.SIGTERM)
+    finally:  # a second Ctrl-C cuts the grace short, and must not leave anything behind
+        _signal(crew, signal.SIGKILL)
+
+
+def _signal(crew: list[_Worker], number: int):
+    for worker in crew:
+        worker.signal(number)
+    ends = time.monotonic() + _GRACE_S
+    for worker in crew:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(max(0.0, ends - time.monotonic()))
 
 
 @contextlib.contextmanager

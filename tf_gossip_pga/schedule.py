@@ -4,7 +4,8 @@ Step k counts completed batches from 1 over the whole run. Gossip-PGA averages g
 gossiping, when `k % H == 0` (Chen et al., ICML 2021, Algorithm 1). The edge values are whole
 algorithms: `H=1` is Parallel SGD, `H=None` is Gossip SGD.
 
-A schedule is any object with `is_global(step) -> bool`; every rank must get the same answers.
+A schedule is any object with `is_global(step) -> bool`; every rank must get the same answers, and
+schedules that answer alike have the same text, by which ranks compare theirs.
 """
 
 import dataclasses
@@ -23,6 +24,9 @@ class FixedPeriod:
     """
 
     H: int | None
+
+    def __str__(self):
+        return str(self.H)
 
     def is_global(self, step: int) -> bool:
         """Whether step `step`, counted from 1, ends with a global average."""

@@ -18,10 +18,12 @@ _NOISE = re.compile(
 )
 # What the runtimes of the others say when a worker has ended, well or not: for the last lines.
 _RUNTIME_ERROR = re.compile(
-    r"[EF]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\]|\d{4}-\d\d-\d\d [\d:.]+: [EF] (tensorflow|external|xla)"
+    r"(E\d{4}|\d{4}-\d\d-\d\d) .*(base_collective_executor|coordination_service\w*)\.cc:\d+\]"
     r"|Additional GRPC error information from|:UNKNOWN:Error received from peer"
     r"|/job:\w+/replica:\d+/task:\d+$|The tasks have crashed\. Check the task logs"
 )
+# A warning, and the line of source that Python prints behind it.
+_WARNING = re.compile(r".*Warning: |WARNING:|  \S.*\($|  warnings\.warn\(")
 
 
 class Screen:
@@ -44,7 +46,7 @@ class Screen:
         )
         self._partial: dict[int, str] = collections.defaultdict(str)
         self._drawn = ""  # rank 0's unfinished line as it stands on the terminal
-        self._seen: dict[str, int] = {}  # a line -> the rank that printed it first
+        self._seen: dict[str, int] = {}  # a warning -> the rank that printed it first
         self.last_lines: dict[int, collections.deque[str]] = collections.defaultdict(
             lambda: collections.deque(maxlen=_LAST_LINES)
         )
@@ -59,7 +61,8 @@ class Screen:
         *lines, rest = text.split("\n")
         for line in lines:
             self._line(rank, line)
-        self._partial[rank] = rest
+        # Only the last state of a progress bar is kept: an epoch may draw it ten thousand times.
+        self._partial[rank] = rest[max(0, rest.rstrip("\r").rfind("\r")) :]
         if rank == 0:
             self._redraw(rest)
 
@@ -76,7 +79,7 @@ class Screen:
             if _RUNTIME_ERROR.match(line):
                 self.last_lines[rank].append(line)
                 return
-            if line.strip() and self._seen.setdefault(line, rank) != rank:
+            if _WARNING.match(line) and self._seen.setdefault(line, rank) != rank:
                 self.last_lines[rank].append(line)
                 return
         self.last_lines[rank].append(line)
