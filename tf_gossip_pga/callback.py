@@ -274,7 +274,7 @@ class GossipPGA(keras.callbacks.Callback):
         Raises:
           ValueError: on every rank, if one cannot train, or the ranks do not fit together.
         """
-        facts = None
+        model, facts, known = self.model, None, False
         if not problem:
             settings = {
                 "H": str(self._schedule),
@@ -283,9 +283,7 @@ class GossipPGA(keras.callbacks.Callback):
                 "epochs": self.params["epochs"],
                 "step count": self.step,
             }
-            facts = agreement.facts(self.model, settings)
-        model, known = self.model, False
-        if not problem:
+            facts = agreement.facts(model, settings)  # builds the optimizer
             variables = {
                 "parameters": _floating(model.trainable_variables),
                 "statistics": _floating(model.non_trainable_variables),
