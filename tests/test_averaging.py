@@ -63,7 +63,7 @@ def test_no_variables_make_no_chunks():
 
 def test_consensus_distance_is_the_root_mean_square_over_the_norm():
     # Replicas (3, 4) + (1, 0), (3, 4) - (1, 0) and (3, 4): squares 1, 1, 0 around a mean of norm 5.
-    squares = [(1.0, 25.0), (1.0, 25.0), (0.0, 25.0)]
+    squares = [(1.0, 25.0), (1.0, 0.0), (0.0, 0.0)]  # rank 0 takes the norm for all
     assert averaging.consensus_distance(squares) == pytest.approx(math.sqrt(2 / 3) / 5)
 
 

@@ -190,7 +190,8 @@ class Averager:
         """Sets parameters and statistics to their means over ranks: x_i <- 1/n sum_j x_j.
 
         Returns:
-          `(|x_i - mean|^2, |mean|^2)` of the parameters, with this rank's x_i before averaging.
+          `(|x_i - mean|^2, |mean|^2)` of the parameters, with this rank's x_i before averaging. The
+          mean is the same everywhere: rank 0 takes its norm for all, the others return 0.
         """
         with self._collectives.waiting(doing, self._timeout_s):
             distance, norm = self._global_function().numpy()
@@ -238,8 +239,9 @@ class Averager:
         means = self._collectives.mean(chunks + self._statistics.pack())
         squares = tf.zeros([2], tf.float64)  # of the distance and of the norm
         for chunk, mean in zip(chunks, means[: len(chunks)], strict=True):
-            parts = (_wide(chunk) - _wide(mean), _wide(mean))
-            squares += tf.stack([tf.cast(2 * tf.nn.l2_loss(part), tf.float64) for part in parts])
+            distance = tf.nn.l2_loss(_wide(chunk) - _wide(mean))
+            norm = tf.nn.l2_loss(_wide(mean)) if self._collectives.cluster.is_chief else 0.0
+            squares += 2 * tf.stack([tf.cast(distance, tf.float64), tf.cast(norm, tf.float64)])
         self._parameters.assign(means[: len(chunks)])
         self._statistics.assign(means[len(chunks) :])
         return squares
@@ -256,7 +258,7 @@ def consensus_distance(distances: list[tuple[float, float]]) -> float:
       distances: what `Averager.global_average` returned on each rank.
     """
     squares = np.array(distances)  # [ranks, 2] float64
-    return float(np.sqrt(squares[:, 0].mean() / max(squares[:, 1].mean(), 1e-300)))
+    return float(np.sqrt(squares[:, 0].mean() / max(squares[0, 1], 1e-300)))
 
 
 def _wide(chunk):
