@@ -143,6 +143,8 @@ def test_ctrl_c_stops_all_and_leaves_no_process_behind(tmp_path, times):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A background job of a shell starts with SIGINT ignored, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         ends = time.monotonic() + workers.DEADLINE_S
