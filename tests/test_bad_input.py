@@ -97,6 +97,7 @@ def test_one_worker_may_train_on_data_of_unknown_length():
 
 
 @pytest.mark.multiprocess
+@pytest.mark.parametrize("index", [0, 1])  # rank 1 must not wait for rank 0, which is not there
 @pytest.mark.parametrize(
     ("program", "message"),
     [
@@ -115,10 +116,10 @@ def test_one_worker_may_train_on_data_of_unknown_length():
         ),
     ],
 )
-def test_a_process_that_starts_wrongly_says_what_to_change(program, message):
+def test_a_process_that_starts_wrongly_says_what_to_change(program, message, index):
     config = (
         '{"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]},'
-        ' "task": {"type": "worker", "index": 0}}'
+        f' "task": {{"type": "worker", "index": {index}}}}}'
     )
     run = subprocess.run(
         [sys.executable, "-c", program],

@@ -11,6 +11,8 @@ edge.
 What is private, each use once, tested in `tests/test_collectives.py`:
   - `context.context().abort_collective_ops(code, message)` fails every pending collective of this
     process, and every later one. Public API can only wait.
+  - `context.context()._context_handle` is set once TensorFlow runs, when it is too late to start.
+    Public API says so only after rank 0 has answered.
 
 Rules that keep it alive:
   - **Order.** A rank issues its messages chunk by chunk and, within a chunk, by the topology's
@@ -95,16 +97,12 @@ class Collectives:
         self._hint = implementation.value.lower()
         self._messages_in_flight = 1 if gpus else _MESSAGES_IN_FLIGHT
         options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+        # Before any waiting: rank 0 may have ended with this same error.
+        if context.context()._context_handle is not None:
+            raise RuntimeError(_too_late())
         _await_chief(cluster)
-        try:
-            with _interruptible():
-                self.strategy = tf.distribute.MultiWorkerMirroredStrategy(
-                    communication_options=options
-                )
-        except RuntimeError as error:
-            if "program startup" in str(error):
-                raise RuntimeError(_too_late()) from None
-            raise
+        with _interruptible():
+            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         self._device = "/device:GPU:0" if gpus else "/device:CPU:0"
         self._gather_ints = tf.function(
             self._all_gather, input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False
