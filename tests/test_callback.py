@@ -251,6 +251,213 @@ def test_nothing_is_traced_twice_not_even_by_a_second_fit(semantics):
         assert rank["retraced"] == 1
 
 
+# ---- The optimizer's state ----------------------------------------------------------------------
+
+
+def _optimizer_state(cluster, optimizer):
+    """For each setting, the slots before and after each step's exchange, and the bytes sent."""
+    import keras
+
+    results = {}
+    for setting in ("local", "average", "reset"):
+        model = _dense_model(cluster.rank, keras.optimizers.get(optimizer))
+        slots = [v for v in _slots(model) if v.path.endswith(("momentum", "velocity"))]
+        x, y = _data(cluster.rank)
+        before = _recorder(on_train_batch_end=lambda model, slots=slots: _flat(slots))
+        after = _recorder(on_train_batch_end=lambda model, slots=slots: _flat(slots))
+        gossip = _gossip(H=3, optimizer_state=setting)
+        validation = _recorder(on_test_end=lambda model, slots=slots: _flat(slots))
+        model.fit(
+            *(x, y),
+            batch_size=BATCH,
+            validation_data=(x, y),
+            callbacks=[before, gossip, after, validation],
+            verbose=0,
+        )
+        results[setting] = {
+            "before": before.kept["on_train_batch_end"],
+            "after": after.kept["on_train_batch_end"],
+            "validated": validation.kept["on_test_end"][0],
+            "learning rate": float(model.optimizer.learning_rate),
+            "iterations": int(model.optimizer.iterations),
+            "bytes": gossip.bytes_sent,
+        }
+    return results
+
+
+def _slots(model):
+    model.optimizer.build(model.trainable_variables)
+    return model.optimizer.variables
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "slots"),
+    [
+        ({"class_name": "SGD", "config": {"learning_rate": 0.05, "momentum": 0.9}}, 1),
+        ({"class_name": "Adam", "config": {"learning_rate": 0.01}}, 2),
+    ],
+)
+def test_optimizer_state_is_local_averaged_or_reset_at_global_averages(optimizer, slots):
+    ranks = workers.run(_optimizer_state, 2, optimizer=optimizer)
+    for setting in ("local", "average", "reset"):
+        before, after = (
+            np.array([rank[setting][when] for rank in ranks]) for when in ("before", "after")
+        )  # [rank, step, element]
+        assert before.shape[1:] == (STEPS, slots * 19)  # 4 x 3 + 3 + 3 x 1 + 1 parameters
+        assert (before[0] != before[1]).any(-1).all()
+        expected = before.copy()
+        for step in (3, 6):  # H=3
+            if setting == "average":
+                expected[:, step - 1] = before[:, step - 1].mean(0)
+            elif setting == "reset":
+                expected[:, step - 1] = 0
+        np.testing.assert_allclose(after, expected, rtol=1e-6, atol=1e-9)
+        for rank, last in zip(ranks, after[:, -1], strict=True):
+            assert rank[setting]["validated"] == last.tolist()
+            assert rank[setting]["iterations"] == STEPS
+            assert rank[setting]["learning rate"] == pytest.approx(
+                optimizer["config"]["learning_rate"]
+            )
+    for rank in ranks:
+        assert rank["reset"]["bytes"] == rank["local"]["bytes"]
+        # Two global averages, each of two ranks sending its slots once.
+        assert rank["average"]["bytes"] - rank["local"]["bytes"] == 2 * slots * 19 * 4
+
+
+# ---- Gossip-AGA and logs ------------------------------------------------------------------------
+
+
+def _adaptive(cluster, folder):
+    import json
+
+    import keras
+
+    import tf_gossip_pga as pga
+
+    x, y = _data(cluster.rank)
+
+    class StopError(Exception):
+        pass
+
+    def stop(epoch, logs=None):
+        if epoch == 4:
+            raise StopError
+
+    def fit(state, **more):
+        model = _dense_model(0, keras.optimizers.SGD(0.02))
+        own = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: running.append(logs["loss"]),
+            on_epoch_end=lambda epoch, logs: losses.append(logs["loss"]),
+        )
+        losses, running = [], []
+        settings = pga.AdaptivePeriod(initial=2, warmup_steps=4, maximum=12)
+        gossip = _gossip(H=settings)
+        if state:
+            gossip.state = state
+        backup = keras.callbacks.BackupAndRestore(
+            f"{folder}/{cluster.rank}", delete_checkpoint=False
+        )
+        history = keras.callbacks.History()
+        callbacks = [own, gossip, backup, keras.callbacks.LambdaCallback(**more), history]
+        with contextlib.suppress(StopError):
+            model.fit(
+                x, y, batch_size=BATCH, shuffle=False, epochs=8, callbacks=callbacks, verbose=0
+            )
+        return {
+            "own losses": losses,
+            "running losses": running,
+            "history": history.history,
+            "global": [step for step, _ in gossip.distances],
+            "state": json.loads(json.dumps(gossip.state)),
+        }
+
+    whole = fit(None)
+    shutil.rmtree(f"{folder}/{cluster.rank}")
+    interrupted = fit(None, on_epoch_begin=stop)
+    return [whole, interrupted, fit(interrupted["state"])]
+
+
+@pytest.fixture(scope="module")
+def adaptive(tmp_path_factory):
+    return workers.run(_adaptive, 2, folder=str(tmp_path_factory.mktemp("backup")))
+
+
+def test_all_ranks_derive_the_same_period_from_the_averaged_loss(adaptive):
+    first, second = (rank[0] for rank in adaptive)
+    assert first["global"] == second["global"]
+    assert first["state"] == second["state"]
+    assert first["history"]["H"] == second["history"]["H"]
+    assert first["own losses"] != second["own losses"]
+    # This loss falls.
+    periods = first["history"]["H"]
+    assert 2 < periods[0] < periods[-1] <= 12
+    # Steps 2 and 4 warm up; the next average follows two steps later, later ones ever further.
+    assert first["global"][:3] == [2, 4, 6]
+
+
+def test_an_adaptive_period_survives_resumption(adaptive):
+    for whole, interrupted, resumed in adaptive:
+        assert interrupted["state"]["step"] == 4 * STEPS
+        assert resumed["state"]["period"]["H"] > 2
+        joined = interrupted["global"] + resumed["global"]
+        assert joined == [step for step in whole["global"] if step < whole["global"][-1]] + [48]
+        assert resumed["history"]["H"] == whole["history"]["H"][4:]
+
+
+def test_the_loss_of_a_global_average_is_the_mean_over_ranks_of_the_batches_since_the_last(
+    adaptive,
+):
+    # Keras' running means of the first four batches, on both ranks.
+    running = np.array([rank[0]["running losses"][:4] for rank in adaptive])
+    # The averages of steps 2 and 4 warm up: (mean of batches 1, 2 + mean of batches 3, 4) / 2.
+    expected = running[:, 3].mean()
+    # The next, at step 6, is the first to change the period: 2 * that / mean of batches 5 and 6.
+    fifth_and_sixth = 3 * np.mean([rank[0]["own losses"][0] for rank in adaptive]) - 2 * expected
+    for rank in adaptive:
+        assert rank[0]["state"]["period"]["initial_loss"] == pytest.approx(expected, rel=1e-5)
+        assert rank[0]["history"]["H"][0] == np.ceil(2 * expected / fifth_and_sixth)
+
+
+def test_logs_are_means_over_ranks(adaptive):
+    first, second = (rank[0] for rank in adaptive)
+    assert first["history"]["loss"] == second["history"]["loss"]
+    mean = np.mean([first["own losses"], second["own losses"]], axis=0)
+    np.testing.assert_allclose(first["history"]["loss"], mean, rtol=1e-12)
+
+
+def _bad_loss(cluster):
+    import warnings
+
+    import pytest
+
+    import tf_gossip_pga as pga
+
+    model = _dense_model(cluster.rank)
+    x, y = _data(cluster.rank)
+    if cluster.rank == 1:
+        y[-BATCH:] = np.nan  # in the last batch, on one rank
+    gossip = _gossip(H=pga.AdaptivePeriod(initial=2, warmup_steps=2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = model.fit(
+            x, y, batch_size=BATCH, shuffle=False, epochs=2, callbacks=[gossip], verbose=0
+        )
+    said = [str(each.message) for each in caught if "no period can be derived" in str(each.message)]
+    with pytest.raises(ValueError, match="state must be what the state of a GossipPGA"):
+        gossip.state = {"step": 3, "period": None}
+    with pytest.raises(ValueError, match="state must be what the state of a GossipPGA"):
+        pga.GossipPGA(H=3).state = gossip.state
+    return [gossip.step, history.history["H"], len(said)]
+
+
+def test_a_loss_that_is_nan_on_one_rank_ends_no_rank():
+    first, second = workers.run(_bad_loss, 2)
+    assert first == second
+    # It was longer before the loss became NaN, and fell back to what it was initially.
+    assert first[1][0] > first[1][1] == 2
+    assert [first[0], first[2]] == [12, 1]
+
+
 # ---- Models, optimizers and inputs --------------------------------------------------------------
 
 

@@ -7,13 +7,14 @@
     model.fit(dataset, callbacks=[pga.GossipPGA(H=6)])
 
 Settings make the family: `H=1` is Parallel SGD, `H=None` Gossip SGD, `topology="disconnected"`
-Local SGD. Start several workers on one machine with
+Local SGD, `H=AdaptivePeriod()` Gossip-AGA. Start several workers on one machine with
 
     python -m tf_gossip_pga.launch --workers=4 SCRIPT
 
 Contents:
   initialize, Cluster: this process's place among the workers.
   GossipPGA: the callback.
+  AdaptivePeriod: a period H that follows the training loss.
   WorkerLost: what it raises when another worker died or does not answer.
   topology, Topology: who averages with whom.
 """
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 # Loaded when first used, so that the launcher and TF_CONFIG's errors need no TensorFlow.
 _ROOM_OF = {
+    "AdaptivePeriod": "schedule",
     "Cluster": "cluster",
     "GossipPGA": "callback",
     "Topology": "topology",

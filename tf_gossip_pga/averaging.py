@@ -134,6 +134,7 @@ class Averager:
       others: variables that are only broadcast (the optimizer's).
       timeout_s: seconds that an exchange may wait for other workers.
       start_timeout_s: the same for what happens before the first step.
+      slots: those of `others` that `average_slots` mixes (momentum and the like).
 
     Attributes:
       bytes_sent: bytes of payload that this rank has sent since it was built; of a broadcast, one
@@ -149,6 +150,7 @@ class Averager:
         others,
         timeout_s: float,
         start_timeout_s: float,
+        slots=(),
     ):
         self.bytes_sent = 0
         self._collectives = collectives
@@ -157,6 +159,7 @@ class Averager:
         self._start_timeout_s = start_timeout_s
         self._parameters = Bucket(parameters)
         self._statistics = Bucket(statistics)
+        self._slots = Bucket(slots)
         self._everything = Bucket([*parameters, *statistics, *others])
         self._first_key = collectives.reserve_instance_keys(
             max(len(self._parameters), len(self._everything)), "the start", start_timeout_s
@@ -170,12 +173,13 @@ class Averager:
             Traced(functools.partial(self._gossip, round)) for round in range(topology.rounds)
         ]
         self._global_function = Traced(self._global_average)
+        self._slots_function = Traced(self._average_slots)
         self._broadcast_function = Traced(self._broadcast)
 
-    def averages(self, parameters, statistics, others) -> bool:
+    def averages(self, parameters, statistics, others, slots=()) -> bool:
         """Whether it was built for exactly these variables."""
-        mine = self._everything.variables
-        return [id(v) for v in mine] == [id(v) for v in (*parameters, *statistics, *others)]
+        mine = self._everything.variables + self._slots.variables
+        return [id(v) for v in mine] == [id(v) for v in (*parameters, *statistics, *others, *slots)]
 
     def gossip(self, round: int, doing: str):
         """Mixes the parameters with this round's neighbours: x_i <- sum_j W[i, j] * x_j."""
@@ -195,12 +199,26 @@ class Averager:
         """
         with self._collectives.waiting(doing, self._timeout_s):
             distance, norm = self._global_function().numpy()
-        # What a ring all-reduce sends: every piece n-1 times to be summed, n-1 times to be copied.
-        size = self._collectives.cluster.size
-        self.bytes_sent += round(
-            2 * (size - 1) / size * (self._parameters.bytes + self._statistics.bytes)
-        )
+        self._count_all_reduce(self._parameters.bytes + self._statistics.bytes)
         return float(distance), float(norm)
+
+    def average_slots(self, doing: str):
+        """Sets the slots to their means over ranks."""
+        if not len(self._slots):
+            return
+        with self._collectives.waiting(doing, self._timeout_s):
+            self._slots_function()
+        self._count_all_reduce(self._slots.bytes)
+
+    def clear_slots(self):
+        """Sets the slots to zero, without an exchange."""
+        for variable in self._slots.variables:
+            variable.assign(tf.zeros_like(variable))
+
+    def _count_all_reduce(self, sent: int):
+        # In a ring every piece travels n-1 times to be summed and n-1 times to be copied.
+        size = self._collectives.cluster.size
+        self.bytes_sent += round(2 * (size - 1) / size * sent)
 
     def broadcast(self, doing: str):
         """Sets all variables, `others` too, to rank 0's."""
@@ -245,6 +263,9 @@ class Averager:
         self._parameters.assign(means[: len(chunks)])
         self._statistics.assign(means[len(chunks) :])
         return squares
+
+    def _average_slots(self):
+        self._slots.assign(self._collectives.mean(self._slots.pack()))
 
     def _broadcast(self):
         chunks = self._everything.pack()

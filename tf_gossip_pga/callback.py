@@ -1,6 +1,8 @@
 """The Keras face: counts steps, asks the schedule, tells the averager, writes logs."""
 
+import contextlib
 import math
+import operator
 import time
 import weakref
 
@@ -12,6 +14,9 @@ from tf_gossip_pga import topology as topology_lib
 # How much longer than for an exchange in mid-epoch ranks wait for one another where they come from
 # different work: reading data, tracing, compiling, validating, writing a checkpoint.
 _PATIENCE = 10
+
+# What may become of the optimizer's slots (momentum and the like) at a global average.
+_OPTIMIZER_STATES = ("local", "average", "reset")
 
 # Which callback drives a model: the last one that `fit` introduced to it.
 _driver: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -27,7 +32,7 @@ class GossipPGA(keras.callbacks.Callback):
         x_i <- sum_j W[i, j] * x_j    otherwise          one gossip with the neighbours
 
     (Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021, Algorithm 1;
-    parameters are averaged, not gradients, and the optimizer's own variables stay local.)
+    parameters are averaged, not gradients.)
 
     Training starts from rank 0's weights and optimizer variables. Validation inside `fit` sees the
     averaged model; training then goes on from the local one. When training ends, a last global
@@ -41,10 +46,17 @@ class GossipPGA(keras.callbacks.Callback):
 
     Args:
       H: the period of global averages in steps, >= 1. `H=1` is Parallel SGD; `None` never averages
-        globally during training (Gossip SGD). Default 6, the paper's.
+        globally during training (Gossip SGD); an `AdaptivePeriod` lets it follow the training loss
+        (Gossip-AGA). Default 6, the paper's.
       topology: who gossips with whom: a name in `tf_gossip_pga.topology.BY_NAME`, or a `Topology`.
         `"disconnected"` makes Local SGD. Default `"one_peer_exponential"`: each step one message
         sent and one received, whatever the number of workers.
+      optimizer_state: what becomes, at the global averages of training, of the optimizer's slots,
+        its floating-point variables other than scalars: momentum, Adam's moments. `"local"`: each
+        rank keeps its own, as the authors' library does. `"average"`: they are averaged too, which
+        sends as much again for each slot. `"reset"`: they are set to zero; Adam's next steps are
+        then up to 3 times as long, since its step count goes on. (Wang et al., "SlowMo", ICLR 2020,
+        compares these.) Default `"local"`.
       timeout_s: seconds that an exchange waits for the other workers before it raises `WorkerLost`;
         ten times that at the start, and between epochs. Default 300.
 
@@ -58,15 +70,17 @@ class GossipPGA(keras.callbacks.Callback):
         first step on.
       bytes_sent: bytes of payload this rank has sent.
 
-    Logs at the end of an epoch, in `History` too:
+    Logs at the end of an epoch, in `History` too. Whatever number Keras and earlier callbacks have
+    put there, `loss` or `val_accuracy`, becomes its mean over ranks; added are
       consensus_distance: root mean square distance of the replicas from their mean, divided by the
         norm of the mean, at the epoch's last global average; NaN in an epoch without one.
       global_averages: number of steps of the epoch that ended with one.
       communication_seconds: of the epoch.
+      H: the present period, where it is adaptive.
 
     Raises:
-      ValueError: at construction for a bad `H`, topology or timeout; when training starts, on every
-        rank, where the ranks' models or settings differ or a rank cannot train.
+      ValueError: at construction for a bad argument; when training starts, on every rank, where the
+        ranks' models or settings differ or a rank cannot train.
       RuntimeError: `TF_CONFIG` names several workers, but `initialize` was not called.
       WorkerLost: another worker died, left `fit` or did not answer.
 
@@ -80,9 +94,22 @@ class GossipPGA(keras.callbacks.Callback):
         model.fit(dataset, epochs=5, callbacks=[pga.GossipPGA(H=6)])
     """
 
-    def __init__(self, H=6, topology="one_peer_exponential", timeout_s=300.0):  # noqa: N803
+    def __init__(
+        self,
+        H=6,  # noqa: N803
+        topology="one_peer_exponential",
+        optimizer_state="local",
+        timeout_s=300.0,
+    ):
         super().__init__()
         self._schedule = schedule.resolve(H)
+        self._adaptive = isinstance(self._schedule, schedule.AdaptiveSchedule)
+        if optimizer_state not in _OPTIMIZER_STATES:
+            raise ValueError(
+                f"optimizer_state must be one of {', '.join(map(repr, _OPTIMIZER_STATES))}; "
+                f"received {optimizer_state!r}."
+            )
+        self._optimizer_state = optimizer_state
         self._collectives = collectives.active()
         self._cluster = self._collectives.cluster
         self._topology = topology_lib.resolve(topology, self._cluster.size)
@@ -106,11 +133,40 @@ class GossipPGA(keras.callbacks.Callback):
         self._in_consensus = False  # all replicas are bit-identical at this moment
         self._local = None  # this rank's own weights, while it validates the averaged ones
         self._unreported: list[tuple[int, tuple[float, float]]] = []
+        self._losses = (0.0, 0.0)  # Keras' sum of losses and its weight, at the last global average
+        self._loss = None  # of an adaptive period: takes part in the global averages
 
     @property
     def bytes_sent(self) -> int:
         """Bytes of payload this rank has sent."""
         return self._bytes_of_past_fits + (self._averager.bytes_sent if self._averager else 0)
+
+    @property
+    def state(self) -> dict:
+        """Where the run stands, as JSON can hold it: `{"step": …, "period": …}`.
+
+        A callback in a new process goes on from there once this is set, before `fit` and on every
+        rank alike. (Without it the step count is the epoch's, and an adaptive period begins anew.)
+
+        Raises:
+          ValueError: when set to anything that a callback with this kind of `H` does not return.
+        """
+        return {"step": self.step, "period": self._schedule.state if self._adaptive else None}
+
+    @state.setter
+    def state(self, state: dict):
+        try:
+            step, period = operator.index(state["step"]), state["period"]
+            if self._adaptive:
+                self._schedule.state = period
+            elif period is not None:
+                raise TypeError
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                "state must be what the state of a GossipPGA with the same H was, received "
+                f"{state!r}."
+            ) from error
+        self.step = step
 
     # ---- Keras calls these ----------------------------------------------------------------------
 
@@ -145,6 +201,7 @@ class GossipPGA(keras.callbacks.Callback):
             if first_epoch and epoch:
                 # BackupAndRestore sets weights in on_train_begin, perhaps after our broadcast.
                 self._averager.broadcast("the start of training")
+        self._losses = (0.0, 0.0)
         self._at_epoch_begin = (len(self.distances), self.global_steps, self.communication_seconds)
 
     def on_train_batch_end(self, batch, logs=None):
@@ -153,19 +210,14 @@ class GossipPGA(keras.callbacks.Callback):
         is_global = self._schedule.is_global(self.step)
         self.global_steps += is_global
         self.gossip_steps += not is_global
-        if self._averager is None:
-            return
-        if self._first_batch:  # absorbs what ranks differ in tracing and compiling
-            self._meet("the first batch", timed=False)
-            self._first_batch = False
-        self._in_consensus = False
-        if is_global:
-            self._average_globally(f"the global average of step {self.step}")
-        else:
-            started = time.perf_counter()
-            # Rounds follow the step count, so that they agree after a resumption as well.
-            self._averager.gossip(self.step - 1, f"the gossip of step {self.step}")
-            self.communication_seconds += time.perf_counter() - started
+        loss = self._recent_loss(logs) if is_global and self._adaptive else None
+        if self._averager is not None:
+            if self._first_batch:  # absorbs what ranks differ in tracing and compiling
+                self._meet("the first batch", timed=False)
+                self._first_batch = False
+            loss = self._exchange(is_global, loss)
+        if loss is not None:
+            self._schedule.observe(self.step, loss)
 
     def on_test_begin(self, logs=None):
         if self._averager is None or not self._training:
@@ -184,7 +236,7 @@ class GossipPGA(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self._averager is not None:
             self._check_whole_epoch(epoch)
-            self._meet(f"the end of epoch {epoch + 1}")
+            self._meet(f"the end of epoch {epoch + 1}", logs=logs)
         if logs is not None:
             measured, global_steps, seconds = self._at_epoch_begin
             if self._averager is not None:
@@ -192,6 +244,8 @@ class GossipPGA(keras.callbacks.Callback):
                 logs["consensus_distance"] = new[-1][1] if new else math.nan
             logs["global_averages"] = self.global_steps - global_steps
             logs["communication_seconds"] = self.communication_seconds - seconds
+            if self._adaptive:
+                logs["H"] = self._schedule.H
 
     def on_train_end(self, logs=None):
         self._training = False
@@ -205,27 +259,58 @@ class GossipPGA(keras.callbacks.Callback):
 
     # ---- Exchanges ------------------------------------------------------------------------------
 
+    def _exchange(self, is_global: bool, loss: float | None) -> float | None:
+        """What follows an optimizer step; returns the mean of all ranks' `loss`."""
+        self._in_consensus = False
+        if not is_global:
+            with self._timed():
+                # Rounds follow the step count, so that they agree after a resumption as well.
+                self._averager.gossip(self.step - 1, f"the gossip of step {self.step}")
+            return None
+        doing = f"the global average of step {self.step}"
+        if loss is not None:
+            self._loss.assign(loss)
+        self._average_globally(doing)
+        with self._timed():
+            if self._optimizer_state == "average":
+                self._averager.average_slots(doing)
+            elif self._optimizer_state == "reset":
+                self._averager.clear_slots()
+        return loss if loss is None else float(self._loss)
+
     def _average_globally(self, doing: str):
-        started = time.perf_counter()
-        measured = self._averager.global_average(doing)
-        self.communication_seconds += time.perf_counter() - started
+        with self._timed():
+            measured = self._averager.global_average(doing)
         if not self._in_consensus:
             self._unreported.append((self.step, measured))
         self._in_consensus = True
 
-    def _meet(self, where: str, timed: bool = True):
+    @contextlib.contextmanager
+    def _timed(self):
+        """Counts what happens inside as communication."""
+        started = time.perf_counter()
+        yield
+        self.communication_seconds += time.perf_counter() - started
+
+    def _meet(self, where: str, timed: bool = True, logs: dict | None = None):
         """Waits for all ranks at the same point of training, and shares what each has measured.
+
+        Args:
+          where: the point.
+          timed: whether the wait counts as communication.
+          logs: the numbers in it become their means over ranks.
 
         Raises:
           RuntimeError: on every rank, if they stand at different points.
         """
-        started = time.perf_counter()
-        everyone = self._collectives.gather(
-            {"where": where, "step": self.step, "measured": self._unreported},
-            where,
-            self._timeout_s * _PATIENCE,
-        )
-        self.communication_seconds += timed * (time.perf_counter() - started)
+        mine = {
+            "where": where,
+            "step": self.step,
+            "measured": self._unreported,
+            "logs": {name: float(value) for name, value in (logs or {}).items() if _scalar(value)},
+        }
+        with self._timed() if timed else contextlib.nullcontext():
+            everyone = self._collectives.gather(mine, where, self._timeout_s * _PATIENCE)
         if agreement.difference([[each["where"], each["step"]] for each in everyone]):
             places = "; ".join(
                 f"rank {rank} is at {each['where']}, step {each['step']}"
@@ -241,6 +326,21 @@ class GossipPGA(keras.callbacks.Callback):
             distance = averaging.consensus_distance([squares for _, squares in measured])
             self.distances.append((measured[0][0], distance))
         self._unreported = []
+        for name in mine["logs"]:
+            if all(name in each["logs"] for each in everyone):
+                logs[name] = sum(each["logs"][name] for each in everyone) / len(everyone)
+
+    def _recent_loss(self, logs: dict | None) -> float:
+        """This rank's mean training loss since the last global average; NaN if nothing reports it.
+
+        Keras' logs hold the mean since the beginning of the epoch, which changes ever more slowly.
+        """
+        tracker = next((metric for metric in self.model.metrics if metric.name == "loss"), None)
+        if not isinstance(tracker, keras.metrics.Mean):  # a train_step of the user's own
+            return float((logs or {}).get("loss", math.nan))
+        before, self._losses = self._losses, (float(tracker.total), float(tracker.count))
+        total, count = (now - then for now, then in zip(self._losses, before, strict=True))
+        return total / count if count else math.nan
 
     def _check_whole_epoch(self, epoch: int):
         """Raises where this rank leaves an epoch early: the others would wait for it in vain."""
@@ -264,6 +364,11 @@ class GossipPGA(keras.callbacks.Callback):
         if _driver[self.model]() is not self:
             return "fit received two GossipPGA callbacks; pass one."
         problem = agreement.problem_of_model(self.model)
+        if not problem and self._optimizer_state == "reset" and self.model.optimizer.use_ema:
+            problem = (
+                "optimizer_state='reset' would erase the moving averages of weights that the "
+                "optimizer keeps (use_ema=True). Use 'local' or 'average'."
+            )
         if self._cluster.size == 1:  # its data are nobody else's affair
             return problem
         return problem or agreement.problem_of_data(self.params["steps"])
@@ -279,6 +384,7 @@ class GossipPGA(keras.callbacks.Callback):
             settings = {
                 "H": str(self._schedule),
                 "topology": self._topology.digest,
+                "optimizer_state": self._optimizer_state,
                 "steps per epoch": self.params["steps"],
                 "epochs": self.params["epochs"],
                 "step count": self.step,
@@ -286,9 +392,13 @@ class GossipPGA(keras.callbacks.Callback):
             facts = agreement.facts(model, settings)  # builds the optimizer
             variables = {
                 "parameters": _floating(model.trainable_variables),
-                "statistics": _floating(model.non_trainable_variables),
+                "statistics": [*_floating(model.non_trainable_variables), *self._loss_variable()],
                 "others": [v.value for v in model.optimizer.variables],
+                "slots": [],
             }
+            if self._optimizer_state != "local":
+                slots = [v for v in model.optimizer.variables if len(v.shape)]
+                variables["slots"] = _floating(slots)
             known = self._averager is not None and self._averager.averages(**variables)
         everyone = self._collectives.gather(
             {"problem": problem, "facts": facts, "known": known},
@@ -307,6 +417,18 @@ class GossipPGA(keras.callbacks.Callback):
                 start_timeout_s=self._timeout_s * _PATIENCE,
             )
         self._averager.broadcast("the start of training")
+
+    def _loss_variable(self) -> list:
+        """What carries the loss of an adaptive period through the global averages."""
+        if not self._adaptive:
+            return []
+        if self._loss is None:
+            self._loss = keras.Variable(0.0, trainable=False, dtype="float32", name="loss")
+        return [self._loss.value]
+
+
+def _scalar(value) -> bool:
+    return isinstance(value, (float, int)) or (hasattr(value, "shape") and value.shape == ())
 
 
 def _floating(variables) -> list:
