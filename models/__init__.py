@@ -1,18 +1,28 @@
-"""Keras models and tf.data input for `train.py`; knows nothing of gossip.
+"""Keras models, how each is trained, and their data; knows nothing of gossip.
 
-    model = models.build("resnet20", (8, 8, 1), 10)
-    data = inputs.find("digits")
+    model = models.build("resnet20", input_shape=(8, 8, 1), classes=10)
+    recipe = recipes.RECIPES["resnet20"]
+    data = inputs.find(recipe.dataset)
 
 Contents:
   build: a model of `MODELS` by name.
+  kind: what a model reads, images or text.
   inputs: the data sets by name.
+  recipes: optimizer, learning rate and loss by a model's name.
 """
 
 import importlib
 
 # Name of a model -> the room that has a function of this name. A room, and with it Keras, is loaded
 # when its model is built: train.py checks its flags in a process without TensorFlow.
-MODELS = {"resnet20": "resnet"}
+MODELS = {
+    "mlp": "mlp",
+    "resnet20": "resnet",
+    "resnet50": "resnet",
+    "bert_tiny": "bert",
+    "bert_base": "bert",
+    "bert_large": "bert",
+}
 
 
 def check(name: str):
@@ -21,17 +31,27 @@ def check(name: str):
         raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(sorted(MODELS))}.")
 
 
-def build(name: str, input_shape: tuple[int, ...], classes: int):
-    """A new `keras.Model`, not compiled, whose output is logits `[batch, classes]`.
+def kind(name: str) -> str:
+    """`"images"` for a classifier of images, `"text"` for a masked language model.
+
+    Raises:
+      ValueError: the name is unknown.
+    """
+    check(name)
+    return "text" if MODELS[name] == "bert" else "images"
+
+
+def build(name: str, **arguments):
+    """A new `keras.Model`, not compiled, whose output is logits `[batch, …, classes]` float32.
 
     Args:
       name: one of `MODELS`.
-      input_shape: shape of one example.
-      classes: number of classes.
+      **arguments: what the model's function takes: `input_shape` (of one image) and `classes` for
+        images, `vocabulary_size` for text.
 
     Raises:
       ValueError: the name is unknown.
     """
     check(name)
     room = importlib.import_module(f"{__name__}.{MODELS[name]}")
-    return getattr(room, name)(input_shape, classes)
+    return getattr(room, name)(**arguments)

@@ -1,6 +1,7 @@
 """Residual networks for images.
 
-Source: He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
+Sources: He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016; Goyal
+et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv 1706.02677.
 """
 
 import keras
@@ -38,7 +39,61 @@ def resnet20(input_shape: tuple[int, ...], classes: int) -> keras.Model:
         for block in range(3):
             x = _basic_block(x, filters, strides=2 if filters > 16 and block == 0 else 1)
     x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(images, layers.Dense(classes, name="logits")(x), name="resnet20")
+    return keras.Model(images, _logits(x, classes), name="resnet20")
+
+
+def resnet50(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """ResNet-50 in the form the field trains, with 25 557 032 parameters for 1000 classes.
+
+    Against He et al. 2016, table 1: a block halves the image in its 3x3 convolution rather than in
+    the 1x1 before it ("v1.5"), convolutions have no bias, and each block begins as the identity,
+    for the scale of its last BatchNorm is zero at first (Goyal et al. 2017, section 5.1, as are
+    He's initial weights and the last layer's deviation of 0.01). BatchNorms have momentum 0.9 and
+    epsilon 1e-5. The graph is KerasHub's, its layers are Keras' own: a saved model needs no
+    KerasHub.
+
+    Args:
+      input_shape: `(height, width, channels)`, any size; height and width may be None.
+      classes: number of classes.
+
+    Returns:
+      A model from images `[batch, height, width, channels]` float32, mean about 0 and
+      deviation about 1, to logits `[batch, classes]` float32.
+
+    Example:
+
+        model = resnet50((224, 224, 3), 1000)
+    """
+    from keras_hub.models import ResNetBackbone  # half a second that resnet20 does not need
+
+    backbone = ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[64, 128, 256, 512],
+        stackwise_num_blocks=[3, 4, 6, 3],
+        stackwise_num_strides=[1, 2, 2, 2],
+        block_type="bottleneck_block",
+        image_shape=input_shape,
+    )
+    images = keras.Input(input_shape, name="images")
+    graph = keras.models.clone_model(
+        keras.Model(backbone.input, backbone.output),
+        input_tensors=images,
+        clone_function=_with_initial_weights_of_goyal,
+    )
+    x = layers.GlobalAveragePooling2D()(graph.output)
+    normal = keras.initializers.RandomNormal(stddev=0.01)
+    return keras.Model(images, _logits(x, classes, normal), name="resnet50")
+
+
+def _with_initial_weights_of_goyal(layer):
+    """A copy of one of the backbone's layers."""
+    config = layer.get_config()
+    if isinstance(layer, layers.Conv2D):
+        config["kernel_initializer"] = "he_normal"
+    if layer.name.endswith("_3_bn"):  # the last of a block; a test counts them
+        config["gamma_initializer"] = "zeros"
+    return type(layer).from_config(config)
 
 
 def _basic_block(x, filters: int, strides: int):
@@ -66,4 +121,11 @@ def _convolution(x, filters: int, strides: int = 1):
         padding="same",
         use_bias=False,
         kernel_initializer="he_normal",
+    )(x)
+
+
+def _logits(x, classes: int, kernel_initializer="glorot_uniform"):
+    """`[batch, classes]` float32, under any dtype policy."""
+    return layers.Dense(
+        classes, kernel_initializer=kernel_initializer, dtype="float32", name="logits"
     )(x)

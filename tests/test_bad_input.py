@@ -73,6 +73,21 @@ def test_steps_per_execution_is_refused():
         _model(steps_per_execution=8).fit(*DATA, callbacks=[_pga().GossipPGA()], verbose=0)
 
 
+def test_an_unknown_optimizer_state_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"one of 'local', 'average', 'reset'; received 'mean'"):
+        _pga().GossipPGA(optimizer_state="mean")
+
+
+def test_reset_would_erase_moving_averages_of_weights():
+    import keras
+
+    model = _model()
+    model.compile(keras.optimizers.SGD(use_ema=True), "mse")
+    callback = _pga().GossipPGA(optimizer_state="reset")
+    with pytest.raises(ValueError, match=r"erase the moving averages.*Use 'local' or 'average'"):
+        model.fit(*DATA, callbacks=[callback], verbose=0)
+
+
 def test_an_unbuilt_model_is_refused():
     with pytest.raises(ValueError, match=r"no trainable variables yet.*model\.build"):
         _unbuilt().fit(*DATA, callbacks=[_pga().GossipPGA()], verbose=0)
@@ -84,6 +99,14 @@ def test_one_worker_is_a_quiet_no_op():
     assert (callback.step, callback.gossip_steps, callback.global_steps) == (4, 2, 2)
     assert callback.bytes_sent == 0 and callback.communication_seconds == 0
     assert set(history.history) == {"loss", "global_averages", "communication_seconds"}
+
+
+def test_one_worker_counts_as_an_adaptive_period_says():
+    callback = _pga().GossipPGA(H=_pga().AdaptivePeriod(initial=2, warmup_steps=2, maximum=3))
+    history = _model().fit(*DATA, batch_size=1, epochs=2, callbacks=[callback], verbose=0)
+    # 2 and 4 are global, then the loss has fallen: 7, 10, 13, 16.
+    assert (callback.step, callback.global_steps) == (16, 6)
+    assert history.history["H"] == [3, 3]
 
 
 @pytest.mark.filterwarnings("ignore:.*input ran out of data")  # how Keras ends such an epoch
@@ -139,6 +162,8 @@ def _cases():
     """Name -> what rank 1 does differently, as arguments of `_fit_error`."""
     return {
         "H": {"H": 4},
+        "adaptive H": {"H": _pga().AdaptivePeriod(initial=3)},
+        "optimizer_state": {"optimizer_state": "average"},
         "topology": {"topology": "disconnected"},
         "steps": {"rows": 6},
         "epochs": {"epochs": 2},
@@ -168,6 +193,7 @@ def _fit_error(
     built=True,
     steps_per_execution=1,
     callbacks=1,
+    optimizer_state="local",
 ) -> str:
     import keras
     import tensorflow as tf
@@ -182,7 +208,10 @@ def _fit_error(
     data = tf.data.Dataset.from_tensor_slices((np.ones((rows, 4)), np.ones((rows, 1)))).batch(2)
     if unknown:
         data = data.filter(lambda x, y: True)
-    gossip = [pga.GossipPGA(H=H, topology=topology) for _ in range(callbacks)]
+    gossip = [
+        pga.GossipPGA(H=H, topology=topology, optimizer_state=optimizer_state)
+        for _ in range(callbacks)
+    ]
     try:
         model.fit(data, epochs=epochs, callbacks=gossip, shuffle=False, verbose=0)
     except ValueError as error:
@@ -207,6 +236,8 @@ def errors():
     ("case", "message"),
     [
         ("H", r"differ in H: rank 0 has 3, rank 1 has 4"),
+        ("adaptive H", r"differ in H: rank 0 has 3, rank 1 has AdaptivePeriod\(initial=3, "),
+        ("optimizer_state", r"optimizer_state: rank 0 has local, rank 1 has average"),
         ("topology", r"differ in topology: rank 0 has ring, 2 ranks.*rank 1 has disconnected"),
         ("steps", r"differ in steps per epoch: rank 0 has 4, rank 1 has 3.*cluster\.shard"),
         ("epochs", r"differ in epochs: rank 0 has 1, rank 1 has 2"),
