@@ -133,8 +133,11 @@ class GossipPGA(keras.callbacks.Callback):
         self._in_consensus = False  # all replicas are bit-identical at this moment
         self._local = None  # this rank's own weights, while it validates the averaged ones
         self._unreported: list[tuple[int, tuple[float, float]]] = []
-        self._losses = (0.0, 0.0)  # Keras' sum of losses and its weight, at the last global average
-        self._loss = None  # of an adaptive period: takes part in the global averages
+        # For an adaptive period alone:
+        self._was_global = True  # the step before this one; a fit begins in consensus, too
+        self._losses = (0.0, 0.0)  # Keras' sum of losses and its weight, where a batch began
+        self._loss = math.nan  # of the first batch after a global average
+        self._averaged_loss = None  # a variable that takes part in the global averages
 
     @property
     def bytes_sent(self) -> int:
@@ -182,7 +185,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._in_consensus = False
         self._local = None
         self._unreported = []
-        self._first_epoch = self._first_batch = True
+        self._first_epoch = self._first_batch = self._was_global = True
         problem = self._problem()
         if self._cluster.size > 1:
             self._begin(problem)
@@ -210,14 +213,15 @@ class GossipPGA(keras.callbacks.Callback):
         is_global = self._schedule.is_global(self.step)
         self.global_steps += is_global
         self.gossip_steps += not is_global
-        loss = self._recent_loss(logs) if is_global and self._adaptive else None
+        if self._adaptive:
+            self._watch_loss(logs, is_global)
         if self._averager is not None:
             if self._first_batch:  # absorbs what ranks differ in tracing and compiling
                 self._meet("the first batch", timed=False)
                 self._first_batch = False
-            loss = self._exchange(is_global, loss)
-        if loss is not None:
-            self._schedule.observe(self.step, loss)
+            self._exchange(is_global)
+        if self._adaptive and is_global:
+            self._schedule.observe(self.step, self._loss)
 
     def on_test_begin(self, logs=None):
         if self._averager is None or not self._training:
@@ -259,24 +263,25 @@ class GossipPGA(keras.callbacks.Callback):
 
     # ---- Exchanges ------------------------------------------------------------------------------
 
-    def _exchange(self, is_global: bool, loss: float | None) -> float | None:
-        """What follows an optimizer step; returns the mean of all ranks' `loss`."""
+    def _exchange(self, is_global: bool):
+        """What follows an optimizer step."""
         self._in_consensus = False
         if not is_global:
             with self._timed():
                 # Rounds follow the step count, so that they agree after a resumption as well.
                 self._averager.gossip(self.step - 1, f"the gossip of step {self.step}")
-            return None
+            return
         doing = f"the global average of step {self.step}"
-        if loss is not None:
-            self._loss.assign(loss)
+        if self._adaptive:
+            self._averaged_loss.assign(self._loss)
         self._average_globally(doing)
+        if self._adaptive:
+            self._loss = float(self._averaged_loss)
         with self._timed():
             if self._optimizer_state == "average":
                 self._averager.average_slots(doing)
             elif self._optimizer_state == "reset":
                 self._averager.clear_slots()
-        return loss if loss is None else float(self._loss)
 
     def _average_globally(self, doing: str):
         with self._timed():
@@ -330,17 +335,23 @@ class GossipPGA(keras.callbacks.Callback):
             if all(name in each["logs"] for each in everyone):
                 logs[name] = sum(each["logs"][name] for each in everyone) / len(everyone)
 
-    def _recent_loss(self, logs: dict | None) -> float:
-        """This rank's mean training loss since the last global average; NaN if nothing reports it.
+    def _watch_loss(self, logs: dict | None, is_global: bool):
+        """Keeps this rank's loss of the first batch after a global average, or NaN.
 
-        Keras' logs hold the mean since the beginning of the epoch, which changes ever more slowly.
+        Keras' logs hold the mean since the beginning of the epoch, not the loss of a batch.
         """
+        if not (self._was_global or is_global):
+            return
         tracker = next((metric for metric in self.model.metrics if metric.name == "loss"), None)
-        if not isinstance(tracker, keras.metrics.Mean):  # a train_step of the user's own
-            return float((logs or {}).get("loss", math.nan))
-        before, self._losses = self._losses, (float(tracker.total), float(tracker.count))
-        total, count = (now - then for now, then in zip(self._losses, before, strict=True))
-        return total / count if count else math.nan
+        if isinstance(tracker, keras.metrics.Mean):
+            before, self._losses = self._losses, (float(tracker.total), float(tracker.count))
+            total, count = (now - then for now, then in zip(self._losses, before, strict=True))
+            loss = total / count if count else math.nan
+        else:  # a train_step of the user's own
+            loss = float((logs or {}).get("loss", math.nan))
+        if self._was_global:
+            self._loss = loss
+        self._was_global = is_global
 
     def _check_whole_epoch(self, epoch: int):
         """Raises where this rank leaves an epoch early: the others would wait for it in vain."""
@@ -422,9 +433,9 @@ class GossipPGA(keras.callbacks.Callback):
         """What carries the loss of an adaptive period through the global averages."""
         if not self._adaptive:
             return []
-        if self._loss is None:
-            self._loss = keras.Variable(0.0, trainable=False, dtype="float32", name="loss")
-        return [self._loss.value]
+        if self._averaged_loss is None:
+            self._averaged_loss = keras.Variable(0.0, trainable=False, dtype="float32", name="loss")
+        return [self._averaged_loss.value]
 
 
 def _scalar(value) -> bool:

@@ -42,17 +42,18 @@ class FixedPeriod:
 class AdaptivePeriod:
     """Settings of Gossip-AGA: the lower the training loss, the rarer the global averages.
 
-    Gradients are large and replicas drift apart quickly at first; later they agree for longer. With
-    F the mean over ranks of the training loss since the last global average, at the global average
-    of step k
+    Gradients are large and replicas drift apart quickly at first; later they agree for longer. At
+    the global average of step k, with F the mean over ranks of the loss of the first batch after
+    the previous one (the averaged model's: between averages each replica fits its own data)
 
         F_initial <- (F_initial + F) / 2                        if k <= warmup_steps; H stays
         H <- ceil((F_initial / F)^exponent * initial)           afterwards, within 1 … maximum
 
     Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021,
     Algorithm 2, reconstructed without the text of the box at hand. Departures, or what may be some:
-    the exponent (1 and 1/4 are both spoken of), the bound `maximum`, and F as the mean of several
-    batches, which is less noisy than the last one alone.
+    the exponent (1 and 1/4 are both spoken of), the bound `maximum`, and the batch of which F is
+    the loss. The last batch before the average is the other choice; where ranks see different data,
+    its loss is small because the replicas have drifted apart, and asks for yet fewer averages.
 
         >>> run = AdaptivePeriod(initial=4, warmup_steps=4).start()
         >>> run.observe(4, 2.0)             # still warming up: remembers the loss
@@ -63,7 +64,7 @@ class AdaptivePeriod:
     Args:
       initial: the period in steps at first, >= 1. Default 4, the paper's.
       warmup_steps: steps in which the period stays `initial` and the loss is remembered, >= 0. It
-        should span the learning rate's warm-up. Default 100.
+        should span the learning rate's warm-up and the loss's first, steep fall. Default 100.
       exponent: how strongly the period follows the loss, >= 0. Default 1.
       maximum: the longest period, >= initial. Default 64.
 
@@ -123,7 +124,7 @@ class AdaptiveSchedule:
         return step - self._last >= self.H
 
     def observe(self, step: int, loss: float):
-        """Takes in the training loss, the same number on every rank, at a global average."""
+        """Takes in F, the same number on every rank, at a global average."""
         self._last = step
         if not 0 <= loss < math.inf:  # nor is NaN
             self.H = self._settings.initial
