@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-quick exchange lint clean
+.PHONY: train test test-quick exchange compare input lint clean
 
 train: $(VENV)/ready
 	$(RUN) train.py
@@ -16,6 +16,14 @@ test-quick: $(VENV)/ready
 
 exchange: $(VENV)/ready
 	$(RUN) benchmarks/exchange.py --workers=4 --output=output/exchange.json
+
+# Sixteen workers on a ring, each with two of the ten digits: where averaging matters. Half an hour.
+compare: $(VENV)/ready
+	$(RUN) benchmarks/compare.py --seeds=5 --workers=16 --topology=ring --model=mlp \
+	  --classes_per_worker=2 --epochs=10 --steps_per_epoch=30 --output=output/compare.json
+
+input: $(VENV)/ready
+	$(RUN) benchmarks/input.py --output=output/input.json
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

@@ -1,7 +1,9 @@
 """The main job: trains a model on several workers with Gossip-PGA or a relative, and reports.
 
     python train.py                              # 4 local workers, ResNet-20, handwritten digits
+    python train.py --model=bert_tiny            # a masked language model of Python's own manual
     python train.py --algorithm=local --H=12 --workers=2
+    python train.py --model=resnet50 --data_dir=/data/tfds        # ImageNet, where it is prepared
     python train.py --help
 
 Where `TF_CONFIG` is set this process is one worker of that cluster; start the same command on every
@@ -9,295 +11,154 @@ machine. Where it is not, this process starts `--workers` local ones. Rank 0 pri
 writes `results.json`, `curves.png` and `model.keras` into `--output_dir`.
 """
 
-import json
+import dataclasses
 import math
 import os
-import pathlib
 import sys
 import time
+import zlib
 
-from absl import app, flags, logging
+from absl import app, logging
 
-# Nothing above `worker` may import TensorFlow: bad flags are reported before it has loaded, and the
-# process that starts local workers does without it.
 import models
-from models import inputs
+import results
+import settings
+from models import inputs, recipes
+from settings import FLAGS
 from tf_gossip_pga import cluster as cluster_lib
-from tf_gossip_pga import launch, topology
-
-# What an algorithm fixes of Gossip-PGA's settings; the flag of this name may not say otherwise.
-ALGORITHMS = {
-    "pga": {},
-    "gossip": {"H": None},
-    "local": {"topology": "disconnected"},
-    "parallel": {"H": 1, "topology": "complete"},
-}
-
-FLAGS = flags.FLAGS
-flags.DEFINE_string("model", "resnet20", f"One of {', '.join(models.MODELS)}.")
-flags.DEFINE_string("dataset", "digits", f"One of {', '.join(inputs.DATASETS)}.")
-flags.DEFINE_enum(
-    "algorithm",
-    "pga",
-    list(ALGORITHMS),
-    "pga: gossip with neighbours, global average every H-th step. gossip: no global average. "
-    "local: no gossip. parallel: a global average in every step.",
-)
-flags.DEFINE_integer("H", 6, "Steps from one global average to the next.", lower_bound=1)
-flags.DEFINE_string(
-    "topology", "one_peer_exponential", f"Who gossips with whom: {', '.join(topology.BY_NAME)}."
-)
-flags.DEFINE_integer("workers", 4, "Local processes, where TF_CONFIG is not set.", lower_bound=1)
-flags.DEFINE_integer("epochs", 60, "Epochs to train.", lower_bound=1)
-flags.DEFINE_integer(
-    "steps_per_epoch", None, "Steps of an epoch; default: one pass over the data.", lower_bound=1
-)
-flags.DEFINE_integer("batch_size", 32, "Examples in a worker's batch.", lower_bound=1)
-flags.DEFINE_float("learning_rate", 0.1, "Peak: a tenth of the steps up to it, then a cosine.")
-flags.DEFINE_integer(
-    "seed", 0, "Of initial weights, shuffling and augmentation.", lower_bound=0, upper_bound=1 << 30
-)
-flags.DEFINE_string("output_dir", "output", "Where rank 0 writes; made if it is not there.")
+from tf_gossip_pga import launch
 
 
 def main(argv):
+    start(argv, worker)
+
+
+def start(argv, work):
+    """Calls `work` as one worker of the cluster, or starts this program once for each worker."""
     config = os.environ.get("TF_CONFIG", "").strip()
     try:
-        check_flags(argv, cluster_lib.from_tf_config(config) if config else None)
+        settings.check(argv, cluster_lib.from_tf_config(config) if config else None)
     except ValueError as error:
-        sys.exit(f"train.py: {error}")
+        sys.exit(f"{os.path.basename(sys.argv[0])}: {error}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if config or FLAGS.workers == 1:
-        worker()
+        work()
     else:
-        sys.exit(launch.run([sys.executable, __file__, *sys.argv[1:]], FLAGS.workers))
-
-
-def check_flags(argv, cluster: cluster_lib.Cluster | None):
-    """Raises `ValueError` for whatever would stop a worker; makes the output directory."""
-    if len(argv) > 1:
-        raise ValueError(f"unexpected argument {argv[1]!r}. Flags begin with --; see --help.")
-    if cluster and FLAGS["workers"].present and FLAGS.workers != cluster.size:
-        raise ValueError(
-            f"--workers={FLAGS.workers}, but TF_CONFIG names {cluster.size} workers. Leave one out."
-        )
-    for name, fixed in ALGORITHMS[FLAGS.algorithm].items():
-        if FLAGS[name].present and FLAGS[name].value != fixed:
-            raise ValueError(
-                f"--algorithm={FLAGS.algorithm} has "
-                f"{f'no {name}' if fixed is None else f'{name}={fixed}'}, received "
-                f"--{name}={FLAGS[name].value}. Leave --{name} out, or use --algorithm=pga."
-            )
-    if not 0 < FLAGS.learning_rate < math.inf:
-        raise ValueError(f"--learning_rate must be > 0, received {FLAGS.learning_rate}.")
-    models.check(FLAGS.model)
-    size = cluster.size if cluster else FLAGS.workers
-    topology.resolve(setting("topology"), size)
-    check_batch_size(inputs.find(FLAGS.dataset), size)
-    if cluster is None or cluster.is_chief:
-        make_output_dir()
-
-
-def check_batch_size(data: inputs.Dataset, size: int):
-    share = data.training_examples // size
-    if FLAGS.batch_size > share:
-        raise ValueError(
-            f"--batch_size={FLAGS.batch_size} is more than a worker has: {share} of the "
-            f"{data.training_examples} training examples of {data.name}, with {size} workers. Use "
-            "a smaller batch or fewer workers."
-        )
-
-
-def make_output_dir():
-    try:
-        os.makedirs(FLAGS.output_dir, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"--output_dir={FLAGS.output_dir} cannot be made ({error.strerror}). Name a directory "
-            "that you may write to."
-        ) from None
-    if not os.access(FLAGS.output_dir, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"--output_dir={FLAGS.output_dir} cannot be written to. Name a directory that you may "
-            "write to."
-        )
-
-
-def setting(name: str):
-    """`H` (None: never) or `topology`, as the algorithm fixes it or the flag says."""
-    return ALGORITHMS[FLAGS.algorithm].get(name, FLAGS[name].value)
+        sys.exit(launch.run([sys.executable, *sys.argv], FLAGS.workers))
 
 
 def worker():
     """Trains as one worker of the cluster; rank 0 reports."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import keras
-
     import tf_gossip_pga as pga
 
     cluster = pga.initialize()  # before the first tensor
+    job = settings.find_job(cluster.size)
+    check_vocabularies(job.data)
+    gossip = gossip_callback(job)
+    run = train(cluster, job, [gossip], 1 if sys.stdout.isatty() else 2)
+    if cluster.is_chief:
+        vocabulary = job.data.vocabulary if job.data.kind == "text" else None
+        content = collect(cluster, job, run, gossip)
+        results.report(FLAGS.output_dir, run.model, content, gossip.distances, vocabulary)
+
+
+def check_vocabularies(data: inputs.Data):
+    """Raises `ValueError` on all ranks if they number their tokens differently."""
+    if data.kind != "text":
+        return
+    from tf_gossip_pga import collectives
+
+    tokens = "\n".join(data.vocabulary).encode()
+    digests = collectives.active().gather(zlib.crc32(tokens), "comparing vocabularies", 3600)
+    odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if odd:
+        raise ValueError(
+            f"The vocabulary of rank {odd[0]} is not rank 0's: each was trained on its own copy of "
+            f"{data.name}. Give all ranks the same file with --vocabulary."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `train` leaves behind: `history` maps a name to its values per epoch."""
+
+    model: object
+    history: dict
+    seconds: float
+
+
+def train(cluster: cluster_lib.Cluster, job: settings.Job, callbacks, verbose: int = 0) -> Run:
+    """One run, on this worker's part of the data; `verbose` is rank 0's, as in `fit`."""
+    import keras
+
+    keras.config.set_dtype_policy(FLAGS.precision)
     # Ranks differ in shuffling and augmentation; initial weights will be rank 0's everywhere.
     keras.utils.set_random_seed(FLAGS.seed + cluster.rank)
-
-    data = inputs.find(FLAGS.dataset)
-    training, validation = data.load()
-    batches = data.batches(cluster.shard(training), FLAGS.batch_size)
-    steps_per_epoch = FLAGS.steps_per_epoch or int(batches.cardinality())
-    training, validation = training.batch(256), validation.batch(256)
-
-    model = models.build(FLAGS.model, data.input_shape, data.classes)
+    data, recipe = job.data, job.recipe
+    model = models.build(FLAGS.model, **data.arguments)
     model.compile(
-        keras.optimizers.SGD(
-            learning_rate(steps_per_epoch * FLAGS.epochs), momentum=0.9, nesterov=True
-        ),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        recipes.optimizer(recipe, model, job.steps, recipe.batch_size * cluster.size),
+        recipes.loss(recipe, data.kind),
+        weighted_metrics=["accuracy"],
     )
-
-    gossip = pga.GossipPGA(H=setting("H"), topology=setting("topology"))
+    if FLAGS.initial_model:
+        model.load_weights(FLAGS.initial_model)
+    training = data.training(
+        cluster.rank, cluster.size, recipe.batch_size, job.classes_per_worker, recipe.augment
+    )
     started = time.perf_counter()
     history = model.fit(
-        batches.repeat(),
-        epochs=FLAGS.epochs,
-        steps_per_epoch=steps_per_epoch,
-        validation_data=validation,
+        training,
+        epochs=recipe.epochs,
+        steps_per_epoch=job.steps_per_epoch,
+        # Each rank its part; logs are means over ranks.
+        validation_data=data.validation(cluster.rank, cluster.size, recipe.batch_size),
         shuffle=False,  # tf.data has done so
-        callbacks=[gossip],
-        verbose=(1 if sys.stdout.isatty() else 2) if cluster.is_chief else 0,
+        callbacks=callbacks,
+        verbose=verbose if cluster.is_chief else 0,
     )
-    seconds = time.perf_counter() - started
-
-    if cluster.is_chief:
-        train_loss, _ = model.evaluate(training, verbose=0)
-        val_loss, val_accuracy = model.evaluate(validation, verbose=0)
-        losses = {"train_loss": train_loss, "val_loss": val_loss, "val_accuracy": val_accuracy}
-        report(model, results(cluster, model, gossip, seconds, losses, history), gossip.distances)
+    return Run(model, history.history, time.perf_counter() - started)
 
 
-def learning_rate(steps: int):
-    """The schedule over `steps` steps: a linear warm-up, then half a cosine down to zero."""
-    from keras.optimizers import schedules
+def gossip_callback(job: settings.Job):
+    """`GossipPGA` as the flags say."""
+    import tf_gossip_pga as pga
 
-    warmup = steps // 10
-    return schedules.CosineDecay(
-        0.0, steps - warmup, warmup_target=FLAGS.learning_rate, warmup_steps=warmup
-    )
+    period = settings.setting("H")
+    if FLAGS.algorithm == "aga":
+        period = pga.AdaptivePeriod(initial=period, warmup_steps=job.steps // 3)
+    return pga.GossipPGA(period, settings.setting("topology"), FLAGS.optimizer_state)
 
 
-def results(cluster, model, gossip, seconds: float, losses: dict, history) -> dict:
-    """The content of `results.json`; counts and bytes are rank 0's."""
+def collect(cluster, job: settings.Job, run: Run, gossip) -> dict:
+    """The content of `results.json`; counts and bytes are this rank's."""
+    validation = job.data.validation(0, 1, 256)
+    measured = run.model.evaluate(validation, verbose=0, return_dict=True)
+    text = job.data.kind == "text"
     return {
         "algorithm": FLAGS.algorithm,
         "model": FLAGS.model,
-        "dataset": FLAGS.dataset,
-        "H": setting("H"),
-        "topology": setting("topology"),
+        "dataset": job.data.name,
+        "H": settings.setting("H"),
+        "topology": settings.setting("topology"),
+        "optimizer_state": FLAGS.optimizer_state,
         "workers": cluster.size,
-        "epochs": FLAGS.epochs,
+        "epochs": len(run.history["loss"]),
         "steps": gossip.step,
         "gossip_steps": gossip.gossip_steps,
         "global_steps": gossip.global_steps,
-        "parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
-        **losses,
-        "seconds": seconds,
-        "compute_seconds": seconds - gossip.communication_seconds,
+        "parameters": sum(math.prod(v.shape) for v in run.model.trainable_variables),
+        "train_loss": run.history["loss"][-1],
+        "val_loss": measured["loss"],
+        "val_accuracy": measured["accuracy"],
+        "unigram_cross_entropy": job.data.unigram_cross_entropy() if text else None,
+        "seconds": run.seconds,
+        "compute_seconds": run.seconds - gossip.communication_seconds,
         "communication_seconds": gossip.communication_seconds,
         "bytes_sent_per_worker": gossip.bytes_sent,
         "consensus_distance": gossip.distances[-1][1] if gossip.distances else None,
-        "history": history.history,
+        "history": run.history,
     }
-
-
-def report(model, results: dict, distances: list[tuple[int, float]]):
-    """Prints the table and writes the files, `results.json` last: where it is, all is."""
-    directory = pathlib.Path(FLAGS.output_dir)
-    print(table(results), flush=True)
-    write(directory / "model.keras", model.save)
-    write(directory / "curves.png", lambda path: draw(path, results, distances))
-    text = json.dumps(_without_nan(results), indent=2)
-    write(directory / "results.json", lambda path: path.write_text(text))
-    print(f"Wrote {directory}/results.json, curves.png and model.keras.", flush=True)
-
-
-def _without_nan(value):
-    """JSON has no NaN or infinity: null stands for what has no value."""
-    if isinstance(value, dict):
-        return {name: _without_nan(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write(path: pathlib.Path, save):
-    """Calls `save` with a path beside `path`, then moves the file: half of one is never seen."""
-    partial = path.with_stem(f".{path.stem}.partial")  # Keras and matplotlib go by the suffix
-    save(partial)
-    os.replace(partial, path)
-
-
-def table(results: dict) -> str:
-    distance = results["consensus_distance"]
-    between = "local" if results["topology"] == "disconnected" else "gossip"
-    rows = {
-        "trained": describe(results),
-        "validation accuracy": f"{results['val_accuracy']:.4f}, averaged model",
-        "validation loss": f"{results['val_loss']:.4f}",
-        "training loss": f"{results['train_loss']:.4f}, averaged model, images as they are",
-        "time": f"{results['seconds']:.1f} s for {results['steps']} steps",
-        "communication": f"{results['communication_seconds'] / results['seconds']:.0%} of it",
-        "steps": f"{results['gossip_steps']} {between}, {results['global_steps']} global average",
-        "sent": f"{results['bytes_sent_per_worker'] / 1e6:.1f} MB, rank 0",
-        "consensus distance": "none, one worker"
-        if distance is None
-        else f"{distance:.2e}, before the last global average",
-    }
-    return "\n".join(["", *(f"  {name:<21}{value}" for name, value in rows.items()), ""])
-
-
-def describe(results: dict) -> str:
-    """One line: `resnet20 on digits, pga, H=6, one_peer_exponential, 4 workers`."""
-    parts = [f"{results['model']} on {results['dataset']}", results["algorithm"]]
-    parts += [f"H={results['H']}"] if results["H"] else []
-    workers = results["workers"]
-    return ", ".join([*parts, results["topology"], f"{workers} worker{'s' if workers > 1 else ''}"])
-
-
-def draw(path: pathlib.Path, results: dict, distances: list[tuple[int, float]]):
-    """Loss, validation accuracy and consensus distance against steps, side by side."""
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
-
-    history, blue, orange = results["history"], "#2563a8", "#d9722b"
-    per_epoch = results["steps"] // results["epochs"]
-    ends = [per_epoch * (epoch + 1) for epoch in range(results["epochs"])]
-    figure = Figure(figsize=(13.5, 4.4), dpi=120, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    figure.suptitle(describe(results), fontsize=13, fontweight="bold")
-    loss, accuracy, consensus = figure.subplots(1, 3)
-
-    loss.set(title="Loss", yscale="log")
-    loss.plot(ends, history["loss"], ".-", color=blue, label="training, rank 0")
-    loss.plot(ends, history["val_loss"], ".-", color=orange, label="validation, averaged model")
-    loss.legend(frameon=False)
-
-    accuracy.set(title=f"Validation accuracy, {results['val_accuracy']:.4f} at the end")
-    accuracy.plot(ends, history["val_accuracy"], ".-", color=orange)
-
-    consensus.set(title="Consensus distance before global averages")
-    measured = [(step, distance) for step, distance in distances if distance > 0]
-    if measured:
-        consensus.plot(*zip(*measured, strict=True), ".", color=blue, alpha=0.7)
-        consensus.set(yscale="log")
-    else:
-        consensus.text(0.5, 0.5, "one worker", transform=consensus.transAxes, ha="center")
-        consensus.set(xticks=[], yticks=[])
-
-    for axes in (loss, accuracy, consensus):
-        axes.set(xlabel="step", xlim=(0, None))
-        axes.grid(color="#e6e6e6", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        for line in axes.lines:
-            line.set(markersize=4, linewidth=1.4)
-    figure.savefig(path)
 
 
 if __name__ == "__main__":

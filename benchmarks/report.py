@@ -46,9 +46,14 @@ def publish(rows: list[dict], ratios: dict[str, float], output: str | None):
     for name, ratio in ratios.items():
         print(f"{name} = {ratio:.3f}")
     if output:
-        command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-        content = {"command": command, "machine": machine(), "rows": rows, "ratios": ratios}
-        path = pathlib.Path(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n")
-        print(f"\nWritten to {output}")
+        write(rows, ratios, output)
+
+
+def write(rows: list[dict], ratios: dict[str, float], output: str):
+    """A JSON file with the command and the machine beside the figures."""
+    command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+    content = {"command": command, "machine": machine(), "rows": rows, "ratios": ratios}
+    path = pathlib.Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"\nWritten to {output}")

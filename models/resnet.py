@@ -45,20 +45,20 @@ def resnet20(input_shape: tuple[int, ...], classes: int) -> keras.Model:
 def resnet50(input_shape: tuple[int, ...], classes: int) -> keras.Model:
     """ResNet-50 in the form the field trains, with 25 557 032 parameters for 1000 classes.
 
-    Against He et al. 2016, table 1: a block halves the image in its 3x3 convolution rather than in
-    the 1x1 before it ("v1.5"), convolutions have no bias, and each block begins as the identity,
-    for the scale of its last BatchNorm is zero at first (Goyal et al. 2017, section 5.1, as are
-    He's initial weights and the last layer's deviation of 0.01). BatchNorms have momentum 0.9 and
-    epsilon 1e-5. The graph is KerasHub's, its layers are Keras' own: a saved model needs no
-    KerasHub.
+    Departures from He et al. 2016, table 1: a block halves the image in its 3x3 convolution rather
+    than in the 1x1 before it ("v1.5"), and begins as the identity, for the scale of its last
+    BatchNorm is zero at first. The latter, as the other initial weights, is from Goyal et al. 2017,
+    section 5.1. Convolutions have no bias; BatchNorms have momentum 0.9 and epsilon 1e-5.
+
+    The graph is KerasHub's, its layers are Keras' own: a saved model needs no KerasHub.
 
     Args:
       input_shape: `(height, width, channels)`, any size; height and width may be None.
       classes: number of classes.
 
     Returns:
-      A model from images `[batch, height, width, channels]` float32, mean about 0 and
-      deviation about 1, to logits `[batch, classes]` float32.
+      A model from images `[batch, height, width, channels]` float32, mean about 0 and deviation
+      about 1, to logits `[batch, classes]` float32.
 
     Example:
 

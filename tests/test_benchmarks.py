@@ -34,3 +34,23 @@ def test_exchange_writes_its_rows_and_ratios(tmp_path):
     assert content["ratios"]["global_over_mwms"] == pytest.approx(medians["global average"] / mwms)
     assert content["ratios"]["small_step_over_bare_allreduce"] > 0
     assert "functions traced again after the warm-up: 0" in ended.stdout
+
+
+def test_input_writes_a_row_for_each_pipeline(tmp_path):
+    output = tmp_path / "input.json"
+    flags = ["--seconds=0.1", "--repetitions=2", "--images=40", f"--output={output}"]
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "input.py"), *flags],
+        capture_output=True,
+        text=True,
+        timeout=workers.DEADLINE_S,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = json.loads(output.read_text())["rows"]
+    assert {row["name"].partition(",")[0] for row in rows} == {
+        *("imagenet2012", "cifar10", "digits", "python_docs", "lm1b")
+    }
+    assert {row["unit"] for row in rows} == {"images", "tokens"}
+    for row in rows:
+        assert min(row["per_core_second"], row["per_second"]) > 0
+        assert f"{row['name']:26}" in ended.stdout

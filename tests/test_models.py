@@ -1,6 +1,5 @@
-"""models/: sizes, shapes and data that train.py relies on."""
+"""models/: sizes and shapes that train.py relies on."""
 
-import dataclasses
 import math
 
 import keras
@@ -8,10 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from sklearn import datasets
 
 import models
-from models import bert, inputs, resnet
+from models import bert, resnet
 
 
 @pytest.fixture
@@ -210,51 +208,7 @@ def test_kinds():
     assert set(kinds.values()) == {"images", "text"}
 
 
-def test_digits_are_split_into_disjoint_parts_that_cover_all():
-    training, validation = (list(part.as_numpy_iterator()) for part in inputs.find("digits").load())
-    assert (len(training), len(validation)) == (1437, 360)
-    everything = datasets.load_digits()
-    for index, (image, label) in enumerate(zip(everything.images, everything.target, strict=True)):
-        # Number 0, 5, 10, … must be the next of one part, any other number of the other.
-        mine, its_label = (training if index % 5 else validation).pop(0)
-        np.testing.assert_array_equal(mine[..., 0] * 16, image)
-        assert its_label == label
-    assert not training and not validation
-
-
-def test_digits_are_what_the_registry_says():
-    data = inputs.find("digits")
-    training, _ = data.load()
-    images, labels = next(training.batch(2000).as_numpy_iterator())
-    assert images.shape == (data.training_examples, *data.input_shape)
-    assert images.dtype == np.float32
-    assert (images.min(), images.max()) == (0, 1)
-    assert sorted(set(labels)) == list(range(data.classes))
-
-
-def test_batches_are_full_and_in_a_new_order_each_time():
-    data = dataclasses.replace(inputs.find("digits"), augment=None)
-    training, _ = data.load()
-    batches = data.batches(training.take(10), 4)
-    passes = [np.concatenate([x for x, _ in batches.as_numpy_iterator()]) for _ in range(4)]
-    # 10 examples are two batches of 4, all different; two examples are left out of each pass.
-    assert all(len(np.unique(images, axis=0)) == len(images) == 8 for images in passes)
-    assert any((passes[0] != images).any() for images in passes[1:])
-
-
-def test_augmentation_shifts_by_at_most_one_pixel():
-    images = np.zeros((400, 8, 8, 1), np.float32)
-    images[:, 0, 4] = 1  # on the upper edge
-    shifted = np.array(inputs._shift(images))
-    assert shifted.shape == images.shape
-    places = [tuple(np.argwhere(image[..., 0])[0]) for image in shifted if image.any()]
-    assert set(places) == {(row, column) for row in (0, 1) for column in (3, 4, 5)}
-    # A third of them, 133 +- 9, has moved up and out of the image, and nothing came in below.
-    assert 300 > len(places) > 230
-
-
-def test_unknown_names_are_answered_with_the_known_ones():
+@pytest.mark.parametrize("ask", [models.check, models.kind, models.build])
+def test_unknown_names_are_answered_with_the_known_ones(ask):
     with pytest.raises(ValueError, match=r"Unknown model 'resnet19'\. Known models: .*resnet20"):
-        models.build("resnet19", input_shape=(8, 8, 1), classes=10)
-    with pytest.raises(ValueError, match=r"Unknown dataset 'digit'\. Known datasets: .*digits"):
-        inputs.find("digit")
+        ask("resnet19")

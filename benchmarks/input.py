@@ -1,0 +1,166 @@
+"""What the input pipelines deliver: examples and tokens per second, and per second of one core.
+
+    python benchmarks/input.py --output=output/input.json
+
+A rate per core is examples over the processor time, user and system, of the whole process: how many
+cores a worker needs to feed a model follows from it, and other programs disturb it little. Nothing
+else runs in the process. Sets of TensorFlow Datasets are generated here under their names: files of
+500 x 375 random clouds as ImageNet's, noise as CIFAR-10's, the Python language reference as text.
+They are small and so stay in the page cache: reading from a disk comes on top.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+import numpy as np
+import report
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from models import inputs
+
+WARM_UP = 4  # batches: to trace, to fill the buffers and to let AUTOTUNE find its place
+SHARDS = 4
+BATCH = 32
+LENGTH = 128  # tokens of a row
+ROWS = [
+    ("imagenet2012", "training"),
+    ("imagenet2012", "validation"),
+    ("cifar10", "training"),
+    ("digits", "training"),
+    ("python_docs", "training"),
+    ("python_docs", "validation"),
+    ("lm1b", "training"),
+]
+
+
+def parse(argv=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=5, help="of one measurement")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--images", type=int, default=512, help="to generate")
+    parser.add_argument("--output", help="write a JSON file")
+    return parser.parse_args(argv)
+
+
+def clouds(random, height: int = 375, width: int = 500) -> bytes:
+    """A JPEG file of about 90 kB, nearly as large as those of ImageNet: noise of all scales."""
+    import tensorflow as tf
+
+    image = np.full((height, width, 3), 128.0)
+    for scale, contrast in ((125, 45), (25, 20), (5, 14), (2, 26)):
+        coarse = random.normal(0, contrast, (height // scale, width // scale, 3))
+        image += tf.image.resize(coarse, (height, width), "bicubic")
+    pixels = np.clip(image, 0, 255).astype(np.uint8)
+    return tf.io.encode_jpeg(pixels, quality=90).numpy()
+
+
+def examples(name: str, images: int):
+    """Examples of a generated set, as the real builder's features want them."""
+    from pydoc_data.topics import topics
+
+    random = np.random.default_rng(0)
+    if name == "imagenet2012":
+        for number in range(images):
+            file = io.BytesIO(clouds(random))
+            yield {"image": file, "label": number % 1000, "file_name": f"{number}.JPEG"}
+    elif name == "cifar10":
+        for number in range(10 * images):
+            noise = random.integers(0, 256, (32, 32, 3), np.uint8)
+            yield {"image": noise, "label": number % 10, "id": str(number)}
+    else:
+        yield from ({"text": topic} for topic in topics.values())
+
+
+def prepare(name: str, images: int, data_dir: str):
+    """Writes a set under `name` that has the form of the real one."""
+    import tensorflow_datasets as tfds
+
+    real = tfds.builder(name, data_dir=data_dir)
+
+    class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """The set of this name."""
+
+        VERSION = real.version
+        code_path = None  # beside which it would look for checksums
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=real.info.features,
+                supervised_keys=real.info.supervised_keys,
+            )
+
+        def _split_generators(self, download_manager):
+            return {split: self._generate_examples() for split in ("train", "validation")}
+
+        def _generate_examples(self):
+            return enumerate(examples(name, images))
+
+    Generated.name = name
+    config = tfds.download.DownloadConfig(num_shards=SHARDS)
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(None):
+        Generated(data_dir=data_dir).download_and_prepare(download_config=config)
+
+
+def pipelines(images: int, data_dir: str):
+    """Of each row its name, its unit, how many units an example has, and endless batches."""
+    for name in ("imagenet2012", "cifar10", "lm1b"):
+        prepare(name, images, data_dir)
+    for name, part in ROWS:
+        data = inputs.find(name, data_dir=data_dir, sequence_length=LENGTH)
+        unit, each = ("tokens", LENGTH) if data.kind == "text" else ("images", 1)
+        batches = getattr(data, part)(rank=0, size=1, batch_size=BATCH)
+        yield f"{name}, {part}", unit, each, batches.repeat()
+
+
+def measure(batches, seconds: float) -> tuple[int, float, float]:
+    """Examples delivered in about `seconds`, the processor time and the time that they took."""
+    import tensorflow as tf
+
+    iterator = iter(batches)
+    for _ in range(WARM_UP):
+        next(iterator)
+    count, cpu, started = 0, time.process_time(), time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds or not count:
+        count += int(tf.shape(tf.nest.flatten(next(iterator))[0])[0])
+    return count, time.process_time() - cpu, elapsed
+
+
+def row(name: str, unit: str, each: int, batches, options) -> dict:
+    """The figures of one line: medians over the repetitions."""
+    found = [measure(batches, options.seconds) for _ in range(options.repetitions)]
+    return {
+        "name": name,
+        "unit": unit,
+        "per_core_second": float(np.median([count * each / cpu for count, cpu, _ in found])),
+        "per_second": float(np.median([count * each / wall for count, _, wall in found])),
+        "repetitions": options.repetitions,
+    }
+
+
+def main():
+    """Measures and reports."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    options = parse()
+    print(report.machine())
+    with tempfile.TemporaryDirectory() as data_dir:
+        rows = [row(*each, options) for each in pipelines(options.images, data_dir)]
+    print(f"\n{'':26}{'per core and second':>20}{'per second':>14}")
+    for each in rows:
+        figures = f"{each['per_core_second']:20,.0f}{each['per_second']:14,.0f}"
+        print(f"{each['name']:26}{figures}  {each['unit']}")
+    if options.output:
+        report.write(rows, {}, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""A small fully connected network."""
+
+import keras
+from keras import layers
+
+
+def mlp(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """Two hidden layers of 64: small enough for studies with many workers on one machine.
+
+    Args:
+      input_shape: shape of one image, any rank.
+      classes: number of classes.
+
+    Returns:
+      A model from images `[batch, *input_shape]` float32 to logits `[batch, classes]` float32.
+    """
+    images = keras.Input(input_shape, name="images")
+    x = layers.Flatten()(images)
+    for _ in range(2):
+        x = layers.Dense(64, "relu")(x)
+    return keras.Model(images, layers.Dense(classes, dtype="float32", name="logits")(x), name="mlp")

@@ -1,0 +1,153 @@
+"""Sets of TensorFlow Datasets that lie prepared on disk, of which each rank reads its own part.
+
+    source, recipe = prepared.find("cifar10", data_dir=None, wordpiece=None, embedded=[])
+    examples = source.training(rank=0, size=4)
+
+Nothing is downloaded here. TensorFlow is imported when examples are read; finding a set and asking
+what is in it needs TensorFlow Datasets alone.
+"""
+
+import difflib
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+
+from models import images, sources, text
+
+_FIRST = 20_000  # documents of a set on which its vocabulary is trained
+_VOCABULARY = 30522  # tokens, as of BERT
+_CATALOGUE = "https://www.tensorflow.org/datasets/catalog"
+_NAME = re.compile(r"(?P<stem>\w+)(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
+
+
+def find(name: str, data_dir: str | None, wordpiece: Callable | None, embedded: Sequence[str]):
+    """The set of this name: what reads its examples, and how they become batches.
+
+    Args:
+      name: `set`, `set/config` or either with `:version`.
+      data_dir: where it was prepared; default: that of TensorFlow Datasets.
+      wordpiece: makes a `text.WordPiece` of a size, what it is trained on, and the documents.
+      embedded: other names, for the error to list.
+
+    Raises:
+      ValueError: the name is unknown, the set is of another kind, or is not prepared.
+    """
+    builder = _builder(name, data_dir, embedded)
+    names, body = _image_and_label(builder), _text(builder)
+    if not names and not body:
+        raise ValueError(
+            f"The dataset {name} has neither an image with a class to predict nor text without "
+            f"images or sound. Its features: {builder.info.features}"
+        )
+    _check_prepared(builder, name, data_dir)
+    return _images(builder, *names) if names else _rows(builder, body, wordpiece)
+
+
+def _builder(name: str, data_dir: str | None, embedded: Sequence[str]):
+    import tensorflow_datasets as tfds
+
+    match = _NAME.fullmatch(name)
+    stem = match["stem"] if match else name
+    # tfds.builder's own answer imports TensorFlow, and looks for community sets on the network.
+    catalogue = tfds.list_builders(with_community_datasets=False)
+    if not match or (stem not in catalogue and not _on_disk(stem, data_dir)):
+        close = ", ".join(difflib.get_close_matches(stem, [*embedded, *catalogue], n=4))
+        raise ValueError(
+            f"Unknown dataset {name!r}. {f'Close: {close}. ' if close else ''}Embedded: "
+            f"{', '.join(embedded)}. Any other is a set of TensorFlow Datasets ({_CATALOGUE}): "
+            "name or name/config, and :version after it where not the newest is meant."
+        )
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except Exception as error:  # a builder's own code runs here, and raises what it likes
+        reason = " ".join(str(error).split())
+        raise ValueError(f"TensorFlow Datasets refuses {name!r}: {reason[:400]}") from error
+
+
+def _on_disk(stem: str, data_dir: str | None) -> bool:
+    import tensorflow_datasets as tfds
+
+    return (pathlib.Path(data_dir or tfds.core.constants.DATA_DIR) / stem).is_dir()
+
+
+def _check_prepared(builder, name: str, data_dir: str | None):
+    """Raises `ValueError`, which says how to prepare it, unless the set lies on disk."""
+    if not builder.info.splits:
+        where = f", data_dir={data_dir!r}" if data_dir else ""
+        raise ValueError(
+            f"The dataset {name} is not prepared: there is nothing in {builder.data_path}. Prepare "
+            'it once, which may download much: python -c "import tensorflow_datasets as tfds; '
+            f'tfds.builder({name!r}{where}).download_and_prepare()". Or name another data_dir.'
+        )
+    if "train" not in builder.info.splits:
+        raise ValueError(
+            f"The dataset {name} has no split 'train' but {', '.join(builder.info.splits)}. Only "
+            "sets with one can be trained on."
+        )
+
+
+def _image_and_label(builder) -> tuple[str, str] | None:
+    """Names of the image and of the class to predict; None where there is no such pair."""
+    import tensorflow_datasets as tfds
+
+    pictures = _features(builder, tfds.features.Image)
+    labels = _features(builder, tfds.features.ClassLabel)
+    match builder.info.supervised_keys:
+        case (str(picture), str(label)) if picture in pictures and label in labels:
+            return picture, label
+    return (pictures[0], labels[0]) if pictures and labels else None
+
+
+def _text(builder) -> str | None:
+    """Name of the text: `text`, else the first in the alphabet; None where text is not the matter.
+
+    Sets of images, sound or video have texts too: file names.
+    """
+    import tensorflow_datasets as tfds
+
+    media = (tfds.features.Image, tfds.features.Audio, tfds.features.Video)
+    names = _features(builder, tfds.features.Text)
+    if not names or _features(builder, media):
+        return None
+    return "text" if "text" in names else names[0]
+
+
+def _features(builder, of: type | tuple[type, ...]) -> list[str]:
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    if not isinstance(features, tfds.features.FeaturesDict):
+        return []
+    return sorted(name for name, feature in features.items() if isinstance(feature, of))
+
+
+def _images(builder, image: str, label: str) -> tuple[sources.Prepared, images.Images]:
+    """`(image, label)`; images of no common size as files, to decode only what is wanted."""
+    import tensorflow_datasets as tfds
+
+    def pick(example):
+        import tensorflow as tf
+
+        return example[image], tf.cast(example[label], tf.int32)
+
+    shape = builder.info.features[image].shape
+    classes = builder.info.features[label].num_classes
+    if None in shape:
+        shape = (images.CROP, images.CROP, 3)
+        recipe = images.Images(shape, classes, **images.IMAGENET, flip=True, encoded=True)
+        return sources.Prepared(builder, pick, {image: tfds.decode.SkipDecoding()}), recipe
+    channels = {"cifar10": images.CIFAR10, "cifar100": images.CIFAR100}.get(builder.name)
+    changes = {**channels, "shift": 4, "flip": True} if channels else {}
+    return sources.Prepared(builder, pick), images.Images(shape, classes, **changes)
+
+
+def _rows(builder, body: str, wordpiece: Callable) -> tuple[sources.Rows, text.WordPiece]:
+    documents = sources.Prepared(builder, lambda example: example[body])
+    count = min(_FIRST, documents.training_examples)
+    train = builder.info.splits["train"]
+    recipe = wordpiece(
+        _VOCABULARY,
+        f"{body} of {count} of {builder.info.full_name} {train.shard_lengths} {train.num_bytes}",
+        lambda: [sources.decoded(each) for each in documents.first(count).as_numpy_iterator()],
+    )
+    return sources.Rows(documents, recipe), recipe

@@ -1,0 +1,158 @@
+"""Text as rows of WordPiece tokens with masks to predict, as BERT is trained.
+
+    wordpiece = text.WordPiece(lambda: vocabulary.train(documents, 4096), length=64)
+    rows = wordpiece.rows(documents)                   # int32 [rows, 64]
+    batches = wordpiece.validation(tf.data.Dataset.from_tensor_slices(rows), 32)
+
+A batch is `(inputs, mask_ids, mask_weights)`. The inputs are int32: `token_ids`, `segment_ids` (all
+0, a row is one segment) and `padding_mask` (all 1, a row is full), each `[batch, length]`, and
+`mask_positions` `[batch, masks]`. `mask_ids`, int32 `[batch, masks]`, are the tokens to predict;
+`mask_weights`, float32 of the same shape, are 0 where a row has fewer tokens to predict, else 1.
+
+Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
+Understanding", NAACL 2019, section 3.1 and appendix A.1. Departures: no next-sentence prediction,
+and a row is any stretch of text.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from models import vocabulary
+
+_SELECTED = 0.15  # of the tokens of a row that are not special
+_MASKED, _RANDOM = 0.8, 0.1  # of the selected; the rest stay as they are
+
+
+class WordPiece:
+    """Documents to rows, and rows to batches, with one vocabulary and one length of rows.
+
+    Args:
+      read: returns the vocabulary, when it is first needed.
+      length: tokens of a row, with [CLS] and [SEP].
+    """
+
+    kind = "text"
+
+    def __init__(self, read: Callable[[], list[str]], length: int):
+        self._read = read
+        self.length = length
+        self.masks = math.ceil(_SELECTED * (length - 2))
+
+    @functools.cached_property
+    def vocabulary(self) -> list[str]:
+        """The tokens; the first has id 0."""
+        return self._read()
+
+    @property
+    def arguments(self) -> dict:
+        """What a model is built with."""
+        return {"vocabulary_size": len(self.vocabulary)}
+
+    @functools.cached_property
+    def special(self) -> list[int]:
+        """Ids of what is never selected: there is nothing to learn from predicting [UNK]."""
+        return [self.vocabulary.index(token) for token in vocabulary.SPECIAL]
+
+    @functools.cached_property
+    def _tokenizer(self):
+        return vocabulary.tokenizer(self.vocabulary)
+
+    def rows(self, documents: Sequence[str]) -> np.ndarray:
+        """The documents' tokens, [SEP] between two documents, cut into rows: int32 [rows, length].
+
+        A row is [CLS], length - 2 tokens, [SEP]. What is left over at the end is dropped.
+        """
+        _, _, first, last, _ = self.special
+        tokens = []
+        for encoded in self._tokenizer.encode_batch_fast(documents, add_special_tokens=False):
+            tokens += [*encoded.ids, last]
+        tokens, width = tokens[:-1], self.length - 2
+        cut = np.array(tokens[: len(tokens) // width * width], np.int32).reshape(-1, width)
+        return np.pad(cut, [(0, 0), (1, 1)], constant_values=(first, last))
+
+    def training(self, rows, batch_size: int, augment: bool = True):
+        """Full batches with new masks for every row that comes, again or not.
+
+        Masks are what there is to learn from: `augment`, which images have, changes nothing.
+        """
+        import keras_hub
+
+        masker = keras_hub.layers.MaskedLMMaskGenerator(
+            vocabulary_size=len(self.vocabulary),
+            mask_selection_rate=_SELECTED,
+            mask_token_id=self.special[-1],
+            mask_selection_length=self.masks,
+            unselectable_token_ids=self.special,
+            mask_token_rate=_MASKED,
+            random_token_rate=_RANDOM,
+            dtype="float32",  # of the weights, whatever the policy for models
+        )
+
+        def mask(rows):
+            masked = masker(rows)
+            names = ("token_ids", "mask_positions", "mask_ids", "mask_weights")
+            return self._batch(rows, *(masked[name] for name in names))
+
+        return rows.batch(batch_size, drop_remainder=True).map(mask)
+
+    def validation(self, rows, batch_size: int):
+        """Batches in which a row has the same masks in every pass, process and share."""
+        import tensorflow as tf
+
+        dtypes = [tf.int32, tf.int32, tf.int32, tf.float32]
+        return rows.batch(batch_size).map(
+            lambda rows: self._batch(rows, *tf.numpy_function(self.fixed_masks, [rows], dtypes))
+        )
+
+    def fixed_masks(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Masks that depend on the tokens of the row alone, by the rule of `training`.
+
+        Returns:
+          token_ids `[batch, length]`; mask_positions, mask_ids, mask_weights `[batch, masks]`.
+        """
+        token_ids = rows.copy()
+        positions, ids = (np.zeros([len(rows), self.masks], np.int32) for _ in range(2))
+        weights = np.zeros([len(rows), self.masks], np.float32)
+        for number, row in enumerate(rows):
+            random = np.random.default_rng(row)
+            selectable = np.flatnonzero(~np.isin(row, self.special))
+            count = math.ceil(_SELECTED * len(selectable))
+            chosen = np.sort(random.permutation(selectable)[:count])
+            positions[number, :count], ids[number, :count] = chosen, row[chosen]
+            weights[number, :count] = 1
+            share, other = random.random(count), random.integers(len(self.vocabulary), size=count)
+            kept = np.where(share < _MASKED + _RANDOM, other, row[chosen])
+            token_ids[number, chosen] = np.where(share < _MASKED, self.special[-1], kept)
+        return token_ids, positions, ids, weights
+
+    def _batch(self, rows, token_ids, positions, ids, weights):
+        import tensorflow as tf
+
+        token_ids = tf.ensure_shape(token_ids, rows.shape)
+        shape = [rows.shape[0], self.masks]
+        positions, ids, weights = (
+            tf.ensure_shape(each, shape) for each in (positions, ids, weights)
+        )
+        inputs = {
+            "token_ids": token_ids,
+            "segment_ids": tf.zeros_like(token_ids),
+            "padding_mask": tf.ones_like(token_ids),
+            "mask_positions": tf.cast(positions, tf.int32),
+        }
+        return inputs, tf.cast(ids, tf.int32), weights
+
+    def unigram_cross_entropy(self, rows) -> float:
+        """Nats a token that the best model without context needs for these rows.
+
+        It knows the frequencies of the very tokens that it predicts; only what can be selected
+        counts. `H = -sum_t p_t log p_t`.
+        """
+        counts = np.zeros(len(self.vocabulary))
+        for batch in rows.batch(1024).as_numpy_iterator():
+            counts += np.bincount(batch.ravel(), minlength=len(counts))
+        counts[self.special] = 0
+        frequencies = counts[counts > 0] / counts.sum()
+        return float(-(frequencies * np.log(frequencies)).sum())
