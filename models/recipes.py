@@ -141,7 +141,7 @@ RECIPES = {
     # Ours; schedule, weight decay and clipping are BERT's.
     "bert_tiny": Recipe(
         dataset="python_docs",
-        epochs=20,
+        epochs=55,
         batch_size=32,
         optimizer="adamw",
         learning_rate=2e-3,
