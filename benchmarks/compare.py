@@ -236,14 +236,15 @@ def draw(path: pathlib.Path, title: str, steps_per_epoch: int, runs: dict):
     by_step, by_second = figure.subplots(1, 2, sharey=True)
     for color, (name, measured) in zip(results.PALETTE, runs.items(), strict=False):
         losses = np.array([each["history"]["val_loss"] for each in measured])  # [seeds, epochs]
-        mean, std = losses.mean(0), losses.std(0, ddof=1)
+        mean = losses.mean(0)
         steps = steps_per_epoch * (1 + np.arange(len(mean)))
         style = {"color": color, "label": name, "ls": ":" if name == ALONE else "-"}
         by_step.plot(steps, mean, **style)
-        by_step.fill_between(steps, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
+        band = (losses.min(0), losses.max(0))
+        by_step.fill_between(steps, *band, color=color, alpha=0.15, linewidth=0)
         if name != ALONE:  # on one process: not the same machine
             by_second.plot(np.median([each["clock"] for each in measured], 0), mean, **style)
-    by_step.set(title="Validation loss, averaged model: mean and deviation", yscale="log")
+    by_step.set(title="Validation loss, averaged model: mean and range", yscale="log")
     by_second.set(title="The same against time: median of seeds")
     figure.legend(*by_step.get_legend_handles_labels(), loc="outside right center", frameon=False)
     results.finish(by_step, xlabel="step")

@@ -54,3 +54,34 @@ def test_input_writes_a_row_for_each_pipeline(tmp_path):
     for row in rows:
         assert min(row["per_core_second"], row["per_second"]) > 0
         assert f"{row['name']:26}" in ended.stdout
+
+
+@pytest.mark.multiprocess
+def test_compare_sets_the_algorithms_side_by_side(tmp_path):
+    output = tmp_path / "compare.json"
+    flags = ["--seeds=2", "--workers=4", "--topology=ring", "--model=mlp", "--epochs=2"]
+    flags += ["--steps_per_epoch=9"]
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "compare.py"), *flags, f"--output={output}"],
+        capture_output=True,
+        text=True,
+        timeout=2 * workers.DEADLINE_S,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    rows = {row["name"]: row for row in json.loads(output.read_text())["rows"]}
+    algorithms = {"parallel", "pga", "pga, H = 4", "aga", "local", "gossip"}
+    assert set(rows) == algorithms | {"one worker", "gossip, not averaged"}
+    for name, row in rows.items():
+        assert row["val_loss_std"] > 0  # seeds differ
+        assert f"{name}  " in ended.stdout
+    assert len({rows[name]["val_loss_mean"] for name in rows}) == len(rows)
+    # 18 steps.
+    shares = {name: rows[name]["global_share"] for name in algorithms}
+    assert (shares["parallel"], shares["pga"], shares["gossip"]) == (1, 3 / 18, 0)
+    assert shares["pga, H = 4"] == 4 / 18
+    # Four ranks with a quarter of the batch each, against one with all: the same but for the
+    # draw of examples.
+    assert rows["one worker"]["val_loss_mean"] == pytest.approx(
+        rows["parallel"]["val_loss_mean"], rel=0.2
+    )
