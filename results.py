@@ -34,6 +34,7 @@ def report(directory: str, model, results: dict, distances: list, vocabulary: li
       vocabulary: the tokens of a model of text, written to `vocabulary.txt`.
     """
     folder = pathlib.Path(directory)
+    (folder / "results.json").unlink(missing_ok=True)  # of an earlier run
     print(table(results), flush=True)
     names = ["results.json", "curves.png", "model.keras"]
     if vocabulary:
@@ -48,14 +49,15 @@ def report(directory: str, model, results: dict, distances: list, vocabulary: li
 
 def as_json(value) -> str:
     """JSON, which has no NaN or infinity: null stands for what has no value."""
-    return json.dumps(_finite(value), indent=2) + "\n"
+    return json.dumps(finite(value), indent=2) + "\n"
 
 
-def _finite(value):
+def finite(value):
+    """The same with None for each number that is none."""
     if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
+        return {name: finite(each) for name, each in value.items()}
     if isinstance(value, list):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

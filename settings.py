@@ -5,6 +5,7 @@ that starts local workers does without it.
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 import zipfile
@@ -197,6 +198,16 @@ def check_fit(data: inputs.Data, recipe: recipes.Recipe):
 def check_batch_size(data: inputs.Data, recipe: recipes.Recipe, size: int):
     """Every worker needs a full batch, and every pass an end."""
     shares = data.shares(size, FLAGS.classes_per_worker)
+    counts = {"training examples": data.training_examples}
+    counts["validation examples"] = data.validation_examples
+    if shares is None:
+        counts = {"documents": data.source.documents}
+    for what, count in counts.items():
+        if size > count:
+            raise ValueError(
+                f"there are {size} workers, more than the {count} {what} of {data.name}. Use fewer "
+                "workers."
+            )
     if shares is None:
         if not FLAGS.steps_per_epoch:
             raise ValueError(
@@ -204,11 +215,6 @@ def check_batch_size(data: inputs.Data, recipe: recipes.Recipe, size: int):
                 "--steps_per_epoch."
             )
         return
-    if size > data.training_examples:
-        raise ValueError(
-            f"there are {size} workers, more than the {data.training_examples} training examples "
-            f"of {data.name}. Use fewer workers."
-        )
     if recipe.batch_size > min(shares):
         raise ValueError(
             f"--batch_size={recipe.batch_size} is more than a worker has: {min(shares)} of the "
@@ -218,20 +224,35 @@ def check_batch_size(data: inputs.Data, recipe: recipes.Recipe, size: int):
 
 
 def check_initial_model():
-    """The file must be a Keras model, and of text have the vocabulary that is asked for."""
+    """The file must be this model, and of text have the vocabulary that is asked for."""
     path = FLAGS.initial_model
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as file:
+            name = json.loads(file.read("config.json"))["config"]["name"]
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError):
         raise ValueError(
             f"--initial_model={path} is not a Keras model. Name a model.keras that train.py wrote."
-        )
+        ) from None
+    if name != FLAGS.model:
+        raise ValueError(f"--initial_model={path} is a {name}, but --model={FLAGS.model}.")
     if models.kind(FLAGS.model) == "text":
-        beside = vocabulary_of(path)
-        own = vocabulary.load(beside)
-        if FLAGS.vocabulary and vocabulary.load(FLAGS.vocabulary) != own:
-            raise ValueError(
-                f"--vocabulary={FLAGS.vocabulary} is not the one that --initial_model={path} was "
-                f"trained with, {beside}. Leave --vocabulary out to use that one."
-            )
+        check_vocabulary_beside(path)
+
+
+def check_vocabulary_beside(initial_model: str):
+    """A vocabulary that is given must be the one that a model of text was trained with."""
+    beside = vocabulary_of(initial_model)
+    if not os.path.exists(beside):
+        raise ValueError(
+            f"--initial_model={initial_model} must have the vocabulary that it was trained with "
+            f"beside it, but there is no {beside}."
+        )
+    own = vocabulary.load(beside)
+    if FLAGS.vocabulary and vocabulary.load(FLAGS.vocabulary) != own:
+        raise ValueError(
+            f"--vocabulary={FLAGS.vocabulary} is not the one that --initial_model={initial_model} "
+            f"was trained with, {beside}. Leave --vocabulary out to use that one."
+        )
 
 
 def make_output_dir():

@@ -28,6 +28,8 @@ from settings import FLAGS
 from tf_gossip_pga import cluster as cluster_lib
 from tf_gossip_pga import launch
 
+PATIENCE_S = 24 * 3600  # one rank may train a vocabulary, or a model, while the others wait
+
 
 def main(argv):
     start(argv, worker)
@@ -69,7 +71,7 @@ def check_vocabularies(data: inputs.Data):
     from tf_gossip_pga import collectives
 
     tokens = "\n".join(data.vocabulary).encode()
-    digests = collectives.active().gather(zlib.crc32(tokens), "comparing vocabularies", 3600)
+    digests = collectives.active().gather(zlib.crc32(tokens), "the vocabularies", PATIENCE_S)
     odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if odd:
         raise ValueError(
@@ -106,13 +108,19 @@ def train(cluster: cluster_lib.Cluster, job: settings.Job, callbacks, verbose: i
     training = data.training(
         cluster.rank, cluster.size, recipe.batch_size, job.classes_per_worker, recipe.augment
     )
+    # Each rank its part; logs are means over ranks.
+    validation = data.validation(cluster.rank, cluster.size, recipe.batch_size)
+    if next(iter(validation), None) is None:
+        raise ValueError(
+            f"The validation text of {data.name} gives fewer rows than there are workers, "
+            f"{cluster.size}. Use fewer workers or a smaller --sequence_length."
+        )
     started = time.perf_counter()
     history = model.fit(
         training,
         epochs=recipe.epochs,
         steps_per_epoch=job.steps_per_epoch,
-        # Each rank its part; logs are means over ranks.
-        validation_data=data.validation(cluster.rank, cluster.size, recipe.batch_size),
+        validation_data=validation,
         shuffle=False,  # tf.data has done so
         callbacks=callbacks,
         verbose=verbose if cluster.is_chief else 0,

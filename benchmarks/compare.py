@@ -55,6 +55,12 @@ flags.DEFINE_integer("seeds", 3, "Runs of each.", lower_bound=2)
 flags.DEFINE_string("output", None, "Write a JSON file, and a picture beside it.")
 
 
+def main(argv):
+    if FLAGS.output:  # not after half an hour
+        pathlib.Path(FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
+    train.start(argv, worker)
+
+
 def worker():
     """One rank of the comparison; rank 0 reports."""
     import keras
@@ -63,12 +69,13 @@ def worker():
 
     cluster = pga.initialize()
     job = settings.find_job(cluster.size)
-    period, methods = FLAGS.H, METHODS[FLAGS.compare]
+    train.check_vocabularies(job.data)
+    period, first_seed, methods = FLAGS.H, FLAGS.seed, METHODS[FLAGS.compare]
     runs = {name: [] for name in (*methods, ALONE)}
     for seed in range(FLAGS.seeds):
         for name, mine in runs.items():
             keras.backend.clear_session()
-            FLAGS.seed = seed * SEED_STRIDE
+            FLAGS.seed = first_seed + seed * SEED_STRIDE
             for flag, value in {"H": period, **methods.get(name, {})}.items():
                 setattr(FLAGS, flag, value)
             measured = measure(cluster, job) if name in methods else alone(cluster, job)
@@ -88,7 +95,7 @@ def measure(cluster, job) -> dict:
     gossip, clock = train.gossip_callback(job), _clock()
     own = _own_loss(job.data.validation(0, 1, 256))
     run = train.train(cluster, job, [own, gossip, clock])
-    losses = collectives.active().gather(own.loss, "the workers' own losses", 3600)
+    losses = collectives.active().gather(own.loss, "the workers' own losses", train.PATIENCE_S)
     if not cluster.is_chief:
         return {}
     measured = train.collect(cluster, job, run, gossip)
@@ -112,7 +119,7 @@ def alone(cluster, job) -> dict:
             "history": run.history,
             "clock": clock.seconds,
         }
-    collectives.active().gather(None, "the control on one worker", 3600)
+    collectives.active().gather(None, "the control on one worker", train.PATIENCE_S)
     return measured
 
 
@@ -167,7 +174,7 @@ def publish(job, cluster, runs: dict):
     }
     if FLAGS.output:
         picture = pathlib.Path(FLAGS.output).with_suffix(".png")
-        report.write(rows, ratios, FLAGS.output)
+        report.write(results.finite(rows), ratios, FLAGS.output)
         draw(picture, title, job.steps_per_epoch, runs)
         print(f"Picture: {picture}", flush=True)
 
@@ -185,7 +192,12 @@ def row(name: str, measured: list[dict]) -> dict:
         **spread("val_loss", [each["val_loss"] for each in measured]),
         **spread("val_accuracy", [each["val_accuracy"] for each in measured]),
         "seconds": float(np.median([each["clock"][-1] for each in measured])),
-        "communication_seconds": median("communication_seconds"),
+        # Of the epochs: the end of training waits for the workers' own losses.
+        "communication_seconds": float(
+            np.median([sum(each["history"]["communication_seconds"]) for each in measured])
+        )
+        if steps
+        else None,
         "bytes_sent_per_worker": median("bytes_sent_per_worker"),
         "global_share": median("global_steps") / steps if steps else None,
         "consensus_distance": median("consensus_distance"),
@@ -205,6 +217,8 @@ def table(rows: list[dict]) -> str:
         return "-" if value is None else format(value * scale, form)
 
     def plus_minus(each: dict, field: str, form: str) -> str:
+        if f"{field}_mean" not in each:
+            return "-"
         return " ± ".join(cell(each, f"{field}_{part}", form) for part in ("mean", "std"))
 
     lines = [
@@ -254,4 +268,4 @@ def draw(path: pathlib.Path, title: str, steps_per_epoch: int, runs: dict):
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
-    app.run(lambda argv: train.start(argv, worker))
+    app.run(main)

@@ -16,6 +16,7 @@ from models import text
 
 _SHUFFLED_BYTES = 1 << 28  # of examples waiting to be drawn from: 256 MiB, 2000 images of ImageNet
 _SHUFFLED_ROWS = 1 << 14  # rows of text, likewise: 8 MiB with 128 tokens
+_HELD_OUT = 10_000  # examples at most, of a set that has none to validate on
 _GROUP = 128  # documents tokenised together; what is left over of their tokens is dropped
 
 
@@ -77,7 +78,7 @@ class Prepared:
     """What a set has, one rank's part at a time.
 
     Trains on the split `train`; validates on `validation`, else on `test`, else on the last 5 % of
-    `train`, which then is not trained on.
+    `train`, 10 000 examples at most, which then are not trained on.
 
     Args:
       builder: of a prepared set.
@@ -92,17 +93,16 @@ class Prepared:
         others = [name for name in ("validation", "test") if name in splits]
         if others:
             self._validation = (others[0], 0, splits[others[0]].num_examples)
-            self._training = ("train", 0, total)
+            kept = total
         else:
-            self._validation = ("train", total - total // 20, total)
-            self._training = ("train", 0, total - total // 20)
-        self.training_examples = self._training[2]
+            kept = total - min(total // 20, _HELD_OUT)
+            self._validation = ("train", kept, total)
+        self.training_examples = kept
         self.validation_examples = self._validation[2] - self._validation[1]
 
     def shares(self, size: int, classes_per_worker: None = None) -> list[int]:
         """Training examples of each rank; they differ by one at most."""
-        bounds = [self.training_examples * rank // size for rank in range(size + 1)]
-        return [end - start for start, end in itertools.pairwise(bounds)]
+        return [end - start for start, end in itertools.pairwise(self._bounds(size))]
 
     def training(self, rank: int, size: int, classes_per_worker: None = None):
         """This rank's examples, in a new order each time, as a `tf.data.Dataset`."""
@@ -119,8 +119,10 @@ class Prepared:
 
     def in_files(self, rank: int, size: int):
         """Like `training`, but only the files come in a new order."""
-        name, _, total = self._training
-        return self._read(name, total * rank // size, total * (rank + 1) // size, shuffle=True)
+        return self._read("train", *self._bounds(size)[rank : rank + 2], shuffle=True)
+
+    def _bounds(self, size: int) -> list[int]:
+        return [self.training_examples * rank // size for rank in range(size + 1)]
 
     def validation(self, rank: int, size: int):
         """This rank's examples, as many for all ranks, in their own order."""
@@ -146,6 +148,7 @@ class Rows:
 
     def __init__(self, documents: Prepared, wordpiece: text.WordPiece):
         self._documents, self._wordpiece = documents, wordpiece
+        self.documents = documents.training_examples  # to train on
 
     def shares(self, size: int, classes_per_worker: None = None) -> None:
         """Not known."""

@@ -78,13 +78,22 @@ def test_an_unknown_optimizer_state_lists_the_known_ones():
         _pga().GossipPGA(optimizer_state="mean")
 
 
-def test_reset_would_erase_moving_averages_of_weights():
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"use_ema": True}, r"erase the moving averages.*Use 'local' or 'average'"),
+        ({"gradient_accumulation_steps": 2}, "erase gradients half gathered"),
+    ],
+)
+def test_reset_must_not_erase_what_is_not_momentum(arguments, message, scaled):
     import keras
 
+    optimizer = keras.optimizers.SGD(**arguments)
     model = _model()
-    model.compile(keras.optimizers.SGD(use_ema=True), "mse")
+    model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, "mse")
     callback = _pga().GossipPGA(optimizer_state="reset")
-    with pytest.raises(ValueError, match=r"erase the moving averages.*Use 'local' or 'average'"):
+    with pytest.raises(ValueError, match=message):
         model.fit(*DATA, callbacks=[callback], verbose=0)
 
 

@@ -426,6 +426,28 @@ def test_logs_are_means_over_ranks(adaptive):
     np.testing.assert_allclose(first["history"]["loss"], mean, rtol=1e-12)
 
 
+def test_the_loss_is_that_of_the_first_batch_of_an_epoch_and_of_a_fit_too():
+    import keras
+
+    import tf_gossip_pga as pga
+
+    x, y = _data(0, steps=8)
+    model = _dense_model(0)
+    gossip = pga.GossipPGA(H=pga.AdaptivePeriod(initial=4, warmup_steps=12, maximum=4))
+    running = []
+    look = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: running.append(logs["loss"])
+    )
+    for steps in (8, 2, 6):  # three fits of one epoch; the first ends with a global average
+        rows = slice(0, steps * BATCH)
+        fit = {"batch_size": BATCH, "shuffle": False, "callbacks": [gossip, look], "verbose": 0}
+        model.fit(x[rows], y[rows], **fit)
+    # Averages at 4 (of batch 1), 8 (of batch 5) and 12 (of batch 11, which begins a fit).
+    fifth = 5 * running[4] - 4 * running[3]
+    expected = ((running[0] + fifth) / 2 + running[10]) / 2
+    assert gossip.state["period"]["initial_loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def _bad_loss(cluster):
     import warnings
 

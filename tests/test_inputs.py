@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from sklearn import datasets
 
-from models import inputs
+from models import inputs, sources
 from tests import workers
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -343,6 +343,13 @@ def test_images_on_disk_keep_their_labels(data_dir):
         np.testing.assert_allclose(red * 255, labels, atol=2)
 
 
+def test_digits_are_moved_by_a_pixel_where_asked():
+    assert inputs.find("digits").recipe.shift == 1
+    images, _ = next(iter(inputs.find("digits").training(0, 1, 1437, augment=False)))
+    original, _ = inputs.find("digits").source._training
+    assert sorted(map(bytes, images.numpy())) == sorted(map(bytes, original))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_ranks_share_documents_on_disk(data_dir, words, size):
     data = inputs.find(
@@ -389,6 +396,17 @@ def test_text_on_disk_trains_a_vocabulary_once(data_dir):
     assert again.vocabulary == data.vocabulary
 
 
+def test_ranks_agree_on_the_order_of_rows_whatever_is_tokenised_first(data_dir, words, monkeypatch):
+    monkeypatch.setattr(sources, "_GROUP", 1)
+    data = inputs.find(
+        "stories", data_dir=str(data_dir), vocabulary=str(words), sequence_length=LENGTH
+    )
+    parts = [validated(data, rank, 2) for rank in range(2)]
+    together = [row for rows in zip(*parts, strict=True) for row in rows]
+    assert together == validated(data, 0, 1)[: len(together)]
+    assert len(together) == 5 * (60 // 14)
+
+
 def as_if_prepared(name, directory, **counts):
     """Writes what TensorFlow Datasets writes of a prepared set, without examples."""
     builder = tfds.builder(name, data_dir=directory)
@@ -425,6 +443,11 @@ def test_known_images(tmp_path, name, splits, arguments):
         data = inputs.find(name, data_dir=str(tmp_path))
         assert (data.training_examples, data.validation_examples) == (60, 10)
         assert tuple(data.arguments.values()) == arguments
+        recipe = data.recipe
+        assert (recipe.shift, recipe.flip, recipe.encoded) == {
+            "mnist": (0, False, False),
+            "imagenet2012": (0, True, True),
+        }.get(name, (4, True, False))
         for batches in (data.training(0, 2, 4), data.validation(0, 2, 4)):
             images, labels = next(iter(batches))
             assert images.shape == (4, *arguments[0])

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import types
 import zipfile
 
 import pytest
@@ -76,6 +77,7 @@ TWO_WORKERS = json.dumps(
         ("--topology=hypercube --workers=3", "hypercube needs a power of two of ranks"),
         ("--batch_size=360", "359 of the 1437 training examples of digits, with 4 workers"),
         ("--workers=1500 --topology=ring", "1500 workers, more than the 1437 training examples"),
+        ("--workers=361 --topology=ring", "361 workers, more than the 360 validation examples"),
         ("--classes_per_worker=2 --batch_size=287", "than a worker has: 286 of the 1437"),
         ("--classes_per_worker=11", "classes_per_worker must be from 1 to 10"),
         ("--learning_rate=0", "--learning_rate=0.0: must be a finite number > 0"),
@@ -208,7 +210,7 @@ def test_a_masked_language_model_trains_and_can_be_trained_on(tmp_path):
 
 def test_a_vocabulary_that_is_not_the_models_is_refused(tmp_path, without_tensorflow):
     with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
-        file.writestr("config.json", "{}")
+        file.writestr("config.json", json.dumps({"config": {"name": "bert_tiny"}}))
     own, other = tmp_path / "vocabulary.txt", tmp_path / "other.txt"
     own.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n")
     other.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nb\na\n")
@@ -259,3 +261,58 @@ def test_every_algorithm_fills_every_field(tmp_path):
     sent = {name: each["bytes_sent_per_worker"] for name, each in everything.items()}
     # A gossip is half an exchange of all, a local step none.
     assert sent["local"] < sent["gossip"] < sent["pga"] < sent["parallel"]
+
+
+def _arguments(cluster, folder):
+    """What a run with many flags asks of data, optimizer and callback, on this rank."""
+    asked = {}
+
+    def recorded(owner, name, keep):
+        function = getattr(owner, name)
+
+        def wrapper(*args):
+            asked[name] = keep(args)
+            return function(*args)
+
+        setattr(owner, name, wrapper)
+
+    recorded(inputs.Data, "training", lambda args: args[1:])
+    recorded(inputs.Data, "validation", lambda args: args[1:])
+    recorded(recipes, "optimizer", lambda args: args[2:])
+    flags = ["--model=mlp", "--epochs=2", "--steps_per_epoch=3", "--classes_per_worker=3"]
+    flags += ["--augment", "--batch_size=8", "--optimizer_state=average", "--algorithm=aga"]
+    settings.FLAGS(["train.py", *flags, f"--output_dir={folder}"])
+    job = settings.find_job(cluster.size)
+    gossip = train.gossip_callback(job)
+    run = train.train(cluster, job, [gossip])
+    asked["state"] = [gossip._optimizer_state, str(gossip._schedule)]
+    try:
+        train.check_vocabularies(types.SimpleNamespace(kind="text", name="it", vocabulary=asked))
+        words = ["a", str(cluster.rank)]
+        train.check_vocabularies(types.SimpleNamespace(kind="text", name="it", vocabulary=words))
+    except ValueError as error:
+        asked["error"] = str(error)
+    return {**asked, "epochs": len(run.history["val_loss"])}
+
+
+@pytest.mark.multiprocess
+def test_the_flags_reach_data_optimizer_and_callback(tmp_path):
+    ranks = workers.run(_arguments, 2, folder=str(tmp_path))
+    for rank, asked in enumerate(ranks):
+        assert asked["training"] == [rank, 2, 8, 3, True]
+        assert asked["validation"] == [rank, 2, 8]
+        assert asked["optimizer"] == [6, 16]  # steps, global batch
+        assert asked["state"][0] == "average"
+        assert "initial=4, warmup_steps=2" in asked["state"][1]
+        assert asked["error"].startswith("The vocabulary of rank 1 is not rank 0's")
+        assert asked["epochs"] == 2
+
+
+def test_a_model_of_another_kind_is_no_start(tmp_path, without_tensorflow):
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
+        file.writestr("config.json", json.dumps({"config": {"name": "bert_tiny"}}))
+    initial = f"--initial_model={tmp_path / 'model.keras'}"
+    ended = _run(initial, **without_tensorflow)
+    assert "model.keras is a bert_tiny, but --model=resnet20." in ended.stderr
+    ended = _run(initial, "--model=bert_tiny", **without_tensorflow)
+    assert f"beside it, but there is no {tmp_path / 'vocabulary.txt'}" in ended.stderr

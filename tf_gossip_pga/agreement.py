@@ -31,6 +31,24 @@ def problem_of_model(model) -> str | None:
     return None
 
 
+def problem_of_reset(optimizer) -> str | None:
+    """Why a Keras optimizer's slots cannot be set to zero in mid-run, or None if they can."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
+    kept = {
+        "the moving averages of weights (use_ema=True)": optimizer.use_ema,
+        "gradients half gathered (gradient_accumulation_steps)": (
+            optimizer.gradient_accumulation_steps
+        ),
+    }
+    for what, is_kept in kept.items():
+        if is_kept:
+            return (
+                f"optimizer_state='reset' would erase {what} that the optimizer keeps. Use 'local' "
+                "or 'average'."
+            )
+    return None
+
+
 def problem_of_data(steps: int | None) -> str | None:
     """Why several ranks cannot train on data with so many batches in an epoch, or None.
 

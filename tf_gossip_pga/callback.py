@@ -54,9 +54,9 @@ class GossipPGA(keras.callbacks.Callback):
       optimizer_state: what becomes, at the global averages of training, of the optimizer's slots,
         its floating-point variables other than scalars: momentum, Adam's moments. `"local"`: each
         rank keeps its own, as the authors' library does. `"average"`: they are averaged too, which
-        sends as much again for each slot. `"reset"`: they are set to zero; Adam's next steps are
-        then up to 3 times as long, since its step count goes on. (Wang et al., "SlowMo", ICLR 2020,
-        compares these.) Default `"local"`.
+        sends as much again for each slot. `"reset"`: they are set to zero, with several workers;
+        Adam's next steps are then at first 3, after a dozen 7 times as long, since its step count
+        goes on. (Wang et al., "SlowMo", ICLR 2020, compares these.) Default `"local"`.
       timeout_s: seconds that an exchange waits for the other workers before it raises `WorkerLost`;
         ten times that at the start, and between epochs. Default 300.
 
@@ -375,11 +375,8 @@ class GossipPGA(keras.callbacks.Callback):
         if _driver[self.model]() is not self:
             return "fit received two GossipPGA callbacks; pass one."
         problem = agreement.problem_of_model(self.model)
-        if not problem and self._optimizer_state == "reset" and self.model.optimizer.use_ema:
-            problem = (
-                "optimizer_state='reset' would erase the moving averages of weights that the "
-                "optimizer keeps (use_ema=True). Use 'local' or 'average'."
-            )
+        if not problem and self._optimizer_state == "reset":
+            problem = agreement.problem_of_reset(self.model.optimizer)
         if self._cluster.size == 1:  # its data are nobody else's affair
             return problem
         return problem or agreement.problem_of_data(self.params["steps"])

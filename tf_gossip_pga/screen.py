@@ -15,6 +15,7 @@ _NOISE = re.compile(
     r"|\d{4}-\d\d-\d\d [\d:.]+: [IW] (tensorflow|external|xla)"
     r"|To enable the following instructions:"
     r"|.* failed call to cuInit"
+    r"|.* oneDNN supports DT_INT64 only on platforms"
 )
 # What the runtimes of the others say when a worker has ended, well or not: for the last lines.
 _RUNTIME_ERROR = re.compile(
