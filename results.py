@@ -89,6 +89,8 @@ def table(results: dict) -> str:
         if distance is None
         else f"{distance:.2e}, before the last global average",
     }
+    if not math.isfinite(results["val_loss"]):
+        rows["diverged"] = "the loss is no longer a number; try a smaller --learning_rate"
     lines = [f"  {name:<21}{value}" for name, value in rows.items() if value]
     return "\n".join(["", *lines, ""])
 
@@ -127,6 +129,8 @@ def draw(path: pathlib.Path, results: dict, distances: list[tuple[int, float]]):
         consensus.set(yscale="log")
     else:
         text = "one worker" if results["workers"] == 1 else "the replicas never differed"
+        if any(math.isnan(distance) for _, distance in distances):
+            text = "no longer a number: the run diverged"
         consensus.text(0.5, 0.5, text, transform=consensus.transAxes, ha="center")
         consensus.set(xticks=[], yticks=[])
     for axes in (loss, accuracy, consensus):

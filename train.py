@@ -18,7 +18,7 @@ import sys
 import time
 import zlib
 
-from absl import app, logging
+from absl import app, flags, logging
 
 import models
 import results
@@ -27,6 +27,8 @@ from models import inputs, recipes
 from settings import FLAGS
 from tf_gossip_pga import cluster as cluster_lib
 from tf_gossip_pga import launch
+
+flags.adopt_module_key_flags(settings)  # for --help
 
 PATIENCE_S = 24 * 3600  # one rank may train a vocabulary, or a model, while the others wait
 

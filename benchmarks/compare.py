@@ -48,16 +48,25 @@ METHODS = {
     },
 }
 ALONE, OWN = "one worker", "gossip, not averaged"  # the controls
+LEGEND = """final loss, accuracy: validation of the averaged model, mean ± deviation over seeds
+seconds, exchanging: after the first batch, and spent in exchanges; from here on medians of seeds
+MB sent: by one worker;  global: share of the steps that average globally
+distance: of the workers from their mean, relative, before the last global average"""
 SEED_STRIDE = 10_000  # more than the ranks that add to it
 
+flags.adopt_module_key_flags(settings)  # for --help
 flags.DEFINE_enum("compare", "algorithm", list(METHODS), "What differs from run to run.")
 flags.DEFINE_integer("seeds", 3, "Runs of each.", lower_bound=2)
 flags.DEFINE_string("output", None, "Write a JSON file, and a picture beside it.")
 
 
 def main(argv):
-    if FLAGS.output:  # not after half an hour
-        pathlib.Path(FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
+    if FLAGS.output:  # tried before the runs rather than after
+        try:
+            pathlib.Path(FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
+            open(FLAGS.output, "a").close()
+        except OSError as error:
+            sys.exit(f"compare.py: --output={FLAGS.output} cannot be written ({error.strerror}).")
     train.start(argv, worker)
 
 
@@ -166,7 +175,7 @@ def publish(job, cluster, runs: dict):
         + f", {job.classes_per_worker} classes a worker"
         * bool(job.classes_per_worker)
     )
-    print(f"\n{title}\n\n{table(rows)}", flush=True)
+    print(f"\n{title}\n\n{table(rows)}\n\n{LEGEND}", flush=True)
     first, *others = (each for each in rows if each["name"] in METHODS[FLAGS.compare])
     ratios = {
         f"{each['name']}_seconds_over_{first['name']}": each["seconds"] / first["seconds"]

@@ -125,6 +125,31 @@ def test_flags_are_held_against_tf_config(arguments, config, message, without_te
     assert ended.returncode == 1
 
 
+@pytest.mark.parametrize("program", ["train.py", "benchmarks/compare.py"])
+def test_help_lists_the_flags(program, without_tensorflow):
+    ended = subprocess.run(
+        [sys.executable, str(TRAIN.parent / program), "--help"],
+        env={**os.environ, **without_tensorflow},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    for flag in ("--topology", "--classes_per_worker", "--learning_rate", "--precision"):
+        assert flag in ended.stdout
+
+
+def test_a_run_that_diverged_says_so(tmp_path):
+    nan = float("nan")
+    run = dict.fromkeys(FIELDS, nan)
+    run |= {"algorithm": "pga", "model": "mlp", "dataset": "digits", "topology": "ring", "H": 6}
+    run |= {"workers": 2, "epochs": 1, "steps": 3, "gossip_steps": 3, "global_steps": 0}
+    run |= {"unigram_cross_entropy": None, "seconds": 1.0, "communication_seconds": 0.5}
+    run["history"] = {"loss": [nan], "val_loss": [nan], "val_accuracy": [0.1]}
+    assert "diverged             the loss is no longer a number" in results.table(run)
+    results.draw(tmp_path / "curves.png", run, [(3, nan)])
+    assert json.loads(results.as_json(run))["val_loss"] is None
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("old")

@@ -11,10 +11,10 @@ from tests.test_inputs import as_if_prepared
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
-def _three_steps(cluster, model, folder, flags):
+def _three_steps(cluster, model, folder, examples, flags):
     settings.FLAGS(["train.py", f"--model={model}", f"--data_dir={folder}", *flags])
     settings.FLAGS(["train.py", "--epochs=1", "--steps_per_epoch=3", "--H=2"])
-    with tfds.testing.mock_data(num_examples=16, data_dir=folder):
+    with tfds.testing.mock_data(num_examples=examples, data_dir=folder):
         job = settings.find_job(cluster.size)
         train.check_vocabularies(job.data)
         gossip = train.gossip_callback(job)
@@ -25,20 +25,18 @@ def _three_steps(cluster, model, folder, flags):
 
 def test_resnet50_takes_three_steps_on_images_like_imagenets(tmp_path):
     as_if_prepared("imagenet2012", tmp_path, train=32, validation=8)
-    first, second = workers.run(
-        _three_steps, 2, model="resnet50", folder=str(tmp_path), flags=["--batch_size=4"]
-    )
+    run = {"model": "resnet50", "folder": str(tmp_path), "examples": 16}
+    first, second = workers.run(_three_steps, 2, **run, flags=["--batch_size=4"])
     assert first["parameters"] == 25_557_032
     assert first["input"] == [[224, 224, 3]]
     _check(first, second)
 
 
 def test_bert_base_takes_three_steps_on_text_like_wikipedias(tmp_path):
-    as_if_prepared("wikipedia", tmp_path, train=32)
+    as_if_prepared("wikipedia", tmp_path, train=1000)
+    run = {"model": "bert_base", "folder": str(tmp_path), "examples": 500}  # a few words each
     flags = ["--batch_size=2", "--sequence_length=128"]
-    first, second = workers.run(
-        _three_steps, 2, model="bert_base", folder=str(tmp_path), flags=flags
-    )
+    first, second = workers.run(_three_steps, 2, **run, flags=flags)
     assert first["parameters"] > 80_000_000  # a vocabulary of noise is smaller than the real one
     assert first["unigram_cross_entropy"] > 0
     _check(first, second)

@@ -164,11 +164,11 @@ class GossipPGA(keras.callbacks.Callback):
                 self._schedule.state = period
             elif period is not None:
                 raise TypeError
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError):
             raise ValueError(
-                "state must be what the state of a GossipPGA with the same H was, received "
-                f"{state!r}."
-            ) from error
+                "state must be what the state of a GossipPGA with the same kind of H was, "
+                f"{self.state!r} for one; received {state!r}."
+            ) from None
         self.step = step
 
     # ---- Keras calls these ----------------------------------------------------------------------
