@@ -17,7 +17,7 @@ test-quick: $(VENV)/ready
 exchange: $(VENV)/ready
 	$(RUN) benchmarks/exchange.py --workers=4 --output=output/exchange.json
 
-# Sixteen workers on a ring, each with two of the ten digits: where averaging matters. Half an hour.
+# Sixteen workers on a ring, each with two of the ten digits: where averaging matters. 20 minutes.
 compare: $(VENV)/ready
 	$(RUN) benchmarks/compare.py --seeds=5 --workers=16 --topology=ring --model=mlp \
 	  --classes_per_worker=2 --epochs=10 --steps_per_epoch=30 --output=output/compare.json

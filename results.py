@@ -3,13 +3,14 @@
 `report` takes the content of `results.json`, a dict:
 
     algorithm, model, dataset, H, topology, optimizer_state, workers, epochs
-    steps, gossip_steps, global_steps
+    steps, gossip_steps, global_steps       steps of `local` count as gossip, with nobody
     parameters              number of trainable ones
     train_loss              of the last epoch, mean over workers
-    val_loss, val_accuracy  of the averaged model on all validation examples
+    val_loss, val_accuracy  of the averaged model on all validation examples; the loss is the
+                            cross-entropy, without the label smoothing that history's has
     unigram_cross_entropy   of the same validation text, nats; None for images
     seconds, compute_seconds, communication_seconds
-    bytes_sent_per_worker   by rank 0
+    bytes_sent_per_worker   mean over workers
     consensus_distance      before the last global average; None with one worker
     history                 a list of values per epoch for each logged name
 """
@@ -84,7 +85,7 @@ def table(results: dict) -> str:
         "time": f"{results['seconds']:.1f} s for {results['steps']} steps",
         "communication": f"{results['communication_seconds'] / results['seconds']:.0%} of it",
         "steps": f"{results['gossip_steps']} {between}, {results['global_steps']} global average",
-        "sent": f"{results['bytes_sent_per_worker'] / 1e6:.1f} MB, rank 0",
+        "sent": f"{results['bytes_sent_per_worker'] / 1e6:.1f} MB by a worker, mean",
         "consensus distance": "none, one worker"
         if distance is None
         else f"{distance:.2e}, before the last global average",

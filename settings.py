@@ -21,7 +21,7 @@ from tf_gossip_pga import topology
 ALGORITHMS = {
     "pga": {},
     "aga": {},
-    "gossip": {"H": None},
+    "gossip": {"H": None, "optimizer_state": "local"},  # it acts at global averages
     "local": {"topology": "disconnected"},
     "parallel": {"H": 1, "topology": "complete"},
 }
@@ -177,6 +177,9 @@ def check(argv, cluster: cluster_lib.Cluster | None):
         check_initial_model()
     data = find_data()
     check_fit(data, recipe)
+    check_classes(data, size)
+    if FLAGS.initial_model:
+        check_sizes(data)
     check_batch_size(data, recipe, size)
     if cluster is None or cluster.is_chief:
         make_output_dir()
@@ -193,6 +196,16 @@ def check_fit(data: inputs.Data, recipe: recipes.Recipe):
         )
     if recipe.augment and kind == "text":
         raise ValueError("--augment is for images, of which there are none in text. Leave it out.")
+
+
+def check_classes(data: inputs.Data, size: int):
+    """All workers together must see what is validated."""
+    data.shares(size, FLAGS.classes_per_worker)
+    if FLAGS.classes_per_worker and size * FLAGS.classes_per_worker < data.recipe.classes:
+        raise ValueError(
+            f"--classes_per_worker={FLAGS.classes_per_worker} with {size} workers leaves classes "
+            f"that nobody trains on: {data.name} has {data.recipe.classes}. Use more of either."
+        )
 
 
 def check_batch_size(data: inputs.Data, recipe: recipes.Recipe, size: int):
@@ -227,8 +240,7 @@ def check_initial_model():
     """The file must be this model, and of text have the vocabulary that is asked for."""
     path = FLAGS.initial_model
     try:
-        with zipfile.ZipFile(path) as file:
-            name = json.loads(file.read("config.json"))["config"]["name"]
+        name = read_initial_model()["name"]
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError):
         raise ValueError(
             f"--initial_model={path} is not a Keras model. Name a model.keras that train.py wrote."
@@ -237,6 +249,25 @@ def check_initial_model():
         raise ValueError(f"--initial_model={path} is a {name}, but --model={FLAGS.model}.")
     if models.kind(FLAGS.model) == "text":
         check_vocabulary_beside(path)
+
+
+def read_initial_model() -> dict:
+    """The configuration that Keras wrote of it."""
+    with zipfile.ZipFile(FLAGS.initial_model) as file:
+        return json.loads(file.read("config.json"))["config"]
+
+
+def check_sizes(data: inputs.Data):
+    """Weights fit only a model with the same inputs and outputs."""
+    layers = {each["name"]: each["config"] for each in read_initial_model().get("layers", [])}
+    for argument, (layer, field) in models.FOUND_IN[data.kind].items():
+        wanted, has = data.arguments[argument], layers.get(layer, {}).get(field)
+        has = has[1:] if isinstance(has, list) else has  # of a batch
+        if has != (list(wanted) if isinstance(wanted, tuple) else wanted):
+            raise ValueError(
+                f"--initial_model={FLAGS.initial_model} has {argument}={has}, but {data.name} "
+                f"needs {wanted}. Name a model that was trained on such data."
+            )
 
 
 def check_vocabulary_beside(initial_model: str):

@@ -60,9 +60,9 @@ def worker():
     check_vocabularies(job.data)
     gossip = gossip_callback(job)
     run = train(cluster, job, [gossip], 1 if sys.stdout.isatty() else 2)
+    content = collect(cluster, job, run, gossip)
     if cluster.is_chief:
         vocabulary = job.data.vocabulary if job.data.kind == "text" else None
-        content = collect(cluster, job, run, gossip)
         results.report(FLAGS.output_dir, run.model, content, gossip.distances, vocabulary)
 
 
@@ -136,14 +136,19 @@ def gossip_callback(job: settings.Job):
 
     period = settings.setting("H")
     if FLAGS.algorithm == "aga":
-        period = pga.AdaptivePeriod(initial=period, warmup_steps=job.steps // 3)
+        longest = max(period, pga.AdaptivePeriod.maximum)
+        period = pga.AdaptivePeriod(period, warmup_steps=job.steps // 3, maximum=longest)
     return pga.GossipPGA(period, settings.setting("topology"), FLAGS.optimizer_state)
 
 
 def collect(cluster, job: settings.Job, run: Run, gossip) -> dict:
-    """The content of `results.json`; counts and bytes are this rank's."""
-    validation = job.data.validation(0, 1, 256)
-    measured = run.model.evaluate(validation, verbose=0, return_dict=True)
+    """On rank 0 the content of `results.json`; the others, which it must hear, get nothing."""
+    from tf_gossip_pga import collectives
+
+    sent = collectives.active().gather(gossip.bytes_sent, "the results", PATIENCE_S)
+    if not cluster.is_chief:
+        return {}
+    measured = evaluate(job, run.model)
     text = job.data.kind == "text"
     return {
         "algorithm": FLAGS.algorithm,
@@ -165,10 +170,20 @@ def collect(cluster, job: settings.Job, run: Run, gossip) -> dict:
         "seconds": run.seconds,
         "compute_seconds": run.seconds - gossip.communication_seconds,
         "communication_seconds": gossip.communication_seconds,
-        "bytes_sent_per_worker": gossip.bytes_sent,
+        "bytes_sent_per_worker": sum(sent) / len(sent),
         "consensus_distance": gossip.distances[-1][1] if gossip.distances else None,
         "history": run.history,
     }
+
+
+def evaluate(job: settings.Job, model) -> dict:
+    """Loss and accuracy of a model on all validation examples, without label smoothing."""
+    import keras
+
+    plain = keras.Model(model.inputs, model.outputs)  # the compiled one keeps its optimizer
+    loss = recipes.loss(dataclasses.replace(job.recipe, label_smoothing=0.0), job.data.kind)
+    plain.compile(loss=loss, weighted_metrics=["accuracy"])
+    return plain.evaluate(job.data.validation(0, 1, 256), verbose=0, return_dict=True)
 
 
 if __name__ == "__main__":

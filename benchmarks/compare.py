@@ -49,8 +49,9 @@ METHODS = {
 }
 ALONE, OWN = "one worker", "gossip, not averaged"  # the controls
 LEGEND = """final loss, accuracy: validation of the averaged model, mean ± deviation over seeds
-seconds, exchanging: after the first batch, and spent in exchanges; from here on medians of seeds
-MB sent: by one worker;  global: share of the steps that average globally
+seconds, exchanging: after the first batch, validations included, and spent in exchanges; from
+here on medians of seeds
+MB sent: by one worker, mean;  global: share of the steps that average globally
 distance: of the workers from their mean, relative, before the last global average"""
 SEED_STRIDE = 10_000  # more than the ranks that add to it
 
@@ -61,7 +62,11 @@ flags.DEFINE_string("output", None, "Write a JSON file, and a picture beside it.
 
 
 def main(argv):
+    if FLAGS.compare == "algorithm" and FLAGS["algorithm"].present:
+        sys.exit(f"compare.py: --algorithm={FLAGS.algorithm}, but all are compared. Leave it out.")
     if FLAGS.output:  # tried before the runs rather than after
+        if pathlib.Path(FLAGS.output).suffix == ".png":
+            sys.exit(f"compare.py: --output={FLAGS.output} is the JSON file; name it .json.")
         try:
             pathlib.Path(FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
             open(FLAGS.output, "a").close()
@@ -104,11 +109,11 @@ def measure(cluster, job) -> dict:
     gossip, clock = train.gossip_callback(job), _clock()
     own = _own_loss(job.data.validation(0, 1, 256))
     run = train.train(cluster, job, [own, gossip, clock])
-    losses = collectives.active().gather(own.loss, "the workers' own losses", train.PATIENCE_S)
-    if not cluster.is_chief:
-        return {}
     measured = train.collect(cluster, job, run, gossip)
-    return {**measured, "own_loss": float(np.mean(losses)), "clock": clock.seconds}
+    # After the collection, which takes rank 0 long where there is much to validate on.
+    everyone = collectives.active().gather(own.losses, "the workers' own losses", train.PATIENCE_S)
+    means = {name: float(np.mean([each[name] for each in everyone])) for name in own.losses}
+    return {**measured, "own": means, "clock": clock.seconds}
 
 
 def alone(cluster, job) -> dict:
@@ -122,7 +127,7 @@ def alone(cluster, job) -> dict:
         recipe = dataclasses.replace(job.recipe, batch_size=batch_size)
         job, clock = dataclasses.replace(job, recipe=recipe, classes_per_worker=None), _clock()
         run = train.train(Cluster(), job, [clock])
-        losses = run.model.evaluate(job.data.validation(0, 1, 256), verbose=0, return_dict=True)
+        losses = train.evaluate(job, run.model)
         measured = {
             **{f"val_{name}": losses[name] for name in ("loss", "accuracy")},
             "history": run.history,
@@ -155,7 +160,7 @@ def _own_loss(validation):
 
     class OwnLoss(keras.callbacks.Callback):
         def on_train_end(self, logs=None):
-            self.loss = self.model.evaluate(validation, verbose=0, return_dict=True)["loss"]
+            self.losses = self.model.evaluate(validation, verbose=0, return_dict=True)
 
     return OwnLoss()
 
@@ -167,8 +172,11 @@ def publish(job, cluster, runs: dict):
     """Table, JSON and picture."""
     rows = [row(name, measured) for name, measured in runs.items()]
     if "gossip" in runs:
-        own = [measured["own_loss"] for measured in runs["gossip"]]
-        rows.append({"name": OWN, **spread("val_loss", own)})
+        own = [measured["own"] for measured in runs["gossip"]]
+        spreads = [
+            spread(f"val_{name}", [each[name] for each in own]) for name in ("loss", "accuracy")
+        ]
+        rows.append({"name": OWN, **spreads[0], **spreads[1]})
     title = (
         f"{FLAGS.model} on {job.data.name}, {cluster.size} workers, {FLAGS.topology}, "
         f"{job.steps} steps, {FLAGS.seeds} seeds"

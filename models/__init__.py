@@ -24,6 +24,12 @@ MODELS = {
     "bert_large": "bert",
 }
 
+# What `build` was told -> the layer of a model, and the field of its configuration, that tell it.
+FOUND_IN = {
+    "images": {"input_shape": ("images", "batch_shape"), "classes": ("logits", "units")},
+    "text": {"vocabulary_size": ("masked_lm_head", "vocabulary_size")},
+}
+
 
 def check(name: str):
     """Raises `ValueError` unless `name` is a model."""

@@ -74,10 +74,12 @@ def _check_prepared(builder, name: str, data_dir: str | None):
     """Raises `ValueError`, which says how to prepare it, unless the set lies on disk."""
     if not builder.info.splits:
         where = f", data_dir={data_dir!r}" if data_dir else ""
+        manual = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
         raise ValueError(
             f"The dataset {name} is not prepared: there is nothing in {builder.data_path}. Prepare "
             'it once, which may download much: python -c "import tensorflow_datasets as tfds; '
             f'tfds.builder({name!r}{where}).download_and_prepare()". Or name another data_dir.'
+            + (f" By hand, before: {manual}" if manual else "")
         )
     if "train" not in builder.info.splits:
         raise ValueError(

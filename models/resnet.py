@@ -16,9 +16,10 @@ def resnet20(input_shape: tuple[int, ...], classes: int) -> keras.Model:
     Shortcuts have no parameters (the paper's option A). For 32 x 32 x 3 images and 10 classes it
     has 269 722 trainable parameters, and 1 376 moving statistics of its BatchNorms.
 
-    Two departures: BatchNorm's moving averages have the momentum 0.9 rather than Keras' 0.99, so
-    that they are of use after some dozen steps; and the output is logits, not probabilities, which
-    is numerically better behind a loss with `from_logits=True`.
+    Three departures: a block begins as the identity (Goyal et al. 2017, section 5.1); BatchNorm's
+    moving averages have the momentum 0.9 rather than Keras' 0.99, so that they are of use after
+    some dozen steps; and the output is logits, not probabilities, which is numerically better
+    behind a loss with `from_logits=True`.
 
     Args:
       input_shape: `(height, width, channels)`, any size; height and width may be None.
@@ -97,10 +98,10 @@ def _with_initial_weights_of_goyal(layer):
 
 
 def _basic_block(x, filters: int, strides: int):
-    """relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))."""
+    """relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))); bn's scale is 0 at first in the last."""
     y = _convolution(x, filters, strides)
     y = layers.Activation("relu")(layers.BatchNormalization(momentum=0.9)(y))
-    y = layers.BatchNormalization(momentum=0.9)(_convolution(y, filters))
+    y = layers.BatchNormalization(momentum=0.9, gamma_initializer="zeros")(_convolution(y, filters))
     return layers.Activation("relu")(layers.Add()([_shortcut(x, filters, strides), y]))
 
 

@@ -480,6 +480,7 @@ def test_known_text(tmp_path, name):
         ("", r"Unknown dataset ''"),
         ("wikipedia/nowhere", r"TensorFlow Datasets refuses 'wikipedia/nowhere': .*nowhere not"),
         ("mnist:1.2.3", r"TensorFlow Datasets refuses 'mnist:1\.2\.3': .* only: 3"),
+        ("imagenet2012", r"not prepared: .* By hand, before: manual_dir should contain two files"),
         ("mnist", r"mnist is not prepared: there is nothing in .*mnist/3.*download_and_prepare"),
         ("coco", r"(?s)coco has neither an image with a class .* Its features: .*bbox"),
         ("numbers", r"numbers has neither an image"),

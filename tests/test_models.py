@@ -58,6 +58,13 @@ def test_classifiers_take_images_of_any_size(name, shape):
     assert model.name == name
 
 
+def test_resnet20_begins_as_its_shortcuts():
+    model = resnet.resnet20((8, 8, 1), 10)
+    norms = [each for each in model.layers if isinstance(each, keras.layers.BatchNormalization)]
+    # Of the stem and, in nine blocks, one inside and one at the end.
+    assert [float(each.gamma[0]) for each in norms] == [1, *[1, 0] * 9]
+
+
 def test_shortcut_takes_every_other_pixel_and_adds_empty_channels():
     image = np.arange(25, dtype=np.float32).reshape(1, 5, 5, 1)
     short = np.array(resnet._shortcut(np.repeat(image, 2, axis=-1), filters=4, strides=2))

@@ -68,6 +68,10 @@ TWO_WORKERS = json.dumps(
         ("--H=0", "flag --H=0: 0 is not a positive integer"),
         ("--algorithm=pgaa", "value should be one of <pga|aga|gossip|local|parallel>"),
         ("--algorithm=gossip --H=4", "--algorithm=gossip has no H, received --H=4"),
+        (
+            "--algorithm=gossip --optimizer_state=reset",
+            "--algorithm=gossip has optimizer_state=local, received --optimizer_state=reset",
+        ),
         ("--algorithm=parallel --H=4", "--algorithm=parallel has H=1, received --H=4"),
         (
             "--algorithm=local --topology=ring",
@@ -78,7 +82,11 @@ TWO_WORKERS = json.dumps(
         ("--batch_size=360", "359 of the 1437 training examples of digits, with 4 workers"),
         ("--workers=1500 --topology=ring", "1500 workers, more than the 1437 training examples"),
         ("--workers=361 --topology=ring", "361 workers, more than the 360 validation examples"),
-        ("--classes_per_worker=2 --batch_size=287", "than a worker has: 286 of the 1437"),
+        ("--classes_per_worker=5 --batch_size=361", "than a worker has: 357 of the 1437"),
+        (
+            "--classes_per_worker=2",
+            "--classes_per_worker=2 with 4 workers leaves classes that nobody trains on: digits has",
+        ),
         ("--classes_per_worker=11", "classes_per_worker must be from 1 to 10"),
         ("--learning_rate=0", "--learning_rate=0.0: must be a finite number > 0"),
         ("--epochs=0", "--epochs=0: must be an integer > 0"),
@@ -167,6 +175,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_a_whole_run_reports_what_it_did(tmp_path):
     output = tmp_path / "new" / "output"
     flags = ["--workers=2", "--epochs=2", "--steps_per_epoch=4", "--H=4", "--batch_size=16"]
+    flags += ["--label_smoothing=0.1"]  # the reported loss has none, as _check_model's
     ended = _run(*flags, f"--output_dir={output}", timeout_s=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert {path.name for path in output.iterdir()} == {"results.json", "curves.png", "model.keras"}
@@ -186,8 +195,10 @@ def _check_counts(written: dict):
     # As for 32 x 32 x 3 images (test_models.py), less 9 * 2 * 16 weights for two missing colours.
     assert written["parameters"] == 269_434
     # A gossip sends all parameters once; so does, in a ring of two, a global average, along with
-    # 1 376 moving statistics. Rank 0's broadcast and the average at the end come on top.
-    assert written["bytes_sent_per_worker"] > 4 * (8 * 269_434 + 2 * 1_376)
+    # 1 376 moving statistics: steps 4 and 8 and the end. Rank 0 alone broadcasts all at the start,
+    # with the momentum, the rate and the count of steps: half of that a worker.
+    start = 4 * (2 * 269_434 + 1_376 + 2)
+    assert written["bytes_sent_per_worker"] == 4 * (9 * 269_434 + 3 * 1_376) + start / 2
     # The last step was a global one: what counts is the distance before it.
     assert written["consensus_distance"] > 0
     parts = written["compute_seconds"], written["communication_seconds"]
@@ -306,11 +317,13 @@ def _arguments(cluster, folder):
     recorded(recipes, "optimizer", lambda args: args[2:])
     flags = ["--model=mlp", "--epochs=2", "--steps_per_epoch=3", "--classes_per_worker=3"]
     flags += ["--augment", "--batch_size=8", "--optimizer_state=average", "--algorithm=aga"]
+    flags += ["--H=100", "--precision=mixed_bfloat16"]
     settings.FLAGS(["train.py", *flags, f"--output_dir={folder}"])
     job = settings.find_job(cluster.size)
     gossip = train.gossip_callback(job)
     run = train.train(cluster, job, [gossip])
     asked["state"] = [gossip._optimizer_state, str(gossip._schedule)]
+    asked["precision"] = run.model.layers[-2].compute_dtype
     try:
         train.check_vocabularies(types.SimpleNamespace(kind="text", name="it", vocabulary=asked))
         words = ["a", str(cluster.rank)]
@@ -328,9 +341,42 @@ def test_the_flags_reach_data_optimizer_and_callback(tmp_path):
         assert asked["validation"] == [rank, 2, 8]
         assert asked["optimizer"] == [6, 16]  # steps, global batch
         assert asked["state"][0] == "average"
-        assert "initial=4, warmup_steps=2" in asked["state"][1]
+        # Longer than AdaptivePeriod's own longest of 64.
+        assert "initial=100, warmup_steps=2, exponent=1.0, maximum=100" in asked["state"][1]
+        assert asked["precision"] == "bfloat16"
         assert asked["error"].startswith("The vocabulary of rank 1 is not rank 0's")
         assert asked["epochs"] == 2
+
+
+def _stub(path: pathlib.Path, name: str, **layers):
+    """What `check` reads of a saved model."""
+    found = [{"name": layer, "config": config} for layer, config in layers.items()]
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("config.json", json.dumps({"config": {"name": name, "layers": found}}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "message"),
+    [
+        ([None, 32, 32, 3], 10, "has input_shape=[32, 32, 3], but digits needs (8, 8, 1)"),
+        ([None, 8, 8, 1], 100, "has classes=100, but digits needs 10"),
+    ],
+)
+def test_a_model_of_other_data_is_no_start(shape, classes, message, tmp_path, without_tensorflow):
+    path = tmp_path / "model.keras"
+    _stub(path, "mlp", images={"batch_shape": shape}, logits={"units": classes})
+    ended = _run("--model=mlp", f"--initial_model={path}", **without_tensorflow)
+    assert f"--initial_model={path} {message}" in ended.stderr
+
+
+def test_a_model_of_more_tokens_than_the_vocabulary_beside_it_is_no_start(
+    tmp_path, without_tensorflow
+):
+    path = tmp_path / "model.keras"
+    _stub(path, "bert_tiny", masked_lm_head={"vocabulary_size": 4096})
+    (tmp_path / "vocabulary.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n")
+    ended = _run("--model=bert_tiny", f"--initial_model={path}", **without_tensorflow)
+    assert "has vocabulary_size=4096, but python_docs needs 7" in ended.stderr
 
 
 def test_a_model_of_another_kind_is_no_start(tmp_path, without_tensorflow):

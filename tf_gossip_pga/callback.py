@@ -61,8 +61,9 @@ class GossipPGA(keras.callbacks.Callback):
         ten times that at the start, and between epochs. Default 300.
 
     Attributes:
-      step: number of completed batches.
-      gossip_steps: how many of them ended with a gossip (or, disconnected, with nothing).
+      step: number of completed batches, over the whole run.
+      gossip_steps: how many of them ended with a gossip (or, disconnected, with nothing), since
+        this callback was made; the like of what follows.
       global_steps: how many of them ended with a global average.
       distances: list of `(step, consensus distance)`, one for every global average of replicas that
         may differ, also for validation and at the end; extended when an epoch or the training ends.
@@ -160,11 +161,13 @@ class GossipPGA(keras.callbacks.Callback):
     def state(self, state: dict):
         try:
             step, period = operator.index(state["step"]), state["period"]
+            if step < 0 or (self._adaptive and operator.index(period["last"]) > step):
+                raise ValueError
             if self._adaptive:
                 self._schedule.state = period
             elif period is not None:
                 raise TypeError
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             raise ValueError(
                 "state must be what the state of a GossipPGA with the same kind of H was, "
                 f"{self.state!r} for one; received {state!r}."

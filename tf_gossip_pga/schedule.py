@@ -163,9 +163,12 @@ class AdaptiveSchedule:
 
     @state.setter
     def state(self, state: dict):
-        period, last, loss = (state[name] for name in ("H", "last", "initial_loss"))
-        self.H, self._last = operator.index(period), operator.index(last)
-        self._initial_loss = None if loss is None else float(loss)
+        period, last = _whole(state["H"], 1), _whole(state["last"], 0)
+        loss = state["initial_loss"]
+        known = isinstance(loss, (int, float)) and 0 < loss < math.inf
+        if period is None or last is None or not (loss is None or known):
+            raise ValueError(f"this is no state of an adaptive period: {state!r}.")
+        self.H, self._last, self._initial_loss = period, last, loss
 
 
 def resolve(H) -> FixedPeriod | AdaptiveSchedule:  # noqa: N803 (the paper's name)
