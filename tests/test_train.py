@@ -85,7 +85,7 @@ TWO_WORKERS = json.dumps(
         ("--classes_per_worker=5 --batch_size=361", "than a worker has: 357 of the 1437"),
         (
             "--classes_per_worker=2",
-            "--classes_per_worker=2 with 4 workers leaves classes that nobody trains on: digits has",
+            "--classes_per_worker=2 with 4 workers leaves classes that nobody trains on: digits",
         ),
         ("--classes_per_worker=11", "classes_per_worker must be from 1 to 10"),
         ("--learning_rate=0", "--learning_rate=0.0: must be a finite number > 0"),
