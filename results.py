@@ -11,7 +11,8 @@
     unigram_cross_entropy   of the same validation text, nats; None for images
     seconds, compute_seconds, communication_seconds
     bytes_sent_per_worker   mean over workers
-    consensus_distance      before the last global average; None with one worker
+    consensus_distance      before the last global average of replicas that differed, in training,
+                            for validation or at the end; None with one worker
     history                 a list of values per epoch for each logged name
 """
 
@@ -84,11 +85,11 @@ def table(results: dict) -> str:
         "training loss": f"{results['train_loss']:.4f}, last epoch, mean over workers",
         "time": f"{results['seconds']:.1f} s for {results['steps']} steps",
         "communication": f"{results['communication_seconds'] / results['seconds']:.0%} of it",
-        "steps": f"{results['gossip_steps']} {between}, {results['global_steps']} global average",
+        "steps": f"{results['gossip_steps']} {between}, {results['global_steps']} global",
         "sent": f"{results['bytes_sent_per_worker'] / 1e6:.1f} MB by a worker, mean",
         "consensus distance": "none, one worker"
         if distance is None
-        else f"{distance:.2e}, before the last global average",
+        else f"{distance:.2e}, when the replicas last differed before an average",
     }
     if not math.isfinite(results["val_loss"]):
         rows["diverged"] = "the loss is no longer a number; try a smaller --learning_rate"
@@ -123,19 +124,21 @@ def draw(path: pathlib.Path, results: dict, distances: list[tuple[int, float]]):
     accuracy.set(title=f"Validation accuracy, {results['val_accuracy']:.4f} at the end")
     accuracy.plot(ends, history["val_accuracy"], ".-", color=ORANGE)
 
-    consensus.set(title="Consensus distance before global averages")
+    consensus.set(title="Consensus distance before averages of all")
     measured = [(step, distance) for step, distance in distances if distance > 0]
     if measured:
         consensus.plot(*zip(*measured, strict=True), ".", color=BLUE, alpha=0.7)
         consensus.set(yscale="log")
     else:
-        text = "one worker" if results["workers"] == 1 else "the replicas never differed"
+        text = "one worker" if results["workers"] == 1 else "0 before every average"
         if any(math.isnan(distance) for _, distance in distances):
             text = "no longer a number: the run diverged"
         consensus.text(0.5, 0.5, text, transform=consensus.transAxes, ha="center")
         consensus.set(xticks=[], yticks=[])
     for axes in (loss, accuracy, consensus):
         finish(axes, xlabel="step")
+    if measured:
+        consensus.set(xlim=loss.get_xlim())
     figure.savefig(path)
 
 

@@ -194,6 +194,8 @@ def check_fit(data: inputs.Data, recipe: recipes.Recipe):
             f"--model={FLAGS.model} is for {kind}, but --dataset={data.name} holds {data.kind}. "
             f"Use another data set, or one of the models {', '.join(fitting)}."
         )
+    if FLAGS["sequence_length"].present and kind != "text":
+        raise ValueError("--sequence_length is for text, images have none. Leave it out.")
     if recipe.augment and kind == "text":
         raise ValueError("--augment is for images, of which there are none in text. Leave it out.")
 

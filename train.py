@@ -45,7 +45,7 @@ def start(argv, work):
     except ValueError as error:
         sys.exit(f"{os.path.basename(sys.argv[0])}: {error}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if config or FLAGS.workers == 1:
+    if config:
         work()
     else:
         sys.exit(launch.run([sys.executable, *sys.argv], FLAGS.workers))
@@ -100,13 +100,13 @@ def train(cluster: cluster_lib.Cluster, job: settings.Job, callbacks, verbose: i
     keras.utils.set_random_seed(FLAGS.seed + cluster.rank)
     data, recipe = job.data, job.recipe
     model = models.build(FLAGS.model, **data.arguments)
+    if FLAGS.initial_model:
+        model.load_weights(FLAGS.initial_model)
     model.compile(
         recipes.optimizer(recipe, model, job.steps, recipe.batch_size * cluster.size),
         recipes.loss(recipe, data.kind),
         weighted_metrics=["accuracy"],
     )
-    if FLAGS.initial_model:
-        model.load_weights(FLAGS.initial_model)
     training = data.training(
         cluster.rank, cluster.size, recipe.batch_size, job.classes_per_worker, recipe.augment
     )
@@ -171,9 +171,19 @@ def collect(cluster, job: settings.Job, run: Run, gossip) -> dict:
         "compute_seconds": run.seconds - gossip.communication_seconds,
         "communication_seconds": gossip.communication_seconds,
         "bytes_sent_per_worker": sum(sent) / len(sent),
-        "consensus_distance": gossip.distances[-1][1] if gossip.distances else None,
+        "consensus_distance": last_distance(gossip.distances),
         "history": run.history,
     }
+
+
+def last_distance(distances: list[tuple[int, float]]) -> float | None:
+    """The last of replicas that had steps of their own; None with one worker.
+
+    Of replicas that agree already, which validation and the end of training find right after a
+    global average, it is 0 and tells nothing.
+    """
+    values = [distance for _, distance in distances]
+    return next((value for value in reversed(values) if value != 0), values[-1] if values else None)
 
 
 def evaluate(job: settings.Job, model) -> dict:

@@ -52,7 +52,7 @@ LEGEND = """final loss, accuracy: validation of the averaged model, mean ± devi
 seconds, exchanging: after the first batch, validations included, and spent in exchanges; from
 here on medians of seeds
 MB sent: by one worker, mean;  global: share of the steps that average globally
-distance: of the workers from their mean, relative, before the last global average"""
+distance: of the workers from their mean, relative, when they last differed before an average"""
 SEED_STRIDE = 10_000  # more than the ranks that add to it
 
 flags.adopt_module_key_flags(settings)  # for --help
@@ -99,7 +99,7 @@ def worker():
                     f"seed {seed}, {name}: validation loss {measured['val_loss']:.4f}", flush=True
                 )
     if cluster.is_chief:
-        publish(job, cluster, runs)
+        publish(job, cluster, runs, period)
 
 
 def measure(cluster, job) -> dict:
@@ -168,7 +168,7 @@ def _own_loss(validation):
 # ---- Rank 0 reports -----------------------------------------------------------------------------
 
 
-def publish(job, cluster, runs: dict):
+def publish(job, cluster, runs: dict, period: int | None):
     """Table, JSON and picture."""
     rows = [row(name, measured) for name, measured in runs.items()]
     if "gossip" in runs:
@@ -179,7 +179,7 @@ def publish(job, cluster, runs: dict):
         rows.append({"name": OWN, **spreads[0], **spreads[1]})
     title = (
         f"{FLAGS.model} on {job.data.name}, {cluster.size} workers, {FLAGS.topology}, "
-        f"{job.steps} steps, {FLAGS.seeds} seeds"
+        f"H = {period or 6}, {job.steps} steps, {FLAGS.seeds} seeds"
         + f", {job.classes_per_worker} classes a worker"
         * bool(job.classes_per_worker)
     )
@@ -269,7 +269,7 @@ def draw(path: pathlib.Path, title: str, steps_per_epoch: int, runs: dict):
         losses = np.array([each["history"]["val_loss"] for each in measured])  # [seeds, epochs]
         mean = losses.mean(0)
         steps = steps_per_epoch * (1 + np.arange(len(mean)))
-        style = {"color": color, "label": name, "ls": ":" if name == ALONE else "-"}
+        style = {"color": color, "label": name, "ls": ":" if name == ALONE else "-", "marker": "."}
         by_step.plot(steps, mean, **style)
         band = (losses.min(0), losses.max(0))
         by_step.fill_between(steps, *band, color=color, alpha=0.15, linewidth=0)

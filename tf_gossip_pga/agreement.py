@@ -9,7 +9,8 @@ import re
 
 _REMEDIES = {
     "steps per epoch": " cluster.shard(dataset) makes equal parts; or pass steps_per_epoch to fit.",
-    "step count": " Give all ranks a new GossipPGA, or none.",
+    "H": " Where it is adaptive, set the same state on all ranks or on none.",
+    "step count": " Give all ranks a new GossipPGA, or none, and the same state.",
 }
 
 

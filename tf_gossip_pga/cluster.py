@@ -192,5 +192,5 @@ def _error(problem: str, text: str) -> ValueError:
     shown = text if len(text) <= 500 else text[:500] + " …"
     return ValueError(
         f"TF_CONFIG {problem}.\n  received: {shown}\n  an example: {_EXAMPLE}\n"
-        "  Unset TF_CONFIG to train with a single worker."
+        "  Unset TF_CONFIG to train without a cluster."
     )
