@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-quick exchange compare input lint clean
+.PHONY: train test test-quick exchange network compare input lint clean
 
 train: $(VENV)/ready
 	$(RUN) train.py
@@ -16,6 +16,11 @@ test-quick: $(VENV)/ready
 
 exchange: $(VENV)/ready
 	$(RUN) benchmarks/exchange.py --workers=4 --output=output/exchange.json
+
+# Hosts behind slow links, on one machine: needs root. Beside PyTorch and tf_keras. Half an hour.
+network: $(VENV)/ready
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	$(RUN) benchmarks/network.py --hosts=8 --mbit=250 --output=output/network.json
 
 # Sixteen workers on a ring, each with two of the ten digits: where averaging matters. 20 minutes.
 compare: $(VENV)/ready

@@ -2,7 +2,7 @@
 
 `report` takes the content of `results.json`, a dict:
 
-    algorithm, model, dataset, H, topology, optimizer_state, workers, epochs
+    algorithm, model, dataset, H, topology, optimizer_state, overlap, wire_dtype, workers, epochs
     steps, gossip_steps, global_steps       steps of `local` count as gossip, with nobody
     parameters              number of trainable ones
     train_loss              of the last epoch, mean over workers
@@ -102,8 +102,13 @@ def describe(results: dict) -> str:
     parts = [f"{results['model']} on {results['dataset']}", results["algorithm"]]
     if results["H"]:
         parts.append(f"H {'from ' if results['algorithm'] == 'aga' else '= '}{results['H']}")
+    parts.append(results["topology"])
+    if results["overlap"]:
+        parts.append("overlap")
+    if results["wire_dtype"] != "float32":
+        parts.append(results["wire_dtype"])
     workers = results["workers"]
-    return ", ".join([*parts, results["topology"], f"{workers} worker{'s' if workers > 1 else ''}"])
+    return ", ".join([*parts, f"{workers} worker{'s' if workers > 1 else ''}"])
 
 
 def draw(path: pathlib.Path, results: dict, distances: list[tuple[int, float]]):

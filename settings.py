@@ -17,13 +17,14 @@ from models import inputs, recipes, vocabulary
 from tf_gossip_pga import cluster as cluster_lib
 from tf_gossip_pga import topology
 
+_WITHOUT_GOSSIP = {"overlap": False, "wire_dtype": "float32"}
 # What an algorithm fixes of Gossip-PGA's settings; the flag of this name may not say otherwise.
 ALGORITHMS = {
     "pga": {},
     "aga": {},
     "gossip": {"H": None, "optimizer_state": "local"},  # it acts at global averages
-    "local": {"topology": "disconnected"},
-    "parallel": {"H": 1, "topology": "complete"},
+    "local": {"topology": "disconnected", **_WITHOUT_GOSSIP},
+    "parallel": {"H": 1, "topology": "complete", **_WITHOUT_GOSSIP},
 }
 PERIODS = {"aga": 4}  # where --H is not given; 6 otherwise. The paper's.
 _RECIPE = "Default: the model's."
@@ -62,6 +63,13 @@ flags.DEFINE_enum(
     "local",
     ["local", "average", "reset"],
     "What becomes of momentum and the like at a global average.",
+)
+flags.DEFINE_bool("overlap", False, "Gossip while the next step computes.")
+flags.DEFINE_enum(
+    "wire_dtype",
+    "float32",
+    ["float32", "bfloat16", "int8"],
+    "In what form a gossip sends parameters; global averages are exact.",
 )
 flags.DEFINE_integer("workers", 4, "Local processes, where TF_CONFIG is not set.", lower_bound=1)
 flags.DEFINE_integer(
@@ -166,7 +174,7 @@ def check(argv, cluster: cluster_lib.Cluster | None):
         if FLAGS[name].present and FLAGS[name].value != fixed:
             raise ValueError(
                 f"--algorithm={FLAGS.algorithm} has "
-                f"{f'no {name}' if fixed is None else f'{name}={fixed}'}, received "
+                f"{f'no {name}' if fixed in (None, False) else f'{name}={fixed}'}, received "
                 f"--{name}={FLAGS[name].value}. Leave --{name} out, or use --algorithm=pga."
             )
     models.check(FLAGS.model)

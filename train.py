@@ -138,7 +138,13 @@ def gossip_callback(job: settings.Job):
     if FLAGS.algorithm == "aga":
         longest = max(period, pga.AdaptivePeriod.maximum)
         period = pga.AdaptivePeriod(period, warmup_steps=job.steps // 3, maximum=longest)
-    return pga.GossipPGA(period, settings.setting("topology"), FLAGS.optimizer_state)
+    return pga.GossipPGA(
+        period,
+        settings.setting("topology"),
+        FLAGS.optimizer_state,
+        FLAGS.overlap,
+        FLAGS.wire_dtype,
+    )
 
 
 def collect(cluster, job: settings.Job, run: Run, gossip) -> dict:
@@ -157,6 +163,8 @@ def collect(cluster, job: settings.Job, run: Run, gossip) -> dict:
         "H": settings.setting("H"),
         "topology": settings.setting("topology"),
         "optimizer_state": FLAGS.optimizer_state,
+        "overlap": FLAGS.overlap,
+        "wire_dtype": FLAGS.wire_dtype,
         "workers": cluster.size,
         "epochs": len(run.history["loss"]),
         "steps": gossip.step,

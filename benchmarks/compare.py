@@ -46,6 +46,13 @@ METHODS = {
         "average": {"optimizer_state": "average"},
         "reset": {"optimizer_state": "reset"},
     },
+    "exchange": {
+        "float32": {"wire_dtype": "float32", "overlap": False},
+        "bfloat16": {"wire_dtype": "bfloat16", "overlap": False},
+        "int8": {"wire_dtype": "int8", "overlap": False},
+        "float32, overlap": {"wire_dtype": "float32", "overlap": True},
+        "int8, overlap": {"wire_dtype": "int8", "overlap": True},
+    },
 }
 ALONE, OWN = "one worker", "gossip, not averaged"  # the controls
 LEGEND = """final loss, accuracy: validation of the averaged model, mean ± deviation over seeds

@@ -18,8 +18,6 @@ import report
 
 from tf_gossip_pga import launch
 
-# 25 million parameters in the mix of sizes that a network has: 100 MB of float32.
-LARGE = [(2048, 4096), *[(1024, 2048)] * 6, *[(512, 512)] * 16, *[(512,)] * 64]
 SMALL_STEPS = 60  # ten whole periods of H=6
 
 
@@ -70,49 +68,16 @@ def _large(mine, megabytes: float) -> dict:
 
     from tf_gossip_pga import averaging, topology
 
-    scale = megabytes / 100
-    shapes = [(max(1, int(shape[0] * scale)), *shape[1:]) for shape in LARGE]
-    variables = [tf.Variable(tf.random.normal(shape)) for shape in shapes]
+    variables = [tf.Variable(tf.random.normal(shape)) for shape in report.shapes(megabytes)]
     flat = tf.zeros([sum(v.shape.num_elements() for v in variables)])
-    actions = {"MultiWorkerMirrored all-reduce": _all_reduce(mine.strategy, flat)}
+    actions = {"MultiWorkerMirrored all-reduce": report.all_reduce(mine.strategy, flat)}
     for name in ("one_peer_exponential", "ring", "static_exponential"):
         averager = averaging.Averager(
             mine, topology.BY_NAME[name](mine.cluster.size), variables, [], [], 300, 600
         )
-        actions[f"{name} gossip"] = _Cycle(averager)
-    actions["global average"] = _Cycle(averager, is_global=True)
+        actions[f"{name} gossip"] = report.Cycle(averager)
+    actions["global average"] = report.Cycle(averager, is_global=True)
     return actions
-
-
-class _Cycle:
-    """An exchange that goes on to the next round each time."""
-
-    def __init__(self, averager, is_global: bool = False):
-        self.averager = averager
-        self._is_global = is_global
-        self._round = 0
-
-    def __call__(self):
-        if self._is_global:
-            self.averager.global_average("the benchmark")
-        else:
-            self.averager.gossip(self._round, "the benchmark")
-        self._round += 1
-
-
-def _all_reduce(strategy, value):
-    """MultiWorkerMirroredStrategy's own all-reduce of one tensor."""
-    import tensorflow as tf
-
-    @tf.function(autograph=False)
-    def all_reduce():
-        def replica():
-            replicas = tf.distribute.get_replica_context()
-            return replicas.all_reduce(tf.distribute.ReduceOp.MEAN, tf.identity(value))
-
-        return strategy.run(replica)
-
-    return all_reduce
 
 
 def _small(mine) -> dict:
@@ -130,7 +95,7 @@ def _small(mine) -> dict:
     callback.set_params({"epochs": 1, "steps": 1 << 30})
     callback.on_train_begin()
     callback.on_epoch_begin(0)
-    bare = _all_reduce(mine.strategy, tf.zeros([1]))
+    bare = report.all_reduce(mine.strategy, tf.zeros([1]))
     return {
         "60 steps of a 10 kB model, H=6": lambda: [
             callback.on_train_batch_end(0) for _ in range(SMALL_STEPS)

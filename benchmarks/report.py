@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine in words, a table, and a JSON file."""
+"""What all benchmarks share: exchanges to time, the machine in words, a table, and a JSON file."""
 
 import datetime
 import json
@@ -9,6 +9,46 @@ import shlex
 import sys
 
 import numpy as np
+
+# 25 million parameters in the mix of sizes that a network has: 100 MB of float32.
+_SHAPES = [(2048, 4096), *[(1024, 2048)] * 6, *[(512, 512)] * 16, *[(512,)] * 64]
+
+
+def shapes(megabytes: float) -> list[tuple[int, ...]]:
+    """Of parameters that take so much as float32."""
+    scale = megabytes / 100
+    return [(max(1, int(shape[0] * scale)), *shape[1:]) for shape in _SHAPES]
+
+
+class Cycle:
+    """An exchange that goes on to the next round each time."""
+
+    def __init__(self, averager, is_global: bool = False):
+        self.averager = averager
+        self._is_global = is_global
+        self._round = 0
+
+    def __call__(self):
+        if self._is_global:
+            self.averager.global_average("the benchmark")
+        else:
+            self.averager.gossip(self._round, "the benchmark")
+        self._round += 1
+
+
+def all_reduce(strategy, value):
+    """MultiWorkerMirroredStrategy's own all-reduce of one tensor."""
+    import tensorflow as tf
+
+    @tf.function(autograph=False)
+    def all_reduce():
+        def replica():
+            replicas = tf.distribute.get_replica_context()
+            return replicas.all_reduce(tf.distribute.ReduceOp.MEAN, tf.identity(value))
+
+        return strategy.run(replica)
+
+    return all_reduce
 
 
 def row(name: str, seconds) -> dict:

@@ -44,8 +44,13 @@ def gradient(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.concatenate([part.ravel() for part in parts])
 
 
-def train(weights, data, matrix_of_step, rate: float, momentum: float) -> np.ndarray:
-    """Adapt, then combine, on every rank.
+def train(
+    weights, data, matrix_of_step, rate: float, momentum: float, waits=lambda step: True
+) -> np.ndarray:
+    """Adapt, then combine, on every rank; or combine while adapting.
+
+    x <- W_k (x + v) in a step that `waits`, and x <- W_{k-1} x + v in others, with the identity for
+    W_{k-1} at first. After a global average the replicas are equal, so that no matrix changes them.
 
     Args:
       weights: `[PARAMETERS]`, the start of all ranks.
@@ -59,11 +64,13 @@ def train(weights, data, matrix_of_step, rate: float, momentum: float) -> np.nda
     weights = np.tile(weights, (ranks, 1))
     velocity = np.zeros_like(weights)
     history = []
+    mixing = np.eye(ranks)  # of the step before
     for step in range(1, steps + 1):
         for rank, (x, y) in enumerate(data):
             slope = gradient(weights[rank], x[step - 1], y[step - 1])
             velocity[rank] = momentum * velocity[rank] - rate * slope
-        weights = matrix_of_step(step) @ (weights + velocity)
+        before, mixing = mixing, matrix_of_step(step)
+        weights = mixing @ (weights + velocity) if waits(step) else before @ weights + velocity
         history.append(weights)
     return np.array(history)
 

@@ -1,9 +1,11 @@
 """The benchmarks at a small size: what they write, not how fast."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -34,6 +36,68 @@ def test_exchange_writes_its_rows_and_ratios(tmp_path):
     assert content["ratios"]["global_over_mwms"] == pytest.approx(medians["global average"] / mwms)
     assert content["ratios"]["small_step_over_bare_allreduce"] > 0
     assert "functions traced again after the warm-up: 0" in ended.stdout
+
+
+@pytest.mark.multiprocess
+def test_network_writes_its_rows_and_ratios(tmp_path):
+    output = tmp_path / "network.json"
+    flags = ["--hosts=2", "--mbit=2000", "--megabytes=1", "--repetitions=2", "--fits=1"]
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "network.py"), *flags, f"--output={output}"],
+        capture_output=True,
+        text=True,
+        timeout=workers.DEADLINE_S,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    content = json.loads(output.read_text())
+    medians = {row["name"]: row["median_ms"] for row in content["rows"]}
+    assert min(medians.values()) > 0
+    gossip = medians["one-peer gossip"]
+    expected = {
+        "gossip_share_of_limit": medians["TCP"] / gossip,
+        "global_share_of_limit": medians["TCP"] / medians["global average"],  # 2 (n-1)/n = 1
+        "gossip_over_mwms": gossip / medians["MWMS all-reduce"],
+        "bfloat16_over_float32": medians["one-peer gossip, bfloat16"] / gossip,
+        "int8_over_float32": medians["one-peer gossip, int8"] / gossip,
+        "overlap_step_over_compute": medians["step, compute 1.2x: gossip, overlap"]
+        / medians["step, compute 1.2x: compute alone"],
+    }
+    found = content["ratios"]
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    for row in content["rows"]:
+        if "share_of_limit" in row:
+            assert row["cpu_seconds"] > 0
+
+
+def test_hosts_end_with_the_process_that_made_them():
+    code = """
+import sys
+sys.path[:0] = [sys.argv[1], sys.argv[2]]
+import links
+try:
+    with links.hosts(2, 1000) as hosts:
+        print(hosts.flag, flush=True)
+        sys.stdin.read()
+except links.NoHostsError as reason:
+    print("none:", reason, flush=True)
+"""
+    command = [sys.executable, "-c", code, str(ROOT), str(ROOT / "benchmarks")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            said = process.stdout.readline().decode().strip()
+            if said.startswith("none:"):
+                pytest.skip(f"no hosts of their own here, {said}")
+            holders = said.split(",")
+            assert len(holders) == 2
+            own = os.readlink("/proc/self/ns/net")
+            assert own not in {os.readlink(f"/proc/{holder}/ns/net") for holder in holders}
+        finally:
+            process.kill()  # which nothing can clean up after
+    ends = time.monotonic() + workers.DEADLINE_S
+    while any(pathlib.Path("/proc", holder).exists() for holder in holders):
+        assert time.monotonic() < ends
+        time.sleep(0.1)
 
 
 def test_input_writes_a_row_for_each_pipeline(tmp_path):

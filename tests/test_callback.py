@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import re
 import shutil
 import time
 
@@ -249,6 +250,77 @@ def test_nothing_is_traced_twice_not_even_by_a_second_fit(semantics):
     for rank in semantics:
         assert rank["traced"] == [3, 3]  # a gossip, a global average, a broadcast
         assert rank["retraced"] == 1
+
+
+# ---- Overlap ------------------------------------------------------------------------------------
+
+
+def _overlapped(cluster):
+    """The same steps in one epoch, and in two with a validation in between and after."""
+    x, y = _data(cluster.rank)
+    weights = {}
+    for name, epochs in (("one epoch", 1), ("two epochs", 2)):
+        model = _dense_model(0)
+        data = (np.tile(x, (3 - epochs, 1)), np.tile(y, (3 - epochs, 1)))
+        validation = (x[:2], y[:2]) if epochs == 2 else None
+        # Seven steps, so that a gossip is under way when the first epoch of six ends.
+        gossip = _gossip(H=7, overlap=True)
+        after = _recorder(on_train_batch_end=lambda model: _flat(model.weights))
+        fit = {"shuffle": False, "verbose": 0, "validation_data": validation, "epochs": epochs}
+        model.fit(*data, batch_size=BATCH, callbacks=[gossip, after], **fit)
+        weights[name] = [*after.kept["on_train_batch_end"], _flat(model.weights)]
+        sent = gossip.bytes_sent
+    return [weights, sent]
+
+
+def test_a_gossip_under_way_lasts_over_validation_and_the_end_of_an_epoch():
+    ranks = workers.run(_overlapped, 2)
+    for weights, _ in ranks:
+        one, two = (np.array(weights[name]) for name in ("one epoch", "two epochs"))
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
+        assert len(one) == 2 * STEPS + 1
+    first, second = (np.array(weights["one epoch"]) for weights, _ in ranks)
+    same = (first == second).all(1).tolist()
+    assert same == [k == 7 or k == 2 * STEPS + 1 for k in range(1, 2 * STEPS + 2)]
+    # 19 parameters of 4 bytes. Rank 1, of two, sends them in each of the gossips of steps 1 to 12
+    # but 6 and 7, and in the global averages of step 7, two validations and the end.
+    assert ranks[1][1] == 4 * 19 * (10 + 4)
+
+
+DIES = """
+import os
+import tf_gossip_pga as pga
+cluster = pga.initialize()
+import keras, numpy as np
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+class Dies(keras.callbacks.Callback):
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == 3 and cluster.rank == 1:
+            os._exit(0)
+try:
+    gossip = pga.GossipPGA(H=None, overlap=True)
+    x = np.zeros((100, 4), "float32")
+    model.fit(x, x[:, :1], batch_size=10, callbacks=[gossip, Dies()], verbose=0)
+except pga.WorkerLost as error:
+    print("after step", gossip.step, error, flush=True)
+    os._exit(0)  # TensorFlow waits for the dead one otherwise
+"""
+
+
+def test_what_goes_wrong_with_a_gossip_under_way_surfaces_at_a_later_batch():
+    import sys
+
+    from tf_gossip_pga import launch
+
+    output = []
+    launch.launch(
+        [sys.executable, "-c", DIES], 2, write=output.append, deadline_s=workers.DEADLINE_S
+    )
+    # The gossip of step 3 is under way when rank 1 ends, and may have ended; that of 4 cannot.
+    assert re.search(
+        r"after step [45] Rank 0 of 2 lost .* at the gossip of step [34]", "".join(output)
+    ), output
 
 
 # ---- The optimizer's state ----------------------------------------------------------------------

@@ -25,12 +25,11 @@ def _exchange(cluster, values, colours, in_flight, chunk: int = 3):
     @tf.function(autograph=False)
     def exchange():
         chunks = [tf.fill([chunk], values[cluster.rank] + index) for index in range(3)]
-        received, done = mine.exchange(chunks, colours, key)
-        with tf.control_dependencies(done):
-            return [
-                {str(sender): tf.identity(tensor) for sender, tensor in arrived.items()}
-                for arrived in received
-            ]
+        results = []
+        for received, sent in mine.exchange(chunks, colours, key):
+            with tf.control_dependencies(sent):
+                results.append({str(rank): tf.identity(each) for rank, each in received.items()})
+        return results
 
     with mine.waiting("the test", 60):
         return [
@@ -90,6 +89,25 @@ def test_no_more_messages_are_under_way_than_allowed(limit):
     for place, message in enumerate(messages):
         # Message k waits for message k - limit, and so for k - 2 limit, …
         assert len(before(message) & set(messages)) == place // limit
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_no_more_global_averages_are_under_way_than_allowed(limit):
+    import tensorflow as tf
+
+    from tf_gossip_pga import collectives
+    from tf_gossip_pga.cluster import Cluster
+
+    mine = object.__new__(collectives.Collectives)
+    mine.cluster = Cluster(0, 3, ("a:1", "b:1", "c:1"))
+    mine._hint, mine._device = "ring", "/device:CPU:0"
+    mine._tokens = [tf.Variable(0.0) for _ in range(limit)]
+    function = tf.function(lambda: mine.mean([tf.zeros([3])] * 5, 1), autograph=False)
+    operations = function.get_concrete_function().graph.get_operations()
+    reductions = [op for op in operations if op.type == "CollectiveReduceV2"]
+    # Number k waits for number k - limit: TensorFlow orders what shares a token.
+    waits = [[reductions.index(op) for op in each.control_inputs] for each in reductions]
+    assert waits == [[k - limit] if k >= limit else [] for k in range(5)]
 
 
 def test_more_than_ten_ranks_come_in_rank_order():

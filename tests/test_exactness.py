@@ -37,7 +37,7 @@ def _cases(n: int) -> list[tuple[str, int | None]]:
     return [(name, H) for name in names for H in (1, 3, None)]
 
 
-def _train_cases(cluster, cases):
+def _train_cases(cluster, cases, **arguments):
     """For each case: weights before and after the averaging of every step, and at the end."""
     import keras
 
@@ -68,7 +68,7 @@ def _train_cases(cluster, cases):
             if not variable.path.endswith("learning_rate"):
                 variable.assign(keras.ops.zeros_like(variable))
         before, after = Record(), Record()
-        gossip = pga.GossipPGA(H=H, topology=_topology(name, cluster.size))
+        gossip = pga.GossipPGA(H=H, topology=_topology(name, cluster.size), **arguments)
         model.fit(
             x.reshape(-1, reference.INPUTS),
             y.reshape(-1, reference.OUTPUTS),
@@ -110,6 +110,60 @@ def test_every_step_equals_the_oracle(n):
         )
         assert (final == final[0]).all(), f"{label}: the ranks end with different models"
         _check_each_step(before, after, H, label)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_overlap_equals_its_oracle(n):
+    cases = [(name, H) for name in ("ring", "one_peer_exponential") for H in (1, 3, None)]
+    cases += [("from_matrix", 4), ("disconnected", 2)]
+    ranks = workers.run(_train_cases, n, cases=cases, overlap=True)
+    data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
+    for index, (name, H) in enumerate(cases):  # noqa: N806
+        label = f"{name}, n={n}, H={H}"
+        _, after, final = (np.array([rank[index][part] for rank in ranks]) for part in range(3))
+        topology = _topology(name, n)
+        expected = reference.train(
+            reference.initial_weights(seed=0),
+            data,
+            reference.matrix_of_step(topology, H),
+            RATE,
+            MOMENTUM,
+            waits=lambda step, H=H: H is not None and step % H == 0,  # noqa: N803
+        )
+        np.testing.assert_allclose(
+            after.transpose(1, 0, 2), expected, rtol=0, atol=TOLERANCE, err_msg=label
+        )
+        np.testing.assert_allclose(final[0], expected[-1].mean(0), rtol=0, atol=TOLERANCE)
+        assert (final == final[0]).all(), f"{label}: the ranks end with different models"
+        for step in range(1, STEPS + 1):
+            if H is not None and step % H == 0:
+                x = after[:, step - 1]
+                assert (x == x[0]).all(), f"{label}: not bit-identical after step {step}"
+
+
+@pytest.mark.parametrize("wire_dtype", ["bfloat16", "int8"])
+def test_low_precision_is_as_near_as_it_says_and_moves_no_mean(wire_dtype):
+    n = 3
+    cases = [("ring", 3), ("from_matrix", None)]
+    ranks = workers.run(_train_cases, n, cases=cases, wire_dtype=wire_dtype)
+    for index, (name, H) in enumerate(cases):  # noqa: N806
+        before, after, _ = (np.array([rank[index][part] for rank in ranks]) for part in range(3))
+        _check_each_step(before, after, H, f"{wire_dtype}, {name}")
+        common = reference.initial_weights(seed=0)  # what all had after the last global average
+        lost = 0.0
+        for step in range(1, STEPS + 1):
+            x, y = after[:, step - 1], before[:, step - 1]
+            if H is not None and step % H == 0:
+                common = x[0]
+                continue
+            difference = np.abs(x - _topology(name, n).weights(step - 1) @ y).max()
+            # A difference is sent to within 1/2 of 1/127 of the largest, or of the eighth bit; a
+            # rank adds at most its own error and a mean of the others'.
+            largest = np.abs(y - common).max()
+            step_size = {"int8": 1 / 127, "bfloat16": 2**-7}[wire_dtype]
+            assert difference < 1.01 * largest * step_size + 1e-6
+            lost = max(lost, difference)
+        assert lost > 1e-5  # it did round
 
 
 def _check_each_step(before, after, H, label):  # noqa: N803

@@ -17,8 +17,8 @@ LEFT = {"topology", "schedule", "cluster"}
 MAY_IMPORT = {  # a room that is not named here: no other room
     "launch": {"cluster", "screen"},
     "collectives": LEFT,
-    "averaging": LEFT | {"collectives"},
-    "callback": LEFT | {"collectives", "averaging", "agreement"},
+    "averaging": LEFT | {"collectives", "wire"},
+    "callback": LEFT | {"collectives", "averaging", "agreement", "wire"},
 }
 
 

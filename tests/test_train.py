@@ -24,6 +24,7 @@ FIELDS = {
     *("gossip_steps", "global_steps", "parameters", "train_loss", "val_loss", "val_accuracy"),
     *("seconds", "compute_seconds", "communication_seconds", "bytes_sent_per_worker"),
     *("consensus_distance", "history", "optimizer_state", "unigram_cross_entropy"),
+    *("overlap", "wire_dtype"),
 }
 
 
@@ -72,6 +73,15 @@ TWO_WORKERS = json.dumps(
             "--algorithm=gossip --optimizer_state=reset",
             "--algorithm=gossip has optimizer_state=local, received --optimizer_state=reset",
         ),
+        (
+            "--algorithm=local --overlap",
+            "--algorithm=local has no overlap, received --overlap=True",
+        ),
+        (
+            "--algorithm=parallel --wire_dtype=int8",
+            "--algorithm=parallel has wire_dtype=float32, received --wire_dtype=int8",
+        ),
+        ("--wire_dtype=int4", "value should be one of <float32|bfloat16|int8>"),
         ("--algorithm=parallel --H=4", "--algorithm=parallel has H=1, received --H=4"),
         (
             "--algorithm=local --topology=ring",
@@ -151,6 +161,7 @@ def test_a_run_that_diverged_says_so(tmp_path):
     run = dict.fromkeys(FIELDS, nan)
     run |= {"algorithm": "pga", "model": "mlp", "dataset": "digits", "topology": "ring", "H": 6}
     run |= {"workers": 2, "epochs": 1, "steps": 3, "gossip_steps": 3, "global_steps": 0}
+    run |= {"overlap": False, "wire_dtype": "float32"}
     run |= {"unigram_cross_entropy": None, "seconds": 1.0, "communication_seconds": 0.5}
     run["history"] = {"loss": [nan], "val_loss": [nan], "val_accuracy": [0.1]}
     assert "diverged             the loss is no longer a number" in results.table(run)
@@ -317,12 +328,13 @@ def _arguments(cluster, folder):
     recorded(recipes, "optimizer", lambda args: args[2:])
     flags = ["--model=mlp", "--epochs=2", "--steps_per_epoch=3", "--classes_per_worker=3"]
     flags += ["--augment", "--batch_size=8", "--optimizer_state=average", "--algorithm=aga"]
-    flags += ["--H=100", "--precision=mixed_bfloat16"]
+    flags += ["--H=100", "--precision=mixed_bfloat16", "--overlap", "--wire_dtype=int8"]
     settings.FLAGS(["train.py", *flags, f"--output_dir={folder}"])
     job = settings.find_job(cluster.size)
     gossip = train.gossip_callback(job)
     run = train.train(cluster, job, [gossip])
     asked["state"] = [gossip._optimizer_state, str(gossip._schedule)]
+    asked["exchange"] = [gossip._overlap, gossip._wire_dtype]
     asked["precision"] = run.model.layers[-2].compute_dtype
     try:
         train.check_vocabularies(types.SimpleNamespace(kind="text", name="it", vocabulary=asked))
@@ -344,6 +356,7 @@ def test_the_flags_reach_data_optimizer_and_callback(tmp_path):
         # Longer than AdaptivePeriod's own longest of 64.
         assert "initial=100, warmup_steps=2, exponent=1.0, maximum=100" in asked["state"][1]
         assert asked["precision"] == "bfloat16"
+        assert asked["exchange"] == [True, "int8"]
         assert asked["error"].startswith("The vocabulary of rank 1 is not rank 0's")
         assert asked["epochs"] == 2
 

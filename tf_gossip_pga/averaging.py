@@ -5,6 +5,7 @@ neither tiny nor longer than `collectives.CHUNK_BYTES`, whatever the model looks
 is one traced function, built once: one for every round of the topology, one for the global average.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from tf_gossip_pga import collectives as collectives_lib
 from tf_gossip_pga import topology as topology_lib
+from tf_gossip_pga import wire as wire_lib
 
 # A variable of at least this share of a chunk travels alone.
 _SHARE = 4
@@ -45,12 +47,18 @@ class Bucket:
         self.bytes = sum(v.shape.num_elements() * v.dtype.size for v in self.variables)
         self._pieces: list[_Piece] = []
         self._lengths: list[int] = []  # of the chunks, in elements
+        self._dtypes: list[tf.DType] = []
         for dtype in dict.fromkeys(v.dtype for v in self.variables):
             self._plan(dtype, max(1, chunk_bytes // dtype.size))
 
     def __len__(self) -> int:
         """Number of chunks."""
         return len(self._lengths)
+
+    @property
+    def layout(self) -> list[tuple[int, tf.DType]]:
+        """Length in elements and type of each chunk."""
+        return list(zip(self._lengths, self._dtypes, strict=True))
 
     def _plan(self, dtype, limit: int):
         """Places the variables of one type in chunks of at most `limit` elements."""
@@ -73,6 +81,7 @@ class Bucket:
         """Appends a piece to a chunk, or to a new one for None; returns the chunk."""
         if chunk is None:
             self._lengths.append(0)
+            self._dtypes.append(self.variables[variable].dtype)
             chunk = len(self) - 1
         self._pieces.append(_Piece(variable, start, stop, chunk, self._lengths[chunk]))
         self._lengths[chunk] += stop - start
@@ -88,17 +97,31 @@ class Bucket:
 
     def assign(self, chunks):
         """Sets the variables from chunks as `pack` gives them."""
+        for variable, value in self._unpacked(chunks):
+            variable.assign(tf.reshape(value, variable.shape))
+
+    def add(self, changes):
+        """Adds chunks of the same lengths, at least float32, to the variables."""
+        for variable, change in self._unpacked(changes):
+            change = tf.reshape(change, variable.shape)
+            if change.dtype == variable.dtype:
+                variable.assign_add(change)  # in place
+            else:
+                variable.assign(tf.cast(_wide(variable) + change, variable.dtype))
+
+    def _unpacked(self, chunks):
+        """Pairs of a variable and its elements, flat; empty variables are left out."""
         parts = [[] for _ in self.variables]
         for piece in self._pieces:
             stop = piece.offset + piece.stop - piece.start
             parts[piece.variable].append(chunks[piece.chunk][piece.offset : stop])
         for variable, part in zip(self.variables, parts, strict=True):
             if part:
-                variable.assign(tf.reshape(tf.concat(part, 0), variable.shape))
+                yield variable, tf.concat(part, 0)
 
 
 class Traced:
-    """A function without arguments, traced at its first call and never again.
+    """A function of tensors, traced at its first call and never again.
 
     A concrete function cannot retrace, and spares TensorFlow's warning about many small functions
     of one name, which every `fit` of a program would bring nearer.
@@ -113,14 +136,15 @@ class Traced:
         self._body = body
         self._concrete = None
 
-    def __call__(self):
+    def __call__(self, *tensors):
         if self._concrete is None:
-            self._concrete = tf.function(self._count, autograph=False).get_concrete_function()
-        return self._concrete()
+            function = tf.function(self._count, autograph=False)
+            self._concrete = function.get_concrete_function(*tensors)
+        return self._concrete(*tensors)
 
-    def _count(self):
+    def _count(self, *tensors):
         Traced.total += 1  # Python runs this when it traces
-        return self._body()
+        return self._body(*tensors)
 
 
 class Averager:
@@ -135,6 +159,7 @@ class Averager:
       timeout_s: seconds that an exchange may wait for other workers.
       start_timeout_s: the same for what happens before the first step.
       slots: those of `others` that `average_slots` mixes (momentum and the like).
+      wire: in what form a gossip sends parameters.
 
     Attributes:
       bytes_sent: bytes of payload that this rank has sent since it was built; of a broadcast, one
@@ -151,6 +176,7 @@ class Averager:
         timeout_s: float,
         start_timeout_s: float,
         slots=(),
+        wire: wire_lib.Full = wire_lib.BY_NAME["float32"],
     ):
         self.bytes_sent = 0
         self._collectives = collectives
@@ -161,20 +187,32 @@ class Averager:
         self._statistics = Bucket(statistics)
         self._slots = Bucket(slots)
         self._everything = Bucket([*parameters, *statistics, *others])
-        self._first_key = collectives.reserve_instance_keys(
-            max(len(self._parameters), len(self._everything)), "the start", start_timeout_s
-        )
-        self._edges_out = [
+        self._wire = wire
+        # What the replicas had after the last global average: where rounded differences start from.
+        self._reference = [
+            tf.Variable(chunk) for chunk in (self._parameters.pack() if wire.rounds else [])
+        ]
+        # A key is bound to one kind of exchange.
+        sent, mixed = max(len(self._parameters), len(self._everything)), len(self._parameters)
+        mixed = max(mixed + len(self._statistics), len(self._slots))
+        first_key = collectives.reserve_instance_keys(sent + mixed, "the start", start_timeout_s)
+        self._key_of_sent, self._key_of_mixed = first_key, first_key + sent
+        self._gossip_bytes = [
             sum(sender == collectives.cluster.rank for colour in colours for sender, _ in colour)
+            * sum(wire.bytes(*each) for each in self._parameters.layout)
             for colours in map(topology.colours, range(topology.rounds))
         ]
         # One for each round, since each has peers of its own.
-        self._gossip_functions = [
-            Traced(functools.partial(self._gossip, round)) for round in range(topology.rounds)
-        ]
+        rounds = range(topology.rounds)
+        self._gossip_functions = [Traced(functools.partial(self._gossip, r)) for r in rounds]
+        self._change_functions = [Traced(functools.partial(self._changes, r)) for r in rounds]
+        self._pack_function = Traced(self._parameters.pack)
+        self._apply_function = Traced(lambda *changes: self._parameters.add(changes))
         self._global_function = Traced(self._global_average)
         self._slots_function = Traced(self._average_slots)
         self._broadcast_function = Traced(self._broadcast)
+        self._background = concurrent.futures.ThreadPoolExecutor(1, "gossip")
+        self._under_way: concurrent.futures.Future | None = None
 
     def averages(self, parameters, statistics, others, slots=()) -> bool:
         """Whether it was built for exactly these variables."""
@@ -188,7 +226,44 @@ class Averager:
             return
         with self._collectives.waiting(doing, self._timeout_s):
             self._gossip_functions[round]()
-        self.bytes_sent += self._edges_out[round] * self._parameters.bytes
+        self.bytes_sent += self._gossip_bytes[round]
+
+    def start_gossip(self, round: int, doing: str):
+        """Begins a gossip of the parameters as they are now, and returns while it is under way.
+
+        The parameters may change meanwhile. `finish_gossip` must follow before the next exchange
+        that changes them; `wait` before any other.
+        """
+        round %= self._topology.rounds
+        if not len(self._topology.cycle[round].edge_weights):
+            return
+        # The values, not the variables: TensorFlow copies a variable when an optimizer is about to
+        # change it in place while somebody else holds its value.
+        chunks = self._pack_function()
+
+        def exchange():
+            with self._collectives.waiting(doing, self._timeout_s):
+                return self._change_functions[round](*chunks)
+
+        self._under_way = self._background.submit(exchange)
+        self.bytes_sent += self._gossip_bytes[round]
+
+    def wait(self):
+        """Returns when no exchange is under way; raises what went wrong with it."""
+        if self._under_way is not None:
+            self._under_way.result()
+
+    def finish_gossip(self, apply: bool = True):
+        """Waits for the gossip that was begun, if any: x_i <- x_i + (sum_j W[i, j] * x'_j - x'_i).
+
+        Args:
+          apply: whether the parameters take it; a global average makes it pointless.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            changes = under_way.result()
+            if apply:
+                self._apply_function(*changes)
 
     def global_average(self, doing: str) -> tuple[float, float]:
         """Sets parameters and statistics to their means over ranks: x_i <- 1/n sum_j x_j.
@@ -238,23 +313,35 @@ class Averager:
             variable.assign(value)
 
     def _gossip(self, round: int):
-        weights, own_weight = self._topology.neighbours(round, self._collectives.cluster.rank)
-        chunks = self._parameters.pack()
-        received, done = self._collectives.exchange(
-            chunks, self._topology.colours(round), self._first_key
+        self._parameters.add(self._changes(round, *self._parameters.pack()))
+
+    def _changes(self, round: int, *chunks):
+        """What a gossip adds to each chunk: sum_j W[i, j] * x_j - x_i, at least float32."""
+        weights, _ = self._topology.neighbours(round, self._collectives.cluster.rank)
+        if self._wire.rounds:
+            differences = zip(chunks, self._reference, strict=True)
+            chunks = [_wide(chunk) - _wide(reference) for chunk, reference in differences]
+        messages = [self._wire.encode(chunk) for chunk in chunks]
+        exchanged = self._collectives.exchange(
+            messages, self._topology.colours(round), self._key_of_sent
         )
-        mixed = []
-        for chunk, arrived in zip(chunks, received, strict=True):
-            total = own_weight * _wide(chunk)
-            for sender, weight in weights.items():
-                total += weight * _wide(arrived[sender])
-            mixed.append(tf.cast(total, chunk.dtype))
-        with tf.control_dependencies(done):
-            self._parameters.assign(mixed)
+        changes = []
+        for chunk, message, (arrived, sent) in zip(chunks, messages, exchanged, strict=True):
+            with tf.control_dependencies(sent):
+                own = self._decode(message, chunk)
+                parts = [
+                    weight * (self._decode(arrived[sender], chunk) - own)
+                    for sender, weight in weights.items()
+                ]
+                changes.append(tf.add_n(parts) if parts else tf.zeros_like(own))
+        return changes
+
+    def _decode(self, message, chunk):
+        return tf.cast(self._wire.decode(message, chunk.shape[0]), _wide(chunk).dtype)
 
     def _global_average(self):
         chunks = self._parameters.pack()
-        means = self._collectives.mean(chunks + self._statistics.pack())
+        means = self._collectives.mean([*chunks, *self._statistics.pack()], self._key_of_mixed)
         squares = tf.zeros([2], tf.float64)  # of the distance and of the norm
         for chunk, mean in zip(chunks, means[: len(chunks)], strict=True):
             distance = tf.nn.l2_loss(_wide(chunk) - _wide(mean))
@@ -262,14 +349,22 @@ class Averager:
             squares += 2 * tf.stack([tf.cast(distance, tf.float64), tf.cast(norm, tf.float64)])
         self._parameters.assign(means[: len(chunks)])
         self._statistics.assign(means[len(chunks) :])
+        self._remember(means[: len(chunks)])
         return squares
 
     def _average_slots(self):
-        self._slots.assign(self._collectives.mean(self._slots.pack()))
+        self._slots.assign(self._collectives.mean(self._slots.pack(), self._key_of_mixed))
 
     def _broadcast(self):
         chunks = self._everything.pack()
-        self._everything.assign(self._collectives.broadcast(chunks, self._first_key))
+        self._everything.assign(self._collectives.broadcast(chunks, self._key_of_sent))
+        self._remember(self._parameters.pack())
+
+    def _remember(self, chunks):
+        """Takes as the reference what all replicas have now."""
+        if self._wire.rounds:
+            for reference, chunk in zip(self._reference, chunks, strict=True):
+                reference.assign(chunk)
 
 
 def consensus_distance(distances: list[tuple[float, float]]) -> float:

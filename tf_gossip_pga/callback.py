@@ -10,6 +10,7 @@ import keras
 
 from tf_gossip_pga import agreement, averaging, collectives, schedule
 from tf_gossip_pga import topology as topology_lib
+from tf_gossip_pga import wire as wire_lib
 
 # How much longer than for an exchange in mid-epoch ranks wait for one another where they come from
 # different work: reading data, tracing, compiling, validating, writing a checkpoint.
@@ -57,6 +58,16 @@ class GossipPGA(keras.callbacks.Callback):
         sends as much again for each slot. `"reset"`: they are set to zero, with several workers;
         Adam's next steps are then at first 3, after a dozen 7 times as long, since its step count
         goes on. (Wang et al., "SlowMo", ICLR 2020, compares these.) Default `"local"`.
+      overlap: whether a gossip happens during the next step's computation rather than after its own
+        step's. It mixes what step k left, and its effect is added after step k+1's optimizer step
+        u: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k), which is D-PSGD's recursion (Lian
+        et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017,
+        Algorithm 1). Global averages stay exact and wait; the gossip that one would undo, of the
+        step before it, is left out. One more copy of the parameters. Default False.
+      wire_dtype: in what form gossips send parameters. `"float32"`: in their own type.
+        `"bfloat16"`, `"int8"`: the differences to the last global average in half or a quarter of
+        the bytes, see `tf_gossip_pga.wire`; one more copy of the parameters. Global averages are
+        always exact. Default `"float32"`.
       timeout_s: seconds that an exchange waits for the other workers before it raises `WorkerLost`;
         ten times that at the start, and between epochs. Default 300.
 
@@ -100,6 +111,8 @@ class GossipPGA(keras.callbacks.Callback):
         H=6,  # noqa: N803
         topology="one_peer_exponential",
         optimizer_state="local",
+        overlap=False,
+        wire_dtype="float32",
         timeout_s=300.0,
     ):
         super().__init__()
@@ -111,6 +124,9 @@ class GossipPGA(keras.callbacks.Callback):
                 f"received {optimizer_state!r}."
             )
         self._optimizer_state = optimizer_state
+        self._overlap = bool(overlap)
+        self._wire_dtype = wire_dtype
+        wire_lib.resolve(wire_dtype)
         self._collectives = collectives.active()
         self._cluster = self._collectives.cluster
         self._topology = topology_lib.resolve(topology, self._cluster.size)
@@ -259,6 +275,7 @@ class GossipPGA(keras.callbacks.Callback):
         if self._averager is None:
             return
         self._meet("the end of training")
+        self._averager.finish_gossip(apply=False)
         # Even if all agree: another callback may have set one rank's weights, or the optimizer its
         # moving averages.
         self._average_globally("the end of training")
@@ -271,8 +288,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._in_consensus = False
         if not is_global:
             with self._timed():
-                # Rounds follow the step count, so that they agree after a resumption as well.
-                self._averager.gossip(self.step - 1, f"the gossip of step {self.step}")
+                self._gossip()
             return
         doing = f"the global average of step {self.step}"
         if self._adaptive:
@@ -285,6 +301,17 @@ class GossipPGA(keras.callbacks.Callback):
                 self._averager.average_slots(doing)
             elif self._optimizer_state == "reset":
                 self._averager.clear_slots()
+
+    def _gossip(self):
+        # Rounds follow the step count, so that they agree after a resumption as well.
+        round, doing = self.step - 1, f"the gossip of step {self.step}"
+        if not self._overlap:
+            self._averager.gossip(round, doing)
+            return
+        self._averager.finish_gossip()
+        # It moves no mean, so before a global average it would be for nothing.
+        if not self._schedule.is_global(self.step + 1):
+            self._averager.start_gossip(round, doing)
 
     def _average_globally(self, doing: str):
         with self._timed():
@@ -318,6 +345,8 @@ class GossipPGA(keras.callbacks.Callback):
             "logs": {name: float(value) for name, value in (logs or {}).items() if _scalar(value)},
         }
         with self._timed() if timed else contextlib.nullcontext():
+            if self._averager is not None:
+                self._averager.wait()
             everyone = self._collectives.gather(mine, where, self._timeout_s * _PATIENCE)
         if agreement.difference([[each["where"], each["step"]] for each in everyone]):
             places = "; ".join(
@@ -391,11 +420,15 @@ class GossipPGA(keras.callbacks.Callback):
           ValueError: on every rank, if one cannot train, or the ranks do not fit together.
         """
         model, facts, known = self.model, None, False
+        if self._averager is not None:  # an interrupted fit may have left a gossip under way
+            self._averager.finish_gossip(apply=False)
         if not problem:
             settings = {
                 "H": str(self._schedule),
                 "topology": self._topology.digest,
                 "optimizer_state": self._optimizer_state,
+                "overlap": self._overlap,
+                "wire_dtype": self._wire_dtype,
                 "steps per epoch": self.params["steps"],
                 "epochs": self.params["epochs"],
                 "step count": self.step,
@@ -426,6 +459,7 @@ class GossipPGA(keras.callbacks.Callback):
                 **variables,
                 timeout_s=self._timeout_s,
                 start_timeout_s=self._timeout_s * _PATIENCE,
+                wire=wire_lib.resolve(self._wire_dtype),
             )
         self._averager.broadcast("the start of training")
 

@@ -4,9 +4,9 @@ This is the only room that knows collective ops and private names of TensorFlow.
 server, the group keys, the instance keys, the order of exchanges and their deadlines.
 
 What is public: `tf.distribute.MultiWorkerMirroredStrategy` starts the server and TensorFlow's
-coordination service (whose heartbeats notice dead processes) and does the global average;
-`tf.raw_ops.CollectiveBcastSendV2` and `CollectiveBcastRecvV2` in a group of two are a directed
-edge.
+coordination service (whose heartbeats notice dead processes); `tf.raw_ops.CollectiveBcastSendV2`
+and `CollectiveBcastRecvV2` in a group of two are a directed edge; `CollectiveReduceV2` in the group
+of all is the global average.
 
 What is private, each use once, tested in `tests/test_collectives.py`:
   - `context.context().abort_collective_ops(code, message)` fails every pending collective of this
@@ -49,7 +49,7 @@ from tf_gossip_pga import cluster as cluster_lib
 
 # Bytes of one message. Smaller costs round trips, larger leaves sending and mixing no overlap;
 # BUILD_NOTES.md has the table.
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 8 << 20
 
 # Collectives a rank has under way at once. Two chunks, each sent and received.
 _MESSAGES_IN_FLIGHT = 4
@@ -104,6 +104,8 @@ class Collectives:
         with _interruptible():
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         self._device = "/device:GPU:0" if gpus else "/device:CPU:0"
+        with tf.device(self._device):
+            self._tokens = [tf.Variable(0.0) for _ in range(self._messages_in_flight)]
         self._gather_ints = tf.function(
             self._all_gather, input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False
         )
@@ -167,33 +169,34 @@ class Collectives:
 
     # ---- Inside of tf.function ------------------------------------------------------------------
 
-    def exchange(self, chunks, colours, first_key: int):
-        """Sends every chunk along this rank's outgoing edges and receives along the incoming ones.
+    def exchange(self, messages, colours, first_key: int):
+        """Sends every message along this rank's outgoing edges and receives along incoming ones.
 
         Args:
-          chunks: list of 1-D tensors, with static shapes that are the same on all ranks.
+          messages: list of 1-D tensors, with static shapes that are the same on all ranks.
           colours: the edge colouring of one round (`Topology.colours`).
-          first_key: first of `len(chunks)` reserved instance keys.
+          first_key: first of `len(messages)` reserved instance keys.
 
         Returns:
-          `(received, done)`: for each chunk a dict `{sender: tensor}`, and the operations that a
-          later assignment must wait for: the output of a send is used by nobody, so that
-          TensorFlow would prune it and the receiver wait for ever.
+          For each message `(received, sent)`: a dict `{sender: tensor}`, and the sends, which what
+          is done with it must wait for: nobody uses the output of a send, so that TensorFlow would
+          prune it and the receiver wait for ever.
         """
         rank = self.cluster.rank
         mine = [edge for colour in colours for edge in colour if rank in edge]
-        received, done = [], []
-        for index, chunk in enumerate(chunks):
-            arrived = {}
+        exchanged, issued = [], []
+        for index, message in enumerate(messages):
+            received, sent = {}, []
             for sender, receiver in mine:
                 key = _GROUP_KEY_OF_FIRST_EDGE + sender * self.cluster.size + receiver
-                with tf.control_dependencies(self._its_turn(done)):
-                    message = self._bcast(chunk, sender, 2, key, first_key + index)
-                done.append(message)
+                with tf.control_dependencies(self._its_turn(issued)):
+                    issued.append(self._bcast(message, sender, 2, key, first_key + index))
                 if receiver == rank:
-                    arrived[sender] = message
-            received.append(arrived)
-        return received, done
+                    received[sender] = issued[-1]
+                else:
+                    sent.append(issued[-1])
+            exchanged.append((received, sent))
+        return exchanged
 
     def broadcast(self, chunks, first_key: int):
         """Rank 0's values of `chunks` on every rank. Arguments and result as in `exchange`."""
@@ -205,24 +208,29 @@ class Collectives:
                 )
         return received
 
-    def mean(self, chunks):
-        """The mean over ranks of every chunk, by MultiWorkerMirrored all-reduce.
+    def mean(self, chunks, first_key: int):
+        """The mean over ranks of every chunk, each by a ring all-reduce of its own.
 
         All ranks get the same bits: each piece is summed on its way round the ring, then copied.
+        Arguments as in `broadcast`, but other keys.
         """
-        options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=CHUNK_BYTES)
-
-        def replica():
-            replicas = tf.distribute.get_replica_context()
-            means = {}
-            for dtype in dict.fromkeys(chunk.dtype for chunk in chunks):  # a pack has one type
-                places = [place for place, chunk in enumerate(chunks) if chunk.dtype == dtype]
-                values = [tf.identity(chunks[place]) for place in places]  # see _all_gather
-                reduced = replicas.all_reduce(tf.distribute.ReduceOp.MEAN, values, options)
-                means.update(zip(places, reduced, strict=True))
-            return [means[place] for place in range(len(chunks))]
-
-        return self.strategy.run(replica)
+        means = []
+        for index, chunk in enumerate(chunks):
+            with tf.device(self._device):
+                means.append(
+                    tf.raw_ops.CollectiveReduceV2(
+                        input=chunk,
+                        group_size=self.cluster.size,
+                        group_key=_GROUP_KEY_OF_ALL,
+                        instance_key=first_key + index,
+                        # TensorFlow runs those with the same token one after the other.
+                        ordering_token=[self._tokens[index % len(self._tokens)].handle],
+                        merge_op="Add",
+                        final_op="Div",
+                        communication_hint=self._hint,
+                    )
+                )
+        return means
 
     def _its_turn(self, issued):
         """What the next message waits for, so that no more than the bound are under way."""

@@ -1,0 +1,131 @@
+"""Hosts on one machine: network namespaces behind links of a given rate. Needs root and iproute2.
+
+    with links.hosts(8, mbit=250) as hosts:       # in the process that starts the workers
+        launch.run([…, hosts.flag], workers=8)
+
+    links.join(flag)                              # in each worker, before its first socket
+
+Each host is a network namespace with one interface, joined to the others by a bridge in a namespace
+of its own. A token bucket (tc tbf) limits what each host sends and what it receives to the rate,
+both at once: a full-duplex port of a switch. The namespaces have no names: the kernel removes them,
+and their links, when the last process in them has ended, however the benchmark ended.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import shutil
+import subprocess
+
+from tf_gossip_pga import cluster as cluster_lib
+
+_PORT = 2222
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
+# Bytes that may pass at once, and how long a packet may wait: a switch's small buffer.
+_BUCKET = ["burst", "256kb", "latency", "50ms"]
+
+
+class NoHostsError(RuntimeError):
+    """This machine cannot have hosts of its own; the text says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """Namespaces that exist, by the ids of the processes that hold them open."""
+
+    processes: tuple[int, ...]
+
+    @property
+    def flag(self) -> str:
+        """What `join` needs, as text."""
+        return ",".join(map(str, self.processes))
+
+
+@contextlib.contextmanager
+def hosts(count: int, mbit: float):
+    """Namespaces for `count` hosts, each with a port of `mbit` million bits a second.
+
+    Raises:
+      NoHostsError: not root, or a tool or a part of the kernel is missing.
+    """
+    missing = [tool for tool in ("ip", "tc", "unshare", "nsenter") if not shutil.which(tool)]
+    if os.geteuid() != 0:
+        raise NoHostsError("it needs root")
+    if missing:
+        raise NoHostsError(f"it needs {', '.join(missing)} (iproute2, util-linux)")
+    with contextlib.ExitStack() as stack:
+        switch = stack.enter_context(_namespace())
+        _inside(switch, "ip link add bridge type bridge")
+        _inside(switch, "ip link set bridge up")
+        found = []
+        for rank in range(count):
+            found.append(stack.enter_context(_namespace()))
+            _connect(switch, found[-1], rank, mbit)
+        yield Hosts(tuple(found))
+
+
+def join(flag: str):
+    """Moves this thread, and those it will start, to the host of its rank; rewrites `TF_CONFIG`.
+
+    Sockets that are open already stay where they are.
+    """
+    processes = flag.split(",")
+    rank = cluster_lib.from_tf_config(os.environ["TF_CONFIG"]).rank
+    libc = ctypes.CDLL(None, use_errno=True)
+    namespace = os.open(f"/proc/{processes[rank]}/ns/net", os.O_RDONLY)
+    try:
+        if libc.setns(namespace, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns failed")
+    finally:
+        os.close(namespace)
+    addresses = [f"{address(each)}:{_PORT}" for each in range(len(processes))]
+    os.environ["TF_CONFIG"] = cluster_lib.to_tf_config(addresses, rank)
+
+
+def address(rank: int) -> str:
+    """Of the host of this rank, seen from the other hosts."""
+    return f"10.0.0.{rank + 1}"
+
+
+@contextlib.contextmanager
+def _namespace():
+    """The id of a process in a new network namespace; it ends with us, since its input does."""
+    holder = subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", "echo ready; exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is ours: the workers go first
+    )
+    try:
+        if holder.stdout.readline() != b"ready\n":
+            raise NoHostsError("the kernel gives no network namespaces")
+        yield holder.pid
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdin.close()
+        holder.stdout.close()
+
+
+def _connect(switch: int, host: int, rank: int, mbit: float):
+    """A cable between a host and the switch, limited at both ends."""
+    limit = ["root", "tbf", "rate", f"{mbit}mbit", *_BUCKET]
+    port = f"port{rank}"
+    _inside(switch, f"ip link add {port} type veth peer name eth0 netns {host}")
+    _inside(switch, f"ip link set {port} master bridge up")
+    _inside(switch, f"tc qdisc add dev {port} {' '.join(limit)}")
+    _inside(host, "ip link set lo up")
+    _inside(host, f"ip address add {address(rank)}/24 dev eth0")
+    _inside(host, "ip link set eth0 up")
+    _inside(host, f"tc qdisc add dev eth0 {' '.join(limit)}")
+
+
+def _inside(process: int, command: str):
+    done = subprocess.run(
+        ["nsenter", f"--target={process}", "--net", *command.split()],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise NoHostsError(f"{command!r} failed: {done.stderr.strip()}")

@@ -1,0 +1,378 @@
+"""Exchanges and whole training steps over slow links, beside what one would use instead.
+
+    python benchmarks/network.py --hosts=8 --mbit=250 --output=output/network.json
+
+Each worker is a host of its own, behind links of `--mbit` (see links.py: it needs root; without,
+all share the loopback, and shares of the limit mean little). Everything is repeated in turn, from a
+common start until the last rank has finished, and compared by medians. In the same run:
+
+    TCP       what the links can do: each host sends the bytes to the next one through a plain
+              socket, and receives as many. Everything is held against this row.
+    PyTorch   over gloo, where it is installed (benchmarks/requirements.txt)
+    steps     `model.fit` of a model of the same size whose computation leaves the processor idle,
+              as an accelerator would; and Parallel SGD as one has it today on TensorFlow, by
+              MultiWorkerMirroredStrategy and tf_keras, where that is installed
+
+CPU seconds are of all ranks together, for one repetition. Memory is the most that a rank held
+during an exchange above what it held before, in copies of the parameters: sampled every 2 ms, in a
+repetition that is not timed.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import pathlib
+import sys
+import threading
+import time
+
+import links
+import numpy as np
+import peers
+import report
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import results
+from tf_gossip_pga import launch
+
+LIMIT, MWMS, GOSSIP, GLOBAL = "TCP", "MWMS all-reduce", "one-peer gossip", "global average"
+ALONE, PGA, OVERLAP, GOSSIP_OVERLAP = "compute alone", "PGA", "PGA, overlap", "gossip, overlap"
+SYNCHRONOUS = "Parallel SGD, MWMS"
+STEPS = (ALONE, OVERLAP, GOSSIP_OVERLAP, PGA, SYNCHRONOUS)
+FACTORS = (0.5, 1.0, 1.2, 2.0)  # computation of a step, in times of a gossip
+PERIOD, PERIODS = 6, 2  # of the PGA steps, and how many a fit takes
+WAIT_S = 1800
+
+
+def parse(argv=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--hosts", type=int, default=4)
+    parser.add_argument("--mbit", type=float, default=500, help="of a link, million bits a second")
+    parser.add_argument("--megabytes", type=float, default=50, help="of parameters")
+    parser.add_argument("--repetitions", type=int, default=7, help="of an exchange")
+    parser.add_argument("--fits", type=int, default=1, help="of 12 steps each; 0: no training")
+    parser.add_argument("--output", help="write a JSON file, and a picture beside it")
+    parser.add_argument("--join", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    for name, least in (("hosts", 2), ("repetitions", 1), ("fits", 0)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name} must be at least {least}, received {getattr(options, name)}")
+    for name in ("mbit", "megabytes"):
+        if not getattr(options, name) > 0:
+            parser.error(f"--{name} must be above 0, received {getattr(options, name)}")
+    return options
+
+
+def main() -> int:
+    """Makes the hosts and starts the workers, or is one of them."""
+    options = parse()
+    if "TF_CONFIG" in os.environ:
+        worker(options)
+        return 0
+    command = [sys.executable, __file__, *sys.argv[1:]]
+    with contextlib.ExitStack() as stack:
+        try:
+            hosts = stack.enter_context(links.hosts(options.hosts, options.mbit))
+            command.append(f"--join={hosts.flag}")
+        except links.NoHostsError as reason:
+            print(f"No hosts of their own ({reason}): all workers share the loopback.", flush=True)
+        return launch.run(command, options.hosts)
+
+
+def worker(options):
+    """One rank of the benchmark; rank 0 reports."""
+    if options.join:
+        links.join(options.join)
+    import tf_gossip_pga as pga
+    from tf_gossip_pga import collectives
+
+    pga.initialize()
+    mine = collectives.active()
+    shapes = report.shapes(options.megabytes)
+    measured = measure_exchanges(mine, shapes, options.repetitions)
+    steps = {}
+    if options.fits:
+        gossip_s = mine.gather(float(np.median(measured[GOSSIP]["seconds"])), "the gossip", WAIT_S)
+        steps = measure_steps(mine, shapes, max(gossip_s), options.fits)
+    everyone = mine.gather([measured, steps], "the end", WAIT_S)
+    if mine.cluster.is_chief:
+        publish(everyone, options)
+
+
+# ---- Exchanges ----------------------------------------------------------------------------------
+
+
+def measure_exchanges(mine, shapes, repetitions: int) -> dict:
+    """Name -> `{"seconds", "cpu"}`, a value for each repetition, and one `"memory"` in copies."""
+    bytes_ = 4 * sum(int(np.prod(shape)) for shape in shapes)
+    actions = {**peers.tcp(mine, bytes_), **exchanges(mine, shapes), **peers.torch(mine, shapes)}
+    measured = {name: {"seconds": [], "cpu": [], "memory": []} for name in actions}
+    warm_up = max(1, (mine.cluster.size - 1).bit_length())  # rounds of the longest cycle
+    for repetition in range(warm_up + repetitions):
+        for name, action in actions.items():
+            mine.gather(None, "the common start", WAIT_S)
+            started, cpu = time.perf_counter(), time.process_time()
+            action()
+            if repetition >= warm_up:
+                measured[name]["seconds"].append(time.perf_counter() - started)
+                measured[name]["cpu"].append(time.process_time() - cpu)
+    for name, action in actions.items():
+        mine.gather(None, "the common start", WAIT_S)
+        measured[name]["memory"].append(_memory_of(action) / bytes_)
+    return measured
+
+
+def exchanges(mine, shapes) -> dict:
+    """Name -> one exchange of parameters with these shapes."""
+    import tensorflow as tf
+
+    from tf_gossip_pga import averaging, topology, wire
+
+    variables = [tf.Variable(tf.random.normal(shape)) for shape in shapes]
+    flat = tf.zeros([sum(v.shape.num_elements() for v in variables)])
+    settings = {
+        GOSSIP: ("one_peer_exponential", "float32"),
+        f"{GOSSIP}, bfloat16": ("one_peer_exponential", "bfloat16"),
+        f"{GOSSIP}, int8": ("one_peer_exponential", "int8"),
+        "ring gossip": ("ring", "float32"),
+        "static exponential gossip": ("static_exponential", "float32"),
+    }
+    actions = {MWMS: report.all_reduce(mine.strategy, flat)}
+    for name, (graph, form) in settings.items():
+        topology_ = topology.BY_NAME[graph](mine.cluster.size)
+        averager = averaging.Averager(
+            mine, topology_, variables, [], [], WAIT_S, WAIT_S, wire=wire.resolve(form)
+        )
+        actions[name] = report.Cycle(averager)
+    return {**actions, GLOBAL: report.Cycle(averager, is_global=True)}
+
+
+def _memory_of(action) -> int:
+    """Bytes that this process holds at most during an action, above what it held before."""
+
+    def held() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def sample():
+        while not over.wait(0.002):
+            samples.append(held())
+
+    before, samples, over = held(), [0], threading.Event()
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    action()
+    over.set()
+    sampler.join()
+    return max(0, max(samples) - before)
+
+
+# ---- Steps of fit -------------------------------------------------------------------------------
+
+
+def measure_steps(mine, shapes, gossip_s: float, fits: int) -> dict:
+    """Factor -> name -> seconds of a step, a value for each fit."""
+    pause = [0.0]
+    trainers = _trainers(mine, shapes, pause)
+    for train in trainers.values():
+        train()  # traces everything
+    busy = max(mine.gather(trainers[ALONE](), "the computation", WAIT_S))
+    seconds = {str(factor): {name: [] for name in trainers} for factor in FACTORS}
+    for _ in range(fits):
+        for factor in FACTORS:
+            pause[0] = max(0.0, factor * gossip_s - busy)
+            for name, train in trainers.items():
+                mine.gather(None, "the common start", WAIT_S)
+                seconds[str(factor)][name].append(train())
+    return seconds
+
+
+def _trainers(mine, shapes, pause: list[float]) -> dict:
+    """Name -> a function that fits for `PERIODS` periods, and returns seconds a step."""
+    import keras
+
+    import tf_gossip_pga as pga
+
+    def local(*callbacks):
+        model = _model(keras, shapes, pause)
+        model.compile(keras.optimizers.SGD(1e-3), "mse", jit_compile=False)
+        return lambda: _fit(keras, model, callbacks)
+
+    trainers = {
+        ALONE: local(),
+        PGA: local(pga.GossipPGA(H=PERIOD)),
+        OVERLAP: local(pga.GossipPGA(H=PERIOD, overlap=True)),
+        GOSSIP_OVERLAP: local(pga.GossipPGA(H=None, overlap=True)),
+    }
+    found = importlib.util.find_spec("tf_keras") is not None
+    if all(mine.gather(found, "tf_keras", WAIT_S)):
+        import tf_keras
+
+        with mine.strategy.scope():
+            model = _model(tf_keras, shapes, pause)
+            model.compile(tf_keras.optimizers.SGD(1e-3), "mse")
+        trainers[SYNCHRONOUS] = lambda: _fit(tf_keras, model, ())
+    return trainers
+
+
+def _model(library, shapes, pause: list[float]):
+    """Parameters of these shapes, and `pause[0]` seconds of computation elsewhere."""
+    import tensorflow as tf
+
+    def compute():
+        time.sleep(pause[0])
+        return np.float32(0)
+
+    class Elsewhere(library.layers.Layer):
+        def build(self, shape):
+            self.parts = [
+                self.add_weight(shape=shape, initializer="zeros", name=f"part{index}")
+                for index, shape in enumerate(shapes)
+            ]
+
+        def call(self, x):
+            nothing = tf.numpy_function(compute, [], tf.float32)
+            nothing = tf.ensure_shape(nothing, [])
+            return x + tf.add_n([tf.reduce_mean(part) for part in self.parts]) + nothing
+
+    return library.Sequential([library.layers.Input((1,)), Elsewhere()])
+
+
+def _fit(library, model, callbacks) -> float:
+    import tensorflow as tf
+
+    class Clock(library.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.started = time.perf_counter() if batch == 0 else self.started
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.ended = time.perf_counter()
+
+    clock, steps = Clock(), PERIOD * PERIODS
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    examples = tf.data.Dataset.from_tensors((tf.ones([8, 1]), tf.zeros([8, 1])))
+    model.fit(
+        examples.repeat(steps).with_options(options),
+        steps_per_epoch=steps,
+        shuffle=False,
+        verbose=0,
+        callbacks=[*callbacks, clock],
+    )
+    return (clock.ended - clock.started) / steps
+
+
+# ---- Rank 0 reports -----------------------------------------------------------------------------
+
+
+def publish(everyone: list, options):
+    """Table, JSON and picture."""
+    exchanges_, steps = zip(*everyone, strict=True)
+    rows = [row(name, [each[name] for each in exchanges_]) for name in exchanges_[0]]
+    limit = rows[0]["median_ms"]
+    for each in rows:
+        each["share_of_limit"] = limit / each["median_ms"]
+    for factor, names in steps[0].items():
+        for name in names:
+            last = np.max([each[factor][name] for each in steps], axis=0)
+            rows.append(report.row(f"step, compute {factor}x: {name}", last))
+    medians = {each["name"]: each["median_ms"] for each in rows}
+    where = f"links of {options.mbit:g} Mbit/s" if options.join else "loopback"
+    title = f"{options.hosts} workers, {options.megabytes:g} MB of float32, {where}"
+    print(f"{title}\n{report.machine()}")
+    print(table(rows))
+    print()
+    found = ratios(medians, options.hosts)
+    for name, ratio in found.items():
+        print(f"{name} = {ratio:.3f}")
+    if options.output:
+        report.write(rows, found, options.output)
+        picture = pathlib.Path(options.output).with_suffix(".png")
+        draw(picture, title, rows, options.hosts)
+        print(f"Picture: {picture}", flush=True)
+
+
+def row(name: str, ranks: list[dict]) -> dict:
+    """The figures of one exchange: time of the last rank, CPU of all, memory of the largest."""
+    figures = {field: np.array([each[field] for each in ranks]) for field in ranks[0]}
+    return {
+        **report.row(name, figures["seconds"].max(0)),
+        "cpu_seconds": float(np.median(figures["cpu"].sum(0))),
+        "memory_copies": float(figures["memory"].max()),
+    }
+
+
+def ratios(medians: dict[str, float], size: int) -> dict[str, float]:
+    """What the rows say, each as one number."""
+    ring = 2 * (size - 1) / size
+    found = {
+        "gossip_share_of_limit": medians[LIMIT] / medians[GOSSIP],
+        "global_share_of_limit": ring * medians[LIMIT] / medians[GLOBAL],
+        "gossip_over_mwms": medians[GOSSIP] / medians[MWMS],
+        "bfloat16_over_float32": medians[f"{GOSSIP}, bfloat16"] / medians[GOSSIP],
+        "int8_over_float32": medians[f"{GOSSIP}, int8"] / medians[GOSSIP],
+    }
+
+    def step(factor: float, name: str) -> float | None:
+        return medians.get(f"step, compute {factor}x: {name}")
+
+    if step(1.2, ALONE):
+        found["overlap_step_over_compute"] = step(1.2, GOSSIP_OVERLAP) / step(1.2, ALONE)
+    if step(1.0, SYNCHRONOUS):
+        found["fit_speedup_over_mwms"] = step(1.0, SYNCHRONOUS) / step(1.0, OVERLAP)
+    return found
+
+
+def table(rows: list[dict]) -> str:
+    """One line a row."""
+    width = max(len(each["name"]) for each in rows)
+    lines = ["", f"{'':{width}}  {'ms':>9}  {'min':>9}  {'max':>9}  of limit   CPU s  copies"]
+    for each in rows:
+        figures = "  ".join(f"{each[key]:9.1f}" for key in ("median_ms", "min_ms", "max_ms"))
+        line = f"{each['name']:{width}}  {figures}"
+        if "share_of_limit" in each:
+            line += f"  {each['share_of_limit']:8.3f}  {each['cpu_seconds']:6.2f}"
+            line += f"  {each['memory_copies']:6.2f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def draw(path: pathlib.Path, title: str, rows: list[dict], size: int):
+    """Exchanges against what the links can do, and steps of `fit` against computation alone."""
+    figure = results.new_figure(title)
+    exchanges_, steps = figure.subplots(1, 2)
+    shown = [each for each in rows if "share_of_limit" in each]
+    for place, each in enumerate(shown):
+        ours = "gossip" in each["name"] or each["name"] == GLOBAL
+        color = results.GREY if not ours else results.BLUE
+        exchanges_.barh(place, each["median_ms"], color=color)
+    exchanges_.set_yticks(range(len(shown)), [each["name"] for each in shown])
+    exchanges_.invert_yaxis()
+    limit = shown[0]["median_ms"]
+    ring = 2 * (size - 1) / size * limit
+    exchanges_.axvline(limit, color=results.ORANGE, label="the bytes over TCP")
+    exchanges_.axvline(ring, color=results.ORANGE, ls="--", label="what a ring all-reduce sends")
+    exchanges_.legend(frameon=False)
+    exchanges_.set(title="One exchange; blue: ours")
+    results.finish(exchanges_, xlabel="milliseconds")
+
+    medians = {each["name"]: each["median_ms"] for each in rows}
+    for place, (color, name) in enumerate(zip(results.PALETTE, STEPS, strict=False)):
+        found = [medians.get(f"step, compute {factor}x: {name}") for factor in FACTORS]
+        if None not in found:
+            at = np.arange(len(FACTORS)) + 0.16 * (place - 2)
+            steps.bar(at, found, 0.15, color=color, label=name)
+    steps.set_xticks(range(len(FACTORS)), [f"{factor}x" for factor in FACTORS])
+    steps.set(title="A step of fit", ylabel="milliseconds")
+    if steps.patches:
+        steps.legend(frameon=False)
+    steps.set(xlabel="computation, in times of a one-peer gossip")
+    steps.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
