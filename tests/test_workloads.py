@@ -19,8 +19,10 @@ def _three_steps(cluster, model, folder, examples, flags):
         train.check_vocabularies(job.data)
         gossip = train.gossip_callback(job)
         run = train.train(cluster, job, [gossip])
-        written = train.collect(cluster, job, run, gossip)
-    return {**written, "input": [list(each.shape[1:]) for each in run.model.inputs]}
+        written = train.collect(cluster, job, run, gossip)  # on rank 0
+        measured = train.evaluate(job, run.model)
+    inputs = [list(each.shape[1:]) for each in run.model.inputs]
+    return {**written, "measured": measured, "history": run.history, "input": inputs}
 
 
 def test_resnet50_takes_three_steps_on_images_like_imagenets(tmp_path):
@@ -43,7 +45,8 @@ def test_bert_base_takes_three_steps_on_text_like_wikipedias(tmp_path):
 
 
 def _check(first: dict, second: dict):
-    assert first["val_loss"] == second["val_loss"]  # one model on both
+    assert first["measured"] == second["measured"]  # one model on both
+    assert first["measured"]["loss"] == first["val_loss"]
     assert (first["steps"], first["gossip_steps"], first["global_steps"]) == (3, 2, 1)
     assert first["history"]["loss"] == second["history"]["loss"]
     assert 0 < first["train_loss"] < 20
