@@ -192,11 +192,17 @@ class Averager:
         self._reference = [
             tf.Variable(chunk) for chunk in (self._parameters.pack() if wire.rounds else [])
         ]
-        # A key is bound to one kind of exchange.
-        sent, mixed = max(len(self._parameters), len(self._everything)), len(self._parameters)
-        mixed = max(mixed + len(self._statistics), len(self._slots))
-        first_key = collectives.reserve_instance_keys(sent + mixed, "the start", start_timeout_s)
-        self._key_of_sent, self._key_of_mixed = first_key, first_key + sent
+        # A key is bound to one group, one kind of exchange and one length. A gossip and a broadcast
+        # may share some, since their groups differ.
+        counts = [
+            max(len(self._parameters), len(self._everything)),
+            len(self._parameters) + len(self._statistics),
+            len(self._slots),
+        ]
+        first_key = collectives.reserve_instance_keys(sum(counts), "the start", start_timeout_s)
+        self._key_of_sent = first_key
+        self._key_of_means = first_key + counts[0]
+        self._key_of_slots = first_key + counts[0] + counts[1]
         self._gossip_bytes = [
             sum(sender == collectives.cluster.rank for colour in colours for sender, _ in colour)
             * sum(wire.bytes(*each) for each in self._parameters.layout)
@@ -341,7 +347,7 @@ class Averager:
 
     def _global_average(self):
         chunks = self._parameters.pack()
-        means = self._collectives.mean([*chunks, *self._statistics.pack()], self._key_of_mixed)
+        means = self._collectives.mean([*chunks, *self._statistics.pack()], self._key_of_means)
         squares = tf.zeros([2], tf.float64)  # of the distance and of the norm
         for chunk, mean in zip(chunks, means[: len(chunks)], strict=True):
             distance = tf.nn.l2_loss(_wide(chunk) - _wide(mean))
@@ -353,7 +359,7 @@ class Averager:
         return squares
 
     def _average_slots(self):
-        self._slots.assign(self._collectives.mean(self._slots.pack(), self._key_of_mixed))
+        self._slots.assign(self._collectives.mean(self._slots.pack(), self._key_of_slots))
 
     def _broadcast(self):
         chunks = self._everything.pack()
