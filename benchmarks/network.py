@@ -342,8 +342,9 @@ def table(rows: list[dict]) -> str:
 
 def draw(path: pathlib.Path, title: str, rows: list[dict], size: int):
     """Exchanges against what the links can do, and steps of `fit` against computation alone."""
+    trained = any(each["name"].startswith("step") for each in rows)
     figure = results.new_figure(title)
-    exchanges_, steps = figure.subplots(1, 2)
+    exchanges_, *panels = figure.subplots(1, 1 + trained, squeeze=False)[0]
     shown = [each for each in rows if "share_of_limit" in each]
     for place, each in enumerate(shown):
         ours = "gossip" in each["name"] or each["name"] == GLOBAL
@@ -359,7 +360,13 @@ def draw(path: pathlib.Path, title: str, rows: list[dict], size: int):
     exchanges_.set(title="One exchange; blue: ours")
     results.finish(exchanges_, xlabel="milliseconds")
 
-    medians = {each["name"]: each["median_ms"] for each in rows}
+    for panel in panels:
+        draw_steps(panel, {each["name"]: each["median_ms"] for each in rows})
+    figure.savefig(path)
+
+
+def draw_steps(steps, medians: dict[str, float]):
+    """A group of bars for each length of the computation."""
     for place, (color, name) in enumerate(zip(results.PALETTE, STEPS, strict=False)):
         found = [medians.get(f"step, compute {factor}x: {name}") for factor in FACTORS]
         if None not in found:
@@ -367,11 +374,9 @@ def draw(path: pathlib.Path, title: str, rows: list[dict], size: int):
             steps.bar(at, found, 0.15, color=color, label=name)
     steps.set_xticks(range(len(FACTORS)), [f"{factor}x" for factor in FACTORS])
     steps.set(title="A step of fit", ylabel="milliseconds")
-    if steps.patches:
-        steps.legend(frameon=False)
+    steps.legend(frameon=False)
     steps.set(xlabel="computation, in times of a one-peer gossip")
     steps.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
 
 
 if __name__ == "__main__":
