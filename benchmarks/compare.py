@@ -92,6 +92,7 @@ def worker():
     job = settings.find_job(cluster.size)
     train.check_vocabularies(job.data)
     period, first_seed, methods = FLAGS.H, FLAGS.seed, METHODS[FLAGS.compare]
+    common_period = settings.setting("H")  # of the methods that set none themselves
     runs = {name: [] for name in (*methods, ALONE)}
     for seed in range(FLAGS.seeds):
         for name, mine in runs.items():
@@ -106,7 +107,7 @@ def worker():
                     f"seed {seed}, {name}: validation loss {measured['val_loss']:.4f}", flush=True
                 )
     if cluster.is_chief:
-        publish(job, cluster, runs, period)
+        publish(job, cluster, runs, common_period)
 
 
 def measure(cluster, job) -> dict:
@@ -186,7 +187,7 @@ def publish(job, cluster, runs: dict, period: int | None):
         rows.append({"name": OWN, **spreads[0], **spreads[1]})
     title = (
         f"{FLAGS.model} on {job.data.name}, {cluster.size} workers, {FLAGS.topology}, "
-        f"H = {period or 6}, {job.steps} steps, {FLAGS.seeds} seeds"
+        f"H = {period}, {job.steps} steps, {FLAGS.seeds} seeds"
         + f", {job.classes_per_worker} classes a worker"
         * bool(job.classes_per_worker)
     )

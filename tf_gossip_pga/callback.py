@@ -126,7 +126,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._optimizer_state = optimizer_state
         self._overlap = bool(overlap)
         self._wire_dtype = wire_dtype
-        wire_lib.resolve(wire_dtype)
+        self._wire = wire_lib.resolve(wire_dtype)
         self._collectives = collectives.active()
         self._cluster = self._collectives.cluster
         self._topology = topology_lib.resolve(topology, self._cluster.size)
@@ -459,7 +459,7 @@ class GossipPGA(keras.callbacks.Callback):
                 **variables,
                 timeout_s=self._timeout_s,
                 start_timeout_s=self._timeout_s * _PATIENCE,
-                wire=wire_lib.resolve(self._wire_dtype),
+                wire=self._wire,
             )
         self._averager.broadcast("the start of training")
 

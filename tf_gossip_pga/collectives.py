@@ -199,7 +199,7 @@ class Collectives:
         return exchanged
 
     def broadcast(self, chunks, first_key: int):
-        """Rank 0's values of `chunks` on every rank. Arguments and result as in `exchange`."""
+        """Rank 0's values of `chunks`, a list, on every rank. Arguments as in `exchange`."""
         received = []
         for index, chunk in enumerate(chunks):
             with tf.control_dependencies(self._its_turn(received)):
