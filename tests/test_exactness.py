@@ -8,7 +8,7 @@ from tf_gossip_pga import topology as topology_lib
 
 pytestmark = pytest.mark.multiprocess
 
-STEPS, BATCH, RATE, MOMENTUM = 12, 3, 0.1, 0.9
+STEPS, BATCH, RATE, MOMENTUM = 12, 4, 0.1, 0.9
 TOLERANCE = 1e-5
 
 
@@ -37,7 +37,7 @@ def _cases(n: int) -> list[tuple[str, int | None]]:
     return [(name, H) for name in names for H in (1, 3, None)]
 
 
-def _train_cases(cluster, cases, **arguments):
+def _train_cases(cluster, cases, copies=1, **arguments):
     """For each case: weights before and after the averaging of every step, and at the end."""
     import keras
 
@@ -50,16 +50,18 @@ def _train_cases(cluster, cases, **arguments):
 
         def on_train_batch_end(self, batch, logs=None):
             self.weights.append(_flat(self.model).tolist())
+            _check_devices(self.model, copies)
 
     x, y = reference.batches(cluster.rank, STEPS, BATCH)
-    model = keras.Sequential(
-        [
-            keras.Input((reference.INPUTS,)),
-            keras.layers.Dense(reference.HIDDEN, activation="tanh"),
-            keras.layers.Dense(reference.OUTPUTS),
-        ]
-    )
-    model.compile(keras.optimizers.SGD(RATE, momentum=MOMENTUM), "mse")
+    with cluster.strategy.scope():
+        model = keras.Sequential(
+            [
+                keras.Input((reference.INPUTS,)),
+                keras.layers.Dense(reference.HIDDEN, activation="tanh"),
+                keras.layers.Dense(reference.OUTPUTS),
+            ]
+        )
+        model.compile(keras.optimizers.SGD(RATE, momentum=MOMENTUM), "mse")
     results = []
     for name, H in cases:  # noqa: N806
         # Ranks begin apart, so that a broadcast that does nothing fails the test.
@@ -85,10 +87,26 @@ def _flat(model) -> np.ndarray:
     return np.concatenate([weight.ravel() for weight in model.get_weights()])
 
 
+def _check_devices(model, copies: int):
+    """This worker's devices, so many, hold the same bits of every variable."""
+    for variable in [*model.variables, *model.optimizer.variables]:
+        found = model.distribute_strategy.experimental_local_results(variable.value)
+        assert len(found) == copies
+        assert len({copy.numpy().tobytes() for copy in found}) == 1, variable.path
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8])
 def test_every_step_equals_the_oracle(n):
-    cases = _cases(n)
-    ranks = workers.run(_train_cases, n, cases=cases)
+    _check_cases(n, _cases(n))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_two_devices_of_a_worker_are_one_with_the_whole_batch(n):
+    _check_cases(n, [("from_matrix", 3), ("from_matrix", None)], devices=2)
+
+
+def _check_cases(n: int, cases, devices: int = 1):
+    ranks = workers.run(_train_cases, n, cases=cases, devices=devices, copies=devices)
     data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
     for index, (name, H) in enumerate(cases):  # noqa: N806
         label = f"{name}, n={n}, H={H}"

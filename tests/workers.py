@@ -22,11 +22,16 @@ from tf_gossip_pga import launch  # noqa: E402
 DEADLINE_S = 240
 
 
-def run(function, workers: int, deadline_s: float = DEADLINE_S, **arguments) -> list:
-    """The results of `function(cluster, **arguments)` on every rank, in rank order."""
+def run(
+    function, workers: int, deadline_s: float = DEADLINE_S, devices: int = 1, **arguments
+) -> list:
+    """The results of `function(cluster, **arguments)` on every rank, in rank order.
+
+    With `devices=2` every process has two logical CPU devices.
+    """
     with tempfile.TemporaryDirectory() as folder:
         name = f"{function.__module__}:{function.__name__}"
-        command = [sys.executable, __file__, name, json.dumps(arguments), folder]
+        command = [sys.executable, __file__, name, json.dumps(arguments), folder, str(devices)]
         launch.launch(command, workers, deadline_s=deadline_s, write=_to_pytest)
         return [
             json.loads(pathlib.Path(folder, f"{rank}.json").read_text()) for rank in range(workers)
@@ -37,13 +42,22 @@ def _to_pytest(text: str):
     print(text, end="")  # captured, and shown where a test fails
 
 
-def _main(name: str, arguments: str, folder: str):
+def _main(name: str, arguments: str, folder: str, devices: str):
     import tf_gossip_pga as pga
 
+    if int(devices) > 1:
+        _split_cpu(int(devices))
     cluster = pga.initialize()
     module, function = name.split(":")
     result = getattr(importlib.import_module(module), function)(cluster, **json.loads(arguments))
     pathlib.Path(folder, f"{cluster.rank}.json").write_text(json.dumps(result))
+
+
+def _split_cpu(devices: int):
+    import tensorflow as tf
+
+    logical = [tf.config.LogicalDeviceConfiguration() for _ in range(devices)]
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], logical)
 
 
 if __name__ == "__main__":

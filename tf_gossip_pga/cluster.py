@@ -28,11 +28,15 @@ class Cluster:
       size: number of workers.
       addresses: `"host:port"` of every worker in rank order; empty for a single worker without a
         `TF_CONFIG`.
+      strategy: the `tf.distribute.Strategy` to build and compile the model in. Where this worker
+        has several devices it splits each batch over them; with one it is TensorFlow's default,
+        and the scope changes nothing. `initialize` sets it; None in a `Cluster` made otherwise.
     """
 
     rank: int = 0
     size: int = 1
     addresses: tuple[str, ...] = ()
+    strategy: object = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def is_chief(self) -> bool:

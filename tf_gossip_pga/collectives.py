@@ -28,9 +28,12 @@ Rules that keep it alive:
     may be used again once its exchange is over: TensorFlow keeps a record for every key it has seen
     and asks the group's leader over the network about a new one, so reusing keys is both smaller
     and faster.
+  - **One device of each worker exchanges**, the first. Several devices of one worker train together
+    without any collective: the cluster's leader would take those of all workers for one group.
 """
 
 import contextlib
+import dataclasses
 import inspect
 import json
 import os
@@ -86,28 +89,26 @@ class Collectives:
         if cluster.size == 1:
             return
         gpus = tf.config.get_visible_devices("GPU")
-        if len(gpus) > 1:
-            raise RuntimeError(
-                f"This worker sees {len(gpus)} GPUs, but a worker drives one. Start one worker for "
-                "each GPU, and give each its own with CUDA_VISIBLE_DEVICES."
-            )
         communication = tf.distribute.experimental.CommunicationImplementation
         # RING is TensorFlow's own, over gRPC. AUTO picks NCCL where the tensors are on GPUs.
         implementation = communication.AUTO if gpus else communication.RING
         self._hint = implementation.value.lower()
         self._messages_in_flight = 1 if gpus else _MESSAGES_IN_FLIGHT
-        options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
         # Before any waiting: rank 0 may have ended with this same error.
         if context.context()._context_handle is not None:
             raise RuntimeError(_too_late())
         _await_chief(cluster)
         with _interruptible():
-            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(
+                _resolver({"GPU": 1} if gpus else {}),
+                tf.distribute.experimental.CommunicationOptions(implementation=implementation),
+            )
         self._device = "/device:GPU:0" if gpus else "/device:CPU:0"
         with tf.device(self._device):
             self._tokens = [tf.Variable(0.0) for _ in range(self._messages_in_flight)]
-        self._gather_ints = tf.function(
-            self._all_gather, input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False
+        # Traced here, since `fit` may be called in the scope of another strategy.
+        self._gather_ints = tf.function(self._all_gather, autograph=False).get_concrete_function(
+            tf.TensorSpec([None], tf.int32)
         )
         threading.Thread(target=self._watch, name="gossip-deadline", daemon=True).start()
 
@@ -290,11 +291,12 @@ def initialize() -> cluster_lib.Cluster:
     """Joins the cluster that `TF_CONFIG` describes; call it before anything else of TensorFlow.
 
     Starts TensorFlow's server and waits until all workers have started theirs. Without a
-    `TF_CONFIG` (or with one of a single worker) it starts nothing. Calling it again returns the
+    `TF_CONFIG` (or with one of a single worker) it starts no server. Calling it again returns the
     same cluster.
 
     Returns:
-      The `Cluster`: `rank`, `size`, `addresses`, `is_chief`, `shard(dataset)`.
+      The `Cluster`: `rank`, `size`, `addresses`, `is_chief`, `shard(dataset)`, and the `strategy`
+      for a worker with several devices.
 
     Raises:
       ValueError: `TF_CONFIG` cannot be used; the message quotes it and shows an example.
@@ -309,7 +311,9 @@ def initialize() -> cluster_lib.Cluster:
     global _active
     if _active is None:
         cluster = cluster_lib.from_tf_config(os.environ.get("TF_CONFIG"))
-        _active = Collectives(cluster)
+        collectives = Collectives(cluster)
+        collectives.cluster = dataclasses.replace(cluster, strategy=_local_strategy())
+        _active = collectives
     return _active.cluster
 
 
@@ -329,6 +333,45 @@ def active() -> Collectives:
             "at the top of the program, before the first model, tensor or dataset."
         )
     return Collectives(cluster)
+
+
+def _resolver(accelerators: dict) -> tf.distribute.cluster_resolver.ClusterResolver:
+    """`TF_CONFIG`, with so many accelerators a worker instead of all that it sees."""
+    config = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        config.cluster_spec(),
+        task_type=config.task_type,
+        task_id=config.task_id,
+        num_accelerators=accelerators,
+    )
+
+
+def _local_strategy() -> tf.distribute.Strategy:
+    """What trains a model on all devices of this worker, and on no others.
+
+    A `MirroredStrategy` left to itself takes the devices of the whole cluster, and sums gradients
+    by a collective in a group of key 1: for the cluster's leader those of all processes are one
+    group, which is "already full". Both kinds of summing here use no collective, and nor does
+    anything else in it unless XLA compiles the step, which `agreement.problem_of_devices` refuses.
+    """
+    devices = _local_devices()
+    if len(devices) < 2:
+        return tf.distribute.get_strategy()
+    # NCCL takes each GPU once, and so none that is split into several logical devices.
+    nccl = len(devices) == len(tf.config.get_visible_devices("GPU"))
+    return tf.distribute.MirroredStrategy(
+        devices, tf.distribute.NcclAllReduce() if nccl else tf.distribute.ReductionToOneDevice()
+    )
+
+
+def _local_devices() -> list[str]:
+    """The GPUs that this process sees, or else its CPUs; asks without starting TensorFlow."""
+    kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
+    count = sum(
+        len(tf.config.get_logical_device_configuration(device) or [device])
+        for device in tf.config.get_visible_devices(kind)
+    )
+    return [f"{kind}:{index}" for index in range(count)]
 
 
 def _await_chief(cluster: cluster_lib.Cluster):
