@@ -32,6 +32,30 @@ def problem_of_model(model) -> str | None:
     return None
 
 
+def problem_of_devices(model, strategy) -> str | None:
+    """Why a `keras.Model` cannot be trained on all devices of this worker, or None if it can.
+
+    Args:
+      model: a compiled model.
+      strategy: the worker's `tf.distribute.Strategy`.
+    """
+    devices = strategy.num_replicas_in_sync
+    if devices == 1:
+        return None
+    if model.distribute_strategy is not strategy:
+        return (
+            f"This worker has {devices} devices, but the model {model.name!r} was not built for "
+            "them. Build and compile it inside `with cluster.strategy.scope():`, or let the worker "
+            "see one device alone (CUDA_VISIBLE_DEVICES)."
+        )
+    if model.jit_compile:
+        return (
+            f"This worker has {devices} devices, between which a step compiled by XLA cannot sum "
+            "gradients. Compile the model with jit_compile=False or 'auto'."
+        )
+    return None
+
+
 def problem_of_reset(optimizer) -> str | None:
     """Why a Keras optimizer's slots cannot be set to zero in mid-run, or None if they can."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer

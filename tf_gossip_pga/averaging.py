@@ -3,6 +3,9 @@
 Small variables travel together, large ones alone and very large ones in parts, so that a message is
 neither tiny nor longer than `collectives.CHUNK_BYTES`, whatever the model looks like. Each exchange
 is one traced function, built once: one for every round of the topology, one for the global average.
+
+Where a worker has several devices, a variable is TensorFlow's mirrored one: reading it gives the
+first device's value, and whatever is assigned or added reaches all of them.
 """
 
 import concurrent.futures
@@ -309,13 +312,16 @@ class Averager:
             self.bytes_sent += self._everything.bytes
 
     def snapshot(self) -> list[tf.Tensor]:
-        """Copies of parameters and statistics, for `restore`."""
-        return [tf.identity(v) for v in self._parameters.variables + self._statistics.variables]
+        """Copies of parameters and statistics, each where it lies, for `restore`."""
+        copies = []
+        for variable in self._on_all_devices():
+            with tf.device(variable.device):
+                copies.append(tf.identity(variable))
+        return copies
 
     def restore(self, snapshot: list[tf.Tensor]):
         """Puts back what `snapshot` returned."""
-        variables = self._parameters.variables + self._statistics.variables
-        for variable, value in zip(variables, snapshot, strict=True):
+        for variable, value in zip(self._on_all_devices(), snapshot, strict=True):
             variable.assign(value)
 
     def _gossip(self, round: int):
@@ -346,6 +352,7 @@ class Averager:
         return tf.cast(self._wire.decode(message, chunk.shape[0]), _wide(chunk).dtype)
 
     def _global_average(self):
+        self._merge_statistics()
         chunks = self._parameters.pack()
         means = self._collectives.mean([*chunks, *self._statistics.pack()], self._key_of_means)
         squares = tf.zeros([2], tf.float64)  # of the distance and of the norm
@@ -357,6 +364,25 @@ class Averager:
         self._statistics.assign(means[len(chunks) :])
         self._remember(means[: len(chunks)])
         return squares
+
+    def _merge_statistics(self):
+        """Sets the statistics to their means over this worker's devices.
+
+        Keras updates parameters alike on all devices, but BatchNorm's statistics with what each
+        device has seen.
+        """
+        for variable in self._statistics.variables:
+            replicas = self._replicas(variable)
+            if len(replicas) > 1:
+                variable.assign(tf.reduce_mean(tf.stack(replicas), 0))
+
+    def _replicas(self, variable) -> tuple[tf.Variable, ...]:
+        """A variable on each of this worker's devices."""
+        return self._collectives.cluster.strategy.experimental_local_results(variable)
+
+    def _on_all_devices(self) -> list[tf.Variable]:
+        variables = self._parameters.variables + self._statistics.variables
+        return [replica for variable in variables for replica in self._replicas(variable)]
 
     def _average_slots(self):
         self._slots.assign(self._collectives.mean(self._slots.pack(), self._key_of_slots))

@@ -41,6 +41,9 @@ class GossipPGA(keras.callbacks.Callback):
     non-trainable variables are averaged at global averages only; integer variables and the states
     of random generators are never touched. With a single worker nothing is exchanged.
 
+    Where a worker has several devices, the model is built and compiled in the scope of
+    `cluster.strategy`: all of them compute each step, and the first one exchanges for all.
+
     A callback that sets weights when training ends, `EarlyStopping(restore_best_weights=True)`,
     comes before this one in the list. One that swaps weights around validation (`SwapEMAWeights`)
     cannot be combined with it.
@@ -295,7 +298,7 @@ class GossipPGA(keras.callbacks.Callback):
             self._averaged_loss.assign(self._loss)
         self._average_globally(doing)
         if self._adaptive:
-            self._loss = float(self._averaged_loss)
+            self._loss = float(self._averaged_loss.numpy())
         with self._timed():
             if self._optimizer_state == "average":
                 self._averager.average_slots(doing)
@@ -376,7 +379,9 @@ class GossipPGA(keras.callbacks.Callback):
             return
         tracker = next((metric for metric in self.model.metrics if metric.name == "loss"), None)
         if isinstance(tracker, keras.metrics.Mean):
-            before, self._losses = self._losses, (float(tracker.total), float(tracker.count))
+            # Over all devices of this worker.
+            sums = (float(tracker.total.numpy()), float(tracker.count.numpy()))
+            before, self._losses = self._losses, sums
             total, count = (now - then for now, then in zip(self._losses, before, strict=True))
             loss = total / count if count else math.nan
         else:  # a train_step of the user's own
@@ -411,7 +416,11 @@ class GossipPGA(keras.callbacks.Callback):
             problem = agreement.problem_of_reset(self.model.optimizer)
         if self._cluster.size == 1:  # its data are nobody else's affair
             return problem
-        return problem or agreement.problem_of_data(self.params["steps"])
+        return (
+            problem
+            or agreement.problem_of_devices(self.model, self._cluster.strategy)
+            or agreement.problem_of_data(self.params["steps"])
+        )
 
     def _begin(self, problem: str | None):
         """Agrees with the other ranks on what to train, and starts all from rank 0's state.
