@@ -99,14 +99,15 @@ def train(cluster: cluster_lib.Cluster, job: settings.Job, callbacks, verbose: i
     # Ranks differ in shuffling and augmentation; initial weights will be rank 0's everywhere.
     keras.utils.set_random_seed(FLAGS.seed + cluster.rank)
     data, recipe = job.data, job.recipe
-    model = models.build(FLAGS.model, **data.arguments)
-    if FLAGS.initial_model:
-        model.load_weights(FLAGS.initial_model)
-    model.compile(
-        recipes.optimizer(recipe, model, job.steps, recipe.batch_size * cluster.size),
-        recipes.loss(recipe, data.kind),
-        weighted_metrics=["accuracy"],
-    )
+    with cluster.strategy.scope():  # all devices of this worker
+        model = models.build(FLAGS.model, **data.arguments)
+        if FLAGS.initial_model:
+            model.load_weights(FLAGS.initial_model)
+        model.compile(
+            recipes.optimizer(recipe, model, job.steps, recipe.batch_size * cluster.size),
+            recipes.loss(recipe, data.kind),
+            weighted_metrics=["accuracy"],
+        )
     training = data.training(
         cluster.rank, cluster.size, recipe.batch_size, job.classes_per_worker, recipe.augment
     )

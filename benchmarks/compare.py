@@ -134,7 +134,7 @@ def alone(cluster, job) -> dict:
         batch_size = job.recipe.batch_size * cluster.size
         recipe = dataclasses.replace(job.recipe, batch_size=batch_size)
         job, clock = dataclasses.replace(job, recipe=recipe, classes_per_worker=None), _clock()
-        run = train.train(Cluster(), job, [clock])
+        run = train.train(Cluster(strategy=cluster.strategy), job, [clock])
         losses = train.evaluate(job, run.model)
         measured = {
             **{f"val_{name}": losses[name] for name in ("loss", "accuracy")},
