@@ -8,19 +8,24 @@ common start until the last rank has finished, and compared by medians. In the s
 
     TCP       what the links can do: each host sends the bytes to the next one through a plain
               socket, and receives as many. Everything is held against this row.
-    PyTorch   over gloo, where it is installed (benchmarks/requirements.txt)
+    PyTorch   over gloo, and Decent-DP on it: one step of a model of the same size without
+              computation, since its exchange is part of the backward pass; where they are
+              installed (benchmarks/requirements.txt)
     steps     `model.fit` of a model of the same size whose computation leaves the processor idle,
               as an accelerator would; and Parallel SGD as one has it today on TensorFlow, by
               MultiWorkerMirroredStrategy and tf_keras, where that is installed
 
-CPU seconds are of all ranks together, for one repetition. Memory is the most that a rank held
-during an exchange above what it held before, in copies of the parameters: sampled every 2 ms, in a
-repetition that is not timed.
+CPU seconds are of all ranks together, for one repetition. Memory, for what runs on TensorFlow, is
+the most that a rank held above its parameters, in copies of them, what an exchange keeps from one
+time to the next included: sampled every 2 ms in a repetition that is not timed.
 """
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import importlib.util
+import itertools
 import os
 import pathlib
 import sys
@@ -42,7 +47,7 @@ ALONE, PGA, OVERLAP, GOSSIP_OVERLAP = "compute alone", "PGA", "PGA, overlap", "g
 SYNCHRONOUS = "Parallel SGD, MWMS"
 STEPS = (ALONE, OVERLAP, GOSSIP_OVERLAP, PGA, SYNCHRONOUS)
 FACTORS = (0.5, 1.0, 1.2, 2.0)  # computation of a step, in times of a gossip
-PERIOD, PERIODS = 6, 2  # of the PGA steps, and how many a fit takes
+PERIOD = 6  # of the PGA steps, and the steps of a fit
 WAIT_S = 1800
 
 
@@ -53,7 +58,7 @@ def parse(argv=None):
     parser.add_argument("--mbit", type=float, default=500, help="of a link, million bits a second")
     parser.add_argument("--megabytes", type=float, default=50, help="of parameters")
     parser.add_argument("--repetitions", type=int, default=7, help="of an exchange")
-    parser.add_argument("--fits", type=int, default=1, help="of 12 steps each; 0: no training")
+    parser.add_argument("--fits", type=int, default=1, help="of 6 steps each; 0: no training")
     parser.add_argument("--output", help="write a JSON file, and a picture beside it")
     parser.add_argument("--join", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -106,12 +111,19 @@ def worker(options):
 
 
 def measure_exchanges(mine, shapes, repetitions: int) -> dict:
-    """Name -> `{"seconds", "cpu"}`, a value for each repetition, and one `"memory"` in copies."""
+    """Name -> `{"seconds", "cpu"}`, a value for each repetition, and `"memory"` in copies."""
     bytes_ = 4 * sum(int(np.prod(shape)) for shape in shapes)
-    actions = {**peers.tcp(mine, bytes_), **exchanges(mine, shapes), **peers.torch(mine, shapes)}
+    ours = exchanges(mine, shapes)
+    actions = {
+        **peers.tcp(mine, bytes_),
+        **{name: build() for name, build in ours.items()},
+        **peers.torch(mine, shapes),
+        **peers.decent_dp(mine, shapes),
+    }
     measured = {name: {"seconds": [], "cpu": [], "memory": []} for name in actions}
-    warm_up = max(1, (mine.cluster.size - 1).bit_length())  # rounds of the longest cycle
+    warm_up = max(3, (mine.cluster.size - 1).bit_length())  # Decent-DP's; the longest cycle
     for repetition in range(warm_up + repetitions):
+        say(mine, f"Exchanges: {repetition + 1 - warm_up} of {repetitions}, {warm_up} to warm up")
         for name, action in actions.items():
             mine.gather(None, "the common start", WAIT_S)
             started, cpu = time.perf_counter(), time.process_time()
@@ -119,39 +131,60 @@ def measure_exchanges(mine, shapes, repetitions: int) -> dict:
             if repetition >= warm_up:
                 measured[name]["seconds"].append(time.perf_counter() - started)
                 measured[name]["cpu"].append(time.process_time() - cpu)
-    for name, action in actions.items():
+    for name, build in ours.items():
         mine.gather(None, "the common start", WAIT_S)
-        measured[name]["memory"].append(_memory_of(action) / bytes_)
+        measured[name]["memory"].append(memory_of(build) / bytes_)
     return measured
 
 
 def exchanges(mine, shapes) -> dict:
-    """Name -> one exchange of parameters with these shapes."""
+    """Name -> a function that builds one exchange of parameters with these shapes."""
     import tensorflow as tf
 
     from tf_gossip_pga import averaging, topology, wire
 
     variables = [tf.Variable(tf.random.normal(shape)) for shape in shapes]
     flat = tf.zeros([sum(v.shape.num_elements() for v in variables)])
-    settings = {
-        GOSSIP: ("one_peer_exponential", "float32"),
-        f"{GOSSIP}, bfloat16": ("one_peer_exponential", "bfloat16"),
-        f"{GOSSIP}, int8": ("one_peer_exponential", "int8"),
-        "ring gossip": ("ring", "float32"),
-        "static exponential gossip": ("static_exponential", "float32"),
-    }
-    actions = {MWMS: report.all_reduce(mine.strategy, flat)}
-    for name, (graph, form) in settings.items():
+
+    def averager(graph: str, form: str = "float32"):
         topology_ = topology.BY_NAME[graph](mine.cluster.size)
-        averager = averaging.Averager(
+        return averaging.Averager(
             mine, topology_, variables, [], [], WAIT_S, WAIT_S, wire=wire.resolve(form)
         )
-        actions[name] = report.Cycle(averager)
-    return {**actions, GLOBAL: report.Cycle(averager, is_global=True)}
+
+    def overlapped():
+        gossips, change = averager("one_peer_exponential"), averaging.Traced(step)
+
+        def exchange():
+            gossips.start_gossip(next(rounds), "the benchmark")
+            change()
+            gossips.finish_gossip()
+
+        rounds = itertools.count()
+        return exchange
+
+    def step():
+        for variable in variables:
+            variable.assign_add(tf.ones_like(variable))
+
+    return {
+        MWMS: lambda: report.all_reduce(mine.strategy, flat),
+        GOSSIP: lambda: report.Cycle(averager("one_peer_exponential")),
+        f"{GOSSIP}, bfloat16": lambda: report.Cycle(averager("one_peer_exponential", "bfloat16")),
+        f"{GOSSIP}, int8": lambda: report.Cycle(averager("one_peer_exponential", "int8")),
+        f"{GOSSIP} during a step": overlapped,
+        "ring gossip": lambda: report.Cycle(averager("ring")),
+        "static exponential gossip": lambda: report.Cycle(averager("static_exponential")),
+        GLOBAL: lambda: report.Cycle(averager("ring"), is_global=True),
+    }
 
 
-def _memory_of(action) -> int:
-    """Bytes that this process holds at most during an action, above what it held before."""
+def memory_of(build) -> int:
+    """Bytes held at most while an action runs, above those held before `build` made it.
+
+    What is freed is given back to the system, or what was needed earlier would hide it. The first
+    run of the action, which traces it, does not count.
+    """
 
     def held() -> int:
         with open("/proc/self/statm") as file:
@@ -161,13 +194,26 @@ def _memory_of(action) -> int:
         while not over.wait(0.002):
             samples.append(held())
 
-    before, samples, over = held(), [0], threading.Event()
+    gc.collect()
+    trim = ctypes.CDLL(None).malloc_trim
+    trim(0)
+    before, samples, over = held(), [], threading.Event()
+    action = build()
+    action()
+    trim(0)
+    samples.append(held())
     sampler = threading.Thread(target=sample)
     sampler.start()
     action()
     over.set()
     sampler.join()
     return max(0, max(samples) - before)
+
+
+def say(mine, text: str):
+    """Tells how far the benchmark is."""
+    if mine.cluster.is_chief:
+        print(text, flush=True)
 
 
 # ---- Steps of fit -------------------------------------------------------------------------------
@@ -183,6 +229,7 @@ def measure_steps(mine, shapes, gossip_s: float, fits: int) -> dict:
     seconds = {str(factor): {name: [] for name in trainers} for factor in FACTORS}
     for _ in range(fits):
         for factor in FACTORS:
+            say(mine, f"Steps of fit: {factor} x {gossip_s:.3g} s of computation, {busy:.3g} s busy")
             pause[0] = max(0.0, factor * gossip_s - busy)
             for name, train in trainers.items():
                 mine.gather(None, "the common start", WAIT_S)
@@ -191,7 +238,7 @@ def measure_steps(mine, shapes, gossip_s: float, fits: int) -> dict:
 
 
 def _trainers(mine, shapes, pause: list[float]) -> dict:
-    """Name -> a function that fits for `PERIODS` periods, and returns seconds a step."""
+    """Name -> a function that fits for one period, and returns seconds a step."""
     import keras
 
     import tf_gossip_pga as pga
@@ -251,18 +298,18 @@ def _fit(library, model, callbacks) -> float:
         def on_train_batch_end(self, batch, logs=None):
             self.ended = time.perf_counter()
 
-    clock, steps = Clock(), PERIOD * PERIODS
+    clock = Clock()
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     examples = tf.data.Dataset.from_tensors((tf.ones([8, 1]), tf.zeros([8, 1])))
     model.fit(
-        examples.repeat(steps).with_options(options),
-        steps_per_epoch=steps,
+        examples.repeat(PERIOD).with_options(options),
+        steps_per_epoch=PERIOD,
         shuffle=False,
         verbose=0,
         callbacks=[*callbacks, clock],
     )
-    return (clock.ended - clock.started) / steps
+    return (clock.ended - clock.started) / PERIOD
 
 
 # ---- Rank 0 reports -----------------------------------------------------------------------------
@@ -301,7 +348,7 @@ def row(name: str, ranks: list[dict]) -> dict:
     return {
         **report.row(name, figures["seconds"].max(0)),
         "cpu_seconds": float(np.median(figures["cpu"].sum(0))),
-        "memory_copies": float(figures["memory"].max()),
+        "memory_copies": float(figures["memory"].max()) if figures["memory"].size else None,
     }
 
 
@@ -335,7 +382,8 @@ def table(rows: list[dict]) -> str:
         line = f"{each['name']:{width}}  {figures}"
         if "share_of_limit" in each:
             line += f"  {each['share_of_limit']:8.3f}  {each['cpu_seconds']:6.2f}"
-            line += f"  {each['memory_copies']:6.2f}"
+            if each["memory_copies"] is not None:
+                line += f"  {each['memory_copies']:6.2f}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -356,7 +404,7 @@ def draw(path: pathlib.Path, title: str, rows: list[dict], size: int):
     ring = 2 * (size - 1) / size * limit
     exchanges_.axvline(limit, color=results.ORANGE, label="the bytes over TCP")
     exchanges_.axvline(ring, color=results.ORANGE, ls="--", label="what a ring all-reduce sends")
-    exchanges_.legend(frameon=False)
+    exchanges_.legend(frameon=False, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     exchanges_.set(title="One exchange; blue: ours")
     results.finish(exchanges_, xlabel="milliseconds")
 

@@ -1,4 +1,4 @@
-"""What exchanges are compared with: plain sockets, and PyTorch over gloo where it is installed.
+"""What exchanges are compared with: plain sockets; PyTorch and Decent-DP over gloo, if installed.
 
 Each function returns `{name: action}`; an action is one exchange, called by all ranks at once.
 """
@@ -62,6 +62,43 @@ def torch(mine, shapes: list[tuple[int, ...]]) -> dict:
         "PyTorch all-reduce": lambda: distributed.all_reduce(values),
         "PyTorch send and receive": one_peer,
     }
+
+
+def decent_dp(mine, shapes: list[tuple[int, ...]]) -> dict:
+    """Steps of Decent-DP without computation on a one-peer graph; nothing where it cannot run.
+
+    It needs the process group that `torch` has made, and a power of two of ranks. A step mixes,
+    updates, and starts the next exchange; the action waits for that one, too.
+    """
+    found = importlib.util.find_spec("decent_dp") is not None
+    if not all(mine.gather(found, "Decent-DP", 600)) or mine.cluster.size & (mine.cluster.size - 1):
+        return {}
+    import loguru
+    import torch as pytorch
+    from decent_dp.ddp import DecentralizedDataParallel
+
+    class Parameters(pytorch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = pytorch.nn.ParameterList(pytorch.zeros(shape) for shape in shapes)
+
+        def forward(self):
+            return sum(part.sum() for part in self.parts)
+
+    loguru.logger.remove()
+    model = DecentralizedDataParallel(
+        Parameters(),
+        lambda named: pytorch.optim.SGD([value for _, value in named], 1e-3),
+        topology="one-peer-exp",
+    )
+
+    def step():
+        model().backward()
+        for exchange in model._comm_ops:
+            if exchange is not None:
+                exchange.wait()
+
+    return {"Decent-DP step, one peer": step}
 
 
 def _free_port(mine) -> int:

@@ -331,9 +331,9 @@ class Averager:
         """What a gossip adds to each chunk: sum_j W[i, j] * x_j - x_i, at least float32."""
         weights, _ = self._topology.neighbours(round, self._collectives.cluster.rank)
         if self._wire.rounds:
-            differences = zip(chunks, self._reference, strict=True)
-            chunks = [_wide(chunk) - _wide(reference) for chunk, reference in differences]
-        messages = [self._wire.encode(chunk) for chunk in chunks]
+            chunks, messages = self._rounded(chunks)
+        else:
+            messages = chunks
         exchanged = self._collectives.exchange(
             messages, self._topology.colours(round), self._key_of_sent
         )
@@ -347,6 +347,18 @@ class Averager:
                 ]
                 changes.append(tf.add_n(parts) if parts else tf.zeros_like(own))
         return changes
+
+    def _rounded(self, chunks):
+        """Differences to the reference, and their messages, one after the other.
+
+        TensorFlow would work on all at once, and have the first to send when it has the last.
+        """
+        differences, messages = [], []
+        for chunk, reference in zip(chunks, self._reference, strict=True):
+            with tf.control_dependencies(messages[-1:]):
+                differences.append(_wide(chunk) - _wide(reference))
+                messages.append(self._wire.encode(differences[-1]))
+        return differences, messages
 
     def _decode(self, message, chunk):
         return tf.cast(self._wire.decode(message, chunk.shape[0]), _wide(chunk).dtype)

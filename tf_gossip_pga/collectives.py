@@ -52,7 +52,7 @@ from tf_gossip_pga import cluster as cluster_lib
 
 # Bytes of one message. Smaller costs round trips, larger leaves sending and mixing no overlap;
 # BUILD_NOTES.md has the table.
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 2 << 20
 
 # Collectives a rank has under way at once. Two chunks, each sent and received.
 _MESSAGES_IN_FLIGHT = 4
