@@ -17,7 +17,7 @@ common start until the last rank has finished, and compared by medians. In the s
 
 CPU seconds are of all ranks together, for one repetition. Memory, for what runs on TensorFlow, is
 the most that a rank held above its parameters, in copies of them, what an exchange keeps from one
-time to the next included: sampled every 2 ms in a repetition that is not timed.
+time to the next included: sampled every 2 ms, in fresh processes that do nothing else.
 """
 
 import argparse
@@ -26,9 +26,11 @@ import ctypes
 import gc
 import importlib.util
 import itertools
+import json
 import os
 import pathlib
 import sys
+import tempfile
 import threading
 import time
 
@@ -43,11 +45,15 @@ import results
 from tf_gossip_pga import launch
 
 LIMIT, MWMS, GOSSIP, GLOBAL = "TCP", "MWMS all-reduce", "one-peer gossip", "global average"
+BFLOAT16, INT8, DURING = f"{GOSSIP}, bfloat16", f"{GOSSIP}, int8", f"{GOSSIP} during a step"
+RING, STATIC = "ring gossip", "static exponential gossip"
+EXCHANGES = (MWMS, GOSSIP, BFLOAT16, INT8, DURING, RING, STATIC, GLOBAL)
 ALONE, PGA, OVERLAP, GOSSIP_OVERLAP = "compute alone", "PGA", "PGA, overlap", "gossip, overlap"
 SYNCHRONOUS = "Parallel SGD, MWMS"
 STEPS = (ALONE, OVERLAP, GOSSIP_OVERLAP, PGA, SYNCHRONOUS)
 FACTORS = (0.5, 1.0, 1.2, 2.0)  # computation of a step, in times of a gossip
 PERIOD = 6  # of the PGA steps, and the steps of a fit
+WARM_UP = 3  # runs of an action: the rounds of one-peer graphs of up to 8; Decent-DP's start
 WAIT_S = 1800
 
 
@@ -60,7 +66,8 @@ def parse(argv=None):
     parser.add_argument("--repetitions", type=int, default=7, help="of an exchange")
     parser.add_argument("--fits", type=int, default=1, help="of 6 steps each; 0: no training")
     parser.add_argument("--output", help="write a JSON file, and a picture beside it")
-    parser.add_argument("--join", help=argparse.SUPPRESS)
+    for internal in ("--join", "--memory", "--folder"):
+        parser.add_argument(internal, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     for name, least in (("hosts", 2), ("repetitions", 1), ("fits", 0)):
         if getattr(options, name) < least:
@@ -84,6 +91,12 @@ def main() -> int:
             command.append(f"--join={hosts.flag}")
         except links.NoHostsError as reason:
             print(f"No hosts of their own ({reason}): all workers share the loopback.", flush=True)
+        command.append(f"--folder={stack.enter_context(tempfile.TemporaryDirectory())}")
+        for name in EXCHANGES:
+            print(f"Memory: {name}", flush=True)
+            failed = launch.run([*command, f"--memory={name}"], options.hosts)
+            if failed:
+                return failed
         return launch.run(command, options.hosts)
 
 
@@ -97,6 +110,9 @@ def worker(options):
     pga.initialize()
     mine = collectives.active()
     shapes = report.shapes(options.megabytes)
+    if options.memory:
+        measure_memory(mine, shapes, options.memory, options.folder)
+        return
     measured = measure_exchanges(mine, shapes, options.repetitions)
     steps = {}
     if options.fits:
@@ -111,29 +127,23 @@ def worker(options):
 
 
 def measure_exchanges(mine, shapes, repetitions: int) -> dict:
-    """Name -> `{"seconds", "cpu"}`, a value for each repetition, and `"memory"` in copies."""
-    bytes_ = 4 * sum(int(np.prod(shape)) for shape in shapes)
-    ours = exchanges(mine, shapes)
+    """Name -> `{"seconds", "cpu"}`, a value for each repetition."""
     actions = {
-        **peers.tcp(mine, bytes_),
-        **{name: build() for name, build in ours.items()},
+        **peers.tcp(mine, report.bytes_of(shapes)),
+        **{name: build() for name, build in exchanges(mine, shapes).items()},
         **peers.torch(mine, shapes),
         **peers.decent_dp(mine, shapes),
     }
-    measured = {name: {"seconds": [], "cpu": [], "memory": []} for name in actions}
-    warm_up = max(3, (mine.cluster.size - 1).bit_length())  # Decent-DP's; the longest cycle
-    for repetition in range(warm_up + repetitions):
-        say(mine, f"Exchanges: {repetition + 1 - warm_up} of {repetitions}, {warm_up} to warm up")
+    measured = {name: {"seconds": [], "cpu": []} for name in actions}
+    for repetition in range(-WARM_UP, repetitions):
+        say(mine, f"Exchanges: repetition {repetition + 1} of {repetitions}, {WARM_UP} to warm up")
         for name, action in actions.items():
             mine.gather(None, "the common start", WAIT_S)
             started, cpu = time.perf_counter(), time.process_time()
             action()
-            if repetition >= warm_up:
+            if repetition >= 0:
                 measured[name]["seconds"].append(time.perf_counter() - started)
                 measured[name]["cpu"].append(time.process_time() - cpu)
-    for name, build in ours.items():
-        mine.gather(None, "the common start", WAIT_S)
-        measured[name]["memory"].append(memory_of(build) / bytes_)
     return measured
 
 
@@ -144,6 +154,7 @@ def exchanges(mine, shapes) -> dict:
     from tf_gossip_pga import averaging, topology, wire
 
     variables = [tf.Variable(tf.random.normal(shape)) for shape in shapes]
+    gradients = [tf.ones(shape) for shape in shapes]
     flat = tf.zeros([sum(v.shape.num_elements() for v in variables)])
 
     def averager(graph: str, form: str = "float32"):
@@ -164,26 +175,36 @@ def exchanges(mine, shapes) -> dict:
         return exchange
 
     def step():
-        for variable in variables:
-            variable.assign_add(tf.ones_like(variable))
+        for variable, gradient in zip(variables, gradients, strict=True):
+            variable.assign_sub(gradient)
 
-    return {
-        MWMS: lambda: report.all_reduce(mine.strategy, flat),
-        GOSSIP: lambda: report.Cycle(averager("one_peer_exponential")),
-        f"{GOSSIP}, bfloat16": lambda: report.Cycle(averager("one_peer_exponential", "bfloat16")),
-        f"{GOSSIP}, int8": lambda: report.Cycle(averager("one_peer_exponential", "int8")),
-        f"{GOSSIP} during a step": overlapped,
-        "ring gossip": lambda: report.Cycle(averager("ring")),
-        "static exponential gossip": lambda: report.Cycle(averager("static_exponential")),
-        GLOBAL: lambda: report.Cycle(averager("ring"), is_global=True),
-    }
+    builders = (
+        lambda: report.all_reduce(mine.strategy, flat),
+        lambda: report.Cycle(averager("one_peer_exponential")),
+        lambda: report.Cycle(averager("one_peer_exponential", "bfloat16")),
+        lambda: report.Cycle(averager("one_peer_exponential", "int8")),
+        overlapped,
+        lambda: report.Cycle(averager("ring")),
+        lambda: report.Cycle(averager("static_exponential")),
+        lambda: report.Cycle(averager("ring"), is_global=True),
+    )
+    return dict(zip(EXCHANGES, builders, strict=True))
+
+
+def measure_memory(mine, shapes, name: str, folder: str):
+    """Writes how many copies of the parameters the rank that needs most holds for an exchange."""
+    exchanges(mine, [(64,)])[name]()()  # what TensorFlow needs once, whatever the size
+    held = memory_of(exchanges(mine, shapes)[name])
+    most = max(mine.gather(held, "the end", WAIT_S)) / report.bytes_of(shapes)
+    if mine.cluster.is_chief:
+        pathlib.Path(folder, f"{name}.json").write_text(json.dumps(most))
 
 
 def memory_of(build) -> int:
     """Bytes held at most while an action runs, above those held before `build` made it.
 
     What is freed is given back to the system, or what was needed earlier would hide it. The first
-    run of the action, which traces it, does not count.
+    runs of the action, which trace it, do not count.
     """
 
     def held() -> int:
@@ -199,7 +220,8 @@ def memory_of(build) -> int:
     trim(0)
     before, samples, over = held(), [], threading.Event()
     action = build()
-    action()
+    for _ in range(WARM_UP):
+        action()
     trim(0)
     samples.append(held())
     sampler = threading.Thread(target=sample)
@@ -229,7 +251,9 @@ def measure_steps(mine, shapes, gossip_s: float, fits: int) -> dict:
     seconds = {str(factor): {name: [] for name in trainers} for factor in FACTORS}
     for _ in range(fits):
         for factor in FACTORS:
-            say(mine, f"Steps of fit: {factor} x {gossip_s:.3g} s of computation, {busy:.3g} s busy")
+            say(
+                mine, f"Steps of fit: {factor} x {gossip_s:.3g} s of computation, {busy:.3g} s busy"
+            )
             pause[0] = max(0.0, factor * gossip_s - busy)
             for name, train in trainers.items():
                 mine.gather(None, "the common start", WAIT_S)
@@ -319,6 +343,9 @@ def publish(everyone: list, options):
     """Table, JSON and picture."""
     exchanges_, steps = zip(*everyone, strict=True)
     rows = [row(name, [each[name] for each in exchanges_]) for name in exchanges_[0]]
+    for each in rows:
+        file = pathlib.Path(options.folder, f"{each['name']}.json")
+        each["memory_copies"] = json.loads(file.read_text()) if file.exists() else None
     limit = rows[0]["median_ms"]
     for each in rows:
         each["share_of_limit"] = limit / each["median_ms"]
@@ -343,12 +370,11 @@ def publish(everyone: list, options):
 
 
 def row(name: str, ranks: list[dict]) -> dict:
-    """The figures of one exchange: time of the last rank, CPU of all, memory of the largest."""
+    """The figures of one exchange: time of the last rank, CPU of all."""
     figures = {field: np.array([each[field] for each in ranks]) for field in ranks[0]}
     return {
         **report.row(name, figures["seconds"].max(0)),
         "cpu_seconds": float(np.median(figures["cpu"].sum(0))),
-        "memory_copies": float(figures["memory"].max()) if figures["memory"].size else None,
     }
 
 
@@ -359,8 +385,8 @@ def ratios(medians: dict[str, float], size: int) -> dict[str, float]:
         "gossip_share_of_limit": medians[LIMIT] / medians[GOSSIP],
         "global_share_of_limit": ring * medians[LIMIT] / medians[GLOBAL],
         "gossip_over_mwms": medians[GOSSIP] / medians[MWMS],
-        "bfloat16_over_float32": medians[f"{GOSSIP}, bfloat16"] / medians[GOSSIP],
-        "int8_over_float32": medians[f"{GOSSIP}, int8"] / medians[GOSSIP],
+        "bfloat16_over_float32": medians[BFLOAT16] / medians[GOSSIP],
+        "int8_over_float32": medians[INT8] / medians[GOSSIP],
     }
 
     def step(factor: float, name: str) -> float | None:

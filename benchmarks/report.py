@@ -20,6 +20,11 @@ def shapes(megabytes: float) -> list[tuple[int, ...]]:
     return [(max(1, int(shape[0] * scale)), *shape[1:]) for shape in _SHAPES]
 
 
+def bytes_of(shapes) -> int:
+    """Of float32 parameters with these shapes."""
+    return 4 * sum(int(np.prod(shape)) for shape in shapes)
+
+
 class Cycle:
     """An exchange that goes on to the next round each time."""
 

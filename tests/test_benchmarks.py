@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from tests import workers
@@ -68,6 +69,25 @@ def test_network_writes_its_rows_and_ratios(tmp_path):
     for row in content["rows"]:
         if "share_of_limit" in row:
             assert row["cpu_seconds"] > 0
+
+
+def test_memory_is_what_stays_and_what_an_action_needs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import network
+
+    kept = []
+
+    def build():
+        kept.append(np.ones(2 << 20))  # 16 MiB
+
+        def action():
+            needed = np.ones(8 << 20)  # 64 MiB
+            time.sleep(0.2)
+            return needed
+
+        return action
+
+    assert 80 <= network.memory_of(build) / 2**20 < 90
 
 
 def test_hosts_end_with_the_process_that_made_them():

@@ -26,7 +26,7 @@ def _exchange(cluster, values, colours, in_flight, chunk: int = 3):
     def exchange():
         chunks = [tf.fill([chunk], values[cluster.rank] + index) for index in range(3)]
         results = []
-        for received, sent in mine.exchange(chunks, colours, key):
+        for _, received, sent in mine.exchange(chunks, colours, key):
             with tf.control_dependencies(sent):
                 results.append({str(rank): tf.identity(each) for rank, each in received.items()})
         return results

@@ -330,15 +330,16 @@ class Averager:
     def _changes(self, round: int, *chunks):
         """What a gossip adds to each chunk: sum_j W[i, j] * x_j - x_i, at least float32."""
         weights, _ = self._topology.neighbours(round, self._collectives.cluster.rank)
+        colours = self._topology.colours(round)
         if self._wire.rounds:
-            chunks, messages = self._rounded(chunks)
+            pairs = list(zip(chunks, self._reference, strict=True))
+            exchanged = self._collectives.exchange(
+                pairs, colours, self._key_of_sent, self._difference
+            )
         else:
-            messages = chunks
-        exchanged = self._collectives.exchange(
-            messages, self._topology.colours(round), self._key_of_sent
-        )
+            exchanged = self._collectives.exchange(chunks, colours, self._key_of_sent)
         changes = []
-        for chunk, message, (arrived, sent) in zip(chunks, messages, exchanged, strict=True):
+        for chunk, (message, arrived, sent) in zip(chunks, exchanged, strict=True):
             with tf.control_dependencies(sent):
                 own = self._decode(message, chunk)
                 parts = [
@@ -348,17 +349,10 @@ class Averager:
                 changes.append(tf.add_n(parts) if parts else tf.zeros_like(own))
         return changes
 
-    def _rounded(self, chunks):
-        """Differences to the reference, and their messages, one after the other.
-
-        TensorFlow would work on all at once, and have the first to send when it has the last.
-        """
-        differences, messages = [], []
-        for chunk, reference in zip(chunks, self._reference, strict=True):
-            with tf.control_dependencies(messages[-1:]):
-                differences.append(_wide(chunk) - _wide(reference))
-                messages.append(self._wire.encode(differences[-1]))
-        return differences, messages
+    def _difference(self, pair):
+        """The message that tells how far a chunk is from its reference."""
+        chunk, reference = pair
+        return self._wire.encode(_wide(chunk) - _wide(reference))
 
     def _decode(self, message, chunk):
         return tf.cast(self._wire.decode(message, chunk.shape[0]), _wide(chunk).dtype)

@@ -170,40 +170,45 @@ class Collectives:
 
     # ---- Inside of tf.function ------------------------------------------------------------------
 
-    def exchange(self, messages, colours, first_key: int):
-        """Sends every message along this rank's outgoing edges and receives along incoming ones.
+    def exchange(self, chunks, colours, first_key: int, encode=lambda chunk: chunk):
+        """Sends every chunk along this rank's outgoing edges and receives along incoming ones.
 
         Args:
-          messages: list of 1-D tensors, with static shapes that are the same on all ranks.
+          chunks: list of 1-D tensors, or whatever `encode` takes.
           colours: the edge colouring of one round (`Topology.colours`).
-          first_key: first of `len(messages)` reserved instance keys.
+          first_key: first of `len(chunks)` reserved instance keys.
+          encode: makes the message of a chunk, a 1-D tensor with a static shape that is the same on
+            all ranks. It runs shortly before the message's turn: all at once would keep the
+            processor from sending, and hold all messages in memory.
 
         Returns:
-          For each message `(received, sent)`: a dict `{sender: tensor}`, and the sends, which what
-          is done with it must wait for: nobody uses the output of a send, so that TensorFlow would
-          prune it and the receiver wait for ever.
+          For each chunk `(message, received, sent)`: what this rank sends, a dict `{sender:
+          tensor}`, and the sends, which what is done with it must wait for: nobody uses the output
+          of a send, so that TensorFlow would prune it and the receiver wait for ever.
         """
         rank = self.cluster.rank
         mine = [edge for colour in colours for edge in colour if rank in edge]
         exchanged, issued = [], []
-        for index, message in enumerate(messages):
+        for index, chunk in enumerate(chunks):
             received, sent = {}, []
+            with tf.control_dependencies(self._its_turn(issued, 2 * self._messages_in_flight)):
+                message = encode(chunk)
             for sender, receiver in mine:
                 key = _GROUP_KEY_OF_FIRST_EDGE + sender * self.cluster.size + receiver
-                with tf.control_dependencies(self._its_turn(issued)):
+                with tf.control_dependencies(self._its_turn(issued, self._messages_in_flight)):
                     issued.append(self._bcast(message, sender, 2, key, first_key + index))
                 if receiver == rank:
                     received[sender] = issued[-1]
                 else:
                     sent.append(issued[-1])
-            exchanged.append((received, sent))
+            exchanged.append((message, received, sent))
         return exchanged
 
     def broadcast(self, chunks, first_key: int):
         """Rank 0's values of `chunks`, a list, on every rank. Arguments as in `exchange`."""
         received = []
         for index, chunk in enumerate(chunks):
-            with tf.control_dependencies(self._its_turn(received)):
+            with tf.control_dependencies(self._its_turn(received, self._messages_in_flight)):
                 received.append(
                     self._bcast(chunk, 0, self.cluster.size, _GROUP_KEY_OF_ALL, first_key + index)
                 )
@@ -233,9 +238,9 @@ class Collectives:
                 )
         return means
 
-    def _its_turn(self, issued):
-        """What the next message waits for, so that no more than the bound are under way."""
-        limit = self._messages_in_flight
+    @staticmethod
+    def _its_turn(issued, limit: int):
+        """What the next one waits for, so that no more than the limit are under way."""
         return [issued[-limit]] if len(issued) >= limit else []
 
     def _all_gather(self, values):
