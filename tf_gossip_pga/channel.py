@@ -194,9 +194,13 @@ class Channel:
         """Another worker's answer to one request, or why there is none."""
         return self._on_loop(self._ask(rank, kind, timeout_s))
 
+    def ask_all(self, kind: str, timeout_s: float = _ASK_S) -> dict[int, dict | Absence]:
+        """`ask` of all others at once, by rank."""
+        return self._on_loop(self._ask_all(kind, timeout_s))
+
     def findings(self) -> Findings:
         """Asks all others where they are, and who of them keeps this process waiting."""
-        answers = self._on_loop(self._ask_all("status", _ASK_S))
+        answers = self.ask_all("status")
         mine = self._status.tell()
         late = {
             rank: where

@@ -74,6 +74,10 @@ _PATIENCE_S = 5.0
 # How long `initialize` waits for the workers that TensorFlow has just found started.
 _START_S = 300.0
 
+# How long a rank that has lost another stays, for those that ask: if it ended at once, they would
+# take it for the one to blame.
+_LINGER_S = 4.0
+
 # TensorFlow gives up a worker whose heartbeats, every half of this, have not come for so long. By
 # default 10 s, and then it is enough to stop one for 5 s, whatever the deadlines here are.
 _HEARTBEAT_S = 60.0
@@ -118,6 +122,7 @@ class Collectives:
         self._status = channel.Status()
         self._step_s: collections.deque[float] = collections.deque(maxlen=50)
         self._stepped = (0, 0.0)  # the last step, and when it was completed
+        self._loss_reported = False  # by another rank
         if cluster.size == 1:
             return
         gpus = tf.config.get_visible_devices("GPU")
@@ -145,6 +150,7 @@ class Collectives:
             tf.TensorSpec([None], tf.int32)
         )
         self._channel = channel.Channel(cluster.addresses, cluster.rank, self._status)
+        self._channel.handlers["lost"] = self._hear_of_loss
         threading.Thread(target=self._watch, name="gossip-deadline", daemon=True).start()
         # Here and not in the first `fit`: that a rank never calls it is what to tell the others.
         self._channel.join(self.gather(self._channel.contact, "the start", _START_S))
@@ -214,14 +220,21 @@ class Collectives:
         """Notes that an exchange with all ranks has just succeeded."""
         self._channel.hear()
 
+    def _hear_of_loss(self, request: dict) -> dict:
+        """Another rank has lost one: no patience from now on, to find it while all still answer."""
+        self._loss_reported = True
+        return {}
+
     def _lost(self, wait: _Wait, message: str, aborted: re.Match | None) -> str:
-        """What to say when an exchange has failed: the channel's findings, and TensorFlow's."""
+        """What to say when an exchange has failed: what the channel found, or TensorFlow."""
         reason = (aborted[1] if aborted else message).partition(" [type.")[0].strip(" .:")
+        self._channel.ask_all("lost")
         findings = wait.findings
         if findings is None:  # TensorFlow or another rank noticed first
             self._wait = None
             findings = self._channel.findings()
-            reason = "; ".join(filter(None, [findings.text, reason]))
+            reason = findings.text or reason
+        time.sleep(_LINGER_S)
         task = re.search(r"Error reported from /job:(\w+)/task:(\d+)", message)
         task = task or re.search(r"target /job:(\w+)/replica:0/task:(\d+)", message)
         peer = f"the {task[1]} of index {task[2]}" if task else "another worker"
@@ -234,6 +247,8 @@ class Collectives:
 
     def _patience_s(self) -> float:
         """How long a wait is nothing to speak of."""
+        if self._loss_reported:
+            return 0.0
         if not self._step_s:
             return _PATIENCE_S
         return max(_PATIENCE_S, _PATIENCE_STEPS * statistics.median(self._step_s))
