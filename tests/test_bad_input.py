@@ -1,9 +1,11 @@
 """Bad input across processes: the same clear error on every rank, and nobody hangs."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -185,6 +187,13 @@ def _cases():
         "unbuilt": {"built": False},
         "steps_per_execution": {"steps_per_execution": 2},
         "two callbacks": {"callbacks": 2},
+        "overlap": {"overlap": True},
+        "wire_dtype": {"wire_dtype": "int8"},
+        "timeout": {"timeout_s": 60},
+        "slots": {"momentum": 0.9},
+        "TensorFlow": {"version_of": "tensorflow.__version__"},
+        "Keras": {"version_of": "keras.__version__"},
+        "this package": {"version_of": "tf_gossip_pga.agreement.__version__"},
         "no optimizer": {"optimizer": None},
     }
 
@@ -202,7 +211,9 @@ def _fit_error(
     built=True,
     steps_per_execution=1,
     callbacks=1,
-    optimizer_state="local",
+    momentum=0.0,
+    version_of=None,
+    **settings,
 ) -> str:
     import keras
     import tensorflow as tf
@@ -213,16 +224,17 @@ def _fit_error(
     for _ in range(layers):
         model.add(keras.layers.Dense(units, trainable=trainable))
     model.add(keras.layers.Dense(1, name="last"))
+    if optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(momentum=momentum)
     model.compile(optimizer, "mse", steps_per_execution=steps_per_execution)
     data = tf.data.Dataset.from_tensor_slices((np.ones((rows, 4)), np.ones((rows, 1)))).batch(2)
     if unknown:
         data = data.filter(lambda x, y: True)
-    gossip = [
-        pga.GossipPGA(H=H, topology=topology, optimizer_state=optimizer_state)
-        for _ in range(callbacks)
-    ]
+    gossip = [pga.GossipPGA(H=H, topology=topology, **settings) for _ in range(callbacks)]
+    other_version = mock.patch(version_of, "0.0.1") if version_of else contextlib.nullcontext()
     try:
-        model.fit(data, epochs=epochs, callbacks=gossip, shuffle=False, verbose=0)
+        with other_version:
+            model.fit(data, epochs=epochs, callbacks=gossip, shuffle=False, verbose=0)
     except ValueError as error:
         return str(error)
     return "trained"
@@ -258,6 +270,16 @@ def errors():
         ("layers", r"variable 3 of .*rank 0 has .*last/kernel \[3, 1\].*rank 1 has .*dense/kernel"),
         ("frozen", r"variable 1 of .*float32 trainable, rank 1 has .*float32 frozen"),
         ("optimizer", r"differ in the optimizer: rank 0 has SGD, rank 1 has Adam"),
+        (
+            "slots",
+            r"variable \d+ of .*rank 0 has none, rank 1 has sgd/.*_momentum \[4, 3\] float32 opt",
+        ),
+        ("overlap", r"differ in overlap: rank 0 has False, rank 1 has True"),
+        ("wire_dtype", r"differ in wire_dtype: rank 0 has float32, rank 1 has int8"),
+        ("timeout", r"differ in timeout_s: rank 0 has 300.0, rank 1 has 60.0"),
+        ("TensorFlow", r"differ in the version of TensorFlow: rank 0 has .*, rank 1 has 0\.0\.1\."),
+        ("Keras", r"differ in the version of Keras: rank 0 has .*, rank 1 has 0\.0\.1\."),
+        ("this package", r"the version of tf_gossip_pga: rank 0 has .*, rank 1 has 0\.0\.1\."),
     ],
 )
 def test_ranks_that_differ_all_get_the_same_explanation(errors, case, message):

@@ -7,6 +7,11 @@ comes to the same verdict.
 
 import re
 
+import keras
+import tensorflow as tf
+
+from tf_gossip_pga import __version__
+
 _REMEDIES = {
     "steps per epoch": " cluster.shard(dataset) makes equal parts; or pass steps_per_epoch to fit.",
     "H": " Where it is adaptive, set the same state on all ranks or on none.",
@@ -98,6 +103,10 @@ def facts(model, settings: dict) -> dict:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     return {
+        # First, since other versions may name and order variables differently.
+        "the version of TensorFlow": tf.__version__,
+        "the version of Keras": keras.__version__,
+        "the version of tf_gossip_pga": __version__,
         **settings,
         "the optimizer": type(model.optimizer).__name__,
         "variables": [

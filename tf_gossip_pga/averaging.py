@@ -283,6 +283,7 @@ class Averager:
         """
         with self._collectives.waiting(doing, self._timeout_s):
             distance, norm = self._global_function().numpy()
+        self._collectives.hear()
         self._count_all_reduce(self._parameters.bytes + self._statistics.bytes)
         return float(distance), float(norm)
 

@@ -1,9 +1,11 @@
 """The Keras face: counts steps, asks the schedule, tells the averager, writes logs."""
 
 import contextlib
+import inspect
 import math
 import operator
 import time
+import types
 import weakref
 
 import keras
@@ -72,7 +74,8 @@ class GossipPGA(keras.callbacks.Callback):
         the bytes, see `tf_gossip_pga.wire`; one more copy of the parameters. Global averages are
         always exact. Default `"float32"`.
       timeout_s: seconds that an exchange waits for the other workers before it raises `WorkerLost`;
-        ten times that at the start, and between epochs. Default 300.
+        ten times that at the start, and between epochs. It says much earlier, on standard error,
+        whom it waits for, and it waits no longer for one that has ended or left `fit`. Default 300.
 
     Attributes:
       step: number of completed batches, over the whole run.
@@ -148,6 +151,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._training = False
         self._first_epoch = True  # of this fit; the same for its first batch
         self._first_batch = True
+        self._epoch = 0  # counted from 1
         self._batches = 0  # of this epoch
         self._at_epoch_begin = (0, 0, 0.0)
         self._in_consensus = False  # all replicas are bit-identical at this moment
@@ -208,6 +212,8 @@ class GossipPGA(keras.callbacks.Callback):
         self._local = None
         self._unreported = []
         self._first_epoch = self._first_batch = self._was_global = True
+        self._collectives.enter_fit(_code_of_fit())
+        self._say("at the start of training")
         problem = self._problem()
         if self._cluster.size > 1:
             self._begin(problem)
@@ -217,6 +223,7 @@ class GossipPGA(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._batches = 0
+        self._epoch = epoch + 1
         first_epoch, self._first_epoch = self._first_epoch, False
         steps_before = epoch * (self.params["steps"] or 0)
         # The epoch tells more than our own count when a checkpoint was restored in a new process.
@@ -226,6 +233,7 @@ class GossipPGA(keras.callbacks.Callback):
             if first_epoch and epoch:
                 # BackupAndRestore sets weights in on_train_begin, perhaps after our broadcast.
                 self._averager.broadcast("the start of training")
+        self._say_step()
         self._losses = (0.0, 0.0)
         self._at_epoch_begin = (len(self.distances), self.global_steps, self.communication_seconds)
 
@@ -244,16 +252,21 @@ class GossipPGA(keras.callbacks.Callback):
             self._exchange(is_global)
         if self._adaptive and is_global:
             self._schedule.observe(self.step, self._loss)
+        self._say_step()
 
     def on_test_begin(self, logs=None):
         if self._averager is None or not self._training:
             return
-        self._meet(f"the validation after step {self.step}")
+        validation = f"the validation after step {self.step}"
+        self._say(f"in {validation}")
+        self._meet(validation)
         if not self._in_consensus:
             self._local = self._averager.snapshot()
-            self._average_globally(f"the validation after step {self.step}")
+            self._average_globally(validation)
 
     def on_test_end(self, logs=None):
+        if self._training:
+            self._say_step()
         if self._local is not None:
             self._averager.restore(self._local)
             self._local = None
@@ -275,6 +288,7 @@ class GossipPGA(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._training = False
+        self._say("at the end of training")
         if self._averager is None:
             return
         self._meet("the end of training")
@@ -283,6 +297,18 @@ class GossipPGA(keras.callbacks.Callback):
         # moving averages.
         self._average_globally("the end of training")
         self._meet("the end of training")
+
+    # ---- Where this rank is, for those that wait for it -----------------------------------------
+
+    def _say(self, where: str):
+        self._collectives.at(where, self.step)
+
+    def _say_step(self):
+        """Says that the next step is computed, or that the epoch has no other."""
+        if self._batches == self.params["steps"]:
+            self._say(f"at the end of epoch {self._epoch}")
+        else:
+            self._say(f"computing step {self.step + 1}")
 
     # ---- Exchanges ------------------------------------------------------------------------------
 
@@ -438,6 +464,7 @@ class GossipPGA(keras.callbacks.Callback):
                 "optimizer_state": self._optimizer_state,
                 "overlap": self._overlap,
                 "wire_dtype": self._wire_dtype,
+                "timeout_s": self._timeout_s,
                 "steps per epoch": self.params["steps"],
                 "epochs": self.params["epochs"],
                 "step count": self.step,
@@ -479,6 +506,14 @@ class GossipPGA(keras.callbacks.Callback):
         if self._averaged_loss is None:
             self._averaged_loss = keras.Variable(0.0, trainable=False, dtype="float32", name="loss")
         return [self._averaged_loss.value]
+
+
+def _code_of_fit() -> types.CodeType:
+    """The code of the function that began to train: Keras' `fit`, or a loop that stands in."""
+    frame = inspect.currentframe().f_back
+    while frame.f_code.co_name == "on_train_begin":  # callbacks and their lists
+        frame = frame.f_back
+    return frame.f_code
 
 
 def _scalar(value) -> bool:

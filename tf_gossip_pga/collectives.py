@@ -11,6 +11,7 @@ of all is the global average.
 What is private, each use once, tested in `tests/test_collectives.py`:
   - `context.context().abort_collective_ops(code, message)` fails every pending collective of this
     process, and every later one. Public API can only wait.
+  - `context.context().configure_coordination_service(…)` says how long a worker may be silent.
   - `context.context()._context_handle` is set once TensorFlow runs, when it is too late to start.
     Public API says so only after rank 0 has answered.
 
@@ -22,7 +23,8 @@ Rules that keep it alive:
     what NCCL's single stream per device amounts to.
   - **Deadlines are ours.** The ops' own `timeout_seconds` starts two threads for each collective,
     which sleep for the whole timeout even when it is over at once: some minutes of training exhaust
-    the process. We pass none, and abort from one watching thread.
+    the process. We pass none, and abort from one watching thread, which asks the late ones through
+    `channel` where they are.
   - **Keys.** A group key is bound for life to its members; ours are derived from them and lie far
     above those that strategies count up from 1. An instance key is bound for life to a shape, and
     may be used again once its exchange is over: TensorFlow keeps a record for every key it has seen
@@ -32,6 +34,7 @@ Rules that keep it alive:
     without any collective: the cluster's leader would take those of all workers for one group.
 """
 
+import collections
 import contextlib
 import dataclasses
 import inspect
@@ -40,6 +43,7 @@ import os
 import re
 import signal
 import socket
+import statistics
 import sys
 import threading
 import time
@@ -48,6 +52,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from tf_gossip_pga import channel
 from tf_gossip_pga import cluster as cluster_lib
 
 # Bytes of one message. Smaller costs round trips, larger leaves sending and mixing no overlap;
@@ -61,6 +66,22 @@ _GROUP_KEY_OF_ALL = 1 << 20
 _GROUP_KEY_OF_FIRST_EDGE = _GROUP_KEY_OF_ALL + 1
 _FIRST_INSTANCE_KEY = 1 << 20
 
+# How long a wait may last before the others are asked about it: so many of the steps that this rank
+# has measured, but at least so many seconds. Then they are asked as often.
+_PATIENCE_STEPS = 20
+_PATIENCE_S = 5.0
+
+# How long `initialize` waits for the workers that TensorFlow has just found started.
+_START_S = 300.0
+
+# How long a rank that has lost another stays, for those that ask: if it ended at once, they would
+# take it for the one to blame.
+_LINGER_S = 4.0
+
+# TensorFlow gives up a worker whose heartbeats, every half of this, have not come for so long. By
+# default 10 s, and then it is enough to stop one for 5 s, whatever the deadlines here are.
+_HEARTBEAT_S = 60.0
+
 # Bcast kernels know these types; others of the same width travel in their clothes.
 _BCAST_TYPES = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
 _SAME_WIDTH = {1: None, 2: tf.float16, 4: tf.int32, 8: tf.int64}
@@ -71,6 +92,18 @@ class WorkerLost(RuntimeError):  # noqa: N818 (says what happened)
 
     The process cannot exchange any more: end it and start the job again.
     """
+
+
+@dataclasses.dataclass
+class _Wait:
+    """An exchange under way. Moments are those of `time.monotonic`."""
+
+    doing: str
+    timeout_s: float
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    ask_at: float = 0.0  # when to ask the others again
+    say_at: float = 0.0
+    findings: channel.Findings | None = None  # once the watch has given it up
 
 
 class Collectives:
@@ -85,7 +118,11 @@ class Collectives:
     def __init__(self, cluster: cluster_lib.Cluster):
         self.cluster = cluster
         self._next_instance_key = _FIRST_INSTANCE_KEY
-        self._deadline: tuple[float, float] | None = None  # (monotonic time, seconds allowed)
+        self._wait: _Wait | None = None
+        self._status = channel.Status()
+        self._step_s: collections.deque[float] = collections.deque(maxlen=50)
+        self._stepped = (0, 0.0)  # the last step, and when it was completed
+        self._loss_reported = False  # by another rank
         if cluster.size == 1:
             return
         gpus = tf.config.get_visible_devices("GPU")
@@ -98,9 +135,11 @@ class Collectives:
         if context.context()._context_handle is not None:
             raise RuntimeError(_too_late())
         _await_chief(cluster)
+        resolver = _resolver({"GPU": 1} if gpus else {})
+        _configure_heartbeats(resolver.cluster_spec())
         with _interruptible():
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy(
-                _resolver({"GPU": 1} if gpus else {}),
+                resolver,
                 tf.distribute.experimental.CommunicationOptions(implementation=implementation),
             )
         self._device = "/device:GPU:0" if gpus else "/device:CPU:0"
@@ -110,7 +149,32 @@ class Collectives:
         self._gather_ints = tf.function(self._all_gather, autograph=False).get_concrete_function(
             tf.TensorSpec([None], tf.int32)
         )
+        self._channel = channel.Channel(cluster.addresses, cluster.rank, self._status)
+        self._channel.handlers["lost"] = self._hear_of_loss
         threading.Thread(target=self._watch, name="gossip-deadline", daemon=True).start()
+        # Here and not in the first `fit`: that a rank never calls it is what to tell the others.
+        self._channel.join(self.gather(self._channel.contact, "the start", _START_S))
+
+    # ---- Where this rank is ---------------------------------------------------------------------
+
+    def at(self, where: str, step: int):
+        """Says what this rank does, for those that may wait for it.
+
+        Args:
+          where: as the end of a sentence that begins with "It is".
+          step: number of completed steps.
+        """
+        last, since = self._stepped
+        if step != last:
+            now = time.monotonic()
+            if step == last + 1 and last:
+                self._step_s.append(now - since)
+            self._stepped = (step, now)
+        self._status.at(where, step)
+
+    def enter_fit(self, code):
+        """Says that this thread trains until the function with this code object has returned."""
+        self._status.enter_fit(code)
 
     # ---- Outside of tf.function -----------------------------------------------------------------
 
@@ -126,7 +190,9 @@ class Collectives:
             return [value]
         message = tf.constant(_encode(self.cluster.rank, value))
         with self.waiting(doing, timeout_s):
-            return _decode(self._gather_ints(message).numpy())
+            everyone = _decode(self._gather_ints(message).numpy())
+        self.hear()
+        return everyone
 
     def reserve_instance_keys(self, count: int, doing: str, timeout_s: float) -> int:
         """The first of `count` instance keys that are unused on every rank, the same on all."""
@@ -137,36 +203,84 @@ class Collectives:
     @contextlib.contextmanager
     def waiting(self, doing: str, timeout_s: float):
         """Runs exchanges under a deadline; their failures come out as `WorkerLost`."""
-        self._deadline = (time.monotonic() + timeout_s, timeout_s)
+        wait = self._wait = _Wait(doing, timeout_s)
+        self._status.wait(doing)
         try:
             yield
         except tf.errors.OpError as error:
             aborted = re.search("aborted by: (.*)", error.message)
             if not aborted and not isinstance(error, tf.errors.UnavailableError):
                 raise
-            task = re.search(r"Error reported from /job:(\w+)/task:(\d+)", error.message)
-            task = task or re.search(r"target /job:(\w+)/replica:0/task:(\d+)", error.message)
-            peer = f"the {task[1]} of index {task[2]}" if task else "another worker"
-            reason = (aborted[1] if aborted else error.message).partition(" [type.")[0]
-            raise WorkerLost(
-                f"Rank {self.cluster.rank} of {self.cluster.size} lost {peer} at {doing}: "
-                f"{reason.strip(' .:')}.\nLook at the other workers' output for the cause (did "
-                "each of them call fit with GossipPGA?), then start the job again."
-            ) from None
+            raise WorkerLost(self._lost(wait, error.message, aborted)) from None
         finally:
-            self._deadline = None
+            self._wait = None
+            self._status.arrive()
+
+    def hear(self):
+        """Notes that an exchange with all ranks has just succeeded."""
+        self._channel.hear()
+
+    def _hear_of_loss(self, request: dict) -> dict:
+        """Another rank has lost one: no patience from now on, to find it while all still answer."""
+        self._loss_reported = True
+        return {}
+
+    def _lost(self, wait: _Wait, message: str, aborted: re.Match | None) -> str:
+        """What to say when an exchange has failed: what the channel found, or TensorFlow."""
+        reason = (aborted[1] if aborted else message).partition(" [type.")[0].strip(" .:")
+        self._channel.ask_all("lost")
+        findings = wait.findings
+        if findings is None:  # TensorFlow or another rank noticed first
+            self._wait = None
+            findings = self._channel.findings()
+            reason = findings.text or reason
+        time.sleep(_LINGER_S)
+        task = re.search(r"Error reported from /job:(\w+)/task:(\d+)", message)
+        task = task or re.search(r"target /job:(\w+)/replica:0/task:(\d+)", message)
+        peer = f"the {task[1]} of index {task[2]}" if task else "another worker"
+        return (
+            f"Rank {self.cluster.rank} of {self.cluster.size} lost {findings.names or peer} at "
+            f"{wait.doing}: {reason}.\nLook at the other workers' output for the cause (did each "
+            "of them call fit with GossipPGA?), then start the job again. Where a worker was only "
+            "slow, give every GossipPGA a longer timeout_s."
+        )
+
+    def _patience_s(self) -> float:
+        """How long a wait is nothing to speak of."""
+        if self._loss_reported:
+            return 0.0
+        if not self._step_s:
+            return _PATIENCE_S
+        return max(_PATIENCE_S, _PATIENCE_STEPS * statistics.median(self._step_s))
 
     def _watch(self):
-        """Aborts what waits beyond its deadline. One thread a process, asleep nearly always."""
+        """Looks after what waits for long. One thread a process, asleep nearly always."""
         while True:
             time.sleep(0.5)
-            deadline = self._deadline
-            if deadline and time.monotonic() > deadline[0]:
-                context.context().abort_collective_ops(
-                    tf.errors.DEADLINE_EXCEEDED,
-                    f"no answer within {deadline[1]:g} s. A worker hangs, is much slower than the "
-                    "others, or takes another path through its program",
-                )
+            wait = self._wait
+            if wait:
+                self._look_after(wait)
+
+    def _look_after(self, wait: _Wait):
+        """Asks whom an exchange waits for, if it does so for long; says it, or gives up."""
+        now = time.monotonic()
+        overdue = now > wait.started + wait.timeout_s
+        if not overdue and now < max(wait.ask_at, wait.started + self._patience_s()):
+            return
+        findings = self._channel.findings()
+        if self._wait is not wait:  # they have come meanwhile
+            return
+        found = findings.text or _NOBODY_LATE
+        if overdue or findings.never:
+            wait.findings = findings
+            reason = f"no answer within {wait.timeout_s:g} s; {found}" if overdue else found
+            self._wait = None
+            context.context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, reason)
+        elif now > wait.say_at:
+            waited_s = now - wait.started
+            _say(f"Rank {self.cluster.rank} waits at {wait.doing} since {waited_s:.0f} s: {found}.")
+            wait.say_at = now + waited_s  # when it has waited twice as long
+        wait.ask_at = now + self._patience_s()
 
     # ---- Inside of tf.function ------------------------------------------------------------------
 
@@ -272,6 +386,16 @@ class Collectives:
             return tf.bitcast(message, chunk.dtype)
 
 
+_NOBODY_LATE = "all ranks have reached it, so that the network between them is slow or cut"
+
+
+def _say(text: str):
+    """One line on standard error, below a progress bar where there is one."""
+    with contextlib.suppress(OSError, ValueError):  # it may be closed
+        line_end = "\n" if sys.stderr.isatty() else ""
+        print(line_end + text, file=sys.stderr, flush=True)
+
+
 def _encode(rank: int, value) -> np.ndarray:
     """A message of `gather`: its length in bytes, then JSON, `[1 + bytes]` int32."""
     text = np.frombuffer(json.dumps([rank, value]).encode(), np.uint8)
@@ -348,6 +472,20 @@ def _resolver(accelerators: dict) -> tf.distribute.cluster_resolver.ClusterResol
         task_type=config.task_type,
         task_id=config.task_id,
         num_accelerators=accelerators,
+    )
+
+
+def _configure_heartbeats(spec: tf.train.ClusterSpec):
+    """What MultiWorkerMirroredStrategy does unless it is done, but with more patience."""
+    config = tf.compat.v1.ConfigProto().experimental.coordination_config
+    for job in spec.jobs:
+        config.coordinated_job_list.add(name=job, num_tasks=spec.num_tasks(job))
+    leader = "chief" if "chief" in spec.jobs else "worker"
+    context.context().configure_coordination_service(
+        "standalone",
+        f"/job:{leader}/replica:0/task:0",
+        coordinated_jobs=list(config.coordinated_job_list),
+        heartbeat_timeout_in_ms=int(1000 * _HEARTBEAT_S),
     )
 
 

@@ -1,0 +1,381 @@
+"""WHO is late: workers ask one another where they are, beside the exchanges that wait in silence.
+
+Each process listens on a TCP port that the operating system gives it. A request is one line of JSON
+with the listener's token, the answer another, and the connection is over; whatever does not look so
+is dropped. Nothing is sent unless somebody asks.
+
+The kinds of requests are the rows of a table, `Channel.handlers`. A handler runs on the channel's
+only thread: it must be quick, and wait for nothing.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import enum
+import ipaddress
+import json
+import secrets
+import socket
+import sys
+import threading
+import time
+import traceback
+import types
+
+_LINE_BYTES = 4096
+
+# How many late ranks are named.
+_NAMED = 8
+
+# How long a stranger may hold a connection.
+_SERVE_S = 2.0
+
+# How long to wait for answers: long for a process that lives, short beside any timeout.
+_ASK_S = 2.0
+
+
+class Absence(enum.Enum):
+    """Why a worker gave no answer, as the end of a sentence."""
+
+    SILENT = "does not answer (its process is stopped, or the network between is cut)"
+    GONE = "has ended: its process does not listen any more"
+
+
+@dataclasses.dataclass(frozen=True)
+class Whereabouts:
+    """Where a worker is, as it tells others.
+
+    Attributes:
+      where: what it does in `fit`, after "is": `"computing step 7"`; empty before its first `fit`.
+      where_s: seconds since when.
+      step: completed steps.
+      exchanges: how many exchanges it has begun. All ranks take part in the same ones in one order,
+        so that who has begun fewer is late.
+      waits_at: the exchange that it waits in, or None.
+      waits_s: seconds since when.
+      fits: how many times it has called `fit`.
+      in_fit: whether it is still inside the last of these.
+    """
+
+    where: str
+    where_s: float
+    step: int
+    exchanges: int
+    waits_at: str | None
+    waits_s: float
+    fits: int
+    in_fit: bool
+
+
+class Status:
+    """What this process answers to "where are you"; kept by the threads that train.
+
+    Attributes:
+      exchanges: see `Whereabouts`.
+    """
+
+    def __init__(self):
+        self.exchanges = 0
+        # Each is replaced as a whole, so that the channel's thread never sees half of it.
+        self._at = ("", 0, time.monotonic())
+        self._waits: tuple[str, float] | None = None
+        self._fit: tuple[int, types.CodeType] | None = None
+        self._fits = 0
+
+    def at(self, where: str, step: int):
+        """Says what this process does now, and how many steps it has completed."""
+        self._at = (where, step, time.monotonic())
+
+    def enter_fit(self, code: types.CodeType):
+        """Says that this thread trains, until the function with this code has returned.
+
+        An exception leaves `fit` without a word to its callbacks; the thread's stack tells.
+        """
+        self._fit = (threading.get_ident(), code)
+        self._fits += 1
+
+    def wait(self, doing: str):
+        """Says that an exchange begins."""
+        self.exchanges += 1
+        self._waits = (doing, time.monotonic())
+
+    def arrive(self):
+        """Says that the exchange is over."""
+        self._waits = None
+
+    def tell(self) -> Whereabouts:
+        """Where this process is; for any thread."""
+        now, (where, step, since), waits = time.monotonic(), self._at, self._waits
+        return Whereabouts(
+            where=where,
+            where_s=now - since,
+            step=step,
+            exchanges=self.exchanges,
+            waits_at=waits and waits[0],
+            waits_s=now - waits[1] if waits else 0.0,
+            fits=self._fits,
+            in_fit=self._fit is not None and _runs(*self._fit),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What asking all others has shown.
+
+    Attributes:
+      ranks: those that keep this one waiting.
+      never: whether one of them will never come, since it has ended or left `fit`.
+      text: about each of them, in one line.
+    """
+
+    ranks: tuple[int, ...] = ()
+    never: bool = False
+    text: str = ""
+
+    @property
+    def names(self) -> str:
+        """`"rank 3"`, or `"rank 1 and rank 3"`."""
+        return " and ".join(_shortened([f"rank {rank}" for rank in self.ranks]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Peer:
+    hosts: tuple[str, ...]  # addresses in numbers, to be tried in this order
+    port: int
+    token: str
+    main_port: int  # TensorFlow's
+
+
+class Channel:
+    """This process's ear for the questions of others, and its way to ask them.
+
+    Args:
+      addresses: `"host:port"` of all workers' TensorFlow servers, in rank order.
+      rank: this worker's.
+      status: what it tells those who ask.
+
+    Attributes:
+      contact: what others need to ask this process, as JSON can hold it.
+      handlers: kind of request -> function of the request that returns the answer, both dicts.
+    """
+
+    def __init__(self, addresses, rank: int, status: Status):
+        self._addresses = addresses
+        self._rank = rank
+        self._status = status
+        self._token = secrets.token_hex(16)
+        self._peers: dict[int, _Peer] = {}
+        self._heard: dict[int, float] = {}  # by an answer
+        self._heard_all = time.monotonic()  # by an exchange
+        self.handlers = {"status": lambda request: dataclasses.asdict(status.tell())}
+        listener = _listener([_split(address)[0] for address in addresses], rank)
+        self.contact = {"port": listener.getsockname()[1], "token": self._token}
+        # A loop of its own: the thread that makes it may have another.
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._closed = asyncio.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(listener,), name="gossip-channel", daemon=True
+        )
+        self._thread.start()
+
+    def join(self, contacts: list[dict]):
+        """Makes the others known, by what their `contact` is, in rank order."""
+        for rank, contact in enumerate(contacts):
+            if rank != self._rank:
+                host, main_port = _split(self._addresses[rank])
+                self._peers[rank] = _Peer(_numbers(host), main_port=main_port, **contact)
+
+    def hear(self):
+        """Notes that all others were alive just now, as an exchange with them has shown."""
+        self._heard_all = time.monotonic()
+
+    def ask(self, rank: int, kind: str = "status", timeout_s: float = _ASK_S) -> dict | Absence:
+        """Another worker's answer to one request, or why there is none."""
+        return self._on_loop(self._ask(rank, kind, timeout_s))
+
+    def ask_all(self, kind: str, timeout_s: float = _ASK_S) -> dict[int, dict | Absence]:
+        """`ask` of all others at once, by rank."""
+        return self._on_loop(self._ask_all(kind, timeout_s))
+
+    def findings(self) -> Findings:
+        """Asks all others where they are, and who of them keeps this process waiting."""
+        answers = self.ask_all("status")
+        mine = self._status.tell()
+        late = {
+            rank: where
+            for rank, where in ((rank, _parsed(answer)) for rank, answer in answers.items())
+            if isinstance(where, Absence) or where.exchanges < mine.exchanges
+        }
+        # Those who wait themselves are late because of others.
+        causes = {rank: where for rank, where in late.items() if not _waits(where)} or late
+        return Findings(
+            ranks=tuple(causes),
+            never=any(_never_comes(where, mine) for where in causes.values()),
+            text="; ".join(_shortened([self._sentence(*each, mine) for each in causes.items()])),
+        )
+
+    def close(self):
+        """Ends the thread, and closes its sockets."""
+        self._loop.call_soon_threadsafe(self._closed.set)
+        self._thread.join()
+
+    def _sentence(self, rank: int, where: Whereabouts | Absence, mine: Whereabouts) -> str:
+        if where is Absence.SILENT:
+            heard = max(self._heard_all, self._heard.get(rank, self._heard_all))
+            silent_s = time.monotonic() - heard
+            return f"rank {rank} {where.value}; last heard from it {silent_s:.0f} s ago"
+        if where is Absence.GONE:
+            return f"rank {rank} {where.value}"
+        return f"rank {rank} {_told(where, mine)}"
+
+    # ---- On the channel's thread ----------------------------------------------------------------
+
+    def _run(self, listener: socket.socket):
+        with self._runner:
+            self._runner.run(self._listen(listener))
+
+    def _on_loop(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _listen(self, listener: socket.socket):
+        async with await asyncio.start_server(self._serve, sock=listener, limit=_LINE_BYTES):
+            await self._closed.wait()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+        with contextlib.suppress(*_BROKEN), contextlib.closing(writer):
+            async with asyncio.timeout(_SERVE_S):
+                request = _from_line(await reader.readline())
+                token = str(request.pop("token", "")).encode()
+                handler = self.handlers.get(str(request.get("kind")))
+                if handler and secrets.compare_digest(token, self._token.encode()):
+                    writer.write(_to_line(handler(request)))
+                    await writer.drain()
+
+    async def _ask_all(self, kind: str, timeout_s: float) -> dict[int, dict | Absence]:
+        answers = await asyncio.gather(*(self._ask(rank, kind, timeout_s) for rank in self._peers))
+        return dict(zip(self._peers, answers, strict=True))
+
+    async def _ask(self, rank: int, kind: str, timeout_s: float) -> dict | Absence:
+        peer = self._peers[rank]
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await _request(peer, {"token": peer.token, "kind": kind})
+        except ConnectionRefusedError:
+            return await _refused(peer, timeout_s)
+        except _BROKEN:
+            return Absence.SILENT
+        self._heard[rank] = time.monotonic()
+        return answer
+
+
+# What a connection may end with: it fails or takes too long, or brings what is not JSON.
+_BROKEN = (OSError, ValueError, RecursionError)
+
+
+async def _request(peer: _Peer, request: dict) -> dict:
+    reader, writer = await _connected(peer.hosts, peer.port)
+    with contextlib.closing(writer):
+        writer.write(_to_line(request))
+        return _from_line(await reader.readline())
+
+
+async def _refused(peer: _Peer, timeout_s: float) -> Absence:
+    """What it means that nobody listens: a firewall may refuse this port and let the other pass."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, writer = await _connected(peer.hosts, peer.main_port)
+    except ConnectionRefusedError:
+        return Absence.GONE
+    except OSError:
+        return Absence.SILENT
+    writer.close()
+    return Absence.SILENT
+
+
+async def _connected(hosts: tuple[str, ...], port: int):
+    for host in hosts[:-1]:
+        with contextlib.suppress(OSError):
+            return await asyncio.open_connection(host, port, limit=_LINE_BYTES)
+    return await asyncio.open_connection(hosts[-1], port, limit=_LINE_BYTES)
+
+
+def _to_line(message: dict) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+def _from_line(line: bytes) -> dict:
+    message = json.loads(line)
+    if not isinstance(message, dict):
+        raise ValueError("not an object")
+    return message
+
+
+# ---- What an answer means -----------------------------------------------------------------------
+
+
+def _parsed(answer: dict | Absence) -> Whereabouts | Absence:
+    try:
+        return answer if isinstance(answer, Absence) else Whereabouts(**answer)
+    except TypeError:
+        return Absence.SILENT  # somebody else listens there now
+
+
+def _shortened(texts: list[str]) -> list[str]:
+    more = len(texts) - _NAMED
+    return [*texts[:_NAMED], f"{more} more"] if more > 0 else texts
+
+
+def _waits(where: Whereabouts | Absence) -> bool:
+    return isinstance(where, Whereabouts) and where.waits_at is not None
+
+
+def _never_comes(where: Whereabouts | Absence, mine: Whereabouts) -> bool:
+    """Whether a late worker will not take part in what this one waits for."""
+    if isinstance(where, Absence):
+        return where is Absence.GONE
+    left = where.fits == mine.fits and not where.in_fit
+    return mine.in_fit and (left or where.fits > mine.fits)
+
+
+def _told(where: Whereabouts, mine: Whereabouts) -> str:
+    if _never_comes(where, mine):
+        return f"has left fit; {where.where_s:.0f} s ago it was {where.where}"
+    if where.waits_at is not None:
+        return f"has not reached it; it waits at {where.waits_at} since {where.waits_s:.0f} s"
+    if not where.in_fit:
+        return f"has not called fit with GossipPGA {'again' if where.fits else 'yet'}"
+    return f"has not reached it; it is {where.where} since {where.where_s:.0f} s"
+
+
+def _runs(thread: int, code: types.CodeType) -> bool:
+    """Whether a function is on a thread's stack."""
+    frame = sys._current_frames().get(thread)
+    return frame is not None and any(each.f_code is code for each, _ in traceback.walk_stack(frame))
+
+
+# ---- Addresses ----------------------------------------------------------------------------------
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _numbers(host: str) -> tuple[str, ...]:
+    """A host's addresses; looked up at the start, when nothing is wrong yet."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return tuple(dict.fromkeys(each[4][0] for each in found))
+
+
+def _listener(hosts: list[str], rank: int) -> socket.socket:
+    """A socket on the interface of this worker's own address, where it has one."""
+    with contextlib.suppress(OSError):  # it has none: behind NAT, or in a container
+        address = _numbers(hosts[rank])[0]
+        # Some machines call themselves 127.0.1.1, which no other could reach.
+        if not ipaddress.ip_address(address).is_loopback or len(set(hosts)) == 1:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            return socket.create_server((address, 0), family=family)
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
