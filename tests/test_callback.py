@@ -812,6 +812,45 @@ def test_early_stopping_on_val_loss_stops_all_ranks_with_the_same_model():
     assert first[2] - second[2] > 0.5
 
 
+def _stops(cluster):
+    """Where each rank stands after one of them, rank 1, has wanted to stop."""
+    import keras
+
+    def stop(model, now: bool):
+        model.stop_training = model.stop_training or (now and cluster.rank == 1)
+
+    ended = {}
+    for when in ("after step 2", "after step 6", "after epoch 1"):
+        model = _dense_model(cluster.rank, keras.optimizers.SGD(0.1))
+        before = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs, m=model, w=when: stop(
+                m, w == f"after step {int(m.optimizer.iterations)}"
+            ),
+            on_epoch_end=lambda epoch, logs, m=model, w=when: stop(m, w == "after epoch 1"),
+        )
+        gossip = _gossip(H=5)
+        for _ in range(2):  # the second fit must not remember
+            history = model.fit(
+                *_data(cluster.rank, steps=7),
+                batch_size=BATCH,
+                epochs=3,
+                callbacks=[before, gossip],
+                verbose=0,
+            )
+            ended.setdefault(when, []).append([gossip.step, len(history.history["loss"])])
+        ended[when].append(_flat(model.trainable_variables))
+    return ended
+
+
+def test_all_ranks_stop_together_where_one_wants_to():
+    first, second = workers.run(_stops, 2)
+    assert first == second
+    # At the next global average, of step 5; at the end of the epoch, of 7 steps; then three epochs.
+    assert first["after step 2"][:2] == [[5, 1], [5 + 21, 3]]
+    assert first["after step 6"][:2] == [[7, 1], [7 + 21, 3]]
+    assert first["after epoch 1"][:2] == [[7, 1], [14, 1]]
+
+
 # ---- The tutorial that Keras 3 broke ------------------------------------------------------------
 
 

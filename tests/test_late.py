@@ -35,15 +35,13 @@ class Odd(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGSTOP)
         if how == "leaves" and self.step == 5:
             raise InterruptedError("a callback's own error")
-        if how == "fails" and self.step == 5:
-            raise ArithmeticError("a callback's own error")
         if how == "dies" and self.step == 5:
             os._exit(0)
     def on_test_batch_end(self, batch, logs=None):
-        if how == "validates for long" and self.step == 4 and batch == 0:
+        if how == "is slow" and self.step == 4 and batch == 0:
             time.sleep(9)
     def on_epoch_end(self, epoch, logs=None):
-        if how == "saves for long" and epoch == 0:
+        if how == "is slow" and epoch == 0:
             time.sleep(9)
 
 model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
@@ -116,7 +114,7 @@ def _crew(folder, how, timeout_s, odd=2, overlap=False):
         crew.end()
 
 
-@pytest.mark.parametrize(("odd", "overlap"), [(0, False), (2, False), (2, True)])
+@pytest.mark.parametrize(("odd", "overlap"), [(0, False), (2, True)])
 def test_a_stopped_worker_ends_all_others_who_name_it(tmp_path, odd, overlap):
     with _crew(tmp_path, "stops", timeout_s=6, odd=odd, overlap=overlap) as crew:
         others = sorted({0, 1, 2} - {odd})
@@ -128,35 +126,35 @@ def test_a_stopped_worker_ends_all_others_who_name_it(tmp_path, odd, overlap):
         assert crew.is_stopped(odd)
 
 
-@pytest.mark.parametrize("odd", [0, 2])
-def test_a_worker_that_goes_on_after_a_stop_is_waited_for(tmp_path, odd):
-    with _crew(tmp_path, "stops", timeout_s=60, odd=odd) as crew:
-        crew.until(lambda: crew.is_stopped(odd))
+def test_a_worker_that_goes_on_after_a_stop_is_waited_for(tmp_path):
+    with _crew(tmp_path, "stops", timeout_s=60, odd=0) as crew:
+        crew.until(lambda: crew.is_stopped(0))
         time.sleep(12)  # TensorFlow's own heartbeats would not wait for so long
-        os.kill(crew.processes[odd].pid, signal.SIGCONT)
+        os.kill(crew.processes[0].pid, signal.SIGCONT)
         assert crew.exit_codes(range(3)) == [0, 0, 0]
         assert all("trained 8" in crew.said(rank) for rank in range(3))
 
 
-@pytest.mark.parametrize(
-    ("how", "place"),
-    [
-        ("validates for long", r"it is in the validation after step 4 since \d+ s"),
-        ("saves for long", r"it is at the end of epoch 1 since \d+ s"),
-        ("comes late", "has not called fit with GossipPGA yet"),
+SLOW = {
+    "is slow": [
+        r"it is in the validation after step 4 since \d+ s",
+        r"it is at the end of epoch 1 since \d+ s",
     ],
-)
-def test_the_others_say_what_a_slow_worker_does_and_wait(tmp_path, how, place):
+    "comes late": ["has not called fit with GossipPGA yet"],
+}
+
+
+@pytest.mark.parametrize("how", SLOW)
+def test_the_others_say_what_a_slow_worker_does_and_wait(tmp_path, how):
     with _crew(tmp_path, how, timeout_s=60) as crew:
         assert crew.exit_codes(range(3)) == [0, 0, 0]
         for rank in (0, 1):
             said = crew.said(rank)
-            assert re.search(rf"Rank {rank} waits at .* since \d+ s: rank 2 .*{place}\.", said), (
-                said
-            )
-            assert (
-                said.count(f"Rank {rank} waits at") == 1
-            )  # and then when it has been twice as long
+            for place in SLOW[how]:
+                line = rf"Rank {rank} waits at .* since \d+ s: rank 2 .*{place}\."
+                assert re.search(line, said), said
+            # Once for each wait, and then when it has been twice as long.
+            assert said.count(f"Rank {rank} waits at") == len(SLOW[how])
             assert "trained 8" in said
         assert "waits at" not in crew.said(2)
 
@@ -171,12 +169,10 @@ def test_a_worker_that_has_left_fit_is_not_waited_for(tmp_path):
         assert crew.processes[2].poll() is None
 
 
-@pytest.mark.parametrize("how", ["dies", "fails"])
-def test_a_worker_that_has_ended_is_named(tmp_path, how):
-    with _crew(tmp_path, how, timeout_s=10 * workers.DEADLINE_S) as crew:
+def test_a_worker_that_has_ended_is_named(tmp_path):
+    with _crew(tmp_path, "dies", timeout_s=10 * workers.DEADLINE_S) as crew:
         assert all(crew.exit_codes([0, 1]))
         for rank in (0, 1):
             said = crew.said(rank)
             assert re.search(rf"WorkerLost: Rank {rank} of 3 lost rank 2 at", said), said
-            # Between fit and its end the process still answers.
-            assert re.search("rank 2 has (ended|left fit)", said), said
+            assert "rank 2 has ended" in said, said

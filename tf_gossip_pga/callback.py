@@ -46,6 +46,10 @@ class GossipPGA(keras.callbacks.Callback):
     Where a worker has several devices, the model is built and compiled in the scope of
     `cluster.strategy`: all of them compute each step, and the first one exchanges for all.
 
+    Where one rank sets `model.stop_training`, all stop together: at the end of the epoch, or, if it
+    was set after a batch (`TerminateOnNaN`), at the next global average. The callback that sets it
+    comes before this one in the list, or follows `logs`, which are the same on all ranks after it.
+
     A callback that sets weights when training ends, `EarlyStopping(restore_best_weights=True)`,
     comes before this one in the list. One that swaps weights around validation (`SwapEMAWeights`)
     cannot be combined with it.
@@ -157,6 +161,9 @@ class GossipPGA(keras.callbacks.Callback):
         self._in_consensus = False  # all replicas are bit-identical at this moment
         self._local = None  # this rank's own weights, while it validates the averaged ones
         self._unreported: list[tuple[int, tuple[float, float]]] = []
+        self._wants_to_stop = False  # this rank, in mid-epoch
+        self._stopped = False  # all ranks, in mid-epoch
+        self._votes = None  # a variable, > 0 after a global average where a rank wants to stop
         # For an adaptive period alone:
         self._was_global = True  # the step before this one; a fit begins in consensus, too
         self._losses = (0.0, 0.0)  # Keras' sum of losses and its weight, where a batch began
@@ -211,6 +218,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._in_consensus = False
         self._local = None
         self._unreported = []
+        self._wants_to_stop = self._stopped = False
         self._first_epoch = self._first_batch = self._was_global = True
         self._collectives.enter_fit(_code_of_fit())
         self._say("at the start of training")
@@ -249,6 +257,9 @@ class GossipPGA(keras.callbacks.Callback):
             if self._first_batch:  # absorbs what ranks differ in tracing and compiling
                 self._meet("the first batch", timed=False)
                 self._first_batch = False
+            if self.model.stop_training:
+                # Alone it would leave the others waiting: all stop at the next global average.
+                self._wants_to_stop, self.model.stop_training = True, False
             self._exchange(is_global)
         if self._adaptive and is_global:
             self._schedule.observe(self.step, self._loss)
@@ -322,9 +333,13 @@ class GossipPGA(keras.callbacks.Callback):
         doing = f"the global average of step {self.step}"
         if self._adaptive:
             self._averaged_loss.assign(self._loss)
+        if self._wants_to_stop:
+            self._votes.assign(1.0)
         self._average_globally(doing)
         if self._adaptive:
             self._loss = float(self._averaged_loss.numpy())
+        if self._votes.numpy() > 0:
+            self._stopped = self.model.stop_training = True
         with self._timed():
             if self._optimizer_state == "average":
                 self._averager.average_slots(doing)
@@ -371,6 +386,7 @@ class GossipPGA(keras.callbacks.Callback):
             "where": where,
             "step": self.step,
             "measured": self._unreported,
+            "stop": bool(self._wants_to_stop or self.model.stop_training),
             "logs": {name: float(value) for name, value in (logs or {}).items() if _scalar(value)},
         }
         with self._timed() if timed else contextlib.nullcontext():
@@ -392,6 +408,7 @@ class GossipPGA(keras.callbacks.Callback):
             distance = averaging.consensus_distance([squares for _, squares in measured])
             self.distances.append((measured[0][0], distance))
         self._unreported = []
+        self.model.stop_training = any(each["stop"] for each in everyone)
         for name in mine["logs"]:
             if all(name in each["logs"] for each in everyone):
                 logs[name] = sum(each["logs"][name] for each in everyone) / len(everyone)
@@ -419,9 +436,9 @@ class GossipPGA(keras.callbacks.Callback):
     def _check_whole_epoch(self, epoch: int):
         """Raises where this rank leaves an epoch early: the others would wait for it in vain."""
         steps = self.params["steps"]
-        if self._batches < steps:
+        if self._batches < steps and not self._stopped:
             cause = (
-                "a callback set model.stop_training"
+                "a callback that comes after GossipPGA in the list set model.stop_training"
                 if self.model.stop_training
                 else "its dataset ran out of data"
             )
@@ -429,8 +446,7 @@ class GossipPGA(keras.callbacks.Callback):
                 f"Rank {self._cluster.rank} left epoch {epoch + 1} after {self._batches} of "
                 f"{steps} batches: {cause}. The other ranks may wait for it in vain, so every "
                 "rank must take all batches. Give each as many (cluster.shard does, "
-                "dataset.repeat() helps), and stop training at the end of an epoch, on a value "
-                "that all ranks share, such as val_loss."
+                "dataset.repeat() helps), and put callbacks that stop training before GossipPGA."
             )
 
     def _problem(self) -> str | None:
@@ -472,7 +488,7 @@ class GossipPGA(keras.callbacks.Callback):
             facts = agreement.facts(model, settings)  # builds the optimizer
             variables = {
                 "parameters": _floating(model.trainable_variables),
-                "statistics": [*_floating(model.non_trainable_variables), *self._loss_variable()],
+                "statistics": [*_floating(model.non_trainable_variables), *self._own_variables()],
                 "others": [v.value for v in model.optimizer.variables],
                 "slots": [],
             }
@@ -499,13 +515,16 @@ class GossipPGA(keras.callbacks.Callback):
             )
         self._averager.broadcast("the start of training")
 
-    def _loss_variable(self) -> list:
-        """What carries the loss of an adaptive period through the global averages."""
+    def _own_variables(self) -> list:
+        """What travels with the global averages beside the model."""
+        if self._votes is None:
+            self._votes = _scalar_variable("votes")
+        self._votes.assign(0.0)
         if not self._adaptive:
-            return []
+            return [self._votes.value]
         if self._averaged_loss is None:
-            self._averaged_loss = keras.Variable(0.0, trainable=False, dtype="float32", name="loss")
-        return [self._averaged_loss.value]
+            self._averaged_loss = _scalar_variable("loss")
+        return [self._votes.value, self._averaged_loss.value]
 
 
 def _code_of_fit() -> types.CodeType:
@@ -514,6 +533,10 @@ def _code_of_fit() -> types.CodeType:
     while frame.f_code.co_name == "on_train_begin":  # callbacks and their lists
         frame = frame.f_back
     return frame.f_code
+
+
+def _scalar_variable(name: str) -> keras.Variable:
+    return keras.Variable(0.0, trainable=False, dtype="float32", name=name)
 
 
 def _scalar(value) -> bool:
