@@ -15,7 +15,7 @@ common start until the last rank has finished, and compared by medians. In the s
               as an accelerator would; and Parallel SGD as one has it today on TensorFlow, by
               MultiWorkerMirroredStrategy and tf_keras, where that is installed
 
-CPU seconds are of all ranks together, for one repetition. Memory, for what runs on TensorFlow, is
+CPU seconds are of all ranks together, for one repetition. Memory, for some of our exchanges, is
 the most that a rank held above its parameters, in copies of them, what an exchange keeps from one
 time to the next included: sampled every 2 ms, in fresh processes that do nothing else.
 """
@@ -48,6 +48,7 @@ LIMIT, MWMS, GOSSIP, GLOBAL = "TCP", "MWMS all-reduce", "one-peer gossip", "glob
 BFLOAT16, INT8, DURING = f"{GOSSIP}, bfloat16", f"{GOSSIP}, int8", f"{GOSSIP} during a step"
 RING, STATIC = "ring gossip", "static exponential gossip"
 EXCHANGES = (MWMS, GOSSIP, BFLOAT16, INT8, DURING, RING, STATIC, GLOBAL)
+WEIGHED = (GOSSIP, BFLOAT16, INT8, DURING, GLOBAL)  # whose memory is measured
 ALONE, PGA, OVERLAP, GOSSIP_OVERLAP = "compute alone", "PGA", "PGA, overlap", "gossip, overlap"
 SYNCHRONOUS = "Parallel SGD, MWMS"
 STEPS = (ALONE, OVERLAP, GOSSIP_OVERLAP, PGA, SYNCHRONOUS)
@@ -92,7 +93,7 @@ def main() -> int:
         except links.NoHostsError as reason:
             print(f"No hosts of their own ({reason}): all workers share the loopback.", flush=True)
         command.append(f"--folder={stack.enter_context(tempfile.TemporaryDirectory())}")
-        for name in EXCHANGES:
+        for name in WEIGHED:
             print(f"Memory: {name}", flush=True)
             failed = launch.run([*command, f"--memory={name}"], options.hosts)
             if failed:

@@ -31,7 +31,10 @@ def tcp(mine, bytes_: int) -> dict:
         sender.start()
         have = 0
         while have < bytes_:
-            have += incoming.recv_into(received[have:])
+            arrived = incoming.recv_into(received[have:])
+            if not arrived:
+                raise ConnectionError("The rank before this one has ended.")
+            have += arrived
         sender.join()
 
     return {"TCP": exchange}

@@ -364,7 +364,14 @@ def _data_ends_early(cluster):
 
     rows = 8 if cluster.rank == 0 else 4
     data = tf.data.Dataset.from_tensor_slices((np.ones((rows, 4)), np.ones((rows, 1)))).batch(2)
-    _model().fit(data, steps_per_epoch=4, callbacks=[pga.GossipPGA()], shuffle=False, verbose=0)
+    _model().fit(
+        data,
+        steps_per_epoch=4,
+        validation_data=data,  # which Keras would go through first
+        callbacks=[pga.GossipPGA()],
+        shuffle=False,
+        verbose=0,
+    )
 
 
 @pytest.mark.multiprocess

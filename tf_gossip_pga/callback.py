@@ -47,8 +47,9 @@ class GossipPGA(keras.callbacks.Callback):
     `cluster.strategy`: all of them compute each step, and the first one exchanges for all.
 
     Where one rank sets `model.stop_training`, all stop together: at the end of the epoch, or, if it
-    was set after a batch (`TerminateOnNaN`), at the next global average. The callback that sets it
-    comes before this one in the list, or follows `logs`, which are the same on all ranks after it.
+    was set after a batch (`TerminateOnNaN`), at the next global average within it. The callback
+    that sets it comes before this one in the list, or follows `logs`, which are the same on all
+    ranks after it.
 
     A callback that sets weights when training ends, `EarlyStopping(restore_best_weights=True)`,
     comes before this one in the list. One that swaps weights around validation (`SwapEMAWeights`)
@@ -268,6 +269,7 @@ class GossipPGA(keras.callbacks.Callback):
     def on_test_begin(self, logs=None):
         if self._averager is None or not self._training:
             return
+        self._check_whole_epoch(self._epoch - 1)  # validation comes before the end of the epoch
         validation = f"the validation after step {self.step}"
         self._say(f"in {validation}")
         self._meet(validation)

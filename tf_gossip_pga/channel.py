@@ -181,10 +181,12 @@ class Channel:
 
     def join(self, contacts: list[dict]):
         """Makes the others known, by what their `contact` is, in rank order."""
+        peers = {}
         for rank, contact in enumerate(contacts):
             if rank != self._rank:
                 host, main_port = _split(self._addresses[rank])
-                self._peers[rank] = _Peer(_numbers(host), main_port=main_port, **contact)
+                peers[rank] = _Peer(_numbers(host), main_port=main_port, **contact)
+        self._peers = peers  # at once: the channel's thread may be asking
 
     def hear(self):
         """Notes that all others were alive just now, as an exchange with them has shown."""
@@ -200,6 +202,8 @@ class Channel:
 
     def findings(self) -> Findings:
         """Asks all others where they are, and who of them keeps this process waiting."""
+        if not self._peers:
+            return Findings(text="the others cannot be asked before all have started")
         answers = self.ask_all("status")
         mine = self._status.tell()
         late = {
@@ -253,8 +257,9 @@ class Channel:
                     await writer.drain()
 
     async def _ask_all(self, kind: str, timeout_s: float) -> dict[int, dict | Absence]:
-        answers = await asyncio.gather(*(self._ask(rank, kind, timeout_s) for rank in self._peers))
-        return dict(zip(self._peers, answers, strict=True))
+        ranks = list(self._peers)
+        answers = await asyncio.gather(*(self._ask(rank, kind, timeout_s) for rank in ranks))
+        return dict(zip(ranks, answers, strict=True))
 
     async def _ask(self, rank: int, kind: str, timeout_s: float) -> dict | Absence:
         peer = self._peers[rank]

@@ -55,9 +55,8 @@ from tensorflow.python.eager import context
 from tf_gossip_pga import channel
 from tf_gossip_pga import cluster as cluster_lib
 
-# Bytes of one message. Smaller costs round trips, larger leaves sending and mixing no overlap;
-# BUILD_NOTES.md has the table.
-CHUNK_BYTES = 2 << 20
+# Bytes of one message. Smaller costs round trips, larger leaves sending and mixing no overlap.
+CHUNK_BYTES = 4 << 20
 
 # Collectives a rank has under way at once. Two chunks, each sent and received.
 _MESSAGES_IN_FLIGHT = 4
@@ -67,7 +66,8 @@ _GROUP_KEY_OF_FIRST_EDGE = _GROUP_KEY_OF_ALL + 1
 _FIRST_INSTANCE_KEY = 1 << 20
 
 # How long a wait may last before the others are asked about it: so many of the steps that this rank
-# has measured, but at least so many seconds. Then they are asked as often.
+# has measured, at most a tenth of the timeout, but at least so many seconds. Then they are asked as
+# often.
 _PATIENCE_STEPS = 20
 _PATIENCE_S = 5.0
 
@@ -213,8 +213,9 @@ class Collectives:
                 raise
             raise WorkerLost(self._lost(wait, error.message, aborted)) from None
         finally:
-            self._wait = None
-            self._status.arrive()
+            if self._wait is wait or self._wait is None:  # not that of another thread
+                self._wait = None
+                self._status.arrive()
 
     def hear(self):
         """Notes that an exchange with all ranks has just succeeded."""
@@ -245,13 +246,14 @@ class Collectives:
             "slow, give every GossipPGA a longer timeout_s."
         )
 
-    def _patience_s(self) -> float:
-        """How long a wait is nothing to speak of."""
+    def _patience_s(self, timeout_s: float) -> float:
+        """How long a wait that may last so long is nothing to speak of."""
         if self._loss_reported:
             return 0.0
         if not self._step_s:
             return _PATIENCE_S
-        return max(_PATIENCE_S, _PATIENCE_STEPS * statistics.median(self._step_s))
+        longest_s = _PATIENCE_STEPS * statistics.median(self._step_s)
+        return max(_PATIENCE_S, min(longest_s, timeout_s / 10))
 
     def _watch(self):
         """Looks after what waits for long. One thread a process, asleep nearly always."""
@@ -265,7 +267,7 @@ class Collectives:
         """Asks whom an exchange waits for, if it does so for long; says it, or gives up."""
         now = time.monotonic()
         overdue = now > wait.started + wait.timeout_s
-        if not overdue and now < max(wait.ask_at, wait.started + self._patience_s()):
+        if not overdue and now < max(wait.ask_at, wait.started + self._patience_s(wait.timeout_s)):
             return
         findings = self._channel.findings()
         if self._wait is not wait:  # they have come meanwhile
@@ -280,7 +282,7 @@ class Collectives:
             waited_s = now - wait.started
             _say(f"Rank {self.cluster.rank} waits at {wait.doing} since {waited_s:.0f} s: {found}.")
             wait.say_at = now + waited_s  # when it has waited twice as long
-        wait.ask_at = now + self._patience_s()
+        wait.ask_at = now + self._patience_s(wait.timeout_s)
 
     # ---- Inside of tf.function ------------------------------------------------------------------
 
