@@ -114,14 +114,20 @@ def _crew(folder, how, timeout_s, odd=2, overlap=False):
         crew.end()
 
 
+def _ended_for(crew, odd: int) -> list[str]:
+    """What the other ranks have said, all of which have ended with `WorkerLost` for `odd`."""
+    others = sorted({0, 1, 2} - {odd})
+    assert all(crew.exit_codes(others))
+    for rank in others:
+        said = crew.said(rank)
+        assert re.search(rf"WorkerLost: Rank {rank} of 3 lost rank {odd} at", said), said
+    return [crew.said(rank) for rank in others]
+
+
 @pytest.mark.parametrize(("odd", "overlap"), [(0, False), (2, True)])
 def test_a_stopped_worker_ends_all_others_who_name_it(tmp_path, odd, overlap):
     with _crew(tmp_path, "stops", timeout_s=6, odd=odd, overlap=overlap) as crew:
-        others = sorted({0, 1, 2} - {odd})
-        assert all(crew.exit_codes(others))
-        for rank in others:
-            said = crew.said(rank)
-            assert re.search(rf"WorkerLost: Rank {rank} of 3 lost rank {odd} at", said), said
+        for said in _ended_for(crew, odd):
             assert f"rank {odd} does not answer (its process is stopped, or the network" in said
         assert crew.is_stopped(odd)
 
@@ -161,18 +167,12 @@ def test_the_others_say_what_a_slow_worker_does_and_wait(tmp_path, how):
 
 def test_a_worker_that_has_left_fit_is_not_waited_for(tmp_path):
     with _crew(tmp_path, "leaves", timeout_s=10 * workers.DEADLINE_S) as crew:
-        assert all(crew.exit_codes([0, 1]))
-        for rank in (0, 1):
-            said = crew.said(rank)
-            assert re.search(rf"WorkerLost: Rank {rank} of 3 lost rank 2 at", said), said
+        for said in _ended_for(crew, 2):
             assert re.search(r"rank 2 has left fit; \d+ s ago it was computing step 6", said)
         assert crew.processes[2].poll() is None
 
 
 def test_a_worker_that_has_ended_is_named(tmp_path):
     with _crew(tmp_path, "dies", timeout_s=10 * workers.DEADLINE_S) as crew:
-        assert all(crew.exit_codes([0, 1]))
-        for rank in (0, 1):
-            said = crew.said(rank)
-            assert re.search(rf"WorkerLost: Rank {rank} of 3 lost rank 2 at", said), said
+        for said in _ended_for(crew, 2):
             assert "rank 2 has ended" in said, said

@@ -331,14 +331,12 @@ class Averager:
     def _changes(self, round: int, *chunks):
         """What a gossip adds to each chunk: sum_j W[i, j] * x_j - x_i, at least float32."""
         weights, _ = self._topology.neighbours(round, self._collectives.cluster.rank)
-        colours = self._topology.colours(round)
+        sources, encode = chunks, self._wire.encode
         if self._wire.rounds:
-            pairs = list(zip(chunks, self._reference, strict=True))
-            exchanged = self._collectives.exchange(
-                pairs, colours, self._key_of_sent, self._difference
-            )
-        else:
-            exchanged = self._collectives.exchange(chunks, colours, self._key_of_sent)
+            sources, encode = list(zip(chunks, self._reference, strict=True)), self._difference
+        exchanged = self._collectives.exchange(
+            sources, self._topology.colours(round), self._key_of_sent, encode
+        )
         changes = []
         for chunk, (message, arrived, sent) in zip(chunks, exchanged, strict=True):
             with tf.control_dependencies(sent):

@@ -269,7 +269,7 @@ class GossipPGA(keras.callbacks.Callback):
     def on_test_begin(self, logs=None):
         if self._averager is None or not self._training:
             return
-        self._check_whole_epoch(self._epoch - 1)  # validation comes before the end of the epoch
+        self._check_whole_epoch()  # validation comes before the end of the epoch
         validation = f"the validation after step {self.step}"
         self._say(f"in {validation}")
         self._meet(validation)
@@ -287,7 +287,7 @@ class GossipPGA(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if self._averager is not None:
-            self._check_whole_epoch(epoch)
+            self._check_whole_epoch()
             self._meet(f"the end of epoch {epoch + 1}", logs=logs)
         if logs is not None:
             measured, global_steps, seconds = self._at_epoch_begin
@@ -435,7 +435,7 @@ class GossipPGA(keras.callbacks.Callback):
             self._loss = loss
         self._was_global = is_global
 
-    def _check_whole_epoch(self, epoch: int):
+    def _check_whole_epoch(self):
         """Raises where this rank leaves an epoch early: the others would wait for it in vain."""
         steps = self.params["steps"]
         if self._batches < steps and not self._stopped:
@@ -445,7 +445,7 @@ class GossipPGA(keras.callbacks.Callback):
                 else "its dataset ran out of data"
             )
             raise RuntimeError(
-                f"Rank {self._cluster.rank} left epoch {epoch + 1} after {self._batches} of "
+                f"Rank {self._cluster.rank} left epoch {self._epoch} after {self._batches} of "
                 f"{steps} batches: {cause}. The other ranks may wait for it in vain, so every "
                 "rank must take all batches. Give each as many (cluster.shard does, "
                 "dataset.repeat() helps), and put callbacks that stop training before GossipPGA."
