@@ -11,14 +11,15 @@ the assignment; the MultiWorkerMirrored row is the bare all-reduce of one tensor
 import argparse
 import os
 import sys
-import time
 
-import numpy as np
 import report
 
 from tf_gossip_pga import launch
 
 SMALL_STEPS = 60  # ten whole periods of H=6
+MWMS = "MultiWorkerMirrored all-reduce"
+STEPS = f"{SMALL_STEPS} steps of a 10 kB model, H=6"
+BARE = f"{SMALL_STEPS} bare all-reduces of 4 bytes"
 
 
 def parse(argv=None):
@@ -42,24 +43,14 @@ def worker(options):
     from tf_gossip_pga import averaging, collectives
 
     mine = collectives.active()
-    large = _large(mine, options.megabytes)
-    small = _small(mine)
-    seconds = {name: [] for name in (*large, *small)}
-    warm_up = max(1, (cluster.size - 1).bit_length())  # rounds of the longest cycle
-    traced = 0
-    for repetition in range(warm_up + options.repetitions):
-        for name, action in (*large.items(), *small.items()):
-            mine.gather(None, "the common start", 600)
-            started = time.perf_counter()
-            action()
-            if repetition >= warm_up:
-                seconds[name].append(time.perf_counter() - started)
-        if repetition == warm_up - 1:
-            traced = averaging.Traced.total
-    everyone = mine.gather(seconds, "the end", 600)
+    actions = {**_large(mine, options.megabytes), **_small(mine)}
+    report.measure(mine, actions, report.warm_up(cluster.size), "Warming up")
+    traced = averaging.Traced.total
+    measured = report.measure(mine, actions, options.repetitions, "Exchanges")
     retraced = averaging.Traced.total - traced
+    everyone = mine.gather(measured, "the end", 600)
     if cluster.is_chief:
-        _report(everyone, list(large), list(small), retraced, options)
+        _report(everyone, retraced, options)
 
 
 def _large(mine, megabytes: float) -> dict:
@@ -70,7 +61,7 @@ def _large(mine, megabytes: float) -> dict:
 
     variables = [tf.Variable(tf.random.normal(shape)) for shape in report.shapes(megabytes)]
     flat = tf.zeros([sum(v.shape.num_elements() for v in variables)])
-    actions = {"MultiWorkerMirrored all-reduce": report.all_reduce(mine.strategy, flat)}
+    actions = {MWMS: report.all_reduce(mine.all_workers, flat)}
     for name in ("one_peer_exponential", "ring", "static_exponential"):
         averager = averaging.Averager(
             mine, topology.BY_NAME[name](mine.cluster.size), variables, [], [], 300, 600
@@ -95,27 +86,24 @@ def _small(mine) -> dict:
     callback.set_params({"epochs": 1, "steps": 1 << 30})
     callback.on_train_begin()
     callback.on_epoch_begin(0)
-    bare = report.all_reduce(mine.strategy, tf.zeros([1]))
+    bare = report.all_reduce(mine.all_workers, tf.zeros([1]))
     return {
-        "60 steps of a 10 kB model, H=6": lambda: [
-            callback.on_train_batch_end(0) for _ in range(SMALL_STEPS)
-        ],
-        "60 bare all-reduces of 4 bytes": lambda: [bare() for _ in range(SMALL_STEPS)],
+        STEPS: lambda: [callback.on_train_batch_end(0) for _ in range(SMALL_STEPS)],
+        BARE: lambda: [bare() for _ in range(SMALL_STEPS)],
     }
 
 
-def _report(everyone: list[dict], large: list[str], small: list[str], retraced: int, options):
-    last = {name: np.max([rank[name] for rank in everyone], axis=0) for name in everyone[0]}
-    medians = {name: float(np.median(seconds)) for name, seconds in last.items()}
+def _report(everyone: list[dict], retraced: int, options):
+    rows = [report.row(name, report.last(everyone, name)) for name in everyone[0]]
+    medians = {each["name"]: each["median_ms"] for each in rows}
     ratios = {
-        "gossip_over_mwms": medians["one_peer_exponential gossip"] / medians[large[0]],
-        "global_over_mwms": medians["global average"] / medians[large[0]],
-        "ring_over_mwms": medians["ring gossip"] / medians[large[0]],
-        "small_step_over_bare_allreduce": medians[small[0]] / medians[small[1]],
+        "gossip_over_mwms": medians["one_peer_exponential gossip"] / medians[MWMS],
+        "global_over_mwms": medians["global average"] / medians[MWMS],
+        "ring_over_mwms": medians["ring gossip"] / medians[MWMS],
+        "small_step_over_bare_allreduce": medians[STEPS] / medians[BARE],
     }
-    print(f"{options.workers} workers, {options.megabytes:g} MB of float32, loopback")
-    print(report.machine())
-    report.publish([report.row(name, last[name]) for name in last], ratios, options.output)
+    title = f"{options.workers} workers, {options.megabytes:g} MB of float32, loopback"
+    report.publish(title, rows, ratios, options.output)
     print(f"functions traced again after the warm-up: {retraced}")
 
 

@@ -53,8 +53,7 @@ ALONE, PGA, OVERLAP, GOSSIP_OVERLAP = "compute alone", "PGA", "PGA, overlap", "g
 SYNCHRONOUS = "Parallel SGD, MWMS"
 STEPS = (ALONE, OVERLAP, GOSSIP_OVERLAP, PGA, SYNCHRONOUS)
 FACTORS = (0.5, 1.0, 1.2, 2.0)  # computation of a step, in times of a gossip
-PERIOD = 6  # of the PGA steps, and the steps of a fit
-WARM_UP = 3  # runs of an action: the rounds of one-peer graphs of up to 8; Decent-DP's start
+PERIOD = 6  # of the PGA steps, and the steps of a fit that are timed
 WAIT_S = 1800
 
 
@@ -128,24 +127,15 @@ def worker(options):
 
 
 def measure_exchanges(mine, shapes, repetitions: int) -> dict:
-    """Name -> `{"seconds", "cpu"}`, a value for each repetition."""
+    """What `report.measure` gives."""
     actions = {
         **peers.tcp(mine, report.bytes_of(shapes)),
         **{name: build() for name, build in exchanges(mine, shapes).items()},
         **peers.torch(mine, shapes),
         **peers.decent_dp(mine, shapes),
     }
-    measured = {name: {"seconds": [], "cpu": []} for name in actions}
-    for repetition in range(-WARM_UP, repetitions):
-        say(mine, f"Exchanges: repetition {repetition + 1} of {repetitions}, {WARM_UP} to warm up")
-        for name, action in actions.items():
-            mine.gather(None, "the common start", WAIT_S)
-            started, cpu = time.perf_counter(), time.process_time()
-            action()
-            if repetition >= 0:
-                measured[name]["seconds"].append(time.perf_counter() - started)
-                measured[name]["cpu"].append(time.process_time() - cpu)
-    return measured
+    report.measure(mine, actions, report.warm_up(mine.cluster.size), "Warming up")
+    return report.measure(mine, actions, repetitions, "Exchanges")
 
 
 def exchanges(mine, shapes) -> dict:
@@ -180,7 +170,7 @@ def exchanges(mine, shapes) -> dict:
             variable.assign_sub(gradient)
 
     builders = (
-        lambda: report.all_reduce(mine.strategy, flat),
+        lambda: report.all_reduce(mine.all_workers, flat),
         lambda: report.Cycle(averager("one_peer_exponential")),
         lambda: report.Cycle(averager("one_peer_exponential", "bfloat16")),
         lambda: report.Cycle(averager("one_peer_exponential", "int8")),
@@ -195,17 +185,17 @@ def exchanges(mine, shapes) -> dict:
 def measure_memory(mine, shapes, name: str, folder: str):
     """Writes how many copies of the parameters the rank that needs most holds for an exchange."""
     exchanges(mine, [(64,)])[name]()()  # what TensorFlow needs once, whatever the size
-    held = memory_of(exchanges(mine, shapes)[name])
+    held = memory_of(exchanges(mine, shapes)[name], report.warm_up(mine.cluster.size))
     most = max(mine.gather(held, "the end", WAIT_S)) / report.bytes_of(shapes)
     if mine.cluster.is_chief:
         pathlib.Path(folder, f"{name}.json").write_text(json.dumps(most))
 
 
-def memory_of(build) -> int:
+def memory_of(build, warm_up: int) -> int:
     """Bytes held at most while an action runs, above those held before `build` made it.
 
     What is freed is given back to the system, or what was needed earlier would hide it. The first
-    runs of the action, which trace it, do not count.
+    `warm_up` runs of the action, which trace it, do not count.
     """
 
     def held() -> int:
@@ -221,7 +211,7 @@ def memory_of(build) -> int:
     trim(0)
     before, samples, over = held(), [], threading.Event()
     action = build()
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         action()
     trim(0)
     samples.append(held())
@@ -233,29 +223,33 @@ def memory_of(build) -> int:
     return max(0, max(samples) - before)
 
 
-def say(mine, text: str):
-    """Tells how far the benchmark is."""
-    if mine.cluster.is_chief:
-        print(text, flush=True)
-
-
 # ---- Steps of fit -------------------------------------------------------------------------------
 
 
 def measure_steps(mine, shapes, gossip_s: float, fits: int) -> dict:
-    """Factor -> name -> seconds of a step, a value for each fit."""
+    """Factor -> name -> seconds of a step, a value for each fit.
+
+    A step's computation is so many times as long as a gossip; but where the processor alone needs
+    longer than the least of these, so many times as long as makes that one possible.
+    """
     pause = [0.0]
     trainers = _trainers(mine, shapes, pause)
     for train in trainers.values():
         train()  # traces everything
-    busy = max(mine.gather(trainers[ALONE](), "the computation", WAIT_S))
+    busy_s = max(mine.gather(trainers[ALONE](), "the computation", WAIT_S))
+    unit_s = max(gossip_s, busy_s / FACTORS[0])
+    if mine.cluster.is_chief:
+        print(
+            f"Steps of fit: computation in times of {unit_s:.3g} s; a gossip takes {gossip_s:.3g} "
+            f"s, a step's own work {busy_s:.3g} s",
+            flush=True,
+        )
     seconds = {str(factor): {name: [] for name in trainers} for factor in FACTORS}
     for _ in range(fits):
         for factor in FACTORS:
-            say(
-                mine, f"Steps of fit: {factor} x {gossip_s:.3g} s of computation, {busy:.3g} s busy"
-            )
-            pause[0] = max(0.0, factor * gossip_s - busy)
+            if mine.cluster.is_chief:
+                print(f"Steps of fit, computation {factor}x", flush=True)
+            pause[0] = factor * unit_s - busy_s
             for name, train in trainers.items():
                 mine.gather(None, "the common start", WAIT_S)
                 seconds[str(factor)][name].append(train())
@@ -283,7 +277,7 @@ def _trainers(mine, shapes, pause: list[float]) -> dict:
     if all(mine.gather(found, "tf_keras", WAIT_S)):
         import tf_keras
 
-        with mine.strategy.scope():
+        with mine.all_workers.scope():
             model = _model(tf_keras, shapes, pause)
             model.compile(tf_keras.optimizers.SGD(1e-3), "mse")
         trainers[SYNCHRONOUS] = lambda: _fit(tf_keras, model, ())
@@ -317,19 +311,18 @@ def _fit(library, model, callbacks) -> float:
     import tensorflow as tf
 
     class Clock(library.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            self.started = time.perf_counter() if batch == 0 else self.started
-
         def on_train_batch_end(self, batch, logs=None):
             self.ended = time.perf_counter()
+            # The first step waits for no gossip of the step before.
+            self.started = self.ended if batch == 0 else self.started
 
     clock = Clock()
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     examples = tf.data.Dataset.from_tensors((tf.ones([8, 1]), tf.zeros([8, 1])))
     model.fit(
-        examples.repeat(PERIOD).with_options(options),
-        steps_per_epoch=PERIOD,
+        examples.repeat(PERIOD + 1).with_options(options),
+        steps_per_epoch=PERIOD + 1,
         shuffle=False,
         verbose=0,
         callbacks=[*callbacks, clock],
@@ -343,7 +336,7 @@ def _fit(library, model, callbacks) -> float:
 def publish(everyone: list, options):
     """Table, JSON and picture."""
     exchanges_, steps = zip(*everyone, strict=True)
-    rows = [row(name, [each[name] for each in exchanges_]) for name in exchanges_[0]]
+    rows = [row(name, exchanges_) for name in exchanges_[0]]
     for each in rows:
         file = pathlib.Path(options.folder, f"{each['name']}.json")
         each["memory_copies"] = json.loads(file.read_text()) if file.exists() else None
@@ -357,14 +350,8 @@ def publish(everyone: list, options):
     medians = {each["name"]: each["median_ms"] for each in rows}
     where = f"links of {options.mbit:g} Mbit/s" if options.join else "loopback"
     title = f"{options.hosts} workers, {options.megabytes:g} MB of float32, {where}"
-    print(f"{title}\n{report.machine()}")
-    print(table(rows))
-    print()
-    found = ratios(medians, options.hosts)
-    for name, ratio in found.items():
-        print(f"{name} = {ratio:.3f}")
+    report.publish(title, rows, ratios(medians, options.hosts), options.output)
     if options.output:
-        report.write(rows, found, options.output)
         picture = pathlib.Path(options.output).with_suffix(".png")
         draw(picture, title, rows, options.hosts)
         print(f"Picture: {picture}", flush=True)
@@ -372,11 +359,8 @@ def publish(everyone: list, options):
 
 def row(name: str, ranks: list[dict]) -> dict:
     """The figures of one exchange: time of the last rank, CPU of all."""
-    figures = {field: np.array([each[field] for each in ranks]) for field in ranks[0]}
-    return {
-        **report.row(name, figures["seconds"].max(0)),
-        "cpu_seconds": float(np.median(figures["cpu"].sum(0))),
-    }
+    cpu = np.sum([each[name]["cpu"] for each in ranks], axis=0)
+    return {**report.row(name, report.last(ranks, name)), "cpu_seconds": float(np.median(cpu))}
 
 
 def ratios(medians: dict[str, float], size: int) -> dict[str, float]:
@@ -398,21 +382,6 @@ def ratios(medians: dict[str, float], size: int) -> dict[str, float]:
     if step(1.0, SYNCHRONOUS):
         found["fit_speedup_over_mwms"] = step(1.0, SYNCHRONOUS) / step(1.0, OVERLAP)
     return found
-
-
-def table(rows: list[dict]) -> str:
-    """One line a row."""
-    width = max(len(each["name"]) for each in rows)
-    lines = ["", f"{'':{width}}  {'ms':>9}  {'min':>9}  {'max':>9}  of limit   CPU s  copies"]
-    for each in rows:
-        figures = "  ".join(f"{each[key]:9.1f}" for key in ("median_ms", "min_ms", "max_ms"))
-        line = f"{each['name']:{width}}  {figures}"
-        if "share_of_limit" in each:
-            line += f"  {each['share_of_limit']:8.3f}  {each['cpu_seconds']:6.2f}"
-            if each["memory_copies"] is not None:
-                line += f"  {each['memory_copies']:6.2f}"
-        lines.append(line)
-    return "\n".join(lines)
 
 
 def draw(path: pathlib.Path, title: str, rows: list[dict], size: int):
@@ -450,7 +419,7 @@ def draw_steps(steps, medians: dict[str, float]):
     steps.set_xticks(range(len(FACTORS)), [f"{factor}x" for factor in FACTORS])
     steps.set(title="A step of fit", ylabel="milliseconds")
     steps.legend(frameon=False)
-    steps.set(xlabel="computation, in times of a one-peer gossip")
+    steps.set(xlabel="computation, in times of a one-peer gossip (or twice a step's own work)")
     steps.spines[["top", "right"]].set_visible(False)
 
 

@@ -7,6 +7,7 @@ import pathlib
 import platform
 import shlex
 import sys
+import time
 
 import numpy as np
 
@@ -56,6 +57,37 @@ def all_reduce(strategy, value):
     return all_reduce
 
 
+def warm_up(size: int) -> int:
+    """Runs of an exchange that trace all rounds of a one-peer graph; Decent-DP wants three."""
+    return max(3, (size - 1).bit_length())
+
+
+def measure(mine, actions: dict, repetitions: int, what: str) -> dict:
+    """Name -> `{"seconds", "cpu"}`, a value for each repetition, of actions that ranks do together.
+
+    Args:
+      mine: the `Collectives` of this rank, with which all start at once.
+      actions: name -> a function.
+      what: said, with the repetition, by rank 0.
+    """
+    measured = {name: {"seconds": [], "cpu": []} for name in actions}
+    for repetition in range(repetitions):
+        if mine.cluster.is_chief:
+            print(f"{what}: repetition {repetition + 1} of {repetitions}", flush=True)
+        for name, action in actions.items():
+            mine.gather(None, "the common start", 600)
+            started, cpu = time.perf_counter(), time.process_time()
+            action()
+            measured[name]["seconds"].append(time.perf_counter() - started)
+            measured[name]["cpu"].append(time.process_time() - cpu)
+    return measured
+
+
+def last(ranks: list[dict], name: str) -> np.ndarray:
+    """Seconds until the last rank has finished, `[repetitions]`, from `measure` of each rank."""
+    return np.max([rank[name]["seconds"] for rank in ranks], axis=0)
+
+
 def row(name: str, seconds) -> dict:
     """The figures of one line from repeated times in seconds."""
     milliseconds = 1000 * np.asarray(seconds)
@@ -80,21 +112,45 @@ def machine() -> str:
     )
 
 
-def publish(rows: list[dict], ratios: dict[str, float], output: str | None):
+# Heads of the table's columns: the field of a row, and how many digits.
+_COLUMNS = {
+    "median ms": ("median_ms", 1),
+    "min": ("min_ms", 1),
+    "max": ("max_ms", 1),
+    "of limit": ("share_of_limit", 3),
+    "CPU s": ("cpu_seconds", 2),
+    "copies": ("memory_copies", 1),
+}
+
+
+def publish(title: str, rows: list[dict], ratios: dict[str, float], output: str | None):
     """Prints the table and the ratios, and writes both to `output` where it is given."""
-    width = max(len(each["name"]) for each in rows)
-    print(f"\n{'':{width}}  {'median':>10}  {'min':>10}  {'max':>10}   milliseconds")
-    for each in rows:
-        figures = "  ".join(f"{each[key]:10.2f}" for key in ("median_ms", "min_ms", "max_ms"))
-        print(f"{each['name']:{width}}  {figures}")
-    print()
+    print(f"\n{title}\n{machine()}\n\n{table(rows)}\n")
     for name, ratio in ratios.items():
         print(f"{name} = {ratio:.3f}")
     if output:
-        write(rows, ratios, output)
+        _write(rows, ratios, output)
 
 
-def write(rows: list[dict], ratios: dict[str, float], output: str):
+def table(rows: list[dict]) -> str:
+    """A line a row, with those columns that a row has."""
+    columns = {
+        head: column
+        for head, column in _COLUMNS.items()
+        if any(each.get(column[0]) is not None for each in rows)
+    }
+    width = max(len(each["name"]) for each in rows)
+    lines = ["  ".join([" " * width, *(f"{head:>9}" for head in columns)])]
+    for each in rows:
+        cells = [
+            " " * 9 if each.get(field) is None else f"{each[field]:9.{digits}f}"
+            for field, digits in columns.values()
+        ]
+        lines.append("  ".join([f"{each['name']:{width}}", *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def _write(rows: list[dict], ratios: dict[str, float], output: str):
     """A JSON file with the command and the machine beside the figures."""
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     content = {"command": command, "machine": machine(), "rows": rows, "ratios": ratios}

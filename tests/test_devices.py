@@ -293,7 +293,7 @@ def test_the_strategy_follows_the_devices(monkeypatch, gpus, cpus, devices, summ
     """`gpus` and `cpus`: each physical device's logical ones, None where nobody has split it."""
     import tensorflow as tf
 
-    from tf_gossip_pga import collectives
+    from tf_gossip_pga.devices import local_strategy
 
     machine = {"GPU": gpus, "CPU": cpus}
     monkeypatch.setattr(
@@ -310,7 +310,7 @@ def test_the_strategy_follows_the_devices(monkeypatch, gpus, cpus, devices, summ
         tf.distribute, "MirroredStrategy", lambda devices, ops: (devices, type(ops).__name__)
     )
     expected = (devices, summing) if devices else tf.distribute.get_strategy()
-    assert collectives._local_strategy() == expected
+    assert local_strategy() == expected
 
 
 @pytest.mark.parametrize("synchronized", [False, True])

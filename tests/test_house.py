@@ -18,8 +18,8 @@ PLAIN = LEFT | {"channel", "launch", "screen"}  # without TensorFlow
 MAY_IMPORT = {  # a room that is not named here: no other room
     "launch": {"cluster", "screen"},
     "agreement": {"__version__"},
-    "collectives": LEFT | {"channel"},
-    "averaging": LEFT | {"collectives", "wire"},
+    "collectives": LEFT | {"channel", "devices"},
+    "averaging": LEFT | {"bucket", "collectives", "wire"},
     "callback": LEFT | {"collectives", "averaging", "agreement", "wire"},
 }
 

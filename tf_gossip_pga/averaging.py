@@ -1,126 +1,22 @@
 """WHAT is averaged: variables -> flat chunks of one type -> exchange -> assign.
 
-Small variables travel together, large ones alone and very large ones in parts, so that a message is
-neither tiny nor longer than `collectives.CHUNK_BYTES`, whatever the model looks like. Each exchange
-is one traced function, built once: one for every round of the topology, one for the global average.
+Each exchange is one traced function, built once: one for every round of the topology, one for the
+global average.
 
 Where a worker has several devices, a variable is TensorFlow's mirrored one: reading it gives the
 first device's value, and whatever is assigned or added reaches all of them.
 """
 
 import concurrent.futures
-import dataclasses
 import functools
 
 import numpy as np
 import tensorflow as tf
 
+from tf_gossip_pga import bucket
 from tf_gossip_pga import collectives as collectives_lib
 from tf_gossip_pga import topology as topology_lib
 from tf_gossip_pga import wire as wire_lib
-
-# A variable of at least this share of a chunk travels alone.
-_SHARE = 4
-
-# TensorFlow slices without copying at multiples of 64 bytes: of 64 elements, for any type.
-_ALIGNED = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class _Piece:
-    """The elements `start … stop` of a flattened variable, which lie at `offset` in a chunk."""
-
-    variable: int
-    start: int
-    stop: int
-    chunk: int
-    offset: int
-
-
-class Bucket:
-    """A list of variables, seen as a list of 1-D chunks of one dtype each.
-
-    Args:
-      variables: `tf.Variable`s with static shapes.
-      chunk_bytes: the largest size of a chunk.
-    """
-
-    def __init__(self, variables, chunk_bytes: int = collectives_lib.CHUNK_BYTES):
-        self.variables = list(variables)
-        self.bytes = sum(v.shape.num_elements() * v.dtype.size for v in self.variables)
-        self._pieces: list[_Piece] = []
-        self._lengths: list[int] = []  # of the chunks, in elements
-        self._dtypes: list[tf.DType] = []
-        for dtype in dict.fromkeys(v.dtype for v in self.variables):
-            self._plan(dtype, max(1, chunk_bytes // dtype.size))
-
-    def __len__(self) -> int:
-        """Number of chunks."""
-        return len(self._lengths)
-
-    @property
-    def layout(self) -> list[tuple[int, tf.DType]]:
-        """Length in elements and type of each chunk."""
-        return list(zip(self._lengths, self._dtypes, strict=True))
-
-    def _plan(self, dtype, limit: int):
-        """Places the variables of one type in chunks of at most `limit` elements."""
-        shared = None  # the chunk that small variables fill at present
-        for index, variable in enumerate(self.variables):
-            size = variable.shape.num_elements()
-            if variable.dtype != dtype or not size:
-                continue
-            if size >= limit / _SHARE:
-                # Alone it is sent from where it lies: a chunk of several variables is a copy.
-                part = -(-size // -(-size // limit))  # equal parts …
-                part = min(limit, -(-part // _ALIGNED) * _ALIGNED)  # … where TensorFlow can slice
-                for start in range(0, size, part):
-                    self._place(index, start, min(size, start + part), None)
-            else:
-                full = shared is None or self._lengths[shared] + size > limit
-                shared = self._place(index, 0, size, None if full else shared)
-
-    def _place(self, variable: int, start: int, stop: int, chunk: int | None) -> int:
-        """Appends a piece to a chunk, or to a new one for None; returns the chunk."""
-        if chunk is None:
-            self._lengths.append(0)
-            self._dtypes.append(self.variables[variable].dtype)
-            chunk = len(self) - 1
-        self._pieces.append(_Piece(variable, start, stop, chunk, self._lengths[chunk]))
-        self._lengths[chunk] += stop - start
-        return chunk
-
-    def pack(self):
-        """The chunks with the variables' present values."""
-        flat = [tf.reshape(variable, [-1]) for variable in self.variables]
-        parts = [[] for _ in self._lengths]
-        for piece in self._pieces:
-            parts[piece.chunk].append(flat[piece.variable][piece.start : piece.stop])
-        return [tf.concat(part, 0) for part in parts]
-
-    def assign(self, chunks):
-        """Sets the variables from chunks as `pack` gives them."""
-        for variable, value in self._unpacked(chunks):
-            variable.assign(tf.reshape(value, variable.shape))
-
-    def add(self, changes):
-        """Adds chunks of the same lengths, at least float32, to the variables."""
-        for variable, change in self._unpacked(changes):
-            change = tf.reshape(change, variable.shape)
-            if change.dtype == variable.dtype:
-                variable.assign_add(change)  # in place
-            else:
-                variable.assign(tf.cast(_wide(variable) + change, variable.dtype))
-
-    def _unpacked(self, chunks):
-        """Pairs of a variable and its elements, flat; empty variables are left out."""
-        parts = [[] for _ in self.variables]
-        for piece in self._pieces:
-            stop = piece.offset + piece.stop - piece.start
-            parts[piece.variable].append(chunks[piece.chunk][piece.offset : stop])
-        for variable, part in zip(self.variables, parts, strict=True):
-            if part:
-                yield variable, tf.concat(part, 0)
 
 
 class Traced:
@@ -179,22 +75,22 @@ class Averager:
         timeout_s: float,
         start_timeout_s: float,
         slots=(),
-        wire: wire_lib.Full = wire_lib.BY_NAME["float32"],
+        wire: wire_lib.Wire = wire_lib.BY_NAME["float32"],
     ):
         self.bytes_sent = 0
         self._collectives = collectives
         self._topology = topology
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
-        self._parameters = Bucket(parameters)
-        self._statistics = Bucket(statistics)
-        self._slots = Bucket(slots)
-        self._everything = Bucket([*parameters, *statistics, *others])
+        self._parameters = bucket.Bucket(parameters)
+        self._statistics = bucket.Bucket(statistics)
+        self._slots = bucket.Bucket(slots)
+        self._everything = bucket.Bucket([*parameters, *statistics, *others])
         self._wire = wire
         # What the replicas had after the last global average: where rounded differences start from.
-        self._reference = [
-            tf.Variable(chunk) for chunk in (self._parameters.pack() if wire.rounds else [])
-        ]
+        self._reference = []
+        if wire.lossy and any(len(one.edge_weights) for one in topology.cycle):
+            self._reference = [tf.Variable(chunk) for chunk in self._parameters.pack()]
         # A key is bound to one group, one kind of exchange and one length. A gossip and a broadcast
         # may share some, since their groups differ.
         counts = [
@@ -220,7 +116,6 @@ class Averager:
         self._global_function = Traced(self._global_average)
         self._slots_function = Traced(self._average_slots)
         self._broadcast_function = Traced(self._broadcast)
-        self._background = concurrent.futures.ThreadPoolExecutor(1, "gossip")
         self._under_way: concurrent.futures.Future | None = None
 
     def averages(self, parameters, statistics, others, slots=()) -> bool:
@@ -241,26 +136,16 @@ class Averager:
         """Begins a gossip of the parameters as they are now, and returns while it is under way.
 
         The parameters may change meanwhile. `finish_gossip` must follow before the next exchange
-        that changes them; `wait` before any other.
+        that changes them.
         """
         round %= self._topology.rounds
         if not len(self._topology.cycle[round].edge_weights):
             return
         # The values, not the variables: TensorFlow copies a variable when an optimizer is about to
         # change it in place while somebody else holds its value.
-        chunks = self._pack_function()
-
-        def exchange():
-            with self._collectives.waiting(doing, self._timeout_s):
-                return self._change_functions[round](*chunks)
-
-        self._under_way = self._background.submit(exchange)
+        exchange = functools.partial(self._change_functions[round], *self._pack_function())
+        self._under_way = self._collectives.begin(exchange, doing, self._timeout_s)
         self.bytes_sent += self._gossip_bytes[round]
-
-    def wait(self):
-        """Returns when no exchange is under way; raises what went wrong with it."""
-        if self._under_way is not None:
-            self._under_way.result()
 
     def finish_gossip(self, apply: bool = True):
         """Waits for the gossip that was begun, if any: x_i <- x_i + (sum_j W[i, j] * x'_j - x'_i).
@@ -332,7 +217,7 @@ class Averager:
         """What a gossip adds to each chunk: sum_j W[i, j] * x_j - x_i, at least float32."""
         weights, _ = self._topology.neighbours(round, self._collectives.cluster.rank)
         sources, encode = chunks, self._wire.encode
-        if self._wire.rounds:
+        if self._reference:
             sources, encode = list(zip(chunks, self._reference, strict=True)), self._difference
         exchanged = self._collectives.exchange(
             sources, self._topology.colours(round), self._key_of_sent, encode
@@ -351,10 +236,10 @@ class Averager:
     def _difference(self, pair):
         """The message that tells how far a chunk is from its reference."""
         chunk, reference = pair
-        return self._wire.encode(_wide(chunk) - _wide(reference))
+        return self._wire.encode(bucket.wide(chunk) - bucket.wide(reference))
 
     def _decode(self, message, chunk):
-        return tf.cast(self._wire.decode(message, chunk.shape[0]), _wide(chunk).dtype)
+        return tf.cast(self._wire.decode(message, chunk.shape[0]), bucket.wide(chunk).dtype)
 
     def _global_average(self):
         self._merge_statistics()
@@ -362,8 +247,8 @@ class Averager:
         means = self._collectives.mean([*chunks, *self._statistics.pack()], self._key_of_means)
         squares = tf.zeros([2], tf.float64)  # of the distance and of the norm
         for chunk, mean in zip(chunks, means[: len(chunks)], strict=True):
-            distance = tf.nn.l2_loss(_wide(chunk) - _wide(mean))
-            norm = tf.nn.l2_loss(_wide(mean)) if self._collectives.cluster.is_chief else 0.0
+            distance = tf.nn.l2_loss(bucket.wide(chunk) - bucket.wide(mean))
+            norm = tf.nn.l2_loss(bucket.wide(mean)) if self._collectives.cluster.is_chief else 0.0
             squares += 2 * tf.stack([tf.cast(distance, tf.float64), tf.cast(norm, tf.float64)])
         self._parameters.assign(means[: len(chunks)])
         self._statistics.assign(means[len(chunks) :])
@@ -399,7 +284,7 @@ class Averager:
 
     def _remember(self, chunks):
         """Takes as the reference what all replicas have now."""
-        if self._wire.rounds:
+        if self._reference:
             for reference, chunk in zip(self._reference, chunks, strict=True):
                 reference.assign(chunk)
 
@@ -412,8 +297,3 @@ def consensus_distance(distances: list[tuple[float, float]]) -> float:
     """
     squares = np.array(distances)  # [ranks, 2] float64
     return float(np.sqrt(squares[:, 0].mean() / max(squares[0, 1], 1e-300)))
-
-
-def _wide(chunk):
-    """At least float32, so that mixing half precision does not round twice."""
-    return tf.cast(chunk, tf.float32) if chunk.dtype.size < 4 else chunk

@@ -73,7 +73,8 @@ class GossipPGA(keras.callbacks.Callback):
         u: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k), which is D-PSGD's recursion (Lian
         et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017,
         Algorithm 1). Global averages stay exact and wait; the gossip that one would undo, of the
-        step before it, is left out. One more copy of the parameters. Default False.
+        step before it, is left out: with `H=2` that is all of them. One more copy of the
+        parameters. Default False.
       wire_dtype: in what form gossips send parameters. `"float32"`: in their own type.
         `"bfloat16"`, `"int8"`: the differences to the last global average in half or a quarter of
         the bytes, see `tf_gossip_pga.wire`; one more copy of the parameters. Global averages are
@@ -84,8 +85,8 @@ class GossipPGA(keras.callbacks.Callback):
 
     Attributes:
       step: number of completed batches, over the whole run.
-      gossip_steps: how many of them ended with a gossip (or, disconnected, with nothing), since
-        this callback was made; the like of what follows.
+      gossip_steps: how many of them ended with a gossip, or with nothing (disconnected, or left out
+        by `overlap`), since this callback was made; the like of what follows.
       global_steps: how many of them ended with a global average.
       distances: list of `(step, consensus distance)`, one for every global average of replicas that
         may differ, also for validation and at the end; extended when an epoch or the training ends.
@@ -392,8 +393,6 @@ class GossipPGA(keras.callbacks.Callback):
             "logs": {name: float(value) for name, value in (logs or {}).items() if _scalar(value)},
         }
         with self._timed() if timed else contextlib.nullcontext():
-            if self._averager is not None:
-                self._averager.wait()
             everyone = self._collectives.gather(mine, where, self._timeout_s * _PATIENCE)
         if agreement.difference([[each["where"], each["step"]] for each in everyone]):
             places = "; ".join(

@@ -35,6 +35,7 @@ Rules that keep it alive:
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import inspect
@@ -52,11 +53,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tf_gossip_pga import channel
+from tf_gossip_pga import channel, devices
 from tf_gossip_pga import cluster as cluster_lib
-
-# Bytes of one message. Smaller costs round trips, larger leaves sending and mixing no overlap.
-CHUNK_BYTES = 4 << 20
 
 # Collectives a rank has under way at once. Two chunks, each sent and received.
 _MESSAGES_IN_FLIGHT = 4
@@ -111,14 +109,16 @@ class Collectives:
 
     Attributes:
       cluster: this process's place.
-      strategy: the `tf.distribute.MultiWorkerMirroredStrategy` that started the server; absent with
-        a single worker.
+      all_workers: the `tf.distribute.MultiWorkerMirroredStrategy` that started the server; absent
+        with a single worker.
     """
 
     def __init__(self, cluster: cluster_lib.Cluster):
         self.cluster = cluster
         self._next_instance_key = _FIRST_INSTANCE_KEY
         self._wait: _Wait | None = None
+        self._background = concurrent.futures.ThreadPoolExecutor(1, "gossip")
+        self._under_way: concurrent.futures.Future | None = None
         self._status = channel.Status()
         self._step_s: collections.deque[float] = collections.deque(maxlen=50)
         self._stepped = (0, 0.0)  # the last step, and when it was completed
@@ -138,7 +138,7 @@ class Collectives:
         resolver = _resolver({"GPU": 1} if gpus else {})
         _configure_heartbeats(resolver.cluster_spec())
         with _interruptible():
-            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(
+            self.all_workers = tf.distribute.MultiWorkerMirroredStrategy(
                 resolver,
                 tf.distribute.experimental.CommunicationOptions(implementation=implementation),
             )
@@ -202,7 +202,30 @@ class Collectives:
 
     @contextlib.contextmanager
     def waiting(self, doing: str, timeout_s: float):
-        """Runs exchanges under a deadline; their failures come out as `WorkerLost`."""
+        """Runs exchanges under a deadline; their failures come out as `WorkerLost`.
+
+        What `begin` has begun ends first, and raises here if it fails: all ranks exchange in one
+        order.
+        """
+        if self._under_way is not None:
+            self._under_way.result()
+        with self._deadline(doing, timeout_s):
+            yield
+
+    def begin(self, exchange, doing: str, timeout_s: float) -> concurrent.futures.Future:
+        """What `exchange()` returns, a function that runs in the background from now on."""
+
+        def run():
+            with self._deadline(doing, timeout_s):
+                return exchange()
+
+        if self._under_way is not None:
+            self._under_way.result()
+        self._under_way = self._background.submit(run)
+        return self._under_way
+
+    @contextlib.contextmanager
+    def _deadline(self, doing: str, timeout_s: float):
         wait = self._wait = _Wait(doing, timeout_s)
         self._status.wait(doing)
         try:
@@ -365,7 +388,7 @@ class Collectives:
             values = tf.identity(values)
             return tf.distribute.get_replica_context().all_gather(values, axis=0)
 
-        return self.strategy.run(replica, args=(values,))
+        return self.all_workers.run(replica, args=(values,))
 
     def _bcast(self, chunk, sender: int, group_size: int, group_key: int, instance_key: int):
         """The sender's `chunk`, on every member of the group."""
@@ -443,7 +466,7 @@ def initialize() -> cluster_lib.Cluster:
     if _active is None:
         cluster = cluster_lib.from_tf_config(os.environ.get("TF_CONFIG"))
         collectives = Collectives(cluster)
-        collectives.cluster = dataclasses.replace(cluster, strategy=_local_strategy())
+        collectives.cluster = dataclasses.replace(cluster, strategy=devices.local_strategy())
         _active = collectives
     return _active.cluster
 
@@ -489,34 +512,6 @@ def _configure_heartbeats(spec: tf.train.ClusterSpec):
         coordinated_jobs=list(config.coordinated_job_list),
         heartbeat_timeout_in_ms=int(1000 * _HEARTBEAT_S),
     )
-
-
-def _local_strategy() -> tf.distribute.Strategy:
-    """What trains a model on all devices of this worker, and on no others.
-
-    A `MirroredStrategy` left to itself takes the devices of the whole cluster, and sums gradients
-    by a collective in a group of key 1: for the cluster's leader those of all processes are one
-    group, which is "already full". Both kinds of summing here use no collective, and nor does
-    anything else in it unless XLA compiles the step, which `agreement.problem_of_devices` refuses.
-    """
-    devices = _local_devices()
-    if len(devices) < 2:
-        return tf.distribute.get_strategy()
-    # NCCL takes each GPU once, and so none that is split into several logical devices.
-    nccl = len(devices) == len(tf.config.get_visible_devices("GPU"))
-    return tf.distribute.MirroredStrategy(
-        devices, tf.distribute.NcclAllReduce() if nccl else tf.distribute.ReductionToOneDevice()
-    )
-
-
-def _local_devices() -> list[str]:
-    """The GPUs that this process sees, or else its CPUs; asks without starting TensorFlow."""
-    kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
-    count = sum(
-        len(tf.config.get_logical_device_configuration(device) or [device])
-        for device in tf.config.get_visible_devices(kind)
-    )
-    return [f"{kind}:{index}" for index in range(count)]
 
 
 def _await_chief(cluster: cluster_lib.Cluster):

@@ -18,6 +18,7 @@ Block-wise Quantization", ICLR 2022. Departure: one r for all, which a global av
 there is none (`H=None`) the differences grow with the run and so does what rounding loses.
 """
 
+import abc
 import dataclasses
 
 import tensorflow as tf
@@ -25,30 +26,50 @@ import tensorflow as tf
 _BLOCK = 256  # elements that share a scale: 1.6 % more bytes than the numbers themselves
 
 
+class Wire(abc.ABC):
+    """A form of messages.
+
+    Attributes:
+      lossy: whether `decode` gives other numbers than `encode` was given.
+    """
+
+    lossy = True
+
+    @abc.abstractmethod
+    def bytes(self, elements: int, dtype: tf.DType) -> int:
+        """Of the message for so many elements of a type."""
+
+    @abc.abstractmethod
+    def encode(self, values):
+        """The message for a 1-D tensor of floating-point numbers."""
+
+    @abc.abstractmethod
+    def decode(self, message, elements: int):
+        """What `encode` was given, so many elements, as far as the message tells."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Full:
+class Full(Wire):
     """Every variable in its own type."""
 
-    rounds = False
+    lossy = False
 
     def bytes(self, elements: int, dtype: tf.DType) -> int:
         """Of the message for so many elements of a type."""
         return elements * dtype.size
 
     def encode(self, values):
-        """The message for a 1-D tensor."""
+        """`[n]` -> the same."""
         return values
 
     def decode(self, message, elements: int):
-        """What `encode` was given, as far as the message tells."""
+        """The same."""
         return message
 
 
 @dataclasses.dataclass(frozen=True)
-class Bfloat16(Full):
+class Bfloat16(Wire):
     """Sixteen bits a number: the sign and exponent of float32, and 8 bits of precision."""
-
-    rounds = True
 
     def bytes(self, elements: int, dtype: tf.DType) -> int:
         """Of the message for so many elements of a type."""
@@ -66,14 +87,12 @@ class Bfloat16(Full):
 
 
 @dataclasses.dataclass(frozen=True)
-class Int8(Full):
+class Int8(Wire):
     """Eight bits a number, and a float32 scale for each block of 256.
 
     A number x of a block comes out as scale * round(x / scale), scale = max|block| / 127: at most
     max|block| / 254 from x. A block with a number that is not finite comes out as NaN.
     """
-
-    rounds = True
 
     def bytes(self, elements: int, dtype: tf.DType) -> int:
         """Of the message for so many elements of a type."""
@@ -101,7 +120,7 @@ class Int8(Full):
 BY_NAME = {"float32": Full(), "bfloat16": Bfloat16(), "int8": Int8()}
 
 
-def resolve(name: str) -> Full:
+def resolve(name: str) -> Wire:
     """The wire of this name.
 
     Raises:

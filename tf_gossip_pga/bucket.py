@@ -1,0 +1,120 @@
+"""Variables -> flat chunks of one type -> variables.
+
+Small variables travel together, large ones alone and very large ones in parts, so that a message is
+neither tiny nor longer than `CHUNK_BYTES`, whatever the model looks like.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+# Bytes of one message. Smaller costs round trips, larger leaves sending and mixing no overlap.
+CHUNK_BYTES = 4 << 20
+
+# A variable of at least this share of a chunk travels alone.
+_SHARE = 4
+
+# TensorFlow slices without copying at multiples of 64 bytes: of 64 elements, for any type.
+_ALIGNED = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """The elements `start … stop` of a flattened variable, which lie at `offset` in a chunk."""
+
+    variable: int
+    start: int
+    stop: int
+    chunk: int
+    offset: int
+
+
+class Bucket:
+    """A list of variables, seen as a list of 1-D chunks of one dtype each.
+
+    Args:
+      variables: `tf.Variable`s with static shapes.
+      chunk_bytes: the largest size of a chunk.
+    """
+
+    def __init__(self, variables, chunk_bytes: int = CHUNK_BYTES):
+        self.variables = list(variables)
+        self.bytes = sum(v.shape.num_elements() * v.dtype.size for v in self.variables)
+        self._pieces: list[_Piece] = []
+        self._lengths: list[int] = []  # of the chunks, in elements
+        self._dtypes: list[tf.DType] = []
+        for dtype in dict.fromkeys(v.dtype for v in self.variables):
+            self._plan(dtype, max(1, chunk_bytes // dtype.size))
+
+    def __len__(self) -> int:
+        """Number of chunks."""
+        return len(self._lengths)
+
+    @property
+    def layout(self) -> list[tuple[int, tf.DType]]:
+        """Length in elements and type of each chunk."""
+        return list(zip(self._lengths, self._dtypes, strict=True))
+
+    def _plan(self, dtype, limit: int):
+        """Places the variables of one type in chunks of at most `limit` elements."""
+        shared = None  # the chunk that small variables fill at present
+        for index, variable in enumerate(self.variables):
+            size = variable.shape.num_elements()
+            if variable.dtype != dtype or not size:
+                continue
+            if size >= limit / _SHARE:
+                # Alone it is sent from where it lies: a chunk of several variables is a copy.
+                part = -(-size // -(-size // limit))  # equal parts …
+                part = min(limit, -(-part // _ALIGNED) * _ALIGNED)  # … where TensorFlow can slice
+                for start in range(0, size, part):
+                    self._place(index, start, min(size, start + part), None)
+            else:
+                full = shared is None or self._lengths[shared] + size > limit
+                shared = self._place(index, 0, size, None if full else shared)
+
+    def _place(self, variable: int, start: int, stop: int, chunk: int | None) -> int:
+        """Appends a piece to a chunk, or to a new one for None; returns the chunk."""
+        if chunk is None:
+            self._lengths.append(0)
+            self._dtypes.append(self.variables[variable].dtype)
+            chunk = len(self) - 1
+        self._pieces.append(_Piece(variable, start, stop, chunk, self._lengths[chunk]))
+        self._lengths[chunk] += stop - start
+        return chunk
+
+    def pack(self):
+        """The chunks with the variables' present values."""
+        flat = [tf.reshape(variable, [-1]) for variable in self.variables]
+        parts = [[] for _ in self._lengths]
+        for piece in self._pieces:
+            parts[piece.chunk].append(flat[piece.variable][piece.start : piece.stop])
+        return [tf.concat(part, 0) for part in parts]
+
+    def assign(self, chunks):
+        """Sets the variables from chunks as `pack` gives them."""
+        for variable, value in self._unpacked(chunks):
+            variable.assign(tf.reshape(value, variable.shape))
+
+    def add(self, changes):
+        """Adds chunks of the same lengths, at least float32, to the variables."""
+        for variable, change in self._unpacked(changes):
+            change = tf.reshape(change, variable.shape)
+            if change.dtype == variable.dtype:
+                variable.assign_add(change)  # in place
+            else:
+                variable.assign(tf.cast(wide(variable) + change, variable.dtype))
+
+    def _unpacked(self, chunks):
+        """Pairs of a variable and its elements, flat; empty variables are left out."""
+        parts = [[] for _ in self.variables]
+        for piece in self._pieces:
+            stop = piece.offset + piece.stop - piece.start
+            parts[piece.variable].append(chunks[piece.chunk][piece.offset : stop])
+        for variable, part in zip(self.variables, parts, strict=True):
+            if part:
+                yield variable, tf.concat(part, 0)
+
+
+def wide(chunk):
+    """At least float32, so that mixing half precision does not round twice."""
+    return tf.cast(chunk, tf.float32) if chunk.dtype.size < 4 else chunk
