@@ -63,18 +63,8 @@ _GROUP_KEY_OF_ALL = 1 << 20
 _GROUP_KEY_OF_FIRST_EDGE = _GROUP_KEY_OF_ALL + 1
 _FIRST_INSTANCE_KEY = 1 << 20
 
-# How long a wait may last before the others are asked about it: so many of the steps that this rank
-# has measured, at most a tenth of the timeout, but at least so many seconds. Then they are asked as
-# often.
-_PATIENCE_STEPS = 20
-_PATIENCE_S = 5.0
-
 # How long `initialize` waits for the workers that TensorFlow has just found started.
 _START_S = 300.0
-
-# How long a rank that has lost another stays, for those that ask: if it ended at once, they would
-# take it for the one to blame.
-_LINGER_S = 4.0
 
 # TensorFlow gives up a worker whose heartbeats, every half of this, have not come for so long. By
 # default 10 s, and then it is enough to stop one for 5 s, whatever the deadlines here are.
@@ -83,25 +73,6 @@ _HEARTBEAT_S = 60.0
 # Bcast kernels know these types; others of the same width travel in their clothes.
 _BCAST_TYPES = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
 _SAME_WIDTH = {1: None, 2: tf.float16, 4: tf.int32, 8: tf.int64}
-
-
-class WorkerLost(RuntimeError):  # noqa: N818 (says what happened)
-    """Another worker died, left, or did not answer before the deadline; the exchange is lost.
-
-    The process cannot exchange any more: end it and start the job again.
-    """
-
-
-@dataclasses.dataclass
-class _Wait:
-    """An exchange under way. Moments are those of `time.monotonic`."""
-
-    doing: str
-    timeout_s: float
-    started: float = dataclasses.field(default_factory=time.monotonic)
-    ask_at: float = 0.0  # when to ask the others again
-    say_at: float = 0.0
-    findings: channel.Findings | None = None  # once the watch has given it up
 
 
 class Collectives:
@@ -244,69 +215,6 @@ class Collectives:
         """Notes that an exchange with all ranks has just succeeded."""
         self._channel.hear()
 
-    def _hear_of_loss(self, request: dict) -> dict:
-        """Another rank has lost one: no patience from now on, to find it while all still answer."""
-        self._loss_reported = True
-        return {}
-
-    def _lost(self, wait: _Wait, message: str, aborted: re.Match | None) -> str:
-        """What to say when an exchange has failed: what the channel found, or TensorFlow."""
-        reason = (aborted[1] if aborted else message).partition(" [type.")[0].strip(" .:")
-        self._channel.ask_all("lost")
-        findings = wait.findings
-        if findings is None:  # TensorFlow or another rank noticed first
-            self._wait = None
-            findings = self._channel.findings()
-            reason = findings.text or reason
-        time.sleep(_LINGER_S)
-        task = re.search(r"Error reported from /job:(\w+)/task:(\d+)", message)
-        task = task or re.search(r"target /job:(\w+)/replica:0/task:(\d+)", message)
-        peer = f"the {task[1]} of index {task[2]}" if task else "another worker"
-        return (
-            f"Rank {self.cluster.rank} of {self.cluster.size} lost {findings.names or peer} at "
-            f"{wait.doing}: {reason}.\nLook at the other workers' output for the cause (did each "
-            "of them call fit with GossipPGA?), then start the job again. Where a worker was only "
-            "slow, give every GossipPGA a longer timeout_s."
-        )
-
-    def _patience_s(self, timeout_s: float) -> float:
-        """How long a wait that may last so long is nothing to speak of."""
-        if self._loss_reported:
-            return 0.0
-        if not self._step_s:
-            return _PATIENCE_S
-        longest_s = _PATIENCE_STEPS * statistics.median(self._step_s)
-        return max(_PATIENCE_S, min(longest_s, timeout_s / 10))
-
-    def _watch(self):
-        """Looks after what waits for long. One thread a process, asleep nearly always."""
-        while True:
-            time.sleep(0.5)
-            wait = self._wait
-            if wait:
-                self._look_after(wait)
-
-    def _look_after(self, wait: _Wait):
-        """Asks whom an exchange waits for, if it does so for long; says it, or gives up."""
-        now = time.monotonic()
-        overdue = now > wait.started + wait.timeout_s
-        if not overdue and now < max(wait.ask_at, wait.started + self._patience_s(wait.timeout_s)):
-            return
-        findings = self._channel.findings()
-        if self._wait is not wait:  # they have come meanwhile
-            return
-        found = findings.text or _NOBODY_LATE
-        if overdue or findings.never:
-            wait.findings = findings
-            reason = f"no answer within {wait.timeout_s:g} s; {found}" if overdue else found
-            self._wait = None
-            context.context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, reason)
-        elif now > wait.say_at:
-            waited_s = now - wait.started
-            _say(f"Rank {self.cluster.rank} waits at {wait.doing} since {waited_s:.0f} s: {found}.")
-            wait.say_at = now + waited_s  # when it has waited twice as long
-        wait.ask_at = now + self._patience_s(wait.timeout_s)
-
     # ---- Inside of tf.function ------------------------------------------------------------------
 
     def exchange(self, chunks, colours, first_key: int, encode=lambda chunk: chunk):
@@ -409,16 +317,6 @@ class Collectives:
             else:
                 message = tf.raw_ops.CollectiveBcastRecvV2(shape=chunk.shape, T=kind, **arguments)
             return tf.bitcast(message, chunk.dtype)
-
-
-_NOBODY_LATE = "all ranks have reached it, so that the network between them is slow or cut"
-
-
-def _say(text: str):
-    """One line on standard error, below a progress bar where there is one."""
-    with contextlib.suppress(OSError, ValueError):  # it may be closed
-        line_end = "\n" if sys.stderr.isatty() else ""
-        print(line_end + text, file=sys.stderr, flush=True)
 
 
 def _encode(rank: int, value) -> np.ndarray:

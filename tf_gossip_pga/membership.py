@@ -1,0 +1,234 @@
+"""WHO is left: after a loss the survivors agree on one list of members, beside broken exchanges.
+
+Workers form generations: generation 0 are all, and each later one those of the one before that are
+left. A rank whose exchange has failed wants the next generation, and asks the others, through
+`channel`, until each of them
+
+    wants it too            it has been told so, and its own exchange has been called off
+    has gone                nobody listens any more on its ports, or it has left `fit`
+    is silent for long      stopped, or cut off
+
+Then the lowest of those who want it decides on them; the others take its list. Each makes itself a
+member, and says so; when the deciding one has heard it from all, they begin. Whatever goes wrong on
+the way makes all want the generation after that. So no exchange of a generation begins before every
+member is in it: TensorFlow's group leader would forget who came too early.
+
+Silent workers may live on the other side of a cut, where they decide the same about us. A side goes
+on if it has more workers than are silent, or as many and the lowest rank. Those who have gone are
+known to be gone and count for nobody: down to one worker may be left.
+"""
+
+import dataclasses
+import time
+
+from tf_gossip_pga import channel as channel_lib
+from tf_gossip_pga import watch
+
+# How long a worker may be silent before the others go on without it.
+_SILENT_S = 15.0
+
+_POLL_S = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """What a worker answers to those who ask for a new generation.
+
+    Attributes:
+      generation: the last one whose exchanges it has begun.
+      wants: the one it wants, or is in.
+      completed: exchanges completed in the whole run.
+      members: of the generation it wants, as soon as it has decided or been told.
+      is_member: whether it has made itself one of them.
+      in_fit: whether it still trains.
+    """
+
+    generation: int = 0
+    wants: int = 0
+    completed: int = 0
+    members: tuple[int, ...] | None = None
+    is_member: bool = False
+    in_fit: bool = True
+
+
+class Membership:
+    """One worker's view of who is left.
+
+    Args:
+      channel: what the others are asked through.
+      status: of this worker, for whether it still trains.
+      rank: this worker's.
+      size: number of workers at first.
+      call_off: called with a reason when another worker wants a new generation.
+
+    Attributes:
+      members: ranks of the present generation, in order.
+      generation: its number.
+    """
+
+    def __init__(self, channel, status: channel_lib.Status, rank: int, size: int, call_off):
+        self.members = tuple(range(size))
+        self.generation = 0
+        self._channel = channel
+        self._status = status
+        self._rank = rank
+        self._call_off = call_off
+        self._wanted = 0  # the latest generation that anybody wants
+        self._standing = Standing()
+        channel.handlers["regroup"] = self._answer
+
+    def regroup(self, completed: int, least: int, timeout_s: float, join) -> int:
+        """Forms the next generation with all that are left, and is one of them when it returns.
+
+        Args:
+          completed: exchanges this worker has completed.
+          least: how many there must be.
+          timeout_s: how long to wait for workers that live and do something else.
+          join: called with the members and the number of the generation, makes this process one.
+
+        Returns:
+          The most exchanges that any of them has completed.
+
+        Raises:
+          WorkerLost: too few are left, or others have gone on without this one.
+        """
+        ends = time.monotonic() + timeout_s
+        wants = max(self._wanted, self.generation + 1)
+        while True:
+            try:
+                return self._form(wants, completed, least, ends, join)
+            except _AnewError:  # another was lost meanwhile
+                wants = max(self._wanted, wants + 1)
+
+    def _form(self, wants: int, completed: int, least: int, ends: float, join) -> int:
+        self._wanted = max(self._wanted, wants)
+        stand = Standing(self.generation, wants, completed)
+        members = self._agree(stand, least, ends)
+        join(members, wants)
+        stand = dataclasses.replace(stand, members=members, is_member=True)
+        everyone = self._until_all_are_members(stand, ends)
+        self.members, self.generation = members, wants
+        self._standing = Standing(wants, wants, completed)
+        return max([completed, *(each.completed for each in everyone.values())])
+
+    def _agree(self, stand: Standing, least: int, ends: float) -> tuple[int, ...]:
+        """The members of the wanted generation, the same for all of them."""
+        silent_since: dict[int, float] = {}
+        while True:
+            found = self._ask(stand)
+            now = time.monotonic()
+            willing, silent, undecided = {self._rank}, set(), set()
+            for rank, each in found.items():
+                if each is channel_lib.Absence.SILENT:
+                    since = silent_since.setdefault(rank, now)
+                    (silent if now > min(since + _SILENT_S, ends) else undecided).add(rank)
+                    continue
+                silent_since.pop(rank, None)
+                if each is channel_lib.Absence.GONE or not each.in_fit:
+                    continue
+                (willing if each.wants == stand.wants else undecided).add(rank)
+            leader = min(willing)
+            if leader != self._rank and found[leader].members is not None:
+                return self._taken(found[leader].members, leader)
+            if not undecided and leader == self._rank:
+                self._check(willing, silent, least)
+                members = tuple(sorted(willing))
+                self._standing = dataclasses.replace(stand, members=members)
+                return members
+            if now > ends:
+                raise watch.WorkerLost(
+                    f"Rank {self._rank}: {_named(undecided or {leader})} did not come to regroup "
+                    "after the loss of a worker. Start the job again."
+                )
+            time.sleep(_POLL_S)
+
+    def _until_all_are_members(self, stand: Standing, ends: float) -> dict[int, Standing]:
+        """Returns what the others stand at when all members have joined."""
+        others = [rank for rank in stand.members if rank != self._rank]
+        leader = min(stand.members)
+        while True:
+            found = self._ask(stand, others)
+            for each in found.values():
+                lost = isinstance(each, channel_lib.Absence) or not each.in_fit
+                if lost or time.monotonic() > ends:
+                    raise _AnewError
+            begun = leader != self._rank and found[leader].generation >= stand.wants
+            joined = all(
+                each.generation >= stand.wants
+                or (each.is_member and each.members == stand.members)
+                for each in found.values()
+            )
+            if begun or (joined and leader == self._rank):
+                return found
+            time.sleep(_POLL_S)
+
+    def _ask(self, stand: Standing, ranks=None) -> dict[int, "Standing | channel_lib.Absence"]:
+        """What the others stand at; raises where they want a later generation."""
+        self._standing = stand
+        found = {
+            rank: _parsed(answer)
+            for rank, answer in self._channel.ask_all("regroup", wants=stand.wants).items()
+            if ranks is None or rank in ranks
+        }
+        for rank, each in found.items():
+            if isinstance(each, Standing) and each.generation > self.generation:
+                if each.generation > stand.wants or (
+                    each.generation == stand.wants and not stand.is_member
+                ):
+                    raise self._left_behind(rank)
+        if self._wanted > stand.wants:
+            raise _AnewError
+        return found
+
+    def _answer(self, request: dict) -> dict:
+        """Tells another worker where this one stands. On the channel's thread."""
+        wants = int(request["wants"])
+        if wants > self._wanted:
+            self._wanted = wants
+            self._call_off("another rank has lost a worker")
+        in_fit = self._status.tell().in_fit
+        return dataclasses.asdict(dataclasses.replace(self._standing, in_fit=in_fit))
+
+    def _taken(self, members: tuple[int, ...], leader: int) -> tuple[int, ...]:
+        if self._rank not in members:
+            raise self._left_behind(leader)
+        return members
+
+    def _check(self, willing: set[int], silent: set[int], least: int):
+        ahead = len(willing) - len(silent)
+        if ahead < 0 or (ahead == 0 and min(silent) < min(willing)):
+            raise watch.WorkerLost(
+                f"Rank {self._rank}: {_named(silent)} cannot be reached, and may be going on "
+                f"without {_named(willing)}: the side with more workers goes on, or with the lowest "
+                "rank of as many. This side ends."
+            )
+        if len(willing) < least:
+            raise watch.WorkerLost(
+                f"Rank {self._rank}: {len(willing)} of {len(self.members)} workers are left, fewer "
+                f"than min_workers={least}. Start the job again."
+            )
+
+    def _left_behind(self, rank: int) -> watch.WorkerLost:
+        return watch.WorkerLost(
+            f"Rank {self._rank}: rank {rank} and others have gone on without it, since it did not "
+            "answer for long. It cannot join them again."
+        )
+
+
+class _AnewError(Exception):
+    """The wanted generation cannot be formed; the next one may."""
+
+
+def _parsed(answer) -> "Standing | channel_lib.Absence":
+    if isinstance(answer, channel_lib.Absence):
+        return answer
+    try:
+        stand = Standing(**answer)
+    except TypeError:
+        return channel_lib.Absence.SILENT  # somebody else listens there now
+    members = None if stand.members is None else tuple(stand.members)
+    return dataclasses.replace(stand, members=members)
+
+
+def _named(ranks) -> str:
+    return " and ".join(f"rank {rank}" for rank in sorted(ranks))

@@ -1,0 +1,224 @@
+"""HOW LONG to wait: deadlines of exchanges, and what is said of those who keep them waiting.
+
+TensorFlow's collectives wait in silence, for ever, and their own timeouts cost two threads each. One
+thread of ours looks after the exchange under way: when it lasts long the others are asked, through
+`channel`, where they are, and when it has lasted too long it is aborted.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import re
+import statistics
+import sys
+import threading
+import time
+import traceback
+
+import tensorflow as tf
+
+from tf_gossip_pga import channel as channel_lib
+
+# How long a wait may last before the others are asked about it, and how often, and before it is
+# worth a word: so many of the steps that this rank has measured, at most a tenth of the timeout, but
+# at least so many seconds.
+_PATIENCE_STEPS = 20
+_PATIENCE_S = 5.0
+
+# How long a worker may give no sign of life.
+_SILENT_S = 60.0
+
+# How long a rank that has lost another stays, for those that ask: if it ended at once, they would
+# take it for the one to blame.
+_LINGER_S = 4.0
+
+_NOBODY_LATE = "all ranks have reached it, so that the network between them is slow or cut"
+
+
+class WorkerLost(RuntimeError):  # noqa: N818 (says what happened)
+    """Another worker died, left, or did not answer before the deadline; the exchange is lost.
+
+    The process cannot exchange any more: end it and start the job again.
+    """
+
+
+class Broken(Exception):  # noqa: N818 (says what happened)
+    """An exchange failed. Inside of this package only: users see `WorkerLost`, or nothing.
+
+    Attributes:
+      doing: what was exchanged.
+      reason: why, in words.
+      peer: a worker that TensorFlow blames, in words, or None.
+      findings: what the watch has found before it gave up; None where TensorFlow or another rank
+        noticed first.
+    """
+
+    def __init__(self, doing: str, reason: str, peer: str | None = None, findings=None):
+        super().__init__(reason)
+        self.doing = doing
+        self.reason = reason
+        self.peer = peer
+        self.findings: channel_lib.Findings | None = findings
+
+
+@dataclasses.dataclass
+class _Wait:
+    """An exchange under way. Moments are those of `time.monotonic`."""
+
+    doing: str
+    timeout_s: float
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    ask_at: float = 0.0  # when to ask the others again
+    say_at: float = 0.0
+    silent_since: float = 0.0  # a worker that it waits for; 0: none
+    findings: channel_lib.Findings | None = None  # once the watch has given it up
+
+
+class Watch:
+    """Looks after what this process waits for.
+
+    Args:
+      rank: this worker's.
+      size: number of workers at the start.
+      channel: what the others are asked through.
+      status: what others are told of this process.
+      abort: called with a reason, makes every exchange under way and every later one fail.
+    """
+
+    def __init__(self, rank: int, size: int, channel, status: channel_lib.Status, abort):
+        self._rank = rank
+        self._size = size
+        self._channel = channel
+        self._status = status
+        self._abort = abort
+        self._lock = threading.Lock()  # an abort must meet the wait that it is for
+        self._wait: _Wait | None = None
+        self._called_off: str | None = None  # why no exchange may go on
+        self._step_s: collections.deque[float] = collections.deque(maxlen=50)
+        self._stepped = (0, 0.0)  # the last step, and when it was completed
+        self._loss_reported = False  # by another rank
+        channel.handlers["lost"] = self._hear_of_loss
+        threading.Thread(target=self._run, name="gossip-deadline", daemon=True).start()
+
+    def at(self, where: str, step: int):
+        """See `Collectives.at`."""
+        last, since = self._stepped
+        if step != last:
+            now = time.monotonic()
+            if step == last + 1 and last:
+                self._step_s.append(now - since)
+            self._stepped = (step, now)
+        self._status.at(where, step)
+
+    @contextlib.contextmanager
+    def deadline(self, doing: str, timeout_s: float):
+        """Runs exchanges under a deadline; their failures come out as `Broken`."""
+        wait = _Wait(doing, timeout_s)
+        with self._lock:
+            if self._called_off:
+                raise Broken(doing, self._called_off)
+            self._wait = wait
+        self._status.wait(doing)
+        try:
+            yield
+        except tf.errors.OpError as error:
+            aborted = re.search("aborted by: (.*)", error.message)
+            if not aborted and not isinstance(error, tf.errors.UnavailableError):
+                raise
+            reason = (aborted[1] if aborted else error.message).partition(" [type.")[0]
+            peer = _peer(error.message)
+            raise Broken(doing, reason.strip(" .:"), peer, wait.findings) from None
+        finally:
+            with self._lock:
+                self._wait = None
+            self._status.arrive()
+
+    def call_off(self, reason: str):
+        """Breaks the exchange under way, if any, and every later one until `resume`."""
+        with self._lock:
+            if self._called_off is None:
+                self._called_off = reason
+                if self._wait is not None:
+                    self._abort(reason)
+
+    def resume(self):
+        """Lets exchanges begin again."""
+        with self._lock:
+            self._called_off = None
+            self._loss_reported = False
+
+    def text_of_loss(self, broken: Broken) -> str:
+        """What to say when an exchange has failed for good; stays a while for those that ask why."""
+        self._channel.ask_all("lost")
+        findings, reason = broken.findings, broken.reason
+        if findings is None:
+            findings = self._channel.findings()
+            reason = findings.text or reason
+        time.sleep(_LINGER_S)
+        return (
+            f"Rank {self._rank} of {self._size} lost "
+            f"{findings.names or broken.peer or 'another worker'} at {broken.doing}: {reason}.\n"
+            "Look at the other workers' output for the cause (did each of them call fit with "
+            "GossipPGA?), then start the job again. Where a worker was only slow, give every "
+            "GossipPGA a longer timeout_s."
+        )
+
+    def _hear_of_loss(self, request: dict) -> dict:
+        """Another rank has lost one: no patience from now on, to find it while all still answer."""
+        self._loss_reported = True
+        return {}
+
+    def _patience_s(self, timeout_s: float) -> float:
+        """How long a wait that may last so long is nothing to speak of."""
+        if self._loss_reported:
+            return 0.0
+        if not self._step_s:
+            return _PATIENCE_S
+        longest_s = _PATIENCE_STEPS * statistics.median(self._step_s)
+        return max(_PATIENCE_S, min(longest_s, timeout_s / 10))
+
+    def _run(self):
+        """Looks after what waits for long. One thread a process, asleep nearly always."""
+        while True:
+            time.sleep(0.5)
+            wait = self._wait
+            if wait:
+                try:
+                    self._look_after(wait)
+                except Exception:  # without this thread a hang would be for ever
+                    traceback.print_exc()
+
+    def _look_after(self, wait: _Wait):
+        """Asks whom an exchange waits for, if it does so for long; says it, or gives up."""
+        now = time.monotonic()
+        overdue = now > wait.started + wait.timeout_s
+        if not overdue and now < max(wait.ask_at, wait.started + self._patience_s(wait.timeout_s)):
+            return
+        findings = self._channel.findings()
+        wait.silent_since = (wait.silent_since or now) if findings.silent else 0.0
+        silent = wait.silent_since and now > wait.silent_since + _SILENT_S
+        found = findings.text or _NOBODY_LATE
+        if overdue or findings.never or silent:
+            reason = f"no answer within {wait.timeout_s:g} s; {found}" if overdue else found
+            with self._lock:
+                if self._wait is wait:  # they may have come meanwhile
+                    wait.findings = findings
+                    self._abort(reason)
+        elif now > wait.say_at and self._wait is wait:
+            waited_s = now - wait.started
+            say(f"Rank {self._rank} waits at {wait.doing} since {waited_s:.0f} s: {found}.")
+            wait.say_at = now + waited_s  # when it has waited twice as long
+        wait.ask_at = now + min(self._patience_s(wait.timeout_s), _SILENT_S / 4)
+
+
+def _peer(message: str) -> str | None:
+    task = re.search(r"Error reported from /job:(\w+)/task:(\d+)", message)
+    task = task or re.search(r"target /job:(\w+)/replica:0/task:(\d+)", message)
+    return f"the {task[1]} of index {task[2]}" if task else None
+
+
+def say(text: str):
+    """Prints one line on standard error, below a progress bar where there is one."""
+    with contextlib.suppress(OSError, ValueError):  # it may be closed
+        line_end = "\n" if sys.stderr.isatty() else ""
+        print(line_end + text, file=sys.stderr, flush=True)
