@@ -103,7 +103,7 @@ class Averager:
         self._key_of_means = first_key + counts[0]
         self._key_of_slots = first_key + counts[0] + counts[1]
         self._gossip_bytes = [
-            sum(sender == collectives.cluster.rank for colour in colours for sender, _ in colour)
+            sum(sender == collectives.place for colour in colours for sender, _ in colour)
             * sum(wire.bytes(*each) for each in self._parameters.layout)
             for colours in map(topology.colours, range(topology.rounds))
         ]
@@ -187,14 +187,14 @@ class Averager:
 
     def _count_all_reduce(self, sent: int):
         # In a ring every piece travels n-1 times to be summed and n-1 times to be copied.
-        size = self._collectives.cluster.size
+        size = self._collectives.size
         self.bytes_sent += round(2 * (size - 1) / size * sent)
 
     def broadcast(self, doing: str):
         """Sets all variables, `others` too, to rank 0's."""
         with self._collectives.waiting(doing, self._start_timeout_s):
             self._broadcast_function()
-        if self._collectives.cluster.is_chief:
+        if self._collectives.place == 0 and self._collectives.size > 1:
             self.bytes_sent += self._everything.bytes
 
     def snapshot(self) -> list[tf.Tensor]:
@@ -215,7 +215,7 @@ class Averager:
 
     def _changes(self, round: int, *chunks):
         """What a gossip adds to each chunk: sum_j W[i, j] * x_j - x_i, at least float32."""
-        weights, _ = self._topology.neighbours(round, self._collectives.cluster.rank)
+        weights, _ = self._topology.neighbours(round, self._collectives.place)
         sources, encode = chunks, self._wire.encode
         if self._reference:
             sources, encode = list(zip(chunks, self._reference, strict=True)), self._difference
@@ -248,7 +248,7 @@ class Averager:
         squares = tf.zeros([2], tf.float64)  # of the distance and of the norm
         for chunk, mean in zip(chunks, means[: len(chunks)], strict=True):
             distance = tf.nn.l2_loss(bucket.wide(chunk) - bucket.wide(mean))
-            norm = tf.nn.l2_loss(bucket.wide(mean)) if self._collectives.cluster.is_chief else 0.0
+            norm = tf.nn.l2_loss(bucket.wide(mean)) if self._collectives.place == 0 else 0.0
             squares += 2 * tf.stack([tf.cast(distance, tf.float64), tf.cast(norm, tf.float64)])
         self._parameters.assign(means[: len(chunks)])
         self._statistics.assign(means[len(chunks) :])

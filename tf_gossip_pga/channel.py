@@ -188,17 +188,23 @@ class Channel:
                 peers[rank] = _Peer(_numbers(host), main_port=main_port, **contact)
         self._peers = peers  # at once: the channel's thread may be asking
 
+    def keep(self, ranks):
+        """Asks no others from now on."""
+        self._peers = {rank: peer for rank, peer in self._peers.items() if rank in ranks}
+
     def hear(self):
         """Notes that all others were alive just now, as an exchange with them has shown."""
         self._heard_all = time.monotonic()
 
     def ask(self, rank: int, kind: str = "status", timeout_s: float = _ASK_S) -> dict | Absence:
         """Another worker's answer to one request, or why there is none."""
-        return self._on_loop(self._ask(rank, kind, timeout_s))
+        return self._on_loop(self._ask(rank, kind, timeout_s, {}))
 
-    def ask_all(self, kind: str, timeout_s: float = _ASK_S) -> dict[int, dict | Absence]:
-        """`ask` of all others at once, by rank."""
-        return self._on_loop(self._ask_all(kind, timeout_s))
+    def ask_all(
+        self, kind: str, timeout_s: float = _ASK_S, **details
+    ) -> dict[int, dict | Absence]:
+        """`ask` of all others at once, by rank; `details` are part of the request."""
+        return self._on_loop(self._ask_all(kind, timeout_s, details))
 
     def findings(self) -> Findings:
         """Asks all others where they are, and who of them keeps this process waiting."""
@@ -256,16 +262,21 @@ class Channel:
                     writer.write(_to_line(handler(request)))
                     await writer.drain()
 
-    async def _ask_all(self, kind: str, timeout_s: float) -> dict[int, dict | Absence]:
+    async def _ask_all(
+        self, kind: str, timeout_s: float, details: dict
+    ) -> dict[int, dict | Absence]:
         ranks = list(self._peers)
-        answers = await asyncio.gather(*(self._ask(rank, kind, timeout_s) for rank in ranks))
+        asked = (self._ask(rank, kind, timeout_s, details) for rank in ranks)
+        answers = await asyncio.gather(*asked)
         return dict(zip(ranks, answers, strict=True))
 
-    async def _ask(self, rank: int, kind: str, timeout_s: float) -> dict | Absence:
+    async def _ask(
+        self, rank: int, kind: str, timeout_s: float, details: dict
+    ) -> dict | Absence:
         peer = self._peers[rank]
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await _request(peer, {"token": peer.token, "kind": kind})
+                answer = await _request(peer, {**details, "token": peer.token, "kind": kind})
         except ConnectionRefusedError:
             return await _refused(peer, timeout_s)
         except _BROKEN:

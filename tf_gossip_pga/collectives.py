@@ -34,17 +34,15 @@ Rules that keep it alive:
     without any collective: the cluster's leader would take those of all workers for one group.
 """
 
-import collections
 import concurrent.futures
 import contextlib
+import copy
 import dataclasses
 import inspect
 import json
 import os
-import re
 import signal
 import socket
-import statistics
 import sys
 import threading
 import time
@@ -53,15 +51,17 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tf_gossip_pga import channel, devices
+from tf_gossip_pga import channel, devices, membership, watch
 from tf_gossip_pga import cluster as cluster_lib
 
 # Collectives a rank has under way at once. Two chunks, each sent and received.
 _MESSAGES_IN_FLIGHT = 4
 
-_GROUP_KEY_OF_ALL = 1 << 20
-_GROUP_KEY_OF_FIRST_EDGE = _GROUP_KEY_OF_ALL + 1
+# Far above those that strategies count up from 1. Of each generation: the key of all members, of all
+# for gathers, and of each edge.
+_FIRST_GROUP_KEY = 1 << 20
 _FIRST_INSTANCE_KEY = 1 << 20
+_KEYS_OF_GATHERS = 32  # one for each power of two
 
 # How long `initialize` waits for the workers that TensorFlow has just found started.
 _START_S = 300.0
@@ -75,25 +75,34 @@ _BCAST_TYPES = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
 _SAME_WIDTH = {1: None, 2: tf.float16, 4: tf.int32, 8: tf.int64}
 
 
+class Regrouped(Exception):  # noqa: N818 (says what happened)
+    """An exchange failed, and those that are left have formed a new generation of the cluster.
+
+    Inside of this package only: what was built for the old generation must be built anew.
+    """
+
+
 class Collectives:
     """The exchanges of one process with its cluster. Made by `initialize`, once a process.
 
     Attributes:
-      cluster: this process's place.
+      cluster: this process's place at the start.
       all_workers: the `tf.distribute.MultiWorkerMirroredStrategy` that started the server; absent
         with a single worker.
+      completed: number of exchanges that the caller has completed, or missed, in step with all
+        other ranks; see `missed`. The caller counts it.
+      missed: how many exchanges others have completed and this rank has not, since it lost them
+        with a worker. It must leave them out and begin with the one after.
     """
 
     def __init__(self, cluster: cluster_lib.Cluster):
         self.cluster = cluster
-        self._next_instance_key = _FIRST_INSTANCE_KEY
-        self._wait: _Wait | None = None
+        self.completed = 0
+        self.missed = 0
+        self._least_workers: int | None = None  # None: a loss is the end
+        self._regroup_s = 0.0
         self._background = concurrent.futures.ThreadPoolExecutor(1, "gossip")
         self._under_way: concurrent.futures.Future | None = None
-        self._status = channel.Status()
-        self._step_s: collections.deque[float] = collections.deque(maxlen=50)
-        self._stepped = (0, 0.0)  # the last step, and when it was completed
-        self._loss_reported = False  # by another rank
         if cluster.size == 1:
             return
         gpus = tf.config.get_visible_devices("GPU")
@@ -113,18 +122,56 @@ class Collectives:
                 resolver,
                 tf.distribute.experimental.CommunicationOptions(implementation=implementation),
             )
+        self._server = copy.deepcopy(context.context()._collective_ops_server_def)
         self._device = "/device:GPU:0" if gpus else "/device:CPU:0"
-        with tf.device(self._device):
-            self._tokens = [tf.Variable(0.0) for _ in range(self._messages_in_flight)]
-        # Traced here, since `fit` may be called in the scope of another strategy.
-        self._gather_ints = tf.function(self._all_gather, autograph=False).get_concrete_function(
-            tf.TensorSpec([None], tf.int32)
+        status = channel.Status()
+        self._status = status
+        self._channel = channel.Channel(cluster.addresses, cluster.rank, status)
+        self._watch = watch.Watch(cluster.rank, cluster.size, self._channel, status, _abort)
+        self._membership = membership.Membership(
+            self._channel, status, cluster.rank, cluster.size, self._watch.call_off
         )
-        self._channel = channel.Channel(cluster.addresses, cluster.rank, self._status)
-        self._channel.handlers["lost"] = self._hear_of_loss
-        threading.Thread(target=self._watch, name="gossip-deadline", daemon=True).start()
+        self._begin_generation()
         # Here and not in the first `fit`: that a rank never calls it is what to tell the others.
         self._channel.join(self.gather(self._channel.contact, "the start", _START_S))
+
+    def _begin_generation(self):
+        """What belongs to the members of one generation: keys, and functions that hold them."""
+        self._next_instance_key = _FIRST_INSTANCE_KEY + _KEYS_OF_GATHERS
+        # Keys of the same group, wherever a member computes them.
+        groups = 2 + self.cluster.size**2
+        self._first_group_key = _FIRST_GROUP_KEY + groups * self._membership.generation
+        self._gathers = {}
+        with tf.device("/device:CPU:0"):
+            self._token_of_gathers = tf.Variable(0.0)
+        with tf.device(self._device):
+            self._tokens = [tf.Variable(0.0) for _ in range(self._messages_in_flight)]
+
+    # ---- Who exchanges --------------------------------------------------------------------------
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The ranks that exchange, in order: all, or those that are left."""
+        return self._membership.members if self.cluster.size > 1 else (0,)
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return len(self.members)
+
+    @property
+    def place(self) -> int:
+        """This rank's among them, 0 … size-1: its node in topologies."""
+        return self.members.index(self.cluster.rank)
+
+    def survive(self, least_workers: int | None, timeout_s: float = 0.0):
+        """Whether a loss lets those that are left go on, at least so many; None: it is the end.
+
+        Args:
+          timeout_s: how long they wait for those of them that are busy with something else.
+        """
+        self._least_workers = least_workers
+        self._regroup_s = timeout_s
 
     # ---- Where this rank is ---------------------------------------------------------------------
 
@@ -135,35 +182,45 @@ class Collectives:
           where: as the end of a sentence that begins with "It is".
           step: number of completed steps.
         """
-        last, since = self._stepped
-        if step != last:
-            now = time.monotonic()
-            if step == last + 1 and last:
-                self._step_s.append(now - since)
-            self._stepped = (step, now)
-        self._status.at(where, step)
+        if self.cluster.size > 1:
+            self._watch.at(where, step)
 
     def enter_fit(self, code):
         """Says that this thread trains until the function with this code object has returned."""
-        self._status.enter_fit(code)
+        if self.cluster.size > 1:
+            self._status.enter_fit(code)
 
     # ---- Outside of tf.function -----------------------------------------------------------------
 
     def gather(self, value, doing: str, timeout_s: float) -> list:
-        """What every rank passed, in rank order; `value` is anything JSON can hold.
+        """What every member passed, in order; `value` is anything JSON can hold.
 
         Args:
           value: this rank's contribution.
           doing: for error messages, e.g. `"the start of training"`.
           timeout_s: seconds before waiting ends with `WorkerLost`.
         """
-        if self.cluster.size == 1:
+        if self.size == 1:
             return [value]
-        message = tf.constant(_encode(self.cluster.rank, value))
+        message = _encode(self.cluster.rank, value)
         with self.waiting(doing, timeout_s):
-            everyone = _decode(self._gather_ints(message).numpy())
+            longest = self._gather_ints(np.array([len(message)], np.int32)).max()
+            padded = np.zeros(1 << int(longest - 1).bit_length(), np.int32)
+            padded[: len(message)] = message
+            everyone = _decode(self._gather_ints(padded))
         self.hear()
         return everyone
+
+    def _gather_ints(self, values: np.ndarray) -> np.ndarray:
+        """`[n]` int32, n a power of two and the same on all -> `[size, n]`."""
+        length = len(values)
+        if length not in self._gathers:
+            # Concrete, since `fit` may be called in the scope of another strategy.
+            function = tf.function(self._all_gather, autograph=False)
+            spec = tf.TensorSpec([length], tf.int32)
+            self._gathers[length] = function.get_concrete_function(spec)
+        gathered = self._gathers[length](tf.constant(values))
+        return gathered.numpy().reshape(self.size, length)
 
     def reserve_instance_keys(self, count: int, doing: str, timeout_s: float) -> int:
         """The first of `count` instance keys that are unused on every rank, the same on all."""
@@ -173,52 +230,91 @@ class Collectives:
 
     @contextlib.contextmanager
     def waiting(self, doing: str, timeout_s: float):
-        """Runs exchanges under a deadline; their failures come out as `WorkerLost`.
+        """Runs exchanges under a deadline.
 
-        What `begin` has begun ends first, and raises here if it fails: all ranks exchange in one
+        What `begin` has begun ends first, and fails here if it fails: all ranks exchange in one
         order.
-        """
-        if self._under_way is not None:
-            self._under_way.result()
-        with self._deadline(doing, timeout_s):
-            yield
 
-    def begin(self, exchange, doing: str, timeout_s: float) -> concurrent.futures.Future:
-        """What `exchange()` returns, a function that runs in the background from now on."""
+        Raises:
+          WorkerLost: an exchange failed, and that is the end.
+          Regrouped: one failed, and those that are left are ready to go on.
+        """
+        if self.size == 1:
+            yield
+            return
+        try:
+            if self._under_way is not None:
+                self._under_way.result()
+            with self._watch.deadline(doing, timeout_s):
+                yield
+        except watch.Broken as broken:
+            self._after(broken)
+
+    def begin(self, exchange, doing: str, timeout_s: float):
+        """Runs `exchange()` in the background from now on; `finish` returns what it returns."""
 
         def run():
-            with self._deadline(doing, timeout_s):
+            with self._watch.deadline(doing, timeout_s):
                 return exchange()
 
         if self._under_way is not None:
-            self._under_way.result()
+            self.finish()
         self._under_way = self._background.submit(run)
-        return self._under_way
 
-    @contextlib.contextmanager
-    def _deadline(self, doing: str, timeout_s: float):
-        wait = self._wait = _Wait(doing, timeout_s)
-        self._status.wait(doing)
+    def finish(self):
+        """What the exchange in the background returned. Raises as `waiting` does."""
         try:
-            yield
-        except tf.errors.OpError as error:
-            aborted = re.search("aborted by: (.*)", error.message)
-            if not aborted and not isinstance(error, tf.errors.UnavailableError):
-                raise
-            raise WorkerLost(self._lost(wait, error.message, aborted)) from None
-        finally:
-            if self._wait is wait or self._wait is None:  # not that of another thread
-                self._wait = None
-                self._status.arrive()
+            return self._under_way.result()
+        except watch.Broken as broken:
+            return self._after(broken)
 
     def hear(self):
         """Notes that an exchange with all ranks has just succeeded."""
-        self._channel.hear()
+        if self.size > 1:
+            self._channel.hear()
+
+    def _after(self, broken: watch.Broken):
+        """Raises what a broken exchange means."""
+        if self._least_workers is None:
+            raise watch.WorkerLost(self._watch.text_of_loss(broken)) from None
+        self._watch.call_off(broken.reason)
+        if self._under_way is not None:  # nothing of the old generation may be in flight
+            concurrent.futures.wait([self._under_way])
+            self._under_way = None
+        before = self.members
+        most = self._membership.regroup(
+            self.completed, self._least_workers, self._regroup_s, self._join
+        )
+        self.missed = most - self.completed
+        self._begin_generation()
+        self._channel.keep(self.members)
+        self._status.exchanges = 0  # from here on all members begin the same ones again
+        self._watch.resume()
+        self._membership.recheck()
+        gone = [f"rank {rank}" for rank in before if rank not in self.members]
+        watch.say(
+            f"Rank {self.cluster.rank} goes on without {' and '.join(gone) or 'a loss'}: "
+            f"{self.size} of {self.cluster.size} workers are left. It was at {broken.doing}."
+        )
+        raise Regrouped from None
+
+    def _join(self, members: tuple[int, ...], generation: int):
+        """Makes this process's server one of these members' alone."""
+        server = copy.deepcopy(self._server)
+        tasks = [(job, task) for job in server.cluster.job for task in sorted(job.tasks)]
+        for rank, (job, task) in enumerate(tasks):  # a chief comes before the workers, as in ranks
+            if rank not in members:
+                del job.tasks[task]
+        job, task = tasks[members[0]]
+        config = server.default_session_config.experimental
+        config.collective_group_leader = f"/job:{job.name}/replica:0/task:{task}"
+        config.ClearField("coordination_config")
+        context.context().enable_collective_ops(server)
 
     # ---- Inside of tf.function ------------------------------------------------------------------
 
     def exchange(self, chunks, colours, first_key: int, encode=lambda chunk: chunk):
-        """Sends every chunk along this rank's outgoing edges and receives along incoming ones.
+        """Sends every chunk along this node's outgoing edges and receives along incoming ones.
 
         Args:
           chunks: list of 1-D tensors, or whatever `encode` takes.
@@ -233,18 +329,18 @@ class Collectives:
           tensor}`, and the sends, which what is done with it must wait for: nobody uses the output
           of a send, so that TensorFlow would prune it and the receiver wait for ever.
         """
-        rank = self.cluster.rank
-        mine = [edge for colour in colours for edge in colour if rank in edge]
+        place = self.place
+        mine = [edge for colour in colours for edge in colour if place in edge]
         exchanged, issued = [], []
         for index, chunk in enumerate(chunks):
             received, sent = {}, []
             with tf.control_dependencies(self._its_turn(issued, 2 * self._messages_in_flight)):
                 message = encode(chunk)
             for sender, receiver in mine:
-                key = _GROUP_KEY_OF_FIRST_EDGE + sender * self.cluster.size + receiver
+                key = self._first_group_key + 2 + sender * self.cluster.size + receiver
                 with tf.control_dependencies(self._its_turn(issued, self._messages_in_flight)):
                     issued.append(self._bcast(message, sender, 2, key, first_key + index))
-                if receiver == rank:
+                if receiver == place:
                     received[sender] = issued[-1]
                 else:
                     sent.append(issued[-1])
@@ -252,29 +348,33 @@ class Collectives:
         return exchanged
 
     def broadcast(self, chunks, first_key: int):
-        """Rank 0's values of `chunks`, a list, on every rank. Arguments as in `exchange`."""
+        """The first member's values of `chunks`, a list, on every one. Arguments as in `exchange`."""
+        if self.size == 1:
+            return chunks
         received = []
         for index, chunk in enumerate(chunks):
             with tf.control_dependencies(self._its_turn(received, self._messages_in_flight)):
                 received.append(
-                    self._bcast(chunk, 0, self.cluster.size, _GROUP_KEY_OF_ALL, first_key + index)
+                    self._bcast(chunk, 0, self.size, self._first_group_key, first_key + index)
                 )
         return received
 
     def mean(self, chunks, first_key: int):
-        """The mean over ranks of every chunk, each by a ring all-reduce of its own.
+        """The mean over members of every chunk, each by a ring all-reduce of its own.
 
         All ranks get the same bits: each piece is summed on its way round the ring, then copied.
         Arguments as in `broadcast`, but other keys.
         """
+        if self.size == 1:
+            return chunks
         means = []
         for index, chunk in enumerate(chunks):
             with tf.device(self._device):
                 means.append(
                     tf.raw_ops.CollectiveReduceV2(
                         input=chunk,
-                        group_size=self.cluster.size,
-                        group_key=_GROUP_KEY_OF_ALL,
+                        group_size=self.size,
+                        group_key=self._first_group_key,
                         instance_key=first_key + index,
                         # TensorFlow runs those with the same token one after the other.
                         ordering_token=[self._tokens[index % len(self._tokens)].handle],
@@ -291,12 +391,16 @@ class Collectives:
         return [issued[-limit]] if len(issued) >= limit else []
 
     def _all_gather(self, values):
-        def replica(values):
-            # The strategy asks a tensor for its device, which a function's argument lacks.
-            values = tf.identity(values)
-            return tf.distribute.get_replica_context().all_gather(values, axis=0)
-
-        return self.all_workers.run(replica, args=(values,))
+        # On the CPU, where the numbers are wanted.
+        with tf.device("/device:CPU:0"):
+            return tf.raw_ops.CollectiveGatherV2(
+                input=values,
+                group_size=self.size,
+                group_key=self._first_group_key + 1,
+                instance_key=_FIRST_INSTANCE_KEY + values.shape[0].bit_length(),
+                ordering_token=[self._token_of_gathers.handle],
+                communication_hint="ring",
+            )
 
     def _bcast(self, chunk, sender: int, group_size: int, group_key: int, instance_key: int):
         """The sender's `chunk`, on every member of the group."""
@@ -310,7 +414,7 @@ class Collectives:
             "communication_hint": self._hint,
         }
         with tf.device(self._device):
-            if sender == self.cluster.rank:
+            if sender == self.place:
                 message = tf.raw_ops.CollectiveBcastSendV2(
                     input=tf.bitcast(chunk, kind), **arguments
                 )
@@ -326,14 +430,15 @@ def _encode(rank: int, value) -> np.ndarray:
 
 
 def _decode(messages: np.ndarray) -> list:
-    """The values of messages that follow one another, in rank order."""
-    pairs = []
-    while len(messages):
-        end = 1 + messages[0]
-        pairs.append(json.loads(messages[1:end].astype(np.uint8).tobytes()))
-        messages = messages[end:]
+    """The values of messages, a row each, in rank order."""
+    pairs = [json.loads(row[1 : 1 + row[0]].astype(np.uint8).tobytes()) for row in messages]
     # TensorFlow gathers in the order of its devices' names: task:10 comes before task:2.
     return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def _abort(reason: str):
+    """Makes every collective of this process fail, until it joins another generation."""
+    context.context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, reason)
 
 
 _active: Collectives | None = None

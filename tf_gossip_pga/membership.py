@@ -100,6 +100,11 @@ class Membership:
             except _AnewError:  # another was lost meanwhile
                 wants = max(self._wanted, wants + 1)
 
+    def recheck(self):
+        """Calls off what has begun if another worker wants a newer generation already."""
+        if self._wanted > self.generation:
+            self._call_off("another rank has lost a worker")
+
     def _form(self, wants: int, completed: int, least: int, ends: float, join) -> int:
         self._wanted = max(self._wanted, wants)
         stand = Standing(self.generation, wants, completed)
