@@ -220,7 +220,7 @@ def test_gather_brings_everybodys_value_in_rank_order():
 
 def _one_stays_away(cluster):
     """Rank 1 skips an exchange: two live processes that TensorFlow would let wait for ever."""
-    from tf_gossip_pga import collectives
+    from tf_gossip_pga import collectives, watch
 
     mine = collectives.active()
     mine.gather("both are here", "the start", 60)
@@ -229,7 +229,7 @@ def _one_stays_away(cluster):
         return "slept"
     try:
         mine.gather("only rank 0 is here", "the meeting", 3)
-    except collectives.WorkerLost as error:
+    except watch.WorkerLost as error:
         return str(error)
     return "answered"
 

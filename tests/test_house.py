@@ -18,7 +18,9 @@ PLAIN = LEFT | {"channel", "launch", "screen"}  # without TensorFlow
 MAY_IMPORT = {  # a room that is not named here: no other room
     "launch": {"cluster", "screen"},
     "agreement": {"__version__"},
-    "collectives": LEFT | {"channel", "devices"},
+    "watch": {"channel"},
+    "membership": {"channel", "watch"},
+    "collectives": LEFT | {"channel", "devices", "membership", "watch"},
     "averaging": LEFT | {"bucket", "collectives", "wire"},
     "callback": LEFT | {"collectives", "averaging", "agreement", "wire"},
 }

@@ -29,7 +29,7 @@ _ROOM_OF = {
     "Cluster": "cluster",
     "GossipPGA": "callback",
     "Topology": "topology",
-    "WorkerLost": "collectives",
+    "WorkerLost": "watch",
     "initialize": "collectives",
     "topology": None,
 }

@@ -7,7 +7,6 @@ Where a worker has several devices, a variable is TensorFlow's mirrored one: rea
 first device's value, and whatever is assigned or added reaches all of them.
 """
 
-import concurrent.futures
 import functools
 
 import numpy as np
@@ -79,12 +78,14 @@ class Averager:
     ):
         self.bytes_sent = 0
         self._collectives = collectives
+        self._members = collectives.members
         self._topology = topology
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
         self._parameters = bucket.Bucket(parameters)
         self._statistics = bucket.Bucket(statistics)
         self._slots = bucket.Bucket(slots)
+        self._others = list(others)
         self._everything = bucket.Bucket([*parameters, *statistics, *others])
         self._wire = wire
         # What the replicas had after the last global average: where rounded differences start from.
@@ -116,10 +117,26 @@ class Averager:
         self._global_function = Traced(self._global_average)
         self._slots_function = Traced(self._average_slots)
         self._broadcast_function = Traced(self._broadcast)
-        self._under_way: concurrent.futures.Future | None = None
+        self._started = False  # a gossip, that is not finished
+
+    def anew(self, topology: topology_lib.Topology) -> "Averager":
+        """One for the same variables and the present members of the cluster."""
+        return Averager(
+            self._collectives,
+            topology,
+            self._parameters.variables,
+            self._statistics.variables,
+            self._others,
+            self._timeout_s,
+            self._start_timeout_s,
+            self._slots.variables,
+            self._wire,
+        )
 
     def averages(self, parameters, statistics, others, slots=()) -> bool:
-        """Whether it was built for exactly these variables."""
+        """Whether it was built for exactly these variables and the present members."""
+        if self._members != self._collectives.members:
+            return False
         mine = self._everything.variables + self._slots.variables
         return [id(v) for v in mine] == [id(v) for v in (*parameters, *statistics, *others, *slots)]
 
@@ -144,7 +161,8 @@ class Averager:
         # The values, not the variables: TensorFlow copies a variable when an optimizer is about to
         # change it in place while somebody else holds its value.
         exchange = functools.partial(self._change_functions[round], *self._pack_function())
-        self._under_way = self._collectives.begin(exchange, doing, self._timeout_s)
+        self._collectives.begin(exchange, doing, self._timeout_s)
+        self._started = True
         self.bytes_sent += self._gossip_bytes[round]
 
     def finish_gossip(self, apply: bool = True):
@@ -153,9 +171,9 @@ class Averager:
         Args:
           apply: whether the parameters take it; a global average makes it pointless.
         """
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            changes = under_way.result()
+        started, self._started = self._started, False
+        if started:
+            changes = self._collectives.finish()
             if apply:
                 self._apply_function(*changes)
 

@@ -82,6 +82,14 @@ class GossipPGA(keras.callbacks.Callback):
       timeout_s: seconds that an exchange waits for the other workers before it raises `WorkerLost`;
         ten times that at the start, and between epochs. It says much earlier, on standard error,
         whom it waits for, and it waits no longer for one that has ended or left `fit`. Default 300.
+      on_worker_lost: `"raise"`: a lost worker ends all others with `WorkerLost`. `"continue"`: from
+        the first step on they go on without it, in the same `fit`: those that are left agree on
+        who they are, average once, and gossip on a graph for so many (of the same name, or else
+        one-peer exponential); no step is lost or done again. The lost worker's part of the data is
+        lost with it, the learning rate stays as it is, and the lowest rank left becomes the chief.
+        A worker that has died or left `fit` is lost at once, a silent one after a minute; of two
+        sides that cannot reach each other the larger goes on. Default `"raise"`.
+      min_workers: with `"continue"`, how many must be left, or all end. Default 1.
 
     Attributes:
       step: number of completed batches, over the whole run.
@@ -126,6 +134,8 @@ class GossipPGA(keras.callbacks.Callback):
         overlap=False,
         wire_dtype="float32",
         timeout_s=300.0,
+        on_worker_lost="raise",
+        min_workers=1,
     ):
         super().__init__()
         self._schedule = schedule.resolve(H)
@@ -141,11 +151,23 @@ class GossipPGA(keras.callbacks.Callback):
         self._wire = wire_lib.resolve(wire_dtype)
         self._collectives = collectives.active()
         self._cluster = self._collectives.cluster
-        self._topology = topology_lib.resolve(topology, self._cluster.size)
+        self._wanted_topology = topology
+        self._topology = topology_lib.resolve(topology, self._collectives.size)
         number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
         if not number or not 0 < timeout_s < math.inf:
             raise ValueError(f"timeout_s must be a number of seconds > 0, received {timeout_s!r}.")
         self._timeout_s = float(timeout_s)
+        if on_worker_lost not in ("raise", "continue"):
+            raise ValueError(
+                f"on_worker_lost must be 'raise' or 'continue', received {on_worker_lost!r}."
+            )
+        whole = isinstance(min_workers, int) and not isinstance(min_workers, bool)
+        if not whole or not 1 <= min_workers <= self._cluster.size:
+            raise ValueError(
+                "min_workers must be a whole number, from 1 to the number of workers, "
+                f"{self._cluster.size}; received {min_workers!r}."
+            )
+        self._least_workers = min_workers if on_worker_lost == "continue" else None
 
         self.step = 0
         self.gossip_steps = 0
@@ -165,6 +187,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._unreported: list[tuple[int, tuple[float, float]]] = []
         self._wants_to_stop = False  # this rank, in mid-epoch
         self._stopped = False  # all ranks, in mid-epoch
+        self._divided = False  # a worker was lost, and those left have not been united since
         self._votes = None  # a variable, > 0 after a global average where a rank wants to stop
         # For an adaptive period alone:
         self._was_global = True  # the step before this one; a fit begins in consensus, too
@@ -220,7 +243,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._in_consensus = False
         self._local = None
         self._unreported = []
-        self._wants_to_stop = self._stopped = False
+        self._wants_to_stop = self._stopped = self._divided = False
         self._first_epoch = self._first_batch = self._was_global = True
         self._collectives.enter_fit(_code_of_fit())
         self._say("at the start of training")
@@ -242,7 +265,7 @@ class GossipPGA(keras.callbacks.Callback):
             self._meet(f"the beginning of epoch {epoch + 1}")
             if first_epoch and epoch:
                 # BackupAndRestore sets weights in on_train_begin, perhaps after our broadcast.
-                self._averager.broadcast("the start of training")
+                self._together(lambda: self._averager.broadcast("the start of training"))
         self._say_step()
         self._losses = (0.0, 0.0)
         self._at_epoch_begin = (len(self.distances), self.global_steps, self.communication_seconds)
@@ -250,11 +273,8 @@ class GossipPGA(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
         self._batches += 1
-        is_global = self._schedule.is_global(self.step)
-        self.global_steps += is_global
-        self.gossip_steps += not is_global
         if self._adaptive:
-            self._watch_loss(logs, is_global)
+            self._watch_loss(logs, self._schedule.is_global(self.step))
         if self._averager is not None:
             if self._first_batch:  # absorbs what ranks differ in tracing and compiling
                 self._meet("the first batch", timed=False)
@@ -262,7 +282,11 @@ class GossipPGA(keras.callbacks.Callback):
             if self.model.stop_training:
                 # Alone it would leave the others waiting: all stop at the next global average.
                 self._wants_to_stop, self.model.stop_training = True, False
-            self._exchange(is_global)
+            self._in_consensus = False
+            self._together(self._exchange)
+        is_global = self._schedule.is_global(self.step)
+        self.global_steps += is_global
+        self.gossip_steps += not is_global
         if self._adaptive and is_global:
             self._schedule.observe(self.step, self._loss)
         self._say_step()
@@ -276,7 +300,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._meet(validation)
         if not self._in_consensus:
             self._local = self._averager.snapshot()
-            self._average_globally(validation)
+            self._together(lambda: self._average_globally(validation))
 
     def on_test_end(self, logs=None):
         if self._training:
@@ -306,11 +330,11 @@ class GossipPGA(keras.callbacks.Callback):
         if self._averager is None:
             return
         self._meet("the end of training")
-        self._averager.finish_gossip(apply=False)
         # Even if all agree: another callback may have set one rank's weights, or the optimizer its
         # moving averages.
-        self._average_globally("the end of training")
+        self._together(self._average_at_the_end)
         self._meet("the end of training")
+        self._collectives.survive(None)
 
     # ---- Where this rank is, for those that wait for it -----------------------------------------
 
@@ -326,10 +350,55 @@ class GossipPGA(keras.callbacks.Callback):
 
     # ---- Exchanges ------------------------------------------------------------------------------
 
-    def _exchange(self, is_global: bool):
+    def _together(self, exchange):
+        """What `exchange()` returns: exchanges that all ranks do, in the same order.
+
+        Where workers are lost and the others go on, it is done again among these, once they are
+        united; or left out, with None, if others have completed it.
+        """
+        while True:
+            try:
+                if self._divided:
+                    self._collectives.check()
+                    if self._collectives.missed:
+                        self._collectives.missed -= 1
+                        self._collectives.completed += 1
+                        return None
+                    self._unite()
+                result = exchange()
+                self._collectives.completed += 1
+                return result
+            except collectives.Regrouped:
+                self._divided = True
+
+    def _unite(self):
+        """Averages those that are left, which have lost exchanges, and lets them agree on the run.
+
+        It takes as long as it takes the last of them to come to where the first one was.
+        """
+        doing = "the reunion"
+        self._topology = topology_lib.resolve_again(self._wanted_topology, self._collectives.size)
+        averager = self._averager.anew(self._topology)
+        self._bytes_of_past_fits, self._averager = self.bytes_sent, averager
+        self._averager.global_average(doing)
+        mine = {
+            "first": self._collectives.leads,
+            "state": self.state,
+            "stop": bool(self.model.stop_training),
+            "stopped": self._stopped,
+        }
+        everyone = self._collectives.gather(mine, doing, self._timeout_s * _PATIENCE)
+        # What those know that have completed most: the others have missed decisions.
+        known = next(each for each in everyone if each["first"])
+        if self._adaptive:
+            self._schedule.state = known["state"]["period"]
+        self.model.stop_training, self._stopped = known["stop"], known["stopped"]
+        self._unreported = []
+        self._divided = False
+
+    def _exchange(self):
         """What follows an optimizer step."""
-        self._in_consensus = False
-        if not is_global:
+        if not self._schedule.is_global(self.step):
             with self._timed():
                 self._gossip()
             return
@@ -360,6 +429,10 @@ class GossipPGA(keras.callbacks.Callback):
         if not self._schedule.is_global(self.step + 1):
             self._averager.start_gossip(round, doing)
 
+    def _average_at_the_end(self):
+        self._averager.finish_gossip(apply=False)
+        self._average_globally("the end of training")
+
     def _average_globally(self, doing: str):
         with self._timed():
             measured = self._averager.global_average(doing)
@@ -385,19 +458,26 @@ class GossipPGA(keras.callbacks.Callback):
         Raises:
           RuntimeError: on every rank, if they stand at different points.
         """
-        mine = {
-            "where": where,
-            "step": self.step,
-            "measured": self._unreported,
-            "stop": bool(self._wants_to_stop or self.model.stop_training),
-            "logs": {name: float(value) for name, value in (logs or {}).items() if _scalar(value)},
-        }
+        numbers = {name: float(value) for name, value in (logs or {}).items() if _scalar(value)}
+
+        def gather():
+            mine = {
+                "where": where,
+                "step": self.step,
+                "measured": self._unreported,
+                "stop": bool(self._wants_to_stop or self.model.stop_training),
+                "logs": numbers,
+            }
+            return self._collectives.gather(mine, where, self._timeout_s * _PATIENCE)
+
         with self._timed() if timed else contextlib.nullcontext():
-            everyone = self._collectives.gather(mine, where, self._timeout_s * _PATIENCE)
+            everyone = self._together(gather)
+        if everyone is None:
+            return
         if agreement.difference([[each["where"], each["step"]] for each in everyone]):
             places = "; ".join(
                 f"rank {rank} is at {each['where']}, step {each['step']}"
-                for rank, each in enumerate(everyone)
+                for rank, each in zip(self._collectives.members, everyone, strict=True)
             )
             raise RuntimeError(
                 f"The ranks took different ways through training: {places}. Every rank must run "
@@ -410,7 +490,7 @@ class GossipPGA(keras.callbacks.Callback):
             self.distances.append((measured[0][0], distance))
         self._unreported = []
         self.model.stop_training = any(each["stop"] for each in everyone)
-        for name in mine["logs"]:
+        for name in numbers:
             if all(name in each["logs"] for each in everyone):
                 logs[name] = sum(each["logs"][name] for each in everyone) / len(everyone)
 
@@ -472,6 +552,7 @@ class GossipPGA(keras.callbacks.Callback):
           ValueError: on every rank, if one cannot train, or the ranks do not fit together.
         """
         model, facts, known = self.model, None, False
+        self._collectives.survive(None)
         if self._averager is not None:  # an interrupted fit may have left a gossip under way
             self._averager.finish_gossip(apply=False)
         if not problem:
@@ -482,6 +563,8 @@ class GossipPGA(keras.callbacks.Callback):
                 "overlap": self._overlap,
                 "wire_dtype": self._wire_dtype,
                 "timeout_s": self._timeout_s,
+                "on_worker_lost": "raise" if self._least_workers is None else "continue",
+                "min_workers": self._least_workers,
                 "steps per epoch": self.params["steps"],
                 "epochs": self.params["epochs"],
                 "step count": self.step,
@@ -502,7 +585,7 @@ class GossipPGA(keras.callbacks.Callback):
             "the start of training",
             self._timeout_s * _PATIENCE,
         )
-        agreement.check(everyone, self._cluster.rank)
+        agreement.check(everyone, self._collectives.place)
         # Building one is an exchange too: all ranks do it or none.
         if not all(each["known"] for each in everyone):
             self._bytes_of_past_fits = self.bytes_sent
@@ -515,6 +598,7 @@ class GossipPGA(keras.callbacks.Callback):
                 wire=self._wire,
             )
         self._averager.broadcast("the start of training")
+        self._collectives.survive(self._least_workers, self._timeout_s * _PATIENCE)
 
     def _own_variables(self) -> list:
         """What travels with the global averages beside the model."""

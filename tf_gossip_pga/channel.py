@@ -125,11 +125,13 @@ class Findings:
     Attributes:
       ranks: those that keep this one waiting.
       never: whether one of them will never come, since it has ended or left `fit`.
+      silent: whether one of them gives no answer.
       text: about each of them, in one line.
     """
 
     ranks: tuple[int, ...] = ()
     never: bool = False
+    silent: bool = False
     text: str = ""
 
     @property
@@ -200,9 +202,7 @@ class Channel:
         """Another worker's answer to one request, or why there is none."""
         return self._on_loop(self._ask(rank, kind, timeout_s, {}))
 
-    def ask_all(
-        self, kind: str, timeout_s: float = _ASK_S, **details
-    ) -> dict[int, dict | Absence]:
+    def ask_all(self, kind: str, timeout_s: float = _ASK_S, **details) -> dict[int, dict | Absence]:
         """`ask` of all others at once, by rank; `details` are part of the request."""
         return self._on_loop(self._ask_all(kind, timeout_s, details))
 
@@ -222,6 +222,7 @@ class Channel:
         return Findings(
             ranks=tuple(causes),
             never=any(_never_comes(where, mine) for where in causes.values()),
+            silent=Absence.SILENT in causes.values(),
             text="; ".join(_shortened([self._sentence(*each, mine) for each in causes.items()])),
         )
 
@@ -270,9 +271,7 @@ class Channel:
         answers = await asyncio.gather(*asked)
         return dict(zip(ranks, answers, strict=True))
 
-    async def _ask(
-        self, rank: int, kind: str, timeout_s: float, details: dict
-    ) -> dict | Absence:
+    async def _ask(self, rank: int, kind: str, timeout_s: float, details: dict) -> dict | Absence:
         peer = self._peers[rank]
         try:
             async with asyncio.timeout(timeout_s):

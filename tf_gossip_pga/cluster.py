@@ -31,24 +31,31 @@ class Cluster:
       strategy: the `tf.distribute.Strategy` to build and compile the model in. Where this worker
         has several devices it splits each batch over them; with one it is TensorFlow's default,
         and the scope changes nothing. `initialize` sets it; None in a `Cluster` made otherwise.
+      lost: ranks that the others have gone on without (`GossipPGA(on_worker_lost="continue")`).
     """
 
     rank: int = 0
     size: int = 1
     addresses: tuple[str, ...] = ()
     strategy: object = dataclasses.field(default=None, compare=False, repr=False)
+    lost: set[int] = dataclasses.field(default_factory=set, compare=False, repr=False)
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The ranks that are left, in order: all but the lost ones."""
+        return tuple(rank for rank in range(self.size) if rank not in self.lost)
 
     @property
     def is_chief(self) -> bool:
-        """Whether this is rank 0, which prints, saves and reports for all."""
-        return self.rank == 0
+        """Whether this is the lowest rank left, which prints, saves and reports for all: rank 0."""
+        return self.rank == self.members[0]
 
     def shard(self, dataset):
         """This worker's part of a `tf.data.Dataset`: the same number of elements on every rank.
 
-        Element e goes to rank `e % size`; up to `size - 1` last elements are dropped to keep the
-        parts equal. Call it before `shuffle` (or shuffle with the same seed on every rank) and
-        before `batch`.
+        Of n workers that are left, the i-th gets element e if `e % n == i`; up to `n - 1` last
+        elements are dropped to keep the parts equal. Call it before `shuffle` (or shuffle with the
+        same seed on every rank) and before `batch`.
 
         Args:
           dataset: a `tf.data.Dataset` that yields the same elements in the same order on every
@@ -71,25 +78,26 @@ class Cluster:
                 f"{type(dataset).__name__}. Wrap arrays with "
                 "tf.data.Dataset.from_tensor_slices((x, y))."
             )
-        if self.size == 1:
+        size, place = len(self.members), self.members.index(self.rank)
+        if size == 1:
             return dataset
         elements = int(dataset.cardinality())
         if elements == -1:  # tf.data.INFINITE_CARDINALITY
-            return dataset.shard(self.size, self.rank)
+            return dataset.shard(size, place)
         if elements == -2:  # tf.data.UNKNOWN_CARDINALITY: whole groups of `size`, one of each
-            return dataset.enumerate().window(self.size, drop_remainder=True).flat_map(self._mine)
-        if elements < self.size:
+            return dataset.enumerate().window(size, drop_remainder=True).flat_map(self._mine)
+        if elements < size:
             raise ValueError(
-                f"The dataset has {elements} elements, fewer than the {self.size} workers, so that "
+                f"The dataset has {elements} elements, fewer than the {size} workers, so that "
                 "some would have nothing to train on. Use fewer workers or shard before batching."
             )
-        return dataset.take(elements // self.size * self.size).shard(self.size, self.rank)
+        return dataset.take(elements // size * size).shard(size, place)
 
     def _mine(self, _, group):
         """Of a window of `size` elements (a dataset, or a nest of them), this rank's one."""
         import tensorflow as tf
 
-        return tf.data.Dataset.zip(group).skip(self.rank).take(1)
+        return tf.data.Dataset.zip(group).skip(self.members.index(self.rank)).take(1)
 
 
 def from_tf_config(text: str | None) -> Cluster:

@@ -57,8 +57,8 @@ from tf_gossip_pga import cluster as cluster_lib
 # Collectives a rank has under way at once. Two chunks, each sent and received.
 _MESSAGES_IN_FLIGHT = 4
 
-# Far above those that strategies count up from 1. Of each generation: the key of all members, of all
-# for gathers, and of each edge.
+# Far above those that strategies count up from 1. Of each generation: the key of all members, of
+# all for gathers, and of each edge.
 _FIRST_GROUP_KEY = 1 << 20
 _FIRST_INSTANCE_KEY = 1 << 20
 _KEYS_OF_GATHERS = 32  # one for each power of two
@@ -91,14 +91,15 @@ class Collectives:
         with a single worker.
       completed: number of exchanges that the caller has completed, or missed, in step with all
         other ranks; see `missed`. The caller counts it.
+      leads: whether no other rank had completed more when the last generation formed.
       missed: how many exchanges others have completed and this rank has not, since it lost them
         with a worker. It must leave them out and begin with the one after.
     """
 
     def __init__(self, cluster: cluster_lib.Cluster):
         self.cluster = cluster
-        self.completed = 0
-        self.missed = 0
+        self.completed = self.missed = 0
+        self.leads = True
         self._least_workers: int | None = None  # None: a loss is the end
         self._regroup_s = 0.0
         self._background = concurrent.futures.ThreadPoolExecutor(1, "gossip")
@@ -167,11 +168,19 @@ class Collectives:
     def survive(self, least_workers: int | None, timeout_s: float = 0.0):
         """Whether a loss lets those that are left go on, at least so many; None: it is the end.
 
+        The count of completed exchanges begins again: all ranks call it in step.
+
         Args:
           timeout_s: how long they wait for those of them that are busy with something else.
         """
         self._least_workers = least_workers
         self._regroup_s = timeout_s
+        self.completed = self.missed = 0
+
+    def check(self):
+        """Raises `Regrouped` where another rank has lost a worker since the last exchange."""
+        if self.size > 1 and self._watch.called_off:
+            self._after(watch.Broken("no exchange", self._watch.called_off))
 
     # ---- Where this rank is ---------------------------------------------------------------------
 
@@ -286,14 +295,17 @@ class Collectives:
             self.completed, self._least_workers, self._regroup_s, self._join
         )
         self.missed = most - self.completed
+        self.leads = not self.missed
+        gone = [rank for rank in before if rank not in self.members]
+        self.cluster.lost.update(gone)
         self._begin_generation()
         self._channel.keep(self.members)
         self._status.exchanges = 0  # from here on all members begin the same ones again
         self._watch.resume()
         self._membership.recheck()
-        gone = [f"rank {rank}" for rank in before if rank not in self.members]
+        without = " and ".join(f"rank {rank}" for rank in gone)
         watch.say(
-            f"Rank {self.cluster.rank} goes on without {' and '.join(gone) or 'a loss'}: "
+            f"Rank {self.cluster.rank} goes on {f'without {without}' if gone else 'with all'}: "
             f"{self.size} of {self.cluster.size} workers are left. It was at {broken.doing}."
         )
         raise Regrouped from None
@@ -348,7 +360,7 @@ class Collectives:
         return exchanged
 
     def broadcast(self, chunks, first_key: int):
-        """The first member's values of `chunks`, a list, on every one. Arguments as in `exchange`."""
+        """The first member's `chunks`, a list, on every member. Arguments as in `exchange`."""
         if self.size == 1:
             return chunks
         received = []

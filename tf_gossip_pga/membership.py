@@ -159,8 +159,7 @@ class Membership:
                     raise _AnewError
             begun = leader != self._rank and found[leader].generation >= stand.wants
             joined = all(
-                each.generation >= stand.wants
-                or (each.is_member and each.members == stand.members)
+                each.generation >= stand.wants or (each.is_member and each.members == stand.members)
                 for each in found.values()
             )
             if begun or (joined and leader == self._rank):
@@ -177,9 +176,8 @@ class Membership:
         }
         for rank, each in found.items():
             if isinstance(each, Standing) and each.generation > self.generation:
-                if each.generation > stand.wants or (
-                    each.generation == stand.wants and not stand.is_member
-                ):
+                formed = each.generation == stand.wants and not stand.is_member
+                if formed or each.generation > stand.wants:
                     raise self._left_behind(rank)
         if self._wanted > stand.wants:
             raise _AnewError
@@ -204,8 +202,8 @@ class Membership:
         if ahead < 0 or (ahead == 0 and min(silent) < min(willing)):
             raise watch.WorkerLost(
                 f"Rank {self._rank}: {_named(silent)} cannot be reached, and may be going on "
-                f"without {_named(willing)}: the side with more workers goes on, or with the lowest "
-                "rank of as many. This side ends."
+                f"without {_named(willing)}: the side with more workers goes on, or of equal sides "
+                "that with the lowest rank. This side ends."
             )
         if len(willing) < least:
             raise watch.WorkerLost(

@@ -325,6 +325,18 @@ def resolve(topology, size: int) -> Topology:
     return topology
 
 
+def resolve_again(topology, size: int) -> Topology:
+    """The topology for those that are left, `size` ranks, where `topology` was for more.
+
+    The same name, where its graph exists for so many; otherwise, and for a `Topology`, the one-peer
+    exponential graph.
+    """
+    try:
+        return resolve(topology, size)
+    except ValueError:
+        return one_peer_exponential(size)
+
+
 def _positive(n, name: str) -> int:
     try:
         size = 0 if isinstance(n, bool) else operator.index(n)

@@ -1,8 +1,8 @@
 """HOW LONG to wait: deadlines of exchanges, and what is said of those who keep them waiting.
 
-TensorFlow's collectives wait in silence, for ever, and their own timeouts cost two threads each. One
-thread of ours looks after the exchange under way: when it lasts long the others are asked, through
-`channel`, where they are, and when it has lasted too long it is aborted.
+TensorFlow's collectives wait in silence, for ever, and their own timeouts cost two threads each.
+One thread of ours looks after the exchange under way: when it lasts long the others are asked,
+through `channel`, where they are, and when it has lasted too long it is aborted.
 """
 
 import collections
@@ -20,8 +20,8 @@ import tensorflow as tf
 from tf_gossip_pga import channel as channel_lib
 
 # How long a wait may last before the others are asked about it, and how often, and before it is
-# worth a word: so many of the steps that this rank has measured, at most a tenth of the timeout, but
-# at least so many seconds.
+# worth a word: so many of the steps that this rank has measured, at most a tenth of the timeout,
+# but at least so many seconds.
 _PATIENCE_STEPS = 20
 _PATIENCE_S = 5.0
 
@@ -83,6 +83,9 @@ class Watch:
       channel: what the others are asked through.
       status: what others are told of this process.
       abort: called with a reason, makes every exchange under way and every later one fail.
+
+    Attributes:
+      called_off: why no exchange may begin, or None.
     """
 
     def __init__(self, rank: int, size: int, channel, status: channel_lib.Status, abort):
@@ -93,7 +96,7 @@ class Watch:
         self._abort = abort
         self._lock = threading.Lock()  # an abort must meet the wait that it is for
         self._wait: _Wait | None = None
-        self._called_off: str | None = None  # why no exchange may go on
+        self.called_off: str | None = None  # why no exchange may go on
         self._step_s: collections.deque[float] = collections.deque(maxlen=50)
         self._stepped = (0, 0.0)  # the last step, and when it was completed
         self._loss_reported = False  # by another rank
@@ -115,8 +118,8 @@ class Watch:
         """Runs exchanges under a deadline; their failures come out as `Broken`."""
         wait = _Wait(doing, timeout_s)
         with self._lock:
-            if self._called_off:
-                raise Broken(doing, self._called_off)
+            if self.called_off:
+                raise Broken(doing, self.called_off)
             self._wait = wait
         self._status.wait(doing)
         try:
@@ -136,19 +139,19 @@ class Watch:
     def call_off(self, reason: str):
         """Breaks the exchange under way, if any, and every later one until `resume`."""
         with self._lock:
-            if self._called_off is None:
-                self._called_off = reason
+            if self.called_off is None:
+                self.called_off = reason
                 if self._wait is not None:
                     self._abort(reason)
 
     def resume(self):
         """Lets exchanges begin again."""
         with self._lock:
-            self._called_off = None
+            self.called_off = None
             self._loss_reported = False
 
     def text_of_loss(self, broken: Broken) -> str:
-        """What to say when an exchange has failed for good; stays a while for those that ask why."""
+        """What to say when an exchange has failed for good; lingers for those that ask why."""
         self._channel.ask_all("lost")
         findings, reason = broken.findings, broken.reason
         if findings is None:

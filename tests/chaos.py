@@ -1,0 +1,317 @@
+"""Chaos: workers that are killed, stopped or held up at a chosen or random step and phase.
+
+    python tests/chaos.py --runs=60 --output=output/chaos.json
+
+Each run trains a small model on four real processes with `GossipPGA(on_worker_lost="continue")`
+and kills one or two of them. It is passed when all others finish `fit` with the same weights, and a
+loss within 10 % of that of an undisturbed run of as many workers. In a script of your own:
+
+    events = [Event(rank=2, step=40, phase="exchange")]
+    model.fit(…, callbacks=[Chaos(cluster.rank, events), gossip])
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import keras
+import numpy as np
+
+from tf_gossip_pga import cluster as cluster_lib
+from tf_gossip_pga import launch
+
+# Where in a step or epoch: while it computes; a moment after its exchange has begun, which every
+# `H`-th time is a global average; in the validation after the epoch of this step; at its end.
+PHASES = ("computing", "exchange", "validation", "epoch end")
+
+WORKERS, EPOCHS, STEPS, PERIOD = 4, 4, 12, 4
+DEADLINE_S = 240
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Something that happens to one rank.
+
+    Attributes:
+      rank: whom it happens to.
+      step: when, counted from 1 over the whole run.
+      phase: one of `PHASES`.
+      kind: `"kill"`: SIGKILL; `"stop"`: SIGSTOP, and SIGCONT after `seconds`; `"delay"`: a sleep of
+        `seconds`.
+      seconds: for `"stop"` and `"delay"`; also how long after its beginning an exchange is hit.
+    """
+
+    rank: int
+    step: int
+    phase: str
+    kind: str = "kill"
+    seconds: float = 0.005
+
+
+class Chaos(keras.callbacks.Callback):
+    """Makes this rank's events happen. Comes before `GossipPGA` in the list.
+
+    Args:
+      rank: this worker's.
+      events: of all ranks.
+      log: a file that gets a line with the time of each event.
+    """
+
+    def __init__(self, rank: int, events, log=os.devnull):
+        super().__init__()
+        self._events = [event for event in events if event.rank == rank]
+        self._log = log
+        self._step = 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._step += 1
+        self._happen("computing")
+
+    def on_train_batch_end(self, batch, logs=None):
+        for event in self._at("exchange"):
+            threading.Timer(event.seconds, self._do, [event]).start()
+
+    def on_test_batch_begin(self, batch, logs=None):
+        self._happen("validation")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._happen("epoch end")
+
+    def _at(self, phase: str) -> list[Event]:
+        found = [each for each in self._events if (each.step, each.phase) == (self._step, phase)]
+        self._events = [each for each in self._events if each not in found]
+        return found
+
+    def _happen(self, phase: str):
+        for event in self._at(phase):
+            self._do(event)
+
+    def _do(self, event: Event):
+        with open(self._log, "a") as log:
+            print(time.time(), file=log, flush=True)
+        if event.kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif event.kind == "stop":
+            subprocess.Popen(["sh", "-c", f"sleep {event.seconds}; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        else:
+            time.sleep(event.seconds)
+
+
+def plan(seed: int) -> list[Event]:
+    """One or two kills at random; of rank 0 in a quarter of the runs."""
+    draw = random.Random(seed)
+    ranks = [0] if seed % 4 == 0 else [draw.randrange(1, WORKERS)]
+    if seed % 3 == 0:
+        ranks.append(draw.choice([rank for rank in range(1, WORKERS) if rank not in ranks]))
+    events = []
+    for rank in ranks:
+        phase = draw.choice(PHASES)
+        step = draw.randrange(2, EPOCHS * STEPS)
+        if phase in ("validation", "epoch end"):
+            step = max(1, round(step / STEPS)) * STEPS
+        events.append(Event(rank, step, phase, seconds=draw.uniform(0, 0.01)))
+    return events
+
+
+# ---- A worker -----------------------------------------------------------------------------------
+
+
+class Clock(keras.callbacks.Callback):
+    """When this rank first knew of each loss. Comes after `GossipPGA`."""
+
+    def __init__(self, cluster):
+        super().__init__()
+        self._cluster = cluster
+        self._known = 0
+        self.moments = []
+
+    def _look(self, *arguments, **named):
+        if len(self._cluster.lost) > self._known:
+            self._known = len(self._cluster.lost)
+            self.moments.append(time.time())
+
+    on_train_batch_end = on_test_begin = on_epoch_begin = on_epoch_end = on_train_end = _look
+
+
+def data(rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points on the plane with one of three labels; rank -1 has those for validation."""
+    draw = np.random.default_rng(1 + rank)
+    x = draw.normal(size=(EPOCHS * STEPS * 16, 2)).astype(np.float32)
+    return x, (np.arctan2(x[:, 0], x[:, 1]) // (np.pi * 2 / 3) + 2).astype(np.int32)
+
+
+def work(folder: pathlib.Path, events: list[Event]):
+    """Trains, and writes what came of it."""
+    import tf_gossip_pga as pga
+
+    cluster = pga.initialize()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(16, "tanh")])
+    model.add(keras.layers.Dense(4))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.3, momentum=0.9), loss)
+    x, y = data(cluster.rank)
+    x_validation, y_validation = data(-1)
+    gossip = pga.GossipPGA(
+        H=PERIOD, topology="ring", on_worker_lost="continue", timeout_s=DEADLINE_S / 10
+    )
+    clock = Clock(cluster)
+    history = model.fit(
+        x,
+        y,
+        batch_size=16,
+        steps_per_epoch=STEPS,
+        epochs=EPOCHS,
+        verbose=0,
+        validation_data=(x_validation, y_validation),
+        callbacks=[Chaos(cluster.rank, events, folder / "events"), gossip, clock],
+    )
+    result = {
+        "weights": [weight.tolist() for weight in model.get_weights()],
+        "loss": model.evaluate(x_validation, y_validation, verbose=0),
+        "step": gossip.step,
+        "epochs": len(history.history["loss"]),
+        "lost": sorted(cluster.lost),
+        "moments": clock.moments,
+    }
+    (folder / f"{cluster.rank}.json").write_text(json.dumps(result))
+
+
+# ---- The runs -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Of one run.
+
+    Attributes:
+      results: rank -> what it has written; those that finished.
+      exit_codes: of all ranks; None for those that were ended at the deadline.
+      output: what they printed.
+      recovery_s: from the last event until the last survivor knew of it; None without.
+    """
+
+    results: dict[int, dict]
+    exit_codes: list[int | None]
+    output: str
+    recovery_s: float | None
+
+
+def run(events: list[Event], workers: int = WORKERS, deadline_s: float = DEADLINE_S) -> Outcome:
+    """Trains on so many processes, to which these events happen."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        plan_ = json.dumps([dataclasses.asdict(event) for event in events])
+        command = [sys.executable, __file__, "--join", name, "--plan", plan_]
+        processes = []
+        with launch._free_addresses(workers) as addresses:
+            for rank in range(workers):
+                config = cluster_lib.to_tf_config(addresses, rank)
+                environment = {**os.environ, "TF_CONFIG": config, "TF_CPP_MIN_LOG_LEVEL": "2"}
+                with open(folder / f"{rank}.log", "w") as log:
+                    processes.append(
+                        subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+                    )
+        ends = time.monotonic() + deadline_s
+        try:
+            while any(each.poll() is None for each in processes) and time.monotonic() < ends:
+                time.sleep(0.1)
+            exit_codes = [each.poll() for each in processes]
+        finally:
+            for each in processes:
+                each.kill()
+                each.wait()
+        results = {
+            rank: json.loads((folder / f"{rank}.json").read_text())
+            for rank in range(workers)
+            if (folder / f"{rank}.json").exists()
+        }
+        output = "".join(
+            f"---- rank {rank}\n{(folder / f'{rank}.log').read_text()}" for rank in range(workers)
+        )
+        happened = folder / "events"
+        recovery_s = None
+        if happened.exists() and results:
+            last = max(map(float, happened.read_text().split()))
+            known = [each["moments"][-1] for each in results.values() if each["moments"]]
+            recovery_s = max(known) - last if known else None
+    return Outcome(results, exit_codes, output, recovery_s)
+
+
+def problem(events: list[Event], outcome: Outcome, undisturbed_loss: float) -> str | None:
+    """What is wrong with an outcome, or None."""
+    killed = {event.rank for event in events if event.kind == "kill"}
+    survivors = set(range(WORKERS)) - killed
+    if None in outcome.exit_codes:
+        return f"hangs: {outcome.exit_codes}"
+    if set(outcome.results) != survivors or any(outcome.exit_codes[rank] for rank in survivors):
+        return f"finished: {sorted(outcome.results)}, exit codes {outcome.exit_codes}"
+    first, *others = outcome.results.values()
+    if any(each["weights"] != first["weights"] for each in others):
+        return "the survivors' weights differ"
+    if any(
+        (each["step"], each["epochs"]) != (EPOCHS * STEPS, EPOCHS)
+        for each in outcome.results.values()
+    ):
+        return "a survivor has not taken all steps"
+    if any(set(each["lost"]) != killed for each in outcome.results.values()):
+        return f"lost: {[each['lost'] for each in outcome.results.values()]}"
+    if abs(first["loss"] / undisturbed_loss - 1) > 0.1:
+        return f"loss {first['loss']:.4f} instead of {undisturbed_loss:.4f}"
+    return None
+
+
+def main():
+    """The runs, one line each, and a summary."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first run")
+    parser.add_argument("--output", help="write a JSON file")
+    for internal in ("--join", "--plan"):
+        parser.add_argument(internal, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.join:
+        events = [Event(**each) for each in json.loads(options.plan)]
+        work(pathlib.Path(options.join), events)
+        return 0
+    undisturbed = {size: run([], size).results[0]["loss"] for size in (2, 3)}
+    print(f"undisturbed loss by workers: {undisturbed}", flush=True)
+    rows = []
+    for seed in range(options.first, options.first + options.runs):
+        events = plan(seed)
+        outcome = run(events)
+        wrong = problem(events, outcome, undisturbed[WORKERS - len(events)])
+        loss = next((each["loss"] for each in outcome.results.values()), None)
+        what = "; ".join(f"rank {each.rank}, step {each.step}, {each.phase}" for each in events)
+        recovery = f"{outcome.recovery_s:5.1f} s" if outcome.recovery_s is not None else "   none"
+        print(f"{seed:3}  {recovery}  {loss or 0:.4f}  {wrong or 'ok':6}  {what}", flush=True)
+        if wrong:
+            print(outcome.output, flush=True)
+        row = {"seed": seed, "events": what, "recovery_s": outcome.recovery_s, "loss": loss}
+        rows.append({**row, "problem": wrong})
+    recoveries = [row["recovery_s"] for row in rows if row["recovery_s"] is not None]
+    failed = sum(row["problem"] is not None for row in rows)
+    print(f"{len(rows)} runs, {failed} failed", end="")
+    if recoveries:
+        print(f"; recovery {statistics.median(recoveries):.1f} s, at most {max(recoveries):.1f} s")
+    if options.output:
+        pathlib.Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(options.output).write_text(json.dumps(rows, indent=2) + "\n")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

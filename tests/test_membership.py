@@ -1,0 +1,194 @@
+"""Who is left: the survivors' agreement, with threads for workers and their real channels."""
+
+import contextlib
+import inspect
+import socket
+import threading
+
+import pytest
+
+from tf_gossip_pga import channel, membership, watch
+
+
+class Crew:
+    """Workers of one process: each has a channel, a membership and a thread that trains."""
+
+    def __init__(self, size: int):
+        mains = [socket.create_server(("127.0.0.1", 0)) for _ in range(size)]
+        addresses = [f"127.0.0.1:{main.getsockname()[1]}" for main in mains]
+        for main in mains:
+            main.close()  # as of processes that have died; those that live answer on the channel
+        self.statuses = [channel.Status() for _ in range(size)]
+        self.channels = [
+            channel.Channel(addresses, rank, status) for rank, status in enumerate(self.statuses)
+        ]
+        for each in self.channels:
+            each.join([other.contact for other in self.channels])
+        self.called_off = [[] for _ in range(size)]
+        self.memberships = [
+            membership.Membership(*pair, rank, size, self.called_off[rank].append)
+            for rank, pair in enumerate(zip(self.channels, self.statuses, strict=True))
+        ]
+        self.joined = [[] for _ in range(size)]
+        self.results = {}
+
+    def die(self, rank: int):
+        self.channels[rank].close()
+
+    def start(self, rank: int, completed: int, least: int = 1, on_join=lambda: None):
+        def regroup():
+            self.statuses[rank].enter_fit(inspect.currentframe().f_code)
+
+            def join(members, generation):
+                self.joined[rank].append((generation, members))
+                on_join()
+
+            try:
+                self.results[rank] = self.memberships[rank].regroup(completed, least, 60, join)
+            except watch.WorkerLost as error:
+                self.results[rank] = str(error)
+            ended.wait()  # it trains on
+
+        ended = self._ended
+        threading.Thread(target=regroup, daemon=True).start()
+
+    def regroup(self, completed: dict[int, int], **arguments) -> dict:
+        """What `regroup` returned or raised on each rank, which had completed so many exchanges."""
+        self._ended = threading.Event()
+        self.results = {}
+        for rank, count in completed.items():
+            self.start(rank, count, **arguments)
+        self.wait(completed)
+        self._ended.set()
+        return self.results
+
+    def wait(self, ranks):
+        deadline = threading.Event()
+        for _ in range(1200):
+            if set(ranks) <= set(self.results):
+                return
+            deadline.wait(0.05)
+        raise TimeoutError(self.results)
+
+
+@contextlib.contextmanager
+def _crew(size: int):
+    crew = Crew(size)
+    try:
+        yield crew
+    finally:
+        for each in crew.channels:
+            if each._thread.is_alive():
+                each.close()
+
+
+@pytest.mark.parametrize("dead", [{0}, {2}, {0, 3}, {0, 1, 2}])
+def test_all_that_are_left_become_members_and_learn_who_came_furthest(dead):
+    with _crew(4) as crew:
+        for rank in dead:
+            crew.die(rank)
+        left = tuple(sorted({0, 1, 2, 3} - dead))
+        results = crew.regroup({rank: 40 + rank for rank in left})
+        assert results == dict.fromkeys(left, 40 + max(left))
+        for rank in left:
+            assert crew.joined[rank] == [(1, left)]
+            assert (crew.memberships[rank].members, crew.memberships[rank].generation) == (left, 1)
+
+
+def test_a_second_loss_makes_a_second_generation():
+    with _crew(4) as crew:
+        crew.die(3)
+        crew.regroup({0: 5, 1: 5, 2: 5})
+        crew.die(0)
+        assert crew.regroup({1: 7, 2: 8}) == {1: 8, 2: 8}
+        assert crew.joined[2] == [(1, (0, 1, 2)), (2, (1, 2))]
+
+
+def test_one_that_dies_while_they_regroup_is_left_out():
+    with _crew(4) as crew:
+        crew.die(3)
+        died = threading.Event()
+
+        def die_once():
+            if not died.is_set():
+                died.set()
+                crew.die(2)
+
+        crew._ended = threading.Event()
+        crew.start(2, 1, on_join=die_once)  # this thread goes on without being heard
+        for rank in (0, 1):
+            crew.start(rank, 1)
+        crew.wait((0, 1))
+        crew._ended.set()
+        for rank in (0, 1):
+            assert crew.memberships[rank].members == (0, 1)
+            assert crew.joined[rank][-1][1] == (0, 1)
+
+
+def test_the_others_are_called_off_and_waited_for():
+    with _crew(3) as crew:
+        crew.die(0)
+        crew._ended = threading.Event()
+        crew.statuses[2].enter_fit(inspect.currentframe().f_code)  # this thread stands for rank 2
+        crew.start(1, 9)
+        while not crew.called_off[2]:
+            threading.Event().wait(0.05)
+        assert 1 not in crew.results  # it waits for rank 2, which lives and trains
+        crew.start(2, 8)
+        crew.wait((1, 2))
+        crew._ended.set()
+        assert crew.results == {1: 9, 2: 9}
+        assert crew.called_off == [[], [], ["another rank has lost a worker"]]
+
+
+def test_fewer_than_wanted_end_with_the_reason():
+    with _crew(3) as crew:
+        crew.die(2)
+        crew._ended = threading.Event()
+        crew.start(0, 1, least=3)
+        crew.start(1, 1, least=3)
+        crew.wait([0])  # which decides; rank 1 follows when rank 0 has left fit
+        crew._ended.set()
+        assert "2 of 3 workers are left, fewer than min_workers=3" in crew.results[0]
+
+
+class _Silent:
+    """A channel whose others never answer."""
+
+    def __init__(self, answers):
+        self.handlers = {}
+        self._answers = answers
+
+    def ask_all(self, kind, **details):
+        return self._answers
+
+
+@pytest.mark.parametrize(
+    ("rank", "silent", "goes_on"),
+    [
+        (0, [1], True),  # one against one: the lowest rank
+        (1, [0], False),
+        (2, [0, 1], False),
+        (0, [1, 2], False),  # rank 0 alone is fewer
+    ],
+)
+def test_of_two_sides_of_a_cut_one_goes_on(monkeypatch, rank, silent, goes_on):
+    monkeypatch.setattr(membership, "_SILENT_S", 0.2)
+    answers = dict.fromkeys(silent, channel.Absence.SILENT)
+    size = 1 + len(silent)
+    status = channel.Status()
+    mine = membership.Membership(_Silent(answers), status, rank, size, lambda reason: None)
+    if goes_on:
+        assert mine.regroup(3, 1, 60, lambda members, generation: None) == 3
+        assert mine.members == (rank,)
+    else:
+        with pytest.raises(watch.WorkerLost, match="cannot be reached, and may be going on"):
+            mine.regroup(3, 1, 60, lambda members, generation: None)
+
+
+def test_one_that_was_silent_for_long_learns_that_others_have_gone_on():
+    gone_on = {"generation": 1, "wants": 1, "completed": 5, "members": None}
+    answers = {1: {**gone_on, "is_member": False, "in_fit": True}}
+    mine = membership.Membership(_Silent(answers), channel.Status(), 0, 2, lambda reason: None)
+    with pytest.raises(watch.WorkerLost, match="rank 1 and others have gone on without it"):
+        mine.regroup(3, 1, 60, lambda members, generation: None)
