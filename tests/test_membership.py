@@ -47,6 +47,8 @@ class Crew:
                 self.results[rank] = self.memberships[rank].regroup(completed, least, 60, join)
             except watch.WorkerLost as error:
                 self.results[rank] = str(error)
+            except InterruptedError:  # it has died
+                return
             ended.wait()  # it trains on
 
         ended = self._ended
@@ -107,15 +109,13 @@ def test_a_second_loss_makes_a_second_generation():
 def test_one_that_dies_while_they_regroup_is_left_out():
     with _crew(4) as crew:
         crew.die(3)
-        died = threading.Event()
 
-        def die_once():
-            if not died.is_set():
-                died.set()
-                crew.die(2)
+        def die():
+            crew.die(2)
+            raise InterruptedError
 
         crew._ended = threading.Event()
-        crew.start(2, 1, on_join=die_once)  # this thread goes on without being heard
+        crew.start(2, 1, on_join=die)
         for rank in (0, 1):
             crew.start(rank, 1)
         crew.wait((0, 1))
@@ -147,9 +147,11 @@ def test_fewer_than_wanted_end_with_the_reason():
         crew._ended = threading.Event()
         crew.start(0, 1, least=3)
         crew.start(1, 1, least=3)
-        crew.wait([0])  # which decides; rank 1 follows when rank 0 has left fit
-        crew._ended.set()
+        crew.wait([0])  # which decides
         assert "2 of 3 workers are left, fewer than min_workers=3" in crew.results[0]
+        crew._ended.set()  # it leaves fit, so that rank 1 has to decide
+        crew.wait([1])
+        assert "1 of 3 workers are left, fewer than min_workers=3" in crew.results[1]
 
 
 class _Silent:

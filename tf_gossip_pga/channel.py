@@ -125,14 +125,14 @@ class Findings:
     Attributes:
       ranks: those that keep this one waiting.
       never: whether one of them will never come, since it has ended or left `fit`.
-      silent: whether one of them gives no answer.
       text: about each of them, in one line.
+      silent: whether one of them gives no answer.
     """
 
     ranks: tuple[int, ...] = ()
     never: bool = False
-    silent: bool = False
     text: str = ""
+    silent: bool = False
 
     @property
     def names(self) -> str:
