@@ -36,7 +36,7 @@ from tf_gossip_pga import launch
 # `H`-th time is a global average; in the validation after the epoch of this step; at its end.
 PHASES = ("computing", "exchange", "validation", "epoch end")
 
-WORKERS, EPOCHS, STEPS, PERIOD = 4, 4, 12, 4
+WORKERS, EPOCHS, STEPS, PERIOD, BATCH = 4, 4, 15, 4, 64
 DEADLINE_S = 240
 
 
@@ -126,6 +126,17 @@ def plan(seed: int) -> list[Event]:
     return events
 
 
+def settings(seed: int) -> dict:
+    """Arguments of `GossipPGA`, at random; `H` of 0 stands for an adaptive period."""
+    draw = random.Random(1000 + seed)
+    return {
+        "H": draw.choice([PERIOD, PERIOD, None, 0]),
+        "topology": draw.choice(["ring", "one_peer_exponential", "hypercube"]),
+        "overlap": draw.choice([False, True]),
+        "wire_dtype": draw.choice(["float32", "float32", "int8"]),
+    }
+
+
 # ---- A worker -----------------------------------------------------------------------------------
 
 
@@ -149,11 +160,11 @@ class Clock(keras.callbacks.Callback):
 def data(rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Points on the plane with one of three labels; rank -1 has those for validation."""
     draw = np.random.default_rng(1 + rank)
-    x = draw.normal(size=(EPOCHS * STEPS * 16, 2)).astype(np.float32)
+    x = draw.normal(size=(EPOCHS * STEPS * BATCH, 2)).astype(np.float32)
     return x, (np.arctan2(x[:, 0], x[:, 1]) // (np.pi * 2 / 3) + 2).astype(np.int32)
 
 
-def work(folder: pathlib.Path, events: list[Event]):
+def work(folder: pathlib.Path, events: list[Event], arguments: dict):
     """Trains, and writes what came of it."""
     import tf_gossip_pga as pga
 
@@ -162,17 +173,18 @@ def work(folder: pathlib.Path, events: list[Event]):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(16, "tanh")])
     model.add(keras.layers.Dense(4))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.3, momentum=0.9), loss)
+    rate = keras.optimizers.schedules.CosineDecay(0.3, EPOCHS * STEPS)
+    model.compile(keras.optimizers.SGD(rate, momentum=0.9), loss)
     x, y = data(cluster.rank)
     x_validation, y_validation = data(-1)
-    gossip = pga.GossipPGA(
-        H=PERIOD, topology="ring", on_worker_lost="continue", timeout_s=DEADLINE_S / 10
-    )
+    if arguments["H"] == 0:
+        arguments["H"] = pga.AdaptivePeriod(initial=PERIOD, warmup_steps=2 * PERIOD)
+    gossip = pga.GossipPGA(on_worker_lost="continue", timeout_s=DEADLINE_S / 10, **arguments)
     clock = Clock(cluster)
     history = model.fit(
         x,
         y,
-        batch_size=16,
+        batch_size=BATCH,
         steps_per_epoch=STEPS,
         epochs=EPOCHS,
         verbose=0,
@@ -210,11 +222,17 @@ class Outcome:
     recovery_s: float | None
 
 
-def run(events: list[Event], workers: int = WORKERS, deadline_s: float = DEADLINE_S) -> Outcome:
-    """Trains on so many processes, to which these events happen."""
+def run(events: list[Event], arguments: dict, workers: int = WORKERS) -> Outcome:
+    """Trains on so many processes, to which these events happen.
+
+    Args:
+      events: on any of the ranks.
+      arguments: of `GossipPGA`; see `settings`.
+      workers: how many processes.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        plan_ = json.dumps([dataclasses.asdict(event) for event in events])
+        plan_ = json.dumps([[dataclasses.asdict(event) for event in events], arguments])
         command = [sys.executable, __file__, "--join", name, "--plan", plan_]
         processes = []
         with launch._free_addresses(workers) as addresses:
@@ -225,7 +243,7 @@ def run(events: list[Event], workers: int = WORKERS, deadline_s: float = DEADLIN
                     processes.append(
                         subprocess.Popen(command, env=environment, stdout=log, stderr=log)
                     )
-        ends = time.monotonic() + deadline_s
+        ends = time.monotonic() + DEADLINE_S
         try:
             while any(each.poll() is None for each in processes) and time.monotonic() < ends:
                 time.sleep(0.1)
@@ -284,18 +302,20 @@ def main():
         parser.add_argument(internal, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.join:
-        events = [Event(**each) for each in json.loads(options.plan)]
-        work(pathlib.Path(options.join), events)
+        events, arguments = json.loads(options.plan)
+        work(pathlib.Path(options.join), [Event(**each) for each in events], arguments)
         return 0
-    undisturbed = {size: run([], size).results[0]["loss"] for size in (2, 3)}
+    usual = {"H": PERIOD, "topology": "ring"}
+    undisturbed = {size: run([], usual, size).results[0]["loss"] for size in (2, 3)}
     print(f"undisturbed loss by workers: {undisturbed}", flush=True)
     rows = []
     for seed in range(options.first, options.first + options.runs):
         events = plan(seed)
-        outcome = run(events)
+        outcome = run(events, settings(seed))
         wrong = problem(events, outcome, undisturbed[WORKERS - len(events)])
         loss = next((each["loss"] for each in outcome.results.values()), None)
         what = "; ".join(f"rank {each.rank}, step {each.step}, {each.phase}" for each in events)
+        what += f"  {settings(seed)}"
         recovery = f"{outcome.recovery_s:5.1f} s" if outcome.recovery_s is not None else "   none"
         print(f"{seed:3}  {recovery}  {loss or 0:.4f}  {wrong or 'ok':6}  {what}", flush=True)
         if wrong:

@@ -66,9 +66,11 @@ _KEYS_OF_GATHERS = 32  # one for each power of two
 # How long `initialize` waits for the workers that TensorFlow has just found started.
 _START_S = 300.0
 
-# TensorFlow gives up a worker whose heartbeats, every half of this, have not come for so long. By
-# default 10 s, and then it is enough to stop one for 5 s, whatever the deadlines here are.
-_HEARTBEAT_S = 60.0
+# TensorFlow's coordination service gives up a worker whose heartbeats, every half of this, have not
+# come for so long, and then breaks the exchanges of all others: by default 10 s after one is stopped,
+# and once more when those that are left have formed a cluster of their own. So never, in practice:
+# what closes its sockets is noticed anyway, and what is silent by `watch`.
+_HEARTBEAT_S = 10 * 365 * 86400.0
 
 # Bcast kernels know these types; others of the same width travel in their clothes.
 _BCAST_TYPES = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
