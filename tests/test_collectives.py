@@ -75,7 +75,7 @@ def test_no_more_messages_are_under_way_than_allowed(limit):
 
     mine = object.__new__(collectives.Collectives)  # a graph that never runs needs no server
     mine.cluster, mine._messages_in_flight = Cluster(0, 3, ("a:1", "b:1", "c:1")), limit
-    mine._hint, mine._device = "ring", "/device:CPU:0"
+    mine._hint, mine._device, mine._first_group_key = "ring", "/device:CPU:0", 1
     with tf.Graph().as_default() as graph:
         mine.exchange([tf.zeros([3]) for _ in range(4)], topology_lib.ring(3).colours(0), 1)
     messages = [op for op in graph.get_operations() if "CollectiveBcast" in op.type]
@@ -100,7 +100,7 @@ def test_no_more_global_averages_are_under_way_than_allowed(limit):
 
     mine = object.__new__(collectives.Collectives)
     mine.cluster = Cluster(0, 3, ("a:1", "b:1", "c:1"))
-    mine._hint, mine._device = "ring", "/device:CPU:0"
+    mine._hint, mine._device, mine._first_group_key = "ring", "/device:CPU:0", 1
     mine._tokens = [tf.Variable(0.0) for _ in range(limit)]
     function = tf.function(lambda: mine.mean([tf.zeros([3])] * 5, 1), autograph=False)
     operations = function.get_concrete_function().graph.get_operations()
@@ -116,7 +116,10 @@ def test_more_than_ten_ranks_come_in_rank_order():
     from tf_gossip_pga import collectives
 
     by_name = sorted(range(12), key=str)  # as TensorFlow orders its devices: 0, 1, 10, 11, 2, …
-    messages = np.concatenate([collectives._encode(rank, {"of": rank}) for rank in by_name])
+    rows = [collectives._encode(rank, {"of": rank}) for rank in by_name]
+    messages = np.zeros([12, 64], np.int32)
+    for message, row in zip(messages, rows, strict=True):
+        message[: len(row)] = row
     assert collectives._decode(messages) == [{"of": rank} for rank in range(12)]
 
 

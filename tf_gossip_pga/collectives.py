@@ -67,9 +67,9 @@ _KEYS_OF_GATHERS = 32  # one for each power of two
 _START_S = 300.0
 
 # TensorFlow's coordination service gives up a worker whose heartbeats, every half of this, have not
-# come for so long, and then breaks the exchanges of all others: by default 10 s after one is stopped,
-# and once more when those that are left have formed a cluster of their own. So never, in practice:
-# what closes its sockets is noticed anyway, and what is silent by `watch`.
+# come for so long, and then breaks the exchanges of all others: by default 10 s after one is
+# stopped, and once more when those that are left have formed a cluster of their own. So never, in
+# practice: what closes its sockets is noticed anyway, and what is silent by `watch`.
 _HEARTBEAT_S = 10 * 365 * 86400.0
 
 # Bcast kernels know these types; others of the same width travel in their clothes.
@@ -155,7 +155,7 @@ class Collectives:
     @property
     def members(self) -> tuple[int, ...]:
         """The ranks that exchange, in order: all, or those that are left."""
-        return self._membership.members if self.cluster.size > 1 else (0,)
+        return self.cluster.members
 
     @property
     def size(self) -> int:
