@@ -246,3 +246,34 @@ def test_the_rest_of_the_environment_is_passed_on(monkeypatch):
     monkeypatch.setenv("SOME_SETTING", "kept")
     assert _launch("print(os.environ['SOME_SETTING'])", 1) == "[0] kept\n"
     assert "TF_CONFIG" not in os.environ
+
+
+def test_the_others_go_on_while_enough_are_left():
+    output = _launch(
+        "time.sleep(0.5 * rank); print('end', rank); sys.exit(rank == 0)", min_workers=1
+    )
+    assert "Rank 0 failed, with exit code 1." in output
+    assert output.splitlines()[-1] == "[1] end 1"
+    with pytest.raises(launch.LaunchError, match="Rank 0 failed first, with exit code 3") as caught:
+        _launch("time.sleep(100 * (rank > 1)); sys.exit(3 + rank)", 3, min_workers=2)
+    assert [each.returncode for each in caught.value.outcomes][2] is None
+
+
+def test_a_failed_job_begins_again_as_often_as_it_may(tmp_path, capfd):
+    script = tmp_path / "script.py"
+    file = tmp_path / "runs"
+    script.write_text(
+        f"print('x', file=open({str(file)!r}, 'a'))\n"
+        f"raise SystemExit(len(open({str(file)!r}).readlines()) < 3)\n"
+    )
+    assert launch.main(["--workers=1", "--max-restarts=1", str(script)]) == 1
+    assert len(file.read_text().split()) == 2
+    assert launch.main(["--workers=1", "--max-restarts=9", str(script)]) == 0
+    assert len(file.read_text().split()) == 3
+    assert "The job begins again: restart 1 of 1." in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("least", [0, 3, 1.5])
+def test_min_workers_must_be_a_number_of_workers(least):
+    with pytest.raises(ValueError, match=r"min_workers must be one of 1 … 2, received"):
+        _launch("", 2, min_workers=least)

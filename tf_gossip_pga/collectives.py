@@ -298,7 +298,7 @@ class Collectives:
         )
         self.missed = most - self.completed
         self.leads = not self.missed
-        gone = [rank for rank in before if rank not in self.members]
+        gone = [rank for rank in before if rank not in self._membership.members]
         self.cluster.lost.update(gone)
         self._begin_generation()
         self._channel.keep(self.members)

@@ -4,6 +4,8 @@
 
 Each line of output begins with the rank it came from. When a worker fails, the others are stopped,
 its rank and last lines are shown, and the exit code is 1. Ctrl-C stops all; nothing stays behind.
+With `--min-workers=N` the others go on as long as N are left, for scripts that survive a loss; with
+`--max-restarts=N` a job that has failed begins again, for scripts that resume at a checkpoint.
 TensorFlow's start-up messages, and warnings that another worker has printed already, are left out
 unless `--verbose` is given. On a machine with at least as many GPUs as workers each worker sees
 one of its own; with fewer, all train on the CPU.
@@ -35,8 +37,8 @@ class Outcome:
 
     Attributes:
       rank: the worker's rank.
-      returncode: its exit code; negative for a signal; None if it was stopped because another
-        worker failed, or because time was up.
+      returncode: its exit code; negative for a signal; None if it was stopped because too many
+        others failed, or because time was up.
       last_lines: the end of its output.
     """
 
@@ -46,7 +48,7 @@ class Outcome:
 
 
 class LaunchError(RuntimeError):
-    """A worker failed, or the time was up.
+    """A worker failed, or too many, or the time was up.
 
     Attributes:
       outcomes: one `Outcome` for each rank.
@@ -62,21 +64,24 @@ def launch(
     workers: int,
     *,
     verbose: bool = False,
+    min_workers: int | None = None,
     deadline_s: float | None = None,
     write: Callable[[str], object] | None = None,
 ) -> list[Outcome]:
-    """Runs `command` once for each worker, and returns when all have ended well.
+    """Runs `command` once for each worker, and returns when all have ended.
 
     Args:
       command: program and arguments, e.g. `[sys.executable, "script.py"]`.
       workers: number of processes, >= 1.
       verbose: show TensorFlow's start-up messages and repeated warnings too.
+      min_workers: how many must end well; the others may fail. Default: all.
       deadline_s: stop everything after so many seconds; None waits for ever.
       write: receives the prefixed output, piece by piece; default: standard output.
 
     Raises:
-      ValueError: `workers` is not a whole number >= 1.
-      LaunchError: a worker ended with another exit code than 0, or the deadline passed.
+      ValueError: `workers` is not a whole number >= 1, or `min_workers` none from 1 to `workers`.
+      LaunchError: a worker, or too many, ended with another exit code than 0, or the deadline
+        passed.
 
     Example:
 
@@ -84,6 +89,9 @@ def launch(
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers must be a whole number >= 1, received {workers!r}.")
+    least = workers if min_workers is None else min_workers
+    if least not in range(1, workers + 1):
+        raise ValueError(f"min_workers must be one of 1 … {workers}, received {min_workers!r}.")
     terminal = write is None and sys.stdout.isatty()
     screen = screen_lib.Screen(write or _write_out, verbose)
     with contextlib.ExitStack() as stack:
@@ -100,7 +108,7 @@ def launch(
             for rank in range(workers):
                 environment = _environment(addresses, rank, gpus, verbose)
                 crew.append(_Worker(command, rank, environment, terminal and rank == 0))
-        return _watch(crew, screen, deadline_s)
+        return _watch(crew, least, screen, deadline_s)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,6 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--workers", type=int, default=2, help="number of processes (default 2)")
+    parser.add_argument("--min-workers", type=int, help="how many must be left (default all)")
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, help="how often a failed job begins again"
+    )
     parser.add_argument(
         "--verbose", action="store_true", help="show TensorFlow's start-up messages too"
     )
@@ -119,26 +131,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.workers < 1:
         parser.error(f"--workers must be at least 1, received {options.workers}")
+    least = options.min_workers
+    if least is not None and not 1 <= least <= options.workers:
+        parser.error(f"--min-workers must be from 1 to {options.workers}, received {least}")
+    if options.max_restarts < 0:
+        parser.error(f"--max-restarts must not be negative, received {options.max_restarts}")
     if not os.path.isfile(options.script):
         parser.error(f"there is no script {options.script!r}")
     command = [sys.executable, options.script, *options.arguments]
-    return run(command, options.workers, options.verbose)
+    return run(
+        command, options.workers, options.max_restarts, verbose=options.verbose, min_workers=least
+    )
 
 
-def run(command: Sequence[str], workers: int, verbose: bool = False) -> int:
-    """`launch` for a terminal: reports a failure in words and returns the exit code."""
+def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings) -> int:
+    """`launch` for a terminal: reports a failure in words and returns the exit code.
+
+    Args:
+      command: as for `launch`; so are `workers` and `settings`.
+      max_restarts: how often to begin again after a failure.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
             signal.signal(number, _interrupt)
-    try:
-        launch(command, workers, verbose=verbose)
-    except LaunchError as error:
-        print(f"\n{error}", file=sys.stderr, flush=True)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted; all workers were stopped.", file=sys.stderr, flush=True)
-        return 130
-    return 0
+    for restart in range(max_restarts + 1):
+        try:
+            launch(command, workers, **settings)
+            return 0
+        except LaunchError as error:
+            print(f"\n{error}", file=sys.stderr, flush=True)
+            if restart < max_restarts:
+                again = f"\nThe job begins again: restart {restart + 1} of {max_restarts}."
+                print(again, file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            print("\nInterrupted; all workers were stopped.", file=sys.stderr, flush=True)
+            return 130
+    return 1
 
 
 def _interrupt(number, frame):
@@ -180,11 +208,11 @@ class _Worker:
 
 
 def _watch(
-    crew: list[_Worker], screen: screen_lib.Screen, deadline_s: float | None
+    crew: list[_Worker], least: int, screen: screen_lib.Screen, deadline_s: float | None
 ) -> list[Outcome]:
-    """Relays output until all workers have ended, one has failed, or time is up."""
+    """Relays output until all workers have ended, too many have failed, or time is up."""
     ends = None if deadline_s is None else time.monotonic() + deadline_s
-    running = list(crew)
+    running, failed = list(crew), []
     with selectors.DefaultSelector() as selector:
         for worker in crew:
             selector.register(worker.output, selectors.EVENT_READ, worker)
@@ -194,13 +222,19 @@ def _watch(
             for worker in [w for w in running if w.process.poll() is not None]:
                 running.remove(worker)
                 if worker.process.returncode:
-                    _fail(_description(worker, crew), [worker], crew, selector, screen)
+                    failed.append(worker)
+                    if len(crew) - len(failed) < least:
+                        _fail(_description(failed, crew), failed, crew, selector, screen)
+                    screen.notice(f"Rank {worker.rank} failed, with {_how(worker)}.")
             if ends is not None and time.monotonic() > ends and running:
                 ranks = ", ".join(str(worker.rank) for worker in running)
                 reason = f"After {deadline_s:g} s rank {ranks} had not ended."
                 _fail(reason, running, crew, selector, screen)
         _drain(crew, selector, screen)
-    return [Outcome(worker.rank, 0, list(screen.last_lines[worker.rank])) for worker in crew]
+    return [
+        Outcome(worker.rank, worker.process.returncode, list(screen.last_lines[worker.rank]))
+        for worker in crew
+    ]
 
 
 def _relay(worker: _Worker, selector, screen: screen_lib.Screen):
@@ -238,12 +272,20 @@ def _fail(reason: str, guilty: list[_Worker], crew: list[_Worker], selector, scr
     raise LaunchError("\n".join(lines), outcomes)
 
 
-def _description(worker: _Worker, crew: list[_Worker]) -> str:
-    code = worker.process.returncode
-    how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
+def _description(failed: list[_Worker], crew: list[_Worker]) -> str:
+    first, *others = failed
+    then = "".join(f", then rank {each.rank}, with {_how(each)}" for each in others)
     ended = [str(each.rank) for each in crew if each.process.returncode == 0]
     before = f" Rank {', '.join(ended)} had ended before, with exit code 0." if ended else ""
-    return f"Rank {worker.rank} failed first, with {how}; the other workers were stopped.{before}"
+    return (
+        f"Rank {first.rank} failed first, with {_how(first)}{then}; the other workers were "
+        f"stopped.{before}"
+    )
+
+
+def _how(worker: _Worker) -> str:
+    code = worker.process.returncode
+    return f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
 
 
 def _stop(crew: list[_Worker]):
