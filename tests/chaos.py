@@ -24,13 +24,15 @@ import tempfile
 import threading
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import keras
-import numpy as np
+import keras  # noqa: E402
+import links  # noqa: E402
+import numpy as np  # noqa: E402
 
-from tf_gossip_pga import cluster as cluster_lib
-from tf_gossip_pga import launch
+from tf_gossip_pga import cluster as cluster_lib  # noqa: E402
+from tf_gossip_pga import launch  # noqa: E402
 
 # Where in a step or epoch: while it computes; a moment after its exchange has begun, which every
 # `H`-th time is a global average; in the validation after the epoch of this step; at its end.
@@ -49,7 +51,7 @@ class Event:
       step: when, counted from 1 over the whole run.
       phase: one of `PHASES`.
       kind: `"kill"`: SIGKILL; `"stop"`: SIGSTOP, and SIGCONT after `seconds`; `"delay"`: a sleep of
-        `seconds`.
+        `seconds`; `"cut"`: its network interface goes down, where it has one of its own.
       seconds: for `"stop"` and `"delay"`; also how long after its beginning an exchange is hit.
     """
 
@@ -103,6 +105,8 @@ class Chaos(keras.callbacks.Callback):
             print(time.time(), file=log, flush=True)
         if event.kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif event.kind == "cut":
+            subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
         elif event.kind == "stop":
             subprocess.Popen(["sh", "-c", f"sleep {event.seconds}; kill -CONT {os.getpid()}"])
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -177,9 +181,10 @@ def work(folder: pathlib.Path, events: list[Event], arguments: dict):
     model.compile(keras.optimizers.SGD(rate, momentum=0.9), loss)
     x, y = data(cluster.rank)
     x_validation, y_validation = data(-1)
+    arguments = {"on_worker_lost": "continue", "timeout_s": DEADLINE_S / 10, **arguments}
     if arguments["H"] == 0:
         arguments["H"] = pga.AdaptivePeriod(initial=PERIOD, warmup_steps=2 * PERIOD)
-    gossip = pga.GossipPGA(on_worker_lost="continue", timeout_s=DEADLINE_S / 10, **arguments)
+    gossip = pga.GossipPGA(**arguments)
     clock = Clock(cluster)
     history = model.fit(
         x,
@@ -222,17 +227,18 @@ class Outcome:
     recovery_s: float | None
 
 
-def run(events: list[Event], arguments: dict, workers: int = WORKERS) -> Outcome:
+def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str = "") -> Outcome:
     """Trains on so many processes, to which these events happen.
 
     Args:
       events: on any of the ranks.
       arguments: of `GossipPGA`; see `settings`.
       workers: how many processes.
+      hosts: where each is a host of its own, how to join it (`benchmarks/links.py`).
     """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        plan_ = json.dumps([[dataclasses.asdict(event) for event in events], arguments])
+        plan_ = json.dumps([[dataclasses.asdict(event) for event in events], arguments, hosts])
         command = [sys.executable, __file__, "--join", name, "--plan", plan_]
         processes = []
         with launch._free_addresses(workers) as addresses:
@@ -271,8 +277,8 @@ def run(events: list[Event], arguments: dict, workers: int = WORKERS) -> Outcome
 
 def problem(events: list[Event], outcome: Outcome, undisturbed_loss: float) -> str | None:
     """What is wrong with an outcome, or None."""
-    killed = {event.rank for event in events if event.kind == "kill"}
-    survivors = set(range(WORKERS)) - killed
+    killed = {event.rank for event in events if event.kind in ("kill", "cut")}
+    survivors = set(range(len(outcome.exit_codes))) - killed
     if None in outcome.exit_codes:
         return f"hangs: {outcome.exit_codes}"
     if set(outcome.results) != survivors or any(outcome.exit_codes[rank] for rank in survivors):
@@ -302,7 +308,9 @@ def main():
         parser.add_argument(internal, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.join:
-        events, arguments = json.loads(options.plan)
+        events, arguments, hosts = json.loads(options.plan)
+        if hosts:
+            links.join(hosts)
         work(pathlib.Path(options.join), [Event(**each) for each in events], arguments)
         return 0
     usual = {"H": PERIOD, "topology": "ring"}

@@ -31,6 +31,8 @@ class Crew:
         ]
         self.joined = [[] for _ in range(size)]
         self.results = {}
+        self.in_fit = threading.Barrier(1)  # nobody asks before all train
+        self.ended = threading.Event()
 
     def die(self, rank: int):
         self.channels[rank].close()
@@ -38,6 +40,7 @@ class Crew:
     def start(self, rank: int, completed: int, least: int = 1, on_join=lambda: None):
         def regroup():
             self.statuses[rank].enter_fit(inspect.currentframe().f_code)
+            in_fit.wait()
 
             def join(members, generation):
                 self.joined[rank].append((generation, members))
@@ -51,17 +54,17 @@ class Crew:
                 return
             ended.wait()  # it trains on
 
-        ended = self._ended
+        in_fit, ended = self.in_fit, self.ended
         threading.Thread(target=regroup, daemon=True).start()
 
     def regroup(self, completed: dict[int, int], **arguments) -> dict:
         """What `regroup` returned or raised on each rank, which had completed so many exchanges."""
-        self._ended = threading.Event()
+        self.in_fit, self.ended = threading.Barrier(len(completed)), threading.Event()
         self.results = {}
         for rank, count in completed.items():
             self.start(rank, count, **arguments)
         self.wait(completed)
-        self._ended.set()
+        self.ended.set()
         return self.results
 
     def wait(self, ranks):
@@ -114,12 +117,12 @@ def test_one_that_dies_while_they_regroup_is_left_out():
             crew.die(2)
             raise InterruptedError
 
-        crew._ended = threading.Event()
+        crew.in_fit = threading.Barrier(3)
         crew.start(2, 1, on_join=die)
         for rank in (0, 1):
             crew.start(rank, 1)
         crew.wait((0, 1))
-        crew._ended.set()
+        crew.ended.set()
         for rank in (0, 1):
             assert crew.memberships[rank].members == (0, 1)
             assert crew.joined[rank][-1][1] == (0, 1)
@@ -128,7 +131,6 @@ def test_one_that_dies_while_they_regroup_is_left_out():
 def test_the_others_are_called_off_and_waited_for():
     with _crew(3) as crew:
         crew.die(0)
-        crew._ended = threading.Event()
         crew.statuses[2].enter_fit(inspect.currentframe().f_code)  # this thread stands for rank 2
         crew.start(1, 9)
         while not crew.called_off[2]:
@@ -136,7 +138,7 @@ def test_the_others_are_called_off_and_waited_for():
         assert 1 not in crew.results  # it waits for rank 2, which lives and trains
         crew.start(2, 8)
         crew.wait((1, 2))
-        crew._ended.set()
+        crew.ended.set()
         assert crew.results == {1: 9, 2: 9}
         assert crew.called_off == [[], [], ["another rank has lost a worker"]]
 
@@ -144,12 +146,12 @@ def test_the_others_are_called_off_and_waited_for():
 def test_fewer_than_wanted_end_with_the_reason():
     with _crew(3) as crew:
         crew.die(2)
-        crew._ended = threading.Event()
+        crew.in_fit = threading.Barrier(2)
         crew.start(0, 1, least=3)
         crew.start(1, 1, least=3)
         crew.wait([0])  # which decides
         assert "2 of 3 workers are left, fewer than min_workers=3" in crew.results[0]
-        crew._ended.set()  # it leaves fit, so that rank 1 has to decide
+        crew.ended.set()  # it leaves fit, so that rank 1 has to decide
         crew.wait([1])
         assert "1 of 3 workers are left, fewer than min_workers=3" in crew.results[1]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests import chaos
-from tests.chaos import Event
+from tests.chaos import Event, links
 
 pytestmark = pytest.mark.multiprocess
 
@@ -45,6 +45,18 @@ def test_a_stop_of_a_few_seconds_is_no_loss(undisturbed_loss):
     outcome = chaos.run(events, USUAL)
     assert chaos.problem(events, outcome, undisturbed_loss) is None, outcome.output
     assert all(result["lost"] == [] for result in outcome.results.values())
+
+
+def test_of_two_sides_of_a_cut_the_larger_goes_on(undisturbed_loss):
+    try:
+        with links.hosts(3, 1000) as hosts:
+            events = [Event(0, 20, "computing", kind="cut")]
+            outcome = chaos.run(events, {**USUAL, "timeout_s": 6}, 3, hosts.flag)
+    except links.NoHostsError as reason:
+        pytest.skip(f"no hosts of their own here: {reason}")
+    assert chaos.problem(events, outcome, undisturbed_loss) is None, outcome.output
+    assert outcome.exit_codes[0]
+    assert "Rank 0: rank 1 and rank 2 cannot be reached, and may be going on" in outcome.output
 
 
 def test_too_few_end_with_the_reason():

@@ -539,6 +539,11 @@ class GossipPGA(keras.callbacks.Callback):
             problem = agreement.problem_of_reset(self.model.optimizer)
         if self._cluster.size == 1:  # its data are nobody else's affair
             return problem
+        if self._least_workers is not None and (deaf := self._collectives.unreachable()):
+            problem = problem or (
+                "on_worker_lost='continue' needs to ask the others who is left, but rank "
+                f"{deaf[0]} does not answer: let workers reach all ports of one another."
+            )
         return (
             problem
             or agreement.problem_of_devices(self.model, self._cluster.strategy)

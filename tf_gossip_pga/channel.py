@@ -212,11 +212,14 @@ class Channel:
             return Findings(text="the others cannot be asked before all have started")
         answers = self.ask_all("status")
         mine = self._status.tell()
+        found = {rank: _parsed(answer) for rank, answer in answers.items()}
         late = {
             rank: where
-            for rank, where in ((rank, _parsed(answer)) for rank, answer in answers.items())
+            for rank, where in found.items()
             if isinstance(where, Absence) or where.exchanges < mine.exchanges
         }
+        if not late:
+            return _elsewhere(found, mine)
         # Those who wait themselves are late because of others.
         causes = {rank: where for rank, where in late.items() if not _waits(where)} or late
         return Findings(
@@ -225,6 +228,11 @@ class Channel:
             silent=Absence.SILENT in causes.values(),
             text="; ".join(_shortened([self._sentence(*each, mine) for each in causes.items()])),
         )
+
+    def unreachable(self) -> list[int]:
+        """The others that give no answer now, though there is plenty of time."""
+        answers = self.ask_all("status", timeout_s=10 * _ASK_S)
+        return [rank for rank, answer in answers.items() if isinstance(answer, Absence)]
 
     def close(self):
         """Ends the thread, and closes its sockets."""
@@ -334,6 +342,19 @@ def _parsed(answer: dict | Absence) -> Whereabouts | Absence:
         return answer if isinstance(answer, Absence) else Whereabouts(**answer)
     except TypeError:
         return Absence.SILENT  # somebody else listens there now
+
+
+def _elsewhere(found: dict[int, Whereabouts], mine: Whereabouts) -> Findings:
+    """Those who wait at another exchange, though they have begun as many: neither will ever end."""
+    there = {
+        rank: where.waits_at
+        for rank, where in found.items()
+        if where.exchanges == mine.exchanges and _waits(where) and where.waits_at != mine.waits_at
+    }
+    if not there or mine.waits_at is None:
+        return Findings()
+    text = "; ".join(_shortened([f"rank {rank} waits at {place}" for rank, place in there.items()]))
+    return Findings(tuple(there), never=True, text=f"{text}: the ranks took different ways")
 
 
 def _shortened(texts: list[str]) -> list[str]:

@@ -179,6 +179,10 @@ class Collectives:
         self._regroup_s = timeout_s
         self.completed = self.missed = 0
 
+    def unreachable(self) -> list[int]:
+        """Ranks that do not answer questions, without which none can be gone on without."""
+        return self._channel.unreachable() if self.size > 1 else []
+
     def check(self):
         """Raises `Regrouped` where another rank has lost a worker since the last exchange."""
         if self.size > 1 and self._watch.called_off:
