@@ -129,7 +129,7 @@ def publish(title: str, rows: list[dict], ratios: dict[str, float], output: str 
     for name, ratio in ratios.items():
         print(f"{name} = {ratio:.3f}")
     if output:
-        _write(rows, ratios, output)
+        write(rows, ratios, output)
 
 
 def table(rows: list[dict]) -> str:
@@ -150,7 +150,7 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _write(rows: list[dict], ratios: dict[str, float], output: str):
+def write(rows: list[dict], ratios: dict[str, float], output: str):
     """A JSON file with the command and the machine beside the figures."""
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     content = {"command": command, "machine": machine(), "rows": rows, "ratios": ratios}

@@ -1,0 +1,115 @@
+"""A long run of a small model: what each worker holds, from time to time.
+
+    python benchmarks/soak.py --steps=20000 --output=output/soak.json
+
+Each row is one worker: resident memory, threads and open files after a tenth of the steps, by when
+everything has been traced and all connections are open, and at the end.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+import report
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from tf_gossip_pga import launch
+
+STEPS_PER_EPOCH = 500
+
+
+def parse(argv=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--output", help="write a JSON file")
+    options = parser.parse_args(argv)
+    if options.workers < 2:
+        parser.error(f"--workers must be at least 2, received {options.workers}")
+    if options.steps < 20:
+        parser.error(f"--steps must be at least 20, received {options.steps}")
+    return options
+
+
+def held() -> dict[str, int]:
+    """Of this process: bytes of resident memory, threads, open files."""
+    with open("/proc/self/statm") as file:
+        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    count = {name: len(os.listdir(f"/proc/self/{name}")) for name in ("task", "fd")}
+    return {"resident_bytes": resident, "threads": count["task"], "files": count["fd"]}
+
+
+def worker(options):
+    """One rank; rank 0 reports."""
+    import tf_gossip_pga as pga
+
+    cluster = pga.initialize()
+    import keras
+    import numpy as np
+
+    from tf_gossip_pga import collectives
+
+    seen = {}
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if gossip.step in (options.steps // 10, options.steps):
+                seen[gossip.step] = held()
+
+    random = np.random.default_rng(cluster.rank)
+    x = random.normal(size=(STEPS_PER_EPOCH * 8, 49)).astype(np.float32)
+    y = x[:, :10].argmax(1)
+    model = keras.Sequential([keras.Input((49,)), keras.layers.Dense(50), keras.layers.Dense(10)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    gossip = pga.GossipPGA(H=6, overlap=True)
+    steps = min(STEPS_PER_EPOCH, options.steps)
+    model.fit(
+        x,
+        y,
+        batch_size=8,
+        steps_per_epoch=steps,
+        epochs=options.steps // steps,
+        verbose=2 if cluster.is_chief else 0,
+        validation_data=(x[:80], y[:80]),
+        callbacks=[gossip, Look()],
+    )
+    everyone = collectives.active().gather([*seen.values()], "the end", 600)
+    if cluster.is_chief:
+        publish(everyone, options)
+
+
+def publish(everyone: list, options):
+    """A line a rank, and the largest growth of each kind."""
+    print(f"\n{options.workers} workers, {options.steps} steps\n{report.machine()}\n")
+    print(f"rank  {'MB':>7}  {'at last':>7}  {'threads':>7}  {'at last':>7}  files  at last")
+    rows, growth = [], {"resident_bytes": 0.0, "threads": 0.0, "files": 0.0}
+    for rank, (early, late) in enumerate(everyone):
+        rows.append({"name": f"rank {rank}", "early": early, "late": late})
+        for kind in growth:
+            growth[kind] = max(growth[kind], late[kind] / early[kind] - 1)
+        print(
+            f"{rank:4}  {early['resident_bytes'] / 1e6:7.1f}  {late['resident_bytes'] / 1e6:7.1f}"
+            f"  {early['threads']:7}  {late['threads']:7}  {early['files']:5}  {late['files']:7}"
+        )
+    print()
+    for kind, share in growth.items():
+        print(f"{kind}_growth = {share:.4f}")
+    if options.output:
+        ratios = {f"{kind}_growth": share for kind, share in growth.items()}
+        report.write(rows, ratios, options.output)
+
+
+def main() -> int:
+    """Starts the workers, or is one of them."""
+    options = parse()
+    if "TF_CONFIG" in os.environ:
+        worker(options)
+        return 0
+    return launch.run([sys.executable, __file__, *sys.argv[1:]], options.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
