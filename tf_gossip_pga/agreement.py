@@ -159,7 +159,8 @@ def difference(values: list) -> str | None:
 
 def _described(variable, kind: str) -> str:
     # Keras numbers the layers of a process as they are made; the numbers mean nothing elsewhere.
-    path = re.sub(r"_\d+(?=/|$)", "", variable.path)
+    # An optimizer's variables have them in mid-name: adam/sequential_2_dense_3_kernel_momentum.
+    path = re.sub(r"_\d+(?=[_/]|$)", "", variable.path)
     return f"{path} {list(variable.shape)} {variable.dtype} {kind}"
 
 

@@ -94,6 +94,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._is_chief = self._collectives.cluster.is_chief
         self._own_name = f"rank-{self._rank}.npz"
         self.preempted = False
+        self._variables: list[str] = []  # names and shapes, for the manifest
         self._restored: list[int] = []  # places of variables that this rank has read for itself
         self._kept: dict[int, np.ndarray] = {}  # their values while rank 0's are broadcast
         self._epoch = self._batches = 0  # of this fit; those of this epoch
@@ -139,7 +140,7 @@ class Checkpoint(keras.callbacks.Callback):
                 self._report(number, manifest, reasons)
                 return manifest["epoch"]
             rank = next(rank for rank, each in enumerate(problems) if each)
-            reasons.append(f"rank {rank}: {problems[rank]}")
+            reasons.append(f"Rank {rank}: {problems[rank]}")
         if reasons:
             raise ValueError(
                 f"None of the checkpoints in {self._store.directory} can be used:\n  "
@@ -152,7 +153,7 @@ class Checkpoint(keras.callbacks.Callback):
         """On rank 0, sets the model to a checkpoint: its manifest, or why it cannot be used."""
         try:
             manifest = self._store.read(number)
-            path = self._store.checked(number, _WEIGHTS, manifest["files"])
+            path = self._store.checked(number, _WEIGHTS, manifest.get("files"))
             self._take(number, manifest, model, lambda: model.load_weights(path))
         except store.CheckpointError as error:
             return None, str(error)
@@ -205,7 +206,7 @@ class Checkpoint(keras.callbacks.Callback):
         folder = self._store.folder(number)
         if self._is_chief:
             for reason in reasons:
-                _say(f"Passed over a checkpoint. {reason[0].upper()}{reason[1:]}.")
+                _say(f"Passed over a checkpoint. {reason}.")
             _say(f"Goes on from {folder}, after step {self._gossip.step}.")
         elif not self._restored:
             _say(
@@ -250,12 +251,12 @@ class Checkpoint(keras.callbacks.Callback):
         self._gossip.average(doing)
         number, complete = told[0]  # rank 0's
         if not own.is_finite(self.model):
-            self._say_unsaved(number, "the model has weights that are no finite numbers")
+            self._say_unsaved(number, "The model has weights that are no finite numbers")
             return
         try:
             written = [self._write(number, complete), None]
         except Exception as error:  # h5py has several kinds for a full disk
-            written = [{}, f"rank {self._rank}: {error}"]
+            written = [{}, f"Rank {self._rank}: {error}"]
         everyone = self._meet(f"the end of {doing}", written)
         problem = next((problem for _, problem in everyone if problem), None)
         if self._is_chief and not problem:
@@ -282,12 +283,12 @@ class Checkpoint(keras.callbacks.Callback):
             "epoch": epoch,
             "state": self._gossip.state,
             "ranks": len(files),
-            "variables": agreement.described(self.model),
+            "variables": self._variables,
         }
         try:
             self._store.finish(number, content, {k: v for each in files for k, v in each.items()})
         except OSError as error:
-            return str(error)
+            return f"Rank 0: {error}"
         return None
 
     def _say_unsaved(self, number: int, problem: str):
@@ -313,6 +314,7 @@ class Checkpoint(keras.callbacks.Callback):
             raise ValueError(
                 "The GossipPGA of a Checkpoint must come before it: callbacks=[gossip, checkpoint]."
             )
+        self._variables = agreement.described(self.model)  # an optimizer built elsewhere has others
         self.preempted = False
         self._sigterm.begin(preemption.code_of_caller("on_train_begin"))
 

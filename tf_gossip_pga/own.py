@@ -60,7 +60,8 @@ def load(path: str | os.PathLike, model) -> dict[int, np.ndarray]:
       CheckpointError: it cannot be read, or its variables are not this model's.
     """
     everything, found = variables(model), {}
-    with explained(path), np.load(path, allow_pickle=False) as file:
+    # NumPy leaves a file open that it cannot read.
+    with explained(path), open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
         for name in file.files:
             variable, value = everything[int(name)], file[name]
             wanted = np.dtype(variable.dtype)
