@@ -87,7 +87,8 @@ class GossipPGA(keras.callbacks.Callback):
         by `overlap`), since this callback was made; the like of what follows.
       global_steps: how many of them ended with a global average.
       distances: list of `(step, consensus distance)`, one for every global average of replicas that
-        may differ, also for validation and at the end; extended when an epoch or the training ends.
+        may differ, also for validation, checkpoints and at the end; extended when an epoch or the
+        training ends.
       communication_seconds: time spent in exchanges, waiting for other workers included, from the
         first step on.
       bytes_sent: bytes of payload this rank has sent.

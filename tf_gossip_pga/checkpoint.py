@@ -91,7 +91,6 @@ class Checkpoint(keras.callbacks.Callback):
             ) from None
         self._collectives = collectives.active()
         self._rank = self._collectives.cluster.rank
-        self._is_chief = self._collectives.cluster.is_chief
         self._own_name = f"rank-{self._rank}.npz"
         self.preempted = False
         self._variables: list[str] = []  # names and shapes, for the manifest
@@ -103,13 +102,18 @@ class Checkpoint(keras.callbacks.Callback):
             f"Rank {self._rank} has received SIGTERM: all ranks stop soon, and save.",
         )
 
+    @property
+    def _is_chief(self) -> bool:
+        """Whether this rank writes what is common, and is heard where one must decide."""
+        return self._collectives.cluster.is_chief
+
     # ---- Reading --------------------------------------------------------------------------------
 
     def restore(self, model) -> int:
         """Loads the newest complete checkpoint that fits; to be called on every rank, before `fit`.
 
-        Rank 0 looks for it; a file that is missing or damaged, on any rank, makes all take the
-        one before, and rank 0 says why. Weights are rank 0's alone until `fit` begins.
+        Rank 0 looks for it. A file that is damaged, on any rank, makes all take the one before, and
+        rank 0 says why. Until `fit` begins the weights are rank 0's alone.
 
         Args:
           model: built and compiled, as when the checkpoint was taken.
