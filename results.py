@@ -14,6 +14,8 @@
     consensus_distance      before the last global average of replicas that differed, in training,
                             for validation or at the end; None with one worker
     history                 a list of values per epoch for each logged name
+
+Of a resumed run `epochs` and `steps` are of the whole, the rest is of what came after.
 """
 
 import json
@@ -73,6 +75,7 @@ def write(path: pathlib.Path, save):
 def table(results: dict) -> str:
     """The results in a dozen lines."""
     distance, unigram = results["consensus_distance"], results["unigram_cross_entropy"]
+    trained = results["gossip_steps"] + results["global_steps"]
     between = "local" if results["topology"] == "disconnected" else "gossip"
     accuracy = f"{results['val_accuracy']:.4f}, averaged model" + (
         ", of the masked tokens" if unigram else ""
@@ -83,7 +86,7 @@ def table(results: dict) -> str:
         "validation loss": f"{results['val_loss']:.4f}" + (" nats a masked token" * bool(unigram)),
         "unigram": f"{unigram:.4f} nats, the best that knows no context" if unigram else None,
         "training loss": f"{results['train_loss']:.4f}, last epoch, mean over workers",
-        "time": f"{results['seconds']:.1f} s for {results['steps']} steps",
+        "time": f"{results['seconds']:.1f} s for {trained} steps",
         "communication": f"{results['communication_seconds'] / results['seconds']:.0%} of it",
         "steps": f"{results['gossip_steps']} {between}, {results['global_steps']} global",
         "sent": f"{results['bytes_sent_per_worker'] / 1e6:.1f} MB by a worker, mean",
@@ -115,7 +118,8 @@ def draw(path: pathlib.Path, results: dict, distances: list[tuple[int, float]]):
     """Loss, validation accuracy and consensus distance against steps, side by side."""
     history = results["history"]
     per_epoch = results["steps"] // results["epochs"]
-    ends = [per_epoch * (epoch + 1) for epoch in range(len(history["loss"]))]
+    first_epoch = results["epochs"] - len(history["loss"])  # of a resumed run
+    ends = [per_epoch * (epoch + 1) for epoch in range(first_epoch, results["epochs"])]
     figure = new_figure(describe(results))
     loss, accuracy, consensus = figure.subplots(1, 3)
 

@@ -107,6 +107,13 @@ flags.DEFINE_integer(
     "seed", 0, "Of initial weights, shuffling and augmentation.", lower_bound=0, upper_bound=1 << 30
 )
 flags.DEFINE_string("output_dir", "output", "Where rank 0 writes; made if it is not there.")
+flags.DEFINE_integer(
+    "checkpoint_every",
+    0,
+    "Epochs from one checkpoint in --output_dir/checkpoints to the next; 0: none.",
+    lower_bound=0,
+)
+flags.DEFINE_bool("resume", False, "Go on from the newest of these checkpoints, if there is one.")
 
 
 def setting(name: str):
@@ -177,6 +184,8 @@ def check(argv, cluster: cluster_lib.Cluster | None):
                 f"{f'no {name}' if fixed in (None, False) else f'{name}={fixed}'}, received "
                 f"--{name}={FLAGS[name].value}. Leave --{name} out, or use --algorithm=pga."
             )
+    if FLAGS.resume and not FLAGS.checkpoint_every:
+        raise ValueError("--resume goes on writing checkpoints. Give --checkpoint_every=1 too.")
     models.check(FLAGS.model)
     size = cluster.size if cluster else FLAGS.workers
     topology.resolve(setting("topology"), size)

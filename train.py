@@ -59,7 +59,15 @@ def worker():
     job = settings.find_job(cluster.size)
     check_vocabularies(job.data)
     gossip = gossip_callback(job)
-    run = train(cluster, job, [gossip], 1 if sys.stdout.isatty() else 2)
+    callbacks = [gossip]
+    if FLAGS.checkpoint_every:
+        folder = os.path.join(FLAGS.output_dir, "checkpoints")
+        callbacks.append(pga.Checkpoint(gossip, folder, FLAGS.checkpoint_every))
+    run = train(cluster, job, callbacks, 1 if sys.stdout.isatty() else 2, FLAGS.resume)
+    if FLAGS.checkpoint_every and callbacks[-1].preempted:
+        if cluster.is_chief:
+            print("Stopped by SIGTERM. The same command with --resume goes on.", flush=True)
+        return
     content = collect(cluster, job, run, gossip)
     if cluster.is_chief:
         vocabulary = job.data.vocabulary if job.data.kind == "text" else None
@@ -84,15 +92,29 @@ def check_vocabularies(data: inputs.Data):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What `train` leaves behind: `history` maps a name to its values per epoch."""
+    """What `train` leaves behind: `history` maps a name to its values per epoch.
+
+    A resumed run has those from `first_epoch` on.
+    """
 
     model: object
     history: dict
     seconds: float
+    first_epoch: int
 
 
-def train(cluster: cluster_lib.Cluster, job: settings.Job, callbacks, verbose: int = 0) -> Run:
-    """One run, on this worker's part of the data; `verbose` is rank 0's, as in `fit`."""
+def train(
+    cluster: cluster_lib.Cluster, job: settings.Job, callbacks, verbose: int = 0, resume=False
+) -> Run:
+    """One run, on this worker's part of the data.
+
+    Args:
+      cluster: this worker's place.
+      job: what to train.
+      callbacks: for `fit`.
+      verbose: rank 0's, as in `fit`.
+      resume: whether the last of the callbacks, a `Checkpoint`, restores an earlier run.
+    """
     import keras
 
     keras.config.set_dtype_policy(FLAGS.precision)
@@ -108,6 +130,14 @@ def train(cluster: cluster_lib.Cluster, job: settings.Job, callbacks, verbose: i
             recipes.loss(recipe, data.kind),
             weighted_metrics=["accuracy"],
         )
+    first_epoch = callbacks[-1].restore(model) if resume else 0
+    if first_epoch >= recipe.epochs:
+        raise ValueError(
+            f"The checkpoint is of epoch {first_epoch}: nothing is left of "
+            f"--epochs={recipe.epochs}. Give more, or leave --resume out to begin anew."
+        )
+    if first_epoch:  # not the orders of the first epochs once more
+        keras.utils.set_random_seed(FLAGS.seed + cluster.rank + first_epoch * cluster.size)
     training = data.training(
         cluster.rank, cluster.size, recipe.batch_size, job.classes_per_worker, recipe.augment
     )
@@ -122,13 +152,14 @@ def train(cluster: cluster_lib.Cluster, job: settings.Job, callbacks, verbose: i
     history = model.fit(
         training,
         epochs=recipe.epochs,
+        initial_epoch=first_epoch,
         steps_per_epoch=job.steps_per_epoch,
         validation_data=validation,
         shuffle=False,  # tf.data has done so
         callbacks=callbacks,
         verbose=verbose if cluster.is_chief else 0,
     )
-    return Run(model, history.history, time.perf_counter() - started)
+    return Run(model, history.history, time.perf_counter() - started, first_epoch)
 
 
 def gossip_callback(job: settings.Job):
@@ -167,7 +198,7 @@ def collect(cluster, job: settings.Job, run: Run, gossip) -> dict:
         "overlap": FLAGS.overlap,
         "wire_dtype": FLAGS.wire_dtype,
         "workers": cluster.size,
-        "epochs": len(run.history["loss"]),
+        "epochs": run.first_epoch + len(run.history["loss"]),
         "steps": gossip.step,
         "gossip_steps": gossip.gossip_steps,
         "global_steps": gossip.global_steps,

@@ -14,7 +14,7 @@ import tf_gossip_pga as pga
 ROOT = pathlib.Path(__file__).parents[1]
 ROOMS = {path.stem: path for path in (ROOT / "tf_gossip_pga").glob("*.py")}
 LEFT = {"topology", "schedule", "cluster"}
-PLAIN = LEFT | {"channel", "launch", "screen"}  # without TensorFlow
+PLAIN = LEFT | {"channel", "launch", "preemption", "screen", "store"}  # without TensorFlow
 MAY_IMPORT = {  # a room that is not named here: no other room
     "launch": {"cluster", "screen"},
     "agreement": {"__version__"},
@@ -22,7 +22,9 @@ MAY_IMPORT = {  # a room that is not named here: no other room
     "membership": {"channel", "watch"},
     "collectives": LEFT | {"channel", "devices", "membership", "watch"},
     "averaging": LEFT | {"bucket", "collectives", "wire"},
-    "callback": LEFT | {"collectives", "averaging", "agreement", "wire"},
+    "own": {"store"},
+    "checkpoint": {"agreement", "callback", "collectives", "own", "preemption", "store"},
+    "callback": LEFT | {"collectives", "averaging", "agreement", "preemption", "wire"},
 }
 
 
@@ -57,7 +59,7 @@ def test_only_collectives_knows_private_names():
 
 def test_public_names_resolve():
     expected = {"initialize", "Cluster", "GossipPGA", "AdaptivePeriod", "WorkerLost"}
-    expected |= {"topology", "Topology"}
+    expected |= {"topology", "Topology", "Checkpoint"}
     assert set(pga.__all__) == set(dir(pga)) == expected
     for name in pga.__all__:
         assert getattr(pga, name).__name__.removeprefix("tf_gossip_pga.") == name
@@ -93,7 +95,7 @@ def test_every_public_object_has_a_docstring(room):
     assert not list(undocumented(room, ast.parse(ROOMS[room].read_text())))
 
 
-@pytest.mark.parametrize("room", sorted(LEFT))
+@pytest.mark.parametrize("room", sorted(LEFT | {"store"}))
 def test_examples_in_docstrings_are_true(room):
     failed, attempted = doctest.testmod(importlib.import_module(f"tf_gossip_pga.{room}"))
     assert attempted > 0

@@ -68,6 +68,7 @@ TWO_WORKERS = json.dumps(
     [
         ("--H=0", "flag --H=0: 0 is not a positive integer"),
         ("--algorithm=pgaa", "value should be one of <pga|aga|gossip|local|parallel>"),
+        ("--resume", "--resume goes on writing checkpoints. Give --checkpoint_every=1 too"),
         ("--algorithm=gossip --H=4", "--algorithm=gossip has no H, received --H=4"),
         (
             "--algorithm=gossip --optimizer_state=reset",
@@ -197,6 +198,22 @@ def test_a_whole_run_reports_what_it_did(tmp_path):
     _check_model(output / "model.keras", inputs.find("digits"), written)
     assert (output / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert f"validation accuracy  {written['val_accuracy']:.4f}" in ended.stdout
+
+
+@pytest.mark.multiprocess
+def test_a_run_resumes_from_its_checkpoints(tmp_path):
+    flags = ["--model=mlp", "--workers=2", "--steps_per_epoch=4", "--checkpoint_every=1"]
+    flags += [f"--output_dir={tmp_path}"]
+    for epochs in (1, 3):
+        ended = _run(*flags, f"--epochs={epochs}", "--resume", timeout_s=300)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"Goes on from {tmp_path}/checkpoints/checkpoint-000001, after step 4." in ended.stdout
+    assert " s for 8 steps" in ended.stdout
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert (written["epochs"], written["steps"]) == (3, 12)
+    assert len(written["history"]["loss"]) == 2
+    ended = _run(*flags, "--epochs=3", "--resume", timeout_s=300)
+    assert "The checkpoint is of epoch 3: nothing is left of --epochs=3. Give more" in ended.stderr
 
 
 def _check_counts(written: dict):

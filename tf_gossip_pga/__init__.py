@@ -14,6 +14,7 @@ Local SGD, `H=AdaptivePeriod()` Gossip-AGA. Start several workers on one machine
 Contents:
   initialize, Cluster: this process's place among the workers.
   GossipPGA: the callback.
+  Checkpoint: saves the run, and resumes it.
   AdaptivePeriod: a period H that follows the training loss.
   WorkerLost: what it raises when another worker died or does not answer.
   topology, Topology: who averages with whom.
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 # Loaded when first used, so that the launcher and TF_CONFIG's errors need no TensorFlow.
 _ROOM_OF = {
     "AdaptivePeriod": "schedule",
+    "Checkpoint": "checkpoint",
     "Cluster": "cluster",
     "GossipPGA": "callback",
     "Topology": "topology",

@@ -98,10 +98,8 @@ def problem_of_data(steps: int | None) -> str | None:
 def facts(model, settings: dict) -> dict:
     """What must be equal on all ranks, in the order in which to complain, as JSON can hold it.
 
-    Builds the optimizer's variables where Keras would do so at the first step.
+    Builds the optimizer, see `described`.
     """
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
     return {
         # First, since other versions may name and order variables differently.
         "the version of TensorFlow": tf.__version__,
@@ -109,11 +107,21 @@ def facts(model, settings: dict) -> dict:
         "the version of tf_gossip_pga": __version__,
         **settings,
         "the optimizer": type(model.optimizer).__name__,
-        "variables": [
-            *(_described(v, "trainable" if v.trainable else "frozen") for v in model.variables),
-            *(_described(v, "optimizer") for v in model.optimizer.variables),
-        ],
+        "variables": described(model),
     }
+
+
+def described(model) -> list[str]:
+    """Every variable of a model and its optimizer, in their order, as JSON can hold it.
+
+    Builds the optimizer's variables where Keras would do so at the first step.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return [
+        *(_described(v, "trainable" if v.trainable else "frozen") for v in model.variables),
+        *(_described(v, "optimizer") for v in model.optimizer.variables),
+    ]
 
 
 def check(everyone: list[dict], rank: int):
@@ -134,7 +142,7 @@ def check(everyone: list[dict], rank: int):
     for name in everyone[0]["facts"]:
         values = [each["facts"][name] for each in everyone]
         if name == "variables":
-            name, values = _first_difference(values)
+            name, values = first_difference(values)
         if found := difference(values):
             raise ValueError(
                 f"The ranks differ in {name}: {found}. It must be the same on every rank."
@@ -151,12 +159,13 @@ def difference(values: list) -> str | None:
 
 def _described(variable, kind: str) -> str:
     # Keras numbers the layers of a process as they are made; the numbers mean nothing elsewhere.
-    path = re.sub(r"_\d+(?=/|$)", "", variable.path)
+    # An optimizer's variables have them in mid-name: adam/sequential_2_dense_3_kernel_momentum.
+    path = re.sub(r"_\d+(?=[_/]|$)", "", variable.path)
     return f"{path} {list(variable.shape)} {variable.dtype} {kind}"
 
 
-def _first_difference(lists: list[list[str]]) -> tuple[str, list[str]]:
-    """The first place at which the ranks' lists of variables differ: its name and its values."""
+def first_difference(lists: list[list[str]]) -> tuple[str, list[str]]:
+    """The first place at which lists of `described` variables differ: its name and its values."""
     for index in range(max(map(len, lists))):
         values = [each[index] if index < len(each) else "none" for each in lists]
         if difference(values):

@@ -1,16 +1,14 @@
 """The Keras face: counts steps, asks the schedule, tells the averager, writes logs."""
 
 import contextlib
-import inspect
 import math
 import operator
 import time
-import types
 import weakref
 
 import keras
 
-from tf_gossip_pga import agreement, averaging, collectives, schedule
+from tf_gossip_pga import agreement, averaging, collectives, preemption, schedule
 from tf_gossip_pga import topology as topology_lib
 from tf_gossip_pga import wire as wire_lib
 
@@ -97,7 +95,8 @@ class GossipPGA(keras.callbacks.Callback):
         by `overlap`), since this callback was made; the like of what follows.
       global_steps: how many of them ended with a global average.
       distances: list of `(step, consensus distance)`, one for every global average of replicas that
-        may differ, also for validation and at the end; extended when an epoch or the training ends.
+        may differ, also for validation, checkpoints and at the end; extended when an epoch or the
+        training ends.
       communication_seconds: time spent in exchanges, waiting for other workers included, from the
         first step on.
       bytes_sent: bytes of payload this rank has sent.
@@ -229,6 +228,55 @@ class GossipPGA(keras.callbacks.Callback):
             ) from None
         self.step = step
 
+    # ---- `Checkpoint` calls these ---------------------------------------------------------------
+
+    @property
+    def optimizer_state(self) -> str:
+        """As it was given."""
+        return self._optimizer_state
+
+    @property
+    def in_fit(self) -> bool:
+        """Whether training has begun and not ended."""
+        return self._training
+
+    @property
+    def stopped(self) -> bool:
+        """Whether all ranks have agreed to stop in mid-epoch."""
+        return self._stopped
+
+    def request_stop(self):
+        """Stops all ranks together, at the next global average or at the end of the epoch.
+
+        For one rank alone; also for a signal handler, at any moment.
+        """
+        if self._averager is None:
+            self._stopped = self.model.stop_training = True
+        else:
+            self._wants_to_stop = True
+
+    def meet(self, where: str, mine=None) -> list:
+        """What all ranks passed, in rank order, as JSON can hold it; all must come here.
+
+        Args:
+          where: the point of training, for those that wait and for errors.
+          mine: what this rank tells the others.
+
+        Raises:
+          RuntimeError: on every rank, if they stand at different points.
+        """
+        self._say(f"at {where}")
+        return self._meet(where, timed=False, mine=mine)
+
+    def average(self, doing: str):
+        """A global average of training, whatever the period says; all ranks must call it.
+
+        What follows, with all weights and schedules, is as if the run began here.
+        """
+        if self._averager is not None:
+            self._together(lambda: self._begin_anew(doing))
+        self._was_global = True
+
     # ---- Keras calls these ----------------------------------------------------------------------
 
     def set_model(self, model):
@@ -245,7 +293,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._unreported = []
         self._wants_to_stop = self._stopped = self._divided = False
         self._first_epoch = self._first_batch = self._was_global = True
-        self._collectives.enter_fit(_code_of_fit())
+        self._collectives.enter_fit(preemption.code_of_caller("on_train_begin"))
         self._say("at the start of training")
         problem = self._problem()
         if self._cluster.size > 1:
@@ -412,11 +460,7 @@ class GossipPGA(keras.callbacks.Callback):
             self._loss = float(self._averaged_loss.numpy())
         if self._votes.numpy() > 0:
             self._stopped = self.model.stop_training = True
-        with self._timed():
-            if self._optimizer_state == "average":
-                self._averager.average_slots(doing)
-            elif self._optimizer_state == "reset":
-                self._averager.clear_slots()
+        self._average_slots(doing)
 
     def _gossip(self):
         # Rounds follow the step count, so that they agree after a resumption as well.
@@ -429,6 +473,11 @@ class GossipPGA(keras.callbacks.Callback):
         if not self._schedule.is_global(self.step + 1):
             self._averager.start_gossip(round, doing)
 
+    def _begin_anew(self, doing: str):
+        self._averager.finish_gossip(apply=False)
+        self._average_globally(doing)
+        self._average_slots(doing)
+
     def _average_at_the_end(self):
         self._averager.finish_gossip(apply=False)
         self._average_globally("the end of training")
@@ -440,6 +489,14 @@ class GossipPGA(keras.callbacks.Callback):
             self._unreported.append((self.step, measured))
         self._in_consensus = True
 
+    def _average_slots(self, doing: str):
+        """What becomes of the optimizer's slots where the parameters were averaged."""
+        with self._timed():
+            if self._optimizer_state == "average":
+                self._averager.average_slots(doing)
+            elif self._optimizer_state == "reset":
+                self._averager.clear_slots()
+
     @contextlib.contextmanager
     def _timed(self):
         """Counts what happens inside as communication."""
@@ -447,13 +504,17 @@ class GossipPGA(keras.callbacks.Callback):
         yield
         self.communication_seconds += time.perf_counter() - started
 
-    def _meet(self, where: str, timed: bool = True, logs: dict | None = None):
+    def _meet(self, where: str, timed: bool = True, logs: dict | None = None, mine=None) -> list:
         """Waits for all ranks at the same point of training, and shares what each has measured.
 
         Args:
           where: the point.
           timed: whether the wait counts as communication.
           logs: the numbers in it become their means over ranks.
+          mine: more that this rank tells the others.
+
+        Returns:
+          What the ranks have told as `mine`, in rank order.
 
         Raises:
           RuntimeError: on every rank, if they stand at different points.
@@ -461,19 +522,20 @@ class GossipPGA(keras.callbacks.Callback):
         numbers = {name: float(value) for name, value in (logs or {}).items() if _scalar(value)}
 
         def gather():
-            mine = {
+            told = {
+                "told": mine,
                 "where": where,
                 "step": self.step,
                 "measured": self._unreported,
                 "stop": bool(self._wants_to_stop or self.model.stop_training),
                 "logs": numbers,
             }
-            return self._collectives.gather(mine, where, self._timeout_s * _PATIENCE)
+            return self._collectives.gather(told, where, self._timeout_s * _PATIENCE)
 
         with self._timed() if timed else contextlib.nullcontext():
             everyone = self._together(gather)
-        if everyone is None:
-            return
+        if everyone is None:  # the others have met before a worker was lost
+            return [mine]
         if agreement.difference([[each["where"], each["step"]] for each in everyone]):
             places = "; ".join(
                 f"rank {rank} is at {each['where']}, step {each['step']}"
@@ -493,6 +555,7 @@ class GossipPGA(keras.callbacks.Callback):
         for name in numbers:
             if all(name in each["logs"] for each in everyone):
                 logs[name] = sum(each["logs"][name] for each in everyone) / len(everyone)
+        return [each["told"] for each in everyone]
 
     def _watch_loss(self, logs: dict | None, is_global: bool):
         """Keeps this rank's loss of the first batch after a global average, or NaN.
@@ -615,14 +678,6 @@ class GossipPGA(keras.callbacks.Callback):
         if self._averaged_loss is None:
             self._averaged_loss = _scalar_variable("loss")
         return [self._votes.value, self._averaged_loss.value]
-
-
-def _code_of_fit() -> types.CodeType:
-    """The code of the function that began to train: Keras' `fit`, or a loop that stands in."""
-    frame = inspect.currentframe().f_back
-    while frame.f_code.co_name == "on_train_begin":  # callbacks and their lists
-        frame = frame.f_back
-    return frame.f_code
 
 
 def _scalar_variable(name: str) -> keras.Variable:

@@ -1,0 +1,78 @@
+"""SIGTERM: what a machine sends that is about to be taken away, heard while `fit` runs."""
+
+import contextlib
+import inspect
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable
+
+
+class Sigterm:
+    """Notes SIGTERM instead of ending the process, from `begin` to `end`.
+
+    Only the main thread can do so; elsewhere, and where the signal is ignored, nothing changes. A
+    second SIGTERM, or one that comes when `fit` has been left by an exception, has the effect that
+    it had before.
+
+    Args:
+      answer: called when the signal comes, between any two instructions of the main thread.
+      text: what to say then on standard error.
+
+    Attributes:
+      received: whether it has come, since `begin`.
+    """
+
+    def __init__(self, answer: Callable[[], object], text: str):
+        self.received = False
+        self._answer = answer
+        self._text = text
+        self._before = None
+        self._code: types.CodeType | None = None
+
+    def begin(self, code: types.CodeType):
+        """Begins to listen, until the function with this code has returned."""
+        self.received = False
+        self._code = code
+        before = signal.getsignal(signal.SIGTERM)
+        main = threading.current_thread() is threading.main_thread()
+        if main and before not in (signal.SIG_IGN, self._handle):
+            self._before = before or signal.SIG_DFL  # None: it was not Python that set it
+            signal.signal(signal.SIGTERM, self._handle)
+
+    def end(self, heeded: bool):
+        """Listens no longer; if the signal came and was not heeded, it has its usual effect now."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
+        if self.received and not heeded:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _handle(self, number: int, frame: types.FrameType | None):
+        # An exception leaves fit without a word to its callbacks; the stack tells.
+        if self.received or not any(each is self._code for each in _codes(frame)):
+            self.received = True
+            self.end(heeded=False)
+            return
+        self.received = True
+        # Not print: the signal may have come in the middle of one.
+        with contextlib.suppress(OSError, ValueError):
+            os.write(sys.stderr.fileno(), f"{self._text}\n".encode())
+        self._answer()
+
+
+def code_of_caller(name: str) -> types.CodeType:
+    """The code of the innermost function below this call that is not called so.
+
+    For a callback's hook, whose callers are the hooks of lists of callbacks, it is Keras' `fit`.
+    """
+    return next(code for code in _codes(inspect.currentframe().f_back) if code.co_name != name)
+
+
+def _codes(frame: types.FrameType | None):
+    """The code of a frame and of those that have called it."""
+    while frame is not None:
+        yield frame.f_code
+        frame = frame.f_back
