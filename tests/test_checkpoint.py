@@ -91,7 +91,7 @@ def _digests(model) -> dict[str, str]:
     """Of every variable, so that a test that fails says which."""
     variables = [*model.variables, *model.optimizer.variables]
     return {
-        f"{place} {v.path}": hashlib.sha256(np.asarray(v.value).tobytes()).hexdigest()[:16]
+        f"{place} {v.path}": hashlib.sha256(v.value.numpy().tobytes()).hexdigest()[:16]
         for place, v in enumerate(variables)
     }
 
