@@ -7,6 +7,7 @@ knows how files become a checkpoint; `GossipPGA` brings the ranks together.
 """
 
 import contextlib
+import functools
 import operator
 import sys
 
@@ -94,8 +95,8 @@ class Checkpoint(keras.callbacks.Callback):
         self._own_name = f"rank-{self._rank}.npz"
         self.preempted = False
         self._variables: list[str] = []  # names and shapes, for the manifest
-        self._restored: list[int] = []  # places of variables that this rank has read for itself
-        self._kept: dict[int, np.ndarray] = {}  # their values while rank 0's are broadcast
+        self._restored: list[keras.Variable] = []  # those that this rank has read for itself
+        self._kept: list[tuple[keras.Variable, np.ndarray]] = []  # while rank 0's are broadcast
         self._epoch = self._batches = 0  # of this fit; those of this epoch
         self._sigterm = preemption.Sigterm(
             gossip.request_stop,
@@ -185,9 +186,10 @@ class Checkpoint(keras.callbacks.Callback):
         path = folder / self._own_name
         if self._is_chief or (self._own_name in manifest["files"] and path.exists()):
             path = self._store.checked(number, self._own_name, manifest["files"])
-            values = own.load(path, model)
-            own.assign(model, values)
-            self._restored = list(values)
+            loaded = own.load(path, model)
+            for variable, value in loaded:
+                variable.assign(value)
+            self._restored = [variable for variable, _ in loaded]
 
     def _check_run(self, folder, manifest: dict, model):
         """Raises where the checkpoint is not one of this model, optimizer and kind of period."""
@@ -271,9 +273,8 @@ class Checkpoint(keras.callbacks.Callback):
     def _write(self, number: int, complete: list[int]) -> dict[str, dict]:
         """Writes this rank's files; what the manifest says of them."""
         places = own.places(self.model, self._gossip.optimizer_state != "local")
-        values = own.values(self.model, places)
-        entry = self._store.write(number, self._own_name, lambda path: own.save(path, values))
-        files = {self._own_name: entry}
+        save_own = functools.partial(own.save, model=self.model, places=places)
+        files = {self._own_name: self._store.write(number, self._own_name, save_own)}
         if self._is_chief:
             files[_WEIGHTS] = self._store.write(number, _WEIGHTS, self.model.save_weights)
         else:
@@ -311,7 +312,7 @@ class Checkpoint(keras.callbacks.Callback):
         super().set_model(model)
         # When fit begins, rank 0's optimizer goes to all; this rank's own is put back afterwards.
         several = self._collectives.cluster.size > 1
-        self._kept = own.values(model, self._restored) if several and self._restored else {}
+        self._kept = own.copies(self._restored) if several else []
 
     def on_train_begin(self, logs=None):
         if not self._gossip.in_fit or self._gossip.model is not self.model:
@@ -324,8 +325,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._batches = epoch, 0
-        own.assign(self.model, self._kept)  # GossipPGA has just broadcast for the last time
-        self._kept, self._restored = {}, []
+        for variable, value in self._kept:  # GossipPGA has just broadcast for the last time
+            variable.assign(value)
+        self._kept, self._restored = [], []
 
     def on_train_batch_end(self, batch, logs=None):
         self._batches = batch + 1

@@ -35,31 +35,25 @@ def places(model, averages_slots: bool) -> list[int]:
     ]
 
 
-def values(model, places: list[int]) -> dict[int, np.ndarray]:
-    """Copies of the variables at these places."""
+def copies(variables: list[keras.Variable]) -> list[tuple[keras.Variable, np.ndarray]]:
+    """Each with the value that it has now."""
+    return [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def save(path: str | os.PathLike, model, places: list[int]):
+    """Writes the variables at these places."""
     everything = variables(model)
-    return {place: keras.ops.convert_to_numpy(everything[place]) for place in places}
+    arrays = copies([everything[place] for place in places])
+    np.savez(path, **{str(place): value for place, (_, value) in zip(places, arrays, strict=True)})
 
 
-def assign(model, values: dict[int, np.ndarray]):
-    """Sets variables to what `values` has returned."""
-    everything = variables(model)
-    for place, value in values.items():
-        everything[place].assign(value)
-
-
-def save(path: str | os.PathLike, values: dict[int, np.ndarray]):
-    """Writes what `values` has returned."""
-    np.savez(path, **{str(place): value for place, value in values.items()})
-
-
-def load(path: str | os.PathLike, model) -> dict[int, np.ndarray]:
-    """Reads a file of `save`.
+def load(path: str | os.PathLike, model) -> list[tuple[keras.Variable, np.ndarray]]:
+    """Variables of the model, and the values that they have in a file of `save`.
 
     Raises:
       CheckpointError: it cannot be read, or its variables are not this model's.
     """
-    everything, found = variables(model), {}
+    everything, found = variables(model), []
     # NumPy leaves a file open that it cannot read.
     with explained(path), open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
         for name in file.files:
@@ -69,7 +63,7 @@ def load(path: str | os.PathLike, model) -> dict[int, np.ndarray]:
                 value = value.view(wanted)  # bfloat16, which NumPy's format does not know
             if value.dtype != wanted or value.shape != variable.shape:
                 raise ValueError(f"{variable.path} is {list(value.shape)} {value.dtype} there")
-            found[int(name)] = value
+            found.append((variable, value))
     return found
 
 
