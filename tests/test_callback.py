@@ -784,6 +784,58 @@ def test_an_interrupted_validation_leaves_nothing_to_the_next_fit():
     assert first[1] == second[1]
 
 
+def _interrupted_overlap(cluster):
+    """A fit that ends while a gossip is under way, then another with a new callback."""
+    import keras
+
+    from tf_gossip_pga import collectives
+
+    x, y = _data(cluster.rank)
+    model = _dense_model(cluster.rank)
+    mine, at_once, most = collectives.active(), [0], [0]
+    exchange = mine._watch.deadline
+
+    @contextlib.contextmanager
+    def counted(*arguments):
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        try:
+            with exchange(*arguments):
+                if cluster.rank == 1 and arguments[0] == "the gossip of step 2":
+                    time.sleep(3)  # rank 0 comes to the next fit long before
+                yield
+        finally:
+            at_once[0] -= 1
+
+    mine._watch.deadline = counted
+
+    def stop(batch, logs=None):
+        if batch == 1:
+            raise KeyboardInterrupt
+
+    fit = {"batch_size": BATCH, "verbose": 0}
+    with contextlib.suppress(KeyboardInterrupt):
+        model.fit(
+            x,
+            y,
+            callbacks=[
+                _gossip(H=None, overlap=True),
+                keras.callbacks.LambdaCallback(on_train_batch_end=stop),
+            ],
+            **fit,
+        )
+    gossip = _gossip(H=5, overlap=True)
+    model.fit(x, y, callbacks=[gossip], **fit)
+    return [most[0], gossip.step, _flat(model.trainable_variables)]
+
+
+def test_a_gossip_that_an_interrupted_fit_began_ends_before_the_next_exchange():
+    first, second = workers.run(_interrupted_overlap, 2)
+    assert first[0] == second[0] == 1  # never two at once
+    assert first[1] == second[1] == STEPS
+    assert first[2] == second[2]
+
+
 def _early_stopping(cluster):
     import keras
 

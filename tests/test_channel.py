@@ -196,26 +196,26 @@ def _in_another_fit(status):
             [_computing, _ahead],
             (1,),
             False,
-            "rank 1 has not reached it; it is computing step 2 since 0 s",
+            "rank 1 has not reached it; for 0 s it has been computing step 2",
         ),
         # Rank 2 is late because rank 1 is.
         (
             [_computing, _waiting],
             (1,),
             False,
-            "rank 1 has not reached it; it is computing step 2 since 0 s",
+            "rank 1 has not reached it; for 0 s it has been computing step 2",
         ),
         (
             [_waiting, _ahead],
             (1,),
             False,
-            "rank 1 has not reached it; it waits at the gossip of step 1 since 0 s",
+            "rank 1 has not reached it; it has waited 0 s at the gossip of step 1",
         ),
         (
             [_computing, _not_begun],
             (1, 2),
             False,
-            "rank 1 has not reached it; it is computing step 2 since 0 s; "
+            "rank 1 has not reached it; for 0 s it has been computing step 2; "
             "rank 2 has not called fit with GossipPGA yet",
         ),
         ([_left, _ahead], (1,), True, "rank 1 has left fit; 0 s ago it was computing step 2"),

@@ -143,8 +143,8 @@ def test_a_worker_that_goes_on_after_a_stop_is_waited_for(tmp_path):
 
 SLOW = {
     "is slow": [
-        r"it is in the validation after step 4 since \d+ s",
-        r"it is at the end of epoch 1 since \d+ s",
+        r"for \d+ s it has been in the validation after step 4",
+        r"for \d+ s it has been at the end of epoch 1",
     ],
     "comes late": ["has not called fit with GossipPGA yet"],
 }
@@ -157,12 +157,12 @@ def test_the_others_say_what_a_slow_worker_does_and_wait(tmp_path, how):
         for rank in (0, 1):
             said = crew.said(rank)
             for place in SLOW[how]:
-                line = rf"Rank {rank} waits at .* since \d+ s: rank 2 .*{place}\."
+                line = rf"Rank {rank} has waited \d+ s at .*: rank 2 .*{place}\."
                 assert re.search(line, said), said
             # Once for each wait, and then when it has been twice as long.
-            assert said.count(f"Rank {rank} waits at") == len(SLOW[how])
+            assert said.count(f"Rank {rank} has waited") == len(SLOW[how])
             assert "trained 8" in said
-        assert "waits at" not in crew.said(2)
+        assert "has waited" not in crew.said(2)
 
 
 def test_a_worker_that_has_left_fit_is_not_waited_for(tmp_path):

@@ -378,10 +378,10 @@ def _told(where: Whereabouts, mine: Whereabouts) -> str:
     if _never_comes(where, mine):
         return f"has left fit; {where.where_s:.0f} s ago it was {where.where}"
     if where.waits_at is not None:
-        return f"has not reached it; it waits at {where.waits_at} since {where.waits_s:.0f} s"
+        return f"has not reached it; it has waited {where.waits_s:.0f} s at {where.waits_at}"
     if not where.in_fit:
         return f"has not called fit with GossipPGA {'again' if where.fits else 'yet'}"
-    return f"has not reached it; it is {where.where} since {where.where_s:.0f} s"
+    return f"has not reached it; for {where.where_s:.0f} s it has been {where.where}"
 
 
 def _runs(thread: int, code: types.CodeType) -> bool:

@@ -1,19 +1,24 @@
 """HOW bytes move: TensorFlow's CollectiveOps, and everything one must know to use them safely.
 
 This is the only room that knows collective ops and private names of TensorFlow. It owns the
-server, the group keys, the instance keys, the order of exchanges and their deadlines.
+server, the group keys, the instance keys, the order of exchanges, and what becomes of all that when
+workers are lost.
 
-What is public: `tf.distribute.MultiWorkerMirroredStrategy` starts the server and TensorFlow's
-coordination service (whose heartbeats notice dead processes); `tf.raw_ops.CollectiveBcastSendV2`
-and `CollectiveBcastRecvV2` in a group of two are a directed edge; `CollectiveReduceV2` in the group
-of all is the global average.
+What is public: `tf.distribute.MultiWorkerMirroredStrategy` starts the server;
+`tf.raw_ops.CollectiveBcastSendV2` and `CollectiveBcastRecvV2` in a group of two are a directed
+edge; in the group of all `CollectiveReduceV2` is the global average, `CollectiveGatherV2` a
+meeting.
 
-What is private, each use once, tested in `tests/test_collectives.py`:
-  - `context.context().abort_collective_ops(code, message)` fails every pending collective of this
-    process, and every later one. Public API can only wait.
-  - `context.context().configure_coordination_service(…)` says how long a worker may be silent.
-  - `context.context()._context_handle` is set once TensorFlow runs, when it is too late to start.
-    Public API says so only after rank 0 has answered.
+What is private, all of `context.context()`, tested in `tests/test_collectives.py` and
+`tests/test_survival.py`:
+  - `abort_collective_ops(code, message)` fails every pending collective of this process, and every
+    later one. Public API can only wait.
+  - `enable_collective_ops(server)` gives the running server another cluster, which also undoes an
+    abort; `_collective_ops_server_def` is the one that the strategy gave it. Public API starts
+    another process.
+  - `configure_coordination_service(…)` says how long a worker may be silent.
+  - `_context_handle` is set once TensorFlow runs, when it is too late to start. Public API says so
+    only after rank 0 has answered.
 
 Rules that keep it alive:
   - **Order.** A rank issues its messages chunk by chunk and, within a chunk, by the topology's
@@ -25,11 +30,11 @@ Rules that keep it alive:
     which sleep for the whole timeout even when it is over at once: some minutes of training exhaust
     the process. We pass none, and abort from one watching thread, which asks the late ones through
     `channel` where they are.
-  - **Keys.** A group key is bound for life to its members; ours are derived from them and lie far
-    above those that strategies count up from 1. An instance key is bound for life to a shape, and
-    may be used again once its exchange is over: TensorFlow keeps a record for every key it has seen
-    and asks the group's leader over the network about a new one, so reusing keys is both smaller
-    and faster.
+  - **Keys.** A group key is bound for life to its members; ours are derived from them and from the
+    generation of the cluster, and lie far above those that strategies count up from 1. An instance
+    key is bound for life to a shape, and may be used again once its exchange is over: TensorFlow
+    keeps a record for every key it has seen and asks the group's leader over the network about a
+    new one, so reusing keys is both smaller and faster.
   - **One device of each worker exchanges**, the first. Several devices of one worker train together
     without any collective: the cluster's leader would take those of all workers for one group.
 """

@@ -209,7 +209,7 @@ class Watch:
                     self._abort(reason)
         elif now > wait.say_at and self._wait is wait:
             waited_s = now - wait.started
-            say(f"Rank {self._rank} waits at {wait.doing} since {waited_s:.0f} s: {found}.")
+            say(f"Rank {self._rank} has waited {waited_s:.0f} s at {wait.doing}: {found}.")
             wait.say_at = now + waited_s  # when it has waited twice as long
         wait.ask_at = now + min(self._patience_s(wait.timeout_s), _SILENT_S / 4)
 
