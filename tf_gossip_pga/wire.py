@@ -126,7 +126,7 @@ def resolve(name: str) -> Wire:
     Raises:
       ValueError: the name is unknown.
     """
-    if name not in BY_NAME:
+    if not isinstance(name, str) or name not in BY_NAME:  # a list has no hash
         raise ValueError(
             f"wire_dtype must be one of {', '.join(map(repr, BY_NAME))}; received {name!r}."
         )
