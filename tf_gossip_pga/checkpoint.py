@@ -29,7 +29,7 @@ class Checkpoint(keras.callbacks.Callback):
     average globally, whatever `H` says, go on from that average, and write it down. (What is saved
     is the averaged model, and a resumed run must take the same way as one without interruption;
     so the latter goes on from the average too. Its weights differ from those of a run that takes no
-    checkpoints.) The optimizer's slots fare there as at any global average.
+    checkpoints, or other ones.) The optimizer's slots fare there as at any global average.
 
     Whoever calls `restore` before `fit` goes on from the newest complete checkpoint: with the same
     weights, optimizer variables, step count, period and random generators on every rank, so that
@@ -269,6 +269,8 @@ class Checkpoint(keras.callbacks.Callback):
             problem = self._finish(number, epoch, [files for files, _ in everyone])
         if problem:
             self._say_unsaved(number, problem)
+            if self._is_chief:
+                self._store.discard(number)  # half of one, where there may be no room
 
     def _write(self, number: int, complete: list[int]) -> dict[str, dict]:
         """Writes this rank's files; what the manifest says of them."""

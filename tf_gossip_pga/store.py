@@ -113,9 +113,14 @@ class Store:
         kept = self.complete()[: self._keep]
         for other in self.numbers():
             if other < number and other not in kept:  # leftovers of dead writers too
-                # First, so that at no moment a part of it looks complete.
-                (self.folder(other) / _MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(self.folder(other), ignore_errors=True)
+                self.discard(other)
+
+    def discard(self, number: int):
+        """Removes a checkpoint, as far as its files are here."""
+        # The manifest first, so that at no moment a part of it looks complete.
+        with contextlib.suppress(OSError):
+            (self.folder(number) / _MANIFEST).unlink()
+        shutil.rmtree(self.folder(number), ignore_errors=True)
 
     def forget(self, name: str, kept: Collection[int]):
         """Removes this file of all checkpoints but some, and the folders that have no other.
