@@ -174,3 +174,48 @@ def test_compare_sets_the_algorithms_side_by_side(tmp_path):
     assert rows["one worker"]["val_loss_mean"] == pytest.approx(
         rows["parallel"]["val_loss_mean"], rel=0.2
     )
+
+
+def test_network_ratios_are_worked_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import network
+
+    exchanges = {
+        network.LIMIT: 100,
+        network.GOSSIP: 200,
+        network.MWMS: 400,
+        network.GLOBAL: 250,
+        network.BFLOAT16: 120,
+        network.INT8: 50,
+    }
+    steps = {
+        "step, compute 1.2x: gossip, overlap": 330,
+        "step, compute 1.2x: compute alone": 300,
+        "step, compute 1.0x: Parallel SGD, MWMS": 900,
+        "step, compute 1.0x: PGA, overlap": 400,
+    }
+    expected = {  # of 4 workers: an all-reduce sends 2 * 3/4 = 1.5 times the parameters
+        "gossip_share_of_limit": 0.5,
+        "global_share_of_limit": 0.6,
+        "gossip_over_mwms": 0.5,
+        "bfloat16_over_float32": 0.6,
+        "int8_over_float32": 0.25,
+    }
+    assert network.ratios(exchanges, 4) == pytest.approx(expected)
+    of_steps = {"overlap_step_over_compute": 1.1, "fit_speedup_over_mwms": 2.25}
+    assert network.ratios({**exchanges, **steps}, 4) == pytest.approx({**expected, **of_steps})
+
+
+def test_a_table_has_the_columns_that_a_row_has(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import report
+
+    times = {"median_ms": 2.0, "min_ms": 1.0, "max_ms": 3.0}
+    rows = [
+        {"name": "a", **times, "memory_copies": None},
+        {"name": "bb", **times, "cpu_seconds": 0.5},
+    ]
+    head, first, second = report.table(rows).splitlines()
+    assert head.split() == ["median", "ms", "min", "max", "CPU", "s"]
+    assert first.split() == ["a", "2.0", "1.0", "3.0"]
+    assert second.split() == ["bb", "2.0", "1.0", "3.0", "0.50"]

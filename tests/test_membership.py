@@ -47,7 +47,10 @@ class Crew:
                 on_join()
 
             try:
-                self.results[rank] = self.memberships[rank].regroup(completed, least, 60, join)
+                told = {"of": completed}
+                most, told = self.memberships[rank].regroup(completed, told, least, 60, join)
+                assert told == {"of": most}
+                self.results[rank] = most
             except watch.WorkerLost as error:
                 self.results[rank] = str(error)
             except InterruptedError:  # it has died
@@ -183,16 +186,16 @@ def test_of_two_sides_of_a_cut_one_goes_on(monkeypatch, rank, silent, goes_on):
     status = channel.Status()
     mine = membership.Membership(_Silent(answers), status, rank, size, lambda reason: None)
     if goes_on:
-        assert mine.regroup(3, 1, 60, lambda members, generation: None) == 3
+        assert mine.regroup(3, None, 1, 60, lambda members, generation: None) == (3, None)
         assert mine.members == (rank,)
     else:
         with pytest.raises(watch.WorkerLost, match="cannot be reached, and may be going on"):
-            mine.regroup(3, 1, 60, lambda members, generation: None)
+            mine.regroup(3, None, 1, 60, lambda members, generation: None)
 
 
 def test_one_that_was_silent_for_long_learns_that_others_have_gone_on():
-    gone_on = {"generation": 1, "wants": 1, "completed": 5, "members": None}
+    gone_on = {"generation": 1, "wants": 1, "completed": 5, "decisions": None, "members": None}
     answers = {1: {**gone_on, "is_member": False, "in_fit": True}}
     mine = membership.Membership(_Silent(answers), channel.Status(), 0, 2, lambda reason: None)
     with pytest.raises(watch.WorkerLost, match="rank 1 and others have gone on without it"):
-        mine.regroup(3, 1, 60, lambda members, generation: None)
+        mine.regroup(3, None, 1, 60, lambda members, generation: None)

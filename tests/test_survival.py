@@ -24,7 +24,6 @@ RUNS = {
         [Event(0, 7, "exchange"), Event(3, 2 * chaos.STEPS, "epoch end"), Event(1, 41, "exchange")],
         {"H": 0, "topology": "ring"},
     ),
-    "at the very end": ([Event(1, chaos.EPOCHS * chaos.STEPS, "epoch end")], USUAL),
 }
 
 
@@ -59,9 +58,29 @@ def test_of_two_sides_of_a_cut_the_larger_goes_on(undisturbed_loss):
     assert "Rank 0: rank 1 and rank 2 cannot be reached, and may be going on" in outcome.output
 
 
-def test_too_few_end_with_the_reason():
-    events = [Event(3, 20, "computing")]
-    outcome = chaos.run(events, {**USUAL, "min_workers": 4})
-    assert not outcome.results
-    assert all(outcome.exit_codes)
-    assert "3 of 4 workers are left, fewer than min_workers=4" in outcome.output
+def test_who_is_behind_leaves_out_what_others_have_done_and_takes_their_decisions(monkeypatch):
+    import types
+
+    import tf_gossip_pga as pga
+
+    gossip = pga.GossipPGA(H=pga.AdaptivePeriod(initial=4))
+    model = types.SimpleNamespace(stop_training=False)
+    monkeypatch.setattr(pga.GossipPGA, "model", model)
+    period = {"H": 7, "last": 12, "initial_loss": 0.5}
+    decided = {"stop": True, "stopped": True, "in consensus": True, "period": period}
+    gossip._collectives = types.SimpleNamespace(
+        completed=10, missed=2, decided=decided, decisions=None, check=lambda: None
+    )
+    gossip._divided = True
+    done = []
+    monkeypatch.setattr(gossip, "_unite", lambda: done.append("united"))
+    exchange = lambda: done.append("exchanged") or 1.0  # noqa: E731
+    assert gossip._together(exchange) is None
+    assert not model.stop_training  # that was decided in the next one
+    assert gossip._together(exchange) is None
+    assert model.stop_training and gossip.stopped
+    assert gossip.state["period"] == period
+    assert gossip._together(exchange) == 1.0
+    assert done == ["united", "exchanged"]
+    assert gossip._collectives.completed == 13
+    assert gossip._collectives.decisions == decided

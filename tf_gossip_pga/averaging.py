@@ -174,7 +174,7 @@ class Averager:
         started, self._started = self._started, False
         if started:
             changes = self._collectives.finish()
-            if apply:
+            if apply and changes is not None:
                 self._apply_function(*changes)
 
     def global_average(self, doing: str) -> tuple[float, float]:

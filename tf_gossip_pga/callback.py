@@ -268,14 +268,16 @@ class GossipPGA(keras.callbacks.Callback):
         self._say(f"at {where}")
         return self._meet(where, timed=False, mine=mine)
 
-    def average(self, doing: str):
+    def average(self, doing: str) -> bool:
         """A global average of training, whatever the period says; all ranks must call it.
 
         What follows, with all weights and schedules, is as if the run began here.
+
+        Returns:
+          Whether this rank has taken part; not if it has lost that with a worker.
         """
-        if self._averager is not None:
-            self._together(lambda: self._begin_anew(doing))
         self._was_global = True
+        return self._averager is None or self._together(lambda: self._begin_anew(doing)) is True
 
     # ---- Keras calls these ----------------------------------------------------------------------
 
@@ -321,8 +323,9 @@ class GossipPGA(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
         self._batches += 1
+        is_global = self._schedule.is_global(self.step)
         if self._adaptive:
-            self._watch_loss(logs, self._schedule.is_global(self.step))
+            self._watch_loss(logs, is_global)
         if self._averager is not None:
             if self._first_batch:  # absorbs what ranks differ in tracing and compiling
                 self._meet("the first batch", timed=False)
@@ -331,12 +334,12 @@ class GossipPGA(keras.callbacks.Callback):
                 # Alone it would leave the others waiting: all stop at the next global average.
                 self._wants_to_stop, self.model.stop_training = True, False
             self._in_consensus = False
-            self._together(self._exchange)
-        is_global = self._schedule.is_global(self.step)
+            done = self._together(self._exchange)
+            is_global = is_global if done is None else done
+        elif self._adaptive and is_global:
+            self._schedule.observe(self.step, self._loss)
         self.global_steps += is_global
         self.gossip_steps += not is_global
-        if self._adaptive and is_global:
-            self._schedule.observe(self.step, self._loss)
         self._say_step()
 
     def on_test_begin(self, logs=None):
@@ -404,23 +407,45 @@ class GossipPGA(keras.callbacks.Callback):
         Where workers are lost and the others go on, it is done again among these, once they are
         united; or left out, with None, if others have completed it.
         """
+        mine = self._collectives
         while True:
             try:
                 if self._divided:
-                    self._collectives.check()
-                    if self._collectives.missed:
-                        self._collectives.missed -= 1
-                        self._collectives.completed += 1
+                    mine.check()
+                    if mine.missed:
+                        mine.missed -= 1
+                        mine.completed += 1
+                        if not mine.missed:
+                            self._take(mine.decided)
+                            mine.decisions = mine.decided
                         return None
                     self._unite()
                 result = exchange()
-                self._collectives.completed += 1
+                mine.completed += 1
+                mine.decisions = self._decisions()
                 return result
             except collectives.Regrouped:
                 self._divided = True
 
+    def _decisions(self) -> dict:
+        """What exchanges have decided, and what comes next depends on; the same on all ranks."""
+        return {
+            "stop": bool(self.model.stop_training),
+            "stopped": self._stopped,
+            "in consensus": self._in_consensus,
+            "period": self._schedule.state if self._adaptive else None,
+        }
+
+    def _take(self, decisions: dict):
+        """Decides what others have, in exchanges that this rank has missed."""
+        self.model.stop_training |= decisions["stop"]
+        self._stopped = decisions["stopped"]
+        self._in_consensus = decisions["in consensus"]  # it will be: next they unite
+        if self._adaptive:
+            self._schedule.state = decisions["period"]
+
     def _unite(self):
-        """Averages those that are left, which have lost exchanges, and lets them agree on the run.
+        """Averages those that are left, which have lost exchanges.
 
         It takes as long as it takes the last of them to come to where the first one was.
         """
@@ -429,27 +454,17 @@ class GossipPGA(keras.callbacks.Callback):
         averager = self._averager.anew(self._topology)
         self._bytes_of_past_fits, self._averager = self.bytes_sent, averager
         self._averager.global_average(doing)
-        mine = {
-            "first": self._collectives.leads,
-            "state": self.state,
-            "stop": bool(self.model.stop_training),
-            "stopped": self._stopped,
-        }
-        everyone = self._collectives.gather(mine, doing, self._timeout_s * _PATIENCE)
-        # What those know that have completed most: the others have missed decisions.
-        known = next(each for each in everyone if each["first"])
-        if self._adaptive:
-            self._schedule.state = known["state"]["period"]
-        self.model.stop_training, self._stopped = known["stop"], known["stopped"]
-        self._unreported = []
+        self._average_slots(doing)
+        self._unreported = []  # the lost worker's part of these distances is lost
+        self._local = None  # after a validation all go on from here
         self._divided = False
 
-    def _exchange(self):
-        """What follows an optimizer step."""
+    def _exchange(self) -> bool:
+        """What follows an optimizer step; whether it was a global average."""
         if not self._schedule.is_global(self.step):
             with self._timed():
                 self._gossip()
-            return
+            return False
         doing = f"the global average of step {self.step}"
         if self._adaptive:
             self._averaged_loss.assign(self._loss)
@@ -461,6 +476,9 @@ class GossipPGA(keras.callbacks.Callback):
         if self._votes.numpy() > 0:
             self._stopped = self.model.stop_training = True
         self._average_slots(doing)
+        if self._adaptive:
+            self._schedule.observe(self.step, self._loss)
+        return True
 
     def _gossip(self):
         # Rounds follow the step count, so that they agree after a resumption as well.
@@ -473,10 +491,11 @@ class GossipPGA(keras.callbacks.Callback):
         if not self._schedule.is_global(self.step + 1):
             self._averager.start_gossip(round, doing)
 
-    def _begin_anew(self, doing: str):
+    def _begin_anew(self, doing: str) -> bool:
         self._averager.finish_gossip(apply=False)
         self._average_globally(doing)
         self._average_slots(doing)
+        return True
 
     def _average_at_the_end(self):
         self._averager.finish_gossip(apply=False)
@@ -501,8 +520,10 @@ class GossipPGA(keras.callbacks.Callback):
     def _timed(self):
         """Counts what happens inside as communication."""
         started = time.perf_counter()
-        yield
-        self.communication_seconds += time.perf_counter() - started
+        try:
+            yield
+        finally:
+            self.communication_seconds += time.perf_counter() - started
 
     def _meet(self, where: str, timed: bool = True, logs: dict | None = None, mine=None) -> list:
         """Waits for all ranks at the same point of training, and shares what each has measured.
@@ -530,7 +551,9 @@ class GossipPGA(keras.callbacks.Callback):
                 "stop": bool(self._wants_to_stop or self.model.stop_training),
                 "logs": numbers,
             }
-            return self._collectives.gather(told, where, self._timeout_s * _PATIENCE)
+            everyone = self._collectives.gather(told, where, self._timeout_s * _PATIENCE)
+            self.model.stop_training = any(each["stop"] for each in everyone)
+            return everyone
 
         with self._timed() if timed else contextlib.nullcontext():
             everyone = self._together(gather)
@@ -551,7 +574,6 @@ class GossipPGA(keras.callbacks.Callback):
             distance = averaging.consensus_distance([squares for _, squares in measured])
             self.distances.append((measured[0][0], distance))
         self._unreported = []
-        self.model.stop_training = any(each["stop"] for each in everyone)
         for name in numbers:
             if all(name in each["logs"] for each in everyone):
                 logs[name] = sum(each["logs"][name] for each in everyone) / len(everyone)

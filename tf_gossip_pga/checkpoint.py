@@ -183,9 +183,11 @@ class Checkpoint(keras.callbacks.Callback):
         with own.explained(folder / _WEIGHTS):
             load_weights()
         self._restored = []
-        path = folder / self._own_name
-        if self._is_chief or (self._own_name in manifest["files"] and path.exists()):
-            path = self._store.checked(number, self._own_name, manifest["files"])
+        listed, name = manifest["files"], self._own_name
+        if self._is_chief and name not in listed:  # it was lost before; another was the chief
+            name = next((each for each in sorted(listed) if each.startswith("rank-")), name)
+        if self._is_chief or (name in listed and (folder / name).exists()):
+            path = self._store.checked(number, name, listed)
             loaded = own.load(path, model)
             for variable, value in loaded:
                 variable.assign(value)
@@ -254,19 +256,24 @@ class Checkpoint(keras.callbacks.Callback):
         told = self._meet(doing, [self._store.unused_number(), self._store.complete()])
         if not due and not self.preempted:
             return
-        self._gossip.average(doing)
-        number, complete = told[0]  # rank 0's
-        if not own.is_finite(self.model):
-            self._say_unsaved(number, "The model has weights that are no finite numbers")
-            return
-        try:
-            written = [self._write(number, complete), None]
-        except Exception as error:  # h5py has several kinds for a full disk
-            written = [{}, f"Rank {self._rank}: {error}"]
+        averaged = self._gossip.average(doing)
+        number, complete = told[0]  # the chief's
+        written = [{}, "A worker was lost, and this rank missed the average"]
+        if averaged:
+            if not own.is_finite(self.model):
+                self._say_unsaved(number, "The model has weights that are no finite numbers")
+                return
+            try:
+                written = [self._write(number, complete), None]
+            except Exception as error:  # h5py has several kinds for a full disk
+                written = [{}, f"Rank {self._rank}: {error}"]
         everyone = self._meet(f"the end of {doing}", written)
         problem = next((problem for _, problem in everyone if problem), None)
+        files = {name: entry for each, _ in everyone for name, entry in each.items()}
+        if _WEIGHTS not in files or len(everyone) < self._collectives.size:
+            problem = problem or "A worker was lost meanwhile"
         if self._is_chief and not problem:
-            problem = self._finish(number, epoch, [files for files, _ in everyone])
+            problem = self._finish(number, epoch, files, len(everyone))
         if problem:
             self._say_unsaved(number, problem)
             if self._is_chief:
@@ -284,18 +291,18 @@ class Checkpoint(keras.callbacks.Callback):
             self._store.forget(self._own_name, {*complete, number})
         return files
 
-    def _finish(self, number: int, epoch: int, files: list[dict]) -> str | None:
-        """On rank 0, completes a checkpoint; why it could not, or None."""
+    def _finish(self, number: int, epoch: int, files: dict, ranks: int) -> str | None:
+        """On the chief, completes a checkpoint; why it could not, or None."""
         content = {
             "epoch": epoch,
             "state": self._gossip.state,
-            "ranks": len(files),
+            "ranks": ranks,
             "variables": self._variables,
         }
         try:
-            self._store.finish(number, content, {k: v for each in files for k, v in each.items()})
+            self._store.finish(number, content, files)
         except OSError as error:
-            return f"Rank 0: {error}"
+            return f"Rank {self._rank}: {error}"
         return None
 
     def _say_unsaved(self, number: int, problem: str):

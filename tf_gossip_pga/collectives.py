@@ -98,15 +98,19 @@ class Collectives:
         with a single worker.
       completed: number of exchanges that the caller has completed, or missed, in step with all
         other ranks; see `missed`. The caller counts it.
-      leads: whether no other rank had completed more when the last generation formed.
+      decisions: what the completed ones have decided, as JSON can hold it, for ranks that have not
+        completed them. The caller keeps it.
       missed: how many exchanges others have completed and this rank has not, since it lost them
-        with a worker. It must leave them out and begin with the one after.
+        with a worker. It must leave them out, heed `decided`, and begin with the one after.
+      decided: the `decisions` of one that has completed most.
     """
 
     def __init__(self, cluster: cluster_lib.Cluster):
         self.cluster = cluster
         self.completed = self.missed = 0
-        self.leads = True
+        self.decisions: dict | None = None
+        self.decided: dict | None = None
+        self._completed_at_regroup: int | None = None
         self._least_workers: int | None = None  # None: a loss is the end
         self._regroup_s = 0.0
         self._background = concurrent.futures.ThreadPoolExecutor(1, "gossip")
@@ -183,6 +187,7 @@ class Collectives:
         self._least_workers = least_workers
         self._regroup_s = timeout_s
         self.completed = self.missed = 0
+        self.decisions = self.decided = self._completed_at_regroup = None
 
     def unreachable(self) -> list[int]:
         """Ranks that do not answer questions, without which none can be gone on without."""
@@ -282,7 +287,12 @@ class Collectives:
         self._under_way = self._background.submit(run)
 
     def finish(self):
-        """What the exchange in the background returned. Raises as `waiting` does."""
+        """What the exchange in the background returned. Raises as `waiting` does.
+
+        None, where it was lost before, and those that are left have regrouped.
+        """
+        if self._under_way is None:
+            return None
         try:
             return self._under_way.result()
         except watch.Broken as broken:
@@ -295,20 +305,22 @@ class Collectives:
 
     def _after(self, broken: watch.Broken):
         """Raises what a broken exchange means."""
-        if self._least_workers is None:
+        if self._least_workers is None or not self._status.tell().in_fit:
             raise watch.WorkerLost(self._watch.text_of_loss(broken)) from None
         self._watch.call_off(broken.reason)
         if self._under_way is not None:  # nothing of the old generation may be in flight
             concurrent.futures.wait([self._under_way])
             self._under_way = None
         before = self.members
-        most = self._membership.regroup(
-            self.completed, self._least_workers, self._regroup_s, self._join
+        most, self.decided = self._membership.regroup(
+            self.completed, self.decisions, self._least_workers, self._regroup_s, self._join
         )
         self.missed = most - self.completed
-        self.leads = not self.missed
         gone = [rank for rank in before if rank not in self._membership.members]
         self.cluster.lost.update(gone)
+        if not gone and self.completed == self._completed_at_regroup:  # it does not help
+            raise watch.WorkerLost(self._watch.text_of_loss(broken)) from None
+        self._completed_at_regroup = self.completed
         self._begin_generation()
         self._channel.keep(self.members)
         self._status.exchanges = 0  # from here on all members begin the same ones again

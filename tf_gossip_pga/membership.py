@@ -37,7 +37,8 @@ class Standing:
     Attributes:
       generation: the last one whose exchanges it has begun.
       wants: the one it wants, or is in.
-      completed: exchanges completed in the whole run.
+      completed: exchanges completed in this `fit`.
+      decisions: what these have decided, for those that have not completed them.
       members: of the generation it wants, as soon as it has decided or been told.
       is_member: whether it has made itself one of them.
       in_fit: whether it still trains.
@@ -46,6 +47,7 @@ class Standing:
     generation: int = 0
     wants: int = 0
     completed: int = 0
+    decisions: dict | None = None
     members: tuple[int, ...] | None = None
     is_member: bool = False
     in_fit: bool = True
@@ -77,17 +79,20 @@ class Membership:
         self._standing = Standing()
         channel.handlers["regroup"] = self._answer
 
-    def regroup(self, completed: int, least: int, timeout_s: float, join) -> int:
+    def regroup(
+        self, completed: int, decisions: dict | None, least: int, timeout_s: float, join
+    ) -> tuple[int, dict | None]:
         """Forms the next generation with all that are left, and is one of them when it returns.
 
         Args:
           completed: exchanges this worker has completed.
+          decisions: what it tells those that have completed fewer, as JSON can hold it.
           least: how many there must be.
           timeout_s: how long to wait for workers that live and do something else.
           join: called with the members and the number of the generation, makes this process one.
 
         Returns:
-          The most exchanges that any of them has completed.
+          The most exchanges that any of them has completed, and its decisions.
 
         Raises:
           WorkerLost: too few are left, or others have gone on without this one.
@@ -96,7 +101,8 @@ class Membership:
         wants = max(self._wanted, self.generation + 1)
         while True:
             try:
-                return self._form(wants, completed, least, ends, join)
+                stand = Standing(self.generation, wants, completed, decisions)
+                return self._form(stand, least, ends, join)
             except _AnewError:  # another was lost meanwhile
                 wants = max(self._wanted, wants + 1)
 
@@ -105,16 +111,16 @@ class Membership:
         if self._wanted > self.generation:
             self._call_off("another rank has lost a worker")
 
-    def _form(self, wants: int, completed: int, least: int, ends: float, join) -> int:
-        self._wanted = max(self._wanted, wants)
-        stand = Standing(self.generation, wants, completed)
+    def _form(self, stand: Standing, least: int, ends: float, join) -> tuple[int, dict | None]:
+        self._wanted = max(self._wanted, stand.wants)
         members = self._agree(stand, least, ends)
-        join(members, wants)
+        join(members, stand.wants)
         stand = dataclasses.replace(stand, members=members, is_member=True)
-        everyone = self._until_all_are_members(stand, ends)
-        self.members, self.generation = members, wants
-        self._standing = Standing(wants, wants, completed)
-        return max([completed, *(each.completed for each in everyone.values())])
+        everyone = [stand, *self._until_all_are_members(stand, ends).values()]
+        self.members, self.generation = members, stand.wants
+        self._standing = dataclasses.replace(stand, generation=stand.wants)
+        first = max(everyone, key=lambda each: each.completed)
+        return first.completed, first.decisions
 
     def _agree(self, stand: Standing, least: int, ends: float) -> tuple[int, ...]:
         """The members of the wanted generation, the same for all of them."""
