@@ -9,12 +9,9 @@ the assignment; the MultiWorkerMirrored row is the bare all-reduce of one tensor
 """
 
 import argparse
-import os
 import sys
 
 import report
-
-from tf_gossip_pga import launch
 
 SMALL_STEPS = 60  # ten whole periods of H=6
 MWMS = "MultiWorkerMirrored all-reduce"
@@ -107,14 +104,5 @@ def _report(everyone: list[dict], retraced: int, options):
     print(f"functions traced again after the warm-up: {retraced}")
 
 
-def main() -> int:
-    """Starts the workers, or is one of them."""
-    options = parse()
-    if "TF_CONFIG" in os.environ:
-        worker(options)
-        return 0
-    return launch.run([sys.executable, __file__, *sys.argv[1:]], options.workers)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report.run(worker, parse()))

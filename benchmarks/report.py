@@ -11,6 +11,8 @@ import time
 
 import numpy as np
 
+from tf_gossip_pga import launch
+
 # 25 million parameters in the mix of sizes that a network has: 100 MB of float32.
 _SHAPES = [(2048, 4096), *[(1024, 2048)] * 6, *[(512, 512)] * 16, *[(512,)] * 64]
 
@@ -55,6 +57,14 @@ def all_reduce(strategy, value):
         return strategy.run(replica)
 
     return all_reduce
+
+
+def run(worker, options) -> int:
+    """Starts `options.workers` processes of this script, each of which calls `worker(options)`."""
+    if "TF_CONFIG" in os.environ:
+        worker(options)
+        return 0
+    return launch.run([sys.executable, *sys.argv], options.workers)
 
 
 def warm_up(size: int) -> int:

@@ -8,14 +8,9 @@ everything has been traced and all connections are open, and at the end.
 
 import argparse
 import os
-import pathlib
 import sys
 
 import report
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-from tf_gossip_pga import launch
 
 STEPS_PER_EPOCH = 500
 
@@ -102,14 +97,5 @@ def publish(everyone: list, options):
         report.write(rows, ratios, options.output)
 
 
-def main() -> int:
-    """Starts the workers, or is one of them."""
-    options = parse()
-    if "TF_CONFIG" in os.environ:
-        worker(options)
-        return 0
-    return launch.run([sys.executable, __file__, *sys.argv[1:]], options.workers)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report.run(worker, parse()))

@@ -383,7 +383,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._meet("the end of training")
         # Even if all agree: another callback may have set one rank's weights, or the optimizer its
         # moving averages.
-        self._together(self._average_at_the_end)
+        self._together(lambda: self._settle("the end of training"))
         self._meet("the end of training")
         self._collectives.survive(None)
 
@@ -492,14 +492,14 @@ class GossipPGA(keras.callbacks.Callback):
             self._averager.start_gossip(round, doing)
 
     def _begin_anew(self, doing: str) -> bool:
-        self._averager.finish_gossip(apply=False)
-        self._average_globally(doing)
+        self._settle(doing)
         self._average_slots(doing)
         return True
 
-    def _average_at_the_end(self):
+    def _settle(self, doing: str):
+        """A global average after which no gossip is under way."""
         self._averager.finish_gossip(apply=False)
-        self._average_globally("the end of training")
+        self._average_globally(doing)
 
     def _average_globally(self, doing: str):
         with self._timed():
