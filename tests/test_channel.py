@@ -40,7 +40,7 @@ def test_a_worker_answers_where_it_is():
     with _channels() as (channels, statuses):
         statuses[1].at("computing step 8", 7)
         statuses[1].wait("the gossip of step 7")
-        answer = channels[0].ask(1)
+        answer = channels[0].ask_all("status")[1]
     assert answer.pop("where_s") >= 0 and answer.pop("waits_s") >= 0
     assert answer == {
         "where": "computing step 8",
@@ -55,8 +55,8 @@ def test_a_worker_answers_where_it_is():
 def test_another_kind_of_request_is_a_row_of_the_table():
     with _channels() as (channels, _):
         channels[1].handlers["double"] = lambda request: {"text": 2 * request["kind"]}
-        assert channels[0].ask(1, "double") == {"text": "doubledouble"}
-        assert channels[0].ask(1, "unknown") is channel.Absence.SILENT
+        assert channels[0].ask_all("double")[1] == {"text": "doubledouble"}
+        assert channels[0].ask_all("unknown")[1] is channel.Absence.SILENT
 
 
 def _status_with(token) -> bytes:
@@ -80,7 +80,7 @@ def _status_with(token) -> bytes:
 def test_strangers_are_dropped_without_harm(data, capfd):
     with _channels() as (channels, _):
         assert _raw(channels[1].contact["port"], data) == b""
-        assert isinstance(channels[0].ask(1), dict)
+        assert isinstance(channels[0].ask_all("status")[1], dict)
     assert capfd.readouterr() == ("", "")
 
 
@@ -88,14 +88,14 @@ def test_a_stranger_that_says_nothing_holds_nobody_up():
     with _channels() as (channels, _):
         address = ("127.0.0.1", channels[1].contact["port"])
         with socket.create_connection(address), socket.create_connection(address):
-            assert isinstance(channels[0].ask(1), dict)
+            assert isinstance(channels[0].ask_all("status")[1], dict)
 
 
 def test_a_worker_that_listens_but_does_not_speak_is_silent():
     with _channels() as (channels, _), socket.create_server(("127.0.0.1", 0)) as mute:
         contact = {"port": mute.getsockname()[1], "token": "any"}
         channels[0].join([channels[0].contact, contact])
-        assert channels[0].ask(1, timeout_s=0.2) is channel.Absence.SILENT
+        assert channels[0].ask_all("status", timeout_s=0.2)[1] is channel.Absence.SILENT
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_refused_port_is_an_ended_process_only_if_the_main_port_is_refused_too
         unused.bind(("127.0.0.1", 0))  # bound but not listening
         contact = {"port": unused.getsockname()[1], "token": "any"}
         channels[0].join([channels[0].contact, contact])
-        assert channels[0].ask(1) is absence
+        assert channels[0].ask_all("status")[1] is absence
 
 
 def test_nothing_is_left_behind():

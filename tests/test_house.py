@@ -23,8 +23,17 @@ MAY_IMPORT = {  # a room that is not named here: no other room
     "collectives": LEFT | {"channel", "devices", "membership", "watch"},
     "averaging": LEFT | {"bucket", "collectives", "wire"},
     "own": {"store"},
-    "checkpoint": {"agreement", "callback", "collectives", "own", "preemption", "store"},
-    "callback": LEFT | {"collectives", "averaging", "agreement", "preemption", "wire"},
+    "checkpoint": {
+        "agreement",
+        "callback",
+        "collectives",
+        "own",
+        "preemption",
+        "store",
+        "watch",
+    },
+    "callback": LEFT
+    | {"collectives", "averaging", "agreement", "membership", "preemption", "wire"},
 }
 
 

@@ -1,6 +1,7 @@
 """Who is left: the survivors' agreement, with threads for workers and their real channels."""
 
 import contextlib
+import dataclasses
 import inspect
 import socket
 import threading
@@ -30,6 +31,7 @@ class Crew:
             for rank, pair in enumerate(zip(self.channels, self.statuses, strict=True))
         ]
         self.joined = [[] for _ in range(size)]
+        self.deaf = socket.create_server(("127.0.0.1", 0))
         self.results = {}
         self.in_fit = threading.Barrier(1)  # nobody asks before all train
         self.ended = threading.Event()
@@ -37,7 +39,17 @@ class Crew:
     def die(self, rank: int):
         self.channels[rank].close()
 
-    def start(self, rank: int, completed: int, least: int = 1, on_join=lambda: None):
+    def cut(self, one: int, other: int):
+        """Lets nothing through between two of them."""
+        for here, there in ((one, other), (other, one)):
+            peers = dict(self.channels[here]._peers)
+            deaf = self.deaf.getsockname()[1]
+            peers[there] = dataclasses.replace(peers[there], port=deaf)
+            self.channels[here]._peers = peers
+
+    def start(
+        self, rank: int, completed: int, least: int = 1, timeout_s=60.0, on_join=lambda: None
+    ):
         def regroup():
             self.statuses[rank].enter_fit(inspect.currentframe().f_code)
             in_fit.wait()
@@ -47,10 +59,8 @@ class Crew:
                 on_join()
 
             try:
-                told = {"of": completed}
-                most, told = self.memberships[rank].regroup(completed, told, least, 60, join)
-                assert told == {"of": most}
-                self.results[rank] = most
+                regroup = self.memberships[rank].regroup
+                self.results[rank] = regroup(completed, least, timeout_s, join)
             except watch.WorkerLost as error:
                 self.results[rank] = str(error)
             except InterruptedError:  # it has died
@@ -85,6 +95,7 @@ def _crew(size: int):
     try:
         yield crew
     finally:
+        crew.deaf.close()
         for each in crew.channels:
             if each._thread.is_alive():
                 each.close()
@@ -159,6 +170,39 @@ def test_fewer_than_wanted_end_with_the_reason():
         assert "1 of 3 workers are left, fewer than min_workers=3" in crew.results[1]
 
 
+def test_who_reaches_others_than_the_rest_do_is_in_no_group_of_its_own(monkeypatch):
+    monkeypatch.setattr(membership, "_SILENT_S", 1.0)
+    with _crew(3) as crew:
+        crew.cut(0, 1)  # rank 2 reaches both
+        results = crew.regroup({0: 5, 1: 5, 2: 5})
+        assert (results[0], results[2]) == (5, 5)
+        assert "rank 2 and others have gone on without it" in results[1]
+        assert crew.memberships[0].members == crew.memberships[2].members == (0, 2)
+        called_off = list(crew.called_off[2])
+        assert crew.channels[1].ask_all("regroup", rank=1, wants=2)[2]["wants"] == 1
+        assert crew.called_off[2] == called_off  # nor does it disturb them
+
+
+def test_one_that_answers_and_does_not_come_is_left_out_and_named(capfd, monkeypatch):
+    monkeypatch.setattr(membership, "_SAY_S", 0.5)
+    with _crew(3) as crew:
+        crew.statuses[0].enter_fit(inspect.currentframe().f_code)  # this thread hangs as rank 0
+        assert crew.regroup({1: 5, 2: 4}, timeout_s=2.0) == {1: 5, 2: 5}
+        assert crew.memberships[1].members == (1, 2)
+        assert "Rank 1 has waited 1 s for rank 0 to go on without a lost worker" in (
+            capfd.readouterr().err
+        )
+
+
+def test_nobody_regroups_with_one_that_has_trained_to_the_end():
+    with _crew(2) as crew:
+        crew.memberships[0].has_finished = True
+        mine = crew.memberships[1]
+        with pytest.raises(membership.Finished):
+            mine.regroup(9, 1, 60, lambda members, generation: None)
+        assert mine.members == (0, 1)
+
+
 class _Silent:
     """A channel whose others never answer."""
 
@@ -186,16 +230,16 @@ def test_of_two_sides_of_a_cut_one_goes_on(monkeypatch, rank, silent, goes_on):
     status = channel.Status()
     mine = membership.Membership(_Silent(answers), status, rank, size, lambda reason: None)
     if goes_on:
-        assert mine.regroup(3, None, 1, 60, lambda members, generation: None) == (3, None)
+        assert mine.regroup(3, 1, 60, lambda members, generation: None) == 3
         assert mine.members == (rank,)
     else:
         with pytest.raises(watch.WorkerLost, match="cannot be reached, and may be going on"):
-            mine.regroup(3, None, 1, 60, lambda members, generation: None)
+            mine.regroup(3, 1, 60, lambda members, generation: None)
 
 
 def test_one_that_was_silent_for_long_learns_that_others_have_gone_on():
-    gone_on = {"generation": 1, "wants": 1, "completed": 5, "decisions": None, "members": None}
+    gone_on = {"generation": 1, "wants": 1, "completed": 5, "members": None}
     answers = {1: {**gone_on, "is_member": False, "in_fit": True}}
     mine = membership.Membership(_Silent(answers), channel.Status(), 0, 2, lambda reason: None)
     with pytest.raises(watch.WorkerLost, match="rank 1 and others have gone on without it"):
-        mine.regroup(3, None, 1, 60, lambda members, generation: None)
+        mine.regroup(3, 1, 60, lambda members, generation: None)

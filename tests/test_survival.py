@@ -2,8 +2,9 @@
 
 import pytest
 
-from tests import chaos
+from tests import chaos, workers
 from tests.chaos import Event, links
+from tf_gossip_pga import store
 
 pytestmark = pytest.mark.multiprocess
 
@@ -58,29 +59,86 @@ def test_of_two_sides_of_a_cut_the_larger_goes_on(undisturbed_loss):
     assert "Rank 0: rank 1 and rank 2 cannot be reached, and may be going on" in outcome.output
 
 
-def test_who_is_behind_leaves_out_what_others_have_done_and_takes_their_decisions(monkeypatch):
-    import types
+# Exchanges that a rank loses though the others have completed them, or go on meanwhile; the last
+# of them decides that all stop.
+MISSED = {
+    2: [1, "the gossip of step 2"],
+    4: [0, "the global average of step 4"],
+    "an epoch's end": [2, "the end of epoch 1"],
+    "validation": [1, "the validation after step 10"],
+    "checkpoint": [0, "the checkpoint after step 10"],
+    13: [2, "the gossip of step 13"],
+    16: [1, "the global average of step 16"],
+}
+
+
+def _lossy_fit(cluster, folder, **arguments):
+    """Trains while `MISSED` happens, and nobody dies."""
+    import contextlib
+    import time
+
+    import keras
+    import numpy as np
 
     import tf_gossip_pga as pga
+    from tf_gossip_pga import watch
 
-    gossip = pga.GossipPGA(H=pga.AdaptivePeriod(initial=4))
-    model = types.SimpleNamespace(stop_training=False)
-    monkeypatch.setattr(pga.GossipPGA, "model", model)
-    period = {"H": 7, "last": 12, "initial_loss": 0.5}
-    decided = {"stop": True, "stopped": True, "in consensus": True, "period": period}
-    gossip._collectives = types.SimpleNamespace(
-        completed=10, missed=2, decided=decided, decisions=None, check=lambda: None
+    missed = [doing for rank, doing in MISSED.values() if rank == cluster.rank]
+    deadline = watch.Watch.deadline
+
+    @contextlib.contextmanager
+    def lossy(self, doing, timeout_s):
+        with deadline(self, doing, timeout_s):
+            yield
+        if doing in missed:
+            missed.remove(doing)
+            time.sleep(0.3)  # so that the others go on as far as they can
+            raise watch.Broken(doing, "lost in a test")
+
+    watch.Watch.deadline = lossy
+    x, y = chaos.data(cluster.rank)
+    keras.utils.set_random_seed(cluster.rank)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss)
+    if arguments["H"] == "adaptive":
+        arguments["H"] = pga.AdaptivePeriod(initial=4, exponent=0.0)
+    gossip = pga.GossipPGA(on_worker_lost="continue", timeout_s=30, **arguments)
+    checkpoint = pga.Checkpoint(gossip, folder)
+
+    def stop(batch, logs):
+        if cluster.rank == 2 and gossip.step == 15:
+            model.stop_training = True
+
+    history = model.fit(
+        x,
+        y,
+        batch_size=8,
+        steps_per_epoch=5,
+        epochs=6,
+        verbose=0,
+        validation_data=chaos.data(-1),
+        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_begin=stop), gossip, checkpoint],
     )
-    gossip._divided = True
-    done = []
-    monkeypatch.setattr(gossip, "_unite", lambda: done.append("united"))
-    exchange = lambda: done.append("exchanged") or 1.0  # noqa: E731
-    assert gossip._together(exchange) is None
-    assert not model.stop_training  # that was decided in the next one
-    assert gossip._together(exchange) is None
-    assert model.stop_training and gossip.stopped
-    assert gossip.state["period"] == period
-    assert gossip._together(exchange) == 1.0
-    assert done == ["united", "exchanged"]
-    assert gossip._collectives.completed == 13
-    assert gossip._collectives.decisions == decided
+    logs = {name: values for name, values in history.history.items() if "seconds" not in name}
+    return {
+        "weights": [np.asarray(weight).tolist() for weight in model.get_weights()],
+        "step": gossip.step,
+        "steps by kind": [gossip.gossip_steps, gossip.global_steps],
+        "distances": gossip.distances,
+        "state": gossip.state,
+        "logs": logs,
+        "missed": missed,
+    }
+
+
+@pytest.mark.parametrize("H", [4, "adaptive"])
+def test_who_misses_an_exchange_learns_what_it_has_decided(tmp_path, H):  # noqa: N803
+    settings = {"optimizer_state": "average"} if H == 4 else {"overlap": True}
+    results = workers.run(_lossy_fit, 3, folder=str(tmp_path), H=H, **settings)
+    for each in results:
+        assert each == results[0]
+    assert not results[0]["missed"]
+    assert results[0]["step"] == 16  # the fourth global average, of which rank 2 wanted to stop
+    assert len(results[0]["logs"]["loss"]) == 4
+    assert store.Store(tmp_path, keep=3).complete()

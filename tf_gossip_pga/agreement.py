@@ -124,37 +124,44 @@ def described(model) -> list[str]:
     ]
 
 
-def check(everyone: list[dict], rank: int):
+def check(everyone: list[dict], ranks: tuple[int, ...], rank: int):
     """Raises, with the same explanation on all ranks, where the ranks do not fit together.
 
     Args:
-      everyone: in rank order, each `{"problem": text or None, "facts": dict or None}`.
-      rank: this process's rank.
+      everyone: each `{"problem": text or None, "facts": dict or None}`.
+      ranks: whose they are, in this order.
+      rank: this process's.
 
     Raises:
       ValueError: a rank has a problem, or two ranks have different facts.
     """
-    if everyone[rank]["problem"]:
-        raise ValueError(everyone[rank]["problem"])
-    for other, each in enumerate(everyone):
+    mine = everyone[ranks.index(rank)]
+    if mine["problem"]:
+        raise ValueError(mine["problem"])
+    for other, each in zip(ranks, everyone, strict=True):
         if each["problem"]:
             raise ValueError(f"Rank {other} cannot start training: {each['problem']}")
     for name in everyone[0]["facts"]:
         values = [each["facts"][name] for each in everyone]
         if name == "variables":
             name, values = first_difference(values)
-        if found := difference(values):
+        if found := difference(values, ranks):
             raise ValueError(
                 f"The ranks differ in {name}: {found}. It must be the same on every rank."
                 + _REMEDIES.get(name, "")
             )
 
 
-def difference(values: list) -> str | None:
+def difference(values: list, ranks) -> str | None:
     """`"rank 0 has 6, rank 1 has 4"`, or None where all values are equal."""
-    if all(value == values[0] for value in values[1:]):
+    if _are_equal(values):
         return None
-    return ", ".join(f"rank {rank} has {value}" for rank, value in enumerate(values))
+    have = zip(ranks, values, strict=True)
+    return ", ".join(f"rank {rank} has {value}" for rank, value in have)
+
+
+def _are_equal(values: list) -> bool:
+    return all(value == values[0] for value in values[1:])
 
 
 def _described(variable, kind: str) -> str:
@@ -168,6 +175,6 @@ def first_difference(lists: list[list[str]]) -> tuple[str, list[str]]:
     """The first place at which lists of `described` variables differ: its name and its values."""
     for index in range(max(map(len, lists))):
         values = [each[index] if index < len(each) else "none" for each in lists]
-        if difference(values):
+        if not _are_equal(values):
             return f"variable {index + 1} of the model and its optimizer", values
     return "variables", []

@@ -8,7 +8,7 @@ import weakref
 
 import keras
 
-from tf_gossip_pga import agreement, averaging, collectives, preemption, schedule
+from tf_gossip_pga import agreement, averaging, collectives, membership, preemption, schedule
 from tf_gossip_pga import topology as topology_lib
 from tf_gossip_pga import wire as wire_lib
 
@@ -85,8 +85,9 @@ class GossipPGA(keras.callbacks.Callback):
         who they are, average once, and gossip on a graph for so many (of the same name, or else
         one-peer exponential); no step is lost or done again. The lost worker's part of the data is
         lost with it, the learning rate stays as it is, and the lowest rank left becomes the chief.
-        A worker that has died or left `fit` is lost at once, a silent one after a minute; of two
-        sides that cannot reach each other the larger goes on. Default `"raise"`.
+        A worker that has died or left `fit` is lost at once, a silent one after 75 seconds, one
+        that answers but does not come after ten times `timeout_s`; of two sides that cannot reach
+        each other the larger goes on. Default `"raise"`.
       min_workers: with `"continue"`, how many must be left, or all end. Default 1.
 
     Attributes:
@@ -161,10 +162,10 @@ class GossipPGA(keras.callbacks.Callback):
                 f"on_worker_lost must be 'raise' or 'continue', received {on_worker_lost!r}."
             )
         whole = isinstance(min_workers, int) and not isinstance(min_workers, bool)
-        if not whole or not 1 <= min_workers <= self._cluster.size:
+        if not whole or not 1 <= min_workers <= self._collectives.size:
             raise ValueError(
                 "min_workers must be a whole number, from 1 to the number of workers, "
-                f"{self._cluster.size}; received {min_workers!r}."
+                f"{self._collectives.size}; received {min_workers!r}."
             )
         self._least_workers = min_workers if on_worker_lost == "continue" else None
 
@@ -187,6 +188,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._wants_to_stop = False  # this rank, in mid-epoch
         self._stopped = False  # all ranks, in mid-epoch
         self._divided = False  # a worker was lost, and those left have not been united since
+        self._met: list[dict] = []  # what all told at the last meeting
         self._votes = None  # a variable, > 0 after a global average where a rank wants to stop
         # For an adaptive period alone:
         self._was_global = True  # the step before this one; a fit begins in consensus, too
@@ -333,7 +335,6 @@ class GossipPGA(keras.callbacks.Callback):
             if self.model.stop_training:
                 # Alone it would leave the others waiting: all stop at the next global average.
                 self._wants_to_stop, self.model.stop_training = True, False
-            self._in_consensus = False
             done = self._together(self._exchange)
             is_global = is_global if done is None else done
         elif self._adaptive and is_global:
@@ -348,10 +349,9 @@ class GossipPGA(keras.callbacks.Callback):
         self._check_whole_epoch()  # validation comes before the end of the epoch
         validation = f"the validation after step {self.step}"
         self._say(f"in {validation}")
-        self._meet(validation)
-        if not self._in_consensus:
-            self._local = self._averager.snapshot()
-            self._together(lambda: self._average_globally(validation))
+        # Whether they are in consensus is asked, since after a loss some may remember it otherwise.
+        if not all(self._meet(validation, mine=self._in_consensus)):
+            self._together(lambda: self._lend_average(validation))
 
     def on_test_end(self, logs=None):
         if self._training:
@@ -384,8 +384,9 @@ class GossipPGA(keras.callbacks.Callback):
         # Even if all agree: another callback may have set one rank's weights, or the optimizer its
         # moving averages.
         self._together(lambda: self._settle("the end of training"))
-        self._meet("the end of training")
-        self._collectives.survive(None)
+        with contextlib.suppress(membership.Finished):  # nothing is missing, though this was lost
+            self._meet("the end of training")
+        self._collectives.end_fit()
 
     # ---- Where this rank is, for those that wait for it -----------------------------------------
 
@@ -404,63 +405,59 @@ class GossipPGA(keras.callbacks.Callback):
     def _together(self, exchange):
         """What `exchange()` returns: exchanges that all ranks do, in the same order.
 
-        Where workers are lost and the others go on, it is done again among these, once they are
-        united; or left out, with None, if others have completed it.
+        Where workers are lost and the others go on, these unite, and it is done again among them;
+        or left out, with None, by a rank that has lost it while others have completed it.
         """
         mine = self._collectives
         while True:
             try:
                 if self._divided:
-                    mine.check()
-                    if mine.missed:
-                        mine.missed -= 1
-                        mine.completed += 1
-                        if not mine.missed:
-                            self._take(mine.decided)
-                            mine.decisions = mine.decided
-                        return None
                     self._unite()
-                result = exchange()
+                if mine.missed:
+                    mine.missed -= 1
+                    result = None
+                else:
+                    result = exchange()
                 mine.completed += 1
-                mine.decisions = self._decisions()
                 return result
             except collectives.Regrouped:
                 self._divided = True
 
-    def _decisions(self) -> dict:
-        """What exchanges have decided, and what comes next depends on; the same on all ranks."""
-        return {
-            "stop": bool(self.model.stop_training),
-            "stopped": self._stopped,
-            "in consensus": self._in_consensus,
-            "period": self._schedule.state if self._adaptive else None,
-        }
-
-    def _take(self, decisions: dict):
-        """Decides what others have, in exchanges that this rank has missed."""
-        self.model.stop_training |= decisions["stop"]
-        self._stopped = decisions["stopped"]
-        self._in_consensus = decisions["in consensus"]  # it will be: next they unite
-        if self._adaptive:
-            self._schedule.state = decisions["period"]
-
     def _unite(self):
-        """Averages those that are left, which have lost exchanges.
+        """Gives those that are left, which have lost exchanges, one model and one state.
 
-        It takes as long as it takes the last of them to come to where the first one was.
+        The model is their average. Where some have come further than others, they have learned what
+        the others have missed: at most one exchange that all take part in, since the next one needs
+        all of them, and gossips.
         """
-        doing = "the reunion"
-        self._topology = topology_lib.resolve_again(self._wanted_topology, self._collectives.size)
+        doing, mine = "the reunion", self._collectives
+        mine.check()
+        told = {
+            "completed": mine.completed,
+            "stopped": self._stopped,
+            "period": self._schedule.state if self._adaptive else None,
+            "met": self._met,
+        }
+        everyone = mine.gather(told, doing, self._timeout_s * _PATIENCE)
+        first = max(everyone, key=lambda each: each["completed"])
+        self._topology = topology_lib.resolve_again(self._wanted_topology, mine.size)
         averager = self._averager.anew(self._topology)
         self._bytes_of_past_fits, self._averager = self.bytes_sent, averager
         self._averager.global_average(doing)
         self._average_slots(doing)
+        self._met = first["met"]
+        if first["stopped"]:
+            self._stopped = self.model.stop_training = True
+        if self._adaptive:
+            self._schedule.state = first["period"]
+        self._in_consensus = True
         self._unreported = []  # the lost worker's part of these distances is lost
         self._local = None  # after a validation all go on from here
         self._divided = False
 
     def _exchange(self) -> bool:
         """What follows an optimizer step; whether it was a global average."""
+        self._in_consensus = False
         if not self._schedule.is_global(self.step):
             with self._timed():
                 self._gossip()
@@ -490,6 +487,11 @@ class GossipPGA(keras.callbacks.Callback):
         # It moves no mean, so before a global average it would be for nothing.
         if not self._schedule.is_global(self.step + 1):
             self._averager.start_gossip(round, doing)
+
+    def _lend_average(self, doing: str):
+        """A global average that `on_test_end` takes back."""
+        self._local = self._averager.snapshot()
+        self._average_globally(doing)
 
     def _begin_anew(self, doing: str) -> bool:
         self._settle(doing)
@@ -535,7 +537,7 @@ class GossipPGA(keras.callbacks.Callback):
           mine: more that this rank tells the others.
 
         Returns:
-          What the ranks have told as `mine`, in rank order.
+          What the ranks have told as `mine`, in rank order; also that of one lost since then.
 
         Raises:
           RuntimeError: on every rank, if they stand at different points.
@@ -544,6 +546,7 @@ class GossipPGA(keras.callbacks.Callback):
 
         def gather():
             told = {
+                "rank": self._cluster.rank,
                 "told": mine,
                 "where": where,
                 "step": self.step,
@@ -551,18 +554,16 @@ class GossipPGA(keras.callbacks.Callback):
                 "stop": bool(self._wants_to_stop or self.model.stop_training),
                 "logs": numbers,
             }
-            everyone = self._collectives.gather(told, where, self._timeout_s * _PATIENCE)
-            self.model.stop_training = any(each["stop"] for each in everyone)
-            return everyone
+            self._met = self._collectives.gather(told, where, self._timeout_s * _PATIENCE)
 
         with self._timed() if timed else contextlib.nullcontext():
-            everyone = self._together(gather)
-        if everyone is None:  # the others have met before a worker was lost
-            return [mine]
-        if agreement.difference([[each["where"], each["step"]] for each in everyone]):
+            self._together(gather)
+        everyone = self._met  # or, if this rank has missed it, as others have told it
+        self.model.stop_training = any(each["stop"] for each in everyone)
+        if len({(each["where"], each["step"]) for each in everyone}) > 1:
             places = "; ".join(
-                f"rank {rank} is at {each['where']}, step {each['step']}"
-                for rank, each in zip(self._collectives.members, everyone, strict=True)
+                f"rank {each['rank']} is at {each['where']}, step {each['step']}"
+                for each in everyone
             )
             raise RuntimeError(
                 f"The ranks took different ways through training: {places}. Every rank must run "
@@ -675,7 +676,7 @@ class GossipPGA(keras.callbacks.Callback):
             "the start of training",
             self._timeout_s * _PATIENCE,
         )
-        agreement.check(everyone, self._collectives.place)
+        agreement.check(everyone, self._collectives.members, self._cluster.rank)
         # Building one is an exchange too: all ranks do it or none.
         if not all(each["known"] for each in everyone):
             self._bytes_of_past_fits = self.bytes_sent

@@ -198,12 +198,14 @@ class Channel:
         """Notes that all others were alive just now, as an exchange with them has shown."""
         self._heard_all = time.monotonic()
 
-    def ask(self, rank: int, kind: str = "status", timeout_s: float = _ASK_S) -> dict | Absence:
-        """Another worker's answer to one request, or why there is none."""
-        return self._on_loop(self._ask(rank, kind, timeout_s, {}))
-
     def ask_all(self, kind: str, timeout_s: float = _ASK_S, **details) -> dict[int, dict | Absence]:
-        """`ask` of all others at once, by rank; `details` are part of the request."""
+        """The answers of all others to one request, by rank, or why there is none.
+
+        Args:
+          kind: one of their `handlers`.
+          timeout_s: how long to wait for them.
+          **details: what else the request holds, as JSON can hold it.
+        """
         return self._on_loop(self._ask_all(kind, timeout_s, details))
 
     def findings(self) -> Findings:
@@ -274,13 +276,13 @@ class Channel:
     async def _ask_all(
         self, kind: str, timeout_s: float, details: dict
     ) -> dict[int, dict | Absence]:
-        ranks = list(self._peers)
-        asked = (self._ask(rank, kind, timeout_s, details) for rank in ranks)
-        answers = await asyncio.gather(*asked)
-        return dict(zip(ranks, answers, strict=True))
+        peers = self._peers
+        asked = (self._ask(*each, kind, timeout_s, details) for each in peers.items())
+        return dict(zip(peers, await asyncio.gather(*asked), strict=True))
 
-    async def _ask(self, rank: int, kind: str, timeout_s: float, details: dict) -> dict | Absence:
-        peer = self._peers[rank]
+    async def _ask(
+        self, rank: int, peer: _Peer, kind: str, timeout_s: float, details: dict
+    ) -> dict | Absence:
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await _request(peer, {**details, "token": peer.token, "kind": kind})

@@ -9,12 +9,11 @@ knows how files become a checkpoint; `GossipPGA` brings the ranks together.
 import contextlib
 import functools
 import operator
-import sys
 
 import keras
 import numpy as np
 
-from tf_gossip_pga import agreement, callback, collectives, own, preemption, store
+from tf_gossip_pga import agreement, callback, collectives, own, preemption, store, watch
 
 _WEIGHTS = "model.weights.h5"
 
@@ -42,8 +41,9 @@ class Checkpoint(keras.callbacks.Callback):
     as if it had ended, and the script goes on. An epoch that was left early begins anew in the
     resumed run, which sees its first batches once more. A second SIGTERM has its usual effect.
 
-    Files: rank 0 writes `checkpoint-…/model.weights.h5`, which `model.load_weights` reads too,
-    every rank `rank-….npz` beside it, and rank 0 at last `manifest.json` (`tf_gossip_pga.store`).
+    Files: the chief, which is rank 0 or, once that is lost, the lowest rank that is left, writes
+    `checkpoint-…/model.weights.h5`, which `model.load_weights` reads too, every rank `rank-….npz`
+    beside it, and the chief at last `manifest.json` (`tf_gossip_pga.store`).
     The directory may be one that all ranks share, or one on a disk of each. A rank without its file
     (it is new, or its disk is) takes rank 0's optimizer state and says so; the number of workers
     may change. Nothing is unpickled.
@@ -144,8 +144,8 @@ class Checkpoint(keras.callbacks.Callback):
             if not any(problems):
                 self._report(number, manifest, reasons)
                 return manifest["epoch"]
-            rank = next(rank for rank, each in enumerate(problems) if each)
-            reasons.append(f"Rank {rank}: {problems[rank]}")
+            found = zip(self._collectives.members, problems, strict=True)
+            reasons.append(next(f"Rank {rank}: {each}" for rank, each in found if each))
         if reasons:
             raise ValueError(
                 f"None of the checkpoints in {self._store.directory} can be used:\n  "
@@ -199,7 +199,7 @@ class Checkpoint(keras.callbacks.Callback):
         if not isinstance(epoch, int) or epoch < 0 or not isinstance(variables, list):
             raise store.CheckpointError(f"{folder / 'manifest.json'} is not of a Checkpoint")
         name, values = agreement.first_difference([variables, agreement.described(model)])
-        if agreement.difference(values):
+        if values:
             raise store.CheckpointError(
                 f"{folder} is of another model or optimizer: {name} is {values[0]} there, "
                 f"{values[1]} here"
@@ -214,21 +214,23 @@ class Checkpoint(keras.callbacks.Callback):
         folder = self._store.folder(number)
         if self._is_chief:
             for reason in reasons:
-                _say(f"Passed over a checkpoint. {reason}.")
-            _say(f"Goes on from {folder}, after step {self._gossip.step}.")
+                watch.say(f"Passed over a checkpoint. {reason}.")
+            watch.say(f"Goes on from {folder}, after step {self._gossip.step}.")
         elif not self._restored:
-            _say(
+            watch.say(
                 f"Rank {self._rank} has no {self._own_name} in {folder}: it takes the optimizer's "
-                "state from rank 0."
+                "state from the chief."
             )
 
     def _say_if_lost(self, everyone: list):
         """Says that rank 0 alone has nothing to go on from."""
-        others = [rank for rank, (_, numbers) in enumerate(everyone) if numbers]
+        told = zip(self._collectives.members, everyone, strict=True)
+        others = [rank for rank, (_, numbers) in told if numbers]
         if self._is_chief and others and not everyone[0][1]:
-            _say(
-                f"Rank 0 has no checkpoint in {self._store.directory}, though rank {others[0]} "
-                "has: training begins anew. Copy them to rank 0's disk if it should not."
+            watch.say(
+                f"Rank {self._rank} has no checkpoint in {self._store.directory}, though rank "
+                f"{others[0]} has: training begins anew. Copy them to rank {self._rank}'s disk if "
+                "it should not."
             )
 
     def _share(self, mine, unfit: str | None = None) -> list:
@@ -236,7 +238,7 @@ class Checkpoint(keras.callbacks.Callback):
         elsewhere = "it restores a checkpoint. Call checkpoint.restore on every rank or on none."
         told = {"restores": mine, "unfit": unfit, "problem": elsewhere, "facts": None}
         everyone = self._collectives.gather(told, "the reading of a checkpoint", _PATIENCE_S)
-        for rank, each in enumerate(everyone):
+        for rank, each in zip(self._collectives.members, everyone, strict=True):
             # A rank that has called fit instead tells something else, and finds `elsewhere`.
             problem = each["unfit"] if "restores" in each else f"it has called fit, but {elsewhere}"
             if problem:
@@ -257,22 +259,23 @@ class Checkpoint(keras.callbacks.Callback):
         if not due and not self.preempted:
             return
         averaged = self._gossip.average(doing)
-        number, complete = told[0]  # the chief's
+        number = max(unused for unused, _ in told)
+        if not own.is_finite(self.model):
+            self._say_unsaved(number, "The model has weights that are no finite numbers")
+            return
+        is_chief = self._is_chief  # a loss may make this rank the next
         written = [{}, "A worker was lost, and this rank missed the average"]
         if averaged:
-            if not own.is_finite(self.model):
-                self._say_unsaved(number, "The model has weights that are no finite numbers")
-                return
             try:
-                written = [self._write(number, complete), None]
+                written = [self._write(number, complete=told[0][1]), None]  # the chief's
             except Exception as error:  # h5py has several kinds for a full disk
                 written = [{}, f"Rank {self._rank}: {error}"]
         everyone = self._meet(f"the end of {doing}", written)
         problem = next((problem for _, problem in everyone if problem), None)
         files = {name: entry for each, _ in everyone for name, entry in each.items()}
-        if _WEIGHTS not in files or len(everyone) < self._collectives.size:
-            problem = problem or "A worker was lost meanwhile"
-        if self._is_chief and not problem:
+        if _WEIGHTS not in files:
+            problem = problem or "The rank that writes the weights was lost meanwhile"
+        if is_chief and not problem:
             problem = self._finish(number, epoch, files, len(everyone))
         if problem:
             self._say_unsaved(number, problem)
@@ -307,7 +310,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _say_unsaved(self, number: int, problem: str):
         if self._is_chief:
-            _say(f"{self._store.folder(number)} was not completed, training goes on. {problem}.")
+            watch.say(
+                f"{self._store.folder(number)} was not completed, training goes on. {problem}."
+            )
 
     def _meet(self, where: str, mine) -> list:
         """What all ranks passed; notes whether one of them is to end."""
@@ -364,8 +369,3 @@ def _at_least_1(name: str, value, what: str) -> int:
         if not isinstance(value, bool) and operator.index(value) >= 1:
             return operator.index(value)
     raise ValueError(f"{name} must be a whole number of {what} >= 1, received {value!r}.")
-
-
-def _say(text: str):
-    with contextlib.suppress(OSError, ValueError):  # it may be closed
-        print(text, file=sys.stderr, flush=True)

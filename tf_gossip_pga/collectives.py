@@ -77,6 +77,9 @@ _START_S = 300.0
 # practice: what closes its sockets is noticed anyway, and what is silent by `watch`.
 _HEARTBEAT_S = 10 * 365 * 86400.0
 
+# How often the same exchange may fail, though nobody is lost, before that is the end.
+_REGROUPS_IN_VAIN = 3
+
 # Bcast kernels know these types; others of the same width travel in their clothes.
 _BCAST_TYPES = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
 _SAME_WIDTH = {1: None, 2: tf.float16, 4: tf.int32, 8: tf.int64}
@@ -98,19 +101,15 @@ class Collectives:
         with a single worker.
       completed: number of exchanges that the caller has completed, or missed, in step with all
         other ranks; see `missed`. The caller counts it.
-      decisions: what the completed ones have decided, as JSON can hold it, for ranks that have not
-        completed them. The caller keeps it.
       missed: how many exchanges others have completed and this rank has not, since it lost them
-        with a worker. It must leave them out, heed `decided`, and begin with the one after.
-      decided: the `decisions` of one that has completed most.
+        with a worker. The caller must leave them out, and counts them down.
     """
 
     def __init__(self, cluster: cluster_lib.Cluster):
         self.cluster = cluster
         self.completed = self.missed = 0
-        self.decisions: dict | None = None
-        self.decided: dict | None = None
         self._completed_at_regroup: int | None = None
+        self._regroups_in_vain = 0
         self._least_workers: int | None = None  # None: a loss is the end
         self._regroup_s = 0.0
         self._background = concurrent.futures.ThreadPoolExecutor(1, "gossip")
@@ -187,7 +186,15 @@ class Collectives:
         self._least_workers = least_workers
         self._regroup_s = timeout_s
         self.completed = self.missed = 0
-        self.decisions = self.decided = self._completed_at_regroup = None
+        self._completed_at_regroup = None
+        if self.cluster.size > 1:
+            self._membership.has_finished = False
+
+    def end_fit(self):
+        """Says that this rank has trained to the end, together with all others."""
+        self.survive(None)
+        if self.cluster.size > 1:
+            self._membership.has_finished = True
 
     def unreachable(self) -> list[int]:
         """Ranks that do not answer questions, without which none can be gone on without."""
@@ -263,6 +270,7 @@ class Collectives:
         Raises:
           WorkerLost: an exchange failed, and that is the end.
           Regrouped: one failed, and those that are left are ready to go on.
+          membership.Finished: one failed, but others have trained to the end.
         """
         if self.size == 1:
             yield
@@ -312,13 +320,15 @@ class Collectives:
             concurrent.futures.wait([self._under_way])
             self._under_way = None
         before = self.members
-        most, self.decided = self._membership.regroup(
-            self.completed, self.decisions, self._least_workers, self._regroup_s, self._join
+        most = self._membership.regroup(
+            self.completed, self._least_workers, self._regroup_s, self._join
         )
         self.missed = most - self.completed
         gone = [rank for rank in before if rank not in self._membership.members]
         self.cluster.lost.update(gone)
-        if not gone and self.completed == self._completed_at_regroup:  # it does not help
+        helps = gone or self.completed != self._completed_at_regroup
+        self._regroups_in_vain = 0 if helps else self._regroups_in_vain + 1
+        if self._regroups_in_vain == _REGROUPS_IN_VAIN:
             raise watch.WorkerLost(self._watch.text_of_loss(broken)) from None
         self._completed_at_regroup = self.completed
         self._begin_generation()
@@ -340,6 +350,9 @@ class Collectives:
         for rank, (job, task) in enumerate(tasks):  # a chief comes before the workers, as in ranks
             if rank not in members:
                 del job.tasks[task]
+        for index in reversed(range(len(server.cluster.job))):
+            if not server.cluster.job[index].tasks:
+                del server.cluster.job[index]
         job, task = tasks[members[0]]
         config = server.default_session_config.experimental
         config.collective_group_leader = f"/job:{job.name}/replica:0/task:{task}"

@@ -11,11 +11,13 @@ left. A rank whose exchange has failed wants the next generation, and asks the o
 Then the lowest of those who want it decides on them; the others take its list. Each makes itself a
 member, and says so; when the deciding one has heard it from all, they begin. Whatever goes wrong on
 the way makes all want the generation after that. So no exchange of a generation begins before every
-member is in it: TensorFlow's group leader would forget who came too early.
+member is in it: TensorFlow's group leader would forget who came too early. And no worker is a
+member of two: where some reach others than the rest do, the list that all on it have taken counts.
 
 Silent workers may live on the other side of a cut, where they decide the same about us. A side goes
 on if it has more workers than are silent, or as many and the lowest rank. Those who have gone are
-known to be gone and count for nobody: down to one worker may be left.
+known to be gone and count for nobody: down to one worker may be left. So does one that answers and
+does not come before the deadline.
 """
 
 import dataclasses
@@ -29,6 +31,9 @@ _SILENT_S = 15.0
 
 _POLL_S = 0.1
 
+# How long they wait for one another before it is worth a word.
+_SAY_S = 5.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
@@ -38,19 +43,23 @@ class Standing:
       generation: the last one whose exchanges it has begun.
       wants: the one it wants, or is in.
       completed: exchanges completed in this `fit`.
-      decisions: what these have decided, for those that have not completed them.
       members: of the generation it wants, as soon as it has decided or been told.
       is_member: whether it has made itself one of them.
       in_fit: whether it still trains.
+      has_finished: whether it has trained to the end.
     """
 
     generation: int = 0
     wants: int = 0
     completed: int = 0
-    decisions: dict | None = None
     members: tuple[int, ...] | None = None
     is_member: bool = False
     in_fit: bool = True
+    has_finished: bool = False
+
+
+class Finished(Exception):  # noqa: N818 (says what happened)
+    """Another worker has trained to the end, which it does only after all have the last average."""
 
 
 class Membership:
@@ -66,11 +75,13 @@ class Membership:
     Attributes:
       members: ranks of the present generation, in order.
       generation: its number.
+      has_finished: whether this worker has trained to the end. The caller sets it.
     """
 
     def __init__(self, channel, status: channel_lib.Status, rank: int, size: int, call_off):
         self.members = tuple(range(size))
         self.generation = 0
+        self.has_finished = False
         self._channel = channel
         self._status = status
         self._rank = rank
@@ -79,29 +90,27 @@ class Membership:
         self._standing = Standing()
         channel.handlers["regroup"] = self._answer
 
-    def regroup(
-        self, completed: int, decisions: dict | None, least: int, timeout_s: float, join
-    ) -> tuple[int, dict | None]:
+    def regroup(self, completed: int, least: int, timeout_s: float, join) -> int:
         """Forms the next generation with all that are left, and is one of them when it returns.
 
         Args:
           completed: exchanges this worker has completed.
-          decisions: what it tells those that have completed fewer, as JSON can hold it.
           least: how many there must be.
           timeout_s: how long to wait for workers that live and do something else.
           join: called with the members and the number of the generation, makes this process one.
 
         Returns:
-          The most exchanges that any of them has completed, and its decisions.
+          The most exchanges that any of them has completed.
 
         Raises:
+          Finished: there is nothing left to do together.
           WorkerLost: too few are left, or others have gone on without this one.
         """
         ends = time.monotonic() + timeout_s
         wants = max(self._wanted, self.generation + 1)
         while True:
             try:
-                stand = Standing(self.generation, wants, completed, decisions)
+                stand = Standing(self.generation, wants, completed)
                 return self._form(stand, least, ends, join)
             except _AnewError:  # another was lost meanwhile
                 wants = max(self._wanted, wants + 1)
@@ -111,7 +120,7 @@ class Membership:
         if self._wanted > self.generation:
             self._call_off("another rank has lost a worker")
 
-    def _form(self, stand: Standing, least: int, ends: float, join) -> tuple[int, dict | None]:
+    def _form(self, stand: Standing, least: int, ends: float, join) -> int:
         self._wanted = max(self._wanted, stand.wants)
         members = self._agree(stand, least, ends)
         join(members, stand.wants)
@@ -119,12 +128,13 @@ class Membership:
         everyone = [stand, *self._until_all_are_members(stand, ends).values()]
         self.members, self.generation = members, stand.wants
         self._standing = dataclasses.replace(stand, generation=stand.wants)
-        first = max(everyone, key=lambda each: each.completed)
-        return first.completed, first.decisions
+        return max(each.completed for each in everyone)
 
     def _agree(self, stand: Standing, least: int, ends: float) -> tuple[int, ...]:
         """The members of the wanted generation, the same for all of them."""
         silent_since: dict[int, float] = {}
+        began = time.monotonic()
+        say_at = began + _SAY_S
         while True:
             found = self._ask(stand)
             now = time.monotonic()
@@ -136,8 +146,12 @@ class Membership:
                     continue
                 silent_since.pop(rank, None)
                 if each is channel_lib.Absence.GONE or not each.in_fit:
-                    continue
-                (willing if each.wants == stand.wants else undecided).add(rank)
+                    if isinstance(each, Standing) and each.has_finished:
+                        raise Finished
+                elif each.wants == stand.wants:
+                    willing.add(rank)
+                elif now < ends:
+                    undecided.add(rank)
             leader = min(willing)
             if leader != self._rank and found[leader].members is not None:
                 return self._taken(found[leader].members, leader)
@@ -146,29 +160,30 @@ class Membership:
                 members = tuple(sorted(willing))
                 self._standing = dataclasses.replace(stand, members=members)
                 return members
-            if now > ends:
-                raise watch.WorkerLost(
-                    f"Rank {self._rank}: {_named(undecided or {leader})} did not come to regroup "
-                    "after the loss of a worker. Start the job again."
+            if now > say_at and undecided:
+                watch.say(
+                    f"Rank {self._rank} has waited {now - began:.0f} s for {_named(undecided)} to "
+                    "go on without a lost worker."
                 )
+                say_at = now + (now - began)  # when it has waited twice as long
             time.sleep(_POLL_S)
 
     def _until_all_are_members(self, stand: Standing, ends: float) -> dict[int, Standing]:
         """Returns what the others stand at when all members have joined."""
-        others = [rank for rank in stand.members if rank != self._rank]
-        leader = min(stand.members)
+        members = stand.members
+        others = [rank for rank in members if rank != self._rank]
+        leader = min(members)
         while True:
             found = self._ask(stand, others)
             for each in found.values():
                 lost = isinstance(each, channel_lib.Absence) or not each.in_fit
                 if lost or time.monotonic() > ends:
                     raise _AnewError
-            begun = leader != self._rank and found[leader].generation >= stand.wants
-            joined = all(
-                each.generation >= stand.wants or (each.is_member and each.members == stand.members)
-                for each in found.values()
-            )
-            if begun or (joined and leader == self._rank):
+            joined = {
+                rank for rank, each in found.items() if each.is_member and each.members == members
+            }
+            begun = leader in joined and found[leader].generation == stand.wants
+            if begun or (leader == self._rank and len(joined) == len(others)):
                 return found
             time.sleep(_POLL_S)
 
@@ -177,13 +192,16 @@ class Membership:
         self._standing = stand
         found = {
             rank: _parsed(answer)
-            for rank, answer in self._channel.ask_all("regroup", wants=stand.wants).items()
+            for rank, answer in self._channel.ask_all(
+                "regroup", rank=self._rank, wants=stand.wants
+            ).items()
             if ranks is None or rank in ranks
         }
         for rank, each in found.items():
             if isinstance(each, Standing) and each.generation > self.generation:
-                formed = each.generation == stand.wants and not stand.is_member
-                if formed or each.generation > stand.wants:
+                without_us = each.members is not None and self._rank not in each.members
+                newest = stand.wants if stand.is_member else stand.wants - 1
+                if without_us or each.generation > newest:
                     raise self._left_behind(rank)
         if self._wanted > stand.wants:
             raise _AnewError
@@ -191,12 +209,16 @@ class Membership:
 
     def _answer(self, request: dict) -> dict:
         """Tells another worker where this one stands. On the channel's thread."""
-        wants = int(request["wants"])
-        if wants > self._wanted:
+        rank, wants = int(request["rank"]), int(request["wants"])
+        if wants > self._wanted and rank in self.members:
             self._wanted = wants
             self._call_off("another rank has lost a worker")
-        in_fit = self._status.tell().in_fit
-        return dataclasses.asdict(dataclasses.replace(self._standing, in_fit=in_fit))
+        stand = dataclasses.replace(
+            self._standing,
+            in_fit=self._status.tell().in_fit,
+            has_finished=self.has_finished,
+        )
+        return dataclasses.asdict(stand)
 
     def _taken(self, members: tuple[int, ...], leader: int) -> tuple[int, ...]:
         if self._rank not in members:

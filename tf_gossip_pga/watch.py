@@ -32,6 +32,15 @@ _SILENT_S = 60.0
 # take it for the one to blame.
 _LINGER_S = 4.0
 
+# What TensorFlow raises where another process ends or the way to it is cut; the rest is our fault.
+_OF_THE_NETWORK = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.UnknownError,
+)
+
 _NOBODY_LATE = "all ranks have reached it, so that the network between them is slow or cut"
 
 
@@ -126,7 +135,7 @@ class Watch:
             yield
         except tf.errors.OpError as error:
             aborted = re.search("aborted by: (.*)", error.message)
-            if not aborted and not isinstance(error, tf.errors.UnavailableError):
+            if not aborted and not isinstance(error, _OF_THE_NETWORK):
                 raise
             reason = (aborted[1] if aborted else error.message).partition(" [type.")[0]
             peer = _peer(error.message)
