@@ -185,6 +185,7 @@ def test_who_reaches_others_than_the_rest_do_is_in_no_group_of_its_own(monkeypat
 
 def test_one_that_answers_and_does_not_come_is_left_out_and_named(capfd, monkeypatch):
     monkeypatch.setattr(membership, "_SAY_S", 0.5)
+    monkeypatch.setattr(membership, "_SILENT_S", 2.0)
     with _crew(3) as crew:
         crew.statuses[0].enter_fit(inspect.currentframe().f_code)  # this thread hangs as rank 0
         assert crew.regroup({1: 5, 2: 4}, timeout_s=2.0) == {1: 5, 2: 5}

@@ -111,7 +111,9 @@ class Membership:
         while True:
             try:
                 stand = Standing(self.generation, wants, completed)
-                return self._form(stand, least, ends, join)
+                # Those who have just come to want it, too, take a moment to say so.
+                soonest = time.monotonic() + _SILENT_S
+                return self._form(stand, least, max(ends, soonest), join)
             except _AnewError:  # another was lost meanwhile
                 wants = max(self._wanted, wants + 1)
 
@@ -125,7 +127,7 @@ class Membership:
         members = self._agree(stand, least, ends)
         join(members, stand.wants)
         stand = dataclasses.replace(stand, members=members, is_member=True)
-        everyone = [stand, *self._until_all_are_members(stand, ends).values()]
+        everyone = [stand, *self._until_all_are_members(stand).values()]
         self.members, self.generation = members, stand.wants
         self._standing = dataclasses.replace(stand, generation=stand.wants)
         return max(each.completed for each in everyone)
@@ -168,8 +170,9 @@ class Membership:
                 say_at = now + (now - began)  # when it has waited twice as long
             time.sleep(_POLL_S)
 
-    def _until_all_are_members(self, stand: Standing, ends: float) -> dict[int, Standing]:
+    def _until_all_are_members(self, stand: Standing) -> dict[int, Standing]:
         """Returns what the others stand at when all members have joined."""
+        ends = time.monotonic() + _SILENT_S
         members = stand.members
         others = [rank for rank in members if rank != self._rank]
         leader = min(members)
