@@ -32,11 +32,12 @@ import links  # noqa: E402
 import numpy as np  # noqa: E402
 
 from tf_gossip_pga import cluster as cluster_lib  # noqa: E402
-from tf_gossip_pga import launch  # noqa: E402
+from tf_gossip_pga import launch, store  # noqa: E402
 
 # Where in a step or epoch: while it computes; a moment after its exchange has begun, which every
-# `H`-th time is a global average; in the validation after the epoch of this step; at its end.
-PHASES = ("computing", "exchange", "validation", "epoch end")
+# `H`-th time is a global average; in the validation after the epoch of this step; at its end; a
+# moment after that, while a checkpoint is taken, if it is.
+PHASES = ("computing", "exchange", "validation", "epoch end", "checkpoint")
 
 WORKERS, EPOCHS, STEPS, PERIOD, BATCH = 4, 4, 15, 4, 64
 DEADLINE_S = 240
@@ -52,7 +53,8 @@ class Event:
       phase: one of `PHASES`.
       kind: `"kill"`: SIGKILL; `"stop"`: SIGSTOP, and SIGCONT after `seconds`; `"delay"`: a sleep of
         `seconds`; `"cut"`: its network interface goes down, where it has one of its own.
-      seconds: for `"stop"` and `"delay"`; also how long after its beginning an exchange is hit.
+      seconds: for `"stop"` and `"delay"`; also how long after its beginning an exchange or a
+        checkpoint is hit.
     """
 
     rank: int
@@ -82,14 +84,14 @@ class Chaos(keras.callbacks.Callback):
         self._happen("computing")
 
     def on_train_batch_end(self, batch, logs=None):
-        for event in self._at("exchange"):
-            threading.Timer(event.seconds, self._do, [event]).start()
+        self._happen_soon("exchange")
 
     def on_test_batch_begin(self, batch, logs=None):
         self._happen("validation")
 
     def on_epoch_end(self, epoch, logs=None):
         self._happen("epoch end")
+        self._happen_soon("checkpoint")
 
     def _at(self, phase: str) -> list[Event]:
         found = [each for each in self._events if (each.step, each.phase) == (self._step, phase)]
@@ -99,6 +101,10 @@ class Chaos(keras.callbacks.Callback):
     def _happen(self, phase: str):
         for event in self._at(phase):
             self._do(event)
+
+    def _happen_soon(self, phase: str):
+        for event in self._at(phase):
+            threading.Timer(event.seconds, self._do, [event]).start()
 
     def _do(self, event: Event):
         with open(self._log, "a") as log:
@@ -124,17 +130,22 @@ def plan(seed: int) -> list[Event]:
     for rank in ranks:
         phase = draw.choice(PHASES)
         step = draw.randrange(2, EPOCHS * STEPS)
-        if phase in ("validation", "epoch end"):
+        if phase in ("validation", "epoch end", "checkpoint"):
             step = max(1, round(step / STEPS)) * STEPS
-        events.append(Event(rank, step, phase, seconds=draw.uniform(0, 0.01)))
+        seconds = draw.uniform(0, 0.1 if phase == "checkpoint" else 0.01)
+        events.append(Event(rank, step, phase, seconds=seconds))
     return events
 
 
 def settings(seed: int) -> dict:
-    """Arguments of `GossipPGA`, at random; `H` of 0 stands for an adaptive period."""
+    """Arguments of `GossipPGA`, at random; `H` of 0 stands for an adaptive period.
+
+    Every other run takes checkpoints.
+    """
     draw = random.Random(1000 + seed)
     return {
-        "H": draw.choice([PERIOD, PERIOD, None, 0]),
+        "checkpoints": seed % 2 == 1,
+        "H": draw.choice([PERIOD, STEPS // 3, None, 0]),
         "topology": draw.choice(["ring", "one_peer_exponential", "hypercube"]),
         "overlap": draw.choice([False, True]),
         "wire_dtype": draw.choice(["float32", "float32", "int8"]),
@@ -184,7 +195,9 @@ def work(folder: pathlib.Path, events: list[Event], arguments: dict):
     arguments = {"on_worker_lost": "continue", "timeout_s": DEADLINE_S / 10, **arguments}
     if arguments["H"] == 0:
         arguments["H"] = pga.AdaptivePeriod(initial=PERIOD, warmup_steps=2 * PERIOD)
+    checkpoints = arguments.pop("checkpoints", False)
     gossip = pga.GossipPGA(**arguments)
+    saving = [pga.Checkpoint(gossip, folder / "checkpoints")] if checkpoints else []
     clock = Clock(cluster)
     history = model.fit(
         x,
@@ -194,7 +207,7 @@ def work(folder: pathlib.Path, events: list[Event], arguments: dict):
         epochs=EPOCHS,
         verbose=0,
         validation_data=(x_validation, y_validation),
-        callbacks=[Chaos(cluster.rank, events, folder / "events"), gossip, clock],
+        callbacks=[Chaos(cluster.rank, events, folder / "events"), gossip, *saving, clock],
     )
     result = {
         "weights": [weight.tolist() for weight in model.get_weights()],
@@ -203,8 +216,18 @@ def work(folder: pathlib.Path, events: list[Event], arguments: dict):
         "epochs": len(history.history["loss"]),
         "lost": sorted(cluster.lost),
         "moments": clock.moments,
+        "checkpoint": _newest_checkpoint(folder / "checkpoints") if checkpoints else None,
     }
     (folder / f"{cluster.rank}.json").write_text(json.dumps(result))
+
+
+def _newest_checkpoint(folder: pathlib.Path) -> tuple[int, int]:
+    """The epoch and step with which the newest complete one lets a run go on."""
+    newest = store.Store(folder, keep=1)
+    manifest = newest.read(newest.complete()[0])
+    for name in manifest["files"]:
+        newest.checked(newest.complete()[0], name, manifest["files"])
+    return manifest["epoch"], manifest["state"]["step"]
 
 
 # ---- The runs -----------------------------------------------------------------------------------
@@ -291,6 +314,9 @@ def problem(events: list[Event], outcome: Outcome, undisturbed_loss: float) -> s
         for each in outcome.results.values()
     ):
         return "a survivor has not taken all steps"
+    saved = [each["checkpoint"] for each in outcome.results.values() if each["checkpoint"]]
+    if any(epoch < EPOCHS - 1 or step != epoch * STEPS for epoch, step in saved):
+        return f"checkpoints of the last epochs: {saved}"
     if any(set(each["lost"]) != killed for each in outcome.results.values()):
         return f"lost: {[each['lost'] for each in outcome.results.values()]}"
     if abs(first["loss"] / undisturbed_loss - 1) > 0.1:

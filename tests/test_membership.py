@@ -10,6 +10,9 @@ import pytest
 
 from tf_gossip_pga import channel, membership, watch
 
+# A channel that is closed while it serves leaves asyncio a few things to complain of.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 class Crew:
     """Workers of one process: each has a channel, a membership and a thread that trains."""
