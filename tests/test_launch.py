@@ -163,6 +163,36 @@ def test_ctrl_c_stops_all_and_leaves_no_process_behind(tmp_path, times):
     _await_end(pids)
 
 
+def test_sigterm_reaches_workers_that_save_and_begins_nothing_anew(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "def save(*_):\n"
+        "    time.sleep(2 * float(sys.argv[1]))\n"  # beyond what a worker gets that fails
+        "    print('saved')\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "print('ready')\n"
+        "time.sleep(600)\n"
+    )
+    command = ["--workers=2", "--max-restarts=1", str(script), str(launch._GRACE_S)]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tf_gossip_pga.launch", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert {run.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
+        run.send_signal(signal.SIGTERM)
+        output, _ = run.communicate(timeout=workers.DEADLINE_S)
+    finally:
+        run.kill()
+    assert run.returncode == 130
+    assert sorted(output.split("\n"))[-2:] == ["[0] saved", "[1] saved"]
+    assert "begins again" not in output
+
+
 def test_nohup_is_respected(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("print('ready', flush=True)\nimport time\ntime.sleep(3)\nprint('done')\n")

@@ -30,6 +30,9 @@ from tf_gossip_pga import screen as screen_lib
 
 _GRACE_S = 2.0  # from asking the workers to stop to killing them: TensorFlow ignores SIGTERM
 
+# How long they have to save their work when the machine is about to be taken away.
+_SAVE_S = 30.0
+
 
 @dataclasses.dataclass
 class Outcome:
@@ -108,7 +111,14 @@ def launch(
             for rank in range(workers):
                 environment = _environment(addresses, rank, gpus, verbose)
                 crew.append(_Worker(command, rank, environment, terminal and rank == 0))
-        return _watch(crew, least, screen, deadline_s)
+        try:
+            return _watch(crew, least, screen, deadline_s)
+        except _Terminated:
+            for worker in crew:
+                worker.signal(signal.SIGTERM)
+            with contextlib.suppress(LaunchError):
+                _watch(crew, 1, screen, _SAVE_S)
+            raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,9 +161,12 @@ def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings)
       command: as for `launch`; so are `workers` and `settings`.
       max_restarts: how often to begin again after a failure.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number, handle in (
+        (signal.SIGTERM, _terminate),
+        (signal.SIGHUP, signal.default_int_handler),
+    ):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
-            signal.signal(number, _interrupt)
+            signal.signal(number, handle)
     for restart in range(max_restarts + 1):
         try:
             launch(command, workers, **settings)
@@ -169,8 +182,13 @@ def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings)
     return 1
 
 
-def _interrupt(number, frame):
-    raise KeyboardInterrupt
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM has come, which the workers are to hear of."""
+
+
+def _terminate(number, frame):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a second one is less patient
+    raise _Terminated
 
 
 class _Worker:
