@@ -9,7 +9,7 @@ train: $(VENV)/ready
 	$(RUN) train.py
 
 test: $(VENV)/ready lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist=worksteal
 
 test-quick: $(VENV)/ready
 	$(RUN) -m pytest -m "not multiprocess"
