@@ -209,10 +209,13 @@ def work(folder: pathlib.Path, events: list[Event], arguments: dict):
         validation_data=(x_validation, y_validation),
         callbacks=[Chaos(cluster.rank, events, folder / "events"), gossip, *saving, clock],
     )
+    step = gossip.step
+    # Those that are left can train again.
+    model.fit(x[: 2 * BATCH], y[: 2 * BATCH], batch_size=BATCH, verbose=0, callbacks=[gossip])
     result = {
         "weights": [weight.tolist() for weight in model.get_weights()],
         "loss": model.evaluate(x_validation, y_validation, verbose=0),
-        "step": gossip.step,
+        "step": step,
         "epochs": len(history.history["loss"]),
         "lost": sorted(cluster.lost),
         "moments": clock.moments,
