@@ -278,7 +278,8 @@ def draw(plan: dict, path):
     figure = Figure(figsize=(13, 1.6 + 0.3 * len(rows)), dpi=110, layout="constrained")
     figure.suptitle(
         f"{settings['nodes']} workers, {settings['parameters']:,} parameters, "
-        f"{settings['mbit']:.4g} Mbit/s. Recommended: {chosen}"
+        f"{settings['mbit']:.4g} Mbit/s. Recommended: {chosen}",
+        fontweight="bold",
     )
     time_, order = figure.subplots(1, 2, sharey=True)
     colors = ["#d9722b" if name == chosen else "#2563a8" for name in names]
@@ -340,8 +341,11 @@ def _main(argv):
         path.parent.mkdir(parents=True, exist_ok=True)
         command = shlex.join(["python", "-m", "tf_gossip_pga.plan", *sys.argv[1:]])
         path.write_text(json.dumps({"command": command, **plan}, indent=2) + "\n")
-        draw(plan, path.with_suffix(".png"))
-        print(f"Written to {path}, and a picture beside it")
+        print(f"Written to {path}", flush=True)
+        try:
+            draw(plan, path.with_suffix(".png"))
+        except ModuleNotFoundError as error:
+            sys.exit(f"The picture beside it needs matplotlib ({error}): pip install matplotlib")
 
 
 def _plan_of(given) -> dict | None:

@@ -11,7 +11,7 @@ from tf_gossip_pga import topology as topology_lib
 _SMALL = 256  # elements of the exchange that measures what does not depend on the size
 _LEAST_LARGE, _MOST_LARGE = 1 << 18, 1 << 24  # and of the one that measures the bandwidth
 _REPETITIONS = 9
-_STEPS = 20
+_WARM_UP, _STEPS = 3, 20
 _PATIENCE_S = 600
 
 
@@ -44,7 +44,8 @@ def measure(parameters, step=None) -> dict:
     A gossip and a global average of 1 kB and a one-peer gossip of the parameters (1 to 64 MiB of
     them, where only their number is given), nine times from a common start until the last rank has
     finished; medians. A small average has 2 (n-1) latencies and a gossip one, which tells what is
-    latency and what an exchange costs anyhow; the rest of the large gossip is bandwidth.
+    latency and what an exchange costs anyhow; the rest of the large gossip is bandwidth. Steps are
+    computed one after the other on all ranks at once.
 
     Args:
       parameters: their number, or a built Keras model.
@@ -83,12 +84,12 @@ def measure(parameters, step=None) -> dict:
         variables = [tf.Variable(tf.ones(shape)) for shape in shapes]
         return averaging.Averager(mine, graph, variables, [], [], _PATIENCE_S, _PATIENCE_S)
 
-    def timed(exchange) -> float:
+    def timed(action) -> float:
         seconds = []
         for repetition in range(graph.rounds + _REPETITIONS):  # each round is traced once
             mine.gather(None, "the common start", _PATIENCE_S)
             started = time.perf_counter()
-            exchange(repetition)
+            action(repetition)
             seconds.append(time.perf_counter() - started)
         everyone = mine.gather(seconds[graph.rounds :], "the measurement", _PATIENCE_S)
         return float(1000 * np.median(np.max(everyone, axis=0)))
@@ -106,14 +107,13 @@ def measure(parameters, step=None) -> dict:
     bits = 32 * (elements - _SMALL)
     found = {"mbit": bits / slow / 1000, "latency_ms": latency, "overhead_ms": gossip - latency}
     if step is not None:
-        step(), step()  # traces
-        mine.gather(None, "the common start", _PATIENCE_S)
-        ends = [time.perf_counter()]
-        for _ in range(_STEPS):
+        ends = []
+        for _ in range(_WARM_UP + _STEPS + 1):
             step()
             ends.append(time.perf_counter())
-        everyone = 1000 * np.diff(mine.gather(ends, "the computation", _PATIENCE_S))
-        found |= {"compute_ms": float(everyone.mean()), "straggler_ms": float(everyone.std())}
+        everyone = np.diff(mine.gather(ends[_WARM_UP:], "the computation", _PATIENCE_S))
+        found |= {"compute_ms": 1000 * float(everyone.mean())}
+        found |= {"straggler_ms": 1000 * float(everyone.std())}
     return found
 
 
