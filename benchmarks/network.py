@@ -15,9 +15,11 @@ common start until the last rank has finished, and compared by medians. In the s
               as an accelerator would; and Parallel SGD as one has it today on TensorFlow, by
               MultiWorkerMirroredStrategy and tf_keras, where that is installed
 
-CPU seconds are of all ranks together, for one repetition. Memory, for some of our exchanges, is
-the most that a rank held above its parameters, in copies of them, what an exchange keeps from one
-time to the next included: sampled every 2 ms, in fresh processes that do nothing else.
+Predicted is what `tf_gossip_pga.plan` foresees from the rate of the row TCP, the computation alone
+and nothing else. CPU seconds are of all ranks together, for one repetition. Memory, for some of our
+exchanges, is the most that a rank held above its parameters, in copies of them, what an exchange
+keeps from one time to the next included: sampled every 2 ms, in fresh processes that do nothing
+else.
 """
 
 import argparse
@@ -42,10 +44,11 @@ import report
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import results
-from tf_gossip_pga import launch
+from tf_gossip_pga import launch, plan
 
 LIMIT, MWMS, GOSSIP, GLOBAL = "TCP", "MWMS all-reduce", "one-peer gossip", "global average"
 BFLOAT16, INT8, DURING = f"{GOSSIP}, bfloat16", f"{GOSSIP}, int8", f"{GOSSIP} during a step"
+FEWER_BITS = {BFLOAT16: "bfloat16", INT8: "int8"}
 RING, STATIC = "ring gossip", "static exponential gossip"
 EXCHANGES = (MWMS, GOSSIP, BFLOAT16, INT8, DURING, RING, STATIC, GLOBAL)
 WEIGHED = (GOSSIP, BFLOAT16, INT8, DURING, GLOBAL)  # whose memory is measured
@@ -348,6 +351,9 @@ def publish(everyone: list, options):
             last = np.max([each[factor][name] for each in steps], axis=0)
             rows.append(report.row(f"step, compute {factor}x: {name}", last))
     medians = {each["name"]: each["median_ms"] for each in rows}
+    foreseen = predicted(medians, report.bytes_of(report.shapes(options.megabytes)), options.hosts)
+    for each in rows:
+        each["predicted_ms"] = foreseen.get(each["name"])
     where = f"links of {options.mbit:g} Mbit/s" if options.join else "loopback"
     title = f"{options.hosts} workers, {options.megabytes:g} MB of float32, {where}"
     report.publish(title, rows, ratios(medians, options.hosts), options.output)
@@ -381,6 +387,41 @@ def ratios(medians: dict[str, float], size: int) -> dict[str, float]:
         found["overlap_step_over_compute"] = step(1.2, GOSSIP_OVERLAP) / step(1.2, ALONE)
     if step(1.0, SYNCHRONOUS):
         found["fit_speedup_over_mwms"] = step(1.0, SYNCHRONOUS) / step(1.0, OVERLAP)
+    return found
+
+
+def predicted(medians: dict[str, float], bytes_: int, size: int) -> dict[str, float]:
+    """Name -> milliseconds that a plan foresees, from the rows of TCP and of computation alone."""
+
+    def steps(compute_ms: float, form: str = "float32", overlap: bool = False) -> dict:
+        graphs = ("one_peer_exponential", "ring", "static_exponential")
+        found = plan.predict(
+            nodes=size,
+            parameters=bytes_ // 4,
+            compute_ms=compute_ms,
+            mbit=8e-3 * bytes_ / medians[LIMIT],
+            latency_ms=0,
+            wire_dtype=form,
+            overlap=overlap,
+            H=PERIOD,
+            topology=graphs,
+        )
+        return {row["name"]: row["step_ms"] for row in found["rows"]}
+
+    parallel, gossip = "Parallel SGD", "Gossip SGD, one_peer_exponential"
+    pga = f"Gossip-PGA, one_peer_exponential, H={PERIOD}"
+    bare = steps(0)
+    found = dict.fromkeys((MWMS, GLOBAL), bare[parallel])
+    found |= {GOSSIP: bare[gossip], RING: bare["Gossip SGD, ring"]}
+    found |= {STATIC: bare["Gossip SGD, static_exponential"]}
+    found |= {name: steps(0, form)[gossip] for name, form in FEWER_BITS.items()}
+    for factor in FACTORS:
+        step = f"step, compute {factor}x: "
+        if step + ALONE in medians:
+            compute_ms = medians[step + ALONE]
+            plain, overlapped = steps(compute_ms), steps(compute_ms, overlap=True)
+            found |= {step + PGA: plain[pga], step + SYNCHRONOUS: plain[parallel]}
+            found |= {step + OVERLAP: overlapped[pga], step + GOSSIP_OVERLAP: overlapped[gossip]}
     return found
 
 

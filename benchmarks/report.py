@@ -127,6 +127,7 @@ _COLUMNS = {
     "median ms": ("median_ms", 1),
     "min": ("min_ms", 1),
     "max": ("max_ms", 1),
+    "predicted": ("predicted_ms", 1),
     "of limit": ("share_of_limit", 3),
     "CPU s": ("cpu_seconds", 2),
     "copies": ("memory_copies", 1),

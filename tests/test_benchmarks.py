@@ -64,6 +64,9 @@ def test_network_writes_its_rows_and_ratios(tmp_path):
         "overlap_step_over_compute": medians["step, compute 1.2x: gossip, overlap"]
         / medians["step, compute 1.2x: compute alone"],
     }
+    foreseen = {row["name"]: row.get("predicted_ms") for row in content["rows"]}
+    assert foreseen["one-peer gossip"] == pytest.approx(medians["TCP"])
+    assert foreseen["TCP"] is None
     found = content["ratios"]
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     for row in content["rows"]:
@@ -204,6 +207,48 @@ def test_network_ratios_are_worked_by_hand(monkeypatch):
     assert network.ratios(exchanges, 4) == pytest.approx(expected)
     of_steps = {"overlap_step_over_compute": 1.1, "fit_speedup_over_mwms": 2.25}
     assert network.ratios({**exchanges, **steps}, 4) == pytest.approx({**expected, **of_steps})
+
+
+def test_network_predicts_from_the_limit_and_the_computation_alone(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import network
+
+    medians = {network.LIMIT: 1000, "step, compute 1.0x: compute alone": 500}
+    found = network.predicted(medians, 4_000_000, 4)
+    steps = {name: ms for name, ms in found.items() if name.startswith("step")}
+    assert steps == pytest.approx(
+        {
+            "step, compute 1.0x: PGA": 500 + (5 * 1000 + 1500) / 6,
+            "step, compute 1.0x: PGA, overlap": (2 * 500 + 4 * 1000 + 1500) / 6,
+            "step, compute 1.0x: gossip, overlap": 1000,
+            "step, compute 1.0x: Parallel SGD, MWMS": 500 + 1500,
+        }
+    )
+    assert found[network.GOSSIP] == pytest.approx(1000)
+    assert found[network.BFLOAT16] == pytest.approx(500)
+    assert found[network.RING] == pytest.approx(2000)
+    assert found[network.MWMS] == found[network.GLOBAL] == pytest.approx(1500)
+
+
+@pytest.mark.multiprocess
+def test_predict_sets_measured_beside_predicted(tmp_path):
+    output = tmp_path / "predict.json"
+    flags = ["--workers=2", "--width=32", "--batch_size=8", "--repetitions=1"]
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "predict.py"), *flags, f"--output={output}"],
+        capture_output=True,
+        text=True,
+        timeout=workers.DEADLINE_S,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    content = json.loads(output.read_text())
+    names = {"computation alone", "Parallel SGD", "Local SGD", "Gossip SGD", "PGA"}
+    names |= {"Gossip SGD, ring", "Gossip SGD, overlap", "PGA, overlap"}
+    assert {row["name"] for row in content["rows"]} == names
+    for row in content["rows"]:
+        assert min(row["predicted_ms"], row["median_ms"]) > 0
+        assert content["ratios"][row["name"]] == row["predicted_ms"] / row["median_ms"]
+    assert "Measured: mbit " in ended.stdout
 
 
 def test_a_table_has_the_columns_that_a_row_has(monkeypatch):

@@ -240,7 +240,8 @@ def test_a_character_may_arrive_in_two_reads():
         (["--workers=0", __file__], "--workers must be at least 1, received 0"),
         (["--workers=two", __file__], "invalid int value: 'two'"),
         (["--workers=2", "no_such_script.py"], "there is no script 'no_such_script.py'"),
-        (["--workers=2"], "the following arguments are required: script"),
+        (["--workers=2"], "give the script that every worker runs, or -m and a module"),
+        (["--workers=2", "-m"], "-m needs the name of a module"),
     ],
 )
 def test_bad_arguments_are_errors_before_anything_starts(arguments, message):
@@ -252,6 +253,18 @@ def test_bad_arguments_are_errors_before_anything_starts(arguments, message):
     )
     assert run.returncode == 2
     assert message in run.stderr
+
+
+def test_a_module_is_run_with_its_arguments():
+    command = "-m tf_gossip_pga.launch --workers=2 -m timeit -n 1 -r 2 print('ran')"
+    run = subprocess.run(
+        [sys.executable, *command.split()],
+        capture_output=True,
+        text=True,
+        timeout=workers.DEADLINE_S,
+    )
+    assert run.returncode == 0, run.stderr
+    assert [run.stdout.count(f"[{rank}] ran\n") for rank in range(2)] == [2, 2]
 
 
 @pytest.mark.parametrize("count", [0, -1, 2.0, True])

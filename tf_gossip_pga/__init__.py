@@ -18,6 +18,8 @@ Contents:
   AdaptivePeriod: a period H that follows the training loss.
   WorkerLost: what it raises when another worker died or does not answer.
   topology, Topology: who averages with whom.
+  plan: how long a step will take, and which algorithm to take: `pga.plan.predict(…)`, or
+    `python -m tf_gossip_pga.plan`.
 """
 
 import importlib
@@ -33,6 +35,7 @@ _ROOM_OF = {
     "Topology": "topology",
     "WorkerLost": "watch",
     "initialize": "collectives",
+    "plan": None,
     "topology": None,
 }
 

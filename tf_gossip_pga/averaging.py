@@ -105,7 +105,7 @@ class Averager:
         self._key_of_slots = first_key + counts[0] + counts[1]
         self._gossip_bytes = [
             sum(sender == collectives.place for colour in colours for sender, _ in colour)
-            * sum(wire.bytes(*each) for each in self._parameters.layout)
+            * sum(wire.bytes(length, dtype.size) for length, dtype in self._parameters.layout)
             for colours in map(topology.colours, range(topology.rounds))
         ]
         # One for each round, since each has peers of its own.

@@ -1,6 +1,7 @@
 """Starts N local processes of one script, each with a `TF_CONFIG` of its own.
 
     python -m tf_gossip_pga.launch --workers=4 SCRIPT [ARGUMENTS…]
+    python -m tf_gossip_pga.launch --workers=4 -m MODULE [ARGUMENTS…]
 
 Each line of output begins with the rank it came from. When a worker fails, the others are stopped,
 its rank and last lines are shown, and the exit code is 1. Ctrl-C stops all; nothing stays behind.
@@ -136,7 +137,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--verbose", action="store_true", help="show TensorFlow's start-up messages too"
     )
-    parser.add_argument("script", help="the Python script that every worker runs")
+    parser.add_argument(
+        "-m",
+        dest="module",
+        nargs=argparse.REMAINDER,
+        help="instead of a script: a module, as of python -m, and its arguments",
+    )
+    parser.add_argument("script", nargs="?", help="the Python script that every worker runs")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's arguments")
     options = parser.parse_args(argv)
     if options.workers < 1:
@@ -146,9 +153,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--min-workers must be from 1 to {options.workers}, received {least}")
     if options.max_restarts < 0:
         parser.error(f"--max-restarts must not be negative, received {options.max_restarts}")
-    if not os.path.isfile(options.script):
+    if options.module is not None:
+        if not options.module:
+            parser.error("-m needs the name of a module")
+        program = ["-m", *options.module]
+    elif options.script is None:
+        parser.error("give the script that every worker runs, or -m and a module")
+    elif os.path.isfile(options.script):
+        program = [options.script, *options.arguments]
+    else:
         parser.error(f"there is no script {options.script!r}")
-    command = [sys.executable, options.script, *options.arguments]
+    command = [sys.executable, *program]
     return run(
         command, options.workers, options.max_restarts, verbose=options.verbose, min_workers=least
     )

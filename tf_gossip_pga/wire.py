@@ -16,12 +16,12 @@ Stochastic Optimization and Gossip Algorithms with Compressed Communication", IC
 there one value for each neighbour); scales for blocks, Dettmers et al., "8-bit Optimizers via
 Block-wise Quantization", ICLR 2022. Departure: one r for all, which a global average renews. Where
 there is none (`H=None`) the differences grow with the run and so does what rounding loses.
+
+TensorFlow is imported where it rounds: a plan needs the bytes alone.
 """
 
 import abc
 import dataclasses
-
-import tensorflow as tf
 
 _BLOCK = 256  # elements that share a scale: 1.6 % more bytes than the numbers themselves
 
@@ -36,8 +36,8 @@ class Wire(abc.ABC):
     lossy = True
 
     @abc.abstractmethod
-    def bytes(self, elements: int, dtype: tf.DType) -> int:
-        """Of the message for so many elements of a type."""
+    def bytes(self, elements: int, itemsize: int) -> int:
+        """Of the message for so many elements of a type with so many bytes each."""
 
     @abc.abstractmethod
     def encode(self, values):
@@ -54,9 +54,9 @@ class Full(Wire):
 
     lossy = False
 
-    def bytes(self, elements: int, dtype: tf.DType) -> int:
-        """Of the message for so many elements of a type."""
-        return elements * dtype.size
+    def bytes(self, elements: int, itemsize: int) -> int:
+        """Of the message for so many elements of a type with so many bytes each."""
+        return elements * itemsize
 
     def encode(self, values):
         """`[n]` -> the same."""
@@ -71,17 +71,21 @@ class Full(Wire):
 class Bfloat16(Wire):
     """Sixteen bits a number: the sign and exponent of float32, and 8 bits of precision."""
 
-    def bytes(self, elements: int, dtype: tf.DType) -> int:
-        """Of the message for so many elements of a type."""
+    def bytes(self, elements: int, itemsize: int) -> int:
+        """Of the message for so many elements of a type with so many bytes each."""
         return -(-elements // 2) * 4
 
     def encode(self, values):
         """`[n]` floating-point -> `[ceil(n / 2)]` int32: no collective takes bfloat16."""
+        import tensorflow as tf
+
         numbers = tf.cast(tf.pad(values, [[0, values.shape[0] % 2]]), tf.bfloat16)
         return tf.bitcast(tf.reshape(numbers, [-1, 2]), tf.int32)
 
     def decode(self, message, elements: int):
         """The inverse: `[n]` float32."""
+        import tensorflow as tf
+
         numbers = tf.reshape(tf.bitcast(message, tf.bfloat16), [-1])
         return tf.cast(numbers, tf.float32)[:elements]
 
@@ -94,13 +98,15 @@ class Int8(Wire):
     max|block| / 254 from x. A block with a number that is not finite comes out as NaN.
     """
 
-    def bytes(self, elements: int, dtype: tf.DType) -> int:
-        """Of the message for so many elements of a type."""
+    def bytes(self, elements: int, itemsize: int) -> int:
+        """Of the message for so many elements of a type with so many bytes each."""
         blocks = -(-elements // _BLOCK)
         return blocks * (_BLOCK + 4)
 
     def encode(self, values):
         """`[n]` floating-point -> `[65 * ceil(n / 256)]` int32: all numbers, then all scales."""
+        import tensorflow as tf
+
         values = tf.cast(values, tf.float32)
         values = tf.reshape(tf.pad(values, [[0, -values.shape[0] % _BLOCK]]), [-1, _BLOCK])
         scales = tf.reduce_max(tf.abs(values), axis=1, keepdims=True) / 127
@@ -110,6 +116,8 @@ class Int8(Wire):
 
     def decode(self, message, elements: int):
         """The inverse: `[n]` float32."""
+        import tensorflow as tf
+
         blocks = -(-elements // _BLOCK)
         words, scales = tf.split(message, [blocks * _BLOCK // 4, blocks])
         numbers = tf.reshape(tf.bitcast(words, tf.int8), [blocks, _BLOCK])
