@@ -18,6 +18,7 @@ Contents:
   AdaptivePeriod: a period H that follows the training loss.
   WorkerLost: what it raises when another worker died or does not answer.
   topology, Topology: who averages with whom.
+  simulate: the same with virtual workers, on one device.
 """
 
 import importlib
@@ -33,6 +34,7 @@ _ROOM_OF = {
     "Topology": "topology",
     "WorkerLost": "watch",
     "initialize": "collectives",
+    "simulate": None,
     "topology": None,
 }
 
