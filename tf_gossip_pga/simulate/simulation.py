@@ -34,8 +34,9 @@ class Simulation:
         never. Default None.
       batch_size: samples in a batch of one node, >= 1; None: all of the node's. Default 1.
       trials: how many runs from the same start with batches of their own, >= 1. Default 1.
-      shuffle: whether each batch is drawn at random, with replacement. Otherwise step k takes the
-        node's samples in their order, from the (k - 1) * batch_size-th on, in all trials alike.
+      shuffle: whether batches are drawn at random, with replacement, from parts into which each
+        node's samples are shuffled once. Otherwise step k takes the samples in their order, from
+        the (k - 1) * batch_size-th on, and the first again after the last, in all trials alike.
         Default True.
       slow_momentum: what SlowMo adds at each global average, its slow learning rate being 1, with u
         from 0 and x0 what the last one left; 0 is Gossip-PGA by another formula. None: a plain
@@ -104,7 +105,12 @@ class Simulation:
         self._shuffle, self._seed = bool(shuffle), operator.index(seed)
 
         self._dtype = tf.as_dtype(np.asarray(problem.initial).dtype)
-        self._data = [_flat(array, self._dtype) for array in problem.data]
+        places = _batches(problem.samples, self._batch, self._seed if self._shuffle else None)
+        self._batches_of_node = len(places)
+        self._batches = [  # [nodes * batches of a node, batch, …]
+            tf.reshape(self._tensor(array[:, places]), [-1, self._batch, *array.shape[2:]])
+            for array in map(np.asarray, problem.data)
+        ]
         self._mixers = [mixing.mixer(each, self._dtype) for each in topology.cycle]
         self._steps = tf.function(self._take, autograph=False, jit_compile=bool(jit_compile))
         start = tf.constant(problem.initial, self._dtype)
@@ -201,17 +207,15 @@ class Simulation:
 
     def _draw(self, before) -> list[tf.Tensor]:
         """Each node's batches `[nodes * trials, batch, …]` of the next step."""
-        n, samples = self.problem.nodes, self.problem.samples
-        shape = [n, self.trials, self._batch]
-        if self._shuffle and self._batch < samples:
+        n, each = self.problem.nodes, self._batches_of_node
+        shape = [n, self.trials]
+        if self._shuffle:
             seed = tf.stack([tf.constant(self._seed, tf.int64), before])
-            drawn = tf.random.stateless_uniform(shape, seed, 0, samples, tf.int64)
+            drawn = tf.random.stateless_uniform(shape, seed, 0, each, tf.int64)
         else:
-            places = before * self._batch + tf.range(self._batch, dtype=tf.int64)
-            drawn = tf.broadcast_to(places % samples, shape)
-        rows = drawn + samples * tf.range(n, dtype=tf.int64)[:, tf.newaxis, tf.newaxis]
-        rows = tf.reshape(rows, [n * self.trials, self._batch])
-        return [tf.gather(array, rows) for array in self._data]
+            drawn = tf.fill(shape, before % each)
+        places = drawn + each * tf.range(n, dtype=tf.int64)[:, tf.newaxis]
+        return [tf.gather(batches, tf.reshape(places, [-1])) for batches in self._batches]
 
     def _losses(self, x, batches):
         """The loss `[nodes, trials]` and its gradient `[nodes, trials, d]`, of each by itself."""
@@ -223,6 +227,11 @@ class Simulation:
             )
         gradient = tape.gradient(losses, one_by_one)  # of the sum: each depends on its own x alone
         return tf.reshape(losses, x.shape[:2]), tf.reshape(gradient, x.shape)
+
+    def _tensor(self, array: np.ndarray) -> tf.Tensor:
+        """Floats become those of the parameters."""
+        is_float = np.issubdtype(array.dtype, np.floating)
+        return tf.constant(array, self._dtype if is_float else None)
 
     def _mix(self, y, before):
         if len(self._mixers) == 1:
@@ -236,8 +245,8 @@ class Simulation:
         n, samples = self.problem.nodes, self.problem.samples
         together = max(k for k in range(1, n + 1) if n % k == 0 and (k == 1 or k * samples < 16384))
         blocks = [
-            tf.reshape(array, [n // together, together * samples, *array.shape[1:]])
-            for array in self._data
+            tf.reshape(self._tensor(array), [n // together, together * samples, *array.shape[2:]])
+            for array in map(np.asarray, self.problem.data)
         ]
 
         def of_block(x, block):
@@ -278,14 +287,16 @@ def _check_size(problem: Problem, trials: int, batch: int, topology):
     n, item = problem.nodes, np.asarray(problem.initial).dtype.itemsize
     sample = sum(math.prod(np.shape(array)[2:]) for array in problem.data)
     floats = 6 * problem.dimension + 2 * batch * sample  # x, its gradient, y, mixed y, …
+    batches = n * problem.samples * batch // math.gcd(batch, problem.samples)
     what = f"A simulation of {n} nodes x {trials} trials x {problem.dimension} parameters"
-    check_memory(item * n * trials * floats, what)
+    check_memory(item * (n * trials * floats + batches * sample), what)
     if topology == "complete":
         check_memory(100 * n * n, f"The complete graph of {n} nodes")  # its edges, in Python
 
 
-def _flat(array, dtype: tf.DType) -> tf.Tensor:
-    """`[nodes * samples, …]`, floats in the type of the parameters."""
-    array = np.asarray(array)
-    rows = array.reshape(-1, *array.shape[2:])
-    return tf.constant(rows, dtype if np.issubdtype(rows.dtype, np.floating) else None)
+def _batches(samples: int, batch: int, seed: int | None) -> np.ndarray:
+    """`[batches, batch]`: a node's samples, over and over until they make whole batches."""
+    order = np.arange(samples)
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(order)
+    return np.tile(order, batch // math.gcd(batch, samples)).reshape(-1, batch)
