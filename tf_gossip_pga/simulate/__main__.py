@@ -12,12 +12,12 @@ import platform
 import shlex
 import sys
 
-import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
 from tf_gossip_pga import topology
 from tf_gossip_pga.simulate import curves, problems
+from tf_gossip_pga.simulate import figure as figure_lib
 
 PROBLEMS = {
     each.__name__: each for each in (problems.logistic, problems.quadratic, problems.digits)
@@ -138,7 +138,7 @@ def draw(found: dict[str, curves.Curve], path: pathlib.Path):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    draw_curves(axes, found)
+    figure_lib.draw(axes, found)
     axes.set(
         xlabel="step",
         ylabel="f(mean of the nodes) - f*",
@@ -148,21 +148,6 @@ def draw(found: dict[str, curves.Curve], path: pathlib.Path):
     axes.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
-
-
-def draw_curves(axes, found: dict[str, curves.Curve]):
-    """One line a method on a logarithmic axis; a dot where it has joined Parallel SGD's."""
-    for index, (name, curve) in enumerate(found.items()):
-        colour = "black" if name == "parallel" else f"C{index - 1}"
-        mean, error = curve.mean, curve.standard_error
-        axes.plot(curve.steps, mean, color=colour, linewidth=1.2, label=name)
-        low = np.maximum(mean - error, mean / 10)  # below zero there is no logarithm
-        axes.fill_between(curve.steps, low, mean + error, color=colour, alpha=0.2, linewidth=0)
-        joined = curves.transient(curve, found["parallel"])
-        if joined is not None and name != "parallel":
-            axes.plot(joined, mean[np.searchsorted(curve.steps, joined)], "o", color=colour)
-    axes.set_yscale("log")
-    axes.grid(alpha=0.3)
 
 
 if __name__ == "__main__":

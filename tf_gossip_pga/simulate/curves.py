@@ -11,7 +11,7 @@ from tf_gossip_pga.simulate.problems import Problem
 from tf_gossip_pga.simulate.simulation import Simulation, whole
 
 # A curve has joined Parallel SGD's where it stays below this multiple of it.
-FACTOR = 1.5
+FACTOR = 1.1
 
 ALGORITHMS = ("parallel", "gossip", "local", "pga", "aga", "slowmo", "gossip_final")
 

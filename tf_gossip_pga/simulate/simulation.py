@@ -237,7 +237,7 @@ class Simulation:
         if len(self._mixers) == 1:
             return self._mixers[0](y)
         branches = [functools.partial(mixer, y) for mixer in self._mixers]
-        return tf.switch_case(before % len(branches), branches)
+        return tf.switch_case(tf.cast(before % len(branches), tf.int32), branches)
 
     @functools.cached_property
     def _mean_loss(self):
