@@ -180,11 +180,13 @@ class Simulation:
     def _take(self, state, before, count, is_global, sizes):
         """`count` steps after step `before`; `is_global` and `sizes` have a row for each."""
 
-        def body(index, state):
-            return index + 1, self._step(state, before + index, is_global[index], sizes[index])
+        # XLA would compile anew for each `before` that is the same in all turns of the loop.
+        def body(index, before, state):
+            row = tf.gather(is_global, index), tf.gather(sizes, index)
+            return index + 1, before + 1, self._step(state, before, *row)
 
-        start = (tf.constant(0, tf.int64), state)
-        return tf.while_loop(lambda index, _: index < count, body, start)[1]
+        start = (tf.constant(0, tf.int64), before, state)
+        return tf.while_loop(lambda index, *_: index < count, body, start)[2]
 
     def _step(self, state, before, is_global, step_size):
         losses, gradient = self._losses(state.x, self._draw(before))
