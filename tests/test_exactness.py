@@ -19,7 +19,7 @@ def _own_matrix(n: int) -> topology_lib.Topology:
     return topology_lib.from_matrix(0.5 * identity + 0.3 * shift + 0.2 * shift @ shift)
 
 
-def _topology(name: str, n: int) -> topology_lib.Topology:
+def topology_of(name: str, n: int) -> topology_lib.Topology:
     return _own_matrix(n) if name == "from_matrix" else topology_lib.BY_NAME[name](n)
 
 
@@ -37,7 +37,7 @@ def _cases(n: int) -> list[tuple[str, int | None]]:
     return [(name, H) for name in names for H in (1, 3, None)]
 
 
-def _train_cases(cluster, cases, copies=1, **arguments):
+def train_cases(cluster, cases, copies=1, momentum=MOMENTUM, **arguments):
     """For each case: weights before and after the averaging of every step, and at the end."""
     import keras
 
@@ -61,7 +61,7 @@ def _train_cases(cluster, cases, copies=1, **arguments):
                 keras.layers.Dense(reference.OUTPUTS),
             ]
         )
-        model.compile(keras.optimizers.SGD(RATE, momentum=MOMENTUM), "mse")
+        model.compile(keras.optimizers.SGD(RATE, momentum=momentum), "mse")
     results = []
     for name, H in cases:  # noqa: N806
         # Ranks begin apart, so that a broadcast that does nothing fails the test.
@@ -70,7 +70,7 @@ def _train_cases(cluster, cases, copies=1, **arguments):
             if not variable.path.endswith("learning_rate"):
                 variable.assign(keras.ops.zeros_like(variable))
         before, after = Record(), Record()
-        gossip = pga.GossipPGA(H=H, topology=_topology(name, cluster.size), **arguments)
+        gossip = pga.GossipPGA(H=H, topology=topology_of(name, cluster.size), **arguments)
         model.fit(
             x.reshape(-1, reference.INPUTS),
             y.reshape(-1, reference.OUTPUTS),
@@ -106,7 +106,7 @@ def test_two_devices_of_a_worker_are_one_with_the_whole_batch(n):
 
 
 def _check_cases(n: int, cases, devices: int = 1):
-    ranks = workers.run(_train_cases, n, cases=cases, devices=devices, copies=devices)
+    ranks = workers.run(train_cases, n, cases=cases, devices=devices, copies=devices)
     data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
     for index, (name, H) in enumerate(cases):  # noqa: N806
         label = f"{name}, n={n}, H={H}"
@@ -116,7 +116,7 @@ def _check_cases(n: int, cases, devices: int = 1):
         expected = reference.train(
             reference.initial_weights(seed=0),
             data,
-            reference.matrix_of_step(_topology(name, n), H),
+            reference.matrix_of_step(topology_of(name, n), H),
             RATE,
             MOMENTUM,
         )
@@ -134,12 +134,12 @@ def _check_cases(n: int, cases, devices: int = 1):
 def test_overlap_equals_its_oracle(n):
     cases = [(name, H) for name in ("ring", "one_peer_exponential") for H in (1, 3, None)]
     cases += [("from_matrix", 4), ("disconnected", 2)]
-    ranks = workers.run(_train_cases, n, cases=cases, overlap=True)
+    ranks = workers.run(train_cases, n, cases=cases, overlap=True)
     data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
     for index, (name, H) in enumerate(cases):  # noqa: N806
         label = f"{name}, n={n}, H={H}"
         _, after, final = (np.array([rank[index][part] for rank in ranks]) for part in range(3))
-        topology = _topology(name, n)
+        topology = topology_of(name, n)
         expected = reference.train(
             reference.initial_weights(seed=0),
             data,
@@ -163,7 +163,7 @@ def test_overlap_equals_its_oracle(n):
 def test_low_precision_is_as_near_as_it_says_and_moves_no_mean(wire_dtype):
     n = 3
     cases = [("ring", 3), ("from_matrix", None)]
-    ranks = workers.run(_train_cases, n, cases=cases, wire_dtype=wire_dtype)
+    ranks = workers.run(train_cases, n, cases=cases, wire_dtype=wire_dtype)
     for index, (name, H) in enumerate(cases):  # noqa: N806
         before, after, _ = (np.array([rank[index][part] for rank in ranks]) for part in range(3))
         _check_each_step(before, after, H, f"{wire_dtype}, {name}")
@@ -174,7 +174,7 @@ def test_low_precision_is_as_near_as_it_says_and_moves_no_mean(wire_dtype):
             if H is not None and step % H == 0:
                 common = x[0]
                 continue
-            difference = np.abs(x - _topology(name, n).weights(step - 1) @ y).max()
+            difference = np.abs(x - topology_of(name, n).weights(step - 1) @ y).max()
             # A difference is sent to within 1/2 of 1/127 of the largest, or of the eighth bit; a
             # rank adds at most its own error and a mean of the others'.
             largest = np.abs(y - common).max()

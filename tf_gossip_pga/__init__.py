@@ -20,6 +20,7 @@ Contents:
   topology, Topology: who averages with whom.
   plan: how long a step will take, and which algorithm to take: `pga.plan.predict(…)`, or
     `python -m tf_gossip_pga.plan`.
+  simulate: the same with virtual workers, on one device.
 """
 
 import importlib
@@ -36,6 +37,7 @@ _ROOM_OF = {
     "WorkerLost": "watch",
     "initialize": "collectives",
     "plan": None,
+    "simulate": None,
     "topology": None,
 }
 

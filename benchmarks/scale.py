@@ -1,0 +1,146 @@
+"""How large a simulation may be, and how much faster it is than processes.
+
+python benchmarks/scale.py --output=output/scale.json
+
+Least squares, d = 10, Gossip-PGA (H = 16) on a ring. Each number of nodes has a process of its own,
+whose peak memory is compared with that before the problem was made; the steps are compiled by XLA
+and timed five times, after the first ones. Then the same problem on eight nodes: as one simulation,
+and as eight processes that train a Keras model with the callback.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import report
+
+from tf_gossip_pga import launch
+
+SIZES = (100, 1000, 10_000, 100_000)
+NODE_STEPS = 10_000_000  # of a repetition
+REPETITIONS = 5
+SAMPLES = {"simulated": 4, "compared": 500}
+PGA = {"topology": "ring", "H": 16}
+EPOCHS = 2
+
+
+def simulated(nodes: int, samples: int) -> dict:
+    """Times and memory of a simulation in this process."""
+    from tf_gossip_pga import simulate
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    problem = simulate.quadratic(nodes, heterogeneity=1, samples=samples)
+    simulation = simulate.Simulation(problem, **PGA, step_size=0.01, jit_compile=True)
+    steps = max(100, NODE_STEPS // nodes)
+    simulation.advance(1)
+    simulation.x.numpy()
+    seconds, cpu = [], []
+    for _ in range(REPETITIONS):
+        started, worked = time.perf_counter(), time.process_time()
+        simulation.advance(steps)
+        simulation.x.numpy()
+        seconds.append((time.perf_counter() - started) / steps)
+        cpu.append((time.process_time() - worked) / steps)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"nodes": nodes, "seconds": seconds, "cpu": cpu, "kib": after - before}
+
+
+def trained(options):
+    """One of several processes that train on the same problem; rank 0 leaves its time behind."""
+    import tf_gossip_pga as pga
+
+    cluster = pga.initialize()
+    import keras
+
+    from tf_gossip_pga import simulate
+
+    problem = simulate.quadratic(cluster.size, heterogeneity=1, samples=SAMPLES["compared"])
+    x, y = (array[cluster.rank] for array in problem.data)
+    model = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Dense(1, use_bias=False)])
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    gossip = pga.GossipPGA(**PGA)
+    model.fit(x, y, batch_size=1, verbose=0, callbacks=[gossip])  # traces, and starts all
+    started = time.perf_counter()
+    model.fit(x, y, batch_size=1, epochs=EPOCHS, verbose=0, callbacks=[gossip])
+    seconds = (time.perf_counter() - started) / (EPOCHS * len(x))
+    if cluster.is_chief:
+        pathlib.Path(options.result).write_text(json.dumps(seconds))
+
+
+def main():
+    """Measures in processes of their own, prints a table, writes the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=8, help="real processes to compare with")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output/scale.json"))
+    parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)  # nodes, samples
+    parser.add_argument("--result", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        pathlib.Path(options.result).write_text(json.dumps(simulated(*options.one)))
+        return
+    if "TF_CONFIG" in os.environ:
+        trained(options)
+        return
+    rows = [in_a_process(n, SAMPLES["simulated"]) for n in SIZES]
+    print(f"\nA ring, d = 10, one trial\n{report.machine()}\n")
+    print(f"{'nodes':>8}{'us a step':>12}{'ns a node':>12}{'CPU ns a node':>15}{'MiB':>8}")
+    for row in rows:
+        row["ns_a_node"] = 1e9 * float(np.median(row["seconds"])) / row["nodes"]
+        row["cpu_ns_a_node"] = 1e9 * float(np.median(row["cpu"])) / row["nodes"]
+        print(
+            f"{row['nodes']:8}{row['ns_a_node'] * row['nodes'] / 1000:12.1f}{row['ns_a_node']:12.1f}"
+            f"{row['cpu_ns_a_node']:15.1f}{row['kib'] / 1024:8.0f}",
+            flush=True,
+        )
+    compared = in_a_process(options.workers, SAMPLES["compared"])
+    virtual = options.workers / float(np.median(compared["seconds"]))
+    real = options.workers / in_processes(options.workers)
+    ratios = {
+        "slowest_over_fastest_node": max(row["ns_a_node"] for row in rows)
+        / min(row["ns_a_node"] for row in rows),
+        "simulated_over_processes": virtual / real,
+    }
+    print(
+        f"\n{options.workers} nodes, node-steps a second: simulated {virtual:,.0f}, real {real:,.0f}"
+    )
+    for name, ratio in ratios.items():
+        print(f"{name} = {ratio:.2f}")
+    content = {
+        "command": shlex.join(["python", "benchmarks/scale.py", *sys.argv[1:]]),
+        "machine": report.machine(),
+        "rows": rows,
+        "node_steps_a_second": {"simulated": virtual, "processes": real},
+        "ratios": ratios,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"Written to {options.output}")
+
+
+def in_a_process(nodes: int, samples: int) -> dict:
+    """What `simulated` returns there."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = pathlib.Path(folder, "result.json")
+        flags = [f"--result={result}", "--one", str(nodes), str(samples)]
+        subprocess.run([sys.executable, __file__, *flags], check=True, stderr=subprocess.DEVNULL)
+        return json.loads(result.read_text())
+
+
+def in_processes(workers: int) -> float:
+    """Seconds a step of so many processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = pathlib.Path(folder, "result.json")
+        launch.launch([sys.executable, __file__, f"--result={result}"], workers)
+        return json.loads(result.read_text())
+
+
+if __name__ == "__main__":
+    main()

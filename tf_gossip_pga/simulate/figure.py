@@ -1,0 +1,20 @@
+"""How curves are drawn, on axes of matplotlib's, which is not imported here."""
+
+import numpy as np
+
+from tf_gossip_pga.simulate.curves import Curve, transient
+
+
+def draw(axes, found: dict[str, Curve]):
+    """One line a method on a logarithmic axis; a dot where it has joined Parallel SGD's."""
+    for index, (name, curve) in enumerate(found.items()):
+        colour = "black" if name == "parallel" else f"C{index - 1}"
+        mean, error = curve.mean, curve.standard_error
+        axes.plot(curve.steps, mean, color=colour, linewidth=1.2, label=name)
+        low = np.maximum(mean - error, mean / 10)  # below zero there is no logarithm
+        axes.fill_between(curve.steps, low, mean + error, color=colour, alpha=0.2, linewidth=0)
+        joined = transient(curve, found["parallel"])
+        if joined is not None and name != "parallel":
+            axes.plot(joined, mean[np.searchsorted(curve.steps, joined)], "o", color=colour)
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3)
