@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-quick exchange network compare input lint clean
+.PHONY: train test test-quick exchange network compare paper input lint clean
 
 train: $(VENV)/ready
 	$(RUN) train.py
@@ -26,6 +26,10 @@ network: $(VENV)/ready
 compare: $(VENV)/ready
 	$(RUN) benchmarks/compare.py --seeds=5 --workers=16 --topology=ring --model=mlp \
 	  --classes_per_worker=2 --epochs=10 --steps_per_epoch=30 --output=output/compare.json
+
+# The paper's logistic regression on virtual workers: 20, 50 and 100 nodes, 50 trials.
+paper: $(VENV)/ready
+	$(RUN) benchmarks/paper.py --output=output/paper.json
 
 input: $(VENV)/ready
 	$(RUN) benchmarks/input.py --output=output/input.json

@@ -96,8 +96,8 @@ def main():
         row["ns_a_node"] = 1e9 * float(np.median(row["seconds"])) / row["nodes"]
         row["cpu_ns_a_node"] = 1e9 * float(np.median(row["cpu"])) / row["nodes"]
         print(
-            f"{row['nodes']:8}{row['ns_a_node'] * row['nodes'] / 1000:12.1f}{row['ns_a_node']:12.1f}"
-            f"{row['cpu_ns_a_node']:15.1f}{row['kib'] / 1024:8.0f}",
+            f"{row['nodes']:8}{row['ns_a_node'] * row['nodes'] / 1000:12.1f}"
+            f"{row['ns_a_node']:12.1f}{row['cpu_ns_a_node']:15.1f}{row['kib'] / 1024:8.0f}",
             flush=True,
         )
     compared = in_a_process(options.workers, SAMPLES["compared"])
@@ -108,9 +108,8 @@ def main():
         / min(row["ns_a_node"] for row in rows),
         "simulated_over_processes": virtual / real,
     }
-    print(
-        f"\n{options.workers} nodes, node-steps a second: simulated {virtual:,.0f}, real {real:,.0f}"
-    )
+    print(f"\n{options.workers} nodes, node-steps a second")
+    print(f"simulated {virtual:,.0f}, in processes {real:,.0f}")
     for name, ratio in ratios.items():
         print(f"{name} = {ratio:.2f}")
     content = {
