@@ -31,7 +31,7 @@ import numpy as np
 import report
 from matplotlib import pyplot
 
-from tf_gossip_pga import simulate, topology
+from tf_gossip_pga import cost, simulate, topology
 from tf_gossip_pga.simulate import curves, figure
 
 GRAPHS = ("ring", "grid", "static_exponential")
@@ -43,13 +43,13 @@ FACTORS = (1.1, 1.2, 1.5)  # the first one is that of all tables but one
 
 def orders(graph: topology.Topology, heterogeneous: bool) -> dict[str, float]:
     """Transient stages of the methods up to a constant; with beta, C_beta and D_beta."""
-    n, beta = graph.size, graph.beta
-    c = (1 - beta**H) / (1 - beta)
-    d = min(H, 1 / (1 - beta))
-    gossip = n**3 * beta**4 / (1 - beta) ** (4 if heterogeneous else 2)
-    pga = n**3 * beta**4 * c**2 * (d**2 if heterogeneous else 1)
-    local = n**3 * H ** (4 if heterogeneous else 2)
-    return {"beta": beta, "C": c, "D": d, "gossip": gossip, "pga": pga, "local": local}
+    beta = graph.beta
+    found = {"beta": beta, "C": (1 - beta**H) / (1 - beta), "D": min(H, 1 / (1 - beta))}
+    methods = {"gossip": ("Gossip SGD", None), "pga": ("Gossip-PGA", H), "local": ("Local SGD", H)}
+    for name, (method, period) in methods.items():
+        alike, different = cost.transient(method, graph.size, beta, period)
+        found[name] = different if heterogeneous else alike
+    return found
 
 
 def simulated(sizes, options) -> dict:
