@@ -122,10 +122,13 @@ def step_of(model, batch_size: int):
 
     The model is functional or sequential, with one batch dimension and no other unknown one.
     """
+    import keras
     import tensorflow as tf
 
+    # A loaded Sequential has no `input`; another model's may be a dict, which `inputs` is not.
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     batch = tf.nest.map_structure(
-        lambda one: tf.zeros([batch_size, *one.shape[1:]], one.dtype), model.input
+        lambda one: tf.zeros([batch_size, *one.shape[1:]], one.dtype), inputs
     )
 
     @tf.function(autograph=False)
