@@ -346,6 +346,19 @@ def test_the_command_says_what_is_wrong(flags, message):
     assert "Traceback" not in done.stderr
 
 
+def test_a_step_of_a_model_is_computed_whatever_its_inputs():
+    import keras
+
+    from tf_gossip_pga import probe
+
+    ids, mask = keras.Input((5,), dtype="int32", name="ids"), keras.Input((5,), name="mask")
+    hidden = keras.layers.Embedding(7, 3)(ids) * mask[..., None]
+    of_dict = keras.Model({"ids": ids, "mask": mask}, keras.layers.Dense(2)(hidden))
+    sequential = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    assert probe.step_of(of_dict, 6)().shape == (7, 3)  # gradients of the embedding, dense
+    assert probe.step_of(sequential, 6)().shape == (4, 3)
+
+
 @pytest.mark.multiprocess
 # NumPy warns inside Keras, when a model is saved.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't:DeprecationWarning")

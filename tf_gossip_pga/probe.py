@@ -125,7 +125,7 @@ def step_of(model, batch_size: int):
     import keras
     import tensorflow as tf
 
-    # A sequential model that was loaded has no `input` before its first call.
+    # A loaded Sequential has no `input`; another model's may be a dict, which `inputs` is not.
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     batch = tf.nest.map_structure(
         lambda one: tf.zeros([batch_size, *one.shape[1:]], one.dtype), inputs
