@@ -15,6 +15,7 @@ import pytest
 from hypothesis import strategies
 
 from tests import workers
+from tf_gossip_pga import preemption
 
 # Keras' own, where it saves weights under NumPy 2.
 pytestmark = pytest.mark.filterwarnings(
@@ -400,11 +401,13 @@ def _lambda(**hooks):
     return keras.callbacks.LambdaCallback(**hooks)
 
 
-def test_a_second_sigterm_has_its_usual_effect(tmp_path, received):
+def test_a_second_sigterm_has_its_usual_effect_but_for_an_echo(tmp_path, received, monkeypatch):
     def twice(batch, logs=None):
         if batch == 1:
             _terminate()
+            _terminate()
             assert received == []
+            monkeypatch.setattr(preemption, "_ECHO_S", 0.0)
             _terminate()
 
     _, checkpoint = _train(tmp_path, _lambda(on_train_batch_begin=twice))

@@ -174,7 +174,7 @@ def test_fewer_than_wanted_end_with_the_reason():
 
 
 def test_who_reaches_others_than_the_rest_do_is_in_no_group_of_its_own(monkeypatch):
-    monkeypatch.setattr(membership, "_SILENT_S", 1.0)
+    monkeypatch.setattr(membership, "_SILENT_S", 5.0)  # twice as long as one question, at least
     with _crew(3) as crew:
         crew.cut(0, 1)  # rank 2 reaches both
         results = crew.regroup({0: 5, 1: 5, 2: 5})
@@ -184,6 +184,23 @@ def test_who_reaches_others_than_the_rest_do_is_in_no_group_of_its_own(monkeypat
         called_off = list(crew.called_off[2])
         assert crew.channels[1].ask_all("regroup", rank=1, wants=2)[2]["wants"] == 1
         assert crew.called_off[2] == called_off  # nor does it disturb them
+
+
+def test_of_two_that_cannot_reach_each_other_the_higher_is_left_out(monkeypatch):
+    monkeypatch.setattr(membership, "_SILENT_S", 5.0)
+    with _crew(3) as crew:
+        crew.cut(1, 2)  # rank 0, which decides, reaches both
+        crew.start(0, 5)
+        crew.start(1, 5)
+        crew.statuses[2].enter_fit(inspect.currentframe().f_code)
+        while not any(crew.memberships[rank]._standing.silent for rank in (0, 1)):
+            threading.Event().wait(0.05)  # it comes when rank 1 knows that it is silent
+        crew.start(2, 5)
+        crew.wait(range(3))
+        crew.ended.set()
+        assert (crew.results[0], crew.results[1]) == (5, 5)
+        assert "others have gone on without it" in crew.results[2]
+        assert crew.memberships[0].members == crew.memberships[1].members == (0, 1)
 
 
 def test_one_that_answers_and_does_not_come_is_left_out_and_named(capfd, monkeypatch):

@@ -644,6 +644,9 @@ class GossipPGA(keras.callbacks.Callback):
         """
         model, facts, known = self.model, None, False
         self._collectives.survive(None)
+        if self._topology.size != self._collectives.size:  # since this callback was made
+            size = self._collectives.size
+            self._topology = topology_lib.resolve_again(self._wanted_topology, size)
         if self._averager is not None:  # an interrupted fit may have left a gossip under way
             self._averager.finish_gossip(apply=False)
         if not problem:

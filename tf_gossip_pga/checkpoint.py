@@ -223,7 +223,7 @@ class Checkpoint(keras.callbacks.Callback):
             )
 
     def _say_if_lost(self, everyone: list):
-        """Says that rank 0 alone has nothing to go on from."""
+        """Says that the chief has nothing to go on from, or that another rank has newer ones."""
         told = zip(self._collectives.members, everyone, strict=True)
         others = [rank for rank, (_, numbers) in told if numbers]
         if self._is_chief and others and not everyone[0][1]:
@@ -231,6 +231,13 @@ class Checkpoint(keras.callbacks.Callback):
                 f"Rank {self._rank} has no checkpoint in {self._store.directory}, though rank "
                 f"{others[0]} has: training begins anew. Copy them to rank {self._rank}'s disk if "
                 "it should not."
+            )
+        newest, *newer = (max(complete, default=0) for complete, _ in everyone)
+        if self._is_chief and newest and max(newer, default=0) > newest:
+            watch.say(
+                f"Another rank, once the chief, has checkpoint {max(newer)}, newer than "
+                f"{newest} in {self._store.directory} of rank {self._rank}: training goes back. "
+                f"Copy it to rank {self._rank}'s disk if it should not."
             )
 
     def _share(self, mine, unfit: str | None = None) -> list:

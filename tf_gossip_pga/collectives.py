@@ -320,9 +320,13 @@ class Collectives:
             concurrent.futures.wait([self._under_way])
             self._under_way = None
         before = self.members
-        most = self._membership.regroup(
-            self.completed, self._least_workers, self._regroup_s, self._join
-        )
+        try:
+            most = self._membership.regroup(
+                self.completed, self._least_workers, self._regroup_s, self._join
+            )
+        except membership.Finished:
+            self._watch.resume()  # the generation is whole, but for the one that was lost
+            raise
         self.missed = most - self.completed
         gone = [rank for rank in before if rank not in self._membership.members]
         self.cluster.lost.update(gone)

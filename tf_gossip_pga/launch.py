@@ -32,7 +32,7 @@ from tf_gossip_pga import screen as screen_lib
 _GRACE_S = 2.0  # from asking the workers to stop to killing them: TensorFlow ignores SIGTERM
 
 # How long they have to save their work when the machine is about to be taken away.
-_SAVE_S = 30.0
+_SAVE_S = 20.0
 
 
 @dataclasses.dataclass

@@ -17,7 +17,8 @@ member of two: where some reach others than the rest do, the list that all on it
 Silent workers may live on the other side of a cut, where they decide the same about us. A side goes
 on if it has more workers than are silent, or as many and the lowest rank. Those who have gone are
 known to be gone and count for nobody: down to one worker may be left. So does one that answers and
-does not come before the deadline.
+does not come before the deadline. Where two of them cannot reach each other though the deciding one
+reaches both, the higher rank of the two is left out.
 """
 
 import dataclasses
@@ -30,6 +31,9 @@ from tf_gossip_pga import watch
 _SILENT_S = 15.0
 
 _POLL_S = 0.1
+
+# How often they try to agree.
+_ATTEMPTS = 20
 
 # How long they wait for one another before it is worth a word.
 _SAY_S = 5.0
@@ -47,6 +51,7 @@ class Standing:
       is_member: whether it has made itself one of them.
       in_fit: whether it still trains.
       has_finished: whether it has trained to the end.
+      silent: the ranks that gave it no answer when it asked last.
     """
 
     generation: int = 0
@@ -56,6 +61,7 @@ class Standing:
     is_member: bool = False
     in_fit: bool = True
     has_finished: bool = False
+    silent: tuple[int, ...] = ()
 
 
 class Finished(Exception):  # noqa: N818 (says what happened)
@@ -108,7 +114,7 @@ class Membership:
         """
         ends = time.monotonic() + timeout_s
         wants = max(self._wanted, self.generation + 1)
-        while True:
+        for _ in range(_ATTEMPTS):
             try:
                 stand = Standing(self.generation, wants, completed)
                 # Those who have just come to want it, too, take a moment to say so.
@@ -116,6 +122,10 @@ class Membership:
                 return self._form(stand, least, max(ends, soonest), join)
             except _AnewError:  # another was lost meanwhile
                 wants = max(self._wanted, wants + 1)
+        raise watch.WorkerLost(
+            f"Rank {self._rank}: those that are left did not agree on who they are, in {_ATTEMPTS} "
+            "attempts. Look at the network between them, and start the job again."
+        )
 
     def recheck(self):
         """Calls off what has begun if another worker wants a newer generation already."""
@@ -135,6 +145,7 @@ class Membership:
     def _agree(self, stand: Standing, least: int, ends: float) -> tuple[int, ...]:
         """The members of the wanted generation, the same for all of them."""
         silent_since: dict[int, float] = {}
+        torn_since: dict[tuple[int, int], float] = {}
         began = time.monotonic()
         say_at = began + _SAY_S
         while True:
@@ -154,6 +165,18 @@ class Membership:
                     willing.add(rank)
                 elif now < ends:
                     undecided.add(rank)
+            torn = {
+                (min(rank, other), max(rank, other))
+                for rank in willing - {self._rank}
+                for other in found[rank].silent
+                if other in willing
+            }
+            torn_since = {pair: torn_since.get(pair, now) for pair in torn}
+            for pair, since in torn_since.items():
+                if now > min(since + _SILENT_S, ends):
+                    willing.discard(pair[1])
+                else:
+                    undecided.add(pair[1])
             leader = min(willing)
             if leader != self._rank and found[leader].members is not None:
                 return self._taken(found[leader].members, leader)
@@ -178,21 +201,22 @@ class Membership:
         leader = min(members)
         while True:
             found = self._ask(stand, others)
-            for each in found.values():
-                lost = isinstance(each, channel_lib.Absence) or not each.in_fit
-                if lost or time.monotonic() > ends:
-                    raise _AnewError
+            answers = {rank: each for rank, each in found.items() if isinstance(each, Standing)}
+            gone = channel_lib.Absence.GONE in found.values()
+            left = any(not each.in_fit for each in answers.values())
+            if gone or left or time.monotonic() > ends:
+                raise _AnewError
             joined = {
-                rank for rank, each in found.items() if each.is_member and each.members == members
+                rank for rank, each in answers.items() if each.is_member and each.members == members
             }
             begun = leader in joined and found[leader].generation == stand.wants
             if begun or (leader == self._rank and len(joined) == len(others)):
-                return found
+                return answers
             time.sleep(_POLL_S)
 
     def _ask(self, stand: Standing, ranks=None) -> dict[int, "Standing | channel_lib.Absence"]:
         """What the others stand at; raises where they want a later generation."""
-        self._standing = stand
+        self._standing = dataclasses.replace(stand, silent=self._standing.silent)
         found = {
             rank: _parsed(answer)
             for rank, answer in self._channel.ask_all(
@@ -200,6 +224,8 @@ class Membership:
             ).items()
             if ranks is None or rank in ranks
         }
+        silent = (rank for rank, each in found.items() if each is channel_lib.Absence.SILENT)
+        self._standing = dataclasses.replace(stand, silent=tuple(silent))
         for rank, each in found.items():
             if isinstance(each, Standing) and each.generation > self.generation:
                 without_us = each.members is not None and self._rank not in each.members
@@ -213,7 +239,7 @@ class Membership:
     def _answer(self, request: dict) -> dict:
         """Tells another worker where this one stands. On the channel's thread."""
         rank, wants = int(request["rank"]), int(request["wants"])
-        if wants > self._wanted and rank in self.members:
+        if wants > self._wanted and rank in self.members and not self.has_finished:
             self._wanted = wants
             self._call_off("another rank has lost a worker")
         stand = dataclasses.replace(
@@ -261,7 +287,7 @@ def _parsed(answer) -> "Standing | channel_lib.Absence":
     except TypeError:
         return channel_lib.Absence.SILENT  # somebody else listens there now
     members = None if stand.members is None else tuple(stand.members)
-    return dataclasses.replace(stand, members=members)
+    return dataclasses.replace(stand, members=members, silent=tuple(stand.silent))
 
 
 def _named(ranks) -> str:

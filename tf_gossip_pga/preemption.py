@@ -6,16 +6,21 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable
+
+# A second signal within so many seconds is the first one's echo: a service manager sends it to the
+# launcher and to its workers, and the launcher passes it on.
+_ECHO_S = 1.0
 
 
 class Sigterm:
     """Notes SIGTERM instead of ending the process, from `begin` to `end`.
 
-    Only the main thread can do so; elsewhere, and where the signal is ignored, nothing changes. A
-    second SIGTERM, or one that comes when `fit` has been left by an exception, has the effect that
-    it had before.
+    Only the main thread can do so; elsewhere, and where the signal is ignored, nothing changes. One
+    more SIGTERM, a second later or after that, or one that comes when `fit` has been left by an
+    exception, has the effect that it had before.
 
     Args:
       answer: called when the signal comes, between any two instructions of the main thread.
@@ -27,6 +32,7 @@ class Sigterm:
 
     def __init__(self, answer: Callable[[], object], text: str):
         self.received = False
+        self._received_at = 0.0
         self._answer = answer
         self._text = text
         self._before = None
@@ -52,11 +58,13 @@ class Sigterm:
 
     def _handle(self, number: int, frame: types.FrameType | None):
         # An exception leaves fit without a word to its callbacks; the stack tells.
+        if self.received and time.monotonic() < self._received_at + _ECHO_S:
+            return
         if self.received or not any(each is self._code for each in _codes(frame)):
             self.received = True
             self.end(heeded=False)
             return
-        self.received = True
+        self.received, self._received_at = True, time.monotonic()
         # Not print: the signal may have come in the middle of one.
         with contextlib.suppress(OSError, ValueError):
             os.write(sys.stderr.fileno(), f"{self._text}\n".encode())
