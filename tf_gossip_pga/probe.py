@@ -9,7 +9,7 @@ import numpy as np
 from tf_gossip_pga import topology as topology_lib
 
 _SMALL = 256  # elements of the exchange that measures what does not depend on the size
-_LEAST_LARGE, _MOST_LARGE = 1 << 18, 1 << 24  # and of the one that measures the bandwidth
+_LEAST_LARGE, _MOST_LARGE = 1 << 20, 1 << 24  # and of the one that measures the bandwidth
 _REPETITIONS = 9
 _WARM_UP, _STEPS = 3, 20
 _PATIENCE_S = 600
@@ -41,11 +41,12 @@ def _shapes(parameters) -> list[tuple[int, ...]]:
 def measure(parameters, step=None) -> dict:
     """Times exchanges on the running cluster, and a computation; all ranks must call it.
 
-    A gossip and a global average of 1 kB and a one-peer gossip of the parameters (1 to 64 MiB of
-    them, where only their number is given), nine times from a common start until the last rank has
-    finished; medians. A small average has 2 (n-1) latencies and a gossip one, which tells what is
-    latency and what an exchange costs anyhow; the rest of the large gossip is bandwidth. Steps are
-    computed one after the other on all ranks at once.
+    A gossip and a global average of 1 kB and a one-peer gossip of the parameters (at least 4 MiB,
+    so that it takes clearly longer, and where only their number is given at most 64), nine times
+    from a common start until the last rank has finished; medians. A small average has 2 (n-1)
+    latencies and a gossip one, which tells what is latency and what an exchange costs anyhow; the
+    rest of the large gossip is bandwidth. Steps are computed one after the other on all ranks at
+    once.
 
     Args:
       parameters: their number, or a built Keras model.
@@ -76,7 +77,8 @@ def measure(parameters, step=None) -> dict:
             "TF_CONFIG on each machine."
         )
     elements = min(max(count(parameters), _LEAST_LARGE), _MOST_LARGE)
-    shapes = _shapes(parameters) or [(elements,)]
+    shapes = _shapes(parameters) if count(parameters) >= _LEAST_LARGE else []
+    shapes = shapes or [(elements,)]
     elements = sum(map(math.prod, shapes))
     graph = topology_lib.one_peer_exponential(mine.size)
 
