@@ -190,9 +190,11 @@ def test_of_two_that_cannot_reach_each_other_the_higher_is_left_out(monkeypatch)
     monkeypatch.setattr(membership, "_SILENT_S", 5.0)
     with _crew(3) as crew:
         crew.cut(1, 2)  # rank 0, which decides, reaches both
+        crew.statuses[2].enter_fit(inspect.currentframe().f_code)
+        crew.in_fit = threading.Barrier(2)
         crew.start(0, 5)
         crew.start(1, 5)
-        crew.statuses[2].enter_fit(inspect.currentframe().f_code)
+        crew.in_fit = threading.Barrier(1)
         while not any(crew.memberships[rank]._standing.silent for rank in (0, 1)):
             threading.Event().wait(0.05)  # it comes when rank 1 knows that it is silent
         crew.start(2, 5)
