@@ -15,17 +15,24 @@ from tests import workers
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+def _run(name: str, flags, output, deadline_s=workers.DEADLINE_S) -> subprocess.CompletedProcess:
+    """A benchmark that must end well."""
+    script = str(ROOT / "benchmarks" / f"{name}.py")
+    ended = subprocess.run(
+        [sys.executable, script, *flags, f"--output={output}"],
+        capture_output=True,
+        text=True,
+        timeout=deadline_s,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended
+
+
 @pytest.mark.multiprocess
 def test_exchange_writes_its_rows_and_ratios(tmp_path):
     output = tmp_path / "new" / "exchange.json"
-    flags = ["--workers=2", "--megabytes=1", "--repetitions=3", f"--output={output}"]
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "exchange.py"), *flags],
-        capture_output=True,
-        text=True,
-        timeout=workers.DEADLINE_S,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    flags = ["--workers=2", "--megabytes=1", "--repetitions=3"]
+    ended = _run("exchange", flags, output)
     content = json.loads(output.read_text())
     assert set(content) == {"command", "machine", "rows", "ratios"}
     medians = {row["name"]: row["median_ms"] for row in content["rows"]}
@@ -43,13 +50,7 @@ def test_exchange_writes_its_rows_and_ratios(tmp_path):
 def test_network_writes_its_rows_and_ratios(tmp_path):
     output = tmp_path / "network.json"
     flags = ["--hosts=2", "--mbit=2000", "--megabytes=1", "--repetitions=2", "--fits=1"]
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "network.py"), *flags, f"--output={output}"],
-        capture_output=True,
-        text=True,
-        timeout=workers.DEADLINE_S,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    _run("network", flags, output)
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     content = json.loads(output.read_text())
     medians = {row["name"]: row["median_ms"] for row in content["rows"]}
@@ -130,14 +131,8 @@ except links.NoHostsError as reason:
 
 def test_input_writes_a_row_for_each_pipeline(tmp_path):
     output = tmp_path / "input.json"
-    flags = ["--seconds=0.1", "--repetitions=2", "--images=40", f"--output={output}"]
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "input.py"), *flags],
-        capture_output=True,
-        text=True,
-        timeout=workers.DEADLINE_S,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    flags = ["--seconds=0.1", "--repetitions=2", "--images=40"]
+    ended = _run("input", flags, output)
     rows = json.loads(output.read_text())["rows"]
     assert {row["name"].partition(",")[0] for row in rows} == {
         *("imagenet2012", "cifar10", "digits", "python_docs", "lm1b")
@@ -153,13 +148,7 @@ def test_compare_sets_the_algorithms_side_by_side(tmp_path):
     output = tmp_path / "compare.json"
     flags = ["--seeds=2", "--workers=4", "--topology=ring", "--model=mlp", "--epochs=2"]
     flags += ["--steps_per_epoch=9"]
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "compare.py"), *flags, f"--output={output}"],
-        capture_output=True,
-        text=True,
-        timeout=2 * workers.DEADLINE_S,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    ended = _run("compare", flags, output, deadline_s=2 * workers.DEADLINE_S)
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     rows = {row["name"]: row for row in json.loads(output.read_text())["rows"]}
     algorithms = {"parallel", "pga", "pga, H = 4", "aga", "local", "gossip"}
@@ -234,13 +223,7 @@ def test_network_predicts_from_the_limit_and_the_computation_alone(monkeypatch):
 def test_predict_sets_measured_beside_predicted(tmp_path):
     output = tmp_path / "predict.json"
     flags = ["--workers=2", "--width=32", "--batch_size=8", "--repetitions=1"]
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "predict.py"), *flags, f"--output={output}"],
-        capture_output=True,
-        text=True,
-        timeout=workers.DEADLINE_S,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    ended = _run("predict", flags, output)
     content = json.loads(output.read_text())
     names = {"computation alone", "Parallel SGD", "Local SGD", "Gossip SGD", "PGA"}
     names |= {"Gossip SGD, ring", "Gossip SGD, overlap", "PGA, overlap"}

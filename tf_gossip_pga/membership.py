@@ -165,18 +165,13 @@ class Membership:
                     willing.add(rank)
                 elif now < ends:
                     undecided.add(rank)
-            torn = {
-                (min(rank, other), max(rank, other))
-                for rank in willing - {self._rank}
-                for other in found[rank].silent
-                if other in willing
-            }
+            torn = _torn(willing, {rank: found[rank] for rank in willing - {self._rank}})
             torn_since = {pair: torn_since.get(pair, now) for pair in torn}
-            for pair, since in torn_since.items():
+            for (_, higher), since in torn_since.items():
                 if now > min(since + _SILENT_S, ends):
-                    willing.discard(pair[1])
+                    willing.discard(higher)
                 else:
-                    undecided.add(pair[1])
+                    undecided.add(higher)
             leader = min(willing)
             if leader != self._rank and found[leader].members is not None:
                 return self._taken(found[leader].members, leader)
@@ -288,6 +283,16 @@ def _parsed(answer) -> "Standing | channel_lib.Absence":
         return channel_lib.Absence.SILENT  # somebody else listens there now
     members = None if stand.members is None else tuple(stand.members)
     return dataclasses.replace(stand, members=members, silent=tuple(stand.silent))
+
+
+def _torn(willing: set[int], told: dict[int, Standing]) -> set[tuple[int, int]]:
+    """Pairs of those who are willing, the lower first, of whom one does not reach the other."""
+    return {
+        (min(rank, other), max(rank, other))
+        for rank, stand in told.items()
+        for other in stand.silent
+        if other in willing
+    }
 
 
 def _named(ranks) -> str:

@@ -23,7 +23,6 @@ processor of one machine), computation that an exchange slows down, variables th
 import json
 import math
 import numbers
-import operator
 import pathlib
 import shlex
 import sys
@@ -194,11 +193,8 @@ def _order(row: dict) -> float:
 
 
 def _whole(name: str, value, least: int) -> int:
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
+    number = schedule_lib.whole(value, least)
+    if number is None:
         why = {
             "nodes": " One worker exchanges nothing.",
             "H": " H=1 is Parallel SGD and None is Gossip SGD, which are in every plan.",

@@ -79,7 +79,7 @@ class AdaptivePeriod:
 
     def __post_init__(self):
         for name, least in (("initial", 1), ("warmup_steps", 0), ("maximum", 1)):
-            value = _whole(getattr(self, name), least)
+            value = whole(getattr(self, name), least)
             if value is None:
                 raise ValueError(
                     f"{name} of AdaptivePeriod must be a whole number of steps >= {least}, "
@@ -163,7 +163,7 @@ class AdaptiveSchedule:
 
     @state.setter
     def state(self, state: dict):
-        period, last = _whole(state["H"], 1), _whole(state["last"], 0)
+        period, last = whole(state["H"], 1), whole(state["last"], 0)
         loss = state["initial_loss"]
         known = isinstance(loss, (int, float)) and 0 < loss < math.inf
         if period is None or last is None or not (loss is None or known):
@@ -181,7 +181,7 @@ def resolve(H) -> FixedPeriod | AdaptiveSchedule:  # noqa: N803 (the paper's nam
         return H.start()
     if H is None:
         return FixedPeriod(None)
-    period = _whole(H, 1)
+    period = whole(H, 1)
     if period is None:
         raise ValueError(
             "H must be a whole number of steps >= 1 (1: Parallel SGD), None for no global average "
@@ -190,8 +190,8 @@ def resolve(H) -> FixedPeriod | AdaptiveSchedule:  # noqa: N803 (the paper's nam
     return FixedPeriod(period)
 
 
-def _whole(value, least: int) -> int | None:
-    """`value` as a plain integer, or None if it is none or less than `least`."""
+def whole(value, least: int) -> int | None:
+    """`value` as a plain integer, or None if it is no whole number or less than `least`."""
     try:
         number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:

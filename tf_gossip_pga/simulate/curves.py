@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from tf_gossip_pga import schedule
-from tf_gossip_pga.simulate.problems import Problem
-from tf_gossip_pga.simulate.simulation import Simulation, whole
+from tf_gossip_pga.simulate.problems import Problem, whole
+from tf_gossip_pga.simulate.simulation import Simulation
 
 # A curve has joined Parallel SGD's where it stays below this multiple of it.
 FACTOR = 1.1

@@ -12,12 +12,13 @@ data differ, from 0, all drawn alike (iid), to 1 (non-iid).
 
 import dataclasses
 import math
-import operator
 import os
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+
+from tf_gossip_pga import schedule as schedule_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -262,15 +263,21 @@ def check_memory(needed: int, what: str):
         )
 
 
+def whole(value, name: str) -> int:
+    """`value` as an integer >= 1.
+
+    Raises:
+      ValueError: it is none.
+    """
+    number = schedule_lib.whole(value, 1)
+    if number is None:
+        raise ValueError(f"{name} must be a whole number >= 1, received {value!r}.")
+    return number
+
+
 def _sizes(*values) -> tuple[int, ...]:
-    for value, name in zip(values, ("nodes", "samples", "dimension"), strict=False):
-        try:
-            number = 0 if isinstance(value, bool) else operator.index(value)
-        except TypeError:
-            number = 0
-        if number < 1:
-            raise ValueError(f"{name} must be a whole number >= 1, received {value!r}.")
-    return tuple(map(operator.index, values))
+    names = ("nodes", "samples", "dimension")
+    return tuple(whole(value, name) for value, name in zip(values, names, strict=False))
 
 
 def _share(heterogeneity) -> float:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_gossip_pga import schedule as schedule_lib
 from tf_gossip_pga import topology as topology_lib
 from tf_gossip_pga.simulate import mixing
-from tf_gossip_pga.simulate.problems import Problem, check_memory
+from tf_gossip_pga.simulate.problems import Problem, check_memory, whole
 
 # Steps that one call of the compiled loop takes at most.
 _CHUNK = 512
@@ -260,21 +260,6 @@ class Simulation:
             return tf.reduce_mean(losses, axis=0)
 
         return mean_loss
-
-
-def whole(value, name: str) -> int:
-    """`value` as an integer >= 1.
-
-    Raises:
-      ValueError: it is none.
-    """
-    try:
-        number = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, received {value!r}.")
-    return number
 
 
 def _number(value, name: str, accepted: str, fits) -> float:
