@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-quick exchange network compare input lint clean
+.PHONY: train test test-quick exchange network compare input paper scale lint clean
 
 train: $(VENV)/ready
 	$(RUN) train.py
@@ -29,6 +29,13 @@ compare: $(VENV)/ready
 
 input: $(VENV)/ready
 	$(RUN) benchmarks/input.py --output=output/input.json
+
+# The paper's logistic regression with virtual workers, and how large a simulation may be.
+paper: $(VENV)/ready
+	$(RUN) benchmarks/paper.py --output=output/paper.json
+
+scale: $(VENV)/ready
+	$(RUN) benchmarks/scale.py --output=output/scale.json
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
