@@ -3,8 +3,9 @@
 python benchmarks/scale.py --output=output/scale.json
 
 Least squares, d = 10, Gossip-PGA (H = 16) on a ring. Each number of nodes has a process of its own,
-whose peak memory is compared with that before the problem was made; the steps are compiled by XLA
-and timed five times, after the first ones. Then the same problem on eight nodes: as one simulation,
+whose peak memory is compared with that before the problem was made, and one thread, so that large
+ones have no more of the machine than small ones; the steps are compiled by XLA and timed five
+times, after the first one. Then the same problem on eight nodes: as one simulation,
 and as eight processes that train a Keras model with the callback.
 """
 
@@ -34,8 +35,12 @@ EPOCHS = 2
 
 def simulated(nodes: int, samples: int) -> dict:
     """Times and memory of a simulation in this process."""
+    import tensorflow as tf
+
     from tf_gossip_pga import simulate
 
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     problem = simulate.quadratic(nodes, heterogeneity=1, samples=samples)
     simulation = simulate.Simulation(problem, **PGA, step_size=0.01, jit_compile=True)
