@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-quick exchange network compare paper input lint clean
+.PHONY: train test test-quick exchange network compare input paper scale lint clean
 
 train: $(VENV)/ready
 	$(RUN) train.py
@@ -27,12 +27,15 @@ compare: $(VENV)/ready
 	$(RUN) benchmarks/compare.py --seeds=5 --workers=16 --topology=ring --model=mlp \
 	  --classes_per_worker=2 --epochs=10 --steps_per_epoch=30 --output=output/compare.json
 
-# The paper's logistic regression on virtual workers: 20, 50 and 100 nodes, 50 trials.
+input: $(VENV)/ready
+	$(RUN) benchmarks/input.py --output=output/input.json
+
+# The paper's logistic regression with virtual workers, and how large a simulation may be. 6 and 2 minutes.
 paper: $(VENV)/ready
 	$(RUN) benchmarks/paper.py --output=output/paper.json
 
-input: $(VENV)/ready
-	$(RUN) benchmarks/input.py --output=output/input.json
+scale: $(VENV)/ready
+	$(RUN) benchmarks/scale.py --output=output/scale.json
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

@@ -13,12 +13,18 @@ of 400 bootstraps of the trials, the same trials for all methods. Theory gives o
 constants nobody knows, for a step size that fits the length of the run; so growth with n and ratios
 of methods are compared, not steps. Where a curve is below 1.1 times at all looks, its transient
 stage is at most the first look; where it is not below at the last one, it is longer than the run.
+The step size falls by half at 1000, 2000, …, and a method joins, if it does, mostly just then.
 """
 
 import argparse
+import concurrent.futures
+import itertools
 import json
 import math
+import multiprocessing
+import os
 import pathlib
+import resource
 import shlex
 import sys
 import time
@@ -29,6 +35,7 @@ matplotlib.use("Agg")
 
 import numpy as np
 import report
+import tensorflow as tf
 from matplotlib import pyplot
 
 from tf_gossip_pga import cost, simulate, topology
@@ -53,23 +60,37 @@ def orders(graph: topology.Topology, heterogeneous: bool) -> dict[str, float]:
 
 
 def simulated(sizes, options) -> dict:
-    """`(data, nodes)` -> name of a method, with its graph where it gossips, -> curve."""
-    shared = {"step_size": 0.2, "halve_every": 1000, "batch_size": 32, "trials": options.trials}
-    methods = {"parallel": "ring", "local": "ring"}
+    """`(data, nodes)` -> name of a method, with its graph where it gossips, -> curve.
+
+    A process for each core, with one thread: a step is too short to be shared well.
+    """
+    keys = [(data, n) for n in sorted(sizes, reverse=True) for data in DATA]  # the longest first
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), spawn, one_thread) as pool:
+        curves_of = pool.map(curves_of_a_problem, keys, itertools.repeat(options))
+        return dict(zip(keys, curves_of, strict=True))
+
+
+def one_thread():
+    """For all that TensorFlow will do in this process."""
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def curves_of_a_problem(key: tuple[str, int], options) -> dict:
+    """Name -> curve, for one kind of data and number of nodes."""
+    data, n = key
+    problem = simulate.logistic(n, DATA[data])
+    methods = {"parallel": "ring", "local": "ring"}  # which do not gossip
     methods |= {f"{name}, {graph}": graph for graph in GRAPHS for name in ("gossip", "pga")}
+    shared = {"step_size": 0.2, "halve_every": 1000, "batch_size": 32, "trials": options.trials}
     found = {}
-    for data, heterogeneity in DATA.items():
-        for n in sizes:
-            problem = simulate.logistic(n, heterogeneity)
-            for name, graph in methods.items():
-                started = time.perf_counter()
-                algorithm = name.partition(",")[0]
-                settings = simulate.settings_of(algorithm, graph, H, options.iterations)
-                simulation = simulate.Simulation(problem, **settings, **shared)
-                curve = simulate.run(simulation, options.iterations, every=options.every)
-                found.setdefault((data, n), {})[name] = curve
-                seconds = time.perf_counter() - started
-                print(f"{data}, n = {n}, {name}: {seconds:.1f} s", flush=True)
+    for name, graph in methods.items():
+        started = time.perf_counter()
+        settings = simulate.settings_of(name.partition(",")[0], graph, H, options.iterations)
+        simulation = simulate.Simulation(problem, **settings, **shared, jit_compile=True)
+        found[name] = simulate.run(simulation, options.iterations, every=options.every)
+        print(f"{data}, n = {n}, {name}: {time.perf_counter() - started:.1f} s", flush=True)
     return found
 
 
@@ -136,7 +157,7 @@ def predicted(sizes) -> dict:
 def table(sizes, measured: dict, theory: dict, options) -> list[dict]:
     """Prints a line for each method, and returns the same as rows."""
     rows = []
-    print(f"{'':26}{'n':>4}{'beta':>8}{'C':>7}{'D':>7}{'order':>10}   transient, 16 … 84 %")
+    print(f"{'':35}{'n':>4}{'beta':>8}{'C':>7}{'D':>7}{'order':>10}   transient, 16 … 84 %")
     for data in DATA:
         for n in sizes:
             for name, steps in measured[data, n].items():
@@ -153,8 +174,8 @@ def table(sizes, measured: dict, theory: dict, options) -> list[dict]:
                 rows.append(row)
                 values = [said(value, options) for value in (steps[0], low, high)]
                 print(
-                    f"{data:8} {name:17}{n:>4}{cells}{row['order']:10.1e}   "
-                    f"{values[0]:>6}, {values[1]} … {values[2]}"
+                    f"{data:8} {name:26}{n:>4}{cells}{row['order']:10.1e}   "
+                    f"{values[0]}, {values[1]} … {values[2]}"
                 )
     return rows
 
@@ -214,11 +235,14 @@ def main():
             line = [said(steps["non-iid", n][name][0], options) for n in sizes]
             print(f"{factor}  {name:14} {line}")
     seconds = time.perf_counter() - started
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu_seconds = sum(each.ru_utime + each.ru_stime for each in used)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "command": shlex.join(["python", "benchmarks/paper.py", *sys.argv[1:]]),
         "machine": report.machine(),
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "settings": vars(options) | {"output": str(options.output), "H": H, "factor": FACTORS[0]},
         "rows": rows,
         "growth": growth,
@@ -245,7 +269,8 @@ def main():
     }
     options.output.write_text(json.dumps(content, indent=1) + "\n")
     draw(sizes, found, options.output.with_suffix(".png"))
-    print(f"\n{seconds:.0f} s. Written to {options.output} and a .png beside it.")
+    print(f"\n{seconds:.0f} s, {cpu_seconds:.0f} s of processor time")
+    print(f"Written to {options.output}, and a .png beside it")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 python benchmarks/scale.py --output=output/scale.json
 
 Least squares, d = 10, Gossip-PGA (H = 16) on a ring. Each number of nodes has a process of its own,
-whose peak memory is compared with that before the problem was made; the steps are compiled by XLA
-and timed five times, after the first ones. Then the same problem on eight nodes: as one simulation,
+whose peak memory is compared with that before the problem was made, and one thread, so that large
+ones have no more of the machine than small ones; the steps are compiled by XLA and timed five
+times, after the first one. Then the same problem on eight nodes: as one simulation,
 and as eight processes that train a Keras model with the callback.
 """
 
@@ -34,8 +35,12 @@ EPOCHS = 2
 
 def simulated(nodes: int, samples: int) -> dict:
     """Times and memory of a simulation in this process."""
+    import tensorflow as tf
+
     from tf_gossip_pga import simulate
 
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     problem = simulate.quadratic(nodes, heterogeneity=1, samples=samples)
     simulation = simulate.Simulation(problem, **PGA, step_size=0.01, jit_compile=True)
@@ -95,21 +100,23 @@ def main():
     for row in rows:
         row["ns_a_node"] = 1e9 * float(np.median(row["seconds"])) / row["nodes"]
         row["cpu_ns_a_node"] = 1e9 * float(np.median(row["cpu"])) / row["nodes"]
-        print(
-            f"{row['nodes']:8}{row['ns_a_node'] * row['nodes'] / 1000:12.1f}"
-            f"{row['ns_a_node']:12.1f}{row['cpu_ns_a_node']:15.1f}{row['kib'] / 1024:8.0f}",
-            flush=True,
-        )
+        step = row["ns_a_node"] * row["nodes"] / 1000
+        times = f"{step:12.1f}{row['ns_a_node']:12.1f}{row['cpu_ns_a_node']:15.1f}"
+        print(f"{row['nodes']:8}{times}{row['kib'] / 1024:8.0f}")
     compared = in_a_process(options.workers, SAMPLES["compared"])
     virtual = options.workers / float(np.median(compared["seconds"]))
     real = options.workers / in_processes(options.workers)
     ratios = {
-        "slowest_over_fastest_node": max(row["ns_a_node"] for row in rows)
-        / min(row["ns_a_node"] for row in rows),
+        **{
+            f"largest_over_least_{key}": spread(rows, key) for key in ("ns_a_node", "cpu_ns_a_node")
+        },
+        "bytes_a_node": 1024
+        * (rows[-1]["kib"] - rows[-2]["kib"])
+        / (rows[-1]["nodes"] - rows[-2]["nodes"]),
         "simulated_over_processes": virtual / real,
     }
-    print(f"\n{options.workers} nodes, node-steps a second")
-    print(f"simulated {virtual:,.0f}, in processes {real:,.0f}")
+    print(f"\n{options.workers} nodes, node-steps a second:")
+    print(f"simulated {virtual:,.0f}, as processes {real:,.0f}")
     for name, ratio in ratios.items():
         print(f"{name} = {ratio:.2f}")
     content = {
@@ -122,6 +129,12 @@ def main():
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(content, indent=1) + "\n")
     print(f"Written to {options.output}")
+
+
+def spread(rows: list[dict], key: str) -> float:
+    """Of a figure that should not depend on the number of nodes."""
+    values = [row[key] for row in rows]
+    return max(values) / min(values)
 
 
 def in_a_process(nodes: int, samples: int) -> dict:

@@ -1,6 +1,7 @@
 """The benchmarks at a small size: what they write, not how fast."""
 
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from tests import workers
+from tf_gossip_pga import topology
+from tf_gossip_pga.simulate import curves
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -247,3 +250,59 @@ def test_a_table_has_the_columns_that_a_row_has(monkeypatch):
     assert head.split() == ["median", "ms", "min", "max", "CPU", "s"]
     assert first.split() == ["a", "2.0", "1.0", "3.0"]
     assert second.split() == ["bb", "2.0", "1.0", "3.0", "0.50"]
+
+
+@pytest.fixture
+def paper(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import paper
+
+    return paper
+
+
+def test_orders_of_the_transient_stage(paper):
+    # beta = 1/2, so C = (1 - 1/2^16) / (1/2) = 2 - 1/2^15 and D = 2, n^3 beta^4 = 512 / 16 = 32.
+    found = paper.orders(topology.static_exponential(8), heterogeneous=True)
+    assert (found["beta"], found["C"], found["D"]) == pytest.approx((0.5, 2 - 2**-15, 2))
+    assert found["gossip"] == pytest.approx(32 * 16)
+    assert found["pga"] == pytest.approx(32 * found["C"] ** 2 * 4)
+    assert found["local"] == 512 * 16**4
+    iid = paper.orders(topology.static_exponential(8), heterogeneous=False)
+    assert iid["gossip"] == pytest.approx(32 * 4)
+    assert iid["pga"] == pytest.approx(32 * iid["C"] ** 2)
+    assert iid["local"] == 512 * 16**2
+
+
+def test_transients_and_their_growth(paper):
+    steps = np.arange(100, 5100, 100)
+
+    def joins_at(step):
+        """In all trials alike, so that bootstraps find the same."""
+        mean = np.where(steps < step, 2.0, 1.0)
+        excess = np.repeat(mean[:, np.newaxis], 3, axis=1)
+        return curves.Curve(steps, excess, excess, np.zeros(3))
+
+    sizes = [10, 20, 40]
+    methods = {"square": lambda n: 2 * n * n, "late": lambda n: 100 * n, "never": lambda n: 9999}
+    found = {
+        (data, n): {"parallel": joins_at(0)}
+        | {name: joins_at(step(n)) for name, step in methods.items()}
+        for data in paper.DATA
+        for n in sizes
+    }
+    measured = paper.transients(found, 1.1, trials=3)
+    assert set(measured["iid", 20]["late"]) == {2000}
+    assert set(measured["iid", 20]["square"]) == {800}
+    assert set(measured["iid", 40]["never"]) == {math.inf}
+    assert paper.interval(measured["iid", 20]["late"]) == (2000, 2000)
+    theory = {key: dict.fromkeys(methods, key[1] ** 3) for key in found}
+    growth = {
+        each["method"]: each
+        for each in paper.exponents(sizes, measured, theory, every=100)
+        if each["data"] == "iid"
+    }
+    assert growth["late"]["measured"] == pytest.approx(1)
+    assert growth["late"]["predicted"] == pytest.approx(3)
+    # 200, 800, 3200
+    assert growth["square"]["measured"] == growth["square"]["low"] == pytest.approx(2)
+    assert growth["never"]["measured"] is None

@@ -231,6 +231,31 @@ def test_who_keeps_a_rank_waiting(moves, ranks, never, text):
     assert _findings(*moves) == channel.Findings(ranks, never, text)
 
 
+def test_who_only_takes_long_is_not_blamed_beside_one_that_never_comes():
+    findings = _findings(_computing, _left)
+    assert (findings.ranks, findings.never) == ((2,), True)
+
+
+def test_who_ends_because_of_another_is_not_blamed():
+    with _channels(3) as (channels, statuses):
+
+        def look(bereaved=()):
+            _ahead(statuses[0])
+            return channels[0].findings(bereaved)
+
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # listens, but does not speak
+            contacts = [each.contact for each in channels]
+            contacts[1] = {**contacts[1], "port": silent.getsockname()[1]}
+            contacts[2] = {**contacts[2], "port": channels[0]._peers[2].main_port}  # has ended
+            channels[0].join(contacts)
+            assert _fit(look).ranks == (1, 2)
+            found = _fit(lambda: look({2}))
+            assert (found.ranks, found.never) == ((1,), True)
+            assert _fit(lambda: look({1, 2})).ranks == (1, 2)  # somebody is
+            found = _fit(lambda: look({1}))
+            assert found.ranks == (2,)
+
+
 def test_between_two_fits_a_late_rank_is_slow_and_not_lost():
     def in_second_fit(status):
         _ahead(status)

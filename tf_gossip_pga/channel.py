@@ -208,8 +208,12 @@ class Channel:
         """
         return self._on_loop(self._ask_all(kind, timeout_s, details))
 
-    def findings(self) -> Findings:
-        """Asks all others where they are, and who of them keeps this process waiting."""
+    def findings(self, bereaved=()) -> Findings:
+        """Asks all others where they are, and who of them keeps this process waiting.
+
+        Args:
+          bereaved: ranks that have said that they end because of another, who are not to blame.
+        """
         if not self._peers:
             return Findings(text="the others cannot be asked before all have started")
         answers = self.ask_all("status")
@@ -224,9 +228,17 @@ class Channel:
             return _elsewhere(found, mine)
         # Those who wait themselves are late because of others.
         causes = {rank: where for rank, where in late.items() if not _waits(where)} or late
+        never = any(_never_comes(where, mine) for where in causes.values())
+        if never:  # then who only takes long is not to blame
+            lost = {
+                rank: where
+                for rank, where in causes.items()
+                if isinstance(where, Absence) or _never_comes(where, mine)
+            }
+            causes = {rank: where for rank, where in lost.items() if rank not in bereaved} or lost
         return Findings(
             ranks=tuple(causes),
-            never=any(_never_comes(where, mine) for where in causes.values()),
+            never=never,
             silent=Absence.SILENT in causes.values(),
             text="; ".join(_shortened([self._sentence(*each, mine) for each in causes.items()])),
         )

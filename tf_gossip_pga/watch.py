@@ -108,7 +108,7 @@ class Watch:
         self.called_off: str | None = None  # why no exchange may go on
         self._step_s: collections.deque[float] = collections.deque(maxlen=50)
         self._stepped = (0, 0.0)  # the last step, and when it was completed
-        self._loss_reported = False  # by another rank
+        self._bereaved: set[int] = set()  # ranks that have lost another, and end
         channel.handlers["lost"] = self._hear_of_loss
         threading.Thread(target=self._run, name="gossip-deadline", daemon=True).start()
 
@@ -157,19 +157,19 @@ class Watch:
         """Lets exchanges begin again."""
         with self._lock:
             self.called_off = None
-            self._loss_reported = False
+            self._bereaved.clear()
 
     def text_of_loss(self, broken: Broken) -> str:
         """What to say when an exchange has failed for good; lingers for those that ask why."""
-        self._channel.ask_all("lost")
+        self._channel.ask_all("lost", rank=self._rank)
         findings, reason = broken.findings, broken.reason
         if findings is None:
-            findings = self._channel.findings()
+            findings = self._channel.findings(self._bereaved)
             for _ in range(3):
                 if not findings.silent:
                     break
                 time.sleep(1.0)  # one that is ending closes its sockets one after the other
-                findings = self._channel.findings()
+                findings = self._channel.findings(self._bereaved)
             reason = findings.text or reason
         time.sleep(_LINGER_S)
         return (
@@ -182,12 +182,12 @@ class Watch:
 
     def _hear_of_loss(self, request: dict) -> dict:
         """Another rank has lost one: no patience from now on, to find it while all still answer."""
-        self._loss_reported = True
+        self._bereaved.add(request["rank"])
         return {}
 
     def _patience_s(self, timeout_s: float) -> float:
         """How long a wait that may last so long is nothing to speak of."""
-        if self._loss_reported:
+        if self._bereaved:
             return 0.0
         if not self._step_s:
             return _PATIENCE_S
@@ -211,7 +211,7 @@ class Watch:
         overdue = now > wait.started + wait.timeout_s
         if not overdue and now < max(wait.ask_at, wait.started + self._patience_s(wait.timeout_s)):
             return
-        findings = self._channel.findings()
+        findings = self._channel.findings(self._bereaved)
         wait.silent_since = (wait.silent_since or now) if findings.silent else 0.0
         silent = wait.silent_since and now > wait.silent_since + _SILENT_S
         found = findings.text or _NOBODY_LATE

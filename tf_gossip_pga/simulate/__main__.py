@@ -4,11 +4,8 @@ python -m tf_gossip_pga.simulate --problem=logistic --nodes=20 --topology=ring -
     --algorithm=pga --algorithm=gossip --output=output/simulation.json
 """
 
-import datetime
 import json
-import os
 import pathlib
-import platform
 import shlex
 import sys
 
@@ -36,7 +33,7 @@ flags.DEFINE_multi_string(
 flags.DEFINE_integer("H", 16, "Steps from one global average to the next. With aga: at first.")
 flags.DEFINE_integer("iterations", 2000, "Steps.")
 flags.DEFINE_integer("trials", 10, "Runs with batches of their own; curves are means over them.")
-flags.DEFINE_integer("batch_size", 1, "Samples in a batch of one node.")
+flags.DEFINE_integer("batch_size", 32, "Samples in a batch of one node.")
 flags.DEFINE_float("heterogeneity", 0.0, "How much the nodes' data differ, from 0 (iid) to 1.")
 flags.DEFINE_float("step_size", 0.2, "Of plain SGD.")
 flags.DEFINE_integer("halve_every", None, "Steps after which the step size is halved. None: never.")
@@ -99,22 +96,13 @@ def describe(found: dict[str, curves.Curve], minimum: float) -> dict:
     }
     return {
         "command": shlex.join(["python", "-m", "tf_gossip_pga.simulate", *sys.argv[1:]]),
-        "machine": machine(),
+        "tensorflow": tf.__version__,
         **{name: FLAGS[name].value for name in SETTINGS},
         "minimum": minimum,
         "transient_factor": curves.FACTOR,
         "evaluated_at": parallel.steps.tolist(),
         "methods": methods,
     }
-
-
-def machine() -> str:
-    """Processor, cores, memory, versions and date."""
-    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{platform.machine()}, {os.cpu_count()} cores, {gib:.0f} GiB, "
-        f"TensorFlow {tf.__version__}, Python {platform.python_version()}, {datetime.date.today()}"
-    )
 
 
 def table(methods: dict[str, dict]) -> str:
@@ -137,7 +125,7 @@ def draw(found: dict[str, curves.Curve], path: pathlib.Path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
     figure_lib.draw(axes, found)
     axes.set(
         xlabel="step",
@@ -145,7 +133,7 @@ def draw(found: dict[str, curves.Curve], path: pathlib.Path):
         title=f"{FLAGS.problem}, {FLAGS.nodes} nodes, {FLAGS.topology}, H = {FLAGS.H}, "
         f"heterogeneity {FLAGS.heterogeneity:g}, {FLAGS.trials} trials",
     )
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

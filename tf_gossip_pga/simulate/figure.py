@@ -15,6 +15,7 @@ def draw(axes, found: dict[str, Curve]):
         axes.fill_between(curve.steps, low, mean + error, color=colour, alpha=0.2, linewidth=0)
         joined = transient(curve, found["parallel"])
         if joined is not None and name != "parallel":
-            axes.plot(joined, mean[np.searchsorted(curve.steps, joined)], "o", color=colour)
+            height = mean[np.searchsorted(curve.steps, joined)]
+            axes.plot(joined, height, "o", color=colour, zorder=3)
     axes.set_yscale("log")
     axes.grid(alpha=0.3)
