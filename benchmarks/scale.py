@@ -5,8 +5,11 @@ python benchmarks/scale.py --output=output/scale.json
 Least squares, d = 10, Gossip-PGA (H = 16) on a ring. Each number of nodes has a process of its own,
 whose peak memory is compared with that before the problem was made, and one thread, so that large
 ones have no more of the machine than small ones; the steps are compiled by XLA and timed five
-times, after the first one. Then the same problem on eight nodes: as one simulation,
-and as eight processes that train a Keras model with the callback.
+times, after the first one. For still more nodes a closed form goes on from the last two of these.
+Then the same problem on eight nodes: as one simulation, and as eight processes that train a Keras
+model with the callback.
+
+Sent is what a real worker would send: to each neighbour in a gossip, and in a ring all-reduce.
 """
 
 import argparse
@@ -23,9 +26,11 @@ import time
 import numpy as np
 import report
 
-from tf_gossip_pga import launch
+from tf_gossip_pga import launch, topology
 
 SIZES = (100, 1000, 10_000, 100_000)
+BEYOND = (1_000_000, 10_000_000)
+DIMENSION = 10
 NODE_STEPS = 10_000_000  # of a repetition
 REPETITIONS = 5
 SAMPLES = {"simulated": 4, "compared": 500}
@@ -42,7 +47,7 @@ def simulated(nodes: int, samples: int) -> dict:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    problem = simulate.quadratic(nodes, heterogeneity=1, samples=samples)
+    problem = simulate.quadratic(nodes, heterogeneity=1, samples=samples, dimension=DIMENSION)
     simulation = simulate.Simulation(problem, **PGA, step_size=0.01, jit_compile=True)
     steps = max(100, NODE_STEPS // nodes)
     simulation.advance(1)
@@ -55,7 +60,26 @@ def simulated(nodes: int, samples: int) -> dict:
         seconds.append((time.perf_counter() - started) / steps)
         cpu.append((time.process_time() - worked) / steps)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"nodes": nodes, "seconds": seconds, "cpu": cpu, "kib": after - before}
+    sent = sent_bytes(nodes, len(topology.ring(nodes).cycle[0].receivers))
+    return {"nodes": nodes, "seconds": seconds, "cpu": cpu, "kib": after - before, "sent": sent}
+
+
+def sent_bytes(nodes: int, edges: int) -> float:
+    """What a node sends in a step, mean over nodes and a period."""
+    messages = (PGA["H"] - 1) * edges + 2 * (nodes - 1)
+    return 4 * DIMENSION * messages / (PGA["H"] * nodes)
+
+
+def beyond(rows: list[dict], nodes: int) -> dict:
+    """The row of so many nodes, more than in the last of `rows`, from the last two of these."""
+    before, last = rows[-2:]
+    slope = (last["kib"] - before["kib"]) / (last["nodes"] - before["nodes"])
+    return {
+        **{key: last[key] for key in ("ns_a_node", "cpu_ns_a_node")},
+        "nodes": nodes,
+        "kib": last["kib"] + slope * (nodes - last["nodes"]),
+        "sent": sent_bytes(nodes, 2 * nodes),
+    }
 
 
 def trained(options):
@@ -95,14 +119,13 @@ def main():
         trained(options)
         return
     rows = [in_a_process(n, SAMPLES["simulated"]) for n in SIZES]
-    print(f"\nA ring, d = 10, one trial\n{report.machine()}\n")
-    print(f"{'nodes':>8}{'us a step':>12}{'ns a node':>12}{'CPU ns a node':>15}{'MiB':>8}")
     for row in rows:
         row["ns_a_node"] = 1e9 * float(np.median(row["seconds"])) / row["nodes"]
         row["cpu_ns_a_node"] = 1e9 * float(np.median(row["cpu"])) / row["nodes"]
-        step = row["ns_a_node"] * row["nodes"] / 1000
-        times = f"{step:12.1f}{row['ns_a_node']:12.1f}{row['cpu_ns_a_node']:15.1f}"
-        print(f"{row['nodes']:8}{times}{row['kib'] / 1024:8.0f}")
+    further = [beyond(rows, nodes) for nodes in BEYOND]
+    print(f"\nA ring, d = {DIMENSION}, one trial\n{report.machine()}\n")
+    print(table(rows))
+    print(f"By the closed form:\n{table(further)}")
     compared = in_a_process(options.workers, SAMPLES["compared"])
     virtual = options.workers / float(np.median(compared["seconds"]))
     real = options.workers / in_processes(options.workers)
@@ -123,12 +146,24 @@ def main():
         "command": shlex.join(["python", "benchmarks/scale.py", *sys.argv[1:]]),
         "machine": report.machine(),
         "rows": rows,
+        "by_the_closed_form": further,
         "node_steps_a_second": {"simulated": virtual, "processes": real},
         "ratios": ratios,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(content, indent=1) + "\n")
     print(f"Written to {options.output}")
+
+
+def table(rows: list[dict]) -> str:
+    """Times, memory and bytes sent, a line for each number of nodes."""
+    heads = ("nodes", "us a step", "ns a node", "CPU ns a node", "MiB", "B sent a node")
+    lines = ["{:>10}{:>12}{:>12}{:>15}{:>9}{:>15}".format(*heads)]
+    for row in rows:
+        step = row["ns_a_node"] * row["nodes"] / 1000
+        times = f"{step:12.1f}{row['ns_a_node']:12.1f}{row['cpu_ns_a_node']:15.1f}"
+        lines.append(f"{row['nodes']:10}{times}{row['kib'] / 1024:9.0f}{row['sent']:15.1f}")
+    return "\n".join(lines)
 
 
 def spread(rows: list[dict], key: str) -> float:

@@ -306,3 +306,19 @@ def test_transients_and_their_growth(paper):
     # 200, 800, 3200
     assert growth["square"]["measured"] == growth["square"]["low"] == pytest.approx(2)
     assert growth["never"]["measured"] is None
+
+
+def test_scale_goes_on_where_it_measured_last(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import scale
+
+    ring = topology.ring(100)
+    # 15 gossips of two messages and an all-reduce of 2 * 99/100, of 10 float32, in 16 steps.
+    sent = 40 * (15 * 2 + 2 * 0.99) / 16
+    assert scale.sent_bytes(100, len(ring.cycle[0].receivers)) == pytest.approx(sent)
+    shared = {"ns_a_node": 50.0, "cpu_ns_a_node": 60.0}
+    rows = [{"nodes": 10, "kib": 100, **shared}, {"nodes": 20, "kib": 120, **shared}]
+    found = scale.beyond(rows, 100)
+    assert found == {"nodes": 100, "kib": 280, "sent": pytest.approx(sent), **shared}
+    line = scale.table([found]).splitlines()[1]
+    assert line.split() == ["100", "5.0", "50.0", "60.0", "0", "80.0"]
