@@ -315,9 +315,12 @@ class GossipPGA(keras.callbacks.Callback):
         self.step = max(self.step, steps_before)
         if self._averager is not None:
             self._meet(f"the beginning of epoch {epoch + 1}")
-            if first_epoch and epoch:
-                # BackupAndRestore sets weights in on_train_begin, perhaps after our broadcast.
-                self._together(lambda: self._averager.broadcast("the start of training"))
+            if first_epoch:
+                if epoch:
+                    # BackupAndRestore sets weights in on_train_begin, perhaps after our broadcast.
+                    self._averager.broadcast("the start of training")
+                # Before all were alike the average of those that are left would be nobody's model.
+                self._collectives.survive(self._least_workers, self._timeout_s * _PATIENCE)
         self._say_step()
         self._losses = (0.0, 0.0)
         self._at_epoch_begin = (len(self.distances), self.global_steps, self.communication_seconds)
@@ -692,7 +695,6 @@ class GossipPGA(keras.callbacks.Callback):
                 wire=self._wire,
             )
         self._averager.broadcast("the start of training")
-        self._collectives.survive(self._least_workers, self._timeout_s * _PATIENCE)
 
     def _own_variables(self) -> list:
         """What travels with the global averages beside the model."""
