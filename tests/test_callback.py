@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from tests import workers
+from tests import nursery, workers
 
 pytestmark = pytest.mark.multiprocess
 
@@ -313,9 +313,9 @@ def test_what_goes_wrong_with_a_gossip_under_way_surfaces_at_a_later_batch():
     from tf_gossip_pga import launch
 
     output = []
-    launch.launch(
-        [sys.executable, "-c", DIES], 2, write=output.append, deadline_s=workers.DEADLINE_S
-    )
+    command = [sys.executable, "-c", DIES]
+    with nursery.forks():
+        launch.launch(command, 2, write=output.append, deadline_s=workers.DEADLINE_S)
     # The gossip of step 3 is under way when rank 1 ends, and may have ended; that of 4 cannot.
     assert re.search(
         r"after step [45] Rank 0 of 2 lost .* at the gossip of step [34]", "".join(output)

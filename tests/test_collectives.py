@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests import workers
+from tests import nursery, workers
 from tf_gossip_pga import topology as topology_lib
 
 pytestmark = pytest.mark.multiprocess
@@ -146,9 +146,9 @@ def test_a_chief_is_rank_0_of_chief_and_workers():
     from tf_gossip_pga import launch
 
     output = []
-    launch.launch(
-        [sys.executable, "-c", CHIEF], 3, write=output.append, deadline_s=workers.DEADLINE_S
-    )
+    command = [sys.executable, "-c", CHIEF]
+    with nursery.forks():
+        launch.launch(command, 3, write=output.append, deadline_s=workers.DEADLINE_S)
     lines = sorted(line for line in "".join(output).splitlines() if "] rank" in line)
     assert lines == ["[0] rank 0 chief", "[1] rank 1 worker", "[2] rank 2 worker"]
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests import workers
+from tests import nursery, workers
 from tf_gossip_pga import cluster as cluster_lib
 from tf_gossip_pga import launch
 
@@ -68,7 +68,7 @@ class Crew:
         self._ends = time.monotonic() + workers.DEADLINE_S
         self._outputs = [folder / str(rank) for rank in range(3)]
         self.processes = []
-        with launch._free_addresses(3) as addresses:
+        with nursery.forks(), launch._free_addresses(3) as addresses:
             for rank, output in enumerate(self._outputs):
                 config = cluster_lib.to_tf_config(addresses, rank)
                 with output.open("w") as file:

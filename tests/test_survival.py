@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests import chaos, workers
+from tests import chaos, nursery, workers
 from tests.chaos import Event, links
 from tf_gossip_pga import cluster as cluster_lib
 from tf_gossip_pga import store
@@ -38,9 +38,14 @@ def _with_chief(addresses, rank: int) -> str:
     return json.dumps({"cluster": cluster, "task": task})
 
 
+def _run(*arguments, **settings) -> chaos.Outcome:
+    with nursery.forks():
+        return chaos.run(*arguments, **settings)
+
+
 @pytest.fixture(scope="module")
 def undisturbed_loss():
-    return chaos.run([], USUAL, workers=2).results[0]["loss"]
+    return _run([], USUAL, workers=2).results[0]["loss"]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -48,13 +53,13 @@ def test_the_survivors_finish_with_one_model(name, undisturbed_loss, monkeypatch
     events, arguments = RUNS[name]
     if "chief" in name:
         monkeypatch.setattr(cluster_lib, "to_tf_config", _with_chief)
-    outcome = chaos.run(events, arguments)
+    outcome = _run(events, arguments)
     assert chaos.problem(events, outcome, undisturbed_loss) is None, outcome.output
 
 
 def test_a_stop_of_a_few_seconds_is_no_loss(undisturbed_loss):
     events = [Event(2, 12, "computing", kind="stop", seconds=5)]
-    outcome = chaos.run(events, USUAL)
+    outcome = _run(events, USUAL)
     assert chaos.problem(events, outcome, undisturbed_loss) is None, outcome.output
     assert all(result["lost"] == [] for result in outcome.results.values())
 
@@ -63,7 +68,7 @@ def test_of_two_sides_of_a_cut_the_larger_goes_on(undisturbed_loss):
     try:
         with links.hosts(3, 1000) as hosts:
             events = [Event(0, 20, "computing", kind="cut")]
-            outcome = chaos.run(events, {**USUAL, "timeout_s": 6}, 3, hosts.flag)
+            outcome = _run(events, {**USUAL, "timeout_s": 6}, 3, hosts.flag)
     except links.NoHostsError as reason:
         pytest.skip(f"no hosts of their own here: {reason}")
     assert chaos.problem(events, outcome, undisturbed_loss) is None, outcome.output

@@ -16,6 +16,7 @@ import tempfile
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))
 
+from tests import nursery  # noqa: E402
 from tf_gossip_pga import launch  # noqa: E402
 
 # Far beyond what a noisy machine with two cores needs; it is there to end hangs.
@@ -32,7 +33,8 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         name = f"{function.__module__}:{function.__name__}"
         command = [sys.executable, __file__, name, json.dumps(arguments), folder, str(devices)]
-        launch.launch(command, workers, deadline_s=deadline_s, write=_to_pytest)
+        with nursery.forks():
+            launch.launch(command, workers, deadline_s=deadline_s, write=_to_pytest)
         return [
             json.loads(pathlib.Path(folder, f"{rank}.json").read_text()) for rank in range(workers)
         ]
