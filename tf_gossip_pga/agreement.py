@@ -5,6 +5,8 @@ one another for ever. So each rank first tells all others what it is about to tr
 comes to the same verdict.
 """
 
+import hashlib
+import json
 import re
 
 import keras
@@ -122,6 +124,12 @@ def described(model) -> list[str]:
         *(_described(v, "trainable" if v.trainable else "frozen") for v in model.variables),
         *(_described(v, "optimizer") for v in model.optimizer.variables),
     ]
+
+
+def digest(facts: dict) -> str:
+    """A few characters that are equal where `facts` are, wherever the run stands."""
+    kept = {**facts, "step count": None, "H": facts["H"].partition(" at ")[0]}
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
 
 
 def check(everyone: list[dict], ranks: tuple[int, ...], rank: int):

@@ -215,6 +215,22 @@ class Averager:
         if self._collectives.place == 0 and self._collectives.size > 1:
             self.bytes_sent += self._everything.bytes
 
+    def welcome(self, source: int, is_new: bool):
+        """Sets all variables of new members to those of the member at place `source`."""
+
+        def exchange():
+            everything = self._collectives.broadcast(
+                self._everything.pack(), self._key_of_sent, source
+            )
+            if is_new:
+                self._everything.assign(everything)
+                self._remember(self._parameters.pack())
+            with tf.control_dependencies(everything):
+                return tf.constant(0)
+
+        with self._collectives.waiting("the welcome", self._start_timeout_s):
+            Traced(exchange)()
+
     def snapshot(self) -> list[tf.Tensor]:
         """Copies of parameters and statistics, each where it lies, for `restore`."""
         copies = []

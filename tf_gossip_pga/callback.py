@@ -176,6 +176,7 @@ class GossipPGA(keras.callbacks.Callback):
         self.communication_seconds = 0.0
         self._bytes_of_past_fits = 0
         self._averager: averaging.Averager | None = None
+        self._digest = ""  # of what must be equal on all ranks
         self._training = False
         self._first_epoch = True  # of this fit; the same for its first batch
         self._first_batch = True
@@ -309,12 +310,16 @@ class GossipPGA(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._batches = 0
         self._epoch = epoch + 1
+        if self._collectives.is_guest:
+            self._enter()
         first_epoch, self._first_epoch = self._first_epoch, False
         steps_before = epoch * (self.params["steps"] or 0)
         # The epoch tells more than our own count when a checkpoint was restored in a new process.
         self.step = max(self.step, steps_before)
         if self._averager is not None:
-            self._meet(f"the beginning of epoch {epoch + 1}")
+            beginning = f"the beginning of epoch {epoch + 1}"
+            while guests := self._meet_with_guests(beginning):
+                self._admit(guests, epoch)
             if first_epoch:
                 if epoch:
                     # BackupAndRestore sets weights in on_train_begin, perhaps after our broadcast.
@@ -390,6 +395,43 @@ class GossipPGA(keras.callbacks.Callback):
         with contextlib.suppress(membership.Finished):  # nothing is missing, though this was lost
             self._meet("the end of training")
         self._collectives.end_fit()
+
+    # ---- Who comes back -------------------------------------------------------------------------
+
+    def _meet_with_guests(self, where: str) -> dict[str, dict]:
+        """Meets, and returns the contacts of lost workers that wait to be taken in, by rank."""
+        told = self._meet(where, mine=self._collectives.guests())
+        return {rank: contact for each in told for rank, contact in each.items()}
+
+    def _admit(self, guests: dict[str, dict], epoch: int):
+        """Takes lost workers in, at a global average; the members do it in step."""
+        mine = self._collectives
+        if not self.average("the return of a worker"):
+            return  # lost with another worker; they meet once more
+        source, mine = self._cluster.members[0], self._collectives
+        try:
+            mine.admit(guests, epoch, self._digest, self.state)
+            self._welcome(source, self._averager.anew, is_new=False)
+        except collectives.Regrouped:
+            self._divided = True
+
+    def _enter(self):
+        """Becomes a member, with what the others have; a loss on the way is the end."""
+        self._collectives.enter()
+        source = self._collectives.invitation.veterans[0]
+        self._welcome(source, self._new_averager, is_new=True)
+        self._first_epoch = False
+        self._collectives.survive(self._least_workers, self._timeout_s * _PATIENCE)
+
+    def _welcome(self, source: int, averager_for, is_new: bool):
+        """Gives new members what rank `source` has."""
+        mine = self._collectives
+        self._topology = topology_lib.resolve_again(self._wanted_topology, mine.size)
+        averager = averager_for(self._topology)
+        self._bytes_of_past_fits, self._averager = self.bytes_sent, averager
+        averager.welcome(mine.members.index(source), is_new)
+        self._in_consensus = True
+        self._first_batch = True  # which it has yet to compile
 
     # ---- Where this rank is, for those that wait for it -----------------------------------------
 
@@ -645,56 +687,85 @@ class GossipPGA(keras.callbacks.Callback):
         Raises:
           ValueError: on every rank, if one cannot train, or the ranks do not fit together.
         """
-        model, facts, known = self.model, None, False
-        self._collectives.survive(None)
-        if self._topology.size != self._collectives.size:  # since this callback was made
-            size = self._collectives.size
-            self._topology = topology_lib.resolve_again(self._wanted_topology, size)
+        mine, facts, known = self._collectives, None, False
+        mine.survive(None)
+        if self._topology.size != mine.size:  # since this callback was made
+            self._topology = topology_lib.resolve_again(self._wanted_topology, mine.size)
         if self._averager is not None:  # an interrupted fit may have left a gossip under way
             self._averager.finish_gossip(apply=False)
         if not problem:
-            settings = {
-                "H": str(self._schedule),
-                "topology": self._topology.digest,
-                "optimizer_state": self._optimizer_state,
-                "overlap": self._overlap,
-                "wire_dtype": self._wire_dtype,
-                "timeout_s": self._timeout_s,
-                "on_worker_lost": "raise" if self._least_workers is None else "continue",
-                "min_workers": self._least_workers,
-                "steps per epoch": self.params["steps"],
-                "epochs": self.params["epochs"],
-                "step count": self.step,
-            }
-            facts = agreement.facts(model, settings)  # builds the optimizer
-            variables = {
-                "parameters": _floating(model.trainable_variables),
-                "statistics": [*_floating(model.non_trainable_variables), *self._own_variables()],
-                "others": [v.value for v in model.optimizer.variables],
-                "slots": [],
-            }
-            if self._optimizer_state != "local":
-                slots = [v for v in model.optimizer.variables if len(v.shape)]
-                variables["slots"] = _floating(slots)
-            known = self._averager is not None and self._averager.averages(**variables)
-        everyone = self._collectives.gather(
+            facts = self._facts()
+            self._digest = agreement.digest(facts)
+            known = self._averager is not None and self._averager.averages(**self._variables())
+        if mine.is_guest:
+            self._check_as_guest(problem)
+            return
+        everyone = mine.gather(
             {"problem": problem, "facts": facts, "known": known},
             "the start of training",
             self._timeout_s * _PATIENCE,
         )
-        agreement.check(everyone, self._collectives.members, self._cluster.rank)
+        agreement.check(everyone, mine.members, self._cluster.rank)
         # Building one is an exchange too: all ranks do it or none.
         if not all(each["known"] for each in everyone):
             self._bytes_of_past_fits = self.bytes_sent
-            self._averager = averaging.Averager(
-                self._collectives,
-                self._topology,
-                **variables,
-                timeout_s=self._timeout_s,
-                start_timeout_s=self._timeout_s * _PATIENCE,
-                wire=self._wire,
-            )
+            self._averager = self._new_averager(self._topology)
         self._averager.broadcast("the start of training")
+
+    def _facts(self) -> dict:
+        """What must be equal on all ranks; builds the optimizer."""
+        settings = {
+            "H": str(self._schedule),
+            "topology": self._topology.digest,
+            "optimizer_state": self._optimizer_state,
+            "overlap": self._overlap,
+            "wire_dtype": self._wire_dtype,
+            "timeout_s": self._timeout_s,
+            "on_worker_lost": "raise" if self._least_workers is None else "continue",
+            "min_workers": self._least_workers,
+            "steps per epoch": self.params["steps"],
+            "epochs": self.params["epochs"],
+            "step count": self.step,
+        }
+        return agreement.facts(self.model, settings)
+
+    def _check_as_guest(self, problem: str | None):
+        """Raises where this rank cannot be taken in by those that train."""
+        invitation = self._collectives.invitation
+        if invitation is None:
+            problem = problem or (
+                "a worker that joins again must know which epoch the others are in: pass "
+                "initial_epoch=checkpoint.restore(model) to fit, with a pga.Checkpoint."
+            )
+        elif invitation.facts != self._digest:
+            problem = problem or (
+                "it differs from them in the model, the optimizer, the arguments of fit or "
+                "GossipPGA, or in versions. Start it with the script and packages that they have."
+            )
+        if problem:
+            raise ValueError(f"Rank {self._cluster.rank} cannot join the others again: {problem}")
+
+    def _new_averager(self, topology: topology_lib.Topology) -> averaging.Averager:
+        return averaging.Averager(
+            self._collectives,
+            topology,
+            **self._variables(),
+            timeout_s=self._timeout_s,
+            start_timeout_s=self._timeout_s * _PATIENCE,
+            wire=self._wire,
+        )
+
+    def _variables(self) -> dict[str, list]:
+        """What is averaged, and `others`, by the names that `Averager` gives them."""
+        model, slots = self.model, []
+        if self._optimizer_state != "local":
+            slots = [v for v in model.optimizer.variables if len(v.shape)]
+        return {
+            "parameters": _floating(model.trainable_variables),
+            "statistics": [*_floating(model.non_trainable_variables), *self._own_variables()],
+            "others": [v.value for v in model.optimizer.variables],
+            "slots": _floating(slots),
+        }
 
     def _own_variables(self) -> list:
         """What travels with the global averages beside the model."""

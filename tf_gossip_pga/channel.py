@@ -22,13 +22,16 @@ import time
 import traceback
 import types
 
-_LINE_BYTES = 4096
+_LINE_BYTES = 1 << 16  # contacts of hundreds of workers
 
 # How many late ranks are named.
 _NAMED = 8
 
 # How long a stranger may hold a connection.
 _SERVE_S = 2.0
+
+# How often to look for lost workers that have been started again.
+_KNOCK_S = 1.0
 
 # How long to wait for answers: long for a process that lives, short beside any timeout.
 _ASK_S = 2.0
@@ -158,6 +161,7 @@ class Channel:
 
     Attributes:
       contact: what others need to ask this process, as JSON can hold it.
+      contacts: that of this process and of those that it asks, by rank.
       handlers: kind of request -> function of the request that returns the answer, both dicts.
     """
 
@@ -167,11 +171,13 @@ class Channel:
         self._status = status
         self._token = secrets.token_hex(16)
         self._peers: dict[int, _Peer] = {}
+        self._knocks_at: tuple[int, ...] = ()
         self._heard: dict[int, float] = {}  # by an answer
         self._heard_all = time.monotonic()  # by an exchange
         self.handlers = {"status": lambda request: dataclasses.asdict(status.tell())}
         listener = _listener([_split(address)[0] for address in addresses], rank)
         self.contact = {"port": listener.getsockname()[1], "token": self._token}
+        self.contacts = {rank: self.contact}
         # A loop of its own: the thread that makes it may have another.
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
@@ -183,16 +189,25 @@ class Channel:
 
     def join(self, contacts: list[dict]):
         """Makes the others known, by what their `contact` is, in rank order."""
-        peers = {}
         for rank, contact in enumerate(contacts):
-            if rank != self._rank:
-                host, main_port = _split(self._addresses[rank])
-                peers[rank] = _Peer(_numbers(host), main_port=main_port, **contact)
-        self._peers = peers  # at once: the channel's thread may be asking
+            self.know(rank, contact)
+
+    def know(self, rank: int, contact: dict):
+        """Makes one other known, by what its `contact` is."""
+        self.contacts = {**self.contacts, rank: contact}
+        if rank != self._rank:
+            host, main_port = _split(self._addresses[rank])
+            peer = _Peer(_numbers(host), main_port=main_port, **contact)
+            self._peers = {**self._peers, rank: peer}  # at once: the channel's thread may be asking
 
     def keep(self, ranks):
         """Asks no others from now on."""
         self._peers = {rank: peer for rank, peer in self._peers.items() if rank in ranks}
+        self.contacts = {rank: contact for rank, contact in self.contacts.items() if rank in ranks}
+
+    def knock(self, ranks):
+        """Looks for lost workers from now on, to leave the contacts of all; see `guest`."""
+        self._knocks_at = tuple(ranks)
 
     def hear(self):
         """Notes that all others were alive just now, as an exchange with them has shown."""
@@ -273,7 +288,20 @@ class Channel:
 
     async def _listen(self, listener: socket.socket):
         async with await asyncio.start_server(self._serve, sock=listener, limit=_LINE_BYTES):
-            await self._closed.wait()
+            while not self._closed.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_KNOCK_S):
+                        await self._closed.wait()
+                await asyncio.gather(*map(self._knock, self._knocks_at))
+
+    async def _knock(self, rank: int):
+        host, port = _split(self._addresses[rank])
+        with contextlib.suppress(*_BROKEN):
+            async with asyncio.timeout(_SERVE_S):
+                _, writer = await asyncio.open_connection(host, port)
+                with contextlib.closing(writer):
+                    writer.write(_to_line({"contacts": self.contacts}))
+                    await writer.drain()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         with contextlib.suppress(*_BROKEN), contextlib.closing(writer):

@@ -18,6 +18,9 @@ _EXAMPLE = (
 # A name, an IPv4 address, or an IPv6 address in brackets; no scheme, no leading zero.
 _ADDRESS = re.compile(r"(\[[^\s\[\]/]+\]|[^\s\[\]/:]+):(?P<port>[1-9][0-9]{0,4})")
 
+# The environment variable that, set to 1, makes a worker join a running job again.
+JOIN = "TF_GOSSIP_PGA_JOIN"
+
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:

@@ -56,7 +56,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tf_gossip_pga import channel, devices, membership, watch
+from tf_gossip_pga import channel, devices, guest, membership, watch
 from tf_gossip_pga import cluster as cluster_lib
 
 # Collectives a rank has under way at once. Two chunks, each sent and received.
@@ -76,6 +76,12 @@ _START_S = 300.0
 # stopped, and once more when those that are left have formed a cluster of their own. So never, in
 # practice: what closes its sockets is noticed anyway, and what is silent by `watch`.
 _HEARTBEAT_S = 10 * 365 * 86400.0
+
+# How often a guest announces itself, for how long that counts, and how long the others wait for one
+# that they have invited.
+_ANNOUNCE_S = 0.5
+_ANNOUNCED_S = 5.0
+_ADMIT_S = 120.0
 
 # How often the same exchange may fail, though nobody is lost, before that is the end.
 _REGROUPS_IN_VAIN = 3
@@ -101,13 +107,18 @@ class Collectives:
         with a single worker.
       completed: number of exchanges that the caller has completed, or missed, in step with all
         other ranks; see `missed`. The caller counts it.
+      is_guest: whether it was started to join the others again, and is not a member yet.
+      invitation: what it was told when they were ready to take it in, or None.
       missed: how many exchanges others have completed and this rank has not, since it lost them
         with a worker. The caller must leave them out, and counts them down.
     """
 
-    def __init__(self, cluster: cluster_lib.Cluster):
+    def __init__(self, cluster: cluster_lib.Cluster, joins: bool = False):
         self.cluster = cluster
+        self.invitation: guest.Invitation | None = None
+        self.is_guest = joins and cluster.size > 1
         self.completed = self.missed = 0
+        self._guests: dict[int, tuple[dict, float]] = {}  # contact, and when it was told
         self._completed_at_regroup: int | None = None
         self._regroups_in_vain = 0
         self._least_workers: int | None = None  # None: a loss is the end
@@ -125,15 +136,22 @@ class Collectives:
         # Before any waiting: rank 0 may have ended with this same error.
         if context.context()._context_handle is not None:
             raise RuntimeError(_too_late())
-        _await_chief(cluster)
+        if self.is_guest:
+            known = guest.await_knock(cluster.addresses[cluster.rank], cluster.rank)
+        else:
+            _await_chief(cluster)
         resolver = _resolver({"GPU": 1} if gpus else {})
-        _configure_heartbeats(resolver.cluster_spec())
-        with _interruptible():
-            self.all_workers = tf.distribute.MultiWorkerMirroredStrategy(
-                resolver,
-                tf.distribute.experimental.CommunicationOptions(implementation=implementation),
-            )
-        self._server = copy.deepcopy(context.context()._collective_ops_server_def)
+        if self.is_guest:
+            self._server = _server_def(resolver)
+            self._join((cluster.rank,), 0)
+        else:
+            _configure_heartbeats(resolver.cluster_spec())
+            with _interruptible():
+                self.all_workers = tf.distribute.MultiWorkerMirroredStrategy(
+                    resolver,
+                    tf.distribute.experimental.CommunicationOptions(implementation=implementation),
+                )
+            self._server = copy.deepcopy(context.context()._collective_ops_server_def)
         self._device = "/device:GPU:0" if gpus else "/device:CPU:0"
         status = channel.Status()
         self._status = status
@@ -143,6 +161,12 @@ class Collectives:
             self._channel, status, cluster.rank, cluster.size, self._watch.call_off
         )
         self._begin_generation()
+        if self.is_guest:
+            self._channel.handlers["invite"] = self._take_invitation
+            for rank, contact in known.items():
+                self._channel.know(rank, contact)
+            return
+        self._channel.handlers["guest"] = self._receive
         # Here and not in the first `fit`: that a rank never calls it is what to tell the others.
         self._channel.join(self.gather(self._channel.contact, "the start", _START_S))
 
@@ -204,6 +228,109 @@ class Collectives:
         """Raises `Regrouped` where another rank has lost a worker since the last exchange."""
         if self.size > 1 and self._watch.called_off:
             self._after(watch.Broken("no exchange", self._watch.called_off))
+
+    # ---- Who comes back -------------------------------------------------------------------------
+
+    def guests(self) -> dict[str, dict]:
+        """Contacts of lost workers that wait to be taken in, by rank in decimal digits."""
+        if self._least_workers is None or not self.cluster.lost:
+            return {}
+        soon = time.monotonic() - _ANNOUNCED_S
+        return {
+            str(rank): contact
+            for rank, (contact, heard) in self._guests.items()
+            if rank in self.cluster.lost and heard > soon
+        }
+
+    def admit(self, guests: dict[str, dict], epoch: int, facts: str, state: dict):
+        """Takes workers in; the present members call it in step, and have just met.
+
+        Raises:
+          Regrouped: it failed, and those that are left are ready to go on without them.
+          WorkerLost: it failed, and that is the end.
+        """
+        ranks = sorted(map(int, guests))
+        for rank in ranks:
+            self._channel.know(rank, guests[str(rank)])
+        veterans, generation = self.members, self._membership.generation + 1
+        if self.place == 0:
+            contacts = {str(rank): contact for rank, contact in self._channel.contacts.items()}
+            invitation = guest.Invitation(
+                generation, list(veterans), ranks, contacts, epoch, facts, state
+            )
+            self._channel.ask_all("invite", **dataclasses.asdict(invitation))
+        try:
+            self._grow(generation, veterans, ranks)
+        except membership.AnewError:
+            doing = f"taking in {_named(ranks)}"
+            self._after(watch.Broken(doing, "another did not come"))
+        watch.say(f"Rank {self.cluster.rank} goes on with {_named(ranks)}, who came back.")
+
+    def await_invitation(self) -> guest.Invitation:
+        """On a guest: announces itself to all until it is to be taken in.
+
+        Raises:
+          WorkerLost: the others have ended.
+        """
+        while self.invitation is None:
+            answers = self._channel.ask_all(
+                "guest", rank=self.cluster.rank, contact=self._channel.contact
+            )
+            if all(each is channel.Absence.GONE for each in answers.values()):
+                raise watch.WorkerLost(
+                    f"Rank {self.cluster.rank} was started to join the others again, but all of "
+                    "them have ended."
+                )
+            time.sleep(_ANNOUNCE_S)
+        return self.invitation
+
+    def enter(self):
+        """On a guest that has been invited: becomes a member, together with all others.
+
+        Raises:
+          WorkerLost: they have not waited for it, or one was lost meanwhile.
+        """
+        invitation = self.invitation
+        for rank, contact in invitation.contacts.items():
+            self._channel.know(int(rank), contact)
+        try:
+            self._grow(invitation.generation, invitation.veterans, invitation.guests)
+        except membership.AnewError:
+            raise watch.WorkerLost(
+                f"Rank {self.cluster.rank} was not taken in: another was lost meanwhile, or the "
+                "others have not waited for it. Start it again."
+            ) from None
+        self.is_guest = False
+        self._channel.handlers["guest"] = self._receive
+
+    def _grow(self, generation: int, veterans, ranks: list[int]):
+        self._membership.grow(generation, veterans, ranks, _ADMIT_S, self._join)
+        self._note_members()
+        self.completed = self.missed = 0
+        self._completed_at_regroup = None
+        self._regroups_in_vain = 0
+        self._begin_generation()
+        self._status.exchanges = 0
+        self._membership.recheck()
+
+    def _note_members(self):
+        """What follows from who is left."""
+        members = self._membership.members
+        self.cluster.lost.clear()
+        self.cluster.lost.update(set(range(self.cluster.size)) - set(members))
+        self._channel.keep(members)
+        self._channel.knock(sorted(self.cluster.lost) if self.cluster.is_chief else ())
+
+    def _receive(self, request: dict) -> dict:
+        """A guest has announced itself. On the channel's thread."""
+        self._guests[int(request["rank"])] = (request["contact"], time.monotonic())
+        return {}
+
+    def _take_invitation(self, request: dict) -> dict:
+        """On a guest, on the channel's thread."""
+        request.pop("kind")
+        self.invitation = guest.Invitation(**request)
+        return {}
 
     # ---- Where this rank is ---------------------------------------------------------------------
 
@@ -329,20 +456,19 @@ class Collectives:
             raise
         self.missed = most - self.completed
         gone = [rank for rank in before if rank not in self._membership.members]
-        self.cluster.lost.update(gone)
+        self._note_members()
         helps = gone or self.completed != self._completed_at_regroup
         self._regroups_in_vain = 0 if helps else self._regroups_in_vain + 1
         if self._regroups_in_vain == _REGROUPS_IN_VAIN:
             raise watch.WorkerLost(self._watch.text_of_loss(broken)) from None
         self._completed_at_regroup = self.completed
         self._begin_generation()
-        self._channel.keep(self.members)
         self._status.exchanges = 0  # from here on all members begin the same ones again
         self._watch.resume()
         self._membership.recheck()
-        without = " and ".join(f"rank {rank}" for rank in gone)
+        how = f"without {_named(gone)}" if gone else "with all"
         watch.say(
-            f"Rank {self.cluster.rank} goes on {f'without {without}' if gone else 'with all'}: "
+            f"Rank {self.cluster.rank} goes on {how}: "
             f"{self.size} of {self.cluster.size} workers are left. It was at {broken.doing}."
         )
         raise Regrouped from None
@@ -399,15 +525,18 @@ class Collectives:
             exchanged.append((message, received, sent))
         return exchanged
 
-    def broadcast(self, chunks, first_key: int):
-        """The first member's `chunks`, a list, on every member. Arguments as in `exchange`."""
+    def broadcast(self, chunks, first_key: int, source: int = 0):
+        """One member's `chunks`, a list, on every member.
+
+        Arguments as in `exchange`; `source` is the member's place.
+        """
         if self.size == 1:
             return chunks
         received = []
         for index, chunk in enumerate(chunks):
             with tf.control_dependencies(self._its_turn(received, self._messages_in_flight)):
                 received.append(
-                    self._bcast(chunk, 0, self.size, self._first_group_key, first_key + index)
+                    self._bcast(chunk, source, self.size, self._first_group_key, first_key + index)
                 )
         return received
 
@@ -488,6 +617,10 @@ def _decode(messages: np.ndarray) -> list:
     return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
 
 
+def _named(ranks) -> str:
+    return " and ".join(f"rank {rank}" for rank in ranks)
+
+
 def _abort(reason: str):
     """Makes every collective of this process fail, until it joins another generation."""
     context.context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, reason)
@@ -496,12 +629,17 @@ def _abort(reason: str):
 _active: Collectives | None = None
 
 
-def initialize() -> cluster_lib.Cluster:
+def initialize(join: bool | None = None) -> cluster_lib.Cluster:
     """Joins the cluster that `TF_CONFIG` describes; call it before anything else of TensorFlow.
 
     Starts TensorFlow's server and waits until all workers have started theirs. Without a
     `TF_CONFIG` (or with one of a single worker) it starts no server. Calling it again returns the
     same cluster.
+
+    Args:
+      join: whether the others train already, without this worker, and shall take it in again. It
+        then waits until they have found it. None: whether `TF_GOSSIP_PGA_JOIN` is set to 1. See
+        `GossipPGA`, `on_worker_lost`.
 
     Returns:
       The `Cluster`: `rank`, `size`, `addresses`, `is_chief`, `shard(dataset)`, and the `strategy`
@@ -511,6 +649,7 @@ def initialize() -> cluster_lib.Cluster:
       ValueError: `TF_CONFIG` cannot be used; the message quotes it and shows an example.
       RuntimeError: TensorFlow is already running, so its server can no longer be configured; the
         message names the line to move.
+      WorkerLost: nobody has looked for this worker, which was to join again.
 
     Example:
 
@@ -520,7 +659,9 @@ def initialize() -> cluster_lib.Cluster:
     global _active
     if _active is None:
         cluster = cluster_lib.from_tf_config(os.environ.get("TF_CONFIG"))
-        collectives = Collectives(cluster)
+        if join is None:
+            join = os.environ.get(cluster_lib.JOIN) == "1"
+        collectives = Collectives(cluster, join)
         collectives.cluster = dataclasses.replace(cluster, strategy=devices.local_strategy())
         _active = collectives
     return _active.cluster
@@ -552,6 +693,17 @@ def _resolver(accelerators: dict) -> tf.distribute.cluster_resolver.ClusterResol
         task_type=config.task_type,
         task_id=config.task_id,
         num_accelerators=accelerators,
+    )
+
+
+def _server_def(resolver) -> tf.train.ServerDef:
+    """What MultiWorkerMirroredStrategy makes, for a worker that starts without the others."""
+    return tf.train.ServerDef(
+        cluster=resolver.cluster_spec().as_cluster_def(),
+        default_session_config=context.context().config,
+        job_name=resolver.task_type,
+        task_index=resolver.task_id,
+        protocol="grpc",
     )
 
 

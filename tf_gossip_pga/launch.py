@@ -69,6 +69,7 @@ def launch(
     *,
     verbose: bool = False,
     min_workers: int | None = None,
+    rejoins: int = 0,
     deadline_s: float | None = None,
     write: Callable[[str], object] | None = None,
 ) -> list[Outcome]:
@@ -79,6 +80,8 @@ def launch(
       workers: number of processes, >= 1.
       verbose: show TensorFlow's start-up messages and repeated warnings too.
       min_workers: how many must end well; the others may fail. Default: all.
+      rejoins: how many workers that fail are started again, to join those that go on; for scripts
+        with `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`. Default 0.
       deadline_s: stop everything after so many seconds; None waits for ever.
       write: receives the prefixed output, piece by piece; default: standard output.
 
@@ -106,19 +109,31 @@ def launch(
                 f"Use --workers={len(gpus)} to train on GPUs."
             )
         with _free_addresses(workers) as addresses:
-            crew = []
-            stack.callback(lambda: [os.close(worker.output) for worker in crew])
+            crew, spent = [], []
+            stack.callback(lambda: [os.close(worker.output) for worker in crew + spent])
             stack.callback(lambda: _stop(crew))
+
+            def start(rank: int, **more: str) -> _Worker:
+                environment = {**_environment(addresses, rank, gpus, verbose), **more}
+                return _Worker(command, rank, environment, terminal and rank == 0, bool(more))
+
             for rank in range(workers):
-                environment = _environment(addresses, rank, gpus, verbose)
-                crew.append(_Worker(command, rank, environment, terminal and rank == 0))
+                crew.append(start(rank))
+
+            def start_again(rank: int) -> _Worker | None:
+                if len(spent) == rejoins:
+                    return None
+                spent.append(crew[rank])
+                crew[rank] = start(rank, **{cluster_lib.JOIN: "1"})
+                return crew[rank]
+
         try:
-            return _watch(crew, least, screen, deadline_s)
+            return _watch(crew, least, screen, deadline_s, start_again)
         except _Terminated:
             for worker in crew:
                 worker.signal(signal.SIGTERM)
             with contextlib.suppress(LaunchError):
-                _watch(crew, 1, screen, _SAVE_S)
+                _watch(crew, 1, screen, _SAVE_S, lambda rank: None)
             raise
 
 
@@ -131,6 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--workers", type=int, default=2, help="number of processes (default 2)")
     parser.add_argument("--min-workers", type=int, help="how many must be left (default all)")
+    parser.add_argument(
+        "--rejoins", type=int, default=0, help="how many failed workers join the others again"
+    )
     parser.add_argument(
         "--max-restarts", type=int, default=0, help="how often a failed job begins again"
     )
@@ -151,8 +169,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     least = options.min_workers
     if least is not None and not 1 <= least <= options.workers:
         parser.error(f"--min-workers must be from 1 to {options.workers}, received {least}")
-    if options.max_restarts < 0:
-        parser.error(f"--max-restarts must not be negative, received {options.max_restarts}")
+    for name in ("rejoins", "max_restarts"):
+        if (number := getattr(options, name)) < 0:
+            flag = name.replace("_", "-")
+            parser.error(f"--{flag} must not be negative, received {number}")
     if options.module is not None:
         if not options.module:
             parser.error("-m needs the name of a module")
@@ -165,7 +185,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"there is no script {options.script!r}")
     command = [sys.executable, *program]
     return run(
-        command, options.workers, options.max_restarts, verbose=options.verbose, min_workers=least
+        command,
+        options.workers,
+        options.max_restarts,
+        verbose=options.verbose,
+        min_workers=least,
+        rejoins=options.rejoins,
     )
 
 
@@ -209,8 +234,9 @@ def _terminate(number, frame):
 class _Worker:
     """One process, the leader of a session of its own, and the pipe or terminal it prints to."""
 
-    def __init__(self, command, rank: int, environment: dict, terminal: bool):
+    def __init__(self, command, rank: int, environment: dict, terminal: bool, joins: bool):
         self.rank = rank
+        self.joins = joins  # a job that runs already
         # On a terminal rank 0 gets one too, so that Keras draws its progress bar.
         self.output, theirs = pty.openpty() if terminal else os.pipe()
         if terminal:
@@ -241,11 +267,15 @@ class _Worker:
 
 
 def _watch(
-    crew: list[_Worker], least: int, screen: screen_lib.Screen, deadline_s: float | None
+    crew: list[_Worker],
+    least: int,
+    screen: screen_lib.Screen,
+    deadline_s: float | None,
+    start_again: Callable[[int], _Worker | None],
 ) -> list[Outcome]:
     """Relays output until all workers have ended, too many have failed, or time is up."""
     ends = None if deadline_s is None else time.monotonic() + deadline_s
-    running, failed = list(crew), []
+    running, failed, forlorn_at = list(crew), [], None
     with selectors.DefaultSelector() as selector:
         for worker in crew:
             selector.register(worker.output, selectors.EVENT_READ, worker)
@@ -255,10 +285,23 @@ def _watch(
             for worker in [w for w in running if w.process.poll() is not None]:
                 running.remove(worker)
                 if worker.process.returncode:
+                    again = start_again(worker.rank) if running else None
+                    if again:
+                        _drain([worker], selector, screen)
+                        running.append(again)
+                        selector.register(again.output, selectors.EVENT_READ, again)
+                        how = f"with {_how(worker)}. It is started again, to join the others"
+                        screen.notice(f"Rank {worker.rank} failed, {how}.")
+                        continue
                     failed.append(worker)
                     if len(crew) - len(failed) < least:
                         _fail(_description(failed, crew), failed, crew, selector, screen)
                     screen.notice(f"Rank {worker.rank} failed, with {_how(worker)}.")
+            if all(w.joins for w in running) and any(w.process.poll() == 0 for w in crew):
+                # The others have trained to the end: they are not taken in any more.
+                forlorn_at = forlorn_at or time.monotonic() + _SAVE_S
+                for worker in running if time.monotonic() > forlorn_at else ():
+                    worker.signal(signal.SIGTERM)
             if ends is not None and time.monotonic() > ends and running:
                 ranks = ", ".join(str(worker.rank) for worker in running)
                 reason = f"After {deadline_s:g} s rank {ranks} had not ended."

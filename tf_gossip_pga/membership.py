@@ -22,6 +22,7 @@ reaches both, the higher rank of the two is left out.
 """
 
 import dataclasses
+import functools
 import time
 
 from tf_gossip_pga import channel as channel_lib
@@ -120,12 +121,41 @@ class Membership:
                 # Those who have just come to want it, too, take a moment to say so.
                 soonest = time.monotonic() + _SILENT_S
                 return self._form(stand, least, max(ends, soonest), join)
-            except _AnewError:  # another was lost meanwhile
+            except AnewError:  # another was lost meanwhile
                 wants = max(self._wanted, wants + 1)
         raise watch.WorkerLost(
             f"Rank {self._rank}: those that are left did not agree on who they are, in {_ATTEMPTS} "
             "attempts. Look at the network between them, and start the job again."
         )
+
+    def grow(self, generation: int, veterans, guests, timeout_s: float, join):
+        """Makes this worker one of a generation of `veterans` and `guests`; all of them call it.
+
+        Args:
+          generation: its number, one more than the veterans'.
+          veterans: the present members, which have just completed the same exchange.
+          guests: workers that come back.
+          timeout_s: how long to wait for all of them.
+          join: as in `regroup`.
+
+        Raises:
+          AnewError: another was lost meanwhile, or did not come; the veterans may regroup.
+        """
+        members = tuple(sorted({*veterans, *guests}))
+        self.members, self.generation = tuple(veterans), generation - 1
+        stand, ends = Standing(self.generation, generation), time.monotonic() + timeout_s
+        others = [rank for rank in veterans if rank != self._rank]
+        try:
+            # While one is still inside of the exchange before, none may leave its cluster.
+            all_want = functools.partial(_all_want, generation, others)
+            self._until(stand, others, ends, all_want, guests)
+            join(members, generation)
+            stand = dataclasses.replace(stand, members=members, is_member=True)
+            self._until_all_are_members(stand, ends, guests)
+        except AnewError:
+            self._wanted = max(self._wanted, generation + 1)
+            raise
+        self._begin(stand)
 
     def recheck(self):
         """Calls off what has begun if another worker wants a newer generation already."""
@@ -137,9 +167,9 @@ class Membership:
         members = self._agree(stand, least, ends)
         join(members, stand.wants)
         stand = dataclasses.replace(stand, members=members, is_member=True)
-        everyone = [stand, *self._until_all_are_members(stand).values()]
-        self.members, self.generation = members, stand.wants
-        self._standing = dataclasses.replace(stand, generation=stand.wants)
+        told = self._until_all_are_members(stand, time.monotonic() + _SILENT_S)
+        everyone = [stand, *told.values()]
+        self._begin(stand)
         return max(each.completed for each in everyone)
 
     def _agree(self, stand: Standing, least: int, ends: float) -> tuple[int, ...]:
@@ -188,34 +218,53 @@ class Membership:
                 say_at = now + (now - began)  # when it has waited twice as long
             time.sleep(_POLL_S)
 
-    def _until_all_are_members(self, stand: Standing) -> dict[int, Standing]:
+    def _begin(self, stand: Standing):
+        self.members, self.generation = stand.members, stand.wants
+        self._wanted = max(self._wanted, stand.wants)
+        self._standing = dataclasses.replace(stand, generation=stand.wants)
+
+    def _until_all_are_members(self, stand: Standing, ends: float, guests=()):
         """Returns what the others stand at when all members have joined."""
-        ends = time.monotonic() + _SILENT_S
+        leader = min(stand.members)
+        others = [rank for rank in stand.members if rank != self._rank]
+
+        def have_joined(told: dict[int, Standing]) -> bool:
+            joined = {r for r, each in told.items() if each.is_member and each.members == members}
+            begun = leader in joined and told[leader].generation == stand.wants
+            return begun or (leader == self._rank and len(joined) == len(others))
+
         members = stand.members
-        others = [rank for rank in members if rank != self._rank]
-        leader = min(members)
+        return self._until(stand, others, ends, have_joined, guests)
+
+    def _until(self, stand: Standing, others, ends: float, happened, guests=()):
+        """Asks the others until `happened` of what they stand at, which is returned.
+
+        Raises:
+          AnewError: one of them has gone, or left `fit` (a guest may still come there), or it takes
+            too long.
+        """
         while True:
-            found = self._ask(stand, others)
-            answers = {rank: each for rank, each in found.items() if isinstance(each, Standing)}
-            gone = channel_lib.Absence.GONE in found.values()
-            left = any(not each.in_fit for each in answers.values())
-            if gone or left or time.monotonic() > ends:
-                raise _AnewError
-            joined = {
-                rank for rank, each in answers.items() if each.is_member and each.members == members
-            }
-            begun = leader in joined and found[leader].generation == stand.wants
-            if begun or (leader == self._rank and len(joined) == len(others)):
-                return answers
+            found = self._ask(stand, others, calls_off=not guests)
+            told = {rank: each for rank, each in found.items() if isinstance(each, Standing)}
+            left = any(not each.in_fit for rank, each in told.items() if rank not in guests)
+            if channel_lib.Absence.GONE in found.values() or left or time.monotonic() > ends:
+                raise AnewError
+            if happened(told):
+                return told
             time.sleep(_POLL_S)
 
-    def _ask(self, stand: Standing, ranks=None) -> dict[int, "Standing | channel_lib.Absence"]:
-        """What the others stand at; raises where they want a later generation."""
+    def _ask(
+        self, stand: Standing, ranks=None, calls_off: bool = True
+    ) -> dict[int, "Standing | channel_lib.Absence"]:
+        """What the others stand at; raises where they want a later generation.
+
+        Unless it `calls_off`, they go on with what they do.
+        """
         self._standing = dataclasses.replace(stand, silent=self._standing.silent)
         found = {
             rank: _parsed(answer)
             for rank, answer in self._channel.ask_all(
-                "regroup", rank=self._rank, wants=stand.wants
+                "regroup", rank=self._rank, wants=stand.wants if calls_off else 0
             ).items()
             if ranks is None or rank in ranks
         }
@@ -227,8 +276,8 @@ class Membership:
                 newest = stand.wants if stand.is_member else stand.wants - 1
                 if without_us or each.generation > newest:
                     raise self._left_behind(rank)
-        if self._wanted > stand.wants:
-            raise _AnewError
+        if self._wanted > stand.wants - (not calls_off):  # growing, nobody may want to regroup
+            raise AnewError
         return found
 
     def _answer(self, request: dict) -> dict:
@@ -270,8 +319,12 @@ class Membership:
         )
 
 
-class _AnewError(Exception):
+class AnewError(Exception):
     """The wanted generation cannot be formed; the next one may."""
+
+
+def _all_want(generation: int, ranks: list[int], told: dict[int, Standing]) -> bool:
+    return all(rank in told and told[rank].wants >= generation for rank in ranks)
 
 
 def _parsed(answer) -> "Standing | channel_lib.Absence":
