@@ -243,6 +243,8 @@ class Membership:
           AnewError: one of them has gone, or left `fit` (a guest may still come there), or it takes
             too long.
         """
+        began = time.monotonic()
+        say_at = began + _SAY_S
         while True:
             found = self._ask(stand, others, calls_off=not guests)
             told = {rank: each for rank, each in found.items() if isinstance(each, Standing)}
@@ -251,6 +253,11 @@ class Membership:
                 raise AnewError
             if happened(told):
                 return told
+            if (now := time.monotonic()) > say_at:
+                late = {r for r in others if r not in told or told[r].wants != stand.wants}
+                late = late or {r for r in others if not told[r].is_member}
+                watch.say(f"Rank {self._rank} has waited {now - began:.0f} s for {_named(late)}.")
+                say_at = now + (now - began)
             time.sleep(_POLL_S)
 
     def _ask(
