@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests import workers
+from tests import nursery, workers
 from tf_gossip_pga import launch
 
 pytestmark = pytest.mark.multiprocess
@@ -69,15 +69,17 @@ def _run(
     """What those that have ended well have left behind, and what all have said."""
     command = [sys.executable, "-c", PROGRAM, str(folder), json.dumps(settings), json.dumps(dying)]
     said = []
-    launch.launch(
-        command,
-        workers=3,
-        min_workers=min_workers,
-        rejoins=len(dying),
-        deadline_s=workers.DEADLINE_S,
-        write=said.append,
-    )
+    with nursery.forks():
+        launch.launch(
+            command,
+            workers=3,
+            min_workers=min_workers,
+            rejoins=len(dying),
+            deadline_s=workers.DEADLINE_S,
+            write=said.append,
+        )
     results = {int(path.stem): json.loads(path.read_text()) for path in folder.glob("[0-9].json")}
+    print("".join(said))
     return results, "".join(said)
 
 
@@ -114,7 +116,7 @@ def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying)
     ("second", "why"),
     [
         ("differs", "Rank 1 cannot join the others again: it differs from them in the model"),
-        ("dies", "Rank 1 failed first, with signal SIGKILL"),
+        ("dies", "goes on without rank 1: 2 of 3 workers are left. It was at taking in rank 1."),
     ],
 )
 def test_the_others_go_on_without_one_that_cannot_be_taken_in(tmp_path, second, why):

@@ -53,17 +53,27 @@ class Crew:
     def start(
         self, rank: int, completed: int, least: int = 1, timeout_s=60.0, on_join=lambda: None
     ):
-        def regroup():
+        def regroup(mine: membership.Membership, join):
+            def join_and_more(*arguments):
+                join(*arguments)
+                on_join()
+
+            return mine.regroup(completed, least, timeout_s, join_and_more)
+
+        self.train(rank, regroup)
+
+    def train(self, rank: int, action):
+        """Lets a thread do `action(membership, join)`, and then train on."""
+
+        def fit():
             self.statuses[rank].enter_fit(inspect.currentframe().f_code)
             in_fit.wait()
 
             def join(members, generation):
                 self.joined[rank].append((generation, members))
-                on_join()
 
             try:
-                regroup = self.memberships[rank].regroup
-                self.results[rank] = regroup(completed, least, timeout_s, join)
+                self.results[rank] = action(self.memberships[rank], join)
             except watch.WorkerLost as error:
                 self.results[rank] = str(error)
             except InterruptedError:  # it has died
@@ -71,7 +81,7 @@ class Crew:
             ended.wait()  # it trains on
 
         in_fit, ended = self.in_fit, self.ended
-        threading.Thread(target=regroup, daemon=True).start()
+        threading.Thread(target=fit, daemon=True).start()
 
     def regroup(self, completed: dict[int, int], **arguments) -> dict:
         """What `regroup` returned or raised on each rank, which had completed so many exchanges."""
@@ -266,3 +276,44 @@ def test_one_that_was_silent_for_long_learns_that_others_have_gone_on():
     mine = membership.Membership(_Silent(answers), channel.Status(), 0, 2, lambda reason: None)
     with pytest.raises(watch.WorkerLost, match="rank 1 and others have gone on without it"):
         mine.regroup(3, 1, 60, lambda members, generation: None)
+
+
+def _grow(mine: membership.Membership, join):
+    try:
+        mine.grow(1, [0, 1], [2], 60.0, join)
+    except membership.AnewError:
+        return "anew"
+    return "grown"
+
+
+def test_members_and_guests_become_one_generation():
+    with _crew(3) as crew:
+        crew.in_fit = threading.Barrier(2)
+        crew.train(0, _grow)
+        crew.train(1, _grow)
+        crew.ended.wait(0.5)  # a guest may still be on its way into fit
+        assert crew.results == {}
+        crew.in_fit = threading.Barrier(1)
+        crew.train(2, _grow)
+        crew.wait(range(3))
+        assert set(crew.results.values()) == {"grown"}
+        for mine in crew.memberships:
+            assert (mine.members, mine.generation) == ((0, 1, 2), 1)
+        assert crew.joined == 3 * [[(1, (0, 1, 2))]]
+        assert crew.called_off == [[], [], []]
+
+
+def test_nobody_grows_with_one_that_has_lost_the_exchange_before():
+    def grow_or_regroup(mine, join):
+        assert _grow(mine, join) == "anew"
+        return mine.regroup(7, 1, 60.0, join)
+
+    with _crew(3) as crew:
+        crew.die(2)  # the guest
+        crew.in_fit = threading.Barrier(2)
+        crew.train(0, grow_or_regroup)
+        crew.start(1, completed=6)
+        crew.wait([0, 1])
+        assert crew.results == {0: 7, 1: 7}
+        for mine in crew.memberships[:2]:
+            assert (mine.members, mine.generation) == ((0, 1), 2)

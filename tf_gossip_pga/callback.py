@@ -87,7 +87,8 @@ class GossipPGA(keras.callbacks.Callback):
         lost with it, the learning rate stays as it is, and the lowest rank left becomes the chief.
         A worker that has died or left `fit` is lost at once, a silent one after 75 seconds, one
         that answers but does not come after ten times `timeout_s`; of two sides that cannot reach
-        each other the larger goes on. Default `"raise"`.
+        each other the larger goes on. One that is started again to join them
+        (`initialize(join=True)`) is taken in where an epoch begins. Default `"raise"`.
       min_workers: with `"continue"`, how many must be left, or all end. Default 1.
 
     Attributes:

@@ -33,6 +33,9 @@ _SERVE_S = 2.0
 # How often to look for lost workers that have been started again.
 _KNOCK_S = 1.0
 
+# What a worker says that has been started again and waits at its main port; see `guest`.
+GREETING = b"tf_gossip_pga guest"
+
 # How long to wait for answers: long for a process that lives, short beside any timeout.
 _ASK_S = 2.0
 
@@ -349,13 +352,14 @@ async def _refused(peer: _Peer, timeout_s: float) -> Absence:
     """What it means that nobody listens: a firewall may refuse this port and let the other pass."""
     try:
         async with asyncio.timeout(timeout_s):
-            _, writer = await _connected(peer.hosts, peer.main_port)
+            reader, writer = await _connected(peer.hosts, peer.main_port)
+            with contextlib.closing(writer):  # TensorFlow's server does not begin like this
+                greeting = await reader.read(len(GREETING))
     except ConnectionRefusedError:
         return Absence.GONE
     except OSError:
         return Absence.SILENT
-    writer.close()
-    return Absence.SILENT
+    return Absence.GONE if greeting == GREETING else Absence.SILENT
 
 
 async def _connected(hosts: tuple[str, ...], port: int):

@@ -116,6 +116,9 @@ class Checkpoint(keras.callbacks.Callback):
         Rank 0 looks for it. A file that is damaged, on any rank, makes all take the one before, and
         rank 0 says why. Until `fit` begins the weights are rank 0's alone.
 
+        A worker that joins the others again waits here for an epoch of theirs to begin; it reads no
+        file, since `fit` gives it what they have.
+
         Args:
           model: built and compiled, as when the checkpoint was taken.
 

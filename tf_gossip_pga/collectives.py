@@ -262,8 +262,9 @@ class Collectives:
         try:
             self._grow(generation, veterans, ranks)
         except membership.AnewError:
+            self._guests.clear()
             doing = f"taking in {_named(ranks)}"
-            self._after(watch.Broken(doing, "another did not come"))
+            self._after(watch.Broken(doing, "another did not come"), ranks)
         watch.say(f"Rank {self.cluster.rank} goes on with {_named(ranks)}, who came back.")
 
     def await_invitation(self) -> guest.Invitation:
@@ -301,6 +302,7 @@ class Collectives:
                 "others have not waited for it. Start it again."
             ) from None
         self.is_guest = False
+        watch.say(f"Rank {self.cluster.rank} goes on with the others, who have taken it in.")
         self._channel.handlers["guest"] = self._receive
 
     def _grow(self, generation: int, veterans, ranks: list[int]):
@@ -438,15 +440,15 @@ class Collectives:
         if self.size > 1:
             self._channel.hear()
 
-    def _after(self, broken: watch.Broken):
-        """Raises what a broken exchange means."""
+    def _after(self, broken: watch.Broken, guests=()):
+        """Raises what a broken exchange means, or that `guests` could not be taken in."""
         if self._least_workers is None or not self._status.tell().in_fit:
             raise watch.WorkerLost(self._watch.text_of_loss(broken)) from None
         self._watch.call_off(broken.reason)
         if self._under_way is not None:  # nothing of the old generation may be in flight
             concurrent.futures.wait([self._under_way])
             self._under_way = None
-        before = self.members
+        before = sorted({*self.members, *guests})
         try:
             most = self._membership.regroup(
                 self.completed, self._least_workers, self._regroup_s, self._join

@@ -13,7 +13,7 @@ import json
 import socket
 import time
 
-from tf_gossip_pga import watch
+from tf_gossip_pga import channel, watch
 
 # How long to wait for a knock before it is worth a word, and before that is the end.
 _SAY_S = 10.0
@@ -80,6 +80,7 @@ def await_knock(address: str, rank: int) -> dict[int, dict]:
 
 def _contacts(knocking: socket.socket) -> dict[int, dict]:
     knocking.settimeout(_SERVE_S)
+    knocking.sendall(channel.GREETING)  # who only wants to know whether it lives goes again
     with knocking.makefile("rb") as lines:
         message = json.loads(lines.readline(1 << 20))
     return {
