@@ -47,18 +47,18 @@ class Invitation:
 
 
 def await_knock(address: str, rank: int) -> dict[int, dict]:
-    """Waits at this worker's own address; the contacts of those that are left, by rank.
+    """Waits at this worker's own port; the contacts of those that are left, by rank.
 
     Raises:
-      OSError: the address is not this machine's, or another process has it.
+      OSError: another process has the port.
       WorkerLost: nobody knocks: there is no job to join.
     """
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    family = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][0]
+    port, dual = int(address.rpartition(":")[2]), socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
     began = time.monotonic()
     say_at = began + _SAY_S
-    with socket.create_server((host, int(port)), family=family) as door:
+    # On all interfaces, as TensorFlow's server will be.
+    with socket.create_server(("", port), family=family, dualstack_ipv6=dual) as door:
         door.settimeout(1.0)
         while time.monotonic() < began + _ALONE_S:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
