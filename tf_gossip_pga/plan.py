@@ -18,8 +18,9 @@ of float32: 2 (n-1)/n times their bytes and 2 (n-1) latencies; Parallel SGD is o
 waits for whom, and the orders of the transient stage with how surely they are known: see
 `tf_gossip_pga.cost`. Not modelled: what several hosts share (a switch without full bandwidth, the
 processor of one machine), computation that an exchange slows down, variables that are not trained,
-and workers that are always slower than others: computations are drawn alike for all. With one rank
-at 200 ms beside others at 100 the ring's gossip is foreseen at 162 ms, and takes 220.
+and workers that are always slower than others: computations are drawn alike for all. Where one of
+eight ranks takes 200 ms and the others 100, a step on a ring (messages of 10 ms) is foreseen at 162
+ms, from mean and deviation, and takes 220.
 """
 
 import collections
