@@ -489,7 +489,12 @@ def test_batches_and_blocks_count_before_they_are_made(monkeypatch):
     with pytest.raises(MemoryError, match=r"A simulation of 4 nodes x 1 trials x 1 parameters"):
         simulate.Simulation(problem)
     few = simulate.Problem(problem.loss, (data[0][:, :500],), np.zeros(1, np.float32))
-    simulate.Simulation(few)
+    first = simulate.Simulation(few)
+    monkeypatch.setattr(memory, "available", lambda: 5 * 10**5)
+    simulate.Simulation(few, trials=2)  # its batches are there
+    with pytest.raises(MemoryError):
+        simulate.Simulation(few, seed=1)
+    assert first.step == 0
 
 
 def test_simulations_of_one_problem_share_its_data():

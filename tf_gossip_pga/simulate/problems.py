@@ -99,7 +99,7 @@ def logistic(
         direction of (1 - heterogeneity) x* + heterogeneity x_i*. Default 0.
       samples: of each node, >= 1. Default 8000.
       dimension: d >= 1. Default 10.
-      seed: of the data. Default 0.
+      seed: of the data, >= 0. Default 0.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -158,7 +158,7 @@ def digits(nodes: int, heterogeneity: float = 0.0, seed: int = 0) -> Problem:
       nodes: from 1 to 1797; a remainder of images is left out.
       heterogeneity: the share of the images that is dealt in the order of their labels, so that
         with 1 a node sees one or two digits alone; the others are shuffled. Default 0.
-      seed: of the order and of the initial weights. Default 0.
+      seed: of the order and of the initial weights, >= 0. Default 0.
 
     Raises:
       ValueError: an argument is out of its range.

@@ -101,15 +101,14 @@ class Simulation:
                 slow_momentum, "slow_momentum", ">= 0 and < 1, or None", lambda v: 0 <= v < 1
             )
         n, d = problem.nodes, problem.dimension
-        _check_size(problem, self.trials, self._batch)
+        self._shuffle, self._seed = bool(shuffle), whole(seed, "seed", 0)
+        batches = _batches, problem, self._batch, self._seed if self._shuffle else None
+        _check_size(problem, self.trials, self._batch, batches in _in_use)
         topology = topology_lib.resolve(topology, n)
         self._adaptive = isinstance(H, schedule_lib.AdaptivePeriod)
         self._schedules = [schedule_lib.resolve(H) for _ in range(self.trials)]
-        self._shuffle, self._seed = bool(shuffle), whole(seed, "seed", 0)
-
         self._dtype = _dtype_of(problem)
-        order = self._seed if self._shuffle else None
-        self._batches = _shared(_batches, problem, self._batch, order)
+        self._batches = _shared(*batches)
         self._batches_of_node = len(self._batches[0]) // n
         self._mixers = [mixing.mixer(each, self._dtype) for each in topology.cycle]
         self._steps = tf.function(self._take, autograph=False, jit_compile=bool(jit_compile))
@@ -264,14 +263,15 @@ def _number(value, name: str, accepted: str, fits) -> float:
     return number
 
 
-def _check_size(problem: Problem, trials: int, batch: int):
-    """Before anything is allocated: what a step and a look hold at least."""
+def _check_size(problem: Problem, trials: int, batch: int, has_batches: bool):
+    """Before anything is allocated: what a step and a look hold at least, beside what is there."""
     n, item = problem.nodes, np.asarray(problem.initial).dtype.itemsize
     sample = sum(math.prod(np.shape(array)[2:]) for array in problem.data)
     floats = 6 * problem.dimension + 2 * batch * sample  # x, its gradient, y, mixed y, …
-    batches = n * problem.samples * batch // math.gcd(batch, problem.samples)
-    blocks = n * problem.samples  # of the mean loss
-    needed = item * (n * trials * floats + (batches + blocks) * sample) + 700 * n  # the topology
+    samples = n * problem.samples  # in blocks, of the mean loss
+    if not has_batches:
+        samples += samples * batch // math.gcd(batch, problem.samples)
+    needed = item * (n * trials * floats + samples * sample) + 700 * n  # the topology
     what = f"A simulation of {n} nodes x {trials} trials x {problem.dimension} parameters"
     memory.check(needed, what)
 
