@@ -142,15 +142,7 @@ def recommend(rows: list[dict], compute_ms: float) -> dict:
     the shortest transient stage, the fastest is taken. But Parallel SGD, which has no such stage,
     where that gains less than a tenth.
     """
-    parallel = rows[0]
-    gossip = [row for row in rows if row["method"].startswith("Gossip")]
-    graphs = {row["topology"]: [] for row in gossip}  # Gossip SGD, then each period
-    for row in gossip:
-        graphs[row["topology"]].append(row)
-    lacking = [plain["name"] for plain, *periodic in graphs.values() if _lacks(plain, periodic)]
-    candidates = [row for row in gossip if row["name"] not in lacking]
-    fastest = min(candidates, key=_time)
-    near = [row for row in candidates if _time(row) <= (1 + _WORTH) * _time(fastest)]
+    parallel, near = rows[0], _near(rows)
     least = min(map(_order, near))
     best = min((row for row in near if _order(row) <= (1 + _WORTH) * least), key=_time)
     share = compute_ms / _time(parallel) if _time(parallel) else 1.0
@@ -164,24 +156,36 @@ def recommend(rows: list[dict], compute_ms: float) -> dict:
             "differ, a period to choose, and a transient stage. (H=1 is Parallel SGD.)"
         )
         return {"name": parallel["name"], "reasons": [*reasons, _local(rows, parallel)]}
-    reasons.append(_chosen(near, fastest))
-    plain, *periodic = graphs[best["topology"]]
+    reasons.append(_chosen(near))
+    plain, *periodic = _of_graph(rows, best["topology"])
     reasons.append(_insurance(periodic) if best is plain else _beside(plain, best))
     return {"name": best["name"], "reasons": [*reasons, _local(rows, best)]}
 
 
-def _lacks(plain: dict, periodic: list[dict]) -> bool:
-    """Whether Gossip SGD lacks global averages: also where nobody knows."""
-    bound = (1 + _WORTH) * _order(_longest(periodic))
-    return _order(plain) == math.inf or _order(plain) > bound
+def _near(rows: list[dict]) -> list[dict]:
+    """The candidates within a tenth of the fastest."""
+    candidates = []
+    for graph in dict.fromkeys(row["topology"] for row in rows if row["topology"]):
+        plain, *periodic = _of_graph(rows, graph)
+        catches_up = _order(plain) <= (1 + _WORTH) * _order(_longest(periodic))
+        known = _order(plain) < math.inf
+        candidates += [plain, *periodic] if known and catches_up else periodic
+    bound = (1 + _WORTH) * min(map(_time, candidates))
+    return [row for row in candidates if _time(row) <= bound]
+
+
+def _of_graph(rows: list[dict], graph: str) -> list[dict]:
+    """Gossip SGD, and Gossip-PGA with each period."""
+    return [row for row in rows if row["topology"] == graph]
 
 
 def _longest(periodic: list[dict]) -> dict:
     return max(periodic, key=lambda row: row["H"])
 
 
-def _chosen(near: list[dict], fastest: dict) -> str:
+def _chosen(near: list[dict]) -> str:
     """Why it is the one that is taken of those near the fastest."""
+    fastest = min(near, key=_time)
     counted = "Gossip-PGA, and of Gossip SGD where it catches up as soon,"
     if len(near) == 1:
         return f"No other setting of {counted} is within a tenth of its time."
