@@ -18,10 +18,11 @@
 Of a resumed run `epochs` and `steps` are of the whole, the rest is of what came after.
 """
 
-import json
 import math
 import os
 import pathlib
+
+from tf_gossip_pga import output
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#777777"
 PALETTE = (BLUE, ORANGE, "#3c9a5f", "#b8424f", "#8466b0", "#b89b2c", GREY)
@@ -47,22 +48,8 @@ def report(directory: str, model, results: dict, distances: list, vocabulary: li
         write(folder / "vocabulary.txt", lambda path: path.write_text(text, encoding="utf-8"))
     write(folder / "model.keras", model.save)
     write(folder / "curves.png", lambda path: draw(path, results, distances))
-    write(folder / "results.json", lambda path: path.write_text(as_json(results)))
+    write(folder / "results.json", lambda path: path.write_text(output.as_json(results)))
     print(f"Wrote {', '.join(names[:-1])} and {names[-1]} into {folder}.", flush=True)
-
-
-def as_json(value) -> str:
-    """JSON, which has no NaN or infinity: null stands for what has no value."""
-    return json.dumps(finite(value), indent=2) + "\n"
-
-
-def finite(value):
-    """The same with None for each number that is none."""
-    if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write(path: pathlib.Path, save):

@@ -199,7 +199,7 @@ def publish(job, cluster, runs: dict, period: int | None):
     }
     if FLAGS.output:
         picture = pathlib.Path(FLAGS.output).with_suffix(".png")
-        report.write(results.finite(rows), ratios, FLAGS.output)
+        report.write(FLAGS.output, rows=rows, ratios=ratios)
         draw(picture, title, job.steps_per_epoch, runs)
         print(f"Picture: {picture}", flush=True)
 

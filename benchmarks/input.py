@@ -159,7 +159,7 @@ def main():
         figures = f"{each['per_core_second']:20,.0f}{each['per_second']:14,.0f}"
         print(f"{each['name']:26}{figures}  {each['unit']}")
     if options.output:
-        report.write(rows, {}, options.output)
+        report.write(options.output, rows=rows, ratios={})
 
 
 if __name__ == "__main__":

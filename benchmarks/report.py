@@ -1,7 +1,6 @@
 """What all benchmarks share: exchanges to time, the machine in words, a table, and a JSON file."""
 
 import datetime
-import json
 import os
 import pathlib
 import platform
@@ -11,7 +10,7 @@ import time
 
 import numpy as np
 
-from tf_gossip_pga import launch
+from tf_gossip_pga import launch, output
 
 # 25 million parameters in the mix of sizes that a network has: 100 MB of float32.
 _SHAPES = [(2048, 4096), *[(1024, 2048)] * 6, *[(512, 512)] * 16, *[(512,)] * 64]
@@ -134,13 +133,13 @@ _COLUMNS = {
 }
 
 
-def publish(title: str, rows: list[dict], ratios: dict[str, float], output: str | None):
-    """Prints the table and the ratios, and writes both to `output` where it is given."""
+def publish(title: str, rows: list[dict], ratios: dict[str, float], path: str | None):
+    """Prints the table and the ratios, and writes both to `path` where it is given."""
     print(f"\n{title}\n{machine()}\n\n{table(rows)}\n")
     for name, ratio in ratios.items():
         print(f"{name} = {ratio:.3f}")
-    if output:
-        write(rows, ratios, output)
+    if path:
+        write(path, rows=rows, ratios=ratios)
 
 
 def table(rows: list[dict]) -> str:
@@ -161,11 +160,10 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def write(rows: list[dict], ratios: dict[str, float], output: str):
+def write(path, **content):
     """A JSON file with the command and the machine beside the figures."""
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-    content = {"command": command, "machine": machine(), "rows": rows, "ratios": ratios}
-    path = pathlib.Path(output)
+    path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"\nWritten to {output}")
+    path.write_text(output.as_json({"command": command, "machine": machine(), **content}))
+    print(f"\nWritten to {path}")

@@ -94,7 +94,7 @@ def publish(everyone: list, options):
         print(f"{kind}_growth = {share:.4f}")
     if options.output:
         ratios = {f"{kind}_growth": share for kind, share in growth.items()}
-        report.write(rows, ratios, options.output)
+        report.write(options.output, rows=rows, ratios=ratios)
 
 
 if __name__ == "__main__":

@@ -306,6 +306,13 @@ def test_transients_and_their_growth(paper):
     # 200, 800, 3200
     assert growth["square"]["measured"] == growth["square"]["low"] == pytest.approx(2)
     assert growth["never"]["measured"] is None
+    assert "100% of them" in paper.growth_line(growth["late"])
+    assert paper.growth_line(growth["never"]).endswith("-")
+
+
+def test_looks_of_the_papers_experiment_are_at_all_phases_of_a_period(paper):
+    every = paper.parser().parse_args([]).every
+    assert {step % paper.H for step in range(every, 5000, every)} == set(range(paper.H))
 
 
 def test_scale_goes_on_where_it_measured_last(monkeypatch):
@@ -320,5 +327,7 @@ def test_scale_goes_on_where_it_measured_last(monkeypatch):
     rows = [{"nodes": 10, "kib": 100, **shared}, {"nodes": 20, "kib": 120, **shared}]
     found = scale.beyond(rows, 100)
     assert found == {"nodes": 100, "kib": 280, "sent": pytest.approx(sent), **shared}
+    with pytest.raises(SystemExit, match=r"(?s)nodes must be a whole number >= 1.*0 nodes ended"):
+        scale.in_a_process(0, 4)
     line = scale.table([found]).splitlines()[1]
     assert line.split() == ["100", "5.0", "50.0", "60.0", "0", "80.0"]

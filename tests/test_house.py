@@ -21,6 +21,8 @@ LEFT = {"topology", "schedule", "cluster"}
 PLAIN = LEFT | {
     "channel",
     "launch",
+    "memory",
+    "output",
     "plan",
     "preemption",
     "screen",
@@ -28,6 +30,7 @@ PLAIN = LEFT | {
     "wire",
 }  # without TensorFlow
 MAY_IMPORT = {  # a room that is not named here: no other room
+    "topology": {"memory"},
     "launch": {"cluster", "screen"},
     "agreement": {"__version__"},
     "watch": {"channel"},
@@ -37,7 +40,7 @@ MAY_IMPORT = {  # a room that is not named here: no other room
     "own": {"store"},
     "cost": {"topology"},
     "probe": {"averaging", "collectives", "topology"},
-    "plan": {"collectives", "cost", "probe", "schedule", "topology", "wire"},
+    "plan": {"collectives", "cost", "output", "probe", "schedule", "topology", "wire"},
     "checkpoint": {
         "agreement",
         "callback",
@@ -49,7 +52,7 @@ MAY_IMPORT = {  # a room that is not named here: no other room
     },
     "callback": LEFT
     | {"collectives", "averaging", "agreement", "membership", "preemption", "wire"},
-    "simulate": {"simulate", "topology", "schedule"},
+    "simulate": {"memory", "output", "simulate", "topology", "schedule"},
 }
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from tests import workers
-from tf_gossip_pga import cost, plan, schedule, topology
+from tf_gossip_pga import cost, plan, probe, schedule, topology
 
 # 1 000 000 parameters are 4 MB: over 32 Mbit/s a message takes 1000 ms.
 SLOW = {"parameters": 1_000_000, "mbit": 32, "latency_ms": 0}
+FAR = {"mbit": 32_000, "latency_ms": 1000}
 ONE_PEER = "one_peer_exponential"
 
 
@@ -180,6 +181,29 @@ def test_beta_of_many_ranks_is_that_of_a_formula_or_left_out():
     assert cost.transient("Gossip-PGA", 600, None, 6) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("n", "static", "cycle"),
+    [
+        (3, 0, 0.25),  # the static graph of 3 is complete
+        (6, 0.5, 0.2165),
+        (8, 0.5, 0),  # a power of two averages exactly
+    ],
+)
+def test_beta_of_a_one_peer_graph_is_no_less_than_its_cycles(n, static, cycle):
+    graph = topology.one_peer_exponential(n)
+    assert topology.static_exponential(n).beta == pytest.approx(static, abs=1e-9)
+    assert graph.beta == pytest.approx(cycle, abs=1e-4)
+    expected = max(static, cycle ** (1 / graph.rounds))
+    assert cost.beta_of(graph) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("n", [3, 7, 16])
+def test_no_order_is_made_of_rounding(n):
+    assert cost.beta_of(topology.complete(n)) == 0
+    matrix = topology.from_matrix(np.full((n, n), 1 / n))
+    assert cost.transient("Gossip SGD", n, cost.beta_of(matrix), None) == (0, 0)
+
+
 def test_orders_of_the_transient_stage_are_worked_by_hand():
     # n = 10, b = 1/2: n^3 b^4 = 62.5; H = 3: C = 1 + 1/2 + 1/4, D = min(3, 2).
     assert cost.transient("Gossip SGD", 10, 0.5, None) == pytest.approx((62.5 * 4, 62.5 * 16))
@@ -196,13 +220,63 @@ def test_orders_of_the_transient_stage_are_worked_by_hand():
 # ---- What to take -------------------------------------------------------------------------------
 
 
-def test_a_slow_network_asks_for_gossip_pga():
-    found = plan.predict(nodes=32, compute_ms=100, **SLOW)["recommendation"]
-    # 1100 + 937.5 / H: 1256 ms with 6, 1178 with 12, 1139 with 24, a tenth above which is 1253.
-    assert found["name"] == f"Gossip-PGA, {ONE_PEER}, H=12"
-    text = " ".join(found["reasons"])
-    assert "times as fast" in text and "transient stage" in text
+def recommended(**settings) -> tuple[str, str]:
+    """The name, and the reasons as one text."""
+    found = plan.predict(**settings)["recommendation"]
+    return found["name"], " ".join(found["reasons"])
+
+
+def test_of_those_that_catch_up_alike_the_fastest_is_taken():
+    # 1100 + 937.5 / H: 1256 ms with 6, 1178 with 12, 1139 with 24, and 1100 without an average, a
+    # tenth above which is 1210. C D is 9 without; 8.93 with 12: alike.
+    name, text = recommended(nodes=32, compute_ms=100, **SLOW)
+    assert name == f"Gossip SGD, {ONE_PEER}"
+    assert "times as fast" in text and "Of 3 settings of Gossip-PGA, and of Gossip SGD" in text
+    assert f"Gossip-PGA, {ONE_PEER}, H=24 takes 1139 ms a step: an insurance" in text
     assert "All-reduce" not in text
+
+
+def test_where_gossip_alone_lags_behind_it_is_not_taken_for_its_time():
+    settings = {"nodes": 64, "compute_ms": 100, **SLOW, "H": [24, 6], "topology": "ring"}
+    settings |= {"latency_ms": 100, "mbit": 3200}  # gossip 220 ms, 6 after 1.5
+    name, text = recommended(**settings)
+    rows = {row["name"]: row for row in plan.predict(**settings)["rows"]}
+    gossip = rows["Gossip SGD, ring"]
+    assert gossip["step_ms"] < rows[name]["step_ms"] / 1.1
+    assert name == "Gossip-PGA, ring, H=24"
+    ratio = gossip["transient_non_iid"] / rows[name]["transient_non_iid"]
+    assert f"with {ratio:.3g} times as long a transient stage where data differ" in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "said"),
+    [
+        # Above 512 ranks the beta of a grid is not computed.
+        ({"topology": ["grid", "torus"]}, "Gossip-PGA, grid, H=24", "is not known"),
+        ({"topology": ["grid", "ring"], "H": [6]}, "Gossip-PGA, ring, H=6", "count as longer"),
+        ({"mbit": 1e6, "straggler_ms": 0}, "Parallel SGD", "stage, which it has not"),
+        # Everybody with everybody: nobody lags behind, but it takes as long.
+        (
+            {"nodes": 4, "topology": "complete", "latency_ms": 100},
+            "Gossip SGD, complete",
+            "stage, which it has not",
+        ),
+    ],
+)
+def test_no_ratio_is_told_of_what_is_unknown_or_nothing(changed, name, said):
+    settings = {"nodes": 600, "parameters": 100_000, "compute_ms": 250, "straggler_ms": 200}
+    settings |= {"latency_ms": 0, "mbit": 2500, "H": [6, 24], "topology": "torus"}
+    found, text = recommended(**settings | changed)
+    assert found == name
+    assert said in text
+    assert "0 times as long" not in text and "inf times" not in text and "nan" not in text
+
+
+def test_a_graph_that_falls_apart_never_catches_up():
+    apart = topology.from_matrix(np.kron(np.eye(2), np.full((4, 4), 1 / 4)))
+    name, text = recommended(nodes=8, compute_ms=100, topology=[apart], H=[24], **SLOW | FAR)
+    assert name == "Gossip-PGA, from_matrix, H=24"
+    assert "Gossip SGD, from_matrix takes" in text and "and never catches up" in text
 
 
 @pytest.mark.parametrize(
@@ -254,9 +328,14 @@ def test_of_periods_alike_in_time_the_one_that_catches_up_first_is_taken():
         ({"mbit": 0}, "mbit, .*, must be above 0, received 0"),
         ({"mbit": math.nan}, "mbit must be a finite number.* received nan"),
         ({"compute_ms": 0, "straggler_ms": 1}, "straggler_ms=1 needs compute_ms > 0"),
-        ({"H": [1]}, "H must be a whole number, at least 2; received 1. H=1 is Parallel SGD"),
+        ({"H": [1]}, "H must be .* at least 2 and at most 10000; received 1. H=1 is Parallel"),
+        ({"H": 10_001}, "at most 10000; received 10001"),
         ({"H": None}, "received None. H=1 is Parallel SGD and None is Gossip SGD"),
         ({"H": []}, "H must name at least one to compare"),
+        (
+            {"topology": ["ring", "grid", "ring"]},
+            "topology has 2 of the name 'ring'.* each one once",
+        ),
         ({"topology": []}, "topology must name at least one to compare"),
         ({"topology": "circle"}, "Unknown topology 'circle'. Known names: complete, "),
         ({"topology": "disconnected"}, "nobody gossips: that is Local SGD"),
@@ -268,6 +347,38 @@ def test_of_periods_alike_in_time_the_one_that_catches_up_first_is_taken():
 def test_bad_settings_are_errors_that_say_what_is_accepted(changed, message):
     with pytest.raises(ValueError, match=message):
         plan.predict(**{"nodes": 8, "compute_ms": 100, **SLOW} | changed)
+
+
+def test_numbers_of_numpy_are_numbers():
+    settings = {"nodes": 8, "compute_ms": 100, "straggler_ms": 10, "H": 6, **SLOW}
+    arrays = {name: np.int64(value) for name, value in settings.items()}
+    arrays |= {"compute_ms": np.float32(100)}
+    assert plan.predict(**arrays) == plan.predict(**settings)
+    json.dumps(plan.predict(**arrays))
+
+
+def test_a_graph_that_does_not_fit_is_not_begun():
+    with pytest.raises(MemoryError, match="The complete graph of 1000000 ranks needs about"):
+        plan.predict(nodes=10**6, compute_ms=100, topology="complete", **SLOW)
+
+
+@pytest.mark.parametrize("n", [2, 3, 16])
+def test_measured_times_give_the_network_that_would_take_them(n):
+    network = {"mbit": 32.0, "latency_ms": 5.0, "overhead_ms": 3.0}
+
+    def costs_of(elements):
+        settings = plan.predict(nodes=n, parameters=elements, compute_ms=1, **network)["settings"]
+        gossip = settings["message_ms"] + network["latency_ms"] + network["overhead_ms"]
+        return gossip, settings["average_ms"]
+
+    small, large = costs_of(256), costs_of(1 << 20)
+    found = probe._network(n, 1 << 20, *small, large[0])
+    message_ms = 8e-3 * 1024 / 32  # of the small one, taken for nothing
+    assert found["mbit"] == pytest.approx(32)
+    assert found["latency_ms"] == pytest.approx(5, abs=message_ms)
+    assert found["overhead_ms"] == pytest.approx(3, abs=2 * message_ms)
+    with pytest.raises(RuntimeError, match="took no longer than one of 256: measure again"):
+        probe._network(n, 1 << 20, *small, small[0])
 
 
 def test_a_model_counts_with_its_trainable_variables():
@@ -334,7 +445,13 @@ def test_the_command_prints_a_table_and_writes_json_and_a_picture(tmp_path):
     [
         (GIVEN[1:], "plan: give --nodes, or --measure on a running cluster"),
         (GIVEN[:1], "plan: give --parameters=NUMBER, or --model=FILE.keras"),
-        ((*GIVEN, "--H=4,often"), "plan: H must be a whole number, at least 2; received 'often'"),
+        ((*GIVEN, "--H=4,often"), "plan: H must be a whole number, at least 2 and at most 10000"),
+        ((*GIVEN, "--topology=ring,ring"), "plan: topology has 2 of the name 'ring'"),
+        (("--measure", "--parameters=9"), "plan: Measuring needs a running cluster"),
+        (("--measure", *GIVEN, "--H=1"), "plan: H must be a whole number"),  # before it measures
+        ((*GIVEN, "--model=model.keras"), "plan: give either --parameters or --model"),
+        ((*GIVEN, "--output=plan.png"), "plan: --output=plan.png: its name must end in .json"),
+        ((*GIVEN, "--output=/proc/no/plan.json"), "plan: --output=/proc/no/plan.json cannot be"),
         ((*GIVEN, "ring"), "plan: unknown arguments: ring"),
         ((*GIVEN, "--mbit=fast"), "flag --mbit=fast"),
     ],
@@ -349,14 +466,18 @@ def test_the_command_says_what_is_wrong(flags, message):
 def test_a_step_of_a_model_is_computed_whatever_its_inputs():
     import keras
 
-    from tf_gossip_pga import probe
-
     ids, mask = keras.Input((5,), dtype="int32", name="ids"), keras.Input((5,), name="mask")
     hidden = keras.layers.Embedding(7, 3)(ids) * mask[..., None]
     of_dict = keras.Model({"ids": ids, "mask": mask}, keras.layers.Dense(2)(hidden))
     sequential = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     assert probe.step_of(of_dict, 6)().shape == (7, 3)  # gradients of the embedding, dense
     assert probe.step_of(sequential, 6)().shape == (4, 3)
+    anywhere = keras.Input((None,), dtype="int32", name="ids")
+    unknown = keras.Model(anywhere, keras.layers.Embedding(7, 3)(anywhere))
+    with pytest.raises(
+        ValueError, match=r"input 'ids' has the shape \(None, None\).* --compute_ms"
+    ):
+        probe.step_of(unknown, 6)
 
 
 @pytest.mark.multiprocess

@@ -1,5 +1,6 @@
 """The simulation against the NumPy oracle, against real processes, and against bad arguments."""
 
+import gc
 import json
 import math
 import subprocess
@@ -14,7 +15,7 @@ from hypothesis import strategies
 
 import tf_gossip_pga as pga
 from tests import reference, test_exactness, workers
-from tf_gossip_pga import schedule, simulate, topology
+from tf_gossip_pga import memory, schedule, simulate, topology
 from tf_gossip_pga.simulate import curves, mixing
 from tf_gossip_pga.simulate import simulation as room
 
@@ -215,9 +216,9 @@ def test_trials_and_seeds():
 
 @pytest.mark.parametrize(("samples", "batch"), [(8, 4), (7, 3), (3, 7), (5, 5), (6, 4)])
 def test_batches_hold_every_sample_equally_often(samples, batch):
-    in_order = room._batches(samples, batch, None)
+    in_order = room._places(samples, batch, None)
     np.testing.assert_array_equal(in_order.ravel() % samples, np.arange(in_order.size) % samples)
-    for places in (in_order, room._batches(samples, batch, 1)):
+    for places in (in_order, room._places(samples, batch, 1)):
         assert places.shape[1] == batch
         assert len(set(np.bincount(places.ravel(), minlength=samples))) == 1
 
@@ -362,6 +363,32 @@ def test_transient_is_from_when_on_it_stays_near(mean, expected):
     assert curves.joins(steps, np.array(mean), parallel, 1.1) == expected
 
 
+@pytest.mark.parametrize(
+    ("iterations", "H", "every"),
+    [(2000, 16, 11), (2000, None, 10), (5000, 16, 25), (5000, 30, 29), (200, 6, 1), (201, 6, 5)],
+)
+def test_looks_are_few_and_at_all_phases_of_the_period(iterations, H, every):  # noqa: N803
+    assert curves._interval(iterations, H or 1) == every
+    assert math.gcd(every, H or 1) == 1
+    problem = simulate.Problem(lambda x, _: x[0], (np.zeros((2, 1)),), np.zeros(1))
+    found = simulate.compare(problem, ["gossip"], "ring", H, iterations)["gossip"]
+    assert len(found.steps) <= 200
+    assert found.steps[0] == every
+
+
+def test_the_transient_is_of_the_first_curve_beside_the_second():
+    steps, nothing = np.array([10, 20, 30]), np.zeros(1)
+
+    def curve(mean):
+        return curves.Curve(steps, np.array(mean)[:, np.newaxis], nothing, nothing)
+
+    late, parallel = curve([9.0, 9.0, 1.0]), curve([1.0, 1.0, 1.0])
+    assert simulate.transient(late, parallel) == 30
+    assert simulate.transient(parallel, late) == 10
+    assert simulate.transient(curve([1.0, 1.0, 1.2]), parallel) is None
+    assert simulate.transient(curve([1.0, 1.0, 1.2]), parallel, factor=1.3) == 10
+
+
 def simulation(**arguments):
     return simulate.Simulation(simulate.quadratic(6, samples=2), **arguments)
 
@@ -379,6 +406,9 @@ def simulation(**arguments):
         (lambda: simulation(step_size=0), r"step_size must be a number > 0, received 0\."),
         (lambda: simulation(step_size=math.nan), r"step_size must be a number > 0, received nan"),
         (lambda: simulation(slow_momentum=1), r">= 0 and < 1, or None, received 1\."),
+        (lambda: simulation(seed=-1), r"seed must be a whole number >= 0, received -1\."),
+        (lambda: simulate.quadratic(2, seed=-1), r"seed must be a whole number >= 0, received -1"),
+        (lambda: simulate.logistic(2, np.float32(1.5)), r"to 1, received .*1\.5"),
         (lambda: simulation().advance(0), r"steps must be a whole number >= 1, received 0\."),
         (lambda: simulate.run(simulation(), 0), r"iterations must be a whole number >= 1, rec"),
         (lambda: simulate.run(simulation(), 5, every=0), r"every must be a whole number >= 1"),
@@ -391,6 +421,20 @@ def simulation(**arguments):
         (
             lambda: simulate.settings_of("sgd", "ring", 6, 10),
             r"Unknown algorithm 'sgd'\. Known algorithms: aga, gossip, gossip_final, local, par",
+        ),
+        (
+            lambda: simulate.settings_of("aga", "ring", None, 10),
+            r"H, with which aga begins, must be a whole number >= 1, received None",
+        ),
+        (
+            lambda: simulate.settings_of("gossip_final", "ring", 0, 10),
+            r"H must be a whole number of steps >= 1.*received H=0",
+        ),
+        (
+            lambda: simulate.from_keras(
+                keras_network(), keras.losses.MeanSquaredError("sum"), 0, 0
+            ),
+            r"mean_squared_error has reduction='sum': its scale would depend on how many samples",
         ),
         (
             lambda: simulate.Problem(None, (np.zeros((2, 3)), np.zeros((2, 4))), np.zeros(1)),
@@ -433,8 +477,55 @@ def test_nodes_that_do_not_fit_are_not_begun():
     with pytest.raises(MemoryError, match=r"100000000 nodes x 2 trials x 1000 parameters needs"):
         simulate.Simulation(problem, "ring", trials=2)
     small = simulate.Problem(problem.loss, (data[0][: 10**6],), np.zeros(1, np.float32))
-    with pytest.raises(MemoryError, match=r"The complete graph of 1000000 nodes needs about"):
+    with pytest.raises(MemoryError, match=r"The complete graph of 1000000 ranks needs about"):
         simulate.Simulation(small, "complete")
+
+
+def test_batches_and_blocks_count_before_they_are_made(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 10**6)
+    # 4 nodes x 1000 samples x 50 floats are 0.8 MB, and as much again in blocks.
+    data = (np.zeros((4, 1000, 50), np.float32),)
+    problem = simulate.Problem(lambda x, _: x[0], data, np.zeros(1, np.float32))
+    with pytest.raises(MemoryError, match=r"A simulation of 4 nodes x 1 trials x 1 parameters"):
+        simulate.Simulation(problem)
+    few = simulate.Problem(problem.loss, (data[0][:, :500],), np.zeros(1, np.float32))
+    first = simulate.Simulation(few)
+    monkeypatch.setattr(memory, "available", lambda: 5 * 10**5)
+    simulate.Simulation(few, trials=2)  # its batches are there
+    with pytest.raises(MemoryError):
+        simulate.Simulation(few, seed=1)
+    assert first.step == 0
+
+
+def test_simulations_of_one_problem_share_its_data():
+    problem = simulate.quadratic(5, samples=6)
+    one, other = (simulate.Simulation(problem, name, batch_size=4) for name in ("ring", "grid"))
+    assert one._batches is other._batches
+    one.excess(), other.excess()
+    held = [value for key, value in room._in_use.items() if problem in key]
+    assert len(held) == 2  # batches and blocks
+    another = simulate.Simulation(problem, batch_size=4, seed=1)
+    assert another._batches is not one._batches
+    del one, other, another, held
+    gc.collect()
+    assert not [key for key in list(room._in_use) if problem in key]
+
+
+@pytest.mark.parametrize("nodes", [1, 6, 7, 11])
+def test_the_mean_loss_is_that_of_all_samples_however_they_are_cut(nodes, monkeypatch):
+    monkeypatch.setattr(room, "_BLOCK", 33)  # three nodes of 11 samples
+    problem = simulate.quadratic(nodes, heterogeneity=1, samples=11)
+    simulation = simulate.Simulation(problem, trials=2, step_size=0.05)
+    simulation.advance(3)
+    blocks, rest = room._shared(room._blocks, problem)
+    together = min(nodes, 3)
+    assert blocks[0].shape == (nodes // together, 11 * together, 10)
+    assert len(rest[0]) == 11 * (nodes % together)
+    a, b = (array.reshape(-1, *array.shape[2:]).astype(np.float64) for array in problem.data)
+    expected = [
+        np.mean((a @ mean - b) ** 2) / 2 - problem.minimum for mean in simulation.mean.numpy()
+    ]
+    np.testing.assert_allclose(simulation.excess(), expected, rtol=1e-5)
 
 
 def command(*flags):
@@ -448,31 +539,66 @@ def command(*flags):
 
 def test_the_command_writes_curves_and_a_figure(tmp_path):
     output = tmp_path / "new" / "simulation.json"
-    settings = {"problem": "quadratic", "nodes": 6, "topology": "grid", "H": 5, "iterations": 30}
-    settings |= {"trials": 3, "batch_size": 2, "heterogeneity": 1.0, "step_size": 0.1, "seed": 3}
+    settings = {"problem": "logistic", "nodes": 6, "topology": "grid", "H": 5, "iterations": 30}
+    settings |= {"trials": 3, "batch_size": 8, "heterogeneity": 1.0, "step_size": 0.5, "seed": 3}
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    ended = command(*flags, "--algorithm=aga", "--algorithm=gossip", f"--output={output}")
+    ended = command(*flags, "--algorithm=local", "--algorithm=gossip", f"--output={output}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     content = json.loads(output.read_text())
     assert {name: content[name] for name in settings} == settings
-    assert list(content["methods"]) == ["parallel", "aga", "gossip"]
-    problem = simulate.quadratic(6, 1.0, seed=3)
-    expected = simulate.compare(
-        problem, ["gossip"], "grid", 5, 30, trials=3, batch_size=2, step_size=0.1, seed=3
-    )["gossip"]
+    assert list(content["methods"]) == ["parallel", "local", "gossip"]
+    problem = simulate.logistic(6, 1.0, seed=3)
+    every = simulate.compare(
+        problem, ["local", "gossip"], "grid", 5, 30, trials=3, batch_size=8, step_size=0.5, seed=3
+    )
+    expected = every["gossip"]
     found = content["methods"]["gossip"]
     assert content["evaluated_at"] == expected.steps.tolist() == list(range(1, 31))
     np.testing.assert_allclose(found["mean"], expected.mean, atol=1e-6)
     np.testing.assert_allclose(found["standard_error"], expected.standard_error, atol=1e-6)
+    for name, curve in every.items():
+        transient = content["methods"][name]["transient"]
+        assert transient == simulate.transient(curve, every["parallel"])
+    assert content["methods"]["parallel"]["transient"] == 1
+    assert content["methods"]["local"]["transient"] is None
     assert content["minimum"] == problem.minimum
-    assert content["command"].startswith("python -m tf_gossip_pga.simulate --problem=quadratic")
+    assert content["command"].startswith("python -m tf_gossip_pga.simulate --problem=logistic")
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_the_command_says_what_is_wrong(tmp_path):
-    ended = command("--nodes=6", "--topology=hypercube", f"--output={tmp_path / 'no.json'}")
+def test_a_run_that_diverges_says_so_and_writes_what_json_has(tmp_path):
+    output = tmp_path / "simulation.json"
+    flags = ["--problem=quadratic", "--nodes=2", "--iterations=200", "--trials=2", "--batch_size=1"]
+    ended = command(*flags, "--step_size=9", "--algorithm=gossip", f"--output={output}")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    content = json.loads(output.read_text(), parse_constant=pytest.fail)
+    assert content["methods"]["parallel"]["mean"][-1] is None
+    assert content["methods"]["gossip"]["transient"] is None
+    line = next(line for line in ended.stdout.splitlines() if line.startswith("gossip  "))
+    assert line.split()[1:4] == ["diverged", "not", "joined"]
+    assert "Try a smaller --step_size than 9." in ended.stdout
+    assert "Warning" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--nodes=6", "--topology=hypercube"],
+            "simulate: hypercube needs a power of two of ranks, received n=6",
+        ),
+        (["--algorithm=sgd"], "simulate: Unknown algorithm 'sgd'"),
+        (["--H=0"], "flag --H=0: 0 is not a positive integer"),
+        (["--iterations=0"], "flag --iterations=0: 0 is not a positive integer"),
+        (["--nodes=0"], "flag --nodes=0: 0 is not a positive integer"),
+        (["--seed=-1"], "flag --seed=-1: -1 is not a non-negative integer"),
+        (["--output=curves.png"], "simulate: --output=curves.png: its name must end in .json"),
+    ],
+)
+def test_the_command_says_what_is_wrong(tmp_path, flags, message):
+    ended = command(f"--output={tmp_path / 'no.json'}", *flags)
     assert ended.returncode == 1
-    assert "simulate: hypercube needs a power of two of ranks, received n=6" in ended.stderr
+    assert message in ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
     assert not list(tmp_path.iterdir())
 

@@ -23,7 +23,9 @@ the column of different data for Gossip and Local SGD, and the bound n^3 b^4 H^4
 quoted; the rest was written without the text at hand, and agrees with it. One-peer exponential and
 hypercube graphs have no b of one round; they are given the static exponential graph's, since Ying
 et al. ("Exponential Graph is Provably Efficient for Decentralized Deep Training", NeurIPS 2021)
-prove the same rate for the one-peer graph (for the hypercube it is a guess).
+prove the same rate for the one-peer graph of a power of two of ranks (for the hypercube it is a
+guess). For other numbers the one-peer graph may be slower: up to 512 ranks its b is at least the
+mean of a round in its cycle; above, nothing is known.
 """
 
 import math
@@ -34,6 +36,7 @@ from tf_gossip_pga import topology as topology_lib
 
 _STEPS = 240  # whose mean is taken, or a little more: whole periods
 _LARGEST_DENSE = 512  # ranks up to which the spectral norm of any matrix is computed: O(n^3)
+_ROUNDING = 1e-9  # of a b that is 0 or 1
 
 
 def step_ms(topology, schedule, costs: dict, overlap: bool, seed: int = 0) -> float:
@@ -108,14 +111,36 @@ def gossip_ends(ready: np.ndarray, peers: list[np.ndarray], costs: dict) -> np.n
 def beta_of(graph) -> float | None:
     """The b of a `Topology` that the transient stage depends on; None where it would take long."""
     if graph.name in ("one_peer_exponential", "hypercube"):
-        graph = topology_lib.static_exponential(graph.size)
+        static = beta_of(topology_lib.static_exponential(graph.size))
+        proven = graph.size & (graph.size - 1) == 0  # a power of two
+        return static if proven else max(static, _beta_of_a_round(graph) or 0.0)
     if graph.name in ("static_exponential", "ring", "complete"):
         # Each rank's weights are those of rank 0, shifted: a Fourier transform gives eigenvalues.
         weights, row = graph.neighbours(0, 0)[0], np.zeros(graph.size)
         row[list(weights)] = list(weights.values())
         row[0] = graph.neighbours(0, 0)[1]
-        return float(np.abs(np.fft.fft(row))[1:].max())
-    return graph.beta ** (1 / graph.rounds) if graph.size <= _LARGEST_DENSE else None
+        return _exact(float(np.abs(np.fft.fft(row))[1:].max()))
+    return _beta_of_a_round(graph)
+
+
+def _beta_of_a_round(graph) -> float | None:
+    """The geometric mean over a cycle; None for many ranks."""
+    if graph.size > _LARGEST_DENSE:
+        return None
+    return _exact(graph.beta) ** (1 / graph.rounds)
+
+
+def _exact(beta: float) -> float:
+    return 0.0 if beta < _ROUNDING else beta
+
+
+def between_averages(beta: float, H: int | None) -> tuple[float, float]:  # noqa: N803
+    """C and D, as above; of Gossip SGD, where H is None, both 1 / (1-b)."""
+    if beta >= 1 - _ROUNDING:  # disconnected, for gossip alone: never
+        never = math.inf if H is None else H
+        return never, never
+    limit = 1 / (1 - beta)
+    return (limit, limit) if H is None else ((1 - beta**H) * limit, min(H, limit))
 
 
 def transient(method: str, n: int, beta: float | None, H: int | None):  # noqa: N803
@@ -126,11 +151,6 @@ def transient(method: str, n: int, beta: float | None, H: int | None):  # noqa: 
         return float(n**3 * H**2), float(n**3 * H**4)
     if beta is None:
         return None, None
-    if beta >= 1 - 1e-9:  # disconnected, for gossip alone: never
-        c = d = math.inf if H is None else H
-    else:
-        c = d = 1 / (1 - beta)
-        if H is not None:
-            c, d = (1 - beta**H) / (1 - beta), min(H, d)
+    c, d = between_averages(beta, H)
     orders = n**3 * beta**4 * c**2, n**3 * beta**4 * c**2 * d**2
     return tuple(each if math.isfinite(each) else None for each in orders)

@@ -10,30 +10,32 @@ The second command measures what it needs on the cluster that it runs on. In Pyt
     >>> found["rows"][0]["name"], round(found["rows"][0]["step_ms"])
     ('Parallel SGD', 4501)
     >>> found["recommendation"]["name"]
-    'Gossip-PGA, one_peer_exponential, H=6'
+    'Gossip SGD, one_peer_exponential'
 
 The network: each host has a link of its own, `mbit` out and as much in at the same time. A gossip
 sends the bytes that the wire makes of the parameters to each neighbour, a global average is a ring
 of float32: 2 (n-1)/n times their bytes and 2 (n-1) latencies; Parallel SGD is one in each step. Who
 waits for whom, and the orders of the transient stage with how surely they are known: see
 `tf_gossip_pga.cost`. Not modelled: what several hosts share (a switch without full bandwidth, the
-processor of one machine), computation that an exchange slows down, variables that are not trained.
+processor of one machine), computation that an exchange slows down, variables that are not trained,
+and workers that are always slower than others: computations are drawn alike for all. Where one of
+eight ranks takes 200 ms and the others 100, a step on a ring (messages of 10 ms) is foreseen at 162
+ms, from mean and deviation, and takes 220.
 """
 
-import json
+import collections
+import functools
 import math
-import numbers
-import pathlib
-import shlex
 import sys
 
-from tf_gossip_pga import cost, probe
+from tf_gossip_pga import cost, output, probe
 from tf_gossip_pga import schedule as schedule_lib
 from tf_gossip_pga import topology as topology_lib
 from tf_gossip_pga import wire as wire_lib
 
 TOPOLOGIES = ("one_peer_exponential", "static_exponential", "ring")
 PERIODS = (6, 12, 24)
+LONGEST = 10_000  # period: each of its steps is followed
 
 _WORTH = 0.1  # a difference in time below which the simpler or the more accurate is taken
 
@@ -65,8 +67,9 @@ def predict(
       overhead_ms: what each exchange costs beside bandwidth and latency, >= 0. Default 0.
       wire_dtype: in what form gossips send: `"float32"`, `"bfloat16"` or `"int8"`.
       overlap: whether gossips travel during the next step's computation.
-      H: periods of global averages, a list of whole numbers >= 2.
-      topology: who gossips with whom, a list of names, or of `Topology` objects for so many ranks.
+      H: periods of global averages, a list of whole numbers from 2 to 10000.
+      topology: who gossips with whom, a list of names, or of `Topology` objects for so many ranks;
+        each has another name.
 
     Returns:
       A dict that JSON can hold: `settings`; `rows`, each with `name`, `method`, `topology`, `H`,
@@ -77,24 +80,23 @@ def predict(
     Raises:
       ValueError: an argument is out of its range, or a topology does not admit so many ranks.
       TypeError: a topology is neither a name nor a `Topology`.
+      MemoryError: the complete graph of so many ranks would not fit into this machine's memory.
 
     Example:
 
         predict(nodes=32, parameters=model, compute_ms=250, mbit=1000, straggler_ms=20)
     """
-    n = _whole("nodes", nodes, 2)
+    n, periods, graphs = _compared(nodes, H, topology)
     elements = probe.count(parameters)
-    _number("compute_ms", compute_ms)
-    _number("latency_ms", latency_ms)
-    _number("straggler_ms", straggler_ms)
-    _number("overhead_ms", overhead_ms)
-    if not _number("mbit", mbit) > 0:
+    compute_ms, mbit = _number("compute_ms", compute_ms), _number("mbit", mbit)
+    latency_ms = _number("latency_ms", latency_ms)
+    straggler_ms = _number("straggler_ms", straggler_ms)
+    overhead_ms = _number("overhead_ms", overhead_ms)
+    if not mbit:
         raise ValueError("mbit, million bits a second of a link, must be above 0, received 0.")
     if straggler_ms and not compute_ms:
-        raise ValueError(f"straggler_ms={straggler_ms!r} needs compute_ms > 0: it is its spread.")
+        raise ValueError(f"straggler_ms={straggler_ms:g} needs compute_ms > 0: it is its spread.")
     full, sent = (wire_lib.resolve(form).bytes(elements, 4) for form in ("float32", wire_dtype))
-    periods = [_whole("H", period, 2) for period in _list("H", H)]
-    graphs = [_graph(each, n) for each in _list("topology", topology)]
     costs = {
         "compute_ms": compute_ms,
         "straggler_ms": straggler_ms,
@@ -134,14 +136,15 @@ def _row(method: str, graph, period: int | None, costs: dict, overlap: bool) -> 
 def recommend(rows: list[dict], compute_ms: float) -> dict:
     """Which of the rows to take, `{"name", "reasons"}`.
 
-    Gossip-PGA in the setting of the shortest transient stage among those within a tenth of its
-    fastest; but Parallel SGD, which has no such stage, where that gains less than a tenth.
+    Candidates are Gossip-PGA in all settings, and Gossip SGD where its transient stage is at most a
+    tenth longer than that of the longest period on the same graph: elsewhere global averages are
+    what it lacks. Of the candidates within a tenth of the fastest, and of these within a tenth of
+    the shortest transient stage, the fastest is taken. But Parallel SGD, which has no such stage,
+    where that gains less than a tenth.
     """
-    parallel = rows[0]
-    periodic = [row for row in rows if row["method"] == "Gossip-PGA"]
-    fastest = min(periodic, key=_time)
-    near = [row for row in periodic if _time(row) <= (1 + _WORTH) * _time(fastest)]
-    best = min(near, key=lambda row: (_order(row), _time(row)))
+    parallel, near = rows[0], _near(rows)
+    least = min(map(_order, near))
+    best = min((row for row in near if _order(row) <= (1 + _WORTH) * least), key=_time)
     share = compute_ms / _time(parallel) if _time(parallel) else 1.0
     reasons = [
         f"Parallel SGD takes {_time(parallel):.4g} ms a step, of which {share:.0%} is computation; "
@@ -153,15 +156,60 @@ def recommend(rows: list[dict], compute_ms: float) -> dict:
             "differ, a period to choose, and a transient stage. (H=1 is Parallel SGD.)"
         )
         return {"name": parallel["name"], "reasons": [*reasons, _local(rows, parallel)]}
-    if len(periodic) > 1:
-        reasons.append(
-            f"Of the settings of Gossip-PGA within a tenth of the fastest ({fastest['name']}, "
-            f"{_time(fastest):.4g} ms) it has the shortest transient stage, in order of size."
-        )
-    gossip = [row for row in rows if row["method"] == "Gossip SGD"]
-    plain = next(row for row in gossip if row["topology"] == best["topology"])
-    reasons += [_beside(plain, best), _local(rows, best)]
-    return {"name": best["name"], "reasons": reasons}
+    reasons.append(_chosen(near))
+    plain, *periodic = _of_graph(rows, best["topology"])
+    reasons.append(_insurance(periodic) if best is plain else _beside(plain, best))
+    return {"name": best["name"], "reasons": [*reasons, _local(rows, best)]}
+
+
+def _near(rows: list[dict]) -> list[dict]:
+    """The candidates within a tenth of the fastest."""
+    candidates = []
+    for graph in dict.fromkeys(row["topology"] for row in rows if row["topology"]):
+        plain, *periodic = _of_graph(rows, graph)
+        catches_up = _order(plain) <= (1 + _WORTH) * _order(_longest(periodic))
+        known = _order(plain) < math.inf
+        candidates += [plain, *periodic] if known and catches_up else periodic
+    bound = (1 + _WORTH) * min(map(_time, candidates))
+    return [row for row in candidates if _time(row) <= bound]
+
+
+def _of_graph(rows: list[dict], graph: str) -> list[dict]:
+    """Gossip SGD, and Gossip-PGA with each period."""
+    return [row for row in rows if row["topology"] == graph]
+
+
+def _longest(periodic: list[dict]) -> dict:
+    return max(periodic, key=lambda row: row["H"])
+
+
+def _chosen(near: list[dict]) -> str:
+    """Why it is the one that is taken of those near the fastest."""
+    fastest = min(near, key=_time)
+    counted = "Gossip-PGA, and of Gossip SGD where it catches up as soon,"
+    if len(near) == 1:
+        return f"No other setting of {counted} is within a tenth of its time."
+    text = (
+        f"Of {len(near)} settings of {counted} within a tenth of the fastest ({fastest['name']}, "
+        f"{_time(fastest):.4g} ms) "
+    )
+    known = [row for row in near if row["beta"] is not None]
+    if not known:
+        return f"{text}it is the fastest; which of them catches up first is not known."
+    text += (
+        "it is the fastest of those with the shortest transient stage where data differ, in order "
+        "of size, a tenth more counting as alike."
+    )
+    return text + " Stages that are not known count as longer." * (len(known) < len(near))
+
+
+def _insurance(periodic: list[dict]) -> str:
+    """What is said of Gossip-PGA where Gossip SGD on the same graph is recommended."""
+    row = _longest(periodic)
+    return (
+        f"{row['name']} takes {_time(row):.4g} ms a step: an insurance, where data differ or "
+        "replicas drift apart."
+    )
 
 
 def _local(rows: list[dict], best: dict) -> str:
@@ -172,13 +220,21 @@ def _local(rows: list[dict], best: dict) -> str:
 def _beside(other: dict, best: dict) -> str:
     """What is said of an algorithm that is not recommended."""
     share = _time(other) / _time(best) if _time(best) else 1.0
-    if _order(best) and math.isfinite(_order(other)):
-        longer = f"{_order(other) / _order(best):.3g} times as long a transient stage"
-    else:
-        longer = (
-            "an unknown transient stage" if _order(best) else "a transient stage, as all but it,"
-        )
-    return f"{other['name']} takes {share:.2f} times its time, with {longer} where data differ."
+    return f"{other['name']} takes {share:.2f} times its time, {_lag(other, best)}."
+
+
+def _lag(other: dict, best: dict) -> str:
+    """How their transient stages compare: a ratio where there is one."""
+    mine, theirs = _order(best), _order(other)
+    if 0 < mine < math.inf and 0 < theirs < math.inf:
+        return f"with {theirs / mine:.3g} times as long a transient stage where data differ"
+    if not theirs:
+        return "without a transient stage"
+    if not mine:
+        return "with a transient stage, which it has not"
+    if other["beta"] is not None and theirs == math.inf:
+        return "and never catches up"
+    return "and which of the two catches up first is not known"
 
 
 def _time(row: dict) -> float:
@@ -192,24 +248,39 @@ def _order(row: dict) -> float:
 # ---- What is given ------------------------------------------------------------------------------
 
 
-def _whole(name: str, value, least: int) -> int:
-    number = schedule_lib.whole(value, least)
-    if number is None:
-        why = {
-            "nodes": " One worker exchanges nothing.",
-            "H": " H=1 is Parallel SGD and None is Gossip SGD, which are in every plan.",
-        }[name]
+def _compared(nodes, H, topology) -> tuple[int, list, list]:  # noqa: N803
+    """Number of ranks, periods and graphs."""
+    n = schedule_lib.whole(nodes, 2)
+    if n is None:
         raise ValueError(
-            f"{name} must be a whole number, at least {least}; received {value!r}.{why}"
+            f"nodes must be a whole number, at least 2; received {nodes!r}. One worker exchanges "
+            "nothing."
         )
-    return number
+    graphs = [_graph(each, n) for each in _list("topology", topology)]
+    name, times = collections.Counter(graph.name for graph in graphs).most_common(1)[0]
+    if times > 1:
+        raise ValueError(
+            f"topology has {times} of the name {name!r}, which the rows could not tell apart. Give "
+            "each one once; two matrices of your own need two plans."
+        )
+    return n, [_period(each) for each in _list("H", H)], graphs
+
+
+def _period(value) -> int:
+    period = schedule_lib.whole(value, 2)
+    if period is None or period > LONGEST:
+        raise ValueError(
+            f"H must be a whole number, at least 2 and at most {LONGEST}; received {value!r}. H=1 "
+            "is Parallel SGD and None is Gossip SGD, which are in every plan."
+        )
+    return period
 
 
 def _number(name: str, value) -> float:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf:  # nor is NaN
+    number = schedule_lib.number(value)
+    if number is None or number < 0:
         raise ValueError(f"{name} must be a finite number, at least 0; received {value!r}.")
-    return value
+    return number
 
 
 def _list(name: str, values) -> list:
@@ -326,22 +397,15 @@ def _main(argv):
     try:
         if argv[1:]:
             raise ValueError(f"unknown arguments: {' '.join(argv[1:])}")
+        path = None if given.output is None else output.check(given.output)
         plan = _plan_of(given)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"python -m tf_gossip_pga.plan: {error}")
     if plan is None:  # not the chief
         return
     print(table(plan), flush=True)
-    if given.output:
-        path = pathlib.Path(given.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", "-m", "tf_gossip_pga.plan", *sys.argv[1:]])
-        path.write_text(json.dumps({"command": command, **plan}, indent=2) + "\n")
-        print(f"Written to {path}", flush=True)
-        try:
-            draw(plan, path.with_suffix(".png"))
-        except ModuleNotFoundError as error:
-            sys.exit(f"The picture beside it needs matplotlib ({error}): pip install matplotlib")
+    if path:
+        output.write(path, "tf_gossip_pga.plan", plan, functools.partial(draw, plan))
 
 
 def _plan_of(given) -> dict | None:
@@ -349,10 +413,18 @@ def _plan_of(given) -> dict | None:
     names = ("compute_ms", "mbit", "latency_ms", "straggler_ms", "overhead_ms")
     arguments = {name: given[name].value for name in names if given[name].value is not None}
     cluster, parameters = None, given.parameters
+    if None not in (given.model, parameters):
+        raise ValueError("give either --parameters or --model: a model has its own number of them")
+    periods = [int(each) if str(each).isdecimal() else each for each in given.H]
     if given.measure:
         from tf_gossip_pga import collectives
 
         cluster = collectives.initialize()
+    nodes = given.nodes
+    if nodes is None and cluster and cluster.size > 1:  # one worker cannot measure
+        nodes = cluster.size
+    if nodes is not None:  # before anything is loaded or measured
+        _compared(nodes, periods, given.topology)
     if given.model is not None:
         import keras
 
@@ -362,14 +434,12 @@ def _plan_of(given) -> dict | None:
     if given.measure:
         step = None if given.model is None else probe.step_of(parameters, given.batch_size)
         arguments = measure(parameters, step) | arguments
-    nodes = cluster.size if given.nodes is None and cluster else given.nodes
     settings = {"nodes": nodes, "compute_ms": None, "mbit": None} | arguments
     missing = [f"--{name}" for name, value in settings.items() if value is None]
     if missing:
         raise ValueError(f"give {', '.join(missing)}, or --measure on a running cluster")
     if cluster and not cluster.is_chief:
         return None
-    periods = [int(each) if str(each).isdecimal() else each for each in given.H]
     return predict(
         parameters=parameters,
         wire_dtype=given.wire_dtype,

@@ -99,15 +99,8 @@ def measure(parameters, step=None) -> dict:
     small, large = averager([(_SMALL,)]), averager(shapes)
     gossip = timed(lambda round: small.gossip(round, "the measurement"))
     average = timed(lambda _: small.global_average("the measurement"))
-    slow = timed(lambda round: large.gossip(round, "the measurement")) - gossip
-    if slow <= 0:
-        raise RuntimeError(
-            f"A gossip of {elements} parameters took no longer than one of "
-            f"{_SMALL}: measure again with more --parameters, or on a quieter machine."
-        )
-    latency = min(max(0.0, (average - gossip) / (2 * mine.size - 3)), gossip)
-    bits = 32 * (elements - _SMALL)
-    found = {"mbit": bits / slow / 1000, "latency_ms": latency, "overhead_ms": gossip - latency}
+    slow = timed(lambda round: large.gossip(round, "the measurement"))
+    found = _network(mine.size, elements, gossip, average, slow)
     if step is not None:
         ends = []
         for _ in range(_WARM_UP + _STEPS + 1):
@@ -119,16 +112,40 @@ def measure(parameters, step=None) -> dict:
     return found
 
 
+def _network(
+    size: int, elements: int, gossip_ms: float, average_ms: float, large_ms: float
+) -> dict[str, float]:
+    """What small exchanges and a gossip of so many elements tell of a network of `size` ranks."""
+    if large_ms <= gossip_ms:
+        raise RuntimeError(
+            f"A gossip of {elements} parameters took no longer than one of "
+            f"{_SMALL}: measure again with more --parameters, or on a quieter machine."
+        )
+    mbit = 32 * (elements - _SMALL) / (large_ms - gossip_ms) / 1000
+    latency = min(max(0.0, (average_ms - gossip_ms) / (2 * size - 3)), gossip_ms)
+    return {"mbit": mbit, "latency_ms": latency, "overhead_ms": gossip_ms - latency}
+
+
 def step_of(model, batch_size: int):
     """A function that computes a Keras model's gradients for a batch of zeros, and updates nothing.
 
-    The model is functional or sequential, with one batch dimension and no other unknown one.
+    The model is functional or sequential.
+
+    Raises:
+      ValueError: another dimension than that of the batch is unknown.
     """
     import keras
     import tensorflow as tf
 
     # A loaded Sequential has no `input`; another model's may be a dict, which `inputs` is not.
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    for one in tf.nest.flatten(inputs):
+        if None in one.shape[1:]:
+            raise ValueError(
+                f"the model's input {one.name!r} has the shape {tuple(one.shape)}, and a batch can "
+                "be timed only where all but the number of samples is known. Give a model with "
+                "fixed sizes, or --parameters and --compute_ms instead of --model."
+            )
     batch = tf.nest.map_structure(
         lambda one: tf.zeros([batch_size, *one.shape[1:]], one.dtype), inputs
     )

@@ -13,6 +13,7 @@ compare theirs, and what they observe is the same number everywhere.
 import dataclasses
 import decimal
 import math
+import numbers
 import operator
 import warnings
 
@@ -91,11 +92,12 @@ class AdaptivePeriod:
                 f"maximum of AdaptivePeriod must be at least initial={self.initial}, received "
                 f"{self.maximum}."
             )
-        number = isinstance(self.exponent, (int, float)) and not isinstance(self.exponent, bool)
-        if not number or not 0 <= self.exponent < math.inf:
+        exponent = number(self.exponent)
+        if exponent is None or exponent < 0:
             raise ValueError(
                 f"exponent of AdaptivePeriod must be a number >= 0, received {self.exponent!r}."
             )
+        object.__setattr__(self, "exponent", exponent)
 
     def start(self) -> "AdaptiveSchedule":
         """A schedule at the beginning of a run."""
@@ -197,3 +199,10 @@ def whole(value, least: int) -> int | None:
     except TypeError:
         return None
     return number if number >= least else None
+
+
+def number(value) -> float | None:
+    """`value` as a plain float, or None if it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        return None
+    return float(value)

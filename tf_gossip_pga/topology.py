@@ -31,6 +31,8 @@ import operator
 
 import numpy as np
 
+from tf_gossip_pga import memory
+
 # What rounding in float64 may leave: of a row's or column's sum from one, of a weight below zero.
 _TOLERANCE = 1e-9
 
@@ -43,6 +45,13 @@ class Round:
     senders: np.ndarray  # [edges] int64
     edge_weights: np.ndarray  # [edges] float64, W[receiver, sender]
     self_weights: np.ndarray  # [size] float64, W[i, i]
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """All of W, `[size, size]` float64."""
+        matrix = np.diag(self.self_weights)
+        matrix[self.receivers, self.senders] = self.edge_weights
+        return matrix
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,10 +92,7 @@ class Topology:
 
         `W[i, j]` is the weight that rank `i` gives to what it receives from rank `j`.
         """
-        each = self.cycle[round % self.rounds]
-        matrix = np.diag(each.self_weights)
-        matrix[each.receivers, each.senders] = each.edge_weights
-        return matrix
+        return self.cycle[round % self.rounds].matrix
 
     @functools.cached_property
     def beta(self) -> float:
@@ -214,8 +220,13 @@ def hypercube(n: int) -> Topology:
 
 
 def complete(n: int) -> Topology:
-    """Everybody with everybody, 1/n: one round is a global average (Parallel SGD)."""
+    """Everybody with everybody, 1/n: one round is a global average (Parallel SGD).
+
+    Raises:
+      MemoryError: n^2 edges would not fit into this machine's memory.
+    """
     n = _positive(n, "complete")
+    memory.check(112 * n * n, f"The complete graph of {n} ranks")  # its edges, in Python
     return _static("complete", n, {(i, j) for j in range(n) for i in range(j)})
 
 

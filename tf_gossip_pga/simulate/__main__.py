@@ -4,15 +4,14 @@ python -m tf_gossip_pga.simulate --problem=logistic --nodes=20 --topology=ring -
     --algorithm=pga --algorithm=gossip --output=output/simulation.json
 """
 
-import json
-import pathlib
-import shlex
+import functools
+import math
 import sys
 
 import tensorflow as tf
 from absl import app, flags
 
-from tf_gossip_pga import topology
+from tf_gossip_pga import output, topology
 from tf_gossip_pga.simulate import curves, problems
 from tf_gossip_pga.simulate import figure as figure_lib
 
@@ -23,21 +22,27 @@ PROBLEMS = {
 flags.DEFINE_string(
     "problem", "logistic", f"What to minimise: {', '.join(PROBLEMS)} (see simulate/problems.py)."
 )
-flags.DEFINE_integer("nodes", 20, "Virtual workers.")
+flags.DEFINE_integer("nodes", 20, "Virtual workers.", lower_bound=1)
 flags.DEFINE_string("topology", "ring", f"Who gossips: {', '.join(topology.BY_NAME)}.")
 flags.DEFINE_multi_string(
     "algorithm",
     ["gossip", "local", "pga"],
     f"May be repeated: {', '.join(curves.ALGORITHMS)}. parallel is always there, to compare with.",
 )
-flags.DEFINE_integer("H", 16, "Steps from one global average to the next. With aga: at first.")
-flags.DEFINE_integer("iterations", 2000, "Steps.")
-flags.DEFINE_integer("trials", 10, "Runs with batches of their own; curves are means over them.")
-flags.DEFINE_integer("batch_size", 32, "Samples in a batch of one node.")
+flags.DEFINE_integer(
+    "H", 16, "Steps from one global average to the next. With aga: at first.", lower_bound=1
+)
+flags.DEFINE_integer("iterations", 2000, "Steps.", lower_bound=1)
+flags.DEFINE_integer(
+    "trials", 10, "Runs with batches of their own; curves are means over them.", lower_bound=1
+)
+flags.DEFINE_integer("batch_size", 32, "Samples in a batch of one node.", lower_bound=1)
 flags.DEFINE_float("heterogeneity", 0.0, "How much the nodes' data differ, from 0 (iid) to 1.")
 flags.DEFINE_float("step_size", 0.2, "Of plain SGD.")
-flags.DEFINE_integer("halve_every", None, "Steps after which the step size is halved. None: never.")
-flags.DEFINE_integer("seed", 0, "Of the data and the batches.")
+flags.DEFINE_integer(
+    "halve_every", None, "Steps after which the step size is halved. None: never.", lower_bound=1
+)
+flags.DEFINE_integer("seed", 0, "Of the data and the batches.", lower_bound=0)
 flags.DEFINE_string("output", "output/simulation.json", "JSON file; a .png is put beside it.")
 
 FLAGS = flags.FLAGS
@@ -54,7 +59,9 @@ def main(arguments):
             raise ValueError(
                 f"Unknown problem {FLAGS.problem!r}. Known problems: {', '.join(sorted(PROBLEMS))}."
             )
-        for name in FLAGS.algorithm:  # before the data are made
+        path = output.check(FLAGS.output)
+        topology.resolve(FLAGS.topology, FLAGS.nodes)  # before the data are made
+        for name in FLAGS.algorithm:
             curves.settings_of(name, FLAGS.topology, FLAGS.H, FLAGS.iterations)
         problem = PROBLEMS[FLAGS.problem](FLAGS.nodes, FLAGS.heterogeneity, seed=FLAGS.seed)
         found = curves.compare(
@@ -74,11 +81,7 @@ def main(arguments):
         sys.exit(f"simulate: {error}")
     content = describe(found, problem.minimum)
     print(table(content["methods"]))
-    path = pathlib.Path(FLAGS.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    draw(found, path.with_suffix(".png"))
-    print(f"\nWritten to {path} and {path.with_suffix('.png')}")
+    output.write(path, "tf_gossip_pga.simulate", content, functools.partial(draw, found))
 
 
 def describe(found: dict[str, curves.Curve], minimum: float) -> dict:
@@ -95,7 +98,6 @@ def describe(found: dict[str, curves.Curve], minimum: float) -> dict:
         for name, curve in found.items()
     }
     return {
-        "command": shlex.join(["python", "-m", "tf_gossip_pga.simulate", *sys.argv[1:]]),
         "tensorflow": tf.__version__,
         **{name: FLAGS[name].value for name in SETTINGS},
         "minimum": minimum,
@@ -106,26 +108,25 @@ def describe(found: dict[str, curves.Curve], minimum: float) -> dict:
 
 
 def table(methods: dict[str, dict]) -> str:
-    """A line a method: where it ends, and when it joined."""
+    """A line a method: where it ends, and when it joined; and what to do where one diverged."""
     lines = [f"\n{'':14}{'f - f* at the end':>24}{'transient, steps':>20}{'global averages':>18}"]
+    diverged = [name for name, each in methods.items() if not math.isfinite(each["mean"][-1])]
     for name, each in methods.items():
         end = f"{each['mean'][-1]:.3e} ± {each['standard_error'][-1]:.0e}"
+        end = "diverged" if name in diverged else end
         joined = "not joined" if each["transient"] is None else each["transient"]
         lines.append(f"{name:14}{end:>24}{joined:>20}{each['global_averages']:>18.0f}")
+    if diverged:
+        lines.append(f"\nTry a smaller --step_size than {FLAGS.step_size:g}.")
     return "\n".join(lines)
 
 
-def draw(found: dict[str, curves.Curve], path: pathlib.Path):
+def draw(found: dict[str, curves.Curve], path):
     """f(mean) - f* against steps, with bands of one standard error, and where each one joins."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        print(f"No figure, since matplotlib is not installed: pip install matplotlib. ({path})")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
     figure_lib.draw(axes, found)
     axes.set(
         xlabel="step",
@@ -135,7 +136,6 @@ def draw(found: dict[str, curves.Curve], path: pathlib.Path):
     )
     figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

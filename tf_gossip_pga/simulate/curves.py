@@ -12,6 +12,7 @@ from tf_gossip_pga.simulate.simulation import Simulation
 
 # A curve has joined Parallel SGD's where it stays below this multiple of it.
 FACTOR = 1.1
+_LOOKS = 200  # at most, where nobody says how many
 
 ALGORITHMS = ("parallel", "gossip", "local", "pga", "aga", "slowmo", "gossip_final")
 
@@ -41,7 +42,8 @@ class Curve:
     def standard_error(self) -> np.ndarray:
         """`[points]`: of that mean; 0 with one trial."""
         trials = self.excess.shape[1]
-        return self.excess.std(axis=1, ddof=min(1, trials - 1)) / math.sqrt(trials)
+        with np.errstate(invalid="ignore"):  # of a run that diverged
+            return self.excess.std(axis=1, ddof=min(1, trials - 1)) / math.sqrt(trials)
 
 
 def run(simulation: Simulation, iterations: int, every: int | None = None, verbose=0) -> Curve:
@@ -51,14 +53,14 @@ def run(simulation: Simulation, iterations: int, every: int | None = None, verbo
       simulation: a `Simulation`.
       iterations: how many steps, >= 1.
       every: looks after so many steps, and at the end, >= 1. A look costs as much as the loss of
-        all samples. Default: the least with which there are at most 400 looks.
+        all samples. Default: the least with which there are at most 200 looks.
       verbose: 1 shows a progress bar. Default 0.
 
     Raises:
       ValueError: `iterations` or `every` is no whole number >= 1.
     """
     iterations = whole(iterations, "iterations")
-    every = -(-iterations // 400) if every is None else whole(every, "every")
+    every = _interval(iterations, 1) if every is None else whole(every, "every")
     bar = keras.utils.Progbar(iterations, verbose=verbose)
     begun = simulation.step
     steps, excess, distance = [], [], []
@@ -73,6 +75,17 @@ def run(simulation: Simulation, iterations: int, every: int | None = None, verbo
     )
 
 
+def _interval(iterations: int, H: int) -> int:  # noqa: N803
+    """Steps from one look to the next: few looks, and in all phases of a period alike.
+
+    f at the mean is worst at a global average itself, and falls within a few steps.
+    """
+    every = -(-iterations // _LOOKS)
+    while math.gcd(every, H) > 1:
+        every += 1
+    return every
+
+
 def settings_of(algorithm: str, topology, H: int, iterations: int) -> dict:  # noqa: N803
     """The arguments of `Simulation` that make an algorithm.
 
@@ -84,7 +97,7 @@ def settings_of(algorithm: str, topology, H: int, iterations: int) -> dict:  # n
       iterations: length of the run.
 
     Raises:
-      ValueError: the algorithm is unknown.
+      ValueError: the algorithm is unknown, or `H` no period.
 
     Example:
 
@@ -95,9 +108,11 @@ def settings_of(algorithm: str, topology, H: int, iterations: int) -> dict:  # n
         raise ValueError(
             f"Unknown algorithm {algorithm!r}. Known algorithms: {', '.join(sorted(ALGORITHMS))}."
         )
+    schedule.resolve(H)
     if algorithm == "aga":
-        H = schedule.resolve(H).H  # noqa: N806
-        period = schedule.AdaptivePeriod(H, warmup_steps=iterations // 3, maximum=max(64, H))
+        H = whole(H, "H, with which aga begins,")  # noqa: N806
+        longest = max(schedule.AdaptivePeriod.maximum, H)
+        period = schedule.AdaptivePeriod(H, warmup_steps=iterations // 3, maximum=longest)
         return {"topology": topology, "H": period}
     return {
         "parallel": {"topology": "disconnected", "H": 1},
@@ -126,7 +141,8 @@ def compare(
       algorithms: names from `ALGORITHMS`; `"parallel"` comes first, asked for or not.
       topology: who gossips with whom, as in `Simulation`.
       H: the period of global averages.
-      iterations: as in `run`, and so are `every` and `verbose`.
+      iterations: as in `run`, and so are `every` and `verbose`. Default of `every`: the least that
+        has at most 200 looks and shares no factor with `H`, so that they are at all phases of it.
       **arguments: further ones of `Simulation`: `step_size`, `trials`, `batch_size`, ….
 
     Raises:
@@ -138,6 +154,7 @@ def compare(
         transient(curves["pga"], curves["parallel"])    # steps, or None: not within the run
     """
     whole(iterations, "iterations")
+    every = _interval(iterations, schedule.whole(H, 1) or 1) if every is None else every
     simulations = {
         name: Simulation(problem, **settings_of(name, topology, H, iterations), **arguments)
         for name in dict.fromkeys(["parallel", *algorithms])

@@ -18,9 +18,7 @@ def mixer(each: topology_lib.Round, dtype: tf.DType) -> Callable[[tf.Tensor], tf
     if not len(each.receivers):
         return tf.identity
     if 2 * len(each.receivers) >= n * n:
-        matrix = np.diag(each.self_weights)
-        matrix[each.receivers, each.senders] = each.edge_weights
-        weights = tf.constant(matrix, dtype)
+        weights = tf.constant(each.matrix, dtype)
         return lambda y: tf.tensordot(weights, y, 1)
     shifts = _shifts(each, n)
     if shifts:

@@ -12,12 +12,12 @@ data differ, from 0, all drawn alike (iid), to 1 (non-iid).
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
+from tf_gossip_pga import memory
 from tf_gossip_pga import schedule as schedule_lib
 
 
@@ -99,15 +99,15 @@ def logistic(
         direction of (1 - heterogeneity) x* + heterogeneity x_i*. Default 0.
       samples: of each node, >= 1. Default 8000.
       dimension: d >= 1. Default 10.
-      seed: of the data. Default 0.
+      seed: of the data, >= 0. Default 0.
 
     Raises:
       ValueError: an argument is out of its range.
       MemoryError: the data would not fit into this machine's memory; said before they are drawn.
     """
     nodes, samples, dimension = _sizes(nodes, samples, dimension)
-    check_memory(40 * nodes * samples * dimension, f"logistic regression of {nodes} nodes")
-    random = np.random.default_rng(seed)
+    memory.check(40 * nodes * samples * dimension, f"logistic regression of {nodes} nodes")
+    random = np.random.default_rng(whole(seed, "seed", 0))
     own = _own_optima(random, nodes, dimension, heterogeneity)
     features = math.sqrt(10) * random.standard_normal((nodes, samples, dimension), np.float32)
     certainty = 1 / (1 + np.exp(-np.einsum("nmd,nd->nm", features, own)))
@@ -130,8 +130,8 @@ def quadratic(
     nearly |x - x*|^2 / 2. Arguments and errors are those of `logistic`; the minimum is exact.
     """
     nodes, samples, dimension = _sizes(nodes, samples, dimension)
-    check_memory(24 * nodes * samples * (dimension + 1), f"least squares of {nodes} nodes")
-    random = np.random.default_rng(seed)
+    memory.check(48 * nodes * samples * (dimension + 1), f"least squares of {nodes} nodes")
+    random = np.random.default_rng(whole(seed, "seed", 0))
     own = _own_optima(random, nodes, dimension, heterogeneity)
     a = random.standard_normal((nodes, samples, dimension), np.float32)
     a *= math.sqrt(dimension) / np.linalg.norm(a, axis=-1, keepdims=True)
@@ -158,7 +158,7 @@ def digits(nodes: int, heterogeneity: float = 0.0, seed: int = 0) -> Problem:
       nodes: from 1 to 1797; a remainder of images is left out.
       heterogeneity: the share of the images that is dealt in the order of their labels, so that
         with 1 a node sees one or two digits alone; the others are shuffled. Default 0.
-      seed: of the order and of the initial weights. Default 0.
+      seed: of the order and of the initial weights, >= 0. Default 0.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -166,6 +166,7 @@ def digits(nodes: int, heterogeneity: float = 0.0, seed: int = 0) -> Problem:
     """
     (nodes,) = _sizes(nodes)
     share = _share(heterogeneity)
+    seed = whole(seed, "seed", 0)
     try:
         from sklearn import datasets
     except ModuleNotFoundError as error:
@@ -211,13 +212,14 @@ def from_keras(model, loss, x, y) -> Problem:
 
     Args:
       model: a built `keras.Model`, with one input and one output. It is not changed.
-      loss: what `keras.losses.get` accepts.
+      loss: what `keras.losses.get` accepts, but for a sum over samples.
       x: inputs `[nodes, samples, …]`.
       y: targets `[nodes, samples, …]`.
 
     Raises:
       ValueError: the model is not built, or has variables that are not trained (those of
-        BatchNorm, or a random generator's), which a simulation would not keep.
+        BatchNorm, or a random generator's), which a simulation would not keep; or the loss is a
+        sum.
 
     Example:
 
@@ -240,6 +242,11 @@ def from_keras(model, loss, x, y) -> Problem:
     shapes = [tuple(variable.shape) for variable in model.trainable_variables]
     sizes = [math.prod(shape) for shape in shapes]
     criterion = keras.losses.get(loss)
+    if getattr(criterion, "reduction", None) == "sum":
+        raise ValueError(
+            f"{criterion.name} has reduction='sum': its scale would depend on how many samples are "
+            "looked at. Leave the default, the mean over samples."
+        )
 
     def flat_loss(x, inputs, targets):
         parts = tf.split(x, sizes)
@@ -253,25 +260,15 @@ def from_keras(model, loss, x, y) -> Problem:
     return Problem(flat_loss, (np.asarray(x), np.asarray(y)), initial)
 
 
-def check_memory(needed: int, what: str):
-    """Raises `MemoryError` unless this machine has `needed` bytes of memory for `what`."""
-    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > has:
-        raise MemoryError(
-            f"{what} needs about {needed / 2**30:,.1f} GiB of memory, and this machine has "
-            f"{has / 2**30:.1f}: take fewer nodes, trials, samples or parameters."
-        )
-
-
-def whole(value, name: str) -> int:
-    """`value` as an integer >= 1.
+def whole(value, name: str, least: int = 1) -> int:
+    """`value` as an integer >= `least`.
 
     Raises:
       ValueError: it is none.
     """
-    number = schedule_lib.whole(value, 1)
+    number = schedule_lib.whole(value, least)
     if number is None:
-        raise ValueError(f"{name} must be a whole number >= 1, received {value!r}.")
+        raise ValueError(f"{name} must be a whole number >= {least}, received {value!r}.")
     return number
 
 
@@ -281,12 +278,12 @@ def _sizes(*values) -> tuple[int, ...]:
 
 
 def _share(heterogeneity) -> float:
-    number = isinstance(heterogeneity, (int, float)) and not isinstance(heterogeneity, bool)
-    if not number or not 0 <= heterogeneity <= 1:
+    share = schedule_lib.number(heterogeneity)
+    if share is None or not 0 <= share <= 1:
         raise ValueError(
             f"heterogeneity must be a number from 0 (iid) to 1, received {heterogeneity!r}."
         )
-    return float(heterogeneity)
+    return share
 
 
 def _own_optima(random, nodes: int, dimension: int, heterogeneity) -> np.ndarray:

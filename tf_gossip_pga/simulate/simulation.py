@@ -3,18 +3,21 @@
 import collections
 import functools
 import math
-import operator
+import weakref
 
 import numpy as np
 import tensorflow as tf
 
+from tf_gossip_pga import memory
 from tf_gossip_pga import schedule as schedule_lib
 from tf_gossip_pga import topology as topology_lib
 from tf_gossip_pga.simulate import mixing
-from tf_gossip_pga.simulate.problems import Problem, check_memory, whole
+from tf_gossip_pga.simulate.problems import Problem, whole
 
 # Steps that one call of the compiled loop takes at most.
 _CHUNK = 512
+# Samples whose loss is computed at once: they fit into a processor's cache.
+_BLOCK = 16384
 
 # x: [nodes, trials, d]. anchor, velocity: [trials, d], SlowMo's x0 and u. loss, fresh: [trials].
 _State = collections.namedtuple("_State", "x anchor velocity loss fresh")
@@ -45,7 +48,7 @@ class Simulation:
             u <- slow_momentum * u + (x0 - 1/n sum_j y_j) / step_size
             x_i <- x0 - step_size * u
 
-      seed: of the batches. Simulations with the same seed draw the same ones. Default 0.
+      seed: of the batches, >= 0. Simulations with the same seed draw the same ones. Default 0.
       jit_compile: whether XLA compiles the steps. It takes seconds to begin, and saves most of the
         time of a step where there is little to compute. Default False.
 
@@ -56,8 +59,8 @@ class Simulation:
     Raises:
       ValueError: an argument is out of its range, or the topology does not exist for so many nodes.
       TypeError: `topology` is neither a name nor a `Topology`.
-      MemoryError: the parameters alone would not fit into this machine's memory; said before any of
-        them is allocated. (What a loss needs in between is not known beforehand.)
+      MemoryError: parameters, batches and samples would not fit into this machine's memory; said
+        before any of them is allocated. (What a loss needs in between is not known beforehand.)
 
     Example: a Keras model on four nodes.
 
@@ -98,19 +101,15 @@ class Simulation:
                 slow_momentum, "slow_momentum", ">= 0 and < 1, or None", lambda v: 0 <= v < 1
             )
         n, d = problem.nodes, problem.dimension
-        _check_size(problem, self.trials, self._batch, topology)
+        self._shuffle, self._seed = bool(shuffle), whole(seed, "seed", 0)
+        batches = _batches, problem, self._batch, self._seed if self._shuffle else None
+        _check_size(problem, self.trials, self._batch, batches in _in_use)
         topology = topology_lib.resolve(topology, n)
         self._adaptive = isinstance(H, schedule_lib.AdaptivePeriod)
         self._schedules = [schedule_lib.resolve(H) for _ in range(self.trials)]
-        self._shuffle, self._seed = bool(shuffle), operator.index(seed)
-
-        self._dtype = tf.as_dtype(np.asarray(problem.initial).dtype)
-        places = _batches(problem.samples, self._batch, self._seed if self._shuffle else None)
-        self._batches_of_node = len(places)
-        self._batches = [  # [nodes * batches of a node, batch, …]
-            tf.reshape(self._tensor(array[:, places]), [-1, self._batch, *array.shape[2:]])
-            for array in map(np.asarray, problem.data)
-        ]
+        self._dtype = _dtype_of(problem)
+        self._batches = _shared(*batches)
+        self._batches_of_node = len(self._batches[0]) // n
         self._mixers = [mixing.mixer(each, self._dtype) for each in topology.cycle]
         self._steps = tf.function(self._take, autograph=False, jit_compile=bool(jit_compile))
         start = tf.constant(problem.initial, self._dtype)
@@ -230,11 +229,6 @@ class Simulation:
         gradient = tape.gradient(losses, one_by_one)  # of the sum: each depends on its own x alone
         return tf.reshape(losses, x.shape[:2]), tf.reshape(gradient, x.shape)
 
-    def _tensor(self, array: np.ndarray) -> tf.Tensor:
-        """Floats become those of the parameters."""
-        is_float = np.issubdtype(array.dtype, np.floating)
-        return tf.constant(array, self._dtype if is_float else None)
-
     def _mix(self, y, before):
         if len(self._mixers) == 1:
             return self._mixers[0](y)
@@ -243,45 +237,94 @@ class Simulation:
 
     @functools.cached_property
     def _mean_loss(self):
-        """`[trials, d] -> [trials]`: f, over blocks of nodes that fit into a processor's cache."""
-        n, samples = self.problem.nodes, self.problem.samples
-        together = max(k for k in range(1, n + 1) if n % k == 0 and (k == 1 or k * samples < 16384))
-        blocks = [
-            tf.reshape(self._tensor(array), [n // together, together * samples, *array.shape[2:]])
-            for array in map(np.asarray, self.problem.data)
-        ]
+        """`[trials, d] -> [trials]`: f, over blocks, each with the weight of its samples."""
+        shared = _shared(_blocks, self.problem)
+        all_samples = self.problem.nodes * self.problem.samples
 
         def of_block(x, block):
             return tf.vectorized_map(lambda one: self.problem.loss(one, *block), x)
 
         @tf.function(autograph=False)
         def mean_loss(x):
+            blocks, rest = shared
             losses = tf.map_fn(lambda b: of_block(x, b), blocks, fn_output_signature=self._dtype)
-            return tf.reduce_mean(losses, axis=0)
+            total = blocks[0].shape[1] * tf.reduce_sum(losses, axis=0)
+            if len(rest[0]):
+                total += len(rest[0]) * of_block(x, rest)
+            return total / all_samples
 
         return mean_loss
 
 
 def _number(value, name: str, accepted: str, fits) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not fits(value):
+    number = schedule_lib.number(value)
+    if number is None or not fits(number):
         raise ValueError(f"{name} must be a number {accepted}, received {value!r}.")
-    return float(value)
+    return number
 
 
-def _check_size(problem: Problem, trials: int, batch: int, topology):
-    """Before anything is allocated: what a step holds at least."""
+def _check_size(problem: Problem, trials: int, batch: int, has_batches: bool):
+    """Before anything is allocated: what a step and a look hold at least, beside what is there."""
     n, item = problem.nodes, np.asarray(problem.initial).dtype.itemsize
     sample = sum(math.prod(np.shape(array)[2:]) for array in problem.data)
     floats = 6 * problem.dimension + 2 * batch * sample  # x, its gradient, y, mixed y, …
-    batches = n * problem.samples * batch // math.gcd(batch, problem.samples)
+    samples = n * problem.samples  # in blocks, of the mean loss
+    if not has_batches:
+        samples += samples * batch // math.gcd(batch, problem.samples)
+    needed = item * (n * trials * floats + samples * sample) + 700 * n  # the topology
     what = f"A simulation of {n} nodes x {trials} trials x {problem.dimension} parameters"
-    check_memory(item * (n * trials * floats + batches * sample), what)
-    if topology == "complete":
-        check_memory(100 * n * n, f"The complete graph of {n} nodes")  # its edges, in Python
+    memory.check(needed, what)
 
 
-def _batches(samples: int, batch: int, seed: int | None) -> np.ndarray:
+class _Tensors(list):
+    """What simulations of one problem share: unlike a list it can be referred to weakly."""
+
+
+_in_use = weakref.WeakValueDictionary()  # for as long as one of them holds it
+
+
+def _shared(make, *arguments) -> _Tensors:
+    """What `make(*arguments)` has made, or makes now."""
+    key = (make, *arguments)
+    found = _in_use.get(key)
+    if found is None:
+        found = _in_use[key] = _Tensors(make(*arguments))
+    return found
+
+
+def _dtype_of(problem: Problem) -> tf.DType:
+    return tf.as_dtype(np.asarray(problem.initial).dtype)
+
+
+def _tensor(array: np.ndarray, problem: Problem) -> tf.Tensor:
+    """Floats become those of the parameters."""
+    is_float = np.issubdtype(array.dtype, np.floating)
+    return tf.constant(array, _dtype_of(problem) if is_float else None)
+
+
+def _batches(problem: Problem, batch: int, seed: int | None) -> list[tf.Tensor]:
+    """`[nodes * batches of a node, batch, …]`, of each array."""
+    places = _places(problem.samples, batch, seed)
+    return [
+        tf.reshape(_tensor(array[:, places], problem), [-1, batch, *array.shape[2:]])
+        for array in map(np.asarray, problem.data)
+    ]
+
+
+def _blocks(problem: Problem) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """`[blocks, samples, …]` of so many nodes each, and `[rest, …]` of those that are left."""
+    n, samples = problem.nodes, problem.samples
+    together = max(1, min(n, _BLOCK // samples))
+    end = n - n % together  # of the nodes in blocks
+    blocks, rest = [], []
+    for array in map(np.asarray, problem.data):
+        shape = [-1, together * samples, *array.shape[2:]]
+        blocks.append(tf.reshape(_tensor(array[:end], problem), shape))
+        rest.append(tf.reshape(_tensor(array[end:], problem), [-1, *array.shape[2:]]))
+    return blocks, rest
+
+
+def _places(samples: int, batch: int, seed: int | None) -> np.ndarray:
     """`[batches, batch]`: a node's samples, over and over until they make whole batches."""
     order = np.arange(samples)
     if seed is not None:
