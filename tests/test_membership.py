@@ -309,11 +309,28 @@ def test_nobody_grows_with_one_that_has_lost_the_exchange_before():
         return mine.regroup(7, 1, 60.0, join)
 
     with _crew(3) as crew:
-        crew.die(2)  # the guest
+        crew.memberships[2].members = (2,)  # a guest, which lives
         crew.in_fit = threading.Barrier(2)
         crew.train(0, grow_or_regroup)
         crew.start(1, completed=6)
         crew.wait([0, 1])
         assert crew.results == {0: 7, 1: 7}
+        assert crew.joined[0] == [(2, (0, 1))]
         for mine in crew.memberships[:2]:
             assert (mine.members, mine.generation) == ((0, 1), 2)
+        assert crew.called_off[2] == []
+
+
+def test_a_guest_that_cannot_be_reached_is_no_side_of_a_cut():
+    def grow_or_regroup(mine, join):
+        with contextlib.suppress(membership.AnewError):
+            mine.grow(1, [1], [0], 1.0, join)
+        return mine.regroup(7, 1, 60.0, join)
+
+    with _crew(2) as crew:
+        crew.cut(0, 1)
+        crew.memberships[1].members = (1,)  # all that is left; the lowest rank is a guest
+        crew.train(1, grow_or_regroup)
+        crew.wait([1])
+        assert crew.results == {1: 7}
+        assert crew.memberships[1].members == (1,)

@@ -230,6 +230,8 @@ class Averager:
 
         with self._collectives.waiting("the welcome", self._start_timeout_s):
             Traced(exchange)()
+        if self._collectives.place == source:
+            self.bytes_sent += self._everything.bytes
 
     def snapshot(self) -> list[tf.Tensor]:
         """Copies of parameters and statistics, each where it lies, for `restore`."""

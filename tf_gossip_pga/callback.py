@@ -254,7 +254,7 @@ class GossipPGA(keras.callbacks.Callback):
 
         For one rank alone; also for a signal handler, at any moment.
         """
-        if self._averager is None:
+        if self._cluster.size == 1:
             self._stopped = self.model.stop_training = True
         else:
             self._wants_to_stop = True
@@ -312,7 +312,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._batches = 0
         self._epoch = epoch + 1
         if self._collectives.is_guest:
-            self._enter()
+            self._enter(epoch)
         first_epoch, self._first_epoch = self._first_epoch, False
         steps_before = epoch * (self.params["steps"] or 0)
         # The epoch tells more than our own count when a checkpoint was restored in a new process.
@@ -406,23 +406,33 @@ class GossipPGA(keras.callbacks.Callback):
 
     def _admit(self, guests: dict[str, dict], epoch: int):
         """Takes lost workers in, at a global average; the members do it in step."""
-        mine = self._collectives
-        if not self.average("the return of a worker"):
-            return  # lost with another worker; they meet once more
-        source, mine = self._cluster.members[0], self._collectives
+        mine, source = self._collectives, self._cluster.members[0]
+        self._first_batch = True  # which a guest has yet to compile
+        doing = "the return of a worker"
+        told = self._meet(doing, mine=[self.average(doing), mine.generation])
+        if any(each != [True, mine.generation] for each in told):
+            return  # another was lost meanwhile; all meet once more
         try:
-            mine.admit(guests, epoch, self._digest, self.state)
-            self._welcome(source, self._averager.anew, is_new=False)
+            with self._timed():
+                mine.admit(guests, epoch, self._digest, self.state)
+                self._welcome(source, self._averager.anew, is_new=False)
         except collectives.Regrouped:
             self._divided = True
 
-    def _enter(self):
+    def _enter(self, epoch: int):
         """Becomes a member, with what the others have; a loss on the way is the end."""
-        self._collectives.enter()
-        source = self._collectives.invitation.veterans[0]
-        self._welcome(source, self._new_averager, is_new=True)
+        mine, invitation = self._collectives, self._collectives.invitation
+        if epoch != invitation.epoch:
+            raise ValueError(
+                f"Rank {self._cluster.rank} begins epoch {epoch + 1}, and the others epoch "
+                f"{invitation.epoch + 1}. Pass initial_epoch=checkpoint.restore(model) to fit, and "
+                "leave other callbacks that resume (BackupAndRestore) out."
+            )
+        mine.enter()
+        self._welcome(invitation.veterans[0], self._new_averager, is_new=True)
         self._first_epoch = False
-        self._collectives.survive(self._least_workers, self._timeout_s * _PATIENCE)
+        patience_s = self._timeout_s * _PATIENCE
+        mine.survive(self._least_workers, patience_s, invitation.completed)
 
     def _welcome(self, source: int, averager_for, is_new: bool):
         """Gives new members what rank `source` has."""
@@ -432,7 +442,6 @@ class GossipPGA(keras.callbacks.Callback):
         self._bytes_of_past_fits, self._averager = self.bytes_sent, averager
         averager.welcome(mine.members.index(source), is_new)
         self._in_consensus = True
-        self._first_batch = True  # which it has yet to compile
 
     # ---- Where this rank is, for those that wait for it -----------------------------------------
 

@@ -81,6 +81,7 @@ _HEARTBEAT_S = 10 * 365 * 86400.0
 # that they have invited.
 _ANNOUNCE_S = 0.5
 _ANNOUNCED_S = 5.0
+_SAY_S = 10.0  # before a guest says that it waits
 _ADMIT_S = 120.0
 
 # How often the same exchange may fail, though nobody is lost, before that is the end.
@@ -137,7 +138,7 @@ class Collectives:
         if context.context()._context_handle is not None:
             raise RuntimeError(_too_late())
         if self.is_guest:
-            known = guest.await_knock(cluster.addresses[cluster.rank], cluster.rank)
+            known = guest.await_knock(cluster.addresses, cluster.rank)
         else:
             _await_chief(cluster)
         resolver = _resolver({"GPU": 1} if gpus else {})
@@ -162,6 +163,7 @@ class Collectives:
         )
         self._begin_generation()
         if self.is_guest:
+            self._membership.members = (cluster.rank,)  # nobody else's loss is its own
             self._channel.handlers["invite"] = self._take_invitation
             for rank, contact in known.items():
                 self._channel.know(rank, contact)
@@ -190,6 +192,11 @@ class Collectives:
         return self.cluster.members
 
     @property
+    def generation(self) -> int:
+        """How often they have changed."""
+        return self._membership.generation
+
+    @property
     def size(self) -> int:
         """How many they are."""
         return len(self.members)
@@ -199,17 +206,18 @@ class Collectives:
         """This rank's among them, 0 … size-1: its node in topologies."""
         return self.members.index(self.cluster.rank)
 
-    def survive(self, least_workers: int | None, timeout_s: float = 0.0):
+    def survive(self, least_workers: int | None, timeout_s: float = 0.0, completed: int = 0):
         """Whether a loss lets those that are left go on, at least so many; None: it is the end.
 
         The count of completed exchanges begins again: all ranks call it in step.
 
         Args:
           timeout_s: how long they wait for those of them that are busy with something else.
+          completed: where the count begins, for one that comes to others.
         """
         self._least_workers = least_workers
         self._regroup_s = timeout_s
-        self.completed = self.missed = 0
+        self.completed, self.missed = completed, 0
         self._completed_at_regroup = None
         if self.cluster.size > 1:
             self._membership.has_finished = False
@@ -250,19 +258,25 @@ class Collectives:
           WorkerLost: it failed, and that is the end.
         """
         ranks = sorted(map(int, guests))
-        for rank in ranks:
-            self._channel.know(rank, guests[str(rank)])
-        veterans, generation = self.members, self._membership.generation + 1
-        if self.place == 0:
-            contacts = {str(rank): contact for rank, contact in self._channel.contacts.items()}
-            invitation = guest.Invitation(
-                generation, list(veterans), ranks, contacts, epoch, facts, state
-            )
-            self._channel.ask_all("invite", **dataclasses.asdict(invitation))
+        veterans, generation = self.members, self.generation + 1
         try:
+            for rank in ranks:
+                self._channel.know(rank, guests[str(rank)])
+            if self.place == 0:
+                self._channel.ask_all(
+                    "invite",
+                    generation=generation,
+                    completed=self.completed,
+                    veterans=veterans,
+                    guests=ranks,
+                    contacts=self._channel.contacts,
+                    epoch=epoch,
+                    facts=facts,
+                    state=state,
+                )
             self._grow(generation, veterans, ranks)
-        except membership.AnewError:
-            self._guests.clear()
+        except (membership.AnewError, OSError):  # the latter: its name is not known here
+            self._guests = {}
             doing = f"taking in {_named(ranks)}"
             self._after(watch.Broken(doing, "another did not come"), ranks)
         watch.say(f"Rank {self.cluster.rank} goes on with {_named(ranks)}, who came back.")
@@ -273,17 +287,35 @@ class Collectives:
         Raises:
           WorkerLost: the others have ended.
         """
+        began = time.monotonic()
+        say_at = began + _SAY_S
         while self.invitation is None:
             answers = self._channel.ask_all(
                 "guest", rank=self.cluster.rank, contact=self._channel.contact
             )
+            told = [each for each in answers.values() if isinstance(each, dict)]
             if all(each is channel.Absence.GONE for each in answers.values()):
                 raise watch.WorkerLost(
                     f"Rank {self.cluster.rank} was started to join the others again, but all of "
                     "them have ended."
                 )
+            for each in told:  # others may have come since
+                self._know(each["contacts"])
+            if (now := time.monotonic()) > say_at:
+                where = f" Rank {min(answers)} is {told[0]['where']}." if told else ""
+                watch.say(
+                    f"Rank {self.cluster.rank} has waited {now - began:.0f} s for the others to "
+                    f"begin an epoch.{where}"
+                )
+                say_at = now + (now - began)
             time.sleep(_ANNOUNCE_S)
+        self._know(self.invitation.contacts)
+        self._channel.keep({*self.invitation.veterans, *self.invitation.guests})
         return self.invitation
+
+    def _know(self, contacts: dict[str, dict]):
+        for rank, contact in contacts.items():
+            self._channel.know(int(rank), contact)
 
     def enter(self):
         """On a guest that has been invited: becomes a member, together with all others.
@@ -292,8 +324,6 @@ class Collectives:
           WorkerLost: they have not waited for it, or one was lost meanwhile.
         """
         invitation = self.invitation
-        for rank, contact in invitation.contacts.items():
-            self._channel.know(int(rank), contact)
         try:
             self._grow(invitation.generation, invitation.veterans, invitation.guests)
         except membership.AnewError:
@@ -307,26 +337,26 @@ class Collectives:
 
     def _grow(self, generation: int, veterans, ranks: list[int]):
         self._membership.grow(generation, veterans, ranks, _ADMIT_S, self._join)
-        self._note_members()
-        self.completed = self.missed = 0
-        self._completed_at_regroup = None
-        self._regroups_in_vain = 0
-        self._begin_generation()
-        self._status.exchanges = 0
-        self._membership.recheck()
+        self._guests = {}
+        self._start_generation()
 
-    def _note_members(self):
-        """What follows from who is left."""
+    def _start_generation(self):
+        """What follows from a new list of members."""
         members = self._membership.members
         self.cluster.lost.clear()
         self.cluster.lost.update(set(range(self.cluster.size)) - set(members))
         self._channel.keep(members)
         self._channel.knock(sorted(self.cluster.lost) if self.cluster.is_chief else ())
+        self._begin_generation()
+        self._status.exchanges = 0  # from here on all members begin the same ones again
+        self._watch.resume()
+        self._membership.recheck()
 
     def _receive(self, request: dict) -> dict:
         """A guest has announced itself. On the channel's thread."""
-        self._guests[int(request["rank"])] = (request["contact"], time.monotonic())
-        return {}
+        heard = (request["contact"], time.monotonic())
+        self._guests = {**self._guests, int(request["rank"]): heard}
+        return {"contacts": self._channel.contacts, "where": self._status.tell().where}
 
     def _take_invitation(self, request: dict) -> dict:
         """On a guest, on the channel's thread."""
@@ -458,16 +488,12 @@ class Collectives:
             raise
         self.missed = most - self.completed
         gone = [rank for rank in before if rank not in self._membership.members]
-        self._note_members()
         helps = gone or self.completed != self._completed_at_regroup
         self._regroups_in_vain = 0 if helps else self._regroups_in_vain + 1
         if self._regroups_in_vain == _REGROUPS_IN_VAIN:
             raise watch.WorkerLost(self._watch.text_of_loss(broken)) from None
         self._completed_at_regroup = self.completed
-        self._begin_generation()
-        self._status.exchanges = 0  # from here on all members begin the same ones again
-        self._watch.resume()
-        self._membership.recheck()
+        self._start_generation()
         how = f"without {_named(gone)}" if gone else "with all"
         watch.say(
             f"Rank {self.cluster.rank} goes on {how}: "

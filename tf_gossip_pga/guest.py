@@ -15,11 +15,13 @@ import time
 
 from tf_gossip_pga import channel, watch
 
-# How long to wait for a knock before it is worth a word, and before that is the end.
+# How long to wait for a knock before it is worth a word; how often to look whether anybody is left
+# to knock, and how often in vain before that is the end.
 _SAY_S = 10.0
-_ALONE_S = 600.0
+_LOOK_S = 5.0
+_LOOKS = 4
 
-# How long a stranger may hold the door.
+# How long a stranger may hold the door, and to try another address.
 _SERVE_S = 2.0
 
 
@@ -29,6 +31,7 @@ class Invitation:
 
     Attributes:
       generation: the one that it is to be a member of.
+      completed: exchanges that the veterans have completed.
       veterans: the ranks that were members before.
       guests: those that are taken in.
       contacts: of all of these, by rank in decimal digits; see `Channel.contact`.
@@ -38,6 +41,7 @@ class Invitation:
     """
 
     generation: int
+    completed: int
     veterans: list[int]
     guests: list[int]
     contacts: dict[str, dict]
@@ -46,44 +50,81 @@ class Invitation:
     state: dict
 
 
-def await_knock(address: str, rank: int) -> dict[int, dict]:
+def await_knock(addresses, rank: int) -> dict[int, dict]:
     """Waits at this worker's own port; the contacts of those that are left, by rank.
 
+    Args:
+      addresses: `"host:port"` of all workers, in rank order.
+      rank: this worker's.
+
     Raises:
-      OSError: another process has the port.
-      WorkerLost: nobody knocks: there is no job to join.
+      RuntimeError: another process has the port.
+      WorkerLost: nobody is left who could knock: there is no job to join.
     """
-    port, dual = int(address.rpartition(":")[2]), socket.has_dualstack_ipv6()
+    dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
+    others = [address for other, address in enumerate(addresses) if other != rank]
     began = time.monotonic()
-    say_at = began + _SAY_S
-    # On all interfaces, as TensorFlow's server will be.
-    with socket.create_server(("", port), family=family, dualstack_ipv6=dual) as door:
-        door.settimeout(1.0)
-        while time.monotonic() < began + _ALONE_S:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    say_at, look_at, in_vain = began + _SAY_S, began + _LOOK_S, 0
+    try:  # on all interfaces, as TensorFlow's server will be
+        door = socket.create_server(
+            ("", _split(addresses[rank])[1]), family=family, dualstack_ipv6=dual
+        )
+    except OSError as error:
+        raise RuntimeError(
+            f"Rank {rank} cannot wait for the others at {addresses[rank]}: {error}. Does the "
+            "process that it replaces still run?"
+        ) from None
+    with door:
+        door.settimeout(0.5)
+        while in_vain < _LOOKS:
+            with contextlib.suppress(OSError):
                 knocking, _ = door.accept()
                 with knocking:
-                    return _contacts(knocking)
-            if time.monotonic() > say_at:
+                    if contacts := _contacts(knocking):
+                        return contacts
+            now = time.monotonic()
+            if now > look_at:
+                in_vain = 0 if any(map(_trains, others)) else in_vain + 1
+                look_at = time.monotonic() + _LOOK_S
+            if now > say_at:
                 watch.say(
-                    f"Rank {rank} has waited {time.monotonic() - began:.0f} s at {address} for "
-                    "those that are left to find it."
+                    f"Rank {rank} has waited {now - began:.0f} s at {addresses[rank]} for those "
+                    "that are left to find it."
                 )
-                say_at = began + 2 * (time.monotonic() - began)
+                say_at = now + (now - began)
     raise watch.WorkerLost(
-        f"Rank {rank} was started to join a running job again, but nobody has looked for it at "
-        f"{address} for {_ALONE_S:g} s. Has the job ended, or does its GossipPGA not have "
-        "on_worker_lost='continue'?"
+        f"Rank {rank} was started to join a running job again, but nobody trains at the other "
+        "addresses of TF_CONFIG: the job has ended."
     )
 
 
-def _contacts(knocking: socket.socket) -> dict[int, dict]:
+def _contacts(knocking: socket.socket) -> dict[int, dict] | None:
+    """What a visitor leaves; None of one that only wants to know whether somebody lives here."""
     knocking.settimeout(_SERVE_S)
-    knocking.sendall(channel.GREETING)  # who only wants to know whether it lives goes again
+    knocking.sendall(channel.GREETING)
     with knocking.makefile("rb") as lines:
-        message = json.loads(lines.readline(1 << 20))
-    return {
-        int(rank): {"port": int(contact["port"]), "token": str(contact["token"])}
-        for rank, contact in message["contacts"].items()
-    }
+        line = lines.readline(1 << 20)
+    try:
+        return {
+            int(rank): {"port": int(contact["port"]), "token": str(contact["token"])}
+            for rank, contact in json.loads(line)["contacts"].items()
+        }
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def _trains(address: str) -> bool:
+    """Whether TensorFlow listens there, or something else that is no guest."""
+    try:
+        with socket.create_connection(_split(address), timeout=_SERVE_S) as connection:
+            return connection.recv(len(channel.GREETING)) != channel.GREETING
+    except TimeoutError:  # it may be cut off
+        return True
+    except OSError:
+        return False
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)

@@ -5,8 +5,9 @@
 
 Each line of output begins with the rank it came from. When a worker fails, the others are stopped,
 its rank and last lines are shown, and the exit code is 1. Ctrl-C stops all; nothing stays behind.
-With `--min-workers=N` the others go on as long as N are left, for scripts that survive a loss; with
-`--max-restarts=N` a job that has failed begins again, for scripts that resume at a checkpoint.
+For scripts that survive a loss, `--min-workers=N` lets the others go on as long as N are left, and
+`--rejoins=N` starts N times a worker that has failed again, to join them; for scripts that resume
+at a checkpoint, `--max-restarts=N` begins a job that has failed again.
 TensorFlow's start-up messages, and warnings that another worker has printed already, are left out
 unless `--verbose` is given. On a machine with at least as many GPUs as workers each worker sees
 one of its own; with fewer, all train on the CPU.
@@ -86,7 +87,8 @@ def launch(
       write: receives the prefixed output, piece by piece; default: standard output.
 
     Raises:
-      ValueError: `workers` is not a whole number >= 1, or `min_workers` none from 1 to `workers`.
+      ValueError: `workers` is not a whole number >= 1, `min_workers` none from 1 to `workers`, or
+        `rejoins` none >= 0.
       LaunchError: a worker, or too many, ended with another exit code than 0, or the deadline
         passed.
 
@@ -99,6 +101,8 @@ def launch(
     least = workers if min_workers is None else min_workers
     if least not in range(1, workers + 1):
         raise ValueError(f"min_workers must be one of 1 … {workers}, received {min_workers!r}.")
+    if isinstance(rejoins, bool) or not isinstance(rejoins, int) or rejoins < 0:
+        raise ValueError(f"rejoins must be a whole number >= 0, received {rejoins!r}.")
     terminal = write is None and sys.stdout.isatty()
     screen = screen_lib.Screen(write or _write_out, verbose)
     with contextlib.ExitStack() as stack:
@@ -115,7 +119,7 @@ def launch(
 
             def start(rank: int, **more: str) -> _Worker:
                 environment = {**_environment(addresses, rank, gpus, verbose), **more}
-                return _Worker(command, rank, environment, terminal and rank == 0, bool(more))
+                return _Worker(command, rank, environment, terminal and rank == 0)
 
             for rank in range(workers):
                 crew.append(start(rank))
@@ -123,6 +127,7 @@ def launch(
             def start_again(rank: int) -> _Worker | None:
                 if len(spent) == rejoins:
                     return None
+                crew[rank].signal(signal.SIGKILL)  # its children
                 spent.append(crew[rank])
                 crew[rank] = start(rank, **{cluster_lib.JOIN: "1"})
                 return crew[rank]
@@ -234,9 +239,8 @@ def _terminate(number, frame):
 class _Worker:
     """One process, the leader of a session of its own, and the pipe or terminal it prints to."""
 
-    def __init__(self, command, rank: int, environment: dict, terminal: bool, joins: bool):
+    def __init__(self, command, rank: int, environment: dict, terminal: bool):
         self.rank = rank
-        self.joins = joins  # a job that runs already
         # On a terminal rank 0 gets one too, so that Keras draws its progress bar.
         self.output, theirs = pty.openpty() if terminal else os.pipe()
         if terminal:
@@ -275,7 +279,7 @@ def _watch(
 ) -> list[Outcome]:
     """Relays output until all workers have ended, too many have failed, or time is up."""
     ends = None if deadline_s is None else time.monotonic() + deadline_s
-    running, failed, forlorn_at = list(crew), [], None
+    running, failed = list(crew), []
     with selectors.DefaultSelector() as selector:
         for worker in crew:
             selector.register(worker.output, selectors.EVENT_READ, worker)
@@ -297,11 +301,6 @@ def _watch(
                     if len(crew) - len(failed) < least:
                         _fail(_description(failed, crew), failed, crew, selector, screen)
                     screen.notice(f"Rank {worker.rank} failed, with {_how(worker)}.")
-            if all(w.joins for w in running) and any(w.process.poll() == 0 for w in crew):
-                # The others have trained to the end: they are not taken in any more.
-                forlorn_at = forlorn_at or time.monotonic() + _SAVE_S
-                for worker in running if time.monotonic() > forlorn_at else ():
-                    worker.signal(signal.SIGTERM)
             if ends is not None and time.monotonic() > ends and running:
                 ranks = ", ".join(str(worker.rank) for worker in running)
                 reason = f"After {deadline_s:g} s rank {ranks} had not ended."
@@ -398,6 +397,7 @@ def _environment(addresses, rank: int, gpus: list[str], verbose: bool) -> dict[s
         "TF_CONFIG": cluster_lib.to_tf_config(addresses, rank),
         "PYTHONUNBUFFERED": "1",
     }
+    environment.pop(cluster_lib.JOIN, None)
     # Workers that share the cores are faster when none of them asks for all.
     share = max(1, (os.cpu_count() or 1) // len(addresses))
     environment.setdefault("TF_NUM_INTRAOP_THREADS", str(share))

@@ -1,8 +1,8 @@
 """WHO is left: after a loss the survivors agree on one list of members, beside broken exchanges.
 
 Workers form generations: generation 0 are all, and each later one those of the one before that are
-left. A rank whose exchange has failed wants the next generation, and asks the others, through
-`channel`, until each of them
+left, or these and others that come back (`grow`). A rank whose exchange has failed wants the next
+generation, and asks the others, through `channel`, until each of them
 
     wants it too            it has been told so, and its own exchange has been called off
     has gone                nobody listens any more on its ports, or it has left `fit`
@@ -185,7 +185,8 @@ class Membership:
             for rank, each in found.items():
                 if each is channel_lib.Absence.SILENT:
                     since = silent_since.setdefault(rank, now)
-                    (silent if now > min(since + _SILENT_S, ends) else undecided).add(rank)
+                    if rank in self.members:  # a guest that was not taken in counts for nobody
+                        (silent if now > min(since + _SILENT_S, ends) else undecided).add(rank)
                     continue
                 silent_since.pop(rank, None)
                 if each is channel_lib.Absence.GONE or not each.in_fit:
@@ -193,7 +194,7 @@ class Membership:
                         raise Finished
                 elif each.wants == stand.wants:
                     willing.add(rank)
-                elif now < ends:
+                elif now < ends and rank in self.members:
                     undecided.add(rank)
             torn = _torn(willing, {rank: found[rank] for rank in willing - {self._rank}})
             torn_since = {pair: torn_since.get(pair, now) for pair in torn}
@@ -255,7 +256,7 @@ class Membership:
                 return told
             if (now := time.monotonic()) > say_at:
                 late = {r for r in others if r not in told or told[r].wants != stand.wants}
-                late = late or {r for r in others if not told[r].is_member}
+                late = late or {r for r in others if not told[r].is_member} or set(others)
                 watch.say(f"Rank {self._rank} has waited {now - began:.0f} s for {_named(late)}.")
                 say_at = now + (now - began)
             time.sleep(_POLL_S)
@@ -322,7 +323,7 @@ class Membership:
     def _left_behind(self, rank: int) -> watch.WorkerLost:
         return watch.WorkerLost(
             f"Rank {self._rank}: rank {rank} and others have gone on without it, since it did not "
-            "answer for long. It cannot join them again."
+            "answer for long. Start it again, to join them (initialize(join=True))."
         )
 
 
