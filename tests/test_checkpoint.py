@@ -315,7 +315,7 @@ def test_sigterm_on_one_rank_stops_all_who_save_and_go_on_later(tmp_path, capfd)
     # At the end of the second epoch.
     assert first["H=None"][:2] == [[0, 10, True], [2, 10 + STEPS, False]]
     said = capfd.readouterr().out
-    assert said.count("Rank 1 has received SIGTERM: all ranks stop soon, and save.") == 2
+    assert said.count("Rank 1 has received SIGTERM: all ranks are asked to stop and save.") == 2
     assert "Rank 0 has received" not in said
 
 

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+import tf_gossip_pga
 from tests import nursery, workers
 from tf_gossip_pga import channel, guest, launch, watch
 
@@ -19,13 +20,15 @@ pytestmark = pytest.mark.multiprocess
 # until these have come back, so that what follows does not hang on how fast they are.
 PROGRAM = """
 import json, os, pathlib, signal, sys, threading, time
+folder = pathlib.Path(sys.argv[1])
+settings, dying = map(json.loads, sys.argv[2:])
+first_life = "TF_GOSSIP_PGA_JOIN" not in os.environ
+if settings.pop("nobody says so", False):
+    os.environ.pop("TF_GOSSIP_PGA_JOIN", None)
 import tf_gossip_pga as pga
 cluster = pga.initialize()
 import keras, numpy as np
 from tf_gossip_pga import collectives
-folder = pathlib.Path(sys.argv[1])
-settings, dying = map(json.loads, sys.argv[2:])
-first_life = "TF_GOSSIP_PGA_JOIN" not in os.environ
 second, every = settings.pop("second", None), settings.pop("every", 1)
 dies_beside = settings.pop("dies_beside", None)
 if first_life:
@@ -100,7 +103,7 @@ def _run(
         ({"H": 3, "overlap": True, "wire_dtype": "int8", "topology": "ring"}, [0]),
         ({"H": "adaptive", "every": 2}, [0, 1]),
         # In no consensus where the fourth epoch begins.
-        ({"H": 5, "every": 100, "optimizer_state": "reset"}, [1]),
+        ({"H": 5, "every": 100, "optimizer_state": "reset", "nobody says so": True}, [1]),
     ],
 )
 def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying):
@@ -206,3 +209,8 @@ def test_a_port_that_is_taken_is_told():
         taken.listen()
         with pytest.raises(RuntimeError, match="Does the process that it replaces still run"):
             _door(port=taken.getsockname()[1])
+
+
+def test_who_is_to_join_must_know_whom():
+    with pytest.raises(ValueError, match="needs the TF_CONFIG that it had"):
+        tf_gossip_pga.initialize(join=True)

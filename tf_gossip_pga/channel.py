@@ -31,7 +31,7 @@ _NAMED = 8
 _SERVE_S = 2.0
 
 # How often to look for lost workers that have been started again.
-_KNOCK_S = 1.0
+_KNOCK_S = 0.25
 
 # What a worker says that has been started again and waits at its main port; see `guest`.
 GREETING = b"tf_gossip_pga guest"

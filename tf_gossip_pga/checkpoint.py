@@ -100,7 +100,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._epoch = self._batches = 0  # of this fit; those of this epoch
         self._sigterm = preemption.Sigterm(
             gossip.request_stop,
-            f"Rank {self._rank} has received SIGTERM: all ranks stop soon, and save.",
+            f"Rank {self._rank} has received SIGTERM: all ranks are asked to stop and save.",
         )
 
     @property

@@ -45,6 +45,7 @@ import copy
 import dataclasses
 import inspect
 import json
+import logging
 import os
 import signal
 import socket
@@ -117,7 +118,7 @@ class Collectives:
     def __init__(self, cluster: cluster_lib.Cluster, joins: bool = False):
         self.cluster = cluster
         self.invitation: guest.Invitation | None = None
-        self.is_guest = joins and cluster.size > 1
+        self.is_guest = False
         self.completed = self.missed = 0
         self._guests: dict[int, tuple[dict, float]] = {}  # contact, and when it was told
         self._completed_at_regroup: int | None = None
@@ -137,8 +138,11 @@ class Collectives:
         # Before any waiting: rank 0 may have ended with this same error.
         if context.context()._context_handle is not None:
             raise RuntimeError(_too_late())
+        find = guest.await_knock if joins else guest.is_missed
+        known = find(cluster.addresses, cluster.rank)
+        self.is_guest = known is not None
         if self.is_guest:
-            known = guest.await_knock(cluster.addresses, cluster.rank)
+            watch.say(f"Rank {cluster.rank} is to join the others, who train already.")
         else:
             _await_chief(cluster)
         resolver = _resolver({"GPU": 1} if gpus else {})
@@ -515,7 +519,8 @@ class Collectives:
         config = server.default_session_config.experimental
         config.collective_group_leader = f"/job:{job.name}/replica:0/task:{task}"
         config.ClearField("coordination_config")
-        context.context().enable_collective_ops(server)
+        with _without_its_warning():
+            context.context().enable_collective_ops(server)
 
     # ---- Inside of tf.function ------------------------------------------------------------------
 
@@ -666,15 +671,16 @@ def initialize(join: bool | None = None) -> cluster_lib.Cluster:
 
     Args:
       join: whether the others train already, without this worker, and shall take it in again. It
-        then waits until they have found it. None: whether `TF_GOSSIP_PGA_JOIN` is set to 1. See
-        `GossipPGA`, `on_worker_lost`.
+        then waits until they have found it. None: whether `TF_GOSSIP_PGA_JOIN` is set to 1, or
+        they are all there and look for it. See `GossipPGA`, `on_worker_lost`.
 
     Returns:
       The `Cluster`: `rank`, `size`, `addresses`, `is_chief`, `shard(dataset)`, and the `strategy`
       for a worker with several devices.
 
     Raises:
-      ValueError: `TF_CONFIG` cannot be used; the message quotes it and shows an example.
+      ValueError: `TF_CONFIG` cannot be used; the message quotes it and shows an example. Also one
+        of a single worker that is to join others.
       RuntimeError: TensorFlow is already running, so its server can no longer be configured; the
         message names the line to move.
       WorkerLost: nobody has looked for this worker, which was to join again.
@@ -689,6 +695,11 @@ def initialize(join: bool | None = None) -> cluster_lib.Cluster:
         cluster = cluster_lib.from_tf_config(os.environ.get("TF_CONFIG"))
         if join is None:
             join = os.environ.get(cluster_lib.JOIN) == "1"
+        if join and cluster.size == 1:
+            raise ValueError(
+                f"A worker that is to join others ({cluster_lib.JOIN}=1, or join=True) needs the "
+                "TF_CONFIG that it had, with the addresses of all workers; it has none of several."
+            )
         collectives = Collectives(cluster, join)
         collectives.cluster = dataclasses.replace(cluster, strategy=devices.local_strategy())
         _active = collectives
@@ -722,6 +733,21 @@ def _resolver(accelerators: dict) -> tf.distribute.cluster_resolver.ClusterResol
         task_id=config.task_id,
         num_accelerators=accelerators,
     )
+
+
+@contextlib.contextmanager
+def _without_its_warning():
+    """Leaves out what TensorFlow says each time: tensors made before may not be found again."""
+
+    def is_other(record) -> bool:
+        return "Enabling collective ops after program startup" not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _server_def(resolver) -> tf.train.ServerDef:

@@ -2,9 +2,9 @@
 
 It knows their addresses in `TF_CONFIG`, but there TensorFlow listens, and the ports of their
 channels are the operating system's choice. They know its address, where nobody listens yet. So it
-waits at its own door before TensorFlow does, and the first of those that are left knocks there once
-a second (`Channel.knock`), leaves their contacts and goes. From then on it can ask all of them, and
-does: it is a guest until they take it in, at the beginning of an epoch.
+waits at its own door before TensorFlow does, and the first of those that are left knocks there
+again and again (`Channel.knock`), leaves their contacts and goes. From then on it can ask all of
+them, and does: it is a guest until they take it in, at the beginning of an epoch.
 """
 
 import contextlib
@@ -20,6 +20,9 @@ from tf_gossip_pga import channel, watch
 _SAY_S = 10.0
 _LOOK_S = 5.0
 _LOOKS = 4
+
+# How long to listen for a knock where nobody has said that there will be one.
+_MISSED_S = 0.8
 
 # How long a stranger may hold the door, and to try another address.
 _SERVE_S = 2.0
@@ -61,28 +64,20 @@ def await_knock(addresses, rank: int) -> dict[int, dict]:
       RuntimeError: another process has the port.
       WorkerLost: nobody is left who could knock: there is no job to join.
     """
-    dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual else socket.AF_INET
     others = [address for other, address in enumerate(addresses) if other != rank]
     began = time.monotonic()
     say_at, look_at, in_vain = began + _SAY_S, began + _LOOK_S, 0
-    try:  # on all interfaces, as TensorFlow's server will be
-        door = socket.create_server(
-            ("", _split(addresses[rank])[1]), family=family, dualstack_ipv6=dual
-        )
+    try:
+        door = _door(addresses[rank])
     except OSError as error:
         raise RuntimeError(
             f"Rank {rank} cannot wait for the others at {addresses[rank]}: {error}. Does the "
             "process that it replaces still run?"
         ) from None
     with door:
-        door.settimeout(0.5)
         while in_vain < _LOOKS:
-            with contextlib.suppress(OSError):
-                knocking, _ = door.accept()
-                with knocking:
-                    if contacts := _contacts(knocking):
-                        return contacts
+            if contacts := _knocked(door):
+                return contacts
             now = time.monotonic()
             if now > look_at:
                 in_vain = 0 if any(map(_trains, others)) else in_vain + 1
@@ -97,6 +92,41 @@ def await_knock(addresses, rank: int) -> dict[int, dict]:
         f"Rank {rank} was started to join a running job again, but nobody trains at the other "
         "addresses of TF_CONFIG: the job has ended."
     )
+
+
+def is_missed(addresses, rank: int) -> dict[int, dict] | None:
+    """The contacts of those that have lost this worker and look for it; None of a job that starts.
+
+    It hardly waits unless TensorFlow listens at all other addresses already, as it does where this
+    worker alone was started again, without a word that it is to join.
+    """
+    others = [address for other, address in enumerate(addresses) if other != rank]
+    with contextlib.suppress(OSError):  # the port is taken: TensorFlow will say so
+        if others and all(_listens(address) for address in others):
+            ends = time.monotonic() + _MISSED_S
+            with _door(addresses[rank]) as door:
+                while time.monotonic() < ends:
+                    if contacts := _knocked(door):
+                        return contacts
+    return None
+
+
+def _door(address: str) -> socket.socket:
+    """A socket at this worker's port, on all interfaces, as TensorFlow's server will be."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    door = socket.create_server(("", _split(address)[1]), family=family, dualstack_ipv6=dual)
+    door.settimeout(0.25)
+    return door
+
+
+def _knocked(door: socket.socket) -> dict[int, dict] | None:
+    """What a visitor has left, if one came."""
+    with contextlib.suppress(OSError):
+        knocking, _ = door.accept()
+        with knocking:
+            return _contacts(knocking)
+    return None
 
 
 def _contacts(knocking: socket.socket) -> dict[int, dict] | None:
@@ -123,6 +153,13 @@ def _trains(address: str) -> bool:
         return True
     except OSError:
         return False
+
+
+def _listens(address: str) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection(_split(address), timeout=_SERVE_S).close()
+        return True
+    return False
 
 
 def _split(address: str) -> tuple[str, int]:

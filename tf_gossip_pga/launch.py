@@ -80,7 +80,7 @@ def launch(
       command: program and arguments, e.g. `[sys.executable, "script.py"]`.
       workers: number of processes, >= 1.
       verbose: show TensorFlow's start-up messages and repeated warnings too.
-      min_workers: how many must end well; the others may fail. Default: all.
+      min_workers: how many must end well; the others may fail. Default: all, with `rejoins` one.
       rejoins: how many workers that fail are started again, to join those that go on; for scripts
         with `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`. Default 0.
       deadline_s: stop everything after so many seconds; None waits for ever.
@@ -98,7 +98,7 @@ def launch(
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers must be a whole number >= 1, received {workers!r}.")
-    least = workers if min_workers is None else min_workers
+    least = (1 if rejoins else workers) if min_workers is None else min_workers
     if least not in range(1, workers + 1):
         raise ValueError(f"min_workers must be one of 1 … {workers}, received {min_workers!r}.")
     if isinstance(rejoins, bool) or not isinstance(rejoins, int) or rejoins < 0:
@@ -150,7 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--workers", type=int, default=2, help="number of processes (default 2)")
-    parser.add_argument("--min-workers", type=int, help="how many must be left (default all)")
+    parser.add_argument(
+        "--min-workers", type=int, help="how many must be left (default all; with --rejoins 1)"
+    )
     parser.add_argument(
         "--rejoins", type=int, default=0, help="how many failed workers join the others again"
     )
@@ -352,9 +354,12 @@ def _description(failed: list[_Worker], crew: list[_Worker]) -> str:
     then = "".join(f", then rank {each.rank}, with {_how(each)}" for each in others)
     ended = [str(each.rank) for each in crew if each.process.returncode == 0]
     before = f" Rank {', '.join(ended)} had ended before, with exit code 0." if ended else ""
+    hint = ""
+    if len(failed) == 1 and len(crew) > 1 and not ended:
+        hint = " (A script that survives a loss needs --min-workers.)"
     return (
         f"Rank {first.rank} failed first, with {_how(first)}{then}; the other workers were "
-        f"stopped.{before}"
+        f"stopped.{before}{hint}"
     )
 
 

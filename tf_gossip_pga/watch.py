@@ -177,7 +177,7 @@ class Watch:
             f"{findings.names or broken.peer or 'another worker'} at {broken.doing}: {reason}.\n"
             "Look at the other workers' output for the cause (did each of them call fit with "
             "GossipPGA?), then start the job again. Where a worker was only slow, give every "
-            "GossipPGA a longer timeout_s."
+            "GossipPGA a longer timeout_s. With on_worker_lost='continue' those left go on."
         )
 
     def _hear_of_loss(self, request: dict) -> dict:

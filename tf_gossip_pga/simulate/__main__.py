@@ -115,6 +115,7 @@ def table(methods: dict[str, dict]) -> str:
         end = f"{each['mean'][-1]:.3e} ± {each['standard_error'][-1]:.0e}"
         end = "diverged" if name in diverged else end
         joined = "not joined" if each["transient"] is None else each["transient"]
+        joined = "-" if name == "parallel" else joined
         lines.append(f"{name:14}{end:>24}{joined:>20}{each['global_averages']:>18.0f}")
     if diverged:
         lines.append(f"\nTry a smaller --step_size than {FLAGS.step_size:g}.")
