@@ -178,7 +178,7 @@ class Channel:
         self._heard: dict[int, float] = {}  # by an answer
         self._heard_all = time.monotonic()  # by an exchange
         self.handlers = {"status": lambda request: dataclasses.asdict(status.tell())}
-        listener = _listener([_split(address)[0] for address in addresses], rank)
+        listener = _listener([split(address)[0] for address in addresses], rank)
         self.contact = {"port": listener.getsockname()[1], "token": self._token}
         self.contacts = {rank: self.contact}
         # A loop of its own: the thread that makes it may have another.
@@ -199,7 +199,7 @@ class Channel:
         """Makes one other known, by what its `contact` is."""
         self.contacts = {**self.contacts, rank: contact}
         if rank != self._rank:
-            host, main_port = _split(self._addresses[rank])
+            host, main_port = split(self._addresses[rank])
             peer = _Peer(_numbers(host), main_port=main_port, **contact)
             self._peers = {**self._peers, rank: peer}  # at once: the channel's thread may be asking
 
@@ -298,7 +298,7 @@ class Channel:
                 await asyncio.gather(*map(self._knock, self._knocks_at))
 
     async def _knock(self, rank: int):
-        host, port = _split(self._addresses[rank])
+        host, port = split(self._addresses[rank])
         with contextlib.suppress(*_BROKEN):
             async with asyncio.timeout(_SERVE_S):
                 _, writer = await asyncio.open_connection(host, port)
@@ -439,7 +439,8 @@ def _runs(thread: int, code: types.CodeType) -> bool:
 # ---- Addresses ----------------------------------------------------------------------------------
 
 
-def _split(address: str) -> tuple[str, int]:
+def split(address: str) -> tuple[str, int]:
+    """Host and port of an address as in `TF_CONFIG`."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 

@@ -138,7 +138,7 @@ class Collectives:
         # Before any waiting: rank 0 may have ended with this same error.
         if context.context()._context_handle is not None:
             raise RuntimeError(_too_late())
-        find = guest.await_knock if joins else guest.is_missed
+        find = guest.await_knock if joins else guest.contacts_if_missed
         known = find(cluster.addresses, cluster.rank)
         self.is_guest = known is not None
         if self.is_guest:
@@ -781,11 +781,10 @@ def _await_chief(cluster: cluster_lib.Cluster):
     TensorFlow would wait without a word, and without letting another Python thread speak.
     """
     address = cluster.addresses[0]
-    host, _, port = address.rpartition(":")
     waited_s = 0
     while not cluster.is_chief:
         with contextlib.suppress(OSError):
-            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            socket.create_connection(channel.split(address), timeout=1).close()
             return
         time.sleep(0.2)
         waited_s += 0.2

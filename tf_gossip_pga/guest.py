@@ -94,7 +94,7 @@ def await_knock(addresses, rank: int) -> dict[int, dict]:
     )
 
 
-def is_missed(addresses, rank: int) -> dict[int, dict] | None:
+def contacts_if_missed(addresses, rank: int) -> dict[int, dict] | None:
     """The contacts of those that have lost this worker and look for it; None of a job that starts.
 
     It hardly waits unless TensorFlow listens at all other addresses already, as it does where this
@@ -115,7 +115,7 @@ def _door(address: str) -> socket.socket:
     """A socket at this worker's port, on all interfaces, as TensorFlow's server will be."""
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
-    door = socket.create_server(("", _split(address)[1]), family=family, dualstack_ipv6=dual)
+    door = socket.create_server(("", channel.split(address)[1]), family=family, dualstack_ipv6=dual)
     door.settimeout(0.25)
     return door
 
@@ -147,7 +147,7 @@ def _contacts(knocking: socket.socket) -> dict[int, dict] | None:
 def _trains(address: str) -> bool:
     """Whether TensorFlow listens there, or something else that is no guest."""
     try:
-        with socket.create_connection(_split(address), timeout=_SERVE_S) as connection:
+        with socket.create_connection(channel.split(address), timeout=_SERVE_S) as connection:
             return connection.recv(len(channel.GREETING)) != channel.GREETING
     except TimeoutError:  # it may be cut off
         return True
@@ -157,11 +157,6 @@ def _trains(address: str) -> bool:
 
 def _listens(address: str) -> bool:
     with contextlib.suppress(OSError):
-        socket.create_connection(_split(address), timeout=_SERVE_S).close()
+        socket.create_connection(channel.split(address), timeout=_SERVE_S).close()
         return True
     return False
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
