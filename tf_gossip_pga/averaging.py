@@ -217,19 +217,8 @@ class Averager:
 
     def welcome(self, source: int, is_new: bool):
         """Sets all variables of new members to those of the member at place `source`."""
-
-        def exchange():
-            everything = self._collectives.broadcast(
-                self._everything.pack(), self._key_of_sent, source
-            )
-            if is_new:
-                self._everything.assign(everything)
-                self._remember(self._parameters.pack())
-            with tf.control_dependencies(everything):
-                return tf.constant(0)
-
         with self._collectives.waiting("the welcome", self._start_timeout_s):
-            Traced(exchange)()
+            Traced(functools.partial(self._broadcast, source, is_new))()
         if self._collectives.place == source:
             self.bytes_sent += self._everything.bytes
 
@@ -313,10 +302,14 @@ class Averager:
     def _average_slots(self):
         self._slots.assign(self._collectives.mean(self._slots.pack(), self._key_of_slots))
 
-    def _broadcast(self):
+    def _broadcast(self, source: int = 0, is_taken: bool = True):
         chunks = self._everything.pack()
-        self._everything.assign(self._collectives.broadcast(chunks, self._key_of_sent))
-        self._remember(self._parameters.pack())
+        received = self._collectives.broadcast(chunks, self._key_of_sent, source)
+        if is_taken:
+            self._everything.assign(received)
+            self._remember(self._parameters.pack())
+        with tf.control_dependencies(received):
+            return tf.constant(0)
 
     def _remember(self, chunks):
         """Takes as the reference what all replicas have now."""

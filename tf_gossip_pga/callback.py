@@ -436,11 +436,8 @@ class GossipPGA(keras.callbacks.Callback):
 
     def _welcome(self, source: int, averager_for, is_new: bool):
         """Gives new members what rank `source` has."""
-        mine = self._collectives
-        self._topology = topology_lib.resolve_again(self._wanted_topology, mine.size)
-        averager = averager_for(self._topology)
-        self._bytes_of_past_fits, self._averager = self.bytes_sent, averager
-        averager.welcome(mine.members.index(source), is_new)
+        self._resize(averager_for)
+        self._averager.welcome(self._cluster.members.index(source), is_new)
         self._in_consensus = True
 
     # ---- Where this rank is, for those that wait for it -----------------------------------------
@@ -495,9 +492,7 @@ class GossipPGA(keras.callbacks.Callback):
         }
         everyone = mine.gather(told, doing, self._timeout_s * _PATIENCE)
         first = max(everyone, key=lambda each: each["completed"])
-        self._topology = topology_lib.resolve_again(self._wanted_topology, mine.size)
-        averager = self._averager.anew(self._topology)
-        self._bytes_of_past_fits, self._averager = self.bytes_sent, averager
+        self._resize(self._averager.anew)
         self._averager.global_average(doing)
         self._average_slots(doing)
         self._met = first["met"]
@@ -509,6 +504,13 @@ class GossipPGA(keras.callbacks.Callback):
         self._unreported = []  # the lost worker's part of these distances is lost
         self._local = None  # after a validation all go on from here
         self._divided = False
+
+    def _resize(self, averager_for):
+        """Exchanges from now on among the present members, on a graph for so many."""
+        size = self._collectives.size
+        self._topology = topology_lib.resolve_again(self._wanted_topology, size)
+        averager = averager_for(self._topology)
+        self._bytes_of_past_fits, self._averager = self.bytes_sent, averager
 
     def _exchange(self) -> bool:
         """What follows an optimizer step; whether it was a global average."""

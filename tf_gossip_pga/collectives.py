@@ -281,9 +281,11 @@ class Collectives:
             self._grow(generation, veterans, ranks)
         except (membership.AnewError, OSError):  # the latter: its name is not known here
             self._guests = {}
-            doing = f"taking in {_named(ranks)}"
+            doing = f"taking in {membership.named(ranks)}"
             self._after(watch.Broken(doing, "another did not come"), ranks)
-        watch.say(f"Rank {self.cluster.rank} goes on with {_named(ranks)}, who came back.")
+        watch.say(
+            f"Rank {self.cluster.rank} goes on with {membership.named(ranks)}, who came back."
+        )
 
     def await_invitation(self) -> guest.Invitation:
         """On a guest: announces itself to all until it is to be taken in.
@@ -291,8 +293,7 @@ class Collectives:
         Raises:
           WorkerLost: the others have ended.
         """
-        began = time.monotonic()
-        say_at = began + _SAY_S
+        waiting = watch.Waiting(_SAY_S)
         while self.invitation is None:
             answers = self._channel.ask_all(
                 "guest", rank=self.cluster.rank, contact=self._channel.contact
@@ -305,13 +306,12 @@ class Collectives:
                 )
             for each in told:  # others may have come since
                 self._know(each["contacts"])
-            if (now := time.monotonic()) > say_at:
+            if waited_s := waiting.due():
                 where = f" Rank {min(answers)} is {told[0]['where']}." if told else ""
                 watch.say(
-                    f"Rank {self.cluster.rank} has waited {now - began:.0f} s for the others to "
+                    f"Rank {self.cluster.rank} has waited {waited_s:.0f} s for the others to "
                     f"begin an epoch.{where}"
                 )
-                say_at = now + (now - began)
             time.sleep(_ANNOUNCE_S)
         self._know(self.invitation.contacts)
         self._channel.keep({*self.invitation.veterans, *self.invitation.guests})
@@ -498,7 +498,7 @@ class Collectives:
             raise watch.WorkerLost(self._watch.text_of_loss(broken)) from None
         self._completed_at_regroup = self.completed
         self._start_generation()
-        how = f"without {_named(gone)}" if gone else "with all"
+        how = f"without {membership.named(gone)}" if gone else "with all"
         watch.say(
             f"Rank {self.cluster.rank} goes on {how}: "
             f"{self.size} of {self.cluster.size} workers are left. It was at {broken.doing}."
@@ -648,10 +648,6 @@ def _decode(messages: np.ndarray) -> list:
     pairs = [json.loads(row[1 : 1 + row[0]].astype(np.uint8).tobytes()) for row in messages]
     # TensorFlow gathers in the order of its devices' names: task:10 comes before task:2.
     return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
-
-
-def _named(ranks) -> str:
-    return " and ".join(f"rank {rank}" for rank in ranks)
 
 
 def _abort(reason: str):

@@ -65,8 +65,7 @@ def await_knock(addresses, rank: int) -> dict[int, dict]:
       WorkerLost: nobody is left who could knock: there is no job to join.
     """
     others = [address for other, address in enumerate(addresses) if other != rank]
-    began = time.monotonic()
-    say_at, look_at, in_vain = began + _SAY_S, began + _LOOK_S, 0
+    waiting, look_at, in_vain = watch.Waiting(_SAY_S), time.monotonic() + _LOOK_S, 0
     try:
         door = _door(addresses[rank])
     except OSError as error:
@@ -78,16 +77,14 @@ def await_knock(addresses, rank: int) -> dict[int, dict]:
         while in_vain < _LOOKS:
             if contacts := _knocked(door):
                 return contacts
-            now = time.monotonic()
-            if now > look_at:
+            if time.monotonic() > look_at:
                 in_vain = 0 if any(map(_trains, others)) else in_vain + 1
                 look_at = time.monotonic() + _LOOK_S
-            if now > say_at:
+            if waited_s := waiting.due():
                 watch.say(
-                    f"Rank {rank} has waited {now - began:.0f} s at {addresses[rank]} for those "
+                    f"Rank {rank} has waited {waited_s:.0f} s at {addresses[rank]} for those "
                     "that are left to find it."
                 )
-                say_at = now + (now - began)
     raise watch.WorkerLost(
         f"Rank {rank} was started to join a running job again, but nobody trains at the other "
         "addresses of TF_CONFIG: the job has ended."

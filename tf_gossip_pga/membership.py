@@ -176,8 +176,7 @@ class Membership:
         """The members of the wanted generation, the same for all of them."""
         silent_since: dict[int, float] = {}
         torn_since: dict[tuple[int, int], float] = {}
-        began = time.monotonic()
-        say_at = began + _SAY_S
+        waiting = watch.Waiting(_SAY_S)
         while True:
             found = self._ask(stand)
             now = time.monotonic()
@@ -211,12 +210,11 @@ class Membership:
                 members = tuple(sorted(willing))
                 self._standing = dataclasses.replace(stand, members=members)
                 return members
-            if now > say_at and undecided:
+            if undecided and (waited_s := waiting.due()):
                 watch.say(
-                    f"Rank {self._rank} has waited {now - began:.0f} s for {_named(undecided)} to "
+                    f"Rank {self._rank} has waited {waited_s:.0f} s for {named(undecided)} to "
                     "go on without a lost worker."
                 )
-                say_at = now + (now - began)  # when it has waited twice as long
             time.sleep(_POLL_S)
 
     def _begin(self, stand: Standing):
@@ -244,8 +242,7 @@ class Membership:
           AnewError: one of them has gone, or left `fit` (a guest may still come there), or it takes
             too long.
         """
-        began = time.monotonic()
-        say_at = began + _SAY_S
+        waiting = watch.Waiting(_SAY_S)
         while True:
             found = self._ask(stand, others, calls_off=not guests)
             told = {rank: each for rank, each in found.items() if isinstance(each, Standing)}
@@ -254,11 +251,10 @@ class Membership:
                 raise AnewError
             if happened(told):
                 return told
-            if (now := time.monotonic()) > say_at:
+            if waited_s := waiting.due():
                 late = {r for r in others if r not in told or told[r].wants != stand.wants}
                 late = late or {r for r in others if not told[r].is_member} or set(others)
-                watch.say(f"Rank {self._rank} has waited {now - began:.0f} s for {_named(late)}.")
-                say_at = now + (now - began)
+                watch.say(f"Rank {self._rank} has waited {waited_s:.0f} s for {named(late)}.")
             time.sleep(_POLL_S)
 
     def _ask(
@@ -310,8 +306,8 @@ class Membership:
         ahead = len(willing) - len(silent)
         if ahead < 0 or (ahead == 0 and min(silent) < min(willing)):
             raise watch.WorkerLost(
-                f"Rank {self._rank}: {_named(silent)} cannot be reached, and may be going on "
-                f"without {_named(willing)}: the side with more workers goes on, or of equal sides "
+                f"Rank {self._rank}: {named(silent)} cannot be reached, and may be going on "
+                f"without {named(willing)}: the side with more workers goes on, or of equal sides "
                 "that with the lowest rank. This side ends."
             )
         if len(willing) < least:
@@ -356,5 +352,6 @@ def _torn(willing: set[int], told: dict[int, Standing]) -> set[tuple[int, int]]:
     }
 
 
-def _named(ranks) -> str:
+def named(ranks) -> str:
+    """`"rank 1 and rank 3"`."""
     return " and ".join(f"rank {rank}" for rank in sorted(ranks))

@@ -228,6 +228,26 @@ class Watch:
         wait.ask_at = now + min(self._patience_s(wait.timeout_s), _SILENT_S / 4)
 
 
+class Waiting:
+    """A wait that begins now, and when to speak of it: at first, then when it has doubled.
+
+    Args:
+      first_s: seconds before it is worth a word.
+    """
+
+    def __init__(self, first_s: float):
+        self._began = time.monotonic()
+        self._say_at = self._began + first_s
+
+    def due(self) -> float | None:
+        """Seconds waited, where that is to be said now."""
+        now = time.monotonic()
+        if now <= self._say_at:
+            return None
+        self._say_at = now + (now - self._began)
+        return now - self._began
+
+
 def _peer(message: str) -> str | None:
     task = re.search(r"Error reported from /job:(\w+)/task:(\d+)", message)
     task = task or re.search(r"target /job:(\w+)/replica:0/task:(\d+)", message)
