@@ -1,10 +1,13 @@
 """Chaos: workers that are killed, stopped or held up at a chosen or random step and phase.
 
     python tests/chaos.py --runs=60 --output=output/chaos.json
+    python tests/chaos.py --runs=60 --returning
 
 Each run trains a small model on four real processes with `GossipPGA(on_worker_lost="continue")`
 and kills one or two of them. It is passed when all others finish `fit` with the same weights, and a
-loss within 10 % of that of an undisturbed run of as many workers. In a script of your own:
+loss within 10 % of that of an undisturbed run of as many workers. With `--returning` those that are
+killed are started again, and taken in by the others; in half of the runs a third worker, or one of
+them, is killed while this happens. In a script of your own:
 
     events = [Event(rank=2, step=40, phase="exchange")]
     model.fit(…, callbacks=[Chaos(cluster.rank, events), gossip])
@@ -32,12 +35,16 @@ import links  # noqa: E402
 import numpy as np  # noqa: E402
 
 from tf_gossip_pga import cluster as cluster_lib  # noqa: E402
-from tf_gossip_pga import launch, store  # noqa: E402
+from tf_gossip_pga import collectives, launch, store  # noqa: E402
 
 # Where in a step or epoch: while it computes; a moment after its exchange has begun, which every
 # `H`-th time is a global average; in the validation after the epoch of this step; at its end; a
 # moment after that, while a checkpoint is taken, if it is.
 PHASES = ("computing", "exchange", "validation", "epoch end", "checkpoint")
+
+# Before the step that begins an epoch; a moment after that, while those that have come back are
+# taken in. What comes back itself is hit a moment after its `fit` has begun.
+PHASES_OF_RETURNS = ("epoch begin", "admission")
 
 WORKERS, EPOCHS, STEPS, PERIOD, BATCH = 4, 4, 15, 4, 64
 DEADLINE_S = 240
@@ -50,11 +57,14 @@ class Event:
     Attributes:
       rank: whom it happens to.
       step: when, counted from 1 over the whole run.
-      phase: one of `PHASES`.
+      phase: one of `PHASES` or `PHASES_OF_RETURNS`.
       kind: `"kill"`: SIGKILL; `"stop"`: SIGSTOP, and SIGCONT after `seconds`; `"delay"`: a sleep of
-        `seconds`; `"cut"`: its network interface goes down, where it has one of its own.
-      seconds: for `"stop"` and `"delay"`; also how long after its beginning an exchange or a
-        checkpoint is hit.
+        `seconds`; `"cut"`: its network interface goes down, where it has one of its own; `"await"`:
+        it waits until all that were lost ask to be taken in again.
+      seconds: for `"stop"` and `"delay"`; also how long after its beginning an exchange, a
+        checkpoint or an admission is hit.
+      returns: whether what was killed is started again, to join the others. Later events of this
+        rank happen to it then.
     """
 
     rank: int
@@ -62,6 +72,7 @@ class Event:
     phase: str
     kind: str = "kill"
     seconds: float = 0.005
+    returns: bool = False
 
 
 class Chaos(keras.callbacks.Callback):
@@ -71,6 +82,9 @@ class Chaos(keras.callbacks.Callback):
       rank: this worker's.
       events: of all ranks.
       log: a file that gets a line with the time of each event.
+
+    Attributes:
+      awaited_s: how long it has waited for others to come back.
     """
 
     def __init__(self, rank: int, events, log=os.devnull):
@@ -78,6 +92,16 @@ class Chaos(keras.callbacks.Callback):
         self._events = [event for event in events if event.rank == rank]
         self._log = log
         self._step = 0
+        self.awaited_s = 0.0
+
+    def on_train_begin(self, logs=None):
+        if collectives.active().is_guest:
+            self._step = collectives.active().invitation.state["step"]
+            self._happen_soon("admission", self._step + 1)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._happen("epoch begin", self._step + 1)
+        self._happen_soon("admission", self._step + 1)
 
     def on_train_batch_begin(self, batch, logs=None):
         self._step += 1
@@ -93,20 +117,24 @@ class Chaos(keras.callbacks.Callback):
         self._happen("epoch end")
         self._happen_soon("checkpoint")
 
-    def _at(self, phase: str) -> list[Event]:
-        found = [each for each in self._events if (each.step, each.phase) == (self._step, phase)]
+    def _at(self, phase: str, step: int | None) -> list[Event]:
+        when = (self._step if step is None else step, phase)
+        found = [each for each in self._events if (each.step, each.phase) == when]
         self._events = [each for each in self._events if each not in found]
         return found
 
-    def _happen(self, phase: str):
-        for event in self._at(phase):
+    def _happen(self, phase: str, step: int | None = None):
+        for event in self._at(phase, step):
             self._do(event)
 
-    def _happen_soon(self, phase: str):
-        for event in self._at(phase):
+    def _happen_soon(self, phase: str, step: int | None = None):
+        for event in self._at(phase, step):
             threading.Timer(event.seconds, self._do, [event]).start()
 
     def _do(self, event: Event):
+        if event.kind == "await":
+            self._await_guests()
+            return
         with open(self._log, "a") as log:
             print(time.time(), file=log, flush=True)
         if event.kind == "kill":
@@ -118,6 +146,12 @@ class Chaos(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGSTOP)
         else:
             time.sleep(event.seconds)
+
+    def _await_guests(self):
+        began, mine = time.monotonic(), collectives.active()
+        while len(mine.guests()) < len(mine.cluster.lost):
+            time.sleep(0.05)
+        self.awaited_s += time.monotonic() - began
 
 
 def plan(seed: int) -> list[Event]:
@@ -137,14 +171,33 @@ def plan(seed: int) -> list[Event]:
     return events
 
 
-def settings(seed: int) -> dict:
+def plan_of_returns(seed: int) -> list[Event]:
+    """As `plan`, but in the first two epochs; all wait before the fourth for who comes back."""
+    draw, begins = random.Random(seed), (EPOCHS - 1) * STEPS + 1
+    events = []
+    for event in plan(seed):
+        step = max(2, event.step // 2)
+        if event.phase in ("validation", "epoch end", "checkpoint"):
+            step = STEPS * draw.choice([1, 2])
+        events.append(dataclasses.replace(event, step=step, returns=True))
+    returning = {event.rank for event in events}
+    awaits = [Event(rank, begins, "epoch begin", kind="await") for rank in range(WORKERS)]
+    events += [event for event in awaits if event.rank not in returning]
+    if seed % 2:
+        rank = draw.randrange(WORKERS)
+        events.append(Event(rank, begins, "admission", seconds=draw.uniform(0, 1)))
+    return events
+
+
+def settings(seed: int, returning: bool = False) -> dict:
     """Arguments of `GossipPGA`, at random; `H` of 0 stands for an adaptive period.
 
-    Every other run takes checkpoints.
+    Every other run takes checkpoints; where workers return, all do, since one that comes back
+    learns from its `Checkpoint` which epoch begins.
     """
     draw = random.Random(1000 + seed)
     return {
-        "checkpoints": seed % 2 == 1,
+        "checkpoints": returning or seed % 2 == 1,
         "H": draw.choice([PERIOD, STEPS // 3, None, 0]),
         "topology": draw.choice(["ring", "one_peer_exponential", "hypercube"]),
         "overlap": draw.choice([False, True]),
@@ -156,20 +209,36 @@ def settings(seed: int) -> dict:
 
 
 class Clock(keras.callbacks.Callback):
-    """When this rank first knew of each loss. Comes after `GossipPGA`."""
+    """When this rank first knew of each loss. Comes after `GossipPGA`.
 
-    def __init__(self, cluster):
+    Attributes:
+      moments: of each loss.
+      pause_s: the longest time from one batch to the next, without that in which this rank has
+        waited for others to come back.
+    """
+
+    def __init__(self, cluster, chaos: Chaos):
         super().__init__()
         self._cluster = cluster
-        self._known = 0
+        self._chaos = chaos
+        self._known = set()
+        self._last = None
         self.moments = []
+        self.pause_s = 0.0
 
     def _look(self, *arguments, **named):
-        if len(self._cluster.lost) > self._known:
-            self._known = len(self._cluster.lost)
+        if self._cluster.lost - self._known:
             self.moments.append(time.time())
+        self._known = set(self._cluster.lost)
 
-    on_train_batch_end = on_test_begin = on_epoch_begin = on_epoch_end = on_train_end = _look
+    def on_train_batch_end(self, batch, logs=None):
+        self._look()
+        now = time.monotonic() - self._chaos.awaited_s
+        if self._last is not None:
+            self.pause_s = max(self.pause_s, now - self._last)
+        self._last = now
+
+    on_test_begin = on_epoch_begin = on_epoch_end = on_train_end = _look
 
 
 def data(rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -198,16 +267,18 @@ def work(folder: pathlib.Path, events: list[Event], arguments: dict):
     checkpoints = arguments.pop("checkpoints", False)
     gossip = pga.GossipPGA(**arguments)
     saving = [pga.Checkpoint(gossip, folder / "checkpoints")] if checkpoints else []
-    clock = Clock(cluster)
+    chaos = Chaos(cluster.rank, events, folder / "events")
+    clock = Clock(cluster, chaos)
     history = model.fit(
         x,
         y,
         batch_size=BATCH,
         steps_per_epoch=STEPS,
         epochs=EPOCHS,
+        initial_epoch=saving[0].restore(model) if saving else 0,
         verbose=0,
         validation_data=(x_validation, y_validation),
-        callbacks=[Chaos(cluster.rank, events, folder / "events"), gossip, *saving, clock],
+        callbacks=[chaos, gossip, *saving, clock],
     )
     step = gossip.step
     # Those that are left can train again.
@@ -216,9 +287,10 @@ def work(folder: pathlib.Path, events: list[Event], arguments: dict):
         "weights": [weight.tolist() for weight in model.get_weights()],
         "loss": model.evaluate(x_validation, y_validation, verbose=0),
         "step": step,
-        "epochs": len(history.history["loss"]),
+        "epoch": history.epoch[-1],
         "lost": sorted(cluster.lost),
         "moments": clock.moments,
+        "pause_s": clock.pause_s,
         "checkpoint": _newest_checkpoint(folder / "checkpoints") if checkpoints else None,
     }
     (folder / f"{cluster.rank}.json").write_text(json.dumps(result))
@@ -264,20 +336,21 @@ def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str
     """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        plan_ = json.dumps([[dataclasses.asdict(event) for event in events], arguments, hosts])
-        command = [sys.executable, __file__, "--join", name, "--plan", plan_]
-        processes = []
+        left = list(events)
         with launch._free_addresses(workers) as addresses:
-            for rank in range(workers):
-                config = cluster_lib.to_tf_config(addresses, rank)
-                environment = {**os.environ, "TF_CONFIG": config, "TF_CPP_MIN_LOG_LEVEL": "2"}
-                with open(folder / f"{rank}.log", "w") as log:
-                    processes.append(
-                        subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-                    )
+            processes = [
+                _start(folder, addresses, rank, left, arguments, hosts) for rank in range(workers)
+            ]
         ends = time.monotonic() + DEADLINE_S
         try:
             while any(each.poll() is None for each in processes) and time.monotonic() < ends:
+                for rank, process in enumerate(processes):
+                    mine = next((event for event in left if event.rank == rank), None)
+                    if process.poll() is not None and mine and mine.returns:
+                        left.remove(mine)
+                        processes[rank] = _start(
+                            folder, addresses, rank, left, arguments, hosts, {cluster_lib.JOIN: "1"}
+                        )
                 time.sleep(0.1)
             exit_codes = [each.poll() for each in processes]
         finally:
@@ -301,10 +374,33 @@ def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str
     return Outcome(results, exit_codes, output, recovery_s)
 
 
+def _start(folder, addresses, rank: int, events, arguments, hosts, environment=()):
+    """A worker's process, to which these events happen."""
+    plan_ = json.dumps([[dataclasses.asdict(event) for event in events], arguments, hosts])
+    config = cluster_lib.to_tf_config(addresses, rank)
+    with open(folder / f"{rank}.log", "a") as log:
+        return subprocess.Popen(
+            [sys.executable, __file__, "--join", str(folder), "--plan", plan_],
+            env={
+                **os.environ,
+                "TF_CONFIG": config,
+                "TF_CPP_MIN_LOG_LEVEL": "2",
+                **dict(environment),
+            },
+            stdout=log,
+            stderr=log,
+        )
+
+
 def problem(events: list[Event], outcome: Outcome, undisturbed_loss: float) -> str | None:
     """What is wrong with an outcome, or None."""
-    killed = {event.rank for event in events if event.kind in ("kill", "cut")}
+    ends = {event.rank: event for event in events if event.kind in ("kill", "cut")}  # the last ones
+    killed = {rank for rank, event in ends.items() if not event.returns}
     survivors = set(range(len(outcome.exit_codes))) - killed
+    if any(ends[rank].phase == "admission" for rank in killed):
+        # Another that was about to be taken in may have to be started once more.
+        refused = {rank for rank in ends if ends[rank].returns and outcome.exit_codes[rank]}
+        killed, survivors = killed | refused, survivors - refused
     if None in outcome.exit_codes:
         return f"hangs: {outcome.exit_codes}"
     if set(outcome.results) != survivors or any(outcome.exit_codes[rank] for rank in survivors):
@@ -313,7 +409,7 @@ def problem(events: list[Event], outcome: Outcome, undisturbed_loss: float) -> s
     if any(each["weights"] != first["weights"] for each in others):
         return "the survivors' weights differ"
     if any(
-        (each["step"], each["epochs"]) != (EPOCHS * STEPS, EPOCHS)
+        (each["step"], each["epoch"]) != (EPOCHS * STEPS, EPOCHS - 1)
         for each in outcome.results.values()
     ):
         return "a survivor has not taken all steps"
@@ -332,6 +428,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--first", type=int, default=0, help="seed of the first run")
+    parser.add_argument("--returning", action="store_true", help="those killed are started again")
     parser.add_argument("--output", help="write a JSON file")
     for internal in ("--join", "--plan"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
@@ -347,23 +444,38 @@ def main():
     print(f"undisturbed loss by workers: {undisturbed}", flush=True)
     rows = []
     for seed in range(options.first, options.first + options.runs):
-        events = plan(seed)
-        outcome = run(events, settings(seed))
-        wrong = problem(events, outcome, undisturbed[WORKERS - len(events)])
-        loss = next((each["loss"] for each in outcome.results.values()), None)
-        what = "; ".join(f"rank {each.rank}, step {each.step}, {each.phase}" for each in events)
-        what += f"  {settings(seed)}"
-        recovery = f"{outcome.recovery_s:5.1f} s" if outcome.recovery_s is not None else "   none"
-        print(f"{seed:3}  {recovery}  {loss or 0:.4f}  {wrong or 'ok':6}  {what}", flush=True)
+        events = plan_of_returns(seed) if options.returning else plan(seed)
+        arguments = settings(seed, options.returning)
+        outcome = run(events, arguments)
+        kills = [event for event in events if event.kind == "kill"]
+        wrong = problem(events, outcome, undisturbed[WORKERS - min(2, len(kills))])
+        row = {
+            "seed": seed,
+            "events": "; ".join(
+                f"rank {each.rank}, step {each.step}, {each.phase}" for each in kills
+            )
+            + f"  {arguments}",
+            "recovery_s": outcome.recovery_s,
+            "pause_s": max((each["pause_s"] for each in outcome.results.values()), default=None),
+            "loss": next((each["loss"] for each in outcome.results.values()), None),
+            "problem": wrong,
+        }
+        rows.append(row)
+        seconds = row["pause_s" if options.returning else "recovery_s"]
+        print(
+            f"{seed:3}  " + ("   none" if seconds is None else f"{seconds:5.1f} s"),
+            f" {row['loss'] or 0:.4f}  {wrong or 'ok':6}  {row['events']}",
+            flush=True,
+        )
         if wrong:
             print(outcome.output, flush=True)
-        row = {"seed": seed, "events": what, "recovery_s": outcome.recovery_s, "loss": loss}
-        rows.append({**row, "problem": wrong})
-    recoveries = [row["recovery_s"] for row in rows if row["recovery_s"] is not None]
+    kind = "pause_s" if options.returning else "recovery_s"
+    measured = [row[kind] for row in rows if row[kind] is not None]
     failed = sum(row["problem"] is not None for row in rows)
     print(f"{len(rows)} runs, {failed} failed", end="")
-    if recoveries:
-        print(f"; recovery {statistics.median(recoveries):.1f} s, at most {max(recoveries):.1f} s")
+    if measured:
+        what = "longest pause" if options.returning else "recovery"
+        print(f"; {what} {statistics.median(measured):.1f} s, at most {max(measured):.1f} s")
     if options.output:
         pathlib.Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         pathlib.Path(options.output).write_text(json.dumps(rows, indent=2) + "\n")

@@ -116,7 +116,7 @@ class Averager:
         self._apply_function = Traced(lambda *changes: self._parameters.add(changes))
         self._global_function = Traced(self._global_average)
         self._slots_function = Traced(self._average_slots)
-        self._broadcast_function = Traced(self._broadcast)
+        self._broadcast_function = Traced(functools.partial(self._broadcast, self._key_of_sent))
         self._started = False  # a gossip, that is not finished
 
     def anew(self, topology: topology_lib.Topology) -> "Averager":
@@ -217,8 +217,11 @@ class Averager:
 
     def welcome(self, source: int, is_new: bool):
         """Sets all variables of new members to those of the member at place `source`."""
-        with self._collectives.waiting("the welcome", self._start_timeout_s):
-            Traced(functools.partial(self._broadcast, source, is_new))()
+        doing, count = "the welcome", len(self._everything)
+        # A key of a broadcast is bound to its source, too.
+        key = self._collectives.reserve_instance_keys(count, doing, self._start_timeout_s)
+        with self._collectives.waiting(doing, self._start_timeout_s):
+            Traced(functools.partial(self._broadcast, key, source, is_new))()
         if self._collectives.place == source:
             self.bytes_sent += self._everything.bytes
 
@@ -302,9 +305,9 @@ class Averager:
     def _average_slots(self):
         self._slots.assign(self._collectives.mean(self._slots.pack(), self._key_of_slots))
 
-    def _broadcast(self, source: int = 0, is_taken: bool = True):
+    def _broadcast(self, first_key: int, source: int = 0, is_taken: bool = True):
         chunks = self._everything.pack()
-        received = self._collectives.broadcast(chunks, self._key_of_sent, source)
+        received = self._collectives.broadcast(chunks, first_key, source)
         if is_taken:
             self._everything.assign(received)
             self._remember(self._parameters.pack())
