@@ -185,7 +185,7 @@ def plan_of_returns(seed: int) -> list[Event]:
     events += [event for event in awaits if event.rank not in returning]
     if seed % 2:
         rank = draw.randrange(WORKERS)
-        events.append(Event(rank, begins, "admission", seconds=draw.uniform(0, 1)))
+        events.append(Event(rank, begins, "admission", seconds=draw.uniform(0, 0.5)))
     return events
 
 

@@ -64,6 +64,14 @@ def test_a_stop_of_a_few_seconds_is_no_loss(undisturbed_loss):
     assert all(result["lost"] == [] for result in outcome.results.values())
 
 
+# Rank 0 and another come back; rank 0 dies while another is taken in.
+@pytest.mark.parametrize("seed", [0, 1])
+def test_who_comes_back_finishes_like_all(seed, undisturbed_loss):
+    events = chaos.plan_of_returns(seed)
+    outcome = _run(events, chaos.settings(seed, returning=True))
+    assert chaos.problem(events, outcome, undisturbed_loss) is None, outcome.output
+
+
 def test_of_two_sides_of_a_cut_the_larger_goes_on(undisturbed_loss):
     try:
         with links.hosts(3, 1000) as hosts:
