@@ -280,14 +280,15 @@ def work(folder: pathlib.Path, events: list[Event], arguments: dict):
         validation_data=(x_validation, y_validation),
         callbacks=[chaos, gossip, *saving, clock],
     )
-    step = gossip.step
-    # Those that are left can train again.
-    model.fit(x[: 2 * BATCH], y[: 2 * BATCH], batch_size=BATCH, verbose=0, callbacks=[gossip])
     result = {
         "weights": [weight.tolist() for weight in model.get_weights()],
         "loss": model.evaluate(x_validation, y_validation, verbose=0),
-        "step": step,
+        "step": gossip.step,
         "epoch": history.epoch[-1],
+    }
+    # Those that are left can train again.
+    model.fit(x[: 2 * BATCH], y[: 2 * BATCH], batch_size=BATCH, verbose=0, callbacks=[gossip])
+    result |= {
         "lost": sorted(cluster.lost),
         "moments": clock.moments,
         "pause_s": clock.pause_s,
@@ -346,7 +347,7 @@ def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str
             while any(each.poll() is None for each in processes) and time.monotonic() < ends:
                 for rank, process in enumerate(processes):
                     mine = next((event for event in left if event.rank == rank), None)
-                    if process.poll() is not None and mine and mine.returns:
+                    if process.poll() == -signal.SIGKILL and mine and mine.returns:
                         left.remove(mine)
                         processes[rank] = _start(
                             folder, addresses, rank, left, arguments, hosts, {cluster_lib.JOIN: "1"}

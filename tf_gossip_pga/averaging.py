@@ -78,7 +78,7 @@ class Averager:
     ):
         self.bytes_sent = 0
         self._collectives = collectives
-        self._members = collectives.members
+        self._generation = collectives.generation
         self._topology = topology
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
@@ -135,7 +135,7 @@ class Averager:
 
     def averages(self, parameters, statistics, others, slots=()) -> bool:
         """Whether it was built for exactly these variables and the present members."""
-        if self._members != self._collectives.members:
+        if self._generation != self._collectives.generation:  # its keys are those of its own
             return False
         mine = self._everything.variables + self._slots.variables
         return [id(v) for v in mine] == [id(v) for v in (*parameters, *statistics, *others, *slots)]

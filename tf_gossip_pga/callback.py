@@ -406,12 +406,13 @@ class GossipPGA(keras.callbacks.Callback):
 
     def _admit(self, guests: dict[str, dict], epoch: int):
         """Takes lost workers in, at a global average; the members do it in step."""
-        mine, source = self._collectives, self._cluster.members[0]
+        mine = self._collectives
         self._first_batch = True  # which a guest has yet to compile
         doing = "the return of a worker"
         told = self._meet(doing, mine=[self.average(doing), mine.generation])
         if any(each != [True, mine.generation] for each in told):
             return  # another was lost meanwhile; all meet once more
+        source = self._cluster.members[0]  # now, since the average may have lost one
         try:
             with self._timed():
                 mine.admit(guests, epoch, self._digest, self.state)

@@ -198,7 +198,7 @@ class Collectives:
     @property
     def generation(self) -> int:
         """How often they have changed."""
-        return self._membership.generation
+        return self._membership.generation if self.cluster.size > 1 else 0
 
     @property
     def size(self) -> int:
