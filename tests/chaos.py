@@ -42,12 +42,15 @@ from tf_gossip_pga import collectives, launch, store  # noqa: E402
 # moment after that, while a checkpoint is taken, if it is.
 PHASES = ("computing", "exchange", "validation", "epoch end", "checkpoint")
 
-# Before the step that begins an epoch; a moment after that, while those that have come back are
+# Before the epoch after this step begins; a moment after that, while those that have come back are
 # taken in. What comes back itself is hit a moment after its `fit` has begun.
 PHASES_OF_RETURNS = ("epoch begin", "admission")
 
 WORKERS, EPOCHS, STEPS, PERIOD, BATCH = 4, 4, 15, 4, 64
+LAST_EPOCH = (EPOCHS - 1) * STEPS  # steps before it
 DEADLINE_S = 240
+
+_AWAITING = "awaiting"  # a file, once others wait for those that come back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +100,11 @@ class Chaos(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if collectives.active().is_guest:
             self._step = collectives.active().invitation.state["step"]
-            self._happen_soon("admission", self._step + 1)
+            self._happen_soon("admission")
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._happen("epoch begin", self._step + 1)
-        self._happen_soon("admission", self._step + 1)
+        self._happen("epoch begin")
+        self._happen_soon("admission")
 
     def on_train_batch_begin(self, batch, logs=None):
         self._step += 1
@@ -117,18 +120,17 @@ class Chaos(keras.callbacks.Callback):
         self._happen("epoch end")
         self._happen_soon("checkpoint")
 
-    def _at(self, phase: str, step: int | None) -> list[Event]:
-        when = (self._step if step is None else step, phase)
-        found = [each for each in self._events if (each.step, each.phase) == when]
+    def _at(self, phase: str) -> list[Event]:
+        found = [each for each in self._events if (each.step, each.phase) == (self._step, phase)]
         self._events = [each for each in self._events if each not in found]
         return found
 
-    def _happen(self, phase: str, step: int | None = None):
-        for event in self._at(phase, step):
+    def _happen(self, phase: str):
+        for event in self._at(phase):
             self._do(event)
 
-    def _happen_soon(self, phase: str, step: int | None = None):
-        for event in self._at(phase, step):
+    def _happen_soon(self, phase: str):
+        for event in self._at(phase):
             threading.Timer(event.seconds, self._do, [event]).start()
 
     def _do(self, event: Event):
@@ -149,6 +151,7 @@ class Chaos(keras.callbacks.Callback):
 
     def _await_guests(self):
         began, mine = time.monotonic(), collectives.active()
+        pathlib.Path(self._log).with_name(_AWAITING).touch()
         while len(mine.guests()) < len(mine.cluster.lost):
             time.sleep(0.05)
         self.awaited_s += time.monotonic() - began
@@ -172,8 +175,11 @@ def plan(seed: int) -> list[Event]:
 
 
 def plan_of_returns(seed: int) -> list[Event]:
-    """As `plan`, but in the first two epochs; all wait before the fourth for who comes back."""
-    draw, begins = random.Random(seed), (EPOCHS - 1) * STEPS + 1
+    """As `plan`, but in the first two epochs; all wait before the last one for who comes back.
+
+    In every other run they are not started again before that, and another is killed meanwhile.
+    """
+    draw = random.Random(seed)
     events = []
     for event in plan(seed):
         step = max(2, event.step // 2)
@@ -181,11 +187,11 @@ def plan_of_returns(seed: int) -> list[Event]:
             step = STEPS * draw.choice([1, 2])
         events.append(dataclasses.replace(event, step=step, returns=True))
     returning = {event.rank for event in events}
-    awaits = [Event(rank, begins, "epoch begin", kind="await") for rank in range(WORKERS)]
-    events += [event for event in awaits if event.rank not in returning]
+    for rank in set(range(WORKERS)) - returning:
+        events.append(Event(rank, LAST_EPOCH, "epoch begin", kind="await"))
     if seed % 2:
         rank = draw.randrange(WORKERS)
-        events.append(Event(rank, begins, "admission", seconds=draw.uniform(0, 0.5)))
+        events.append(Event(rank, LAST_EPOCH, "admission", seconds=draw.uniform(0, 0.5)))
     return events
 
 
@@ -284,7 +290,7 @@ def work(folder: pathlib.Path, events: list[Event], arguments: dict):
         "weights": [weight.tolist() for weight in model.get_weights()],
         "loss": model.evaluate(x_validation, y_validation, verbose=0),
         "step": gossip.step,
-        "epoch": history.epoch[-1],
+        "epochs": history.epoch,
     }
     # Those that are left can train again.
     model.fit(x[: 2 * BATCH], y[: 2 * BATCH], batch_size=BATCH, verbose=0, callbacks=[gossip])
@@ -316,14 +322,19 @@ class Outcome:
     Attributes:
       results: rank -> what it has written; those that finished.
       exit_codes: of all ranks; None for those that were ended at the deadline.
-      output: what they printed.
+      said: what each rank printed, in all its lives.
       recovery_s: from the last event until the last survivor knew of it; None without.
     """
 
     results: dict[int, dict]
     exit_codes: list[int | None]
-    output: str
+    said: list[str]
     recovery_s: float | None
+
+    @property
+    def output(self) -> str:
+        """What all printed."""
+        return "".join(f"---- rank {rank}\n{said}" for rank, said in enumerate(self.said))
 
 
 def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str = "") -> Outcome:
@@ -338,6 +349,7 @@ def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         left = list(events)
+        held = any(event.phase == "admission" for event in events)
         with launch._free_addresses(workers) as addresses:
             processes = [
                 _start(folder, addresses, rank, left, arguments, hosts) for rank in range(workers)
@@ -347,10 +359,12 @@ def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str
             while any(each.poll() is None for each in processes) and time.monotonic() < ends:
                 for rank, process in enumerate(processes):
                     mine = next((event for event in left if event.rank == rank), None)
+                    if held and not (folder / _AWAITING).exists():
+                        continue
                     if process.poll() == -signal.SIGKILL and mine and mine.returns:
                         left.remove(mine)
                         processes[rank] = _start(
-                            folder, addresses, rank, left, arguments, hosts, {cluster_lib.JOIN: "1"}
+                            folder, addresses, rank, left, arguments, hosts, joins=True
                         )
                 time.sleep(0.1)
             exit_codes = [each.poll() for each in processes]
@@ -363,31 +377,27 @@ def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str
             for rank in range(workers)
             if (folder / f"{rank}.json").exists()
         }
-        output = "".join(
-            f"---- rank {rank}\n{(folder / f'{rank}.log').read_text()}" for rank in range(workers)
-        )
+        said = [(folder / f"{rank}.log").read_text() for rank in range(workers)]
         happened = folder / "events"
         recovery_s = None
         if happened.exists() and results:
             last = max(map(float, happened.read_text().split()))
             known = [each["moments"][-1] for each in results.values() if each["moments"]]
             recovery_s = max(known) - last if known else None
-    return Outcome(results, exit_codes, output, recovery_s)
+    return Outcome(results, exit_codes, said, recovery_s)
 
 
-def _start(folder, addresses, rank: int, events, arguments, hosts, environment=()):
+def _start(folder, addresses, rank: int, events, arguments, hosts, joins=False):
     """A worker's process, to which these events happen."""
     plan_ = json.dumps([[dataclasses.asdict(event) for event in events], arguments, hosts])
-    config = cluster_lib.to_tf_config(addresses, rank)
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment["TF_CONFIG"] = cluster_lib.to_tf_config(addresses, rank)
+    if joins:
+        environment[cluster_lib.JOIN] = "1"
     with open(folder / f"{rank}.log", "a") as log:
         return subprocess.Popen(
             [sys.executable, __file__, "--join", str(folder), "--plan", plan_],
-            env={
-                **os.environ,
-                "TF_CONFIG": config,
-                "TF_CPP_MIN_LOG_LEVEL": "2",
-                **dict(environment),
-            },
+            env=environment,
             stdout=log,
             stderr=log,
         )
@@ -397,11 +407,14 @@ def problem(events: list[Event], outcome: Outcome, undisturbed_loss: float) -> s
     """What is wrong with an outcome, or None."""
     ends = {event.rank: event for event in events if event.kind in ("kill", "cut")}  # the last ones
     killed = {rank for rank, event in ends.items() if not event.returns}
-    survivors = set(range(len(outcome.exit_codes))) - killed
+    returned = {event.rank for event in events if event.returns}
     if any(ends[rank].phase == "admission" for rank in killed):
-        # Another that was about to be taken in may have to be started once more.
-        refused = {rank for rank in ends if ends[rank].returns and outcome.exit_codes[rank]}
-        killed, survivors = killed | refused, survivors - refused
+        # Another that was about to be taken in may have to be started once more, and says so.
+        for rank in returned - killed:
+            missed = any(each in outcome.said[rank] for each in ("WorkerLost: ", "does not answer"))
+            if outcome.exit_codes[rank] == 1 and missed:
+                killed.add(rank)
+    survivors = set(range(len(outcome.exit_codes))) - killed
     if None in outcome.exit_codes:
         return f"hangs: {outcome.exit_codes}"
     if set(outcome.results) != survivors or any(outcome.exit_codes[rank] for rank in survivors):
@@ -409,13 +422,15 @@ def problem(events: list[Event], outcome: Outcome, undisturbed_loss: float) -> s
     first, *others = outcome.results.values()
     if any(each["weights"] != first["weights"] for each in others):
         return "the survivors' weights differ"
-    if any(
-        (each["step"], each["epoch"]) != (EPOCHS * STEPS, EPOCHS - 1)
-        for each in outcome.results.values()
-    ):
-        return "a survivor has not taken all steps"
+    for rank, each in outcome.results.items():
+        began = each["epochs"][0]
+        whole = each["epochs"] == list(range(began, EPOCHS)) and (began > 0) == (rank in returned)
+        if not whole or each["step"] != EPOCHS * STEPS:
+            return f"rank {rank} has taken {each['step']} steps, in epochs {each['epochs']}"
+    # The very last one may have been lost with a worker.
+    least = EPOCHS - any(event.step >= LAST_EPOCH for event in ends.values())
     saved = [each["checkpoint"] for each in outcome.results.values() if each["checkpoint"]]
-    if any(epoch < EPOCHS - 1 or step != epoch * STEPS for epoch, step in saved):
+    if any(epoch < least or step != epoch * STEPS for epoch, step in saved):
         return f"checkpoints of the last epochs: {saved}"
     if any(set(each["lost"]) != killed for each in outcome.results.values()):
         return f"lost: {[each['lost'] for each in outcome.results.values()]}"
@@ -443,40 +458,33 @@ def main():
     usual = {"H": PERIOD, "topology": "ring"}
     undisturbed = {size: run([], usual, size).results[0]["loss"] for size in (2, 3)}
     print(f"undisturbed loss by workers: {undisturbed}", flush=True)
+    measures = "longest pause" if options.returning else "recovery"
     rows = []
     for seed in range(options.first, options.first + options.runs):
         events = plan_of_returns(seed) if options.returning else plan(seed)
         arguments = settings(seed, options.returning)
         outcome = run(events, arguments)
         kills = [event for event in events if event.kind == "kill"]
+        # Those that come back train with the others for the last epoch alone.
         wrong = problem(events, outcome, undisturbed[WORKERS - min(2, len(kills))])
-        row = {
-            "seed": seed,
-            "events": "; ".join(
-                f"rank {each.rank}, step {each.step}, {each.phase}" for each in kills
-            )
-            + f"  {arguments}",
-            "recovery_s": outcome.recovery_s,
-            "pause_s": max((each["pause_s"] for each in outcome.results.values()), default=None),
-            "loss": next((each["loss"] for each in outcome.results.values()), None),
-            "problem": wrong,
-        }
-        rows.append(row)
-        seconds = row["pause_s" if options.returning else "recovery_s"]
-        print(
-            f"{seed:3}  " + ("   none" if seconds is None else f"{seconds:5.1f} s"),
-            f" {row['loss'] or 0:.4f}  {wrong or 'ok':6}  {row['events']}",
-            flush=True,
-        )
+        seconds = outcome.recovery_s
+        if options.returning:
+            seconds = max((each["pause_s"] for each in outcome.results.values()), default=None)
+        loss = next((each["loss"] for each in outcome.results.values()), None)
+        what = "; ".join(f"rank {each.rank}, step {each.step}, {each.phase}" for each in kills)
+        what += f"  {arguments}"
+        time_ = "   none" if seconds is None else f"{seconds:5.1f} s"
+        left = f"{len(outcome.results)} left"
+        print(f"{seed:3}  {time_}  {loss or 0:.4f}  {left}  {wrong or 'ok':6}  {what}", flush=True)
         if wrong:
             print(outcome.output, flush=True)
-    kind = "pause_s" if options.returning else "recovery_s"
-    measured = [row[kind] for row in rows if row[kind] is not None]
+        row = {"seed": seed, "events": what, "left": sorted(outcome.results), "loss": loss}
+        rows.append({**row, "measures": measures, "seconds": seconds, "problem": wrong})
+    measured = [row["seconds"] for row in rows if row["seconds"] is not None]
     failed = sum(row["problem"] is not None for row in rows)
     print(f"{len(rows)} runs, {failed} failed", end="")
     if measured:
-        what = "longest pause" if options.returning else "recovery"
-        print(f"; {what} {statistics.median(measured):.1f} s, at most {max(measured):.1f} s")
+        print(f"; {measures} {statistics.median(measured):.1f} s, at most {max(measured):.1f} s")
     if options.output:
         pathlib.Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         pathlib.Path(options.output).write_text(json.dumps(rows, indent=2) + "\n")
