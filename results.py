@@ -22,7 +22,7 @@ import math
 import os
 import pathlib
 
-from tf_gossip_pga import output
+from tf_gossip_pga.tools import output
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#777777"
 PALETTE = (BLUE, ORANGE, "#3c9a5f", "#b8424f", "#8466b0", "#b89b2c", GREY)

@@ -14,8 +14,8 @@ from absl import flags
 
 import models
 from models import inputs, recipes, vocabulary
-from tf_gossip_pga import cluster as cluster_lib
-from tf_gossip_pga import topology
+from tf_gossip_pga.algorithm import topology
+from tf_gossip_pga.cluster import tf_config as cluster_lib
 
 _WITHOUT_GOSSIP = {"overlap": False, "wire_dtype": "float32"}
 # What an algorithm fixes of Gossip-PGA's settings; the flag of this name may not say otherwise.

@@ -25,8 +25,8 @@ import results
 import settings
 from models import inputs, recipes
 from settings import FLAGS
-from tf_gossip_pga import cluster as cluster_lib
 from tf_gossip_pga import launch
+from tf_gossip_pga.cluster import tf_config as cluster_lib
 
 flags.adopt_module_key_flags(settings)  # for --help
 
@@ -78,7 +78,7 @@ def check_vocabularies(data: inputs.Data):
     """Raises `ValueError` on all ranks if they number their tokens differently."""
     if data.kind != "text":
         return
-    from tf_gossip_pga import collectives
+    from tf_gossip_pga.exchange import collectives
 
     tokens = "\n".join(data.vocabulary).encode()
     digests = collectives.active().gather(zlib.crc32(tokens), "the vocabularies", PATIENCE_S)
@@ -181,7 +181,7 @@ def gossip_callback(job: settings.Job):
 
 def collect(cluster, job: settings.Job, run: Run, gossip) -> dict:
     """On rank 0 the content of `results.json`; the others, which it must hear, get nothing."""
-    from tf_gossip_pga import collectives
+    from tf_gossip_pga.exchange import collectives
 
     sent = collectives.active().gather(gossip.bytes_sent, "the results", PATIENCE_S)
     if not cluster.is_chief:

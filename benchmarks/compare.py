@@ -112,7 +112,7 @@ def worker():
 
 def measure(cluster, job) -> dict:
     """One run of the present algorithm; on rank 0, all its figures."""
-    from tf_gossip_pga import collectives
+    from tf_gossip_pga.exchange import collectives
 
     gossip, clock = train.gossip_callback(job), _clock()
     own = _own_loss(job.data.validation(0, 1, 256))
@@ -126,8 +126,8 @@ def measure(cluster, job) -> dict:
 
 def alone(cluster, job) -> dict:
     """Rank 0 trains by itself on the batches of all, while the others wait."""
-    from tf_gossip_pga import collectives
-    from tf_gossip_pga.cluster import Cluster
+    from tf_gossip_pga.cluster.tf_config import Cluster
+    from tf_gossip_pga.exchange import collectives
 
     measured = {}
     if cluster.is_chief:

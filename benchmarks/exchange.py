@@ -37,7 +37,7 @@ def worker(options):
     import tf_gossip_pga as pga
 
     cluster = pga.initialize()
-    from tf_gossip_pga import averaging, collectives
+    from tf_gossip_pga.exchange import averaging, collectives
 
     mine = collectives.active()
     actions = {**_large(mine, options.megabytes), **_small(mine)}
@@ -54,7 +54,8 @@ def _large(mine, megabytes: float) -> dict:
     """Name -> one exchange of the large model."""
     import tensorflow as tf
 
-    from tf_gossip_pga import averaging, topology
+    from tf_gossip_pga.algorithm import topology
+    from tf_gossip_pga.exchange import averaging
 
     variables = [tf.Variable(tf.random.normal(shape)) for shape in report.shapes(megabytes)]
     flat = tf.zeros([sum(v.shape.num_elements() for v in variables)])

@@ -18,7 +18,7 @@ import os
 import shutil
 import subprocess
 
-from tf_gossip_pga import cluster as cluster_lib
+from tf_gossip_pga.cluster import tf_config as cluster_lib
 
 _PORT = 2222
 _CLONE_NEWNET = 0x40000000  # linux/sched.h

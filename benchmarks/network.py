@@ -108,7 +108,7 @@ def worker(options):
     if options.join:
         links.join(options.join)
     import tf_gossip_pga as pga
-    from tf_gossip_pga import collectives
+    from tf_gossip_pga.exchange import collectives
 
     pga.initialize()
     mine = collectives.active()
@@ -145,7 +145,8 @@ def exchanges(mine, shapes) -> dict:
     """Name -> a function that builds one exchange of parameters with these shapes."""
     import tensorflow as tf
 
-    from tf_gossip_pga import averaging, topology, wire
+    from tf_gossip_pga.algorithm import topology
+    from tf_gossip_pga.exchange import averaging, wire
 
     variables = [tf.Variable(tf.random.normal(shape)) for shape in shapes]
     gradients = [tf.ones(shape) for shape in shapes]

@@ -39,7 +39,9 @@ import report
 import tensorflow as tf
 from matplotlib import pyplot
 
-from tf_gossip_pga import cost, simulate, topology
+from tf_gossip_pga import simulate
+from tf_gossip_pga.algorithm import topology
+from tf_gossip_pga.plan import cost
 from tf_gossip_pga.simulate import curves, figure
 
 GRAPHS = ("ring", "grid", "static_exponential")

@@ -66,7 +66,7 @@ def worker(options):
     import tensorflow as tf
 
     import tf_gossip_pga as pga
-    from tf_gossip_pga import collectives
+    from tf_gossip_pga.exchange import collectives
 
     cluster = pga.initialize()
     keras.utils.set_random_seed(cluster.rank)

@@ -10,7 +10,8 @@ import time
 
 import numpy as np
 
-from tf_gossip_pga import launch, output
+from tf_gossip_pga import launch
+from tf_gossip_pga.tools import output
 
 # 25 million parameters in the mix of sizes that a network has: 100 MB of float32.
 _SHAPES = [(2048, 4096), *[(1024, 2048)] * 6, *[(512, 512)] * 16, *[(512,)] * 64]

@@ -26,7 +26,8 @@ import time
 import numpy as np
 import report
 
-from tf_gossip_pga import launch, topology
+from tf_gossip_pga import launch
+from tf_gossip_pga.algorithm import topology
 
 SIZES = (100, 1000, 10_000, 100_000)
 BEYOND = (1_000_000, 10_000_000)

@@ -45,7 +45,7 @@ def worker(options):
     import keras
     import numpy as np
 
-    from tf_gossip_pga import collectives
+    from tf_gossip_pga.exchange import collectives
 
     seen = {}
 

@@ -34,8 +34,10 @@ import keras  # noqa: E402
 import links  # noqa: E402
 import numpy as np  # noqa: E402
 
-from tf_gossip_pga import cluster as cluster_lib  # noqa: E402
-from tf_gossip_pga import collectives, launch, store  # noqa: E402
+from tf_gossip_pga import launch  # noqa: E402
+from tf_gossip_pga.checkpoint import store  # noqa: E402
+from tf_gossip_pga.cluster import tf_config as cluster_lib  # noqa: E402
+from tf_gossip_pga.exchange import collectives  # noqa: E402
 
 # Where in a step or epoch: while it computes; a moment after its exchange has begun, which every
 # `H`-th time is a global average; in the validation after the epoch of this step; at its end; a

@@ -29,16 +29,16 @@ __version__ = "0.1.0"
 
 # Loaded when first used, so that the launcher and TF_CONFIG's errors need no TensorFlow.
 _ROOM_OF = {
-    "AdaptivePeriod": "schedule",
-    "Checkpoint": "checkpoint",
-    "Cluster": "cluster",
-    "GossipPGA": "callback",
-    "Topology": "topology",
-    "WorkerLost": "watch",
-    "initialize": "collectives",
-    "plan": None,
-    "simulate": None,
-    "topology": None,
+    "AdaptivePeriod": "algorithm.schedule",
+    "Checkpoint": "checkpoint.checkpoint",
+    "Cluster": "cluster.tf_config",
+    "GossipPGA": "training.callback",
+    "Topology": "algorithm.topology",
+    "WorkerLost": "errors",
+    "initialize": "exchange.collectives",
+    "plan": "plan",
+    "simulate": "simulate",
+    "topology": "algorithm.topology",
 }
 
 __all__ = list(_ROOM_OF)
@@ -47,8 +47,8 @@ __all__ = list(_ROOM_OF)
 def __getattr__(name: str):
     if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = importlib.import_module(f"{__name__}.{_ROOM_OF[name] or name}")
-    return getattr(room, name) if _ROOM_OF[name] else room
+    room = importlib.import_module(f"{__name__}.{_ROOM_OF[name]}")
+    return room if _ROOM_OF[name].endswith(name) else getattr(room, name)
 
 
 def __dir__():

@@ -11,9 +11,10 @@ import sys
 import tensorflow as tf
 from absl import app, flags
 
-from tf_gossip_pga import output, topology
+from tf_gossip_pga.algorithm import topology
 from tf_gossip_pga.simulate import curves, problems
 from tf_gossip_pga.simulate import figure as figure_lib
+from tf_gossip_pga.tools import output
 
 PROBLEMS = {
     each.__name__: each for each in (problems.logistic, problems.quadratic, problems.digits)

@@ -6,7 +6,7 @@ import math
 import keras
 import numpy as np
 
-from tf_gossip_pga import schedule
+from tf_gossip_pga.algorithm import schedule
 from tf_gossip_pga.simulate.problems import Problem, whole
 from tf_gossip_pga.simulate.simulation import Simulation
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tf_gossip_pga import topology as topology_lib
+from tf_gossip_pga.algorithm import topology as topology_lib
 
 
 def mixer(each: topology_lib.Round, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tf_gossip_pga import memory
-from tf_gossip_pga import schedule as schedule_lib
+from tf_gossip_pga.algorithm import schedule as schedule_lib
+from tf_gossip_pga.tools import memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

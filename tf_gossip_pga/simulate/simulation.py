@@ -8,11 +8,11 @@ import weakref
 import numpy as np
 import tensorflow as tf
 
-from tf_gossip_pga import memory
-from tf_gossip_pga import schedule as schedule_lib
-from tf_gossip_pga import topology as topology_lib
+from tf_gossip_pga.algorithm import schedule as schedule_lib
+from tf_gossip_pga.algorithm import topology as topology_lib
 from tf_gossip_pga.simulate import mixing
 from tf_gossip_pga.simulate.problems import Problem, whole
+from tf_gossip_pga.tools import memory
 
 # Steps that one call of the compiled loop takes at most.
 _CHUNK = 512
@@ -28,7 +28,7 @@ class Simulation:
 
     Args:
       problem: a `Problem`.
-      topology: a name in `tf_gossip_pga.topology.BY_NAME`, or a `Topology` for as many nodes.
+      topology: a name in `pga.topology.BY_NAME`, or a `Topology` for as many nodes.
         `"disconnected"` makes Local SGD. Default `"one_peer_exponential"`.
       H: the period of global averages in steps, >= 1; 1 is Parallel SGD, None Gossip SGD, an
         `AdaptivePeriod` Gossip-AGA, for which each trial has a period of its own. Default 6.

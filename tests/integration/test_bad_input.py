@@ -1,0 +1,385 @@
+"""Bad input across processes: the same clear error on every rank, and nobody hangs."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from tests.support import workers
+
+
+def _pga():
+    import tf_gossip_pga as pga
+
+    return pga
+
+
+# ---- One process --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("H", [0, -1, 2.5, "6", True, float("nan")])
+def test_a_bad_period_quotes_what_was_received(H):  # noqa: N803
+    with pytest.raises(ValueError, match=r"H must be a whole number of steps >= 1.*None") as error:
+        _pga().GossipPGA(H=H)
+    assert repr(H) in str(error.value)
+
+
+def test_an_unknown_topology_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"Unknown topology 'star'.*hypercube.*ring"):
+        _pga().GossipPGA(topology="star")
+
+
+def test_a_topology_of_the_wrong_size_names_both_sizes():
+    with pytest.raises(ValueError, match="is for 3 ranks, but the cluster has 1 workers"):
+        _pga().GossipPGA(topology=_pga().topology.ring(3))
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1.0, "5", None, True, float("nan"), float("inf")])
+def test_a_bad_timeout_is_refused(timeout_s):
+    with pytest.raises(ValueError, match="timeout_s must be a number of seconds > 0"):
+        _pga().GossipPGA(timeout_s=timeout_s)
+
+
+def _model(**compile_arguments):
+    import keras
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", **compile_arguments)
+    return model
+
+
+DATA = (np.ones((8, 4), np.float32), np.ones((8, 1), np.float32))
+
+
+def _unbuilt():
+    import keras
+
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    return model
+
+
+def test_two_callbacks_in_one_fit_are_refused():
+    callbacks = [_pga().GossipPGA(), _pga().GossipPGA(H=2)]
+    with pytest.raises(ValueError, match="two GossipPGA callbacks; pass one"):
+        _model().fit(*DATA, callbacks=callbacks, verbose=0)
+
+
+def test_steps_per_execution_is_refused():
+    with pytest.raises(ValueError, match=r"see every batch.*steps_per_execution=8.*=1"):
+        _model(steps_per_execution=8).fit(*DATA, callbacks=[_pga().GossipPGA()], verbose=0)
+
+
+def test_an_unknown_optimizer_state_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"one of 'local', 'average', 'reset'; received 'mean'"):
+        _pga().GossipPGA(optimizer_state="mean")
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"use_ema": True}, r"erase the moving averages.*Use 'local' or 'average'"),
+        ({"gradient_accumulation_steps": 2}, "erase gradients half gathered"),
+    ],
+)
+def test_reset_must_not_erase_what_is_not_momentum(arguments, message, scaled):
+    import keras
+
+    optimizer = keras.optimizers.SGD(**arguments)
+    model = _model()
+    model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, "mse")
+    callback = _pga().GossipPGA(optimizer_state="reset")
+    with pytest.raises(ValueError, match=message):
+        model.fit(*DATA, callbacks=[callback], verbose=0)
+
+
+def test_an_unbuilt_model_is_refused():
+    with pytest.raises(ValueError, match=r"no trainable variables yet.*model\.build"):
+        _unbuilt().fit(*DATA, callbacks=[_pga().GossipPGA()], verbose=0)
+
+
+def test_one_worker_is_a_quiet_no_op():
+    callback = _pga().GossipPGA(H=2)
+    history = _model().fit(*DATA, batch_size=2, callbacks=[callback], verbose=0)
+    assert (callback.step, callback.gossip_steps, callback.global_steps) == (4, 2, 2)
+    assert callback.bytes_sent == 0 and callback.communication_seconds == 0
+    assert set(history.history) == {"loss", "global_averages", "communication_seconds"}
+
+
+def test_one_worker_counts_as_an_adaptive_period_says():
+    callback = _pga().GossipPGA(H=_pga().AdaptivePeriod(initial=2, warmup_steps=2, maximum=3))
+    history = _model().fit(*DATA, batch_size=1, epochs=2, callbacks=[callback], verbose=0)
+    # 2 and 4 are global, then the loss has fallen: 7, 10, 13, 16.
+    assert (callback.step, callback.global_steps) == (16, 6)
+    assert history.history["H"] == [3, 3]
+
+
+@pytest.mark.filterwarnings("ignore:.*input ran out of data")  # how Keras ends such an epoch
+def test_one_worker_may_train_on_data_of_unknown_length():
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices(DATA).filter(lambda x, y: True).batch(2)
+    callback = _pga().GossipPGA(H=2)
+    _model().fit(data, epochs=2, shuffle=False, callbacks=[callback], verbose=0)
+    assert callback.step == 8
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("index", [0, 1])  # rank 1 must not wait for rank 0, which is not there
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (
+            "import tensorflow as tf; tf.constant(1)\nimport tf_gossip_pga\n"
+            "tf_gossip_pga.initialize()",
+            r"initialize\(\) came too late.*<string>:3 to the top",
+        ),
+        (
+            "import tf_gossip_pga\ntf_gossip_pga.GossipPGA()",
+            r"TF_CONFIG names 2 workers, but this process has not joined.*initialize\(\)",
+        ),
+        (
+            "import tf_gossip_pga, os\nos.environ['TF_CONFIG'] = '{'\ntf_gossip_pga.initialize()",
+            r"TF_CONFIG is not JSON.*received: \{.*an example",
+        ),
+    ],
+)
+def test_a_process_that_starts_wrongly_says_what_to_change(program, message, index):
+    config = (
+        '{"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]},'
+        f' "task": {{"type": "worker", "index": {index}}}}}'
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TF_CONFIG": config},
+        capture_output=True,
+        text=True,
+        timeout=workers.DEADLINE_S,
+    )
+    assert run.returncode == 1
+    assert re.search(message, run.stderr, re.DOTALL), run.stderr
+
+
+# ---- Two processes that do not fit together -----------------------------------------------------
+
+
+def _cases():
+    """Name -> what rank 1 does differently, as arguments of `_fit_error`."""
+    return {
+        "H": {"H": 4},
+        "adaptive H": {"H": _pga().AdaptivePeriod(initial=3)},
+        "optimizer_state": {"optimizer_state": "average"},
+        "topology": {"topology": "disconnected"},
+        "steps": {"rows": 6},
+        "epochs": {"epochs": 2},
+        "empty": {"rows": 0},
+        "unknown length": {"unknown": True},
+        "shape": {"units": 5},
+        "layers": {"layers": 2},
+        "frozen": {"trainable": False},
+        "optimizer": {"optimizer": "adam"},
+        "unbuilt": {"built": False},
+        "steps_per_execution": {"steps_per_execution": 2},
+        "two callbacks": {"callbacks": 2},
+        "overlap": {"overlap": True},
+        "wire_dtype": {"wire_dtype": "int8"},
+        "timeout": {"timeout_s": 60},
+        "slots": {"momentum": 0.9},
+        "TensorFlow": {"version_of": "tensorflow.__version__"},
+        "Keras": {"version_of": "keras.__version__"},
+        "this package": {"version_of": "tf_gossip_pga.agreement.__version__"},
+        "no optimizer": {"optimizer": None},
+    }
+
+
+def _fit_error(
+    H=3,  # noqa: N803
+    topology="ring",
+    rows=8,
+    epochs=1,
+    unknown=False,
+    units=3,
+    layers=1,
+    trainable=True,
+    optimizer="sgd",
+    built=True,
+    steps_per_execution=1,
+    callbacks=1,
+    momentum=0.0,
+    version_of=None,
+    **settings,
+) -> str:
+    import keras
+    import tensorflow as tf
+
+    import tf_gossip_pga as pga
+
+    model = keras.Sequential([keras.Input((4,))] if built else [])
+    for _ in range(layers):
+        model.add(keras.layers.Dense(units, trainable=trainable))
+    model.add(keras.layers.Dense(1, name="last"))
+    if optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(momentum=momentum)
+    model.compile(optimizer, "mse", steps_per_execution=steps_per_execution)
+    data = tf.data.Dataset.from_tensor_slices((np.ones((rows, 4)), np.ones((rows, 1)))).batch(2)
+    if unknown:
+        data = data.filter(lambda x, y: True)
+    gossip = [pga.GossipPGA(H=H, topology=topology, **settings) for _ in range(callbacks)]
+    other_version = mock.patch(version_of, "0.0.1") if version_of else contextlib.nullcontext()
+    try:
+        with other_version:
+            model.fit(data, epochs=epochs, callbacks=gossip, shuffle=False, verbose=0)
+    except ValueError as error:
+        return str(error)
+    return "trained"
+
+
+def _all_cases(cluster):
+    errors = {
+        name: _fit_error(**(odd if cluster.rank == 1 else {})) for name, odd in _cases().items()
+    }
+    return {**errors, "none": _fit_error()}
+
+
+@pytest.fixture(scope="module")
+def errors():
+    return workers.run(_all_cases, 2)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("H", r"differ in H: rank 0 has 3, rank 1 has 4"),
+        ("adaptive H", r"differ in H: rank 0 has 3, rank 1 has AdaptivePeriod\(initial=3, "),
+        ("optimizer_state", r"optimizer_state: rank 0 has local, rank 1 has average"),
+        ("topology", r"differ in topology: rank 0 has ring, 2 ranks.*rank 1 has disconnected"),
+        ("steps", r"differ in steps per epoch: rank 0 has 4, rank 1 has 3.*cluster\.shard"),
+        ("epochs", r"differ in epochs: rank 0 has 1, rank 1 has 2"),
+        (
+            "shape",
+            r"variable 1 of the model and its optimizer: rank 0 has sequential/dense/kernel "
+            r"\[4, 3\] float32 trainable, rank 1 has sequential/dense/kernel \[4, 5\]",
+        ),
+        ("layers", r"variable 3 of .*rank 0 has .*last/kernel \[3, 1\].*rank 1 has .*dense/kernel"),
+        ("frozen", r"variable 1 of .*float32 trainable, rank 1 has .*float32 frozen"),
+        ("optimizer", r"differ in the optimizer: rank 0 has SGD, rank 1 has Adam"),
+        (
+            "slots",
+            r"variable \d+ of .*rank 0 has none, rank 1 has sgd/.*_momentum \[4, 3\] float32 opt",
+        ),
+        ("overlap", r"differ in overlap: rank 0 has False, rank 1 has True"),
+        ("wire_dtype", r"differ in wire_dtype: rank 0 has float32, rank 1 has int8"),
+        ("timeout", r"differ in timeout_s: rank 0 has 300.0, rank 1 has 60.0"),
+        ("TensorFlow", r"differ in the version of TensorFlow: rank 0 has .*, rank 1 has 0\.0\.1\."),
+        ("Keras", r"differ in the version of Keras: rank 0 has .*, rank 1 has 0\.0\.1\."),
+        ("this package", r"the version of tf_gossip_pga: rank 0 has .*, rank 1 has 0\.0\.1\."),
+    ],
+)
+def test_ranks_that_differ_all_get_the_same_explanation(errors, case, message):
+    assert errors[0][case] == errors[1][case]
+    assert re.search(message, errors[0][case]), errors[0][case]
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("empty", "The dataset is empty"),
+        ("unknown length", "length is unknown. Pass steps_per_epoch"),
+        ("unbuilt", "no trainable variables yet"),
+        ("steps_per_execution", "must see every batch"),
+        ("two callbacks", "two GossipPGA callbacks"),
+        ("no optimizer", "compiled without an optimizer"),
+    ],
+)
+def test_a_rank_that_cannot_train_is_named_on_the_others(errors, case, message):
+    assert message in errors[1][case]
+    assert errors[0][case] == f"Rank 1 cannot start training: {errors[1][case]}"
+
+
+@pytest.mark.multiprocess
+def test_after_all_these_errors_the_same_processes_still_train(errors):
+    assert [rank["none"] for rank in errors] == ["trained", "trained"]
+
+
+# ---- Ranks that part on the way -----------------------------------------------------------------
+
+
+def _different_ways(cluster, how):
+    import keras
+
+    import tf_gossip_pga as pga
+
+    x, y = np.ones((8, 4)), np.ones((8, 1))
+    more = {}
+    callbacks = [pga.GossipPGA(H=3)]
+    odd = cluster.rank == 1
+    if how == "validation on one rank" and odd:
+        more["validation_data"] = (x, y)
+    if how == "stops after an epoch" and odd:
+        stop = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: setattr(callbacks[0].model, "stop_training", True)
+        )
+        callbacks.append(stop)
+    try:
+        _model().fit(x, y, batch_size=2, epochs=2, callbacks=callbacks, verbose=0, **more)
+    except RuntimeError as error:
+        return str(error)
+    return "trained"
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            "validation on one rank",
+            "rank 0 is at the end of epoch 1, step 4; "
+            "rank 1 is at the validation after step 4, step 4",
+        ),
+        (
+            "stops after an epoch",
+            "rank 0 is at the beginning of epoch 2, step 4; "
+            "rank 1 is at the end of training, step 4",
+        ),
+    ],
+)
+def test_ranks_that_part_between_batches_all_say_where_each_is(how, message):
+    first, second = workers.run(_different_ways, 2, how=how)
+    assert first == second
+    assert message in first
+
+
+def _data_ends_early(cluster):
+    import tensorflow as tf
+
+    import tf_gossip_pga as pga
+
+    rows = 8 if cluster.rank == 0 else 4
+    data = tf.data.Dataset.from_tensor_slices((np.ones((rows, 4)), np.ones((rows, 1)))).batch(2)
+    _model().fit(
+        data,
+        steps_per_epoch=4,
+        validation_data=data,  # which Keras would go through first
+        callbacks=[pga.GossipPGA()],
+        shuffle=False,
+        verbose=0,
+    )
+
+
+@pytest.mark.multiprocess
+def test_a_rank_whose_data_ends_early_says_so_and_ends_all():
+    from tf_gossip_pga import launch
+
+    with pytest.raises(launch.LaunchError, match="Rank 1 failed first") as error:
+        workers.run(_data_ends_early, 2)
+    assert "Rank 1 left epoch 1 after 2 of 4 batches: its dataset ran out of data" in str(
+        error.value
+    )

@@ -1,0 +1,321 @@
+"""Exchanges in real processes: order, deadlines, types, and each private use of TensorFlow."""
+
+import functools
+import re
+import time
+
+import pytest
+
+from tests.support import nursery, workers
+from tf_gossip_pga.algorithm import topology as topology_lib
+
+pytestmark = pytest.mark.multiprocess
+
+
+def _exchange(cluster, values, colours, in_flight, chunk: int = 3):
+    """What this rank receives when each rank sends chunks of its own value."""
+    import tensorflow as tf
+
+    from tf_gossip_pga.exchange import collectives
+
+    mine = collectives.active()
+    mine._messages_in_flight = in_flight
+    key = mine.reserve_instance_keys(3, "the test", 60)
+
+    @tf.function(autograph=False)
+    def exchange():
+        chunks = [tf.fill([chunk], values[cluster.rank] + index) for index in range(3)]
+        results = []
+        for _, received, sent in mine.exchange(chunks, colours, key):
+            with tf.control_dependencies(sent):
+                results.append({str(rank): tf.identity(each) for rank, each in received.items()})
+        return results
+
+    with mine.waiting("the test", 60):
+        return [
+            {sender: tensor.numpy().tolist() for sender, tensor in arrived.items()}
+            for arrived in exchange()
+        ]
+
+
+def _orders(cluster):
+    """Every graph in which a careless order deadlocks, with one message in flight and with many."""
+    results = {}
+    for name in ("ring", "complete", "one_peer_exponential", "static_exponential"):
+        topology = topology_lib.BY_NAME[name](cluster.size)
+        for in_flight in (1, 2, 64):
+            results[f"{name} {in_flight}"] = [
+                _exchange(cluster, [10.0, 20.0, 30.0], topology.colours(round), in_flight)
+                for round in range(topology.rounds)
+            ]
+    return results
+
+
+def test_no_order_deadlocks_and_each_chunk_comes_from_its_sender():
+    ranks = workers.run(_orders, 3)
+    for rank, results in enumerate(ranks):
+        assert len(results) == 12
+        for label, rounds in results.items():
+            topology = topology_lib.BY_NAME[label.split()[0]](3)
+            for round, received in enumerate(rounds):
+                senders, _ = topology.neighbours(round, rank)
+                assert senders
+                # Rank s sends chunks full of 10 (s + 1), that plus 1, and that plus 2.
+                assert received == [
+                    {str(s): [10.0 * (s + 1) + index] * 3 for s in senders} for index in range(3)
+                ], label
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_no_more_messages_are_under_way_than_allowed(limit):
+    import tensorflow as tf
+
+    from tf_gossip_pga.cluster.tf_config import Cluster
+    from tf_gossip_pga.exchange import collectives
+
+    mine = object.__new__(collectives.Collectives)  # a graph that never runs needs no server
+    mine.cluster, mine._messages_in_flight = Cluster(0, 3, ("a:1", "b:1", "c:1")), limit
+    mine._hint, mine._device, mine._first_group_key = "ring", "/device:CPU:0", 1
+    with tf.Graph().as_default() as graph:
+        mine.exchange([tf.zeros([3]) for _ in range(4)], topology_lib.ring(3).colours(0), 1)
+    messages = [op for op in graph.get_operations() if "CollectiveBcast" in op.type]
+    assert len(messages) == 4 * 4  # 4 chunks, sent to two and received from two
+
+    @functools.cache
+    def before(op) -> set:
+        direct = {*op.control_inputs, *(tensor.op for tensor in op.inputs)}
+        return direct.union(*(before(each) for each in direct))
+
+    for place, message in enumerate(messages):
+        # Message k waits for message k - limit, and so for k - 2 limit, …
+        assert len(before(message) & set(messages)) == place // limit
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_no_more_global_averages_are_under_way_than_allowed(limit):
+    import tensorflow as tf
+
+    from tf_gossip_pga.cluster.tf_config import Cluster
+    from tf_gossip_pga.exchange import collectives
+
+    mine = object.__new__(collectives.Collectives)
+    mine.cluster = Cluster(0, 3, ("a:1", "b:1", "c:1"))
+    mine._hint, mine._device, mine._first_group_key = "ring", "/device:CPU:0", 1
+    mine._tokens = [tf.Variable(0.0) for _ in range(limit)]
+    function = tf.function(lambda: mine.mean([tf.zeros([3])] * 5, 1), autograph=False)
+    operations = function.get_concrete_function().graph.get_operations()
+    reductions = [op for op in operations if op.type == "CollectiveReduceV2"]
+    # Number k waits for number k - limit: TensorFlow orders what shares a token.
+    waits = [[reductions.index(op) for op in each.control_inputs] for each in reductions]
+    assert waits == [[k - limit] if k >= limit else [] for k in range(5)]
+
+
+def test_more_than_ten_ranks_come_in_rank_order():
+    import numpy as np
+
+    from tf_gossip_pga.exchange import collectives
+
+    by_name = sorted(range(12), key=str)  # as TensorFlow orders its devices: 0, 1, 10, 11, 2, …
+    rows = [collectives._encode(rank, {"of": rank}) for rank in by_name]
+    messages = np.zeros([12, 64], np.int32)
+    for message, row in zip(messages, rows, strict=True):
+        message[: len(row)] = row
+    assert collectives._decode(messages) == [{"of": rank} for rank in range(12)]
+
+
+CHIEF = """
+import json, os
+config = json.loads(os.environ["TF_CONFIG"])
+hosts, index = config["cluster"]["worker"], config["task"]["index"]
+task = {"type": "worker", "index": index - 1} if index else {"type": "chief", "index": 0}
+cluster = {"chief": hosts[:1], "worker": hosts[1:]}
+os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
+import tf_gossip_pga as pga
+cluster = pga.initialize()
+from tf_gossip_pga.exchange import collectives
+everyone = collectives.active().gather([cluster.rank, task], "the test", 60)
+assert everyone[cluster.rank] == [cluster.rank, task]
+assert [rank for rank, _ in everyone] == [0, 1, 2]
+print("rank", cluster.rank, task["type"])
+"""
+
+
+def test_a_chief_is_rank_0_of_chief_and_workers():
+    import sys
+
+    from tf_gossip_pga import launch
+
+    output = []
+    command = [sys.executable, "-c", CHIEF]
+    with nursery.forks():
+        launch.launch(command, 3, write=output.append, deadline_s=workers.DEADLINE_S)
+    lines = sorted(line for line in "".join(output).splitlines() if "] rank" in line)
+    assert lines == ["[0] rank 0 chief", "[1] rank 1 worker", "[2] rank 2 worker"]
+
+
+def _types(cluster):
+    import tensorflow as tf
+
+    from tf_gossip_pga.algorithm import topology
+    from tf_gossip_pga.exchange import averaging, collectives
+
+    names = ["float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32"]
+    start = [1, 2, 3] if cluster.is_chief else [5, 6, 7]
+    variables = [tf.Variable(tf.cast(start, name)) for name in names]
+    averager = averaging.Averager(
+        collectives.active(),
+        topology.from_matrix([[0.75, 0.25], [0.25, 0.75]]),
+        parameters=variables[:4],
+        statistics=[],
+        others=variables[4:],
+        timeout_s=60,
+        start_timeout_s=60,
+    )
+
+    def values():
+        return [tf.cast(variable, tf.float64).numpy().tolist() for variable in variables]
+
+    averager.gossip(0, "the test")
+    gossip, sent = values(), [averager.bytes_sent]
+    distance = averager.global_average("the test")
+    mean = values()
+    sent.append(averager.bytes_sent)
+    for variable in variables:
+        variable.assign(tf.cast(start, variable.dtype))
+    averager.broadcast("the test")
+    sent.append(averager.bytes_sent)
+    return {
+        "gossip": gossip,
+        "mean": mean,
+        "distance": distance,
+        "broadcast": values(),
+        "sent": sent,
+    }
+
+
+def test_every_type_travels():
+    first, second = workers.run(_types, 2)
+    # 0.75 * 1 + 0.25 * 5 = 2 and 0.25 * 1 + 0.75 * 5 = 4; integers stay.
+    assert first["gossip"] == [[2, 3, 4]] * 4 + [[1, 2, 3]] * 3
+    assert second["gossip"] == [[4, 5, 6]] * 4 + [[5, 6, 7]] * 3
+    assert first["mean"] == [[3, 4, 5]] * 4 + [[1, 2, 3]] * 3
+    assert second["mean"] == [[3, 4, 5]] * 4 + [[5, 6, 7]] * 3
+    # Each of 12 parameters is 1 from its mean; the means are 3, 4, 5, four times over.
+    assert first["distance"] == [12, 4 * 50]
+    assert second["distance"] == [12, 0]
+    assert first["broadcast"] == second["broadcast"] == [[1, 2, 3]] * 7
+    # 3 * (2 + 2 + 4 + 8) bytes of parameters; in a ring of two an all-reduce sends them once.
+    # Rank 0's broadcast is all of that and 3 * (4 + 8 + 4) bytes of integers.
+    assert first["sent"] == [48, 96, 192]
+    assert second["sent"] == [48, 96, 96]
+
+
+def _gathered(cluster):
+    from tf_gossip_pga.exchange import collectives
+
+    value = {"rank": cluster.rank, "text": "ä" * (1 + 100 * cluster.rank)}
+    return collectives.active().gather(value, "the test", 60)
+
+
+def test_gather_brings_everybodys_value_in_rank_order():
+    expected = [{"rank": rank, "text": "ä" * (1 + 100 * rank)} for rank in range(3)]
+    assert workers.run(_gathered, 3) == [expected] * 3
+
+
+def _one_stays_away(cluster):
+    """Rank 1 skips an exchange: two live processes that TensorFlow would let wait for ever."""
+    from tf_gossip_pga.coordination import watch
+    from tf_gossip_pga.exchange import collectives
+
+    mine = collectives.active()
+    mine.gather("both are here", "the start", 60)
+    if cluster.rank == 1:
+        time.sleep(10)
+        return "slept"
+    try:
+        mine.gather("only rank 0 is here", "the meeting", 3)
+    except watch.WorkerLost as error:
+        return str(error)
+    return "answered"
+
+
+def test_waiting_ends_at_the_deadline():
+    first, second = workers.run(_one_stays_away, 2)
+    assert second == "slept"
+    assert re.search(
+        r"Rank 0 of 2 lost rank 1 at the meeting: no answer within 3 s; rank 1 has not called fit",
+        first,
+    ), first
+
+
+def _one_dies(cluster):
+    import os
+    import signal
+
+    from tf_gossip_pga.exchange import collectives
+
+    mine = collectives.active()
+    mine.gather("both are here", "the start", 60)
+    if cluster.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    mine.gather("only rank 0 is here", "the meeting", 200)
+
+
+def test_a_dead_worker_ends_the_others_and_is_named():
+    from tf_gossip_pga import launch
+
+    with pytest.raises(launch.LaunchError, match="Rank 1 failed first, with signal SIGKILL"):
+        workers.run(_one_dies, 2)
+
+
+def _terminated(cluster):
+    """SIGTERM in the middle of waiting, as `kill` and schedulers send it."""
+    import os
+    import signal
+    import threading
+
+    from tf_gossip_pga.exchange import collectives
+
+    if cluster.rank == 1:
+        threading.Timer(3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        time.sleep(60)
+    collectives.active().gather("only rank 0 is here", "the meeting", 200)
+
+
+def test_sigterm_ends_a_worker():
+    from tf_gossip_pga import launch
+
+    with pytest.raises(launch.LaunchError, match="Rank 1 failed first, with signal SIGTERM"):
+        workers.run(_terminated, 2)
+
+
+def _many_steps(cluster):
+    """Threads before and after many gossips: a timeout of TensorFlow's would leave two for each."""
+    import tensorflow as tf
+
+    from tf_gossip_pga.algorithm import topology
+    from tf_gossip_pga.exchange import averaging, collectives
+
+    averager = averaging.Averager(
+        collectives.active(),
+        topology.ring(cluster.size),
+        parameters=[tf.Variable(tf.zeros([100]))],
+        statistics=[],
+        others=[],
+        timeout_s=60,
+        start_timeout_s=60,
+    )
+    threads = []
+    for _ in range(2):
+        for _ in range(150):
+            averager.gossip(0, "the test")
+            averager.global_average("the test")
+        with open("/proc/self/status") as status:
+            threads += [int(line.split()[1]) for line in status if line.startswith("Threads:")]
+    return [threads, averaging.Traced.total]
+
+
+def test_exchanges_leave_no_threads_behind_and_are_traced_once():
+    for (early, late), traced in workers.run(_many_steps, 2):
+        assert late <= early + 8
+        assert traced == 2

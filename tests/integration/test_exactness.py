@@ -1,0 +1,194 @@
+"""Real processes against the NumPy oracle, step by step and rank by rank."""
+
+import numpy as np
+import pytest
+
+from tests.support import reference, workers
+from tf_gossip_pga.algorithm import topology as topology_lib
+
+pytestmark = pytest.mark.multiprocess
+
+STEPS, BATCH, RATE, MOMENTUM = 12, 4, 0.1, 0.9
+TOLERANCE = 1e-5
+
+
+def _own_matrix(n: int) -> topology_lib.Topology:
+    """Directed and uneven: rank i keeps 0.5, hears 0.3 from i+1 and 0.2 from i+2."""
+    identity = np.eye(n)
+    shift = np.roll(identity, 1, axis=1)
+    return topology_lib.from_matrix(0.5 * identity + 0.3 * shift + 0.2 * shift @ shift)
+
+
+def topology_of(name: str, n: int) -> topology_lib.Topology:
+    return _own_matrix(n) if name == "from_matrix" else topology_lib.BY_NAME[name](n)
+
+
+def _cases(n: int) -> list[tuple[str, int | None]]:
+    """Every topology that admits n, with every H.
+
+    With 8 processes on two cores the ones that gossip over many edges are slow, so there a covering
+    subset: every topology with H=3, where both kinds of step occur, and H=1 and None once each.
+    """
+    names = [*topology_lib.BY_NAME, "from_matrix"]
+    if n & (n - 1):
+        names.remove("hypercube")
+    if n == 8:
+        return [*((name, 3) for name in names), ("ring", 1), ("one_peer_exponential", None)]
+    return [(name, H) for name in names for H in (1, 3, None)]
+
+
+def train_cases(cluster, cases, copies=1, momentum=MOMENTUM, **arguments):
+    """For each case: weights before and after the averaging of every step, and at the end."""
+    import keras
+
+    import tf_gossip_pga as pga
+
+    class Record(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.weights = []
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.weights.append(_flat(self.model).tolist())
+            _check_devices(self.model, copies)
+
+    x, y = reference.batches(cluster.rank, STEPS, BATCH)
+    with cluster.strategy.scope():
+        model = keras.Sequential(
+            [
+                keras.Input((reference.INPUTS,)),
+                keras.layers.Dense(reference.HIDDEN, activation="tanh"),
+                keras.layers.Dense(reference.OUTPUTS),
+            ]
+        )
+        model.compile(keras.optimizers.SGD(RATE, momentum=momentum), "mse")
+    results = []
+    for name, H in cases:  # noqa: N806
+        # Ranks begin apart, so that a broadcast that does nothing fails the test.
+        model.set_weights(reference.unflatten(reference.initial_weights(seed=cluster.rank)))
+        for variable in model.optimizer.variables:
+            if not variable.path.endswith("learning_rate"):
+                variable.assign(keras.ops.zeros_like(variable))
+        before, after = Record(), Record()
+        gossip = pga.GossipPGA(H=H, topology=topology_of(name, cluster.size), **arguments)
+        model.fit(
+            x.reshape(-1, reference.INPUTS),
+            y.reshape(-1, reference.OUTPUTS),
+            batch_size=BATCH,
+            shuffle=False,
+            verbose=0,
+            callbacks=[before, gossip, after],
+        )
+        results.append([before.weights, after.weights, _flat(model).tolist()])
+    return results
+
+
+def _flat(model) -> np.ndarray:
+    return np.concatenate([weight.ravel() for weight in model.get_weights()])
+
+
+def _check_devices(model, copies: int):
+    """This worker's devices, so many, hold the same bits of every variable."""
+    for variable in [*model.variables, *model.optimizer.variables]:
+        found = model.distribute_strategy.experimental_local_results(variable.value)
+        assert len(found) == copies
+        assert len({copy.numpy().tobytes() for copy in found}) == 1, variable.path
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8])
+def test_every_step_equals_the_oracle(n):
+    _check_cases(n, _cases(n))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_two_devices_of_a_worker_are_one_with_the_whole_batch(n):
+    _check_cases(n, [("from_matrix", 3), ("from_matrix", None)], devices=2)
+
+
+def _check_cases(n: int, cases, devices: int = 1):
+    ranks = workers.run(train_cases, n, cases=cases, devices=devices, copies=devices)
+    data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
+    for index, (name, H) in enumerate(cases):  # noqa: N806
+        label = f"{name}, n={n}, H={H}"
+        before, after, final = (
+            np.array([rank[index][part] for rank in ranks]) for part in range(3)
+        )  # [ranks, steps, parameters] twice, [ranks, parameters]
+        expected = reference.train(
+            reference.initial_weights(seed=0),
+            data,
+            reference.matrix_of_step(topology_of(name, n), H),
+            RATE,
+            MOMENTUM,
+        )
+        np.testing.assert_allclose(
+            after.transpose(1, 0, 2), expected, rtol=0, atol=TOLERANCE, err_msg=label
+        )
+        np.testing.assert_allclose(
+            final[0], expected[-1].mean(0), rtol=0, atol=TOLERANCE, err_msg=label
+        )
+        assert (final == final[0]).all(), f"{label}: the ranks end with different models"
+        _check_each_step(before, after, H, label)
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_overlap_equals_its_oracle(n):
+    cases = [(name, H) for name in ("ring", "one_peer_exponential") for H in (1, 3, None)]
+    cases += [("from_matrix", 4), ("disconnected", 2)]
+    ranks = workers.run(train_cases, n, cases=cases, overlap=True)
+    data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
+    for index, (name, H) in enumerate(cases):  # noqa: N806
+        label = f"{name}, n={n}, H={H}"
+        _, after, final = (np.array([rank[index][part] for rank in ranks]) for part in range(3))
+        topology = topology_of(name, n)
+        expected = reference.train(
+            reference.initial_weights(seed=0),
+            data,
+            reference.matrix_of_step(topology, H),
+            RATE,
+            MOMENTUM,
+            waits=lambda step, H=H: H is not None and step % H == 0,  # noqa: N803
+        )
+        np.testing.assert_allclose(
+            after.transpose(1, 0, 2), expected, rtol=0, atol=TOLERANCE, err_msg=label
+        )
+        np.testing.assert_allclose(final[0], expected[-1].mean(0), rtol=0, atol=TOLERANCE)
+        assert (final == final[0]).all(), f"{label}: the ranks end with different models"
+        for step in range(1, STEPS + 1):
+            if H is not None and step % H == 0:
+                x = after[:, step - 1]
+                assert (x == x[0]).all(), f"{label}: not bit-identical after step {step}"
+
+
+@pytest.mark.parametrize("wire_dtype", ["bfloat16", "int8"])
+def test_low_precision_is_as_near_as_it_says_and_moves_no_mean(wire_dtype):
+    n = 3
+    cases = [("ring", 3), ("from_matrix", None)]
+    ranks = workers.run(train_cases, n, cases=cases, wire_dtype=wire_dtype)
+    for index, (name, H) in enumerate(cases):  # noqa: N806
+        before, after, _ = (np.array([rank[index][part] for rank in ranks]) for part in range(3))
+        _check_each_step(before, after, H, f"{wire_dtype}, {name}")
+        common = reference.initial_weights(seed=0)  # what all had after the last global average
+        lost = 0.0
+        for step in range(1, STEPS + 1):
+            x, y = after[:, step - 1], before[:, step - 1]
+            if H is not None and step % H == 0:
+                common = x[0]
+                continue
+            difference = np.abs(x - topology_of(name, n).weights(step - 1) @ y).max()
+            # A difference is sent to within 1/2 of 1/127 of the largest, or of the eighth bit; a
+            # rank adds at most its own error and a mean of the others'.
+            largest = np.abs(y - common).max()
+            step_size = {"int8": 1 / 127, "bfloat16": 2**-7}[wire_dtype]
+            assert difference < 1.01 * largest * step_size + 1e-6
+            lost = max(lost, difference)
+        assert lost > 1e-5  # it did round
+
+
+def _check_each_step(before, after, H, label):  # noqa: N803
+    for step in range(1, STEPS + 1):
+        x, y = after[:, step - 1], before[:, step - 1]
+        if H is not None and step % H == 0:
+            assert (x == x[0]).all(), f"{label}: not bit-identical after step {step}"
+        scale = np.abs(y).mean()
+        drift = np.abs(x.mean(0) - y.mean(0)).max() / scale
+        assert drift < 1e-6, f"{label}: step {step} moved the mean by {drift:.2e} of its scale"

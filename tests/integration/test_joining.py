@@ -1,0 +1,217 @@
+"""Workers that are lost and started again, in real processes: the others take them in."""
+
+import concurrent.futures
+import contextlib
+import json
+import socket
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import tf_gossip_pga
+from tests.support import nursery, workers
+from tf_gossip_pga import launch
+from tf_gossip_pga.coordination import channel, guest, watch
+
+pytestmark = pytest.mark.multiprocess
+
+# Some ranks kill themselves in the third epoch of their first life. In the fourth the others wait
+# until these have come back, so that what follows does not hang on how fast they are.
+PROGRAM = """
+import json, os, pathlib, signal, sys, threading, time
+folder = pathlib.Path(sys.argv[1])
+settings, dying = map(json.loads, sys.argv[2:])
+first_life = "TF_GOSSIP_PGA_JOIN" not in os.environ
+if settings.pop("nobody says so", False):
+    os.environ.pop("TF_GOSSIP_PGA_JOIN", None)
+import tf_gossip_pga as pga
+cluster = pga.initialize()
+import keras, numpy as np
+from tf_gossip_pga.exchange import collectives
+second, every = settings.pop("second", None), settings.pop("every", 1)
+dies_beside = settings.pop("dies_beside", None)
+if first_life:
+    second = None
+
+class Fate(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):  # invited, but not yet a member
+        if second == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+    def on_epoch_begin(self, epoch, logs=None):
+        while epoch == 3 and len(collectives.active().guests()) < len(cluster.lost):
+            time.sleep(0.1)
+        if epoch == 3 and cluster.rank == dies_beside:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    def on_train_batch_end(self, batch, logs=None):
+        if first_life and cluster.rank in dying and gossip.step == 19:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+keras.utils.set_random_seed(cluster.rank)
+width = 17 if second == "differs" else 16
+model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(width, "relu"),
+                          keras.layers.BatchNormalization(), keras.layers.Dense(1)])
+model.compile(keras.optimizers.Adam(0.01), "mse")
+random = np.random.default_rng(cluster.rank)
+x = random.normal(size=(64, 8)).astype("float32")
+y = x.sum(1, keepdims=True)
+H = settings.pop("H")
+if H == "adaptive":
+    H = pga.AdaptivePeriod(initial=2, warmup_steps=4, maximum=8)
+gossip = pga.GossipPGA(H=H, on_worker_lost="continue", **settings)
+checkpoint = pga.Checkpoint(gossip, folder / "checkpoints", every=every)
+first_epoch = checkpoint.restore(model)
+if second == "has another epoch":
+    first_epoch = 0
+history = model.fit(x, y, batch_size=8, epochs=8, verbose=0, validation_data=(x, y),
+                    initial_epoch=first_epoch,
+                    callbacks=[Fate(), gossip, checkpoint])
+result = {
+    "weights": [float(v) for w in model.get_weights() for v in np.ravel(w)],
+    "step": gossip.step, "state": gossip.state, "members": cluster.members,
+    "iterations": int(model.optimizer.iterations), "logs": history.history,
+    "epochs": history.epoch, "period": gossip.state["period"],
+}
+(folder / f"{cluster.rank}.json").write_text(json.dumps(result))
+"""
+
+
+def _run(
+    folder, settings: dict, dying: list[int], min_workers: int = 3
+) -> tuple[dict[int, dict], str]:
+    """What those that have ended well have left behind, and what all have said."""
+    command = [sys.executable, "-c", PROGRAM, str(folder), json.dumps(settings), json.dumps(dying)]
+    said = []
+    with nursery.forks():
+        launch.launch(
+            command,
+            workers=3,
+            min_workers=min_workers,
+            rejoins=len(dying),
+            deadline_s=workers.DEADLINE_S,
+            write=said.append,
+        )
+    results = {int(path.stem): json.loads(path.read_text()) for path in folder.glob("[0-9].json")}
+    print("".join(said))
+    return results, "".join(said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dying"),
+    [
+        ({"H": 5, "optimizer_state": "average"}, [2]),
+        ({"H": 3, "overlap": True, "wire_dtype": "int8", "topology": "ring"}, [0]),
+        ({"H": "adaptive", "every": 2}, [0, 1]),
+        # In no consensus where the fourth epoch begins.
+        ({"H": 5, "every": 100, "optimizer_state": "reset", "nobody says so": True}, [1]),
+    ],
+)
+def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying):
+    results, said = _run(tmp_path, settings, dying)
+    assert sorted(results) == [0, 1, 2]
+    for each in results.values():
+        assert each["members"] == [0, 1, 2]
+        assert (each["step"], each["iterations"]) == (64, 64)
+        assert each["state"] == results[0]["state"]
+        np.testing.assert_array_equal(each["weights"], results[0]["weights"])
+    came_back = results[dying[0]]
+    others = [each for rank, each in results.items() if rank not in dying]
+    for rank in dying:
+        assert f"Rank {rank} failed, with signal SIGKILL. It is started again, to join" in said
+    epochs = came_back["epochs"]
+    assert epochs == list(range(3, 8))
+    for other in others:
+        assert other["epochs"] == list(range(8))
+        for name in ("loss", "val_loss", "consensus_distance"):
+            np.testing.assert_array_equal(other["logs"][name][3:], came_back["logs"][name])
+    assert came_back["logs"]["loss"][-1] < others[0]["logs"]["loss"][0]
+
+
+@pytest.mark.parametrize(
+    ("second", "why"),
+    [
+        ("differs", "Rank 1 cannot join the others again: it differs from them in the model"),
+        ("has another epoch", "Rank 1 begins epoch 1, and the others epoch 4."),
+        ("dies", "goes on without rank 1: 2 of 3 workers are left. It was at taking in rank 1."),
+    ],
+)
+def test_the_others_go_on_without_one_that_cannot_be_taken_in(tmp_path, second, why):
+    results, said = _run(tmp_path, {"H": 5, "second": second}, dying=[1], min_workers=2)
+    assert sorted(results) == [0, 2]
+    for each in results.values():
+        assert (each["members"], each["step"]) == ([0, 2], 64)
+        np.testing.assert_array_equal(each["weights"], results[0]["weights"])
+    assert why in said
+
+
+def test_one_that_is_lost_while_another_is_taken_in_is_gone_on_without(tmp_path):
+    settings = {"H": 5, "every": 100, "dies_beside": 2}
+    results, _ = _run(tmp_path, settings, dying=[1], min_workers=1)
+    # Whether rank 1 was a member already when rank 2 died is not for us to say.
+    assert 0 in results and 2 not in results
+    for each in results.values():
+        assert (each["members"], each["step"]) == (sorted(results), 64)
+        np.testing.assert_array_equal(each["weights"], results[0]["weights"])
+
+
+def _door(*, port: int, others=()) -> dict:
+    """What a guest hears at its door."""
+    return guest.await_knock([f"127.0.0.1:{each}" for each in (port, *others)], 0)
+
+
+def _knock(port: int, line: bytes) -> bytes:
+    """What is said to who comes to the door, as soon as there is one."""
+    for _ in range(600):
+        try:
+            connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+            continue
+        with connection:
+            connection.sendall(line)
+            return connection.recv(100)
+    raise TimeoutError
+
+
+def test_who_knocks_leaves_contacts_and_strangers_do_not():
+    with socket.create_server(("127.0.0.1", 0)) as any_:
+        port = any_.getsockname()[1]
+    contacts = {"1": {"port": 7, "token": "t"}, "2": {"port": 8, "token": "u"}}
+    strangers = [b"", b"PRI * HTTP/2.0\r\n", b"[1]\n", b'{"contacts": {"1": {}}}\n']
+    strangers += [
+        b'{"contacts": {"1": 3}}\n',
+        b'{"contacts": [1]}\n',
+        b"\xff\n",
+        b"[" * 10000 + b"\n",
+    ]
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        heard = threads.submit(_door, port=port)
+        for line in strangers:
+            with contextlib.suppress(ConnectionResetError):
+                assert _knock(port, line or b"\n") == channel.GREETING
+        _knock(port, json.dumps({"contacts": contacts}).encode() + b"\n")
+        assert heard.result(60) == {int(rank): each for rank, each in contacts.items()}
+
+
+def test_a_guest_of_nobody_ends_and_says_so(monkeypatch):
+    monkeypatch.setattr(guest, "_LOOK_S", 0.1)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as two,
+    ):
+        ports = [each.getsockname()[1] for each in (one, two)]
+    with pytest.raises(watch.WorkerLost, match="the job has ended"):
+        _door(port=ports[0], others=ports[1:])
+
+
+def test_a_port_that_is_taken_is_told():
+    with socket.create_server(("", 0)) as taken:
+        taken.listen()
+        with pytest.raises(RuntimeError, match="Does the process that it replaces still run"):
+            _door(port=taken.getsockname()[1])
+
+
+def test_who_is_to_join_must_know_whom():
+    with pytest.raises(ValueError, match="needs the TF_CONFIG that it had"):
+        tf_gossip_pga.initialize(join=True)

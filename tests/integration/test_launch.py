@@ -1,0 +1,322 @@
+"""The launcher with small scripts that import no TensorFlow."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.support import workers
+from tf_gossip_pga import launch
+from tf_gossip_pga.tools import screen as screen_lib
+
+pytestmark = pytest.mark.multiprocess
+
+
+def _launch(script: str, count: int = 2, **arguments) -> str:
+    """The launcher's output for `script`, which may use `rank`."""
+    output = []
+    prelude = "import json, os, sys, time\n"
+    prelude += "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+    launch.launch(
+        [sys.executable, "-c", prelude + script],
+        count,
+        write=output.append,
+        deadline_s=workers.DEADLINE_S,
+        **arguments,
+    )
+    return "".join(output)
+
+
+def test_each_line_begins_with_its_rank():
+    output = _launch("print('one'); print('two', rank)", 3)
+    lines = output.splitlines()
+    for rank in range(3):
+        mine = [line for line in lines if line.startswith(f"[{rank}] ")]
+        assert mine[-1] == f"[{rank}] two {rank}"
+
+
+def test_every_worker_gets_its_place_in_one_cluster():
+    output = _launch("print(os.environ['TF_CONFIG'])", 3)
+    configs = {int(line[1]): json.loads(line[4:]) for line in output.splitlines()}
+    addresses = configs[0]["cluster"]["worker"]
+    assert len(set(addresses)) == 3
+    for rank in range(3):
+        assert configs[rank]["cluster"] == {"worker": addresses}
+        assert configs[rank]["task"] == {"type": "worker", "index": rank}
+
+
+NOISE = """
+print('I0000 00:00:1795167544.070526    2402 port.cc:153] oneDNN custom', file=sys.stderr)
+print('2026-11-20 09:00:00.1: I tensorflow/core/util/port.cc:153] hello', file=sys.stderr)
+print('WARNING: All log messages before absl::InitializeLog() is called are', file=sys.stderr)
+sys.stderr.flush()
+print('script.py:1: UserWarning: the same on every rank')
+print('loss', rank)
+print('accuracy 1.0')
+"""
+
+
+def test_startup_noise_and_repeated_warnings_are_left_out():
+    lines = _launch(NOISE).splitlines()
+    others = [line for line in lines if "UserWarning" not in line]
+    assert sorted(others) == ["[0] accuracy 1.0", "[0] loss 0", "[1] accuracy 1.0", "[1] loss 1"]
+    assert len(lines) == len(others) + 1
+
+
+def test_verbose_shows_everything():
+    lines = _launch(NOISE, verbose=True).splitlines()
+    assert len(lines) == 2 * 6
+
+
+def test_a_line_that_one_rank_repeats_is_kept():
+    assert _launch("print('again'); print('again')", 1) == "[0] again\n[0] again\n"
+
+
+def test_output_without_a_last_newline_and_odd_bytes_come_through():
+    script = "sys.stdout.buffer.write(b'\\xff end'); sys.stdout.flush()"
+    assert _launch(script, 1) == "[0] \N{REPLACEMENT CHARACTER} end\n"
+
+
+def test_the_first_failure_is_reported_with_its_rank_and_last_lines():
+    script = """
+if rank == 1:
+    print('before the end')
+    sys.exit('the cause')
+time.sleep(600)
+"""
+    with pytest.raises(launch.LaunchError) as error:
+        _launch(script, 3)
+    text = str(error.value)
+    assert "Rank 1 failed first, with exit code 1" in text
+    assert "before the end" in text and "the cause" in text
+    assert [each.returncode for each in error.value.outcomes] == [None, 1, None]
+
+
+def test_children_of_workers_end_with_them(tmp_path):
+    script = f"""
+import subprocess
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
+open('{tmp_path}/' + str(rank), 'w').write(str(child.pid))
+if rank == 1:
+    sys.exit(3)
+time.sleep(600)
+"""
+    with pytest.raises(launch.LaunchError, match="exit code 3"):
+        _launch(script)
+    _await_end([int(path.read_text()) for path in tmp_path.iterdir()])
+
+
+def _await_end(pids: list[int]):
+    """Orphans are reaped by the system's first process, not by us: wait until they are gone."""
+    assert pids
+    ends = time.monotonic() + 30
+    while any(_runs(pid) for pid in pids):
+        assert time.monotonic() < ends, f"still running: {pids}"
+        time.sleep(0.1)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_stops_all_and_leaves_no_process_behind(tmp_path, times):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"  # as TensorFlow does
+        f"open(f'{tmp_path}/{{os.getpid()}}.pid', 'w').close()\n"
+        "print('ready')\n"
+        "time.sleep(600)\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tf_gossip_pga.launch", "--workers=2", str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A background job of a shell starts with SIGINT ignored, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        ends = time.monotonic() + workers.DEADLINE_S
+        while len(pids := [int(path.stem) for path in tmp_path.glob("*.pid")]) < 2:
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+        for _ in range(times):  # the second one comes while the workers are given time to end
+            run.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        output, _ = run.communicate(timeout=workers.DEADLINE_S)
+    finally:
+        run.kill()
+    assert run.returncode == 130
+    if times == 1:
+        assert "Interrupted; all workers were stopped." in output
+    _await_end(pids)
+
+
+def test_sigterm_reaches_workers_that_save_and_begins_nothing_anew(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "def save(*_):\n"
+        "    time.sleep(2 * float(sys.argv[1]))\n"  # beyond what a worker gets that fails
+        "    print('saved')\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "print('ready')\n"
+        "time.sleep(600)\n"
+    )
+    command = ["--workers=2", "--max-restarts=1", str(script), str(launch._GRACE_S)]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tf_gossip_pga.launch", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert {run.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
+        run.send_signal(signal.SIGTERM)
+        output, _ = run.communicate(timeout=workers.DEADLINE_S)
+    finally:
+        run.kill()
+    assert run.returncode == 130
+    assert sorted(output.split("\n"))[-2:] == ["[0] saved", "[1] saved"]
+    assert "begins again" not in output
+
+
+def test_nohup_is_respected(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("print('ready', flush=True)\nimport time\ntime.sleep(3)\nprint('done')\n")
+    command = [sys.executable, "-m", "tf_gossip_pga.launch", "--workers=1", str(script)]
+    run = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    try:
+        assert run.stdout.readline() == "[0] ready\n"
+        run.send_signal(signal.SIGHUP)
+        output, _ = run.communicate(timeout=workers.DEADLINE_S)
+    finally:
+        run.kill()
+    assert (run.returncode, output) == (0, "[0] done\n")
+
+
+def test_a_progress_bar_keeps_only_its_last_state():
+    output = []
+    screen = screen_lib.Screen(output.append, verbose=False)
+    for step in range(1, 1001):
+        screen.feed(0, f"\r{step}/1000 ━━━━".encode())
+    assert len(screen._partial[0]) < 30
+    screen.feed(1, b"a line of rank 1\n")
+    screen.feed(0, b"\r1000/1000 done\n")
+    text = "".join(output)
+    assert text.endswith(
+        "\r\x1b[K[1] a line of rank 1\n[0] 1000/1000 ━━━━\r\x1b[K[0] 1000/1000 done\n"
+    )
+
+
+def test_a_character_may_arrive_in_two_reads():
+    output = []
+    screen = screen_lib.Screen(output.append, verbose=False)
+    for part in ("é\n".encode()[:1], "é\n".encode()[1:]):
+        screen.feed(0, part)
+    assert output == ["[0] é\n"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers=0", __file__], "--workers must be at least 1, received 0"),
+        (["--workers=two", __file__], "invalid int value: 'two'"),
+        (["--workers=2", "no_such_script.py"], "there is no script 'no_such_script.py'"),
+        (["--workers=2"], "give the script that every worker runs, or -m and a module"),
+        (["--workers=2", "-m"], "-m needs the name of a module"),
+    ],
+)
+def test_bad_arguments_are_errors_before_anything_starts(arguments, message):
+    run = subprocess.run(
+        [sys.executable, "-m", "tf_gossip_pga.launch", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=workers.DEADLINE_S,
+    )
+    assert run.returncode == 2
+    assert message in run.stderr
+
+
+def test_a_module_is_run_with_its_arguments():
+    command = "-m tf_gossip_pga.launch --workers=2 -m timeit -n 1 -r 2 print('ran')"
+    run = subprocess.run(
+        [sys.executable, *command.split()],
+        capture_output=True,
+        text=True,
+        timeout=workers.DEADLINE_S,
+    )
+    assert run.returncode == 0, run.stderr
+    assert [run.stdout.count(f"[{rank}] ran\n") for rank in range(2)] == [2, 2]
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, True])
+def test_a_bad_number_of_workers_is_refused(count):
+    with pytest.raises(ValueError, match="whole number >= 1, received"):
+        launch.launch(["true"], count)
+
+
+@pytest.mark.parametrize(
+    ("visible", "workers_", "expected"),
+    [("0,1", 2, ["0", "1"]), ("2", 2, ["-1", "-1"]), ("-1", 2, ["-1", "-1"]), ("", 2, ["", ""])],
+)
+def test_each_worker_sees_a_gpu_of_its_own_or_none(monkeypatch, visible, workers_, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    output = _launch("print(os.environ['CUDA_VISIBLE_DEVICES'], rank)", workers_)
+    seen = dict(re.findall(r"^\[(\d)\] (\S*) \d$", output, re.MULTILINE))
+    assert [seen[str(rank)] for rank in range(workers_)] == expected
+    assert ("all train on the CPU" in output) == (visible == "2")
+
+
+def test_the_rest_of_the_environment_is_passed_on(monkeypatch):
+    monkeypatch.setenv("SOME_SETTING", "kept")
+    assert _launch("print(os.environ['SOME_SETTING'])", 1) == "[0] kept\n"
+    assert "TF_CONFIG" not in os.environ
+
+
+def test_the_others_go_on_while_enough_are_left():
+    output = _launch(
+        "time.sleep(0.5 * rank); print('end', rank); sys.exit(rank == 0)", min_workers=1
+    )
+    assert "Rank 0 failed, with exit code 1." in output
+    assert output.splitlines()[-1] == "[1] end 1"
+    with pytest.raises(launch.LaunchError, match="Rank 0 failed first, with exit code 3") as caught:
+        _launch("time.sleep([0, 5, 100][rank]); sys.exit(3 + rank)", 3, min_workers=2)
+    assert [each.returncode for each in caught.value.outcomes][2] is None
+
+
+def test_a_failed_job_begins_again_as_often_as_it_may(tmp_path, capfd):
+    script = tmp_path / "script.py"
+    file = tmp_path / "runs"
+    script.write_text(
+        f"print('x', file=open({str(file)!r}, 'a'))\n"
+        f"raise SystemExit(len(open({str(file)!r}).readlines()) < 3)\n"
+    )
+    assert launch.main(["--workers=1", "--max-restarts=1", str(script)]) == 1
+    assert len(file.read_text().split()) == 2
+    assert launch.main(["--workers=1", "--max-restarts=9", str(script)]) == 0
+    assert len(file.read_text().split()) == 3
+    assert "The job begins again: restart 1 of 1." in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("least", [0, 3, 1.5])
+def test_min_workers_must_be_a_number_of_workers(least):
+    with pytest.raises(ValueError, match=r"min_workers must be one of 1 … 2, received"):
+        _launch("", 2, min_workers=least)

@@ -1,0 +1,158 @@
+"""The rooms import one way, the façade is a table of contents, and importing has no side effect."""
+
+import ast
+import doctest
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import tf_gossip_pga as pga
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGE = ROOT / "tf_gossip_pga"
+ROOMS = {  # "topology", and "simulate.problems" for a room of rooms
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+# One row a package: each may import the packages listed with it, and no other. Everything may
+# import `errors`, `_log` and `_validate`, which import nothing but the standard library.
+BELOW_ALL = {"__version__", "errors", "_log", "_validate"}
+MAY_IMPORT = {
+    "algorithm": {"tools"},
+    "cluster": set(),
+    "tools": set(),
+    "coordination": {"cluster"},
+    "exchange": {"algorithm", "cluster", "coordination"},
+    "training": {"algorithm", "cluster", "coordination", "exchange"},
+    "checkpoint": {"coordination", "exchange", "training"},
+    "plan": {"algorithm", "exchange", "tools"},
+    "simulate": {"algorithm", "tools"},
+    "launch": {"cluster", "tools"},
+}
+WITHOUT_TENSORFLOW = {"algorithm", "coordination", "tools", "launch", "plan"}
+
+
+def imported(path):
+    """Dotted names of all that a file imports, at its top or inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "tf_gossip_pga." * bool(node.level) + (node.module or "")
+            yield from (f"{base.strip('.')}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if "." in room or room in MAY_IMPORT])
+def test_a_package_imports_only_from_packages_above_it(room):
+    names = [name.split(".") for name in imported(ROOMS[room])]
+    packages = {name[1] for name in names if name[0] == "tf_gossip_pga"}
+    own = room.partition(".")[0]
+    assert packages <= MAY_IMPORT[own] | BELOW_ALL | {own}
+
+
+@pytest.mark.parametrize("room", sorted(BELOW_ALL - {"__version__"}))
+def test_what_is_below_all_imports_nothing_of_the_package(room):
+    tree = ast.parse(ROOMS[room].read_text())
+    typing_only = {
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in node.body
+        if isinstance(child, ast.ImportFrom)
+        for name in (f"{child.module}.{alias.name}" for alias in child.names)
+    }
+    names = set(imported(ROOMS[room])) - typing_only
+    assert not {name for name in names if name.startswith("tf_gossip_pga")}
+
+
+def test_every_package_has_a_row():
+    assert set(MAY_IMPORT) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def test_models_know_nothing_of_the_library():
+    names = {name for path in (ROOT / "models").rglob("*.py") for name in imported(path)}
+    assert not {name for name in names if name.startswith("tf_gossip_pga")}
+
+
+# Imports from the right would close a circle: each of these may import those before it.
+SIMULATION = ("mixing", "problems", "simulation", "curves", "figure", "__main__")
+
+
+def test_the_simulations_rooms_import_one_way():
+    base = "tf_gossip_pga.simulate."
+    for index, room in enumerate(SIMULATION):
+        names = [n for n in imported(ROOMS[f"simulate.{room}"]) if n.startswith(base)]
+        assert {name.split(".")[2] for name in names} <= set(SIMULATION[:index])
+    assert {f"simulate.{room}" for room in SIMULATION} | {"simulate"} == {
+        room for room in ROOMS if room.startswith("simulate")
+    }
+
+
+def test_only_collectives_knows_private_names():
+    outside = [path for folder in ("models", "benchmarks") for path in (ROOT / folder).glob("*.py")]
+    paths = [*ROOMS.values(), *outside, *ROOT.glob("*.py")]
+    names = [(path.stem, name) for path in paths for name in imported(path)]
+    assert {stem for stem, name in names if name.startswith("tensorflow.python")} == {"collectives"}
+
+
+def test_public_names_resolve():
+    expected = {"initialize", "Cluster", "GossipPGA", "AdaptivePeriod", "WorkerLost"}
+    expected |= {"topology", "Topology", "Checkpoint", "plan", "simulate"}
+    assert set(pga.__all__) == set(dir(pga)) == expected
+    for name in pga.__all__:
+        assert getattr(pga, name).__name__.rpartition(".")[2] == name
+    with pytest.raises(AttributeError, match="'tf_gossip_pga' has no attribute 'gossip'"):
+        pga.gossip  # noqa: B018
+
+
+def test_importing_needs_no_tensorflow():
+    rooms = {room for room in ROOMS if room.partition(".")[0] in WITHOUT_TENSORFLOW}
+    rooms = {room for room in rooms if not room.endswith("__main__")} - {"coordination.watch"}
+    rooms -= {"coordination.membership", "coordination.guest"}
+    rooms |= {"cluster.tf_config", "checkpoint.store", "exchange.wire", "training.preemption"}
+    light = ", ".join(f"tf_gossip_pga.{room}" for room in sorted(rooms))
+    code = f"import sys, {light}; print({{'tensorflow', 'keras'}} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def undocumented(name, node):
+    """Public definitions without a docstring, from a module down to its classes' methods."""
+    if not ast.get_docstring(node):
+        yield name
+    for child in [] if isinstance(node, ast.FunctionDef) else node.body:
+        # Keras documents its own hooks, and a property's getter speaks for its setter.
+        if (
+            isinstance(child, ast.ClassDef | ast.FunctionDef)
+            and not child.name.startswith(("_", "on_", "set_model"))
+            and not any("setter" in ast.unparse(each) for each in child.decorator_list)
+        ):
+            yield from undocumented(child.name, child)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_object_has_a_docstring(room):
+    assert not list(undocumented(room, ast.parse(ROOMS[room].read_text())))
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        "algorithm.schedule",
+        "algorithm.topology",
+        "checkpoint.store",
+        "cluster.tf_config",
+        "plan",
+        "simulate.curves",
+        "simulate.problems",
+    ],
+)
+def test_examples_in_docstrings_are_true(room):
+    failed, attempted = doctest.testmod(importlib.import_module(f"tf_gossip_pga.{room}"))
+    assert attempted > 0
+    assert failed == 0

@@ -1,0 +1,47 @@
+"""Convert and check the numbers that users pass."""
+
+import math
+import numbers
+import operator
+
+
+def whole(value: object, at_least: int, at_most: int | None = None) -> int | None:
+    """Return `value` as an `int`, or None if it is no whole number in the given range.
+
+    Booleans are refused; NumPy's integers are accepted.
+    """
+    try:
+        result = at_least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+    return result if result >= at_least and (at_most is None or result <= at_most) else None
+
+
+def number(value: object) -> float | None:
+    """Return `value` as a `float`, or None if it is no finite real number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def check_whole(
+    name: str, value: object, at_least: int, at_most: int | None = None, unit: str = ""
+) -> int:
+    """Return `value` as an `int`.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what was received.
+      at_least: the smallest number accepted.
+      at_most: the largest number accepted; None for no limit.
+      unit: what is counted, e.g. `"epochs"`.
+
+    Raises:
+      ValueError: `value` is no whole number in this range.
+    """
+    result = whole(value, at_least, at_most)
+    if result is None:
+        accepted = f">= {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+        of = f" of {unit}" if unit else ""
+        raise ValueError(f"{name} must be a whole number{of} {accepted}, received {value!r}.")
+    return result

@@ -1,0 +1,89 @@
+"""WHAT a rank keeps for itself: the variables that no global average makes equal.
+
+They are written as `.npz` without pickle, each by its place among the variables of the model and
+its optimizer, in the order of `agreement.described`.
+"""
+
+import contextlib
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_gossip_pga.checkpoint import store
+
+
+def variables(model) -> list[keras.Variable]:
+    """Those of a model and of its built optimizer."""
+    return [*model.variables, *model.optimizer.variables]
+
+
+def places(model, averages_slots: bool) -> list[int]:
+    """Of the variables that global averages leave alone: integers, random states, an optimizer's.
+
+    Args:
+      model: with a built optimizer.
+      averages_slots: whether a global average makes the optimizer's slots equal too.
+    """
+    of_model = len(model.variables)
+    return [
+        place
+        for place, variable in enumerate(variables(model))
+        if not keras.backend.is_float_dtype(variable.dtype)
+        or (place >= of_model and not (averages_slots and len(variable.shape)))
+    ]
+
+
+def copies(variables: list[keras.Variable]) -> list[tuple[keras.Variable, np.ndarray]]:
+    """Each with the value that it has now."""
+    return [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def save(path: str | os.PathLike, model, places: list[int]):
+    """Writes the variables at these places."""
+    everything = variables(model)
+    arrays = copies([everything[place] for place in places])
+    np.savez(path, **{str(place): value for place, (_, value) in zip(places, arrays, strict=True)})
+
+
+def load(path: str | os.PathLike, model) -> list[tuple[keras.Variable, np.ndarray]]:
+    """Variables of the model, and the values that they have in a file of `save`.
+
+    Raises:
+      CheckpointError: it cannot be read, or its variables are not this model's.
+    """
+    everything, found = variables(model), []
+    # NumPy leaves a file open that it cannot read.
+    with explained(path), open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+        for name in file.files:
+            variable, value = everything[int(name)], file[name]
+            wanted = np.dtype(variable.dtype)
+            if value.dtype.kind == "V" and value.dtype.itemsize == wanted.itemsize:
+                value = value.view(wanted)  # bfloat16, which NumPy's format does not know
+            if value.dtype != wanted or value.shape != variable.shape:
+                raise ValueError(f"{variable.path} is {list(value.shape)} {value.dtype} there")
+            found.append((variable, value))
+    return found
+
+
+def is_finite(model) -> bool:
+    """Whether all floating-point variables of a model are numbers."""
+    floating = [v for v in model.variables if keras.backend.is_float_dtype(v.dtype)]
+    return all(bool(tf.reduce_all(tf.math.is_finite(v.value))) for v in floating)
+
+
+@contextlib.contextmanager
+def explained(path: str | os.PathLike):
+    """Makes an error of ours of whatever a library raises about a file.
+
+    Raises:
+      CheckpointError: the file cannot be loaded.
+    """
+    try:
+        yield
+    except Exception as error:  # h5py, zipfile and NumPy have many kinds
+        first_line = str(error).strip().partition("\n")[0]
+        raise store.CheckpointError(
+            f"{path} cannot be loaded: {type(error).__name__}: {first_line}"
+        ) from None

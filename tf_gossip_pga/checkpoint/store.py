@@ -1,0 +1,214 @@
+"""WHERE checkpoints lie: numbered folders of files, each complete once its manifest is there.
+
+    DIRECTORY/
+      checkpoint-000007/
+        model.weights.h5, rank-0.npz, rank-1.npz, …    what several processes have written
+        manifest.json                                  written last, by one of them
+
+The manifest tells size and SHA-256 of every other file, and of itself. Each file is written under
+another name, synchronised with the disk and then renamed; so a process that dies at any moment
+leaves what is complete as it was, and a folder without a manifest, which no reader looks at and the
+next writer removes. The processes need not see the same disk: one that has only files of its own in
+such a folder holds them against the manifest that it is told. A folder's number is never used
+again, so that nothing complete is ever written over.
+
+Nothing here knows what the files hold.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Collection
+
+from tf_gossip_pga.errors import CheckpointError
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+class Store:
+    """The checkpoints of one directory.
+
+    Args:
+      directory: where they lie; made if it is not there.
+      keep: how many complete ones stay, the newest, >= 1.
+
+    Raises:
+      OSError: the directory cannot be made or written to.
+
+    Example:
+
+        >>> import tempfile
+        >>> store = Store(tempfile.mkdtemp(), keep=1)
+        >>> number = store.unused_number()
+        >>> files = {"a.txt": store.write(number, "a.txt", lambda path: path.write_text("a"))}
+        >>> store.finish(number, {"epoch": 3}, files)
+        >>> store.complete(), store.read(number)["epoch"]
+        ([1], 3)
+        >>> store.checked(number, "a.txt", files).read_text()
+        'a'
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int):
+        self.directory = pathlib.Path(directory)
+        self._keep = keep
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.directory, os.W_OK | os.X_OK):
+            raise PermissionError("it is not writable")
+
+    def folder(self, number: int) -> pathlib.Path:
+        """Where the files of a checkpoint lie."""
+        return self.directory / f"checkpoint-{number:06d}"
+
+    def numbers(self) -> list[int]:
+        """Of all checkpoints, complete or not, the newest first."""
+        names = os.listdir(self.directory) if self.directory.exists() else []
+        found = (re.fullmatch(r"checkpoint-(\d{6,18})", name) for name in names)
+        return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def complete(self) -> list[int]:
+        """Numbers of those with a manifest, the newest first."""
+        return [each for each in self.numbers() if (self.folder(each) / _MANIFEST).exists()]
+
+    def unused_number(self) -> int:
+        """One more than any has had that is here."""
+        return max(self.numbers(), default=0) + 1
+
+    def write(self, number: int, name: str, save: Callable[[pathlib.Path], object]) -> dict:
+        """Writes one file of a checkpoint; safe beside other processes that write others of it.
+
+        Args:
+          number: of the checkpoint.
+          name: of the file.
+          save: called with the path to write to, which has the same suffixes as `name`.
+
+        Returns:
+          What the manifest says of it: `{"bytes": …, "sha256": …}`.
+        """
+        folder = self.folder(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".partial-{name}"
+        save(partial)
+        entry = _entry(partial)
+        _move(partial, folder / name)
+        _synchronise(self.directory)
+        return entry
+
+    def finish(self, number: int, content: dict, files: dict[str, dict]):
+        """Writes the manifest, which completes the checkpoint, and removes old ones.
+
+        Args:
+          number: of the checkpoint.
+          content: what the manifest holds beside the files, as JSON can hold it.
+          files: for each name what `write` has returned.
+        """
+        text = _manifest({"format": _FORMAT, **content, "files": files})
+        self.write(number, _MANIFEST, lambda path: path.write_bytes(text))
+        kept = self.complete()[: self._keep]
+        for other in self.numbers():
+            if other < number and other not in kept:  # leftovers of dead writers too
+                self.discard(other)
+
+    def discard(self, number: int):
+        """Removes a checkpoint, as far as its files are here."""
+        # The manifest first, so that at no moment a part of it looks complete.
+        with contextlib.suppress(OSError):
+            (self.folder(number) / _MANIFEST).unlink()
+        shutil.rmtree(self.folder(number), ignore_errors=True)
+
+    def forget(self, name: str, kept: Collection[int]):
+        """Removes this file of all checkpoints but some, and the folders that have no other.
+
+        For a process that may have a disk of its own, beside the one that calls `finish`.
+        """
+        for number in self.numbers():
+            if number not in kept:
+                for left in (name, f".partial-{name}"):
+                    (self.folder(number) / left).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # others have files there
+                    self.folder(number).rmdir()
+
+    def read(self, number: int) -> dict:
+        """The manifest of a checkpoint: the content, and `"files"`.
+
+        Raises:
+          CheckpointError: it is not what `finish` has written.
+        """
+        path = self.folder(number) / _MANIFEST
+        with _explained(path):
+            text = path.read_bytes()
+            try:
+                content = json.loads(text)
+                del content["sha256"]
+                intact = text == _manifest(content)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                intact = False
+            if not intact:
+                raise CheckpointError(f"{path} is not as it was written: it was cut or changed")
+            if content.get("format") != _FORMAT:
+                raise CheckpointError(f"{path} has another format than {_FORMAT}, this package's")
+            return content
+
+    def checked(self, number: int, name: str, files: dict[str, dict]) -> pathlib.Path:
+        """The path of a file that is as its manifest says.
+
+        Raises:
+          CheckpointError: it is missing, or was cut or changed.
+        """
+        path = self.folder(number) / name
+        if not isinstance(files, dict) or name not in files:
+            raise CheckpointError(f"{path} is not among the files of its manifest")
+        with _explained(path):
+            found = _entry(path)
+        if found != files[name]:
+            raise CheckpointError(
+                f"{path} is not as it was written: the manifest tells of {_words(files[name])}, "
+                f"the file has {_words(found)}"
+            )
+        return path
+
+
+def _manifest(content: dict) -> bytes:
+    """A manifest with its own digest, and only one way to write it: any change shows."""
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({**content, "sha256": digest}, indent=1).encode() + b"\n"
+
+
+def _entry(path: pathlib.Path) -> dict:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _words(entry) -> str:
+    if not isinstance(entry, dict):
+        return "nothing"
+    return f"{entry.get('bytes')} bytes with SHA-256 {str(entry.get('sha256'))[:12]}…"
+
+
+def _move(partial: pathlib.Path, path: pathlib.Path):
+    """Gives a file its name, at once and for good."""
+    _synchronise(partial)
+    os.replace(partial, path)
+    _synchronise(path.parent)
+
+
+def _synchronise(path: pathlib.Path):
+    """Returns when a file, or the names in a folder, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _explained(path: pathlib.Path):
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None

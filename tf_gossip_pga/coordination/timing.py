@@ -1,0 +1,69 @@
+"""Hold every deadline and interval of the control plane in one place."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Deadlines and intervals, in seconds unless the name says otherwise.
+
+    One object is handed to everything that waits. Tests and the protocol simulation pass another
+    one; nothing else changes them.
+
+    Attributes:
+      start_s: how long the first exchange of a starting worker waits for the others.
+      start_report_s: when a worker first reports that it waits for rank 0 to start.
+      between_work_factor: how many times longer than `timeout_s` workers wait for one another where
+        they come from different work: reading data, compiling, validating, writing a checkpoint.
+      restore_s: how long workers wait for one another while checkpoints are read.
+      ask_s: how long a question to another worker may take; long for a live process, short next to
+        any timeout.
+      reachable_s: the same for the one question whether a worker can be reached at all.
+      serve_s: how long an unknown peer may hold a connection.
+      watch_every_s: how often the watchdog looks at the exchange under way.
+      patience_s: how long an exchange may take, at least, before the watchdog asks and reports.
+      patience_steps: the same as a number of this worker's own steps.
+      suspect_s: how long a worker may be silent before the watchdog aborts an exchange with it.
+      linger_s: how long a worker that ends after a loss still answers, so that the others do not
+        blame it.
+      poll_s: how often workers ask one another while they form a view.
+      silent_s: how long a worker may be silent before a view is formed without it.
+      report_s: when a worker first reports that it waits for others to form a view.
+      attempts: how many views in a row may be abandoned before a worker gives up.
+      futile_regroups: how often the same exchange may fail, though nobody is lost, before a worker
+        gives up.
+      probe_every_s: how often the chief probes the ports of lost workers.
+      announce_every_s: how often a joining worker announces itself.
+      announced_s: for how long such an announcement counts.
+      admit_s: how long the members wait for joining workers they have invited.
+      join_report_s: when a joining worker first reports that it waits.
+      job_check_every_s: how often a worker that waits for a probe checks whether a job is left.
+      job_checks: after how many such checks in vain it gives up.
+      unannounced_probe_s: how long a starting worker listens for a probe nobody has announced.
+    """
+
+    start_s: float = 300.0
+    start_report_s: float = 10.0
+    between_work_factor: float = 10.0
+    restore_s: float = 3000.0
+    ask_s: float = 2.0
+    reachable_s: float = 20.0
+    serve_s: float = 2.0
+    watch_every_s: float = 0.5
+    patience_s: float = 5.0
+    patience_steps: int = 20
+    suspect_s: float = 60.0
+    linger_s: float = 4.0
+    poll_s: float = 0.1
+    silent_s: float = 15.0
+    report_s: float = 5.0
+    attempts: int = 20
+    futile_regroups: int = 3
+    probe_every_s: float = 0.25
+    announce_every_s: float = 0.5
+    announced_s: float = 5.0
+    admit_s: float = 120.0
+    join_report_s: float = 10.0
+    job_check_every_s: float = 5.0
+    job_checks: int = 4
+    unannounced_probe_s: float = 0.8

@@ -1,0 +1,1 @@
+"""The data plane: TensorFlow's CollectiveOps, buckets, wire formats, averages."""

@@ -1,0 +1,1 @@
+"""Output files, memory estimates and the screen of the launcher."""

@@ -1,0 +1,1 @@
+"""The Keras side: the callback and its parts."""
