@@ -1,23 +1,24 @@
-"""IN WHAT FORM parameters travel: as they are, or in fewer bits.
+"""Encode parameters for the wire: as they are, or in fewer bits.
 
-In fewer bits a rank does not send its parameters x_j, but how far they are from r, the values that
+In fewer bits a rank does not send its parameters x_j, but their difference to r, the values that
 all replicas had after the last global average and still remember, the same bits on every rank:
 
     q_j = Q(x_j - r)                                what is sent; Q rounds
-    x_i <- x_i + sum_j W[i, j] * (q_j - q_i)        what becomes of it
+    x_i <- x_i + sum_j W[i, j] * (q_j - q_i)        what the receiver does with it
 
 Two things make rounding harmless here. Replicas that have taken a few steps since they agreed lie
-close to r, so that what Q loses is small beside the difference, not beside the parameters. And for
-a doubly stochastic W the sum over i of the second line is zero whatever the q_j are: rounding never
-moves the mean over ranks, with nearest rounding as with any other, and no error has to be fed back.
+close to r: what Q loses is small compared with the difference, not with the parameters. And for a
+doubly stochastic W the sum over i of the second line is zero whatever the q_j are. Rounding of any
+kind therefore never moves the mean over ranks, and no error has to be fed back.
 
 Sources: differences to a value that both sides know, Koloskova, Stich and Jaggi, "Decentralized
 Stochastic Optimization and Gossip Algorithms with Compressed Communication", ICML 2019 (CHOCO,
 there one value for each neighbour); scales for blocks, Dettmers et al., "8-bit Optimizers via
-Block-wise Quantization", ICLR 2022. Departure: one r for all, which a global average renews. Where
-there is none (`H=None`) the differences grow with the run and so does what rounding loses.
+Block-wise Quantization", ICLR 2022. Departure: one r for all, renewed by each
+global average. Without global averages (`H=None`) the differences grow with the run, and with them
+what rounding loses.
 
-TensorFlow is imported where it rounds: a plan needs the bytes alone.
+TensorFlow is imported only where values are rounded: a plan needs nothing but the bytes.
 """
 
 import abc
@@ -27,25 +28,25 @@ _BLOCK = 256  # elements that share a scale: 1.6 % more bytes than the numbers t
 
 
 class Wire(abc.ABC):
-    """A form of messages.
+    """An encoding of messages.
 
     Attributes:
-      lossy: whether `decode` gives other numbers than `encode` was given.
+      lossy: whether `decode` returns other numbers than `encode` took.
     """
 
     lossy = True
 
     @abc.abstractmethod
     def bytes(self, elements: int, itemsize: int) -> int:
-        """Of the message for so many elements of a type with so many bytes each."""
+        """Return the encoded size in bytes of `elements` numbers of `itemsize` bytes each."""
 
     @abc.abstractmethod
     def encode(self, values):
-        """The message for a 1-D tensor of floating-point numbers."""
+        """Return the message for a 1-D tensor of floating-point numbers."""
 
     @abc.abstractmethod
     def decode(self, message, elements: int):
-        """What `encode` was given, so many elements, as far as the message tells."""
+        """Return the `elements` numbers of a message, as far as rounding has kept them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +56,15 @@ class Full(Wire):
     lossy = False
 
     def bytes(self, elements: int, itemsize: int) -> int:
-        """Of the message for so many elements of a type with so many bytes each."""
+        """Return the encoded size in bytes of `elements` numbers of `itemsize` bytes each."""
         return elements * itemsize
 
     def encode(self, values):
-        """`[n]` -> the same."""
+        """Return the values unchanged."""
         return values
 
     def decode(self, message, elements: int):
-        """The same."""
+        """Return the message unchanged."""
         return message
 
 
@@ -72,18 +73,18 @@ class Bfloat16(Wire):
     """Sixteen bits a number: the sign and exponent of float32, and 8 bits of precision."""
 
     def bytes(self, elements: int, itemsize: int) -> int:
-        """Of the message for so many elements of a type with so many bytes each."""
+        """Return the encoded size in bytes of `elements` numbers of `itemsize` bytes each."""
         return -(-elements // 2) * 4
 
     def encode(self, values):
-        """`[n]` floating-point -> `[ceil(n / 2)]` int32: no collective takes bfloat16."""
+        """Return `[n]` floats as `[ceil(n / 2)]` int32: no collective takes bfloat16."""
         import tensorflow as tf
 
         numbers = tf.cast(tf.pad(values, [[0, values.shape[0] % 2]]), tf.bfloat16)
         return tf.bitcast(tf.reshape(numbers, [-1, 2]), tf.int32)
 
     def decode(self, message, elements: int):
-        """The inverse: `[n]` float32."""
+        """Return the numbers of a message, `[n]` float32."""
         import tensorflow as tf
 
         numbers = tf.reshape(tf.bitcast(message, tf.bfloat16), [-1])
@@ -99,12 +100,12 @@ class Int8(Wire):
     """
 
     def bytes(self, elements: int, itemsize: int) -> int:
-        """Of the message for so many elements of a type with so many bytes each."""
+        """Return the encoded size in bytes of `elements` numbers of `itemsize` bytes each."""
         blocks = -(-elements // _BLOCK)
         return blocks * (_BLOCK + 4)
 
     def encode(self, values):
-        """`[n]` floating-point -> `[65 * ceil(n / 256)]` int32: all numbers, then all scales."""
+        """Return `[n]` floats as `[65 * ceil(n / 256)]` int32: all numbers, then all scales."""
         import tensorflow as tf
 
         values = tf.cast(values, tf.float32)
@@ -115,7 +116,7 @@ class Int8(Wire):
         return tf.concat([words, tf.bitcast(tf.reshape(scales, [-1]), tf.int32)], 0)
 
     def decode(self, message, elements: int):
-        """The inverse: `[n]` float32."""
+        """Return the numbers of a message, `[n]` float32."""
         import tensorflow as tf
 
         blocks = -(-elements // _BLOCK)
@@ -129,7 +130,7 @@ BY_NAME = {"float32": Full(), "bfloat16": Bfloat16(), "int8": Int8()}
 
 
 def resolve(name: str) -> Wire:
-    """The wire of this name.
+    """Return the encoding of this name.
 
     Raises:
       ValueError: the name is unknown.

@@ -1,7 +1,7 @@
-"""Variables -> flat chunks of one type -> variables.
+"""Pack variables into flat chunks of one dtype, and unpack them.
 
-Small variables travel together, large ones alone and very large ones in parts, so that a message is
-neither tiny nor longer than `CHUNK_BYTES`, whatever the model looks like.
+Small variables travel together, large ones alone and very large ones in parts. A message is
+therefore neither tiny nor longer than `CHUNK_BYTES`, whatever the model looks like.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ _ALIGNED = 64
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
-    """The elements `start … stop` of a flattened variable, which lie at `offset` in a chunk."""
+    """The elements `start … stop` of a flattened variable, at `offset` in a chunk."""
 
     variable: int
     start: int
@@ -30,7 +30,7 @@ class _Piece:
 
 
 class Bucket:
-    """A list of variables, seen as a list of 1-D chunks of one dtype each.
+    """A list of variables as a list of 1-D chunks of one dtype each.
 
     Args:
       variables: `tf.Variable`s with static shapes.
@@ -47,17 +47,17 @@ class Bucket:
             self._plan(dtype, max(1, chunk_bytes // dtype.size))
 
     def __len__(self) -> int:
-        """Number of chunks."""
+        """Return the number of chunks."""
         return len(self._lengths)
 
     @property
     def layout(self) -> list[tuple[int, tf.DType]]:
-        """Length in elements and type of each chunk."""
+        """Return the length in elements and the dtype of each chunk."""
         return list(zip(self._lengths, self._dtypes, strict=True))
 
     def _plan(self, dtype, limit: int):
-        """Places the variables of one type in chunks of at most `limit` elements."""
-        shared = None  # the chunk that small variables fill at present
+        """Place the variables of one dtype in chunks of at most `limit` elements."""
+        shared = None  # the chunk that small variables fill now
         for index, variable in enumerate(self.variables):
             size = variable.shape.num_elements()
             if variable.dtype != dtype or not size:
@@ -73,7 +73,7 @@ class Bucket:
                 shared = self._place(index, 0, size, None if full else shared)
 
     def _place(self, variable: int, start: int, stop: int, chunk: int | None) -> int:
-        """Appends a piece to a chunk, or to a new one for None; returns the chunk."""
+        """Append a piece to a chunk, or to a new one for None; return the chunk."""
         if chunk is None:
             self._lengths.append(0)
             self._dtypes.append(self.variables[variable].dtype)
@@ -83,7 +83,7 @@ class Bucket:
         return chunk
 
     def pack(self):
-        """The chunks with the variables' present values."""
+        """Return the chunks with the variables' present values."""
         flat = [tf.reshape(variable, [-1]) for variable in self.variables]
         parts = [[] for _ in self._lengths]
         for piece in self._pieces:
@@ -91,12 +91,12 @@ class Bucket:
         return [tf.concat(part, 0) for part in parts]
 
     def assign(self, chunks):
-        """Sets the variables from chunks as `pack` gives them."""
+        """Set the variables from chunks as `pack` returns them."""
         for variable, value in self._unpacked(chunks):
             variable.assign(tf.reshape(value, variable.shape))
 
     def add(self, changes):
-        """Adds chunks of the same lengths, at least float32, to the variables."""
+        """Add chunks of the same lengths, at least float32, to the variables."""
         for variable, change in self._unpacked(changes):
             change = tf.reshape(change, variable.shape)
             if change.dtype == variable.dtype:
@@ -105,7 +105,7 @@ class Bucket:
                 variable.assign(tf.cast(wide(variable) + change, variable.dtype))
 
     def _unpacked(self, chunks):
-        """Pairs of a variable and its elements, flat; empty variables are left out."""
+        """Yield each variable with its elements, flat; skip empty variables."""
         parts = [[] for _ in self.variables]
         for piece in self._pieces:
             stop = piece.offset + piece.stop - piece.start
@@ -116,5 +116,5 @@ class Bucket:
 
 
 def wide(chunk):
-    """At least float32, so that mixing half precision does not round twice."""
+    """Return the chunk in at least float32, so that mixing half precision does not round twice."""
     return tf.cast(chunk, tf.float32) if chunk.dtype.size < 4 else chunk

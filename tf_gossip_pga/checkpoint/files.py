@@ -1,4 +1,4 @@
-"""WHERE checkpoints lie: numbered folders of files, each complete once its manifest is there.
+"""Keep checkpoints as numbered folders of files, each complete once its manifest is there.
 
     DIRECTORY/
       checkpoint-000007/
@@ -28,9 +28,10 @@ from tf_gossip_pga.errors import CheckpointError
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
+WEIGHTS = "model.weights.h5"
 
 
-class Store:
+class CheckpointFiles:
     """The checkpoints of one directory.
 
     Args:
@@ -43,7 +44,7 @@ class Store:
     Example:
 
         >>> import tempfile
-        >>> store = Store(tempfile.mkdtemp(), keep=1)
+        >>> store = CheckpointFiles(tempfile.mkdtemp(), keep=1)
         >>> number = store.unused_number()
         >>> files = {"a.txt": store.write(number, "a.txt", lambda path: path.write_text("a"))}
         >>> store.finish(number, {"epoch": 3}, files)
@@ -61,25 +62,25 @@ class Store:
             raise PermissionError("it is not writable")
 
     def folder(self, number: int) -> pathlib.Path:
-        """Where the files of a checkpoint lie."""
+        """Return where the files of a checkpoint lie."""
         return self.directory / f"checkpoint-{number:06d}"
 
     def numbers(self) -> list[int]:
-        """Of all checkpoints, complete or not, the newest first."""
+        """Return the numbers of all checkpoints, complete or not, the newest first."""
         names = os.listdir(self.directory) if self.directory.exists() else []
         found = (re.fullmatch(r"checkpoint-(\d{6,18})", name) for name in names)
         return sorted((int(match[1]) for match in found if match), reverse=True)
 
     def complete(self) -> list[int]:
-        """Numbers of those with a manifest, the newest first."""
+        """Return the numbers of those with a manifest, the newest first."""
         return [each for each in self.numbers() if (self.folder(each) / _MANIFEST).exists()]
 
     def unused_number(self) -> int:
-        """One more than any has had that is here."""
+        """Return one more than the highest number here."""
         return max(self.numbers(), default=0) + 1
 
     def write(self, number: int, name: str, save: Callable[[pathlib.Path], object]) -> dict:
-        """Writes one file of a checkpoint; safe beside other processes that write others of it.
+        """Write one file of a checkpoint; safe next to other processes that write others of it.
 
         Args:
           number: of the checkpoint.
@@ -99,7 +100,7 @@ class Store:
         return entry
 
     def finish(self, number: int, content: dict, files: dict[str, dict]):
-        """Writes the manifest, which completes the checkpoint, and removes old ones.
+        """Write the manifest, which completes the checkpoint, and remove old ones.
 
         Args:
           number: of the checkpoint.
@@ -114,16 +115,16 @@ class Store:
                 self.discard(other)
 
     def discard(self, number: int):
-        """Removes a checkpoint, as far as its files are here."""
+        """Remove a checkpoint, as far as its files are here."""
         # The manifest first, so that at no moment a part of it looks complete.
         with contextlib.suppress(OSError):
             (self.folder(number) / _MANIFEST).unlink()
         shutil.rmtree(self.folder(number), ignore_errors=True)
 
     def forget(self, name: str, kept: Collection[int]):
-        """Removes this file of all checkpoints but some, and the folders that have no other.
+        """Remove this file of all checkpoints but some, and the folders that have no other.
 
-        For a process that may have a disk of its own, beside the one that calls `finish`.
+        For a process that may have a disk of its own, next to the one that calls `finish`.
         """
         for number in self.numbers():
             if number not in kept:
@@ -133,7 +134,7 @@ class Store:
                     self.folder(number).rmdir()
 
     def read(self, number: int) -> dict:
-        """The manifest of a checkpoint: the content, and `"files"`.
+        """Return the manifest of a checkpoint: the content, and `"files"`.
 
         Raises:
           CheckpointError: it is not what `finish` has written.
@@ -154,7 +155,7 @@ class Store:
             return content
 
     def checked(self, number: int, name: str, files: dict[str, dict]) -> pathlib.Path:
-        """The path of a file that is as its manifest says.
+        """Return the path of a file that is as its manifest says.
 
         Raises:
           CheckpointError: it is missing, or was cut or changed.
@@ -172,8 +173,13 @@ class Store:
         return path
 
 
+def rank_name(rank: int) -> str:
+    """Return the name of the file that a rank writes for itself."""
+    return f"rank-{rank}.npz"
+
+
 def _manifest(content: dict) -> bytes:
-    """A manifest with its own digest, and only one way to write it: any change shows."""
+    """Return a manifest with its own digest, in the one way to write it: any change shows."""
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=1).encode() + b"\n"
 
@@ -191,14 +197,14 @@ def _words(entry) -> str:
 
 
 def _move(partial: pathlib.Path, path: pathlib.Path):
-    """Gives a file its name, at once and for good."""
+    """Give a file its name, atomically and durably."""
     _synchronise(partial)
     os.replace(partial, path)
     _synchronise(path.parent)
 
 
 def _synchronise(path: pathlib.Path):
-    """Returns when a file, or the names in a folder, would survive a power cut."""
+    """Return when a file, or the names in a folder, would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""WHETHER the ranks fit together: compared before the first exchange that depends on it.
+"""Check, before the first exchange, that each rank can train and that the ranks fit together.
 
 Ranks that differ would exchange tensors of different shapes or at different steps, and wait for
-one another for ever. So each rank first tells all others what it is about to train, and every rank
-comes to the same verdict.
+one another forever. Each rank therefore tells all others what it is about to train, and every rank
+reaches the same verdict.
 """
 
 import hashlib
@@ -13,6 +13,8 @@ import keras
 import tensorflow as tf
 
 from tf_gossip_pga import __version__
+from tf_gossip_pga.exchange.session import SoloSession
+from tf_gossip_pga.training.settings import Settings
 
 _REMEDIES = {
     "steps per epoch": " cluster.shard(dataset) makes equal parts; or pass steps_per_epoch to fit.",
@@ -21,8 +23,32 @@ _REMEDIES = {
 }
 
 
+def problem_of_rank(
+    model: keras.Model, settings: Settings, session: SoloSession, steps: int | None
+) -> str | None:
+    """Return why this rank cannot train, or None if it can.
+
+    Args:
+      model: what Keras is about to train.
+      settings: the callback's arguments.
+      session: the exchanges of this process.
+      steps: batches of an epoch as Keras tells its callbacks; None where Keras does not know.
+    """
+    found = problem_of_model(model)
+    if not found and settings.optimizer_state == "reset":
+        found = problem_of_reset(model.optimizer)
+    if session.cluster.size == 1:  # its data concern no other rank
+        return found
+    if not found and settings.survives and (unreachable := session.unreachable()):
+        found = (
+            "on_worker_lost='continue' needs to ask the others who is left, but rank "
+            f"{unreachable[0]} does not answer: let workers reach all ports of one another."
+        )
+    return found or problem_of_devices(model, session.cluster.strategy) or problem_of_data(steps)
+
+
 def problem_of_model(model) -> str | None:
-    """Why a compiled `keras.Model` cannot be trained with gossip, or None if it can."""
+    """Return why a compiled `keras.Model` cannot be trained with gossip, or None if it can."""
     if model.steps_per_execution > 1:
         return (
             "GossipPGA must see every batch, but the model was compiled with "
@@ -40,7 +66,7 @@ def problem_of_model(model) -> str | None:
 
 
 def problem_of_devices(model, strategy) -> str | None:
-    """Why a `keras.Model` cannot be trained on all devices of this worker, or None if it can.
+    """Return why a model cannot be trained on all devices of this worker, or None if it can.
 
     Args:
       model: a compiled model.
@@ -64,7 +90,7 @@ def problem_of_devices(model, strategy) -> str | None:
 
 
 def problem_of_reset(optimizer) -> str | None:
-    """Why a Keras optimizer's slots cannot be set to zero in mid-run, or None if they can."""
+    """Return why an optimizer's slots cannot be set to zero in mid-run, or None if they can."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
     kept = {
         "the moving averages of weights (use_ema=True)": optimizer.use_ema,
@@ -82,10 +108,10 @@ def problem_of_reset(optimizer) -> str | None:
 
 
 def problem_of_data(steps: int | None) -> str | None:
-    """Why several ranks cannot train on data with so many batches in an epoch, or None.
+    """Return why several ranks cannot train with this number of batches an epoch, or None.
 
     Args:
-      steps: as Keras tells its callbacks; None where it does not know.
+      steps: batches of an epoch as Keras tells its callbacks; None where Keras does not know.
     """
     if steps is None:
         return (
@@ -98,9 +124,13 @@ def problem_of_data(steps: int | None) -> str | None:
 
 
 def facts(model, settings: dict) -> dict:
-    """What must be equal on all ranks, in the order in which to complain, as JSON can hold it.
+    """Return what must be equal on all ranks, in the order in which to report differences.
 
-    Builds the optimizer, see `described`.
+    Build the optimizer; see `described`.
+
+    Args:
+      model: a compiled `keras.Model`.
+      settings: further facts, as JSON can hold them.
     """
     return {
         # First, since other versions may name and order variables differently.
@@ -114,9 +144,9 @@ def facts(model, settings: dict) -> dict:
 
 
 def described(model) -> list[str]:
-    """Every variable of a model and its optimizer, in their order, as JSON can hold it.
+    """Describe every variable of a model and its optimizer, in their order.
 
-    Builds the optimizer's variables where Keras would do so at the first step.
+    Build the optimizer's variables if Keras has not done so yet.
     """
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
@@ -127,17 +157,17 @@ def described(model) -> list[str]:
 
 
 def digest(facts: dict) -> str:
-    """A few characters that are equal where `facts` are, wherever the run stands."""
+    """Return a short text that is equal where `facts` are, at whatever step the run is."""
     kept = {**facts, "step count": None, "H": facts["H"].partition(" at ")[0]}
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
 
 
 def check(everyone: list[dict], ranks: tuple[int, ...], rank: int):
-    """Raises, with the same explanation on all ranks, where the ranks do not fit together.
+    """Raise, with the same explanation on all ranks, where the ranks do not fit together.
 
     Args:
       everyone: each `{"problem": text or None, "facts": dict or None}`.
-      ranks: whose they are, in this order.
+      ranks: the rank of each, in this order.
       rank: this process's.
 
     Raises:
@@ -161,7 +191,7 @@ def check(everyone: list[dict], ranks: tuple[int, ...], rank: int):
 
 
 def difference(values: list, ranks) -> str | None:
-    """`"rank 0 has 6, rank 1 has 4"`, or None where all values are equal."""
+    """Return `"rank 0 has 6, rank 1 has 4"`, or None where all values are equal."""
     if _are_equal(values):
         return None
     have = zip(ranks, values, strict=True)
@@ -180,7 +210,7 @@ def _described(variable, kind: str) -> str:
 
 
 def first_difference(lists: list[list[str]]) -> tuple[str, list[str]]:
-    """The first place at which lists of `described` variables differ: its name and its values."""
+    """Return the first place at which lists of `described` variables differ: name and values."""
     for index in range(max(map(len, lists))):
         values = [each[index] if index < len(each) else "none" for each in lists]
         if not _are_equal(values):

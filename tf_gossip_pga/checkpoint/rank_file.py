@@ -1,26 +1,25 @@
-"""WHAT a rank keeps for itself: the variables that no global average makes equal.
+"""Save and load what a rank keeps for itself: the variables no global average makes equal.
 
 They are written as `.npz` without pickle, each by its place among the variables of the model and
-its optimizer, in the order of `agreement.described`.
+its optimizer, in the order of `preflight.described`.
 """
 
-import contextlib
 import os
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_gossip_pga.checkpoint import store
-
 
 def variables(model) -> list[keras.Variable]:
-    """Those of a model and of its built optimizer."""
+    """Return the variables of a model and of its built optimizer."""
     return [*model.variables, *model.optimizer.variables]
 
 
 def places(model, averages_slots: bool) -> list[int]:
-    """Of the variables that global averages leave alone: integers, random states, an optimizer's.
+    """Return the places of the variables that global averages leave alone.
+
+    These are integers, random states and the optimizer's variables.
 
     Args:
       model: with a built optimizer.
@@ -36,26 +35,27 @@ def places(model, averages_slots: bool) -> list[int]:
 
 
 def copies(variables: list[keras.Variable]) -> list[tuple[keras.Variable, np.ndarray]]:
-    """Each with the value that it has now."""
+    """Return each variable with its present value."""
     return [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
 
 
 def save(path: str | os.PathLike, model, places: list[int]):
-    """Writes the variables at these places."""
+    """Write the variables at these places."""
     everything = variables(model)
     arrays = copies([everything[place] for place in places])
     np.savez(path, **{str(place): value for place, (_, value) in zip(places, arrays, strict=True)})
 
 
 def load(path: str | os.PathLike, model) -> list[tuple[keras.Variable, np.ndarray]]:
-    """Variables of the model, and the values that they have in a file of `save`.
+    """Return variables of the model with the values that they have in a file of `save`.
 
     Raises:
-      CheckpointError: it cannot be read, or its variables are not this model's.
+      ValueError: the file's variables are not this model's; and what NumPy raises for a file that
+        it cannot read.
     """
     everything, found = variables(model), []
     # NumPy leaves a file open that it cannot read.
-    with explained(path), open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+    with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
         for name in file.files:
             variable, value = everything[int(name)], file[name]
             wanted = np.dtype(variable.dtype)
@@ -68,22 +68,6 @@ def load(path: str | os.PathLike, model) -> list[tuple[keras.Variable, np.ndarra
 
 
 def is_finite(model) -> bool:
-    """Whether all floating-point variables of a model are numbers."""
+    """Return whether all floating-point variables of a model are finite."""
     floating = [v for v in model.variables if keras.backend.is_float_dtype(v.dtype)]
     return all(bool(tf.reduce_all(tf.math.is_finite(v.value))) for v in floating)
-
-
-@contextlib.contextmanager
-def explained(path: str | os.PathLike):
-    """Makes an error of ours of whatever a library raises about a file.
-
-    Raises:
-      CheckpointError: the file cannot be loaded.
-    """
-    try:
-        yield
-    except Exception as error:  # h5py, zipfile and NumPy have many kinds
-        first_line = str(error).strip().partition("\n")[0]
-        raise store.CheckpointError(
-            f"{path} cannot be loaded: {type(error).__name__}: {first_line}"
-        ) from None

@@ -1,0 +1,91 @@
+"""The states of one fit and of its parts: every transition, as tables."""
+
+import itertools
+
+import pytest
+
+from tf_gossip_pga.training.phase import Phase, Replica, StopVote
+
+STARTING, WARMING_UP, TRAINING, ENDED = Phase
+PHASES = {  # (phase, event) -> the phase after it; every other event is refused
+    (STARTING, "epoch"): WARMING_UP,
+    (STARTING, "join"): WARMING_UP,
+    (WARMING_UP, "epoch"): WARMING_UP,
+    (WARMING_UP, "join"): WARMING_UP,
+    (WARMING_UP, "batch"): TRAINING,
+    (TRAINING, "epoch"): TRAINING,
+    (TRAINING, "batch"): TRAINING,
+    (TRAINING, "join"): WARMING_UP,
+    **{(phase, "end"): ENDED for phase in Phase},
+}
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("event", ["epoch", "batch", "join", "end"])
+def test_each_event_leads_to_one_phase_or_is_refused(phase, event):
+    if (phase, event) in PHASES:
+        assert phase.after(event) is PHASES[phase, event]
+    else:
+        with pytest.raises(RuntimeError, match=f"hook for '{event}' while fit is {phase.value}"):
+            phase.after(event)
+
+
+def test_a_whole_fit_with_a_joining_worker():
+    phase = STARTING
+    seen = []
+    for event in ["epoch", "batch", "batch", "epoch", "join", "batch", "end"]:
+        phase = phase.after(event)
+        seen.append(phase)
+    assert seen == [WARMING_UP, TRAINING, TRAINING, TRAINING, WARMING_UP, TRAINING, ENDED]
+
+
+@pytest.mark.parametrize(
+    ("vote", "requested", "is_requested"),
+    [
+        (StopVote.NO, StopVote.REQUESTED, False),
+        (StopVote.REQUESTED, StopVote.REQUESTED, True),
+        (StopVote.AGREED, StopVote.AGREED, True),
+    ],
+)
+def test_a_request_never_undoes_an_agreement(vote, requested, is_requested):
+    assert vote.request() is requested
+    assert vote.is_requested is is_requested
+
+
+# event -> (is_equal, is_lent) after it, from a state in which the model may or may not be lent.
+EQUAL, DIVERGED, LENT = (True, False), (False, False), (True, True)
+REPLICA = {
+    "diverge": lambda before: (False, before[1]),
+    "equalize": lambda before: EQUAL,
+    "lend": lambda before: LENT,
+    "take_back": lambda before: DIVERGED if before[1] else before,
+}
+
+
+def _replica(state: tuple[bool, bool]) -> Replica:
+    replica = Replica()
+    if state != DIVERGED:
+        replica.equalize()
+    if state == LENT:
+        replica.lend("local")
+    assert (replica.is_equal, replica.is_lent) == state
+    return replica
+
+
+@pytest.mark.parametrize(
+    ("before", "event"), itertools.product([EQUAL, DIVERGED, LENT], REPLICA), ids=str
+)
+def test_a_replica_knows_whether_it_is_equal_and_lent(before, event):
+    replica = _replica(before)
+    arguments = ["other"] if event == "lend" else []
+    returned = getattr(replica, event)(*arguments)
+    assert (replica.is_equal, replica.is_lent) == REPLICA[event](before)
+    if event == "take_back":
+        assert returned == ("local" if before == LENT else None)
+
+
+def test_an_average_voids_what_was_put_aside():
+    replica = _replica(LENT)
+    replica.equalize()  # a worker was lost in the validation, and the survivors were reconciled
+    assert replica.take_back() is None
+    assert replica.is_equal

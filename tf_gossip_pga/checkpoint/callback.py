@@ -1,0 +1,196 @@
+"""Save a run and resume it: the `Checkpoint` callback.
+
+A checkpoint is taken where all replicas are equal, right after a global average. There is one set
+of weights, which the chief writes in Keras' own format. Every rank writes what a global average
+leaves alone: its optimizer's variables, its random generators, its integers.
+"""
+
+from __future__ import annotations
+
+import os
+
+import keras
+import numpy as np
+
+from tf_gossip_pga import _validate
+from tf_gossip_pga.checkpoint import rank_file
+from tf_gossip_pga.checkpoint.files import CheckpointFiles
+from tf_gossip_pga.checkpoint.reader import Reader
+from tf_gossip_pga.checkpoint.writer import Writer
+from tf_gossip_pga.exchange import process
+from tf_gossip_pga.training import preemption, preflight
+from tf_gossip_pga.training.callback import GossipPGA
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Saves the run of a `GossipPGA`, and goes on where an earlier process left it.
+
+    At the end of every `every`-th epoch, of the last one, and where training stops early, all ranks
+    average globally, whatever `H` says, go on from that average, and write it down. (What is saved
+    is the averaged model, and a resumed run must take the same way as one without interruption;
+    so the latter goes on from the average too. Its weights differ from those of a run that takes no
+    checkpoints, or other ones.) The optimizer's slots fare there as at any global average.
+
+    Whoever calls `restore` before `fit` goes on from the newest complete checkpoint: with the same
+    weights, optimizer variables, step count, period and random generators on every rank, so that
+    on CPUs, with `tf.config.experimental.enable_op_determinism()`, a resumed run equals one without
+    interruption bit for bit. What the callback cannot know is not saved: where the dataset stands
+    (one that is shuffled begins its orders anew), and what other callbacks remember.
+
+    On SIGTERM, which a machine gets that is about to be taken away, all ranks stop together: at the
+    next global average of training, or at the end of the epoch (`H=None`). They save, `fit` returns
+    as if it had ended, and the script goes on. An epoch that was left early begins anew in the
+    resumed run, which sees its first batches once more. A second SIGTERM has its usual effect.
+
+    Files: the chief, which is rank 0 or, once that is lost, the lowest rank that is left, writes
+    `checkpoint-…/model.weights.h5`, which `model.load_weights` reads too, every rank `rank-….npz`
+    beside it, and the chief at last `manifest.json` (`tf_gossip_pga.checkpoint.files`).
+    The directory may be one that all ranks share, or one on a disk of each. A rank without its file
+    (it is new, or its disk is) takes rank 0's optimizer state and says so; the number of workers
+    may change. Nothing is unpickled.
+
+    A model with weights that are no finite numbers is not saved: it would push out the last good
+    ones. Where a file cannot be written training goes on, and rank 0 says so.
+
+    Args:
+      gossip: the `GossipPGA` of the same `fit`, which comes before this in `callbacks`.
+      directory: where the checkpoints lie; made if it is not there.
+      every: epochs from one checkpoint to the next, >= 1. Default 1.
+      keep: how many complete checkpoints stay, the newest, >= 1. Default 3.
+
+    Attributes:
+      preempted: whether the last `fit` stopped because a rank had received SIGTERM; the same on all
+        ranks.
+
+    Raises:
+      ValueError: at construction for a bad argument; when training starts, if `gossip` does not
+        come before this in `callbacks`.
+
+    Example:
+
+        gossip = pga.GossipPGA(H=6)
+        checkpoint = pga.Checkpoint(gossip, "checkpoints")
+        model.fit(
+            dataset,
+            epochs=5,
+            initial_epoch=checkpoint.restore(model),  # on every rank; 0 where there is none
+            callbacks=[gossip, checkpoint],
+        )
+    """
+
+    def __init__(
+        self, gossip: GossipPGA, directory: str | os.PathLike, every: int = 1, keep: int = 3
+    ):
+        super().__init__()
+        if not isinstance(gossip, GossipPGA):
+            raise ValueError(f"gossip must be a GossipPGA, received {gossip!r}.")
+        self._gossip = gossip
+        self._every = _validate.check_whole("every", every, 1, unit="epochs")
+        keep = _validate.check_whole("keep", keep, 1, unit="checkpoints")
+        try:
+            self._files = CheckpointFiles(directory, keep)
+        except (OSError, TypeError) as error:
+            raise ValueError(
+                f"directory must be one that this process may write to, received {directory!r}: "
+                f"{error}."
+            ) from None
+        self._session = process.active()
+        rank = self._session.cluster.rank
+        self.preempted = False
+        self._reader = Reader(self._files, self._session, gossip)
+        self._writer: Writer | None = None  # while training
+        self._kept: list[tuple[keras.Variable, np.ndarray]] = []  # while rank 0's are broadcast
+        self._epoch = self._batches = 0  # of this fit; those of this epoch
+        self._sigterm = preemption.Sigterm(
+            gossip.request_stop,
+            f"Rank {rank} has received SIGTERM: all ranks are asked to stop and save.",
+        )
+
+    def restore(self, model: keras.Model) -> int:
+        """Load the newest complete checkpoint that fits; call it on every rank, before `fit`.
+
+        Rank 0 looks for it. A file that is damaged, on any rank, makes all take the one before, and
+        rank 0 says why. Until `fit` begins the weights are rank 0's alone.
+
+        A worker that joins the others again waits here for an epoch of theirs to begin; it reads no
+        file, since `fit` gives it what they have.
+
+        Args:
+          model: built and compiled, as when the checkpoint was taken.
+
+        Returns:
+          The epoch to begin with, for `initial_epoch`; 0 where there is no checkpoint.
+
+        Raises:
+          ValueError: on every rank, where there are checkpoints but none can be used; the message
+            names each with the reason. Also where a rank begins to train instead.
+
+        Example:
+
+            epoch = checkpoint.restore(model)
+        """
+        if self._session.is_joining:  # its state comes from the others
+            invitation = self._session.admission.await_invitation()
+            self._gossip.state = invitation.state
+            return invitation.epoch
+        return self._reader.restore(model)
+
+    # ---- Keras calls these ----------------------------------------------------------------------
+
+    def set_model(self, model):
+        super().set_model(model)
+        # When fit begins, rank 0's optimizer goes to all; this rank's own is put back afterwards.
+        several = self._session.cluster.size > 1
+        self._kept = rank_file.copies(self._reader.restored) if several else []
+
+    def on_train_begin(self, logs=None):
+        if not self._gossip.in_fit or self._gossip.model is not self.model:
+            raise ValueError(
+                "The GossipPGA of a Checkpoint must come before it: callbacks=[gossip, checkpoint]."
+            )
+        self._writer = Writer(
+            self._files,
+            self._session.cluster,
+            self._gossip,
+            self._sync,
+            self.model,
+            preflight.described(self.model),  # an optimizer built elsewhere has other variables
+        )
+        self.preempted = False
+        self._sigterm.begin(preemption.code_of_caller("on_train_begin"))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._batches = epoch, 0
+        for variable, value in self._kept:  # GossipPGA has just broadcast for the last time
+            variable.assign(value)
+        self._kept, self._reader.restored = [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._batches = batch + 1
+        if self._gossip.stopped and self._is_early():
+            self._save(self._epoch, due=False)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._is_early():
+            return
+        last = epoch + 1 == self.params["epochs"] or self.model.stop_training
+        if last or (epoch + 1) % self._every == 0:
+            self._save(epoch + 1, due=True)
+
+    def on_train_end(self, logs=None):
+        self._sigterm.end(heeded=self.preempted)
+
+    def _save(self, epoch: int, due: bool):
+        """Save, on all ranks; `due`: also where no rank has received SIGTERM."""
+        self._writer.save(epoch, lambda: due or self.preempted)
+
+    def _sync(self, where: str, value) -> list:
+        """Return what all ranks passed; note whether one of them is to end."""
+        everyone = self._gossip.sync(where, [self._sigterm.received, value])
+        self.preempted = self.preempted or any(signaled for signaled, _ in everyone)
+        return [each for _, each in everyone]
+
+    def _is_early(self) -> bool:
+        """Return whether the epoch has batches that were not trained on."""
+        steps = self.params["steps"]
+        return self._gossip.stopped if steps is None else self._batches < steps

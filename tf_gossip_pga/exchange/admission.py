@@ -1,0 +1,122 @@
+"""Bring joining workers and members together: announcements and invitations."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from tf_gossip_pga._log import logger
+from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.coordination.channel import Absence, Channel
+from tf_gossip_pga.coordination.joining import Invitation
+from tf_gossip_pga.coordination.reports import Waiting
+from tf_gossip_pga.coordination.status import Status
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.errors import WorkerLost
+
+
+class Admission:
+    """What joining workers and members tell each other before a view grows.
+
+    A joining worker announces itself to the members until they invite it. The members take it in
+    where an epoch begins.
+
+    Args:
+      cluster: this process's place.
+      channel: what the other workers are asked through.
+      status: of this process, for joining workers that ask where it is.
+      timing: every deadline of the control plane.
+
+    Attributes:
+      invitation: what this joining worker was told when the members were ready to take it in; None
+        before.
+    """
+
+    def __init__(self, cluster: Cluster, channel: Channel, status: Status, timing: Timing):
+        self.invitation: Invitation | None = None
+        self._cluster = cluster
+        self._channel = channel
+        self._status = status
+        self._timing = timing
+        self._announced: dict[int, tuple[dict, float]] = {}  # endpoint, and when it was received
+
+    def listen(self):
+        """Take announcements of joining workers from now on, as a member."""
+        self._channel.handlers["join"] = self._take_announcement
+
+    def await_members(self):
+        """Take an invitation of the members from now on, as a joining worker."""
+        self._channel.handlers["invite"] = self._take_invitation
+
+    def announced(self) -> dict[str, dict]:
+        """Return the endpoints of lost workers that have announced themselves just now."""
+        soonest = time.monotonic() - self._timing.announced_s
+        return {
+            str(rank): endpoint
+            for rank, (endpoint, heard) in self._announced.items()
+            if rank in self._cluster.lost and heard > soonest
+        }
+
+    def forget(self):
+        """Forget all announcements; whoever still wants to join makes another."""
+        self._announced = {}
+
+    def invite(self, invitation: Invitation, joining: dict[str, dict], asks: bool):
+        """Learn the endpoints of joining workers; the one member that `asks` invites them.
+
+        Raises:
+          OSError: the host name of a joining worker is not known here.
+        """
+        self._learn(joining)
+        if asks:
+            invitation = dataclasses.replace(
+                invitation,
+                endpoints={str(rank): each for rank, each in self._channel.endpoints.items()},
+            )
+            self._channel.ask_all("invite", **dataclasses.asdict(invitation))
+
+    def await_invitation(self) -> Invitation:
+        """Announce this joining worker to all members until they invite it.
+
+        Raises:
+          WorkerLost: the members have ended.
+        """
+        waiting = Waiting(self._timing.join_report_s)
+        while self.invitation is None:
+            answers = self._channel.ask_all(
+                "join", rank=self._cluster.rank, endpoint=self._channel.endpoint
+            )
+            if all(each is Absence.DEAD for each in answers.values()):
+                raise WorkerLost(
+                    f"Rank {self._cluster.rank} was started to join the others again, but all of "
+                    "them have ended."
+                )
+            answered = [each for each in answers.values() if isinstance(each, dict)]
+            for each in answered:  # other workers may have joined since
+                self._learn(each["endpoints"])
+            if waited_s := waiting.due():
+                where = f" Rank {min(answers)} is {answered[0]['where']}." if answered else ""
+                logger.info(
+                    f"Rank {self._cluster.rank} has waited {waited_s:.0f} s for the others to "
+                    f"begin an epoch.{where}"
+                )
+            time.sleep(self._timing.announce_every_s)
+        self._learn(self.invitation.endpoints)
+        self._channel.keep({*self.invitation.members, *self.invitation.joining})
+        return self.invitation
+
+    def _learn(self, endpoints: dict[str, dict]):
+        for rank, endpoint in endpoints.items():
+            self._channel.learn(int(rank), endpoint)
+
+    def _take_announcement(self, request: dict) -> dict:
+        """Note that a worker wants to join. On the channel's thread."""
+        heard = (request["endpoint"], time.monotonic())
+        self._announced = {**self._announced, int(request["rank"]): heard}
+        return {"endpoints": self._channel.endpoints, "where": self._status.tell().where}
+
+    def _take_invitation(self, request: dict) -> dict:
+        """Note that the members are ready. On the channel's thread."""
+        fields = {field.name: request[field.name] for field in dataclasses.fields(Invitation)}
+        self.invitation = Invitation(**fields)
+        return {}

@@ -1,0 +1,282 @@
+"""Run the exchanges of a cluster whose members change: workers are lost, and join again.
+
+The exchanges of one `fit` are one sequence, counted alike by all members. After a loss the
+surviving workers form a new view and agree on the largest count. A worker that is behind skips the
+exchanges that others have completed, after all have reconciled what the loss made different.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from tf_gossip_pga._log import logger
+from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.coordination.channel import Channel
+from tf_gossip_pga.coordination.joining import Invitation
+from tf_gossip_pga.coordination.membership import Membership
+from tf_gossip_pga.coordination.reports import named
+from tf_gossip_pga.coordination.status import Status
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.coordination.view import View
+from tf_gossip_pga.coordination.watchdog import Watchdog
+from tf_gossip_pga.errors import (
+    ExchangeBroken,
+    TrainingFinished,
+    ViewAbandoned,
+    ViewChanged,
+    WorkerLost,
+)
+from tf_gossip_pga.exchange.admission import Admission
+from tf_gossip_pga.exchange.runtime import Runtime, Transport
+from tf_gossip_pga.exchange.session import FixedSession
+
+
+@dataclasses.dataclass(frozen=True)
+class LossPolicy:
+    """What a lost worker means.
+
+    Attributes:
+      min_workers: how many workers must survive for training to go on.
+      patience_s: how long the surviving workers wait for those of them that are busy.
+      reconcile: called with the number of exchanges that this worker has completed, once the
+        surviving workers have a new view; gives them one model and one state. All of them call it.
+    """
+
+    min_workers: int
+    patience_s: float
+    reconcile: Callable[[int], None]
+
+
+class ElasticSession(FixedSession):
+    """The session of a worker in a cluster whose members change.
+
+    Args:
+      cluster: this process's place.
+      transport: how exchanges travel.
+      runtime: TensorFlow's server.
+      channel: what the other workers are asked through.
+      status: what others are told of this process.
+      watchdog: what looks after the exchange under way.
+      membership: this worker's part in the agreement on the members.
+      timing: every deadline of the control plane.
+      is_joining: whether this worker joins a running job.
+
+    Attributes:
+      is_joining: whether this worker waits to be taken in by the others.
+      admission: what this worker and joining workers tell each other.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        transport: Transport,
+        runtime: Runtime,
+        channel: Channel,
+        status: Status,
+        watchdog: Watchdog,
+        membership: Membership,
+        timing: Timing | None = None,
+        is_joining: bool = False,
+    ):
+        self._runtime = runtime
+        self._membership = membership
+        self._policy: LossPolicy | None = None  # None: a loss ends training
+        self._completed = 0  # exchanges of this sequence
+        self._missed = 0  # exchanges that others have completed and this rank has not
+        self._must_reconcile = False
+        self._completed_at_regroup: int | None = None
+        self._futile_regroups = 0
+        super().__init__(cluster, transport, channel, status, watchdog, timing)
+        self.is_joining = is_joining
+        self.admission = Admission(cluster, channel, status, self.timing)
+
+    @property
+    def view(self) -> View:
+        """Return the present members and how often they have changed."""
+        return self._membership.view
+
+    # ---- The sequence of exchanges --------------------------------------------------------------
+
+    def begin_sequence(self, policy: LossPolicy | None, completed: int = 0):
+        """Count exchanges from here on; all members call it in step.
+
+        Args:
+          policy: what a lost worker means from now on; None: it ends training.
+          completed: where the count begins, for a worker that has joined others.
+        """
+        self._policy = policy
+        self._completed, self._missed = completed, 0
+        self._must_reconcile = False
+        self._completed_at_regroup = None
+        self._membership.has_finished = False
+
+    def end_sequence(self):
+        """Note that this rank has trained to the end, together with all others."""
+        self.begin_sequence(None)
+        self._membership.has_finished = True
+
+    def run(self, exchange: Callable[[], Any]) -> Any:
+        """Run the next exchange of the sequence.
+
+        Where a worker is lost and the others go on, the surviving workers reconcile and run the
+        exchange again. Return None without running it if the other ranks already completed it.
+        """
+        while True:
+            try:
+                if self._must_reconcile:
+                    self._check_not_called_off()
+                    self._reconcile()
+                if self._missed:
+                    self._missed -= 1
+                    result = None
+                else:
+                    result = exchange()
+                self._completed += 1
+                return result
+            except ViewChanged:
+                self._must_reconcile = True
+
+    def attempt(self, action: Callable[[], None]) -> bool:
+        """Call `action()`, exchanges outside of the sequence; False if the view changed in it."""
+        try:
+            action()
+        except ViewChanged:
+            self._must_reconcile = True
+            return False
+        return True
+
+    def _reconcile(self):
+        if self._policy is None:  # a view only changes where a policy lets it
+            raise RuntimeError("Training has ended, so that there is nothing to reconcile.")
+        self._policy.reconcile(self._completed)
+        self._must_reconcile = False
+
+    def _check_not_called_off(self):
+        """Form a new view where another rank has lost a worker since the last exchange."""
+        if self.size > 1 and self._watchdog.called_off:
+            self._fail(ExchangeBroken("no exchange", self._watchdog.called_off))
+
+    # ---- Losing workers -------------------------------------------------------------------------
+
+    def _fail(self, broken: ExchangeBroken, joining: tuple[int, ...] = ()) -> NoReturn:
+        """Form a new view after a broken exchange, and raise what it means for training.
+
+        Args:
+          broken: the exchange.
+          joining: the workers that could not be taken in, where it was their admission.
+        """
+        policy = self._policy
+        if policy is None or not self._status.tell().in_fit:
+            super()._fail(broken)
+        self._watchdog.call_off(broken.reason)
+        self._drain()
+        before = {*self.view.members, *joining}
+        try:
+            most = self._membership.regroup(
+                self._completed, policy.min_workers, policy.patience_s, self._runtime.set_view
+            )
+        except TrainingFinished:
+            self._watchdog.resume()  # the view is whole, apart from the lost worker
+            raise
+        self._missed = most - self._completed
+        lost = before - set(self.view.members)
+        self._check_progress(broken, bool(lost))
+        self._begin_view()
+        how = f"without {named(lost)}" if lost else "with all"
+        logger.warning(
+            f"Rank {self.cluster.rank} goes on {how}: {self.size} of {self.cluster.size} workers "
+            f"are left. It was at {broken.doing}."
+        )
+        raise ViewChanged from None
+
+    def _drain(self):
+        """Wait until nothing of the old view is in flight."""
+        if self._under_way is not None:
+            concurrent.futures.wait([self._under_way])
+            self._under_way = None
+
+    def _check_progress(self, broken: ExchangeBroken, is_lost: bool):
+        """Raise where the same exchange fails again and again, though nobody is lost."""
+        helps = is_lost or self._completed != self._completed_at_regroup
+        self._futile_regroups = 0 if helps else self._futile_regroups + 1
+        if self._futile_regroups == self.timing.futile_regroups:
+            super()._fail(broken)
+        self._completed_at_regroup = self._completed
+
+    def _begin_view(self):
+        """Make what follows from new members."""
+        members = self.view.members
+        self.cluster.lost.clear()
+        self.cluster.lost.update(set(range(self.cluster.size)) - set(members))
+        self._channel.keep(members)
+        self._channel.probe(sorted(self.cluster.lost) if self.cluster.is_chief else ())
+        self._use_view()
+        self._status.exchanges = 0  # from here on all members begin the same ones again
+        self._watchdog.resume()
+        self._membership.recheck()
+
+    # ---- Joining workers ------------------------------------------------------------------------
+
+    def joining(self) -> dict[str, dict]:
+        """Return the endpoints of lost workers that wait to join, by rank in decimal digits."""
+        return self.admission.announced() if self._policy is not None else {}
+
+    def admit(self, joining: dict[str, dict], epoch: int, facts: str, state: dict):
+        """Take workers in; the present members call it in step, right after a sync point.
+
+        Args:
+          joining: endpoints by rank in decimal digits, as `joining` returns them.
+          epoch: the epoch that begins, counted from 0.
+          facts: a digest of what must be equal on all ranks.
+          state: the callback's.
+
+        Raises:
+          ViewChanged: it failed, and the surviving workers have formed a new view without them.
+          WorkerLost: it failed, and training cannot continue.
+        """
+        ranks = tuple(sorted(map(int, joining)))
+        invitation = Invitation(
+            view_number=self.view.number + 1,
+            completed=self._completed,
+            members=list(self.view.members),
+            joining=list(ranks),
+            endpoints={},
+            epoch=epoch,
+            facts=facts,
+            state=state,
+        )
+        try:
+            self.admission.invite(invitation, joining, asks=self.place == 0)
+            self._grow(invitation)
+        except (ViewAbandoned, OSError):  # OSError: a joining worker's host name is not known here
+            self.admission.forget()
+            doing = f"taking in {named(ranks)}"
+            self._fail(ExchangeBroken(doing, "another did not come"), ranks)
+        logger.info(f"Rank {self.cluster.rank} goes on with {named(ranks)}, who joined again.")
+
+    def enter(self):
+        """Become a member together with all others, as a joining worker that has been invited.
+
+        Raises:
+          WorkerLost: the others did not wait for it, or one was lost meanwhile.
+        """
+        try:
+            self._grow(self.admission.invitation)
+        except ViewAbandoned:
+            raise WorkerLost(
+                f"Rank {self.cluster.rank} was not taken in: another worker was lost meanwhile, or "
+                "the others did not wait for it. Start it again."
+            ) from None
+        self.is_joining = False
+        logger.info(f"Rank {self.cluster.rank} has joined the others.")
+        self.admission.listen()
+
+    def _grow(self, invitation: Invitation):
+        self._membership.grow(
+            invitation.view_number, invitation.members, invitation.joining, self._runtime.set_view
+        )
+        self.admission.forget()
+        self._begin_view()

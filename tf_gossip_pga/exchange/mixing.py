@@ -1,0 +1,80 @@
+"""Build the graph of a gossip: what a round adds to each chunk of parameters."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_gossip_pga.algorithm.graph import Topology
+from tf_gossip_pga.exchange import buckets
+from tf_gossip_pga.exchange.group_ops import Ops
+from tf_gossip_pga.exchange.wire import Wire
+
+
+class Mixer:
+    """The gossips of one bucket on one topology, among the members of one view.
+
+    Args:
+      ops: the collective ops of the view.
+      topology: who averages with whom.
+      parameters: what is mixed.
+      wire: in what form parameters travel.
+      first_key: the first of `len(parameters)` reserved instance keys.
+    """
+
+    def __init__(
+        self, ops: Ops, topology: Topology, parameters: buckets.Bucket, wire: Wire, first_key: int
+    ):
+        self._ops = ops
+        self._topology = topology
+        self._parameters = parameters
+        self._wire = wire
+        self._first_key = first_key
+        # The replicas' values after the last global average, from which differences are rounded.
+        self._reference: list[tf.Variable] = []
+        if wire.lossy and any(len(each.edge_weights) for each in topology.cycle):
+            self._reference = [tf.Variable(chunk) for chunk in parameters.pack()]
+
+    def bytes_sent(self, round: int) -> int:
+        """Return the payload that this rank sends in a round, in bytes."""
+        colors = self._topology.colors(round)
+        messages = sum(sender == self._ops.place for color in colors for sender, _ in color)
+        layout = self._parameters.layout
+        return messages * sum(self._wire.bytes(length, dtype.size) for length, dtype in layout)
+
+    def remember(self, chunks):
+        """Take as the reference what all replicas have now."""
+        if self._reference:
+            for reference, chunk in zip(self._reference, chunks, strict=True):
+                reference.assign(chunk)
+
+    def gossip(self, round: int):
+        """Mix the parameters in place: x_i <- sum_j W[i, j] * x_j."""
+        self._parameters.add(self.changes(round, *self._parameters.pack()))
+
+    def changes(self, round: int, *chunks):
+        """Return what a gossip adds to each chunk: sum_j W[i, j] * x_j - x_i, at least float32."""
+        weights, _ = self._topology.neighbors(round, self._ops.place)
+        sources, encode = chunks, self._wire.encode
+        if self._reference:
+            sources, encode = list(zip(chunks, self._reference, strict=True)), self._difference
+        exchanged = self._ops.exchange(
+            sources, self._topology.colors(round), self._first_key, encode
+        )
+        changes = []
+        for chunk, (message, received, sent) in zip(chunks, exchanged, strict=True):
+            with tf.control_dependencies(sent):
+                own = self._decode(message, chunk)
+                parts = [
+                    weight * (self._decode(received[sender], chunk) - own)
+                    for sender, weight in weights.items()
+                ]
+                changes.append(tf.add_n(parts) if parts else tf.zeros_like(own))
+        return changes
+
+    def _difference(self, pair):
+        """Return the message that tells how far a chunk is from its reference."""
+        chunk, reference = pair
+        return self._wire.encode(buckets.wide(chunk) - buckets.wide(reference))
+
+    def _decode(self, message, chunk):
+        return tf.cast(self._wire.decode(message, chunk.shape[0]), buckets.wide(chunk).dtype)

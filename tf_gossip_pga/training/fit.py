@@ -1,0 +1,152 @@
+"""Follow one `fit` of a single worker: count steps, ask the schedule, write logs.
+
+A new `Fit` is made when training begins, so that nothing of an earlier one has to be reset.
+`GroupFit` adds the other ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+
+from tf_gossip_pga.exchange.session import SoloSession
+from tf_gossip_pga.training import period_loss
+from tf_gossip_pga.training.phase import Phase, StopVote
+from tf_gossip_pga.training.run_state import RunState
+
+
+class Fit:
+    """One `fit` of a single worker.
+
+    Args:
+      model: the model that Keras trains.
+      params: what Keras tells its callbacks: `"epochs"`, `"steps"`.
+      run: what survives this fit.
+      session: the exchanges of this process.
+
+    Attributes:
+      phase: where this fit is.
+      vote: whether training is to stop in mid-epoch.
+      epoch: the present epoch, counted from 1.
+      batches: completed batches of this epoch.
+    """
+
+    def __init__(self, model: keras.Model, params: dict, run: RunState, session: SoloSession):
+        self.model = model
+        self.params = params
+        self.run = run
+        self.session = session
+        self.phase = Phase.STARTING
+        self.vote = StopVote.NO
+        self.epoch = 0
+        self.batches = 0
+        self._loss = period_loss.PeriodLoss() if run.adaptive else None
+        self._at_epoch_begin = (0, 0, 0.0)  # distances, global steps, communication seconds
+
+    def begin(self, problem: str | None):
+        """Begin to train; `problem`: why this rank cannot, or None.
+
+        Raises:
+          ValueError: this rank cannot train.
+        """
+        if problem:
+            raise ValueError(problem)
+
+    def begin_epoch(self, epoch: int):
+        """Begin an epoch, counted from 0."""
+        self.batches = 0
+        self.epoch = epoch + 1
+        self._begin_step_count(epoch)
+        self._gather_ranks(epoch)
+        self._report_step()
+        if self._loss:
+            self._loss.begin_epoch()
+        run = self.run
+        self._at_epoch_begin = (len(run.distances), run.global_steps, run.communication_seconds)
+
+    def end_batch(self, logs: dict | None):
+        """Average after an optimizer step, as the schedule says."""
+        run = self.run
+        run.step += 1
+        self.batches += 1
+        is_global = run.schedule.is_global(run.step)
+        if self._loss and self._loss.needs(is_global):
+            logged = float((logs or {}).get("loss", math.nan))
+            self._loss.observe(period_loss.sums_of(self.model), logged, is_global)
+        run.count(self._average(is_global))
+        self._report_step()
+
+    def begin_test(self):
+        """Put the averaged model in place for the validation inside `fit`."""
+
+    def end_test(self):
+        """Put this rank's own model back after the validation inside `fit`."""
+        self._report_step()
+
+    def end_epoch(self, epoch: int, logs: dict | None):
+        """Write what this epoch has measured into Keras' logs."""
+        if logs is None:
+            return
+        measured, global_steps, seconds = self._at_epoch_begin
+        logs.update(self._distance_log(measured))
+        logs["global_averages"] = self.run.global_steps - global_steps
+        logs["communication_seconds"] = self.run.communication_seconds - seconds
+        if self.run.adaptive:
+            logs["H"] = self.run.adaptive.H
+
+    def end(self):
+        """End training with the same model on all ranks."""
+        self.phase = self.phase.after("end")
+        self.report("at the end of training")
+
+    # ---- What `Checkpoint` needs ----------------------------------------------------------------
+
+    def request_stop(self):
+        """Stop all ranks together, at the next global average or at the end of the epoch."""
+        self.vote = StopVote.AGREED
+        self.model.stop_training = True
+
+    def sync(self, where: str, value: Any = None) -> list:
+        """Return what all ranks pass at this point of training, in rank order."""
+        return [value]
+
+    def average(self, doing: str) -> bool:
+        """Average globally, whatever the period says; return whether this rank took part."""
+        if self._loss:
+            self._loss.after_average()
+        return True
+
+    # ---- What `GroupFit` adds to ----------------------------------------------------------------
+
+    def _gather_ranks(self, epoch: int):
+        """Meet the other ranks where an epoch begins."""
+        self.phase = self.phase.after("epoch")
+
+    def _average(self, is_global: bool) -> bool:
+        """Average after an optimizer step; return whether globally."""
+        if is_global and self._loss and self.run.adaptive:
+            self.run.adaptive.observe(self.run.step, self._loss.value)
+        return is_global
+
+    def _distance_log(self, measured: int) -> dict[str, float]:
+        """Return the log of the consensus distance; `measured`: distances before this epoch."""
+        return {}
+
+    def _begin_step_count(self, epoch: int):
+        # The epoch tells more than our own count when a checkpoint was restored in a new process.
+        self.run.step = max(self.run.step, epoch * (self.params["steps"] or 0))
+
+    # ---- Where this rank is, for those that wait for it -----------------------------------------
+
+    def report(self, where: str):
+        """Note what this rank does, as the end of a sentence that begins with "It is"."""
+        self.session.at(where, self.run.step)
+
+    def _report_step(self):
+        """Note that the next step is computed, or that the epoch has no other."""
+        if self.batches == self.params["steps"]:
+            self.report(f"at the end of epoch {self.epoch}")
+        else:
+            self.report(f"computing step {self.run.step + 1}")

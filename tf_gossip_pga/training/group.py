@@ -1,0 +1,187 @@
+"""Exchange with the other ranks of one `fit`: sync points, averages, reconciliation."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import keras
+
+from tf_gossip_pga.exchange.averager import Patience
+from tf_gossip_pga.exchange.elastic import ElasticSession, LossPolicy
+from tf_gossip_pga.training import sync_point
+from tf_gossip_pga.training.phase import Replica, StopVote
+from tf_gossip_pga.training.run_state import RunState
+from tf_gossip_pga.training.sync_point import Measured, Report
+
+
+class Group:
+    """The ranks of one `fit`, seen from one of them.
+
+    Args:
+      session: the exchanges of this process.
+      run: what survives this fit.
+      model: the model that Keras trains.
+
+    Attributes:
+      patience: how long exchanges wait for other workers.
+      replica: how this rank's model relates to those of the others.
+      vote: whether training is to stop in mid-epoch.
+    """
+
+    def __init__(self, session: ElasticSession, run: RunState, model: keras.Model):
+        self.patience: Patience = run.settings.patience(session.timing)
+        self.replica = Replica()
+        self.vote = StopVote.NO
+        self._session = session
+        self._run = run
+        self._model = model
+        self._unreported: Measured = []
+        self._last_reports: list[dict] = []  # of the last sync point
+
+    @property
+    def loss_policy(self) -> LossPolicy | None:
+        """Return what a lost worker means once all ranks have begun equal."""
+        settings = self._run.settings
+        if not settings.survives:
+            return None
+        return LossPolicy(settings.min_workers, self.patience.start_s, self._reconcile)
+
+    # ---- Sync points ----------------------------------------------------------------------------
+
+    def sync(
+        self, where: str, value: Any = None, logs: dict | None = None, timed: bool = True
+    ) -> list:
+        """Wait for all ranks at the same point of training, and share what each has measured.
+
+        Args:
+          where: the point.
+          value: what else this rank tells the others, as JSON can hold it.
+          logs: Keras' logs; the numbers in it become their means over ranks.
+          timed: whether the wait counts as communication.
+
+        Returns:
+          What the ranks have passed as `value`, in rank order; also that of a rank lost since then.
+
+        Raises:
+          RuntimeError: on every rank, if the ranks stand at different points.
+        """
+        numbers = sync_point.numbers_in(logs)
+
+        def gather():
+            report = Report(
+                rank=self._session.cluster.rank,
+                where=where,
+                step=self._run.step,
+                stop=bool(self.vote.is_requested or self._model.stop_training),
+                measured=self._unreported,
+                logs=numbers,
+                value=value,
+            )
+            self._last_reports = self._session.gather(
+                dataclasses.asdict(report), where, self.patience.start_s
+            )
+
+        with self._run.communicating() if timed else contextlib.nullcontext():
+            self._session.run(gather)
+        # Where this rank has missed the exchange, the others have passed on what was told in it.
+        reports = [Report(**each) for each in self._last_reports]
+        self._model.stop_training = any(each.stop for each in reports)
+        sync_point.check_same_point(reports)
+        self._run.distances += sync_point.distances(reports)
+        self._unreported = []
+        if logs is not None:
+            logs.update(sync_point.mean_logs(reports, numbers))
+        return [each.value for each in reports]
+
+    # ---- Averages -------------------------------------------------------------------------------
+
+    def gossip(self, step: int):
+        """Mix with the neighbors after a step; in the background where the callback overlaps."""
+        # Rounds follow the step count, so that they agree after a resumption as well.
+        round, doing = step - 1, f"the gossip of step {step}"
+        averager = self._run.averager
+        with self._run.communicating():
+            if not self._run.settings.overlap:
+                averager.gossip(round, doing)
+                return
+            averager.finish_gossip()
+            # A gossip moves no mean, so before a global average it would be in vain.
+            if not self._run.schedule.is_global(step + 1):
+                averager.start_gossip(round, doing)
+
+    def average_globally(self, doing: str):
+        """Set the model to the mean over ranks."""
+        with self._run.communicating():
+            measured = self._run.averager.global_average(doing)
+        if not self.replica.is_equal:
+            self._unreported.append((self._run.step, measured))
+        self.replica.equalize()
+
+    def average_slots(self, doing: str):
+        """Average or clear the optimizer's slots, as the settings say."""
+        with self._run.communicating():
+            if self._run.settings.optimizer_state == "average":
+                self._run.averager.average_slots(doing)
+            elif self._run.settings.optimizer_state == "reset":
+                self._run.averager.clear_slots()
+
+    def settle(self, doing: str):
+        """Average globally, so that no gossip is under way afterwards."""
+        self._run.averager.finish_gossip(apply=False)
+        self.average_globally(doing)
+
+    def lend_average(self, doing: str):
+        """Put the average in place of this rank's model, until `take_back`."""
+        local = self._run.averager.snapshot()
+        self.average_globally(doing)
+        self.replica.lend(local)
+
+    def take_back(self):
+        """Put this rank's own model back in place, if the average was lent."""
+        local = self.replica.take_back()
+        if local is not None:
+            self._run.averager.restore(local)
+
+    # ---- Changes of the view --------------------------------------------------------------------
+
+    def use_view(self, averager_for):
+        """Exchange among the present members from now on.
+
+        Args:
+          averager_for: makes an averager for a topology.
+        """
+        self._run.use_topology_for(self._session.size)
+        self._run.use_averager(averager_for(self._run.topology))
+
+    def _reconcile(self, completed: int):
+        """Give the surviving workers one model and one state.
+
+        The model is their average. Some may have completed one exchange more than others, at most
+        one that all take part in, since the next one needs all of them. They pass on what was
+        decided in it.
+
+        Args:
+          completed: how many exchanges this rank has completed.
+        """
+        doing, run = "the reconciliation", self._run
+        own = {
+            "completed": completed,
+            "stopped": self.vote is StopVote.AGREED,
+            "period": run.period_state,
+            "reports": self._last_reports,
+        }
+        everyone = self._session.gather(own, doing, self.patience.start_s)
+        first = max(everyone, key=lambda each: each["completed"])
+        self.use_view(run.averager.rebuilt)
+        run.averager.global_average(doing)
+        self.average_slots(doing)
+        self._last_reports = first["reports"]
+        if first["stopped"]:
+            self.vote = StopVote.AGREED
+            self._model.stop_training = True
+        if run.adaptive:
+            run.adaptive.state = first["period"]
+        self.replica.equalize()
+        self._unreported = []  # the lost worker's part of these distances is lost

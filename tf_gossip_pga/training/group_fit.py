@@ -1,0 +1,295 @@
+"""Follow one `fit` of a worker among others: exchanges, sync points, joining workers."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import keras
+
+from tf_gossip_pga.errors import TrainingFinished
+from tf_gossip_pga.exchange.averager import Averager
+from tf_gossip_pga.exchange.elastic import ElasticSession
+from tf_gossip_pga.training import preflight
+from tf_gossip_pga.training.fit import Fit
+from tf_gossip_pga.training.group import Group
+from tf_gossip_pga.training.phase import Phase, StopVote
+from tf_gossip_pga.training.run_state import RunState
+from tf_gossip_pga.training.variables import SharedScalars, Variables, variables_of
+
+
+class GroupFit(Fit):
+    """One `fit` of a worker among others; arguments as of `Fit`.
+
+    Attributes:
+      group: the other ranks.
+    """
+
+    session: ElasticSession
+
+    def __init__(self, model: keras.Model, params: dict, run: RunState, session: ElasticSession):
+        self.group = Group(session, run, model)
+        super().__init__(model, params, run, session)
+        if run.scalars is None:
+            run.scalars = SharedScalars(with_loss=bool(run.adaptive))
+        self._scalars: SharedScalars = run.scalars
+        self._scalars.votes.assign(0.0)
+        self._digest = ""  # of what must be equal on all ranks
+
+    @property
+    def vote(self) -> StopVote:
+        """Return whether training is to stop in mid-epoch."""
+        return self.group.vote
+
+    @vote.setter
+    def vote(self, vote: StopVote):
+        self.group.vote = vote
+
+    # ---- The start ------------------------------------------------------------------------------
+
+    def begin(self, problem: str | None):
+        """Agree with the other ranks on what to train, and start all from rank 0's state.
+
+        Raises:
+          ValueError: on every rank, if one cannot train, or the ranks do not fit together.
+        """
+        run, session = self.run, self.session
+        session.begin_sequence(None)
+        run.use_topology_for(session.size)
+        if run.averager is not None:  # an interrupted fit may have left a gossip under way
+            run.averager.finish_gossip(apply=False)
+        facts, known = None, False
+        if not problem:
+            facts = self._facts()
+            self._digest = preflight.digest(facts)
+            known = run.averager is not None and run.averager.serves(self._variables)
+        if session.is_joining:
+            self._check_as_joining(problem)
+            return
+        everyone = session.gather(
+            {"problem": problem, "facts": facts, "known": known},
+            "the start of training",
+            self.group.patience.start_s,
+        )
+        preflight.check(everyone, session.view.members, session.cluster.rank)
+        # Building an averager is an exchange too: all ranks do it or none.
+        if not all(each["known"] for each in everyone):
+            run.use_averager(self._new_averager(run.topology))
+        self._broadcast_start()
+
+    def _facts(self) -> dict:
+        """Return what must be equal on all ranks; build the optimizer."""
+        run = self.run
+        return preflight.facts(
+            self.model,
+            {
+                "H": str(run.schedule),
+                "topology": run.topology.digest,
+                **run.settings.facts(),
+                "steps per epoch": self.params["steps"],
+                "epochs": self.params["epochs"],
+                "step count": run.step,
+            },
+        )
+
+    @property
+    def _variables(self) -> Variables:
+        return variables_of(self.model, self.run.settings.optimizer_state, self._scalars)
+
+    def _new_averager(self, topology) -> Averager:
+        return Averager(
+            self.session, topology, self._variables, self.group.patience, self.run.settings.wire
+        )
+
+    def _broadcast_start(self):
+        self.run.averager.broadcast("the start of training")
+
+    # ---- Epochs and batches ---------------------------------------------------------------------
+
+    def _gather_ranks(self, epoch: int):
+        """Meet the other ranks where an epoch begins; take joining workers in, or be taken in."""
+        if self.session.is_joining:
+            self._enter(epoch)
+        is_first = self.phase is Phase.STARTING
+        self.phase = self.phase.after("epoch")
+        where = f"the beginning of epoch {epoch + 1}"
+        while joining := self._sync_with_joining(where):
+            self._admit(joining, epoch)
+        if is_first:
+            if epoch:
+                # BackupAndRestore sets weights in on_train_begin, perhaps after our broadcast.
+                self._broadcast_start()
+            # Until all replicas are equal the survivors' average would be nobody's model.
+            self.session.begin_sequence(self.group.loss_policy)
+
+    def _average(self, is_global: bool) -> bool:
+        """Exchange after an optimizer step; return whether it was a global average."""
+        if self.phase is Phase.WARMING_UP:  # absorbs the ranks' differences in compiling
+            self.group.sync("the first batch", timed=False)
+        self.phase = self.phase.after("batch")
+        if self.model.stop_training:
+            # Alone this rank would leave the others waiting: all stop at the next global average.
+            self.vote, self.model.stop_training = self.vote.request(), False
+        done = self.session.run(self._exchange)
+        return is_global if done is None else done
+
+    def _exchange(self) -> bool:
+        """Gossip or average globally; return whether globally."""
+        run, group = self.run, self.group
+        group.replica.diverge()
+        if not run.schedule.is_global(run.step):
+            group.gossip(run.step)
+            return False
+        doing = f"the global average of step {run.step}"
+        if self._loss:
+            self._scalars.loss.assign(self._loss.value)
+        if self.vote.is_requested:
+            self._scalars.votes.assign(1.0)
+        group.average_globally(doing)
+        if self._loss:
+            self._loss.value = float(self._scalars.loss.numpy())
+        if self._scalars.votes.numpy() > 0:
+            self.vote, self.model.stop_training = StopVote.AGREED, True
+        group.average_slots(doing)
+        if self._loss:
+            run.adaptive.observe(run.step, self._loss.value)
+        return True
+
+    # ---- Validation, and the ends ---------------------------------------------------------------
+
+    def begin_test(self):
+        """Put the averaged model in place for the validation inside `fit`."""
+        self._check_whole_epoch()  # validation comes before the end of the epoch
+        validation = f"the validation after step {self.run.step}"
+        self.report(f"in {validation}")
+        # After a loss the ranks may remember differently whether their replicas are equal.
+        if not all(self.group.sync(validation, self.group.replica.is_equal)):
+            self.session.run(lambda: self.group.lend_average(validation))
+
+    def end_test(self):
+        """Put this rank's own model back after the validation inside `fit`."""
+        super().end_test()
+        self.group.take_back()
+
+    def end_epoch(self, epoch: int, logs: dict | None):
+        """Write what this epoch has measured, means over ranks, into Keras' logs."""
+        self._check_whole_epoch()
+        self.group.sync(f"the end of epoch {epoch + 1}", logs=logs)
+        super().end_epoch(epoch, logs)
+
+    def _distance_log(self, measured: int) -> dict[str, float]:
+        new = self.run.distances[measured:]
+        return {"consensus_distance": new[-1][1] if new else math.nan}
+
+    def end(self):
+        """End training with the same model on all ranks."""
+        super().end()
+        where = "the end of training"
+        self.group.sync(where)
+        # Even if all replicas are equal: another callback may have set one rank's weights, or the
+        # optimizer its moving averages.
+        self.session.run(lambda: self.group.settle(where))
+        with contextlib.suppress(TrainingFinished):  # nothing is missing, though this was lost
+            self.group.sync(where)
+        self.session.end_sequence()
+
+    def _check_whole_epoch(self):
+        """Raise where this rank leaves an epoch early: the others would wait for it in vain."""
+        steps = self.params["steps"]
+        if self.batches < steps and self.vote is not StopVote.AGREED:
+            cause = (
+                "a callback that comes after GossipPGA in the list set model.stop_training"
+                if self.model.stop_training
+                else "its dataset ran out of data"
+            )
+            raise RuntimeError(
+                f"Rank {self.session.cluster.rank} left epoch {self.epoch} after {self.batches} of "
+                f"{steps} batches: {cause}. The other ranks may wait for it in vain, so every "
+                "rank must take all batches. Give each as many (cluster.shard does, "
+                "dataset.repeat() helps), and put callbacks that stop training before GossipPGA."
+            )
+
+    # ---- What `Checkpoint` needs ----------------------------------------------------------------
+
+    def request_stop(self):
+        """Stop all ranks together, at the next global average or at the end of the epoch."""
+        self.vote = self.vote.request()
+
+    def sync(self, where: str, value: Any = None) -> list:
+        """Return what all ranks pass at this point of training, in rank order."""
+        self.report(f"at {where}")
+        return self.group.sync(where, value, timed=False)
+
+    def average(self, doing: str) -> bool:
+        """Average globally, whatever the period says; return whether this rank took part."""
+        super().average(doing)
+
+        def settle() -> bool:
+            self.group.settle(doing)
+            self.group.average_slots(doing)
+            return True
+
+        return self.session.run(settle) is True
+
+    # ---- Joining workers ------------------------------------------------------------------------
+
+    def _sync_with_joining(self, where: str) -> dict[str, dict]:
+        """Sync, and return the endpoints of lost workers that wait to join, by rank."""
+        everyone = self.group.sync(where, self.session.joining())
+        return {rank: endpoint for each in everyone for rank, endpoint in each.items()}
+
+    def _admit(self, joining: dict[str, dict], epoch: int):
+        """Take workers in at a global average; the members do it in step."""
+        session = self.session
+        self.phase = self.phase.after("join")
+        doing = "the admission of a worker"
+        own = [self.average(doing), session.view.number]
+        if any(each != [True, session.view.number] for each in self.group.sync(doing, own)):
+            return  # another worker was lost meanwhile; all sync once more
+        source = session.view.members[0]  # now, since the average may have lost one
+
+        def admit():
+            with self.run.communicating():
+                session.admit(joining, epoch, self._digest, self.run.snapshot)
+                self._transfer_state(source, self.run.averager.rebuilt, is_new=False)
+
+        session.attempt(admit)
+
+    def _enter(self, epoch: int):
+        """Become a member, with what the others have; a loss on the way is the end."""
+        session, invitation = self.session, self.session.admission.invitation
+        if epoch != invitation.epoch:
+            raise ValueError(
+                f"Rank {session.cluster.rank} begins epoch {epoch + 1}, and the others epoch "
+                f"{invitation.epoch + 1}. Pass initial_epoch=checkpoint.restore(model) to fit, and "
+                "leave other callbacks that resume (BackupAndRestore) out."
+            )
+        session.enter()
+        self._transfer_state(invitation.members[0], self._new_averager, is_new=True)
+        self.phase = self.phase.after("join")
+        session.begin_sequence(self.group.loss_policy, invitation.completed)
+
+    def _check_as_joining(self, problem: str | None):
+        """Raise where this rank cannot be taken in by those that train."""
+        invitation = self.session.admission.invitation
+        if invitation is None:
+            problem = problem or (
+                "a worker that joins again must know which epoch the others are in: pass "
+                "initial_epoch=checkpoint.restore(model) to fit, with a pga.Checkpoint."
+            )
+        elif invitation.facts != self._digest:
+            problem = problem or (
+                "it differs from them in the model, the optimizer, the arguments of fit or "
+                "GossipPGA, or in versions. Start it with the script and packages that they have."
+            )
+        if problem:
+            rank = self.session.cluster.rank
+            raise ValueError(f"Rank {rank} cannot join the others again: {problem}")
+
+    def _transfer_state(self, source: int, averager_for, is_new: bool):
+        """Give new members what rank `source` has."""
+        self.group.use_view(averager_for)
+        place = self.session.view.members.index(source)
+        self.run.averager.transfer_state(place, is_new)
+        self.group.replica.equalize()

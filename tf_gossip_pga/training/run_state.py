@@ -1,0 +1,111 @@
+"""Keep what survives one `fit`: the step count, the period, totals, the averager."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import time
+from collections.abc import Iterator
+
+from tf_gossip_pga.algorithm import schedule
+from tf_gossip_pga.algorithm import topology as topology_lib
+from tf_gossip_pga.exchange.averager import Averager
+from tf_gossip_pga.training.settings import Settings
+from tf_gossip_pga.training.variables import SharedScalars
+
+
+class RunState:
+    """Where a run stands, over all of its `fit` calls.
+
+    Args:
+      settings: the callback's arguments.
+      size: the number of workers.
+
+    Attributes:
+      settings: the callback's arguments.
+      schedule: when to average globally.
+      topology: who gossips with whom among the present members.
+      averager: what exchanges the model's variables; None before the first `fit`, and for a single
+        worker.
+      scalars: what travels with the global averages next to the model; None before the first `fit`,
+        and for a single worker.
+      step: the number of completed batches.
+      gossip_steps: how many of them ended with a gossip, or with nothing.
+      global_steps: how many of them ended with a global average.
+      distances: `(step, consensus distance)` of each global average.
+      communication_seconds: time spent in exchanges.
+    """
+
+    def __init__(self, settings: Settings, size: int):
+        self.settings = settings
+        self.schedule = schedule.resolve(settings.H)
+        self.topology = topology_lib.resolve(settings.topology, size)
+        self.averager: Averager | None = None
+        self.scalars: SharedScalars | None = None
+        self.step = 0
+        self.gossip_steps = 0
+        self.global_steps = 0
+        self.distances: list[tuple[int, float]] = []
+        self.communication_seconds = 0.0
+        self._earlier_bytes = 0  # of earlier averagers
+
+    @property
+    def adaptive(self) -> schedule.AdaptiveSchedule | None:
+        """Return the schedule where the period follows the loss, else None."""
+        return self.schedule if isinstance(self.schedule, schedule.AdaptiveSchedule) else None
+
+    @property
+    def period_state(self) -> dict | None:
+        """Return the state of an adaptive period, as JSON can hold it; None of a fixed one."""
+        return self.adaptive.state if self.adaptive else None
+
+    @property
+    def bytes_sent(self) -> int:
+        """Return the bytes of payload this rank has sent."""
+        return self._earlier_bytes + (self.averager.bytes_sent if self.averager else 0)
+
+    @property
+    def snapshot(self) -> dict:
+        """Return step and period, as JSON can hold them; may be set."""
+        return {"step": self.step, "period": self.period_state}
+
+    @snapshot.setter
+    def snapshot(self, snapshot: dict):
+        try:
+            step, period = operator.index(snapshot["step"]), snapshot["period"]
+            if step < 0 or (self.adaptive and operator.index(period["last"]) > step):
+                raise ValueError
+            if self.adaptive:
+                self.adaptive.state = period
+            elif period is not None:
+                raise TypeError
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                "state must be what the state of a GossipPGA with the same kind of H was, "
+                f"{self.snapshot!r} for one; received {snapshot!r}."
+            ) from None
+        self.step = step
+
+    def use_averager(self, averager: Averager):
+        """Exchange through another averager from now on."""
+        self._earlier_bytes = self.bytes_sent
+        self.averager = averager
+
+    def use_topology_for(self, size: int):
+        """Gossip among another number of members from now on."""
+        if self.topology.size != size:
+            self.topology = topology_lib.resolve_for_survivors(self.settings.topology, size)
+
+    def count(self, was_global: bool):
+        """Count a completed step."""
+        self.global_steps += was_global
+        self.gossip_steps += not was_global
+
+    @contextlib.contextmanager
+    def communicating(self) -> Iterator[None]:
+        """Count the time spent inside as communication."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.communication_seconds += time.perf_counter() - started

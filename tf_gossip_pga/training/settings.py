@@ -1,0 +1,90 @@
+"""Check the arguments of `GossipPGA`, once and for all."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tf_gossip_pga import _validate
+from tf_gossip_pga.algorithm import schedule
+from tf_gossip_pga.algorithm import topology as topology_lib
+from tf_gossip_pga.algorithm.graph import Topology
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.exchange import wire as wire_lib
+from tf_gossip_pga.exchange.averager import Patience
+
+# What may become of the optimizer's slots (momentum and the like) at a global average.
+OPTIMIZER_STATES = ("local", "average", "reset")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The arguments of `GossipPGA`, as it documents them.
+
+    Args:
+      size: the number of workers.
+
+    Raises:
+      ValueError: an argument is out of its range; the message names what is accepted.
+      TypeError: the topology is neither a name nor a `Topology`.
+    """
+
+    H: int | schedule.AdaptivePeriod | None
+    topology: str | Topology
+    optimizer_state: str
+    overlap: bool
+    wire_dtype: str
+    timeout_s: float
+    on_worker_lost: str
+    min_workers: int
+    size: dataclasses.InitVar[int]
+
+    def __post_init__(self, size: int):
+        schedule.resolve(self.H)
+        if self.optimizer_state not in OPTIMIZER_STATES:
+            raise ValueError(
+                f"optimizer_state must be one of {', '.join(map(repr, OPTIMIZER_STATES))}; "
+                f"received {self.optimizer_state!r}."
+            )
+        wire_lib.resolve(self.wire_dtype)
+        topology_lib.resolve(self.topology, size)
+        timeout_s = _validate.number(self.timeout_s)
+        if timeout_s is None or timeout_s <= 0:
+            raise ValueError(
+                f"timeout_s must be a number of seconds > 0, received {self.timeout_s!r}."
+            )
+        if self.on_worker_lost not in ("raise", "continue"):
+            raise ValueError(
+                f"on_worker_lost must be 'raise' or 'continue', received {self.on_worker_lost!r}."
+            )
+        if _validate.whole(self.min_workers, 1, size) is None:
+            raise ValueError(
+                "min_workers must be a whole number, from 1 to the number of workers, "
+                f"{size}; received {self.min_workers!r}."
+            )
+        object.__setattr__(self, "overlap", bool(self.overlap))
+        object.__setattr__(self, "timeout_s", timeout_s)
+
+    @property
+    def wire(self) -> wire_lib.Wire:
+        """Return the encoding of gossips."""
+        return wire_lib.resolve(self.wire_dtype)
+
+    @property
+    def survives(self) -> bool:
+        """Return whether training goes on without lost workers."""
+        return self.on_worker_lost == "continue"
+
+    def patience(self, timing: Timing) -> Patience:
+        """Return how long exchanges wait for other workers."""
+        return Patience(self.timeout_s, self.timeout_s * timing.between_work_factor)
+
+    def facts(self) -> dict:
+        """Return what must be equal on all ranks, as JSON can hold it; not H and the topology."""
+        return {
+            "optimizer_state": self.optimizer_state,
+            "overlap": self.overlap,
+            "wire_dtype": self.wire_dtype,
+            "timeout_s": self.timeout_s,
+            "on_worker_lost": self.on_worker_lost,
+            "min_workers": self.min_workers if self.survives else None,
+        }

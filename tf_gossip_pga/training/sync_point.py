@@ -1,0 +1,78 @@
+"""Bring all ranks to the same point of training, and share what each has measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tf_gossip_pga.exchange.averager import consensus_distance
+
+# (step, (squared distance from the mean, squared norm of the mean)) of each global average.
+Measured = list[tuple[int, tuple[float, float]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What one rank tells the others at a sync point.
+
+    Attributes:
+      rank: the rank.
+      where: the point of training.
+      step: completed steps.
+      stop: whether this rank wants to stop.
+      measured: what its global averages since the last sync point have measured.
+      logs: the numbers in Keras' logs.
+      value: what else it tells.
+    """
+
+    rank: int
+    where: str
+    step: int
+    stop: bool
+    measured: Measured
+    logs: dict[str, float]
+    value: Any
+
+
+def check_same_point(reports: list[Report]):
+    """Raise on every rank where the ranks stand at different points.
+
+    Raises:
+      RuntimeError: they do; the message names each rank's point.
+    """
+    if len({(each.where, each.step) for each in reports}) > 1:
+        places = "; ".join(
+            f"rank {each.rank} is at {each.where}, step {each.step}" for each in reports
+        )
+        raise RuntimeError(
+            f"The ranks took different ways through training: {places}. Every rank must run the "
+            "same epochs and validations, and stop at the same step: give all ranks the same "
+            "arguments of fit, the same callbacks that can stop training, and resume all of them "
+            "or none."
+        )
+
+
+def distances(reports: list[Report]) -> list[tuple[int, float]]:
+    """Return `(step, consensus distance)` of each global average since the last sync point."""
+    return [
+        (measured[0][0], consensus_distance([squares for _, squares in measured]))
+        for measured in zip(*(each.measured for each in reports), strict=True)
+    ]
+
+
+def mean_logs(reports: list[Report], names) -> dict[str, float]:
+    """Return the mean over ranks of each named number that all ranks have logged."""
+    return {
+        name: sum(each.logs[name] for each in reports) / len(reports)
+        for name in names
+        if all(name in each.logs for each in reports)
+    }
+
+
+def numbers_in(logs: dict | None) -> dict[str, float]:
+    """Return the scalars among Keras' logs, as plain numbers."""
+    return {name: float(value) for name, value in (logs or {}).items() if _is_scalar(value)}
+
+
+def _is_scalar(value) -> bool:
+    return isinstance(value, (float, int)) or (hasattr(value, "shape") and value.shape == ())
