@@ -104,9 +104,9 @@ class Averager:
         self._key_of_means = first_key + counts[0]
         self._key_of_slots = first_key + counts[0] + counts[1]
         self._gossip_bytes = [
-            sum(sender == collectives.place for colour in colours for sender, _ in colour)
+            sum(sender == collectives.place for color in colors for sender, _ in color)
             * sum(wire.bytes(length, dtype.size) for length, dtype in self._parameters.layout)
-            for colours in map(topology.colours, range(topology.rounds))
+            for colors in map(topology.colors, range(topology.rounds))
         ]
         # One for each round, since each has peers of its own.
         rounds = range(topology.rounds)
@@ -243,12 +243,12 @@ class Averager:
 
     def _changes(self, round: int, *chunks):
         """What a gossip adds to each chunk: sum_j W[i, j] * x_j - x_i, at least float32."""
-        weights, _ = self._topology.neighbours(round, self._collectives.place)
+        weights, _ = self._topology.neighbors(round, self._collectives.place)
         sources, encode = chunks, self._wire.encode
         if self._reference:
             sources, encode = list(zip(chunks, self._reference, strict=True)), self._difference
         exchanged = self._collectives.exchange(
-            sources, self._topology.colours(round), self._key_of_sent, encode
+            sources, self._topology.colors(round), self._key_of_sent, encode
         )
         changes = []
         for chunk, (message, arrived, sent) in zip(chunks, exchanged, strict=True):

@@ -512,7 +512,7 @@ class GossipPGA(keras.callbacks.Callback):
     def _resize(self, averager_for):
         """Exchanges from now on among the present members, on a graph for so many."""
         size = self._collectives.size
-        self._topology = topology_lib.resolve_again(self._wanted_topology, size)
+        self._topology = topology_lib.resolve_for_survivors(self._wanted_topology, size)
         averager = averager_for(self._topology)
         self._bytes_of_past_fits, self._averager = self.bytes_sent, averager
 
@@ -706,7 +706,7 @@ class GossipPGA(keras.callbacks.Callback):
         mine, facts, known = self._collectives, None, False
         mine.survive(None)
         if self._topology.size != mine.size:  # since this callback was made
-            self._topology = topology_lib.resolve_again(self._wanted_topology, mine.size)
+            self._topology = topology_lib.resolve_for_survivors(self._wanted_topology, mine.size)
         if self._averager is not None:  # an interrupted fit may have left a gossip under way
             self._averager.finish_gossip(apply=False)
         if not problem:
