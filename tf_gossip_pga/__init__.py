@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 _ROOM_OF = {
     "AdaptivePeriod": "algorithm.schedule",
     "Checkpoint": "checkpoint.checkpoint",
-    "Cluster": "cluster.tf_config",
+    "Cluster": "cluster.cluster",
     "GossipPGA": "training.callback",
     "Topology": "algorithm.topology",
     "WorkerLost": "errors",

@@ -70,7 +70,7 @@ def test_no_order_deadlocks_and_each_chunk_comes_from_its_sender():
 def test_no_more_messages_are_under_way_than_allowed(limit):
     import tensorflow as tf
 
-    from tf_gossip_pga.cluster.tf_config import Cluster
+    from tf_gossip_pga.cluster.cluster import Cluster
     from tf_gossip_pga.exchange import collectives
 
     mine = object.__new__(collectives.Collectives)  # a graph that never runs needs no server
@@ -95,7 +95,7 @@ def test_no_more_messages_are_under_way_than_allowed(limit):
 def test_no_more_global_averages_are_under_way_than_allowed(limit):
     import tensorflow as tf
 
-    from tf_gossip_pga.cluster.tf_config import Cluster
+    from tf_gossip_pga.cluster.cluster import Cluster
     from tf_gossip_pga.exchange import collectives
 
     mine = object.__new__(collectives.Collectives)
