@@ -45,7 +45,7 @@ def _orders(cluster):
         topology = topology_lib.BY_NAME[name](cluster.size)
         for in_flight in (1, 2, 64):
             results[f"{name} {in_flight}"] = [
-                _exchange(cluster, [10.0, 20.0, 30.0], topology.colours(round), in_flight)
+                _exchange(cluster, [10.0, 20.0, 30.0], topology.colors(round), in_flight)
                 for round in range(topology.rounds)
             ]
     return results
@@ -58,7 +58,7 @@ def test_no_order_deadlocks_and_each_chunk_comes_from_its_sender():
         for label, rounds in results.items():
             topology = topology_lib.BY_NAME[label.split()[0]](3)
             for round, received in enumerate(rounds):
-                senders, _ = topology.neighbours(round, rank)
+                senders, _ = topology.neighbors(round, rank)
                 assert senders
                 # Rank s sends chunks full of 10 (s + 1), that plus 1, and that plus 2.
                 assert received == [
@@ -70,14 +70,14 @@ def test_no_order_deadlocks_and_each_chunk_comes_from_its_sender():
 def test_no_more_messages_are_under_way_than_allowed(limit):
     import tensorflow as tf
 
-    from tf_gossip_pga.cluster.tf_config import Cluster
+    from tf_gossip_pga.cluster.cluster import Cluster
     from tf_gossip_pga.exchange import collectives
 
     mine = object.__new__(collectives.Collectives)  # a graph that never runs needs no server
     mine.cluster, mine._messages_in_flight = Cluster(0, 3, ("a:1", "b:1", "c:1")), limit
     mine._hint, mine._device, mine._first_group_key = "ring", "/device:CPU:0", 1
     with tf.Graph().as_default() as graph:
-        mine.exchange([tf.zeros([3]) for _ in range(4)], topology_lib.ring(3).colours(0), 1)
+        mine.exchange([tf.zeros([3]) for _ in range(4)], topology_lib.ring(3).colors(0), 1)
     messages = [op for op in graph.get_operations() if "CollectiveBcast" in op.type]
     assert len(messages) == 4 * 4  # 4 chunks, sent to two and received from two
 
@@ -95,7 +95,7 @@ def test_no_more_messages_are_under_way_than_allowed(limit):
 def test_no_more_global_averages_are_under_way_than_allowed(limit):
     import tensorflow as tf
 
-    from tf_gossip_pga.cluster.tf_config import Cluster
+    from tf_gossip_pga.cluster.cluster import Cluster
     from tf_gossip_pga.exchange import collectives
 
     mine = object.__new__(collectives.Collectives)

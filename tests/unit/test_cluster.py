@@ -1,13 +1,15 @@
-"""`TF_CONFIG` in all its forms, and equal shards of every kind of dataset."""
+"""`TF_CONFIG` in all its forms, equal shards of every kind of dataset, values of all workers."""
 
 import itertools
 import json
+import math
 import re
 
 import numpy as np
 import pytest
 
-from tf_gossip_pga.cluster.tf_config import Cluster, from_tf_config, to_tf_config
+from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.cluster.tf_config import from_tf_config, to_tf_config
 
 A, B, C = "10.0.0.1:2222", "host-b:2222", "[::1]:65535"
 
@@ -270,3 +272,86 @@ def test_a_single_worker_reads_everything():
 
     for dataset in (tf.data.Dataset.range(3), tf.data.Dataset.range(0)):
         assert Cluster().shard(dataset) is dataset
+
+
+# ---- gather and barrier -------------------------------------------------------------------------
+
+
+def _recorder(calls):
+    """An exchange with one other worker, which passes the text "other"."""
+
+    def exchange(value, doing, timeout_s):
+        calls.append((value, doing, timeout_s))
+        return [value, "other"]
+
+    return exchange
+
+
+def test_gather_and_barrier_exchange_what_they_are_given():
+    calls = []
+    cluster = Cluster(0, 2, exchange_values=_recorder(calls))
+    assert cluster.gather({"loss": [0.5, None, "x", True]}) == [
+        {"loss": [0.5, None, "x", True]},
+        "other",
+    ]
+    assert cluster.gather(7, timeout_s=np.float32(2)) == [7, "other"]
+    assert cluster.barrier() is None
+    assert cluster.barrier(1) is None
+    assert calls == [
+        ({"loss": [0.5, None, "x", True]}, "cluster.gather", 300.0),
+        (7, "cluster.gather", 2.0),
+        (None, "cluster.barrier", 300.0),
+        (None, "cluster.barrier", 1.0),
+    ]
+
+
+@pytest.mark.parametrize("cluster", [Cluster(), Cluster(1, 2, (A, B))], ids=["one", "by hand"])
+def test_without_an_exchange_a_worker_has_its_own_value(cluster):
+    assert cluster.gather([1, "a"]) == [[1, "a"]]
+    assert cluster.barrier() is None
+    [nan] = cluster.gather(math.nan)
+    assert math.isnan(nan)
+
+
+def test_one_worker_gets_what_several_would():
+    # As it comes out of JSON: else a program would work with one worker and fail with two.
+    assert Cluster().gather({1: (2, 3)}) == [{"1": [2, 3]}]
+
+
+def _endless():
+    value = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (np.float32(1), "float32"),
+        (np.zeros(2), "ndarray"),
+        ({1, 2}, "set"),
+        (b"bytes", "bytes"),
+        ({"a": object()}, "dict"),
+        ({(1, 2): 3}, "dict"),
+        (_endless(), "list"),
+    ],
+)
+@pytest.mark.parametrize("exchange_values", [None, _recorder([])], ids=["one", "two"])
+def test_gather_refuses_what_json_cannot_hold(value, kind, exchange_values):
+    message = rf"needs a value that JSON can hold .*, received {kind}: .* float\(…\), or \.tolist"
+    with pytest.raises(TypeError, match=message):
+        Cluster(exchange_values=exchange_values).gather(value)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, math.nan, math.inf, "1", None, True])
+def test_the_time_to_wait_must_be_a_positive_number(timeout_s):
+    for doing in ("gather", "barrier"):
+        arguments = [1] if doing == "gather" else []
+        message = rf"timeout_s of cluster\.{doing} must be a number .* > 0, received {timeout_s!r}"
+        with pytest.raises(ValueError, match=message):
+            getattr(Cluster(), doing)(*arguments, timeout_s=timeout_s)
+
+
+def test_what_a_cluster_holds_is_no_part_of_its_place():
+    assert Cluster(0, 2, exchange_values=_recorder([]), strategy=1) == Cluster(0, 2)
+    assert "exchange" not in repr(Cluster(0, 2, exchange_values=_recorder([])))

@@ -108,11 +108,28 @@ def test_public_names_resolve():
         pga.gossip  # noqa: B018
 
 
+def test_the_names_that_a_type_checker_sees_are_those_of_the_contents():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    guarded = {ast.unparse(node.test): node.body for node in tree.body if isinstance(node, ast.If)}
+    assert set(guarded) == {"TYPE_CHECKING", "not TYPE_CHECKING"}
+    assert [node.name for node in guarded["not TYPE_CHECKING"]] == ["__getattr__"]
+    rooms = {alias.name: node.module for node in guarded["TYPE_CHECKING"] for alias in node.names}
+    assert sorted(rooms) == sorted(pga.__all__) == sorted(pga._ROOM_OF)
+    for name, room in rooms.items():
+        assert getattr(importlib.import_module(room), name) is getattr(pga, name)
+
+
 def test_importing_needs_no_tensorflow():
     rooms = {room for room in ROOMS if room.partition(".")[0] in WITHOUT_TENSORFLOW}
     rooms = {room for room in rooms if not room.endswith("__main__")} - {"coordination.watch"}
     rooms -= {"coordination.membership", "coordination.guest"}
-    rooms |= {"cluster.tf_config", "checkpoint.store", "exchange.wire", "training.preemption"}
+    rooms |= {
+        "cluster.tf_config",
+        "cluster.sharding",
+        "checkpoint.store",
+        "exchange.wire",
+        "training.preemption",
+    }
     light = ", ".join(f"tf_gossip_pga.{room}" for room in sorted(rooms))
     code = f"import sys, {light}; print({{'tensorflow', 'keras'}} & set(sys.modules))"
     done = subprocess.run(

@@ -1,7 +1,6 @@
 """When to average globally, with steps counted from 1."""
 
 import dataclasses
-import fractions
 import json
 import math
 import re
@@ -183,16 +182,3 @@ def test_runs_of_one_setting_are_apart():
 def test_an_adaptive_period_refuses(settings, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         schedule.AdaptivePeriod(**settings)
-
-
-@pytest.mark.parametrize("value", [2, 2.0, np.int64(2), np.float32(2), fractions.Fraction(2)])
-def test_a_number_of_any_kind_is_a_float(value):
-    assert schedule.number(value) == 2.0
-    assert type(schedule.number(value)) is float
-
-
-@pytest.mark.parametrize(
-    "value", [True, np.True_, "2", None, math.nan, math.inf, np.float32("inf")]
-)
-def test_what_is_no_finite_number(value):
-    assert schedule.number(value) is None

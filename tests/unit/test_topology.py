@@ -34,7 +34,7 @@ def gossip(topo, values):
     return history
 
 
-# 2 x 2, edges 0-1, 0-2, 1-3, 2-3: every rank has two neighbours.
+# 2 x 2, edges 0-1, 0-2, 1-3, 2-3: every rank has two neighbors.
 SQUARE = [[T, T, T, 0], [T, T, 0, T], [T, 0, T, T], [0, T, T, T]]
 
 
@@ -67,8 +67,8 @@ def test_weights_worked_by_hand(topo, expected):
 @pytest.mark.parametrize(
     ("topo", "rank", "expected"),
     [
-        # 3 x 3: a corner has 2 neighbours, a side 3, the centre 4; an edge weighs
-        # 1 / (1 + the larger): corner-side 1/4, side-centre 1/5.
+        # 3 x 3: a corner has 2 neighbors, a side 3, the center 4; an edge weighs
+        # 1 / (1 + the larger): corner-side 1/4, side-center 1/5.
         (topology.grid(9), 0, {1: 1 / 4, 3: 1 / 4, 0: 1 / 2}),
         (topology.grid(9), 1, {0: 1 / 4, 2: 1 / 4, 4: 1 / 5, 1: 3 / 10}),
         (topology.grid(9), 4, {1: 1 / 5, 3: 1 / 5, 5: 1 / 5, 7: 1 / 5, 4: 1 / 5}),
@@ -76,7 +76,7 @@ def test_weights_worked_by_hand(topo, expected):
         (topology.grid(6), 0, {1: 1 / 4, 3: 1 / 3, 0: 5 / 12}),
         (topology.torus(9), 0, {1: 1 / 5, 2: 1 / 5, 3: 1 / 5, 6: 1 / 5, 0: 1 / 5}),
         (topology.torus(6), 0, {1: 1 / 4, 2: 1 / 4, 3: 1 / 4, 0: 1 / 4}),
-        # ceil(log2 5) = 3 neighbours, 1, 2 and 4 before rank 0.
+        # ceil(log2 5) = 3 neighbors, 1, 2 and 4 before rank 0.
         (topology.static_exponential(5), 0, {4: 1 / 4, 3: 1 / 4, 1: 1 / 4, 0: 1 / 4}),
     ],
     ids=label,
@@ -124,35 +124,35 @@ def test_a_cycle_has_one_round_for_each_distance(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_neighbours_and_colours_are_the_edges_of_weights(name):
+def test_neighbors_and_colors_are_the_edges_of_weights(name):
     for topo in every_size(name, largest=20):
         for round in range(topo.rounds):
             matrix = topo.weights(round)
             for rank in range(topo.size):
-                weights, own = topo.neighbours(round, rank)
+                weights, own = topo.neighbors(round, rank)
                 expected = {j: w for j, w in enumerate(matrix[rank].tolist()) if w and j != rank}
                 assert weights == expected, topo
                 assert own == matrix[rank, rank], topo
-            check_colours(topo, round)
+            check_colors(topo, round)
 
 
-def check_colours(topo, round):
-    colours = topo.colours(round)
-    edges = [edge for colour in colours for edge in colour]
+def check_colors(topo, round):
+    colors = topo.colors(round)
+    edges = [edge for color in colors for edge in color]
     receivers, senders = np.nonzero(topo.weights(round) * (1 - np.eye(topo.size)))
     expected = list(zip(senders.tolist(), receivers.tolist(), strict=True))
     assert sorted(edges) == sorted(expected), topo
-    for colour in colours:
-        assert len({rank for edge in colour for rank in edge}) == 2 * len(colour), topo
+    for color in colors:
+        assert len({rank for edge in color for rank in edge}) == 2 * len(color), topo
     messages = np.bincount([*senders, *receivers], minlength=topo.size).max()
-    assert len(colours) <= max(0, 2 * messages - 1), topo
+    assert len(colors) <= max(0, 2 * messages - 1), topo
 
 
-def test_neighbours_and_colours_cycle():
+def test_neighbors_and_colors_cycle():
     topo = topology.one_peer_exponential(4)
     # Round 3 is round 1: two before.
-    assert topo.neighbours(3, 0) == ({2: 0.5}, 0.5)
-    assert sorted(edge for colour in topo.colours(3) for edge in colour) == [
+    assert topo.neighbors(3, 0) == ({2: 0.5}, 0.5)
+    assert sorted(edge for color in topo.colors(3) for edge in color) == [
         (0, 2),
         (1, 3),
         (2, 0),
@@ -237,8 +237,8 @@ def test_from_matrix_keeps_the_matrix():
     topo = topology.from_matrix(matrix)
     assert (topo.name, topo.size, topo.rounds) == ("from_matrix", 3, 1)
     np.testing.assert_array_equal(topo.weights(0), matrix)
-    assert topo.neighbours(0, 2) == ({0: 0.5}, 0.5)
-    check_colours(topo, 0)
+    assert topo.neighbors(0, 2) == ({0: 0.5}, 0.5)
+    check_colors(topo, 0)
     # Eigenvalues (1 + z) / 2 at z = exp(2 pi i / 3): modulus 1/2.
     assert topo.beta == pytest.approx(0.5)
     matrix[0] = 7  # still the caller's own
@@ -290,7 +290,7 @@ def test_from_networkx_ranks_follow_the_nodes():
     topo = topology.from_networkx(graph)
     assert topo.name == "from_networkx"
     np.testing.assert_allclose(topo.weights(0), expected, rtol=0, atol=1e-15)
-    check_colours(topo, 0)
+    check_colors(topo, 0)
 
 
 def test_from_networkx_agrees_with_the_names():
@@ -315,7 +315,7 @@ def test_from_networkx_counts_parallel_edges_once():
 def test_from_networkx_refuses():
     with pytest.raises(ValueError, match=r"undirected graph, received a directed.*to_undirected"):
         topology.from_networkx(networkx.DiGraph([(0, 1), (1, 0)]))
-    with pytest.raises(ValueError, match=r"from_networkx needs .* at least 1; received n=0"):
+    with pytest.raises(ValueError, match=r"n of from_networkx must be .* ranks >= 1, received 0"):
         topology.from_networkx(networkx.Graph())
 
 
@@ -339,10 +339,20 @@ def test_resolve_refuses():
         topology.resolve(topology.ring, 4)
 
 
+@pytest.mark.parametrize("size", [3, 4])
+def test_survivors_keep_a_named_topology_where_it_exists(size):
+    one_peer = topology.one_peer_exponential(size)
+    assert topology.resolve_for_survivors("ring", size).digest == topology.ring(size).digest
+    own = topology.from_matrix(np.full((5, 5), 1 / 5))
+    assert topology.resolve_for_survivors(own, size).digest == one_peer.digest
+    found = topology.resolve_for_survivors("hypercube", size)
+    assert found.digest == (topology.hypercube(4) if size == 4 else one_peer).digest
+
+
 @pytest.mark.parametrize("n", [0, -1, 2.5, 4.0, "4", None])
 @pytest.mark.parametrize("name", NAMES)
 def test_number_of_ranks(name, n):
-    message = f"{name} needs a whole number of ranks, at least 1; received n={n!r}."
+    message = f"n of {name} must be a whole number of ranks >= 1, received {n!r}."
     with pytest.raises(ValueError, match=re.escape(message)):
         topology.BY_NAME[name](n)
 

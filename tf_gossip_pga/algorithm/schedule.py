@@ -1,26 +1,31 @@
-"""WHEN to average globally: the period H, fixed or adaptive.
+"""Decide when to average globally: the period H, fixed or adaptive.
 
 Step k counts completed batches from 1 over the whole run. Gossip-PGA averages globally, instead of
 gossiping, when `k % H == 0` (Chen et al., ICML 2021, Algorithm 1). The edge values are whole
-algorithms: `H=1` is Parallel SGD, `H=None` is Gossip SGD. Gossip-AGA chooses H anew at each global
+algorithms: `H=1` is Parallel SGD, `H=None` is Gossip SGD. Gossip-AGA chooses a new H at each global
 average, from the training loss (Algorithm 2).
 
-A schedule answers `is_global(step)` and is told `observe(step, loss)` after each global average.
-Every rank must get the same answers: schedules that answer alike have the same text, by which ranks
-compare theirs, and what they observe is the same number everywhere.
+A schedule answers `is_global(step)`, and receives `observe(step, loss)` after each global average.
+Every rank must get the same answers. Ranks therefore compare the texts of their schedules, which
+are equal where the answers are, and all observe the same number.
 """
+
+# pyright: reportConstantRedefinition=false
+# (H is the paper's name of the period, and Gossip-AGA changes it.)
+from __future__ import annotations
 
 import dataclasses
 import decimal
 import math
 import warnings
+from typing import TypedDict, cast
 
-from tf_gossip_pga._validate import number, whole
+from tf_gossip_pga import _validate
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedPeriod:
-    """A global average on every H-th step, or never where `H` is None.
+    """Average globally on every H-th step, or never where `H` is None.
 
         >>> [k for k in range(1, 10) if FixedPeriod(3).is_global(k)]
         [3, 6, 9]
@@ -35,7 +40,7 @@ class FixedPeriod:
         return str(self.H)
 
     def is_global(self, step: int) -> bool:
-        """Whether step `step`, counted from 1, ends with a global average."""
+        """Return whether step `step`, counted from 1, ends with a global average."""
         return self.H is not None and step % self.H == 0
 
 
@@ -43,18 +48,18 @@ class FixedPeriod:
 class AdaptivePeriod:
     """Settings of Gossip-AGA: the lower the training loss, the rarer the global averages.
 
-    Gradients are large and replicas drift apart quickly at first; later they agree for longer. At
-    the global average of step k, with F the mean over ranks of the loss of the first batch after
-    the previous one (the averaged model's: between averages each replica fits its own data)
+    Gradients are large and replicas drift apart quickly at first; later they agree for longer. F is
+    the mean over ranks of the loss of the first batch after a global average. That is the averaged
+    model's loss; between averages each replica fits its own data. At the global average of step k
 
         F_initial <- (F_initial + F) / 2                        if k <= warmup_steps; H stays
         H <- ceil((F_initial / F)^exponent * initial)           afterwards, within 1 … maximum
 
     Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021,
-    Algorithm 2, reconstructed without the text of the box at hand. Departures, or what may be some:
-    the exponent (1 and 1/4 are both spoken of), the bound `maximum`, and the batch of which F is
-    the loss. The last batch before the average is the other choice; where ranks see different data,
-    its loss is small because the replicas have drifted apart, and asks for yet fewer averages.
+    Algorithm 2, reconstructed without the text of the box at hand. Possible departures: the
+    exponent (1 and 1/4 are both mentioned), the bound `maximum`, and the batch whose loss is F. The
+    other choice is the last batch before the average. Where ranks see different data, its loss is
+    small because the replicas have drifted apart, and would ask for even fewer averages.
 
         >>> run = AdaptivePeriod(initial=4, warmup_steps=4).start()
         >>> run.observe(4, 2.0)             # still warming up: remembers the loss
@@ -63,8 +68,8 @@ class AdaptivePeriod:
         (16, [24])
 
     Args:
-      initial: the period in steps at first, >= 1. Default 4, the paper's.
-      warmup_steps: steps in which the period stays `initial` and the loss is remembered, >= 0. It
+      initial: the first period in steps, >= 1. Default 4, the paper's.
+      warmup_steps: steps in which the period stays `initial` and the loss is remembered, >= 0. They
         should span the learning rate's warm-up and the loss's first, steep fall. Default 100.
       exponent: how strongly the period follows the loss, >= 0. Default 1.
       maximum: the longest period, >= initial. Default 64.
@@ -80,32 +85,36 @@ class AdaptivePeriod:
 
     def __post_init__(self):
         for name, least in (("initial", 1), ("warmup_steps", 0), ("maximum", 1)):
-            value = whole(getattr(self, name), least)
-            if value is None:
-                raise ValueError(
-                    f"{name} of AdaptivePeriod must be a whole number of steps >= {least}, "
-                    f"received {getattr(self, name)!r}."
-                )
+            title = f"{name} of AdaptivePeriod"
+            value = _validate.check_whole(title, getattr(self, name), least, unit="steps")
             object.__setattr__(self, name, value)
         if self.maximum < self.initial:
             raise ValueError(
                 f"maximum of AdaptivePeriod must be at least initial={self.initial}, received "
                 f"{self.maximum}."
             )
-        exponent = number(self.exponent)
+        exponent = _validate.number(self.exponent)
         if exponent is None or exponent < 0:
             raise ValueError(
                 f"exponent of AdaptivePeriod must be a number >= 0, received {self.exponent!r}."
             )
         object.__setattr__(self, "exponent", exponent)
 
-    def start(self) -> "AdaptiveSchedule":
-        """A schedule at the beginning of a run."""
+    def start(self) -> AdaptiveSchedule:
+        """Return the schedule at the beginning of a run."""
         return AdaptiveSchedule(self)
 
 
+class AdaptiveState(TypedDict):
+    """What a resumed run needs of an `AdaptiveSchedule`, as JSON can hold it."""
+
+    H: int  # the present period in steps
+    last: int  # step of the last global average
+    initial_loss: float | None  # F_initial
+
+
 class AdaptiveSchedule:
-    """The course of one run with an `AdaptivePeriod`.
+    """Follow the period of one run with an `AdaptivePeriod`.
 
     Attributes:
       H: the present period in steps.
@@ -122,34 +131,37 @@ class AdaptiveSchedule:
         return f"{self._settings} at {self.state}"
 
     def is_global(self, step: int) -> bool:
-        """Whether step `step`, counted from 1, ends with a global average."""
+        """Return whether step `step`, counted from 1, ends with a global average."""
         return step - self._last >= self.H
 
-    def observe(self, step: int, loss: float):
-        """Takes in F, the same number on every rank, at a global average."""
+    def observe(self, step: int, loss: float) -> None:
+        """Take in F at the global average of step `step`: the same number on every rank."""
         self._last = step
-        if not 0 <= loss < math.inf:  # nor is NaN
+        if not 0 <= loss < math.inf:  # true for NaN
             self.H = self._settings.initial
             self._warn(step, loss)
         elif step <= self._settings.warmup_steps or self._initial_loss is None:
-            if loss > 0:
-                known = self._initial_loss
-                self._initial_loss = loss if known is None else (known + loss) / 2
+            self._remember(loss)
         else:
-            self.H = self._period(loss)
+            self.H = self._period(self._initial_loss, loss)
 
-    def _period(self, loss: float) -> int:
+    def _remember(self, loss: float) -> None:
+        if loss > 0:
+            known = self._initial_loss
+            self._initial_loss = loss if known is None else (known + loss) / 2
+
+    def _period(self, initial_loss: float, loss: float) -> int:
         settings = self._settings
         if loss == 0:
             return settings.maximum
-        # In decimal, whose powers are the same on every machine; those of C differ in the last bit,
-        # and ranks that round up differently would wait for one another for ever.
+        # Decimal powers are the same on every machine. Those of C differ in the last bit, and ranks
+        # that round up differently would wait for one another forever.
         with decimal.localcontext(prec=28, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN):
-            ratio = decimal.Decimal(self._initial_loss) / decimal.Decimal(loss)
+            ratio = decimal.Decimal(initial_loss) / decimal.Decimal(loss)
             period = ratio ** decimal.Decimal(settings.exponent) * settings.initial
             return max(1, math.ceil(min(period, decimal.Decimal(settings.maximum))))
 
-    def _warn(self, step: int, loss: float):
+    def _warn(self, step: int, loss: float) -> None:
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -159,22 +171,23 @@ class AdaptiveSchedule:
             )
 
     @property
-    def state(self) -> dict:
+    def state(self) -> AdaptiveState:
         """What a resumed run needs, as JSON can hold it; may be set."""
         return {"H": self.H, "last": self._last, "initial_loss": self._initial_loss}
 
     @state.setter
-    def state(self, state: dict):
-        period, last = whole(state["H"], 1), whole(state["last"], 0)
-        loss = state["initial_loss"]
-        known = isinstance(loss, (int, float)) and 0 < loss < math.inf
-        if period is None or last is None or not (loss is None or known):
+    def state(self, state: AdaptiveState) -> None:
+        found = cast("dict[str, object]", state)  # read from a file
+        period, last = _validate.whole(found["H"], 1), _validate.whole(found["last"], 0)
+        loss = _validate.number(found["initial_loss"])
+        forgotten = found["initial_loss"] is None
+        if period is None or last is None or not (forgotten or (loss is not None and loss > 0)):
             raise ValueError(f"this is no state of an adaptive period: {state!r}.")
         self.H, self._last, self._initial_loss = period, last, loss
 
 
-def resolve(H) -> FixedPeriod | AdaptiveSchedule:  # noqa: N803 (the paper's name)
-    """The schedule that a user's `H` stands for, at the beginning of a run.
+def resolve(H: object) -> FixedPeriod | AdaptiveSchedule:  # noqa: N803 (the paper's name)
+    """Return the schedule that a user's `H` stands for, at the beginning of a run.
 
     Raises:
       ValueError: `H` is neither a whole number >= 1 nor None nor an `AdaptivePeriod`.
@@ -183,7 +196,7 @@ def resolve(H) -> FixedPeriod | AdaptiveSchedule:  # noqa: N803 (the paper's nam
         return H.start()
     if H is None:
         return FixedPeriod(None)
-    period = whole(H, 1)
+    period = _validate.whole(H, 1)
     if period is None:
         raise ValueError(
             "H must be a whole number of steps >= 1 (1: Parallel SGD), None for no global average "

@@ -1,1 +1,8 @@
-"""Which process this is: its rank, the addresses of all workers, its devices."""
+"""Find this process's place among the workers: rank, size, addresses, devices, share of the data.
+
+Contents:
+  cluster: `Cluster`, what `pga.initialize` returns.
+  tf_config: `TF_CONFIG` -> `Cluster`, and back.
+  sharding: the part of a dataset that one worker reads.
+  devices: the devices of one worker. The only module here that imports TensorFlow at its top.
+"""

@@ -1,15 +1,16 @@
-"""WHICH devices of this worker compute, and what sums their gradients."""
+"""Choose the devices of this worker that compute, and how their gradients are summed."""
 
 import tensorflow as tf
 
 
 def local_strategy() -> tf.distribute.Strategy:
-    """What trains a model on all devices of this worker, and on no others.
+    """Return the strategy that trains a model on all devices of this worker, and on no others.
 
-    A `MirroredStrategy` left to itself takes the devices of the whole cluster, and sums gradients
-    by a collective in a group of key 1: for the cluster's leader those of all processes are one
-    group, which is "already full". Both kinds of summing here use no collective, and nor does
-    anything else in it unless XLA compiles the step, which `agreement.problem_of_devices` refuses.
+    A `MirroredStrategy` left to itself takes the devices of the whole cluster. It then sums
+    gradients by a collective in a group of key 1; the leader of the cluster sees one group of all
+    processes, which is "already full". Both kinds of summing here use no collective. Neither does
+    anything else in the strategy unless XLA compiles the step, which
+    `agreement.problem_of_devices` refuses.
     """
     devices = _names()
     if len(devices) < 2:
@@ -22,7 +23,7 @@ def local_strategy() -> tf.distribute.Strategy:
 
 
 def _names() -> list[str]:
-    """The GPUs that this process sees, or else its CPUs; asks without starting TensorFlow."""
+    """Return the visible GPUs, or else the visible CPUs, without starting TensorFlow."""
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
     count = sum(
         len(tf.config.get_logical_device_configuration(device) or [device])

@@ -524,7 +524,7 @@ class Collectives:
 
         Args:
           chunks: list of 1-D tensors, or whatever `encode` takes.
-          colours: the edge colouring of one round (`Topology.colours`).
+          colours: the edge colouring of one round (`Topology.colors`).
           first_key: first of `len(chunks)` reserved instance keys.
           encode: makes the message of a chunk, a 1-D tensor with a static shape that is the same on
             all ranks. It runs shortly before the message's turn: all at once would keep the

@@ -28,6 +28,7 @@ import functools
 import math
 import sys
 
+from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import schedule as schedule_lib
 from tf_gossip_pga.algorithm import topology as topology_lib
 from tf_gossip_pga.exchange import wire as wire_lib
@@ -251,7 +252,7 @@ def _order(row: dict) -> float:
 
 def _compared(nodes, H, topology) -> tuple[int, list, list]:  # noqa: N803
     """Number of ranks, periods and graphs."""
-    n = schedule_lib.whole(nodes, 2)
+    n = _validate.whole(nodes, 2)
     if n is None:
         raise ValueError(
             f"nodes must be a whole number, at least 2; received {nodes!r}. One worker exchanges "
@@ -268,7 +269,7 @@ def _compared(nodes, H, topology) -> tuple[int, list, list]:  # noqa: N803
 
 
 def _period(value) -> int:
-    period = schedule_lib.whole(value, 2)
+    period = _validate.whole(value, 2)
     if period is None or period > LONGEST:
         raise ValueError(
             f"H must be a whole number, at least 2 and at most {LONGEST}; received {value!r}. H=1 "
@@ -278,7 +279,7 @@ def _period(value) -> int:
 
 
 def _number(name: str, value) -> float:
-    number = schedule_lib.number(value)
+    number = _validate.number(value)
     if number is None or number < 0:
         raise ValueError(f"{name} must be a finite number, at least 0; received {value!r}.")
     return number

@@ -116,9 +116,9 @@ def beta_of(graph) -> float | None:
         return static if proven else max(static, _beta_of_a_round(graph) or 0.0)
     if graph.name in ("static_exponential", "ring", "complete"):
         # Each rank's weights are those of rank 0, shifted: a Fourier transform gives eigenvalues.
-        weights, row = graph.neighbours(0, 0)[0], np.zeros(graph.size)
+        weights, row = graph.neighbors(0, 0)[0], np.zeros(graph.size)
         row[list(weights)] = list(weights.values())
-        row[0] = graph.neighbours(0, 0)[1]
+        row[0] = graph.neighbors(0, 0)[1]
         return _exact(float(np.abs(np.fft.fft(row))[1:].max()))
     return _beta_of_a_round(graph)
 

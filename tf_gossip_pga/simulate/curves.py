@@ -6,6 +6,7 @@ import math
 import keras
 import numpy as np
 
+from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import schedule
 from tf_gossip_pga.simulate.problems import Problem, whole
 from tf_gossip_pga.simulate.simulation import Simulation
@@ -154,7 +155,7 @@ def compare(
         transient(curves["pga"], curves["parallel"])    # steps, or None: not within the run
     """
     whole(iterations, "iterations")
-    every = _interval(iterations, schedule.whole(H, 1) or 1) if every is None else every
+    every = _interval(iterations, _validate.whole(H, 1) or 1) if every is None else every
     simulations = {
         name: Simulation(problem, **settings_of(name, topology, H, iterations), **arguments)
         for name in dict.fromkeys(["parallel", *algorithms])

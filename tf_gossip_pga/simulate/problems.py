@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tf_gossip_pga.algorithm import schedule as schedule_lib
+from tf_gossip_pga import _validate
 from tf_gossip_pga.tools import memory
 
 
@@ -266,7 +266,7 @@ def whole(value, name: str, least: int = 1) -> int:
     Raises:
       ValueError: it is none.
     """
-    number = schedule_lib.whole(value, least)
+    number = _validate.whole(value, least)
     if number is None:
         raise ValueError(f"{name} must be a whole number >= {least}, received {value!r}.")
     return number
@@ -278,7 +278,7 @@ def _sizes(*values) -> tuple[int, ...]:
 
 
 def _share(heterogeneity) -> float:
-    share = schedule_lib.number(heterogeneity)
+    share = _validate.number(heterogeneity)
     if share is None or not 0 <= share <= 1:
         raise ValueError(
             f"heterogeneity must be a number from 0 (iid) to 1, received {heterogeneity!r}."

@@ -8,6 +8,7 @@ import weakref
 import numpy as np
 import tensorflow as tf
 
+from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import schedule as schedule_lib
 from tf_gossip_pga.algorithm import topology as topology_lib
 from tf_gossip_pga.simulate import mixing
@@ -257,7 +258,7 @@ class Simulation:
 
 
 def _number(value, name: str, accepted: str, fits) -> float:
-    number = schedule_lib.number(value)
+    number = _validate.number(value)
     if number is None or not fits(number):
         raise ValueError(f"{name} must be a number {accepted}, received {value!r}.")
     return number

@@ -1,4 +1,4 @@
-"""HOW MUCH fits: what something needs, beside the memory that is available, before it is made."""
+"""Compare what something needs with the memory that is available, before it is allocated."""
 
 import os
 import pathlib
@@ -7,8 +7,8 @@ _KNOWN = pathlib.Path("/proc/meminfo")
 _LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # of a container, by cgroup v2; or "max"
 
 
-def check(needed: int, what: str):
-    """Raises `MemoryError` unless `needed` bytes of memory are available for `what`."""
+def check(needed: int, what: str) -> None:
+    """Raise `MemoryError` unless `needed` bytes of memory are available for `what`."""
     has = available()
     if needed > has:
         raise MemoryError(
@@ -18,7 +18,10 @@ def check(needed: int, what: str):
 
 
 def available() -> int:
-    """Bytes: what Linux takes for available, at most what a container may use; else all memory."""
+    """Return the available memory in bytes: as Linux reports it, at most a container's limit.
+
+    Return the size of all memory where the system does not report what is available.
+    """
     try:
         lines = _KNOWN.read_text().splitlines()
         kib = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))

@@ -1,4 +1,4 @@
-"""WHERE a command's results go: a JSON file, and a picture beside it."""
+"""Write a command's results: a JSON file, and a picture next to it."""
 
 import importlib.util
 import json
@@ -6,10 +6,12 @@ import math
 import pathlib
 import shlex
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
 
 def check(given: str) -> pathlib.Path:
-    """The path of the JSON file, whose folder is made; to be called before any work.
+    """Return the path of the JSON file, and make its folder. Call it before any work.
 
     Raises:
       ValueError: the name does not end in .json, or such a file cannot be written.
@@ -20,7 +22,7 @@ def check(given: str) -> pathlib.Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
-        path.open("a").close()  # which leaves what a file holds
+        path.open("a").close()  # keeps the content of a file
         if is_new:
             path.unlink(missing_ok=True)  # another rank may have done so
     except OSError as error:
@@ -28,14 +30,19 @@ def check(given: str) -> pathlib.Path:
     return path
 
 
-def write(path: pathlib.Path, module: str, content: dict, draw):
-    """Writes what a command has found.
+def write(
+    path: pathlib.Path,
+    module: str,
+    content: Mapping[str, object],
+    draw: Callable[[pathlib.Path], object],
+) -> None:
+    """Write what a command has found.
 
     Args:
-      path: of the JSON file.
-      module: the command, as of `python -m`.
-      content: the JSON file's, to which the command line is added.
-      draw: writes a picture to a path, by matplotlib; not called where that is missing.
+      path: path of the JSON file.
+      module: name of the command, as in `python -m NAME`.
+      content: content of the JSON file, to which the command line is added.
+      draw: writes a picture to a path by matplotlib; not called where matplotlib is missing.
     """
     command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     path.write_text(as_json({"command": command, **content}))
@@ -48,13 +55,13 @@ def write(path: pathlib.Path, module: str, content: dict, draw):
     print(f"Picture: {picture}", flush=True)
 
 
-def as_json(value) -> str:
-    """JSON, which has no NaN or infinity: null stands for what has no value."""
+def as_json(value: object) -> str:
+    """Return strict JSON, with null for NaN and infinity."""
     return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
 
 
-def _finite(value):
-    """The same with None for each number that is none."""
+def _finite(value: Any) -> Any:
+    """Return the same with None for each number that is not finite."""
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What a terminal shows of several workers' output; `launch` feeds it."""
+"""Merge the output of several workers for one terminal; `launch` feeds it."""
 
 import codecs
 import collections
@@ -17,32 +17,33 @@ _NOISE = re.compile(
     r"|.* failed call to cuInit"
     r"|.* oneDNN supports DT_INT64 only on platforms"
 )
-# What the runtimes of the others say when a worker has ended, well or not: for the last lines.
+# Printed by the runtimes of the other workers when one has ended, well or not. Kept for reports.
 _RUNTIME_ERROR = re.compile(
     r"(E\d{4}|\d{4}-\d\d-\d\d) .*(base_collective_executor|coordination_service\w*)\.cc:\d+\]"
     r"|Additional GRPC error information from|:UNKNOWN:Error received from peer"
     r"|/job:\w+/replica:\d+/task:\d+$|The tasks have crashed\. Check the task logs"
 )
-# A warning, and the line of source that Python prints behind it.
+# A warning, and the source line that Python prints after it.
 _WARNING = re.compile(r".*Warning: |WARNING:|  \S.*\($|  warnings\.warn\(")
 
 
 class Screen:
-    """Merges the workers' output: whole lines, each behind its rank, rank 0's bar redrawn.
+    """Merge the workers' output: whole lines, each with its rank, and rank 0's progress bar.
 
     Args:
       write: receives the merged output, piece by piece.
-      verbose: leave nothing out.
+      verbose: show everything; otherwise start-up messages, runtime errors and warnings that
+        another rank has printed already are left out.
 
     Attributes:
-      last_lines: the end of each rank's output, for a report of its failure; runtime errors too.
+      last_lines: the end of each rank's output with its runtime errors, for failure reports.
     """
 
     def __init__(self, write: Callable[[str], object], verbose: bool):
         self._write = write
         self._verbose = verbose
         # A read may end within a character.
-        self._decoders = collections.defaultdict(
+        self._decoders: dict[int, codecs.IncrementalDecoder] = collections.defaultdict(
             lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
         )
         self._partial: dict[int, str] = collections.defaultdict(str)
@@ -52,12 +53,12 @@ class Screen:
             lambda: collections.deque(maxlen=_LAST_LINES)
         )
 
-    def notice(self, text: str):
-        """Shows a line of the launcher's own."""
+    def notice(self, text: str) -> None:
+        """Show a line of the launcher's own."""
         self._write(f"{text}\n")
 
-    def feed(self, rank: int, data: bytes):
-        """Takes what a rank has printed."""
+    def feed(self, rank: int, data: bytes) -> None:
+        """Take in what a rank has printed."""
         text = (self._partial[rank] + self._decoders[rank].decode(data)).replace("\r\n", "\n")
         *lines, rest = text.split("\n")
         for line in lines:
@@ -67,27 +68,28 @@ class Screen:
         if rank == 0:
             self._redraw(rest)
 
-    def close(self, rank: int):
-        """Shows a last line that no newline ended."""
+    def close(self, rank: int) -> None:
+        """Show a last line that no newline ended."""
         if self._partial[rank]:
             self._line(rank, self._partial.pop(rank))
 
     def _line(self, rank: int, line: str):
         line = _last_state(line)
-        if not self._verbose:
-            if _NOISE.match(line):
-                return
-            if _RUNTIME_ERROR.match(line):
-                self.last_lines[rank].append(line)
-                return
-            if _WARNING.match(line) and self._seen.setdefault(line, rank) != rank:
-                self.last_lines[rank].append(line)
-                return
+        if not self._verbose and _NOISE.match(line):
+            return
         self.last_lines[rank].append(line)
+        if not self._verbose and self._is_repetition(rank, line):
+            return
         self._clear()
         self._write(f"[{rank}] {line}\n")
         if rank != 0:
             self._redraw(self._partial[0])
+
+    def _is_repetition(self, rank: int, line: str) -> bool:
+        """Return whether a line only repeats what another rank or the launcher reports."""
+        if _RUNTIME_ERROR.match(line):
+            return True
+        return bool(_WARNING.match(line)) and self._seen.setdefault(line, rank) != rank
 
     def _redraw(self, rest: str):
         state = _last_state(rest)
@@ -104,5 +106,5 @@ class Screen:
 
 
 def _last_state(line: str) -> str:
-    """What a line that was overwritten in place, a progress bar, shows in the end."""
+    """Return what remains of a line that was overwritten in place, such as a progress bar."""
     return line.rstrip("\r").rpartition("\r")[2].replace("\b", "")

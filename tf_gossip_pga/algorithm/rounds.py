@@ -1,0 +1,58 @@
+"""Build single rounds of a topology: nobody, circulant graphs, undirected graphs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from tf_gossip_pga.algorithm.graph import Round
+
+
+def identity(n: int) -> Round:
+    """Return W = I: nobody averages with anybody."""
+    none = np.zeros(0, dtype=np.int64)
+    return Round(none, none.copy(), np.zeros(0), np.ones(n))
+
+
+def circulant(n: int, weights: Mapping[int, float]) -> Round:
+    """Return the round in which rank i receives from rank i - hop, for each `{hop: weight}`."""
+    ranks = np.arange(n)
+    receivers = np.tile(ranks, len(weights))
+    senders = np.concatenate([(ranks - hop) % n for hop in weights] or [ranks[:0]])
+    edge_weights = np.repeat(np.array(list(weights.values()), dtype=np.float64), n)
+    return Round(receivers, senders, edge_weights, np.full(n, 1.0 - sum(weights.values())))
+
+
+def metropolis_hastings(n: int, edges: Iterable[tuple[int, int]]) -> Round:
+    """Return the round of an undirected graph: W[i, j] = 1 / (1 + max(deg_i, deg_j)) on its edges.
+
+    Self-loops are ignored; each pair of ranks must occur once.
+    """
+    distinct = sorted((i, j) for i, j in edges if i != j)
+    pairs = np.array(distinct, dtype=np.int64).reshape(-1, 2)
+    degree = np.bincount(pairs.ravel(), minlength=n)
+    weight = 1 / (1 + np.maximum(degree[pairs[:, 0]], degree[pairs[:, 1]]))
+    receivers = np.concatenate([pairs[:, 0], pairs[:, 1]])
+    senders = np.concatenate([pairs[:, 1], pairs[:, 0]])
+    edge_weights = np.concatenate([weight, weight])
+    received = np.bincount(receivers, weights=edge_weights, minlength=n)
+    self_weights = np.asarray(1.0 - received, dtype=np.float64)
+    return Round(receivers, senders, edge_weights, self_weights)
+
+
+def hops(n: int) -> list[int]:
+    """Return the powers of two below n: 1, 2, 4, …, ceil(log2 n) of them."""
+    return [1 << k for k in range((n - 1).bit_length())]
+
+
+def most_square(n: int) -> tuple[int, int]:
+    """Return the rows and columns of the rectangle of n ranks that is nearest to a square."""
+    rows = next(rows for rows in range(math.isqrt(n), 0, -1) if n % rows == 0)
+    return rows, n // rows
+
+
+def undirected(a: int, b: int) -> tuple[int, int]:
+    """Return the edge between two ranks, lower rank first, so that a set keeps it once."""
+    return (a, b) if a < b else (b, a)
