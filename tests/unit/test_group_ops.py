@@ -18,8 +18,6 @@ def _transport(in_flight: int = 4) -> runtime.Transport:
     return runtime.Transport("/device:CPU:0", ring, in_flight)
 
 
-
-
 @pytest.mark.parametrize("limit", [1, 2, 4])
 def test_no_more_messages_are_under_way_than_allowed(limit):
     ops = group_ops.GroupOps(ALL, 0, 3, _transport(limit))

@@ -29,7 +29,10 @@ def test_the_same_point_is_accepted():
 @pytest.mark.parametrize(
     ("other", "text"),
     [
-        ({"where": "the validation after step 6"}, "rank 1 is at the validation after step 6, step"),
+        (
+            {"where": "the validation after step 6"},
+            "rank 1 is at the validation after step 6, step",
+        ),
         ({"step": 7}, "rank 1 is at the end of epoch 1, step 7"),
     ],
 )

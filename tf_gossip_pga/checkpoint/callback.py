@@ -23,40 +23,41 @@ from tf_gossip_pga.training.callback import GossipPGA
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves the run of a `GossipPGA`, and goes on where an earlier process left it.
+    """Save the run of a `GossipPGA`, and continue where an earlier process stopped.
 
     At the end of every `every`-th epoch, of the last one, and where training stops early, all ranks
-    average globally, whatever `H` says, go on from that average, and write it down. (What is saved
-    is the averaged model, and a resumed run must take the same way as one without interruption;
-    so the latter goes on from the average too. Its weights differ from those of a run that takes no
-    checkpoints, or other ones.) The optimizer's slots fare there as at any global average.
+    average globally, whatever `H` says, continue from that average, and save it. (The saved model
+    is the averaged one, and a resumed run must take the same path as an uninterrupted one, so the
+    latter continues from the average too. Its weights therefore differ from those of a run that
+    takes no checkpoints, or others.) The optimizer's slots are treated as at any global average.
 
-    Whoever calls `restore` before `fit` goes on from the newest complete checkpoint: with the same
-    weights, optimizer variables, step count, period and random generators on every rank, so that
-    on CPUs, with `tf.config.experimental.enable_op_determinism()`, a resumed run equals one without
-    interruption bit for bit. What the callback cannot know is not saved: where the dataset stands
-    (one that is shuffled begins its orders anew), and what other callbacks remember.
+    Call `restore` before `fit` to continue from the newest complete checkpoint, with the same
+    weights, optimizer variables, step count, period and random generators on every rank. On CPUs
+    with `tf.config.experimental.enable_op_determinism()` a resumed run equals an uninterrupted one
+    bit for bit. What the callback cannot know is not saved: the position in the dataset (a shuffled
+    one starts its orders again), and what other callbacks remember.
 
-    On SIGTERM, which a machine gets that is about to be taken away, all ranks stop together: at the
-    next global average of training, or at the end of the epoch (`H=None`). They save, `fit` returns
-    as if it had ended, and the script goes on. An epoch that was left early begins anew in the
-    resumed run, which sees its first batches once more. A second SIGTERM has its usual effect.
+    On SIGTERM, which schedulers send before they take a machine away, all ranks stop together: at
+    the next global average of training, or at the end of the epoch (`H=None`). They save, `fit`
+    returns as if it had ended, and the script continues. An epoch that stopped early starts again
+    in the resumed run, which sees its first batches once more. A second SIGTERM has its usual
+    effect.
 
-    Files: the chief, which is rank 0 or, once that is lost, the lowest rank that is left, writes
-    `checkpoint-…/model.weights.h5`, which `model.load_weights` reads too, every rank `rank-….npz`
-    beside it, and the chief at last `manifest.json` (`tf_gossip_pga.checkpoint.files`).
-    The directory may be one that all ranks share, or one on a disk of each. A rank without its file
-    (it is new, or its disk is) takes rank 0's optimizer state and says so; the number of workers
-    may change. Nothing is unpickled.
+    Files: the chief (rank 0 or, once that is lost, the lowest surviving rank) writes
+    `checkpoint-…/model.weights.h5`, which `model.load_weights` reads too. Every rank writes
+    `rank-….npz` next to it, and the chief at last `manifest.json`
+    (`tf_gossip_pga.checkpoint.files`). The directory may be shared by all ranks, or lie on a disk
+    of each. A rank without its file (because it is new, or its disk is) takes rank 0's optimizer
+    state and reports it; the number of workers may change. Nothing is unpickled.
 
-    A model with weights that are no finite numbers is not saved: it would push out the last good
-    ones. Where a file cannot be written training goes on, and rank 0 says so.
+    A model with weights that are not finite is not saved: it would push out the last good
+    checkpoints. If a file cannot be written, training continues and the chief reports it.
 
     Args:
       gossip: the `GossipPGA` of the same `fit`, which comes before this in `callbacks`.
-      directory: where the checkpoints lie; made if it is not there.
+      directory: where the checkpoints lie; made if it does not exist.
       every: epochs from one checkpoint to the next, >= 1. Default 1.
-      keep: how many complete checkpoints stay, the newest, >= 1. Default 3.
+      keep: how many complete checkpoints to keep, the newest, >= 1. Default 3.
 
     Attributes:
       preempted: whether the last `fit` stopped because a rank had received SIGTERM; the same on all
@@ -73,7 +74,7 @@ class Checkpoint(keras.callbacks.Callback):
         model.fit(
             dataset,
             epochs=5,
-            initial_epoch=checkpoint.restore(model),  # on every rank; 0 where there is none
+            initial_epoch=checkpoint.restore(model),  # on every rank; 0 without a checkpoint
             callbacks=[gossip, checkpoint],
         )
     """
@@ -109,21 +110,22 @@ class Checkpoint(keras.callbacks.Callback):
     def restore(self, model: keras.Model) -> int:
         """Load the newest complete checkpoint that fits; call it on every rank, before `fit`.
 
-        Rank 0 looks for it. A file that is damaged, on any rank, makes all take the one before, and
-        rank 0 says why. Until `fit` begins the weights are rank 0's alone.
+        The chief looks for it. If a file is damaged, on any rank, all ranks take the checkpoint
+        before, and the chief reports why. Until `fit` begins only the chief's model has the
+        weights.
 
-        A worker that joins the others again waits here for an epoch of theirs to begin; it reads no
-        file, since `fit` gives it what they have.
+        A joining worker waits here for an epoch of the others to begin. It reads no file, since
+        `fit` gives it what they have.
 
         Args:
           model: built and compiled, as when the checkpoint was taken.
 
         Returns:
-          The epoch to begin with, for `initial_epoch`; 0 where there is no checkpoint.
+          The epoch to begin with, for `initial_epoch`; 0 without a checkpoint.
 
         Raises:
-          ValueError: on every rank, where there are checkpoints but none can be used; the message
-            names each with the reason. Also where a rank begins to train instead.
+          ValueError: on every rank, if there are checkpoints but none can be used; the message
+            names each with the reason. Also if a rank begins to train instead.
 
         Example:
 

@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import tensorflow as tf
+
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination.channel import Channel
@@ -97,6 +99,11 @@ class ElasticSession(FixedSession):
     def view(self) -> View:
         """Return the present members and how often they have changed."""
         return self._membership.view
+
+    @property
+    def all_workers(self) -> tf.distribute.Strategy | None:
+        """Return the `MultiWorkerMirroredStrategy` that started the server; None after joining."""
+        return self._runtime.strategy
 
     # ---- The sequence of exchanges --------------------------------------------------------------
 

@@ -27,7 +27,6 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tf_gossip_pga.algorithm.graph import Colors
 from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.exchange.runtime import Transport
 
@@ -42,6 +41,9 @@ FIRST_FREE_KEY = _FIRST_INSTANCE_KEY + 32
 # Broadcast kernels know these types; other dtypes are bitcast to one of the same width.
 _BCAST_TYPES = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
 _SAME_WIDTH = {1: None, 2: tf.float16, 4: tf.int32, 8: tf.int64}
+
+# An edge coloring: groups of (sender, receiver) edges without a common rank.
+Colors = Sequence[Sequence[tuple[int, int]]]
 
 # What `GroupOps.exchange` returns for each chunk: the message sent, what was received from whom,
 # and the send ops.

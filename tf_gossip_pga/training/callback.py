@@ -23,95 +23,97 @@ _driver: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class GossipPGA(keras.callbacks.Callback):
-    """Trains one Keras model on all workers of the cluster with Gossip-PGA.
+    """Train one Keras model on all workers of the cluster with Gossip-PGA.
 
     Every worker runs plain `model.fit` on its own part of the data. After each optimizer step k
     (counted from 1 over all epochs and `fit` calls) the parameters x_i of rank i become
 
         x_i <- 1/n sum_j x_j          if k % H == 0      a global average
-        x_i <- sum_j W[i, j] * x_j    otherwise          one gossip with the neighbours
+        x_i <- sum_j W[i, j] * x_j    otherwise          one gossip with the neighbors
 
     (Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021, Algorithm 1;
     parameters are averaged, not gradients.)
 
-    Training starts from rank 0's weights and optimizer variables. Validation inside `fit` sees the
-    averaged model; training then goes on from the local one. When training ends, a last global
-    average leaves the same model on every rank. BatchNorm statistics and other floating-point
-    non-trainable variables are averaged at global averages only; integer variables and the states
-    of random generators are never touched. With a single worker nothing is exchanged.
+    Training starts from rank 0's weights and optimizer variables. Validation inside `fit` runs on
+    the averaged model; training then continues from the local one. When training ends, a last
+    global average leaves the same model on every rank. Global averages also average BatchNorm
+    statistics and other floating-point non-trainable variables; gossips do not. Integer variables
+    and the states of random generators are never averaged. A single worker exchanges nothing.
 
-    Where a worker has several devices, the model is built and compiled in the scope of
-    `cluster.strategy`: all of them compute each step, and the first one exchanges for all.
+    On a worker with several devices, build and compile the model in the scope of
+    `cluster.strategy`: all devices compute each step, and the first one exchanges for all.
 
-    Where one rank sets `model.stop_training`, all stop together: at the end of the epoch, or, if it
-    was set after a batch (`TerminateOnNaN`), at the next global average within it. The callback
-    that sets it comes before this one in the list, or follows `logs`, which are the same on all
-    ranks after it.
+    If one rank sets `model.stop_training`, all ranks stop together: at the end of the epoch, or, if
+    it was set after a batch (`TerminateOnNaN`), at the next global average within it. The callback
+    that sets it must come before this one in the list, or decide from `logs`, which are the same on
+    all ranks after it.
 
-    A callback that sets weights when training ends, `EarlyStopping(restore_best_weights=True)`,
-    comes before this one in the list. One that swaps weights around validation (`SwapEMAWeights`)
-    cannot be combined with it.
+    A callback that sets weights when training ends (`EarlyStopping(restore_best_weights=True)`)
+    must come before this one in the list. A callback that swaps weights around validation
+    (`SwapEMAWeights`) cannot be combined with it.
 
     Args:
       H: the period of global averages in steps, >= 1. `H=1` is Parallel SGD; `None` never averages
-        globally during training (Gossip SGD); an `AdaptivePeriod` lets it follow the training loss
-        (Gossip-AGA). Default 6, the paper's.
+        globally during training (Gossip SGD); an `AdaptivePeriod` follows the training loss
+        (Gossip-AGA). Default 6, as in the paper.
       topology: who gossips with whom: a name in `pga.topology.BY_NAME`, or a `Topology`.
-        `"disconnected"` makes Local SGD. Default `"one_peer_exponential"`: each step one message
-        sent and one received, whatever the number of workers.
-      optimizer_state: what becomes, at the global averages of training, of the optimizer's slots,
-        its floating-point variables other than scalars: momentum, Adam's moments. `"local"`: each
-        rank keeps its own, as the authors' library does. `"average"`: they are averaged too, which
-        sends as much again for each slot. `"reset"`: they are set to zero, with several workers;
-        Adam's next steps are then at first 3, after a dozen 7 times as long, since its step count
-        goes on. (Wang et al., "SlowMo", ICLR 2020, compares these.) Default `"local"`.
-      overlap: whether a gossip happens during the next step's computation rather than after its own
-        step's. It mixes what step k left, and its effect is added after step k+1's optimizer step
-        u: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k), which is D-PSGD's recursion (Lian
-        et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017,
-        Algorithm 1). Global averages stay exact and wait; the gossip that one would undo, of the
-        step before it, is left out: with `H=2` that is all of them. One more copy of the
-        parameters. Default False.
-      wire_dtype: in what form gossips send parameters. `"float32"`: in their own type.
-        `"bfloat16"`, `"int8"`: the differences to the last global average in half or a quarter of
-        the bytes, see `tf_gossip_pga.exchange.wire`; one more copy of the parameters. Global
+        `"disconnected"` is Local SGD. Default `"one_peer_exponential"`: in each step a worker sends
+        one message and receives one, for any number of workers.
+      optimizer_state: what global averages of training do with the optimizer's slots, which are its
+        floating-point variables other than scalars: momentum, Adam's moments. `"local"`: each rank
+        keeps its own, as the authors' library does. `"average"`: they are averaged too, which sends
+        as many bytes again for each slot. `"reset"`: they are set to zero if there are several
+        workers; Adam's next steps are then at first 3, after a dozen steps 7 times as long, since
+        its step count is kept. (Wang et al., "SlowMo", ICLR 2020, compares these.) Default
+        `"local"`.
+      overlap: whether a gossip runs during the next step's computation instead of after its own
+        step. It mixes the parameters that step k left, and its effect is added after the update u
+        of step k+1: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k), which is D-PSGD's
+        recursion (Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?",
+        NeurIPS 2017, Algorithm 1). Global averages stay exact and wait. The gossip right before a
+        global average would have no effect and is skipped; with `H=2` that is every gossip. Needs
+        memory for one more copy of the parameters. Default False.
+      wire_dtype: how gossips encode parameters. `"float32"`: in their own dtype. `"bfloat16"`,
+        `"int8"`: as differences to the last global average, in half or a quarter of the bytes (see
+        `tf_gossip_pga.exchange.wire`); needs memory for one more copy of the parameters. Global
         averages are always exact. Default `"float32"`.
       timeout_s: seconds that an exchange waits for the other workers before it raises `WorkerLost`;
-        ten times that at the start, and between epochs. It says much earlier, on standard error,
-        whom it waits for, and it waits no longer for one that has ended or left `fit`. Default 300.
+        ten times as long at the start and between epochs. Much earlier, a line on standard error
+        says which worker it waits for, and it does not wait for a worker that has ended or left
+        `fit`. Default 300.
       on_worker_lost: `"raise"`: a lost worker ends all others with `WorkerLost`. `"continue"`: from
-        the first step on they go on without it, in the same `fit`: those that are left agree on
-        who they are, average once, and gossip on a graph for so many (of the same name, or else
-        one-peer exponential); no step is lost or done again. The lost worker's part of the data is
-        lost with it, the learning rate stays as it is, and the lowest rank left becomes the chief.
-        A worker that has died or left `fit` is lost at once, a silent one after 75 seconds, one
-        that answers but does not come after ten times `timeout_s`; of two sides that cannot reach
-        each other the larger goes on. One that is started again to join them
-        (`initialize(join=True)`) is taken in where an epoch begins. Default `"raise"`.
-      min_workers: with `"continue"`, how many must be left, or all end. Default 1.
+        the first step on the surviving workers continue without it, in the same `fit`. They agree
+        on a new list of members, average once, and gossip on a graph for their number (of the same
+        name, or else one-peer exponential). No step is lost or repeated. The lost worker's part of
+        the data is lost with it, the learning rate stays the same, and the lowest surviving rank
+        becomes the chief. A worker that has died or left `fit` is lost at once, a silent one after
+        75 seconds, one that answers but does not arrive after ten times `timeout_s`. Of two sides
+        that cannot reach each other the larger continues. A lost worker that is started again
+        (`initialize(join=True)`) joins where an epoch begins. Default `"raise"`.
+      min_workers: with `"continue"`, how many workers must survive; with fewer, all end. Default 1.
 
     Attributes:
-      step: number of completed batches, over the whole run.
-      gossip_steps: how many of them ended with a gossip, or with nothing (disconnected, or left out
-        by `overlap`), since this callback was made; the like of what follows.
-      global_steps: how many of them ended with a global average.
+      step: number of completed batches over the whole run.
+      gossip_steps: number of steps since this callback was made that ended with a gossip, or with
+        nothing (disconnected, or skipped by `overlap`).
+      global_steps: number of steps that ended with a global average.
       distances: list of `(step, consensus distance)`, one for every global average of replicas that
         may differ, also for validation, checkpoints and at the end; extended when an epoch or the
         training ends.
-      communication_seconds: time spent in exchanges, waiting for other workers included, from the
+      communication_seconds: time spent in exchanges, including waiting for other workers, from the
         first step on.
-      bytes_sent: bytes of payload this rank has sent.
+      bytes_sent: bytes of payload that this rank has sent.
 
-    Logs at the end of an epoch, in `History` too. Whatever number Keras and earlier callbacks have
-    put there, `loss` or `val_accuracy`, becomes its mean over ranks; added are
+    Logs at the end of an epoch, also in `History`. Every number that Keras and earlier callbacks
+    have logged, such as `loss` or `val_accuracy`, becomes its mean over ranks. Added are
       consensus_distance: root mean square distance of the replicas from their mean, divided by the
         norm of the mean, at the epoch's last global average; NaN in an epoch without one.
       global_averages: number of steps of the epoch that ended with one.
       communication_seconds: of the epoch.
-      H: the present period, where it is adaptive.
+      H: the present period, if it is adaptive.
 
     Raises:
-      ValueError: at construction for a bad argument; when training starts, on every rank, where the
+      ValueError: at construction for a bad argument; when training starts, on every rank, if the
         ranks' models or settings differ or a rank cannot train.
       RuntimeError: `TF_CONFIG` names several workers, but `initialize` was not called.
       WorkerLost: another worker died, left `fit` or did not answer.
@@ -120,7 +122,7 @@ class GossipPGA(keras.callbacks.Callback):
 
         import tf_gossip_pga as pga
 
-        cluster = pga.initialize()          # first of all
+        cluster = pga.initialize()          # before anything else of TensorFlow
         dataset = cluster.shard(dataset).shuffle(10_000).batch(32)
         model.compile("adam", "sparse_categorical_crossentropy")
         model.fit(dataset, epochs=5, callbacks=[pga.GossipPGA(H=6)])

@@ -1,4 +1,4 @@
-"""SIGTERM: what a machine sends that is about to be taken away, heard while `fit` runs."""
+"""Note SIGTERM, which schedulers send before they take a machine away, while `fit` runs."""
 
 import contextlib
 import inspect
@@ -16,18 +16,18 @@ _ECHO_S = 1.0
 
 
 class Sigterm:
-    """Notes SIGTERM instead of ending the process, from `begin` to `end`.
+    """Note SIGTERM instead of ending the process, from `begin` to `end`.
 
-    Only the main thread can do so; elsewhere, and where the signal is ignored, nothing changes. One
-    more SIGTERM, a second later or after that, or one that comes when `fit` has been left by an
-    exception, has the effect that it had before.
+    Only the main thread can do so; in other threads, and where the signal is ignored, nothing
+    changes. Another SIGTERM, a second later or after that, has its usual effect. So has one that
+    arrives after an exception has left `fit`.
 
     Args:
-      answer: called when the signal comes, between any two instructions of the main thread.
-      text: what to say then on standard error.
+      answer: called when the signal arrives, between any two instructions of the main thread.
+      text: what to print then on standard error.
 
     Attributes:
-      received: whether it has come, since `begin`.
+      received: whether it has arrived since `begin`.
     """
 
     def __init__(self, answer: Callable[[], object], text: str):
@@ -39,7 +39,7 @@ class Sigterm:
         self._code: types.CodeType | None = None
 
     def begin(self, code: types.CodeType):
-        """Begins to listen, until the function with this code has returned."""
+        """Begin to note the signal, until the function with this code has returned."""
         self.received = False
         self._code = code
         before = signal.getsignal(signal.SIGTERM)
@@ -49,7 +49,7 @@ class Sigterm:
             signal.signal(signal.SIGTERM, self._handle)
 
     def end(self, heeded: bool):
-        """Listens no longer; if the signal came and was not heeded, it has its usual effect now."""
+        """Stop noting it; a signal that arrived and was not heeded has its usual effect now."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
@@ -72,15 +72,15 @@ class Sigterm:
 
 
 def code_of_caller(name: str) -> types.CodeType:
-    """The code of the innermost function below this call that is not called so.
+    """Return the code of the innermost caller whose function has another name than `name`.
 
-    For a callback's hook, whose callers are the hooks of lists of callbacks, it is Keras' `fit`.
+    Called from a callback's hook, whose callers are hooks of the same name, it is Keras' `fit`.
     """
     return next(code for code in _codes(inspect.currentframe().f_back) if code.co_name != name)
 
 
 def _codes(frame: types.FrameType | None):
-    """The code of a frame and of those that have called it."""
+    """Yield the code of a frame and of its callers."""
     while frame is not None:
         yield frame.f_code
         frame = frame.f_back

@@ -1,0 +1,366 @@
+"""Sessions without TensorFlow's server or other processes: the parts around them are stand-ins."""
+
+import contextlib
+import threading
+
+import pytest
+import tensorflow as tf
+
+from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.coordination.diagnosis import Findings
+from tf_gossip_pga.coordination.status import Status
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.coordination.view import View
+from tf_gossip_pga.errors import ExchangeBroken, TrainingFinished, ViewChanged, WorkerLost
+from tf_gossip_pga.exchange import runtime
+from tf_gossip_pga.exchange.elastic import ElasticSession, LossPolicy
+from tf_gossip_pga.exchange.session import FixedSession, SoloSession
+
+RING = tf.distribute.experimental.CommunicationImplementation.RING
+TRANSPORT = runtime.Transport("/device:CPU:0", RING, 4)
+CLUSTER = Cluster(1, 3, ("a:1", "b:1", "c:1"))
+
+
+class StandInChannel:
+    """Note what a session tells its channel."""
+
+    endpoint = {"port": 1, "token": "t"}
+
+    def __init__(self):
+        self.handlers = {}
+        self.kept = self.probed = None
+        self.heard = 0
+
+    def keep(self, ranks):
+        self.kept = set(ranks)
+
+    def probe(self, ranks):
+        self.probed = list(ranks)
+
+    def heard_all(self):
+        self.heard += 1
+
+
+class StandInWatchdog:
+    """A watchdog that never aborts, and refuses exchanges while they are called off."""
+
+    def __init__(self):
+        self.called_off = None
+        self.entered = []
+
+    @contextlib.contextmanager
+    def deadline(self, doing, timeout_s):
+        if self.called_off:
+            raise ExchangeBroken(doing, self.called_off)
+        self.entered.append(doing)
+
+        class Wait:
+            findings = Findings(ranks=(2,), never=True, text="rank 2 has ended")
+
+        yield Wait
+
+    def call_off(self, reason):
+        self.called_off = reason
+
+    def resume(self):
+        self.called_off = None
+
+    def text_of_loss(self, broken):
+        return f"lost at {broken.doing}: {broken.reason}"
+
+
+class StandInMembership:
+    """Form the views that a test says: each `(members, most completed)`, or an exception."""
+
+    def __init__(self, *views):
+        self.view = View(0, (0, 1, 2))
+        self.has_finished = False
+        self._views = list(views)
+        self.asked = []
+
+    def regroup(self, completed, min_workers, timeout_s, join):
+        self.asked.append((completed, min_workers, timeout_s))
+        found = self._views.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        members, most = found
+        self.view = View(self.view.number + 1, members)
+        join(self.view)
+        return most
+
+    def recheck(self):
+        pass
+
+
+class StandInRuntime:
+    strategy = None
+
+    def __init__(self):
+        self.views = []
+
+    def set_view(self, view):
+        self.views.append(view)
+
+
+def _status(in_fit: bool = True) -> Status:
+    status = Status()
+    if in_fit:
+        status.enter_fit(_test_body.__code__)
+    return status
+
+
+def _test_body(action):
+    """What `enter_fit` takes for `fit`: it is on the stack while a test acts."""
+    return action()
+
+
+def _elastic(*views, in_fit: bool = True, timing: Timing | None = None) -> ElasticSession:
+    import dataclasses
+
+    # A cluster of its own: a session marks its lost workers.
+    cluster = dataclasses.replace(CLUSTER, lost=set())
+    return ElasticSession(
+        cluster,
+        TRANSPORT,
+        StandInRuntime(),
+        StandInChannel(),
+        _status(in_fit),
+        StandInWatchdog(),
+        StandInMembership(*views),
+        timing,
+    )
+
+
+def _broken(doing: str = "the gossip of step 7"):
+    raise ExchangeBroken(doing, "a worker has died")
+
+
+def _exchange(session, doing: str = "the gossip of step 7", error: Exception | None = None):
+    """An exchange that fails with an error, or succeeds."""
+    with session.waiting(doing, 60):
+        if error is not None:
+            raise error
+    return doing
+
+
+# ---- One worker ---------------------------------------------------------------------------------
+
+
+def test_a_single_worker_exchanges_with_itself():
+    session = SoloSession(Cluster())
+    assert session.gather({"a": 1}, "the start", 60) == [{"a": 1}]
+    assert (session.size, session.place, session.view) == (1, 0, View(0, (0,)))
+    assert session.run(lambda: 5) == 5
+    assert session.unreachable() == []
+    session.begin(lambda: 5, "the gossip", 60)
+    assert session.finish() is None
+    with session.waiting("the start", 60):
+        pass
+
+
+# ---- Fixed members ------------------------------------------------------------------------------
+
+
+def _fixed(watchdog=None) -> FixedSession:
+    watchdog = watchdog or StandInWatchdog()
+    return FixedSession(CLUSTER, TRANSPORT, StandInChannel(), _status(), watchdog)
+
+
+def test_a_network_failure_ends_a_fixed_session():
+    error = tf.errors.UnavailableError(None, None, "Socket closed")
+    with pytest.raises(WorkerLost, match="lost at the gossip of step 7: Socket closed"):
+        _exchange(_fixed(), error=error)
+
+
+def test_an_error_of_our_own_is_not_taken_for_a_loss():
+    error = tf.errors.InvalidArgumentError(None, None, "shapes differ")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="shapes differ"):
+        _exchange(_fixed(), error=error)
+
+
+def test_an_exchange_in_the_background_ends_before_the_next_begins():
+    session, released, order = _fixed(), threading.Event(), []
+
+    def slow():
+        released.wait(60)
+        order.append("gossip")
+        return "changes"
+
+    session.begin(slow, "the gossip", 60)
+    threading.Timer(0.05, released.set).start()
+    with session.waiting("the global average", 60):
+        order.append("average")
+    assert order == ["gossip", "average"]
+    assert session.finish() == "changes"
+
+
+def test_a_failure_in_the_background_shows_where_it_is_waited_for():
+    session = _fixed()
+    session.begin(_broken, "the gossip of step 7", 60)
+    with pytest.raises(WorkerLost, match="lost at the gossip of step 7"):
+        session.finish()
+
+
+# ---- Members that change ------------------------------------------------------------------------
+
+
+def test_without_a_policy_a_loss_is_the_end():
+    session = _elastic()
+    with pytest.raises(WorkerLost, match="lost at the gossip of step 7"):
+        _test_body(lambda: _exchange(session, error=ExchangeBroken("the gossip of step 7", "x")))
+    assert not session._membership.asked
+
+
+def test_outside_of_fit_a_loss_is_the_end():
+    session = _elastic(((0, 1), 0), in_fit=False)
+    session.begin_sequence(LossPolicy(1, 60.0, lambda completed: None))
+    with pytest.raises(WorkerLost):
+        _exchange(session, error=ExchangeBroken("the gossip", "x"))
+
+
+def _failing_once(session, log: list):
+    """Exchanges that note their names; the one called `"breaks"` fails the first time."""
+
+    def run(name: str):
+        def exchange():
+            with session.waiting(name, 60):
+                log.append(name)
+                if name == "breaks" and log.count("breaks") == 1:
+                    raise ExchangeBroken(name, "a worker has died")
+            return name
+
+        return session.run(exchange)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("most", "log", "results"),
+    [
+        # The others stand where this worker does: the exchange is run again, after reconciling.
+        (2, ["a", "b", "breaks", ("reconcile", 2), "breaks", "c"], ["a", "b", "breaks", "c"]),
+        # They have completed it: this worker skips it.
+        (3, ["a", "b", "breaks", ("reconcile", 2), "c"], ["a", "b", None, "c"]),
+    ],
+)
+def test_the_sequence_has_no_gap_after_a_loss(most, log, results):
+    session, seen = _elastic(((0, 1), most)), []
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: seen.append(("reconcile", n))))
+    run = _failing_once(session, seen)
+    assert _test_body(lambda: [run(name) for name in ("a", "b", "breaks", "c")]) == results
+    assert seen == log
+    assert session.view == View(1, (0, 1))
+    assert session.cluster.lost == {2}
+    assert session._runtime.views == [View(1, (0, 1))]
+    assert session._channel.kept == {0, 1}
+    assert session._channel.probed == []  # rank 0 is the chief, which probes
+    assert session._membership.asked == [(2, 1, 60.0)]
+
+
+def test_the_new_chief_probes_the_lost_workers():
+    session = _elastic(((1, 2), 0))
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
+    _test_body(lambda: _failing_once(session, [])("breaks"))
+    assert session.cluster.is_chief
+    assert session._channel.probed == [0]
+
+
+def test_a_loss_while_reconciling_makes_all_reconcile_again():
+    session, seen = _elastic(((0, 1), 0), ((1,), 0)), []
+
+    def reconcile(completed):
+        seen.append(session.view.members)
+        if len(seen) == 1:
+            with session.waiting("the reconciliation", 60):
+                raise ExchangeBroken("the reconciliation", "another has died")
+
+    session.begin_sequence(LossPolicy(1, 60.0, reconcile))
+    assert _test_body(lambda: _failing_once(session, [])("breaks")) == "breaks"
+    assert seen == [(0, 1), (1,)]
+
+
+def test_another_ranks_loss_is_met_before_reconciling():
+    session, seen = _elastic(((0, 1), 0), ((1,), 0)), []
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: seen.append(session.view.members)))
+    resume = session._watchdog.resume
+
+    def called_off_at_once():  # another worker already wants the next view
+        resume()
+        if len(session._membership.asked) == 1:
+            session._watchdog.called_off = "another rank has lost a worker"
+
+    session._watchdog.resume = called_off_at_once
+    _test_body(lambda: _failing_once(session, [])("breaks"))
+    assert seen == [(1,)]
+
+
+def test_the_same_exchange_does_not_fail_forever():
+    everybody = ((0, 1, 2), 0)
+    session = _elastic(*[everybody] * 10, timing=Timing(futile_regroups=3))
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
+
+    def always():
+        with session.waiting("the gossip", 60):
+            raise ExchangeBroken("the gossip", "cut")
+
+    with pytest.raises(WorkerLost, match="lost at the gossip: cut"):
+        _test_body(lambda: session.run(always))
+    assert len(session._membership.asked) == 1 + 3
+
+
+def test_training_that_others_have_finished_is_reported_and_exchanges_may_go_on():
+    session = _elastic(TrainingFinished())
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
+    with pytest.raises(TrainingFinished):
+        _test_body(lambda: _failing_once(session, [])("breaks"))
+    assert session._watchdog.called_off is None
+
+
+def test_an_attempt_that_changes_the_view_is_reconciled_by_the_next_exchange():
+    session, seen = _elastic(((0, 1), 0)), []
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: seen.append("reconciled")))
+
+    def action():
+        with session.waiting("the admission", 60):
+            raise ExchangeBroken("the admission", "gone")
+
+    assert _test_body(lambda: session.attempt(action)) is False
+    assert session.attempt(lambda: None) is True
+    assert _test_body(lambda: session.run(lambda: "next")) == "next"
+    assert seen == ["reconciled"]
+
+
+def test_an_exchange_in_the_background_is_gone_with_its_view():
+    session = _elastic(((0, 1), 0))
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
+    session.begin(_broken, "the gossip of step 7", 60)
+
+    def next_exchange():
+        with session.waiting("the global average", 60):
+            return "average"
+
+    assert _test_body(lambda: session.run(next_exchange)) == "average"
+    assert session.finish() is None
+
+
+def test_a_sequence_begins_where_the_others_are():
+    session = _elastic(((0, 1), 8))
+    session.begin_sequence(LossPolicy(2, 60.0, lambda n: None), completed=7)
+    assert _test_body(lambda: _failing_once(session, [])("breaks")) is None  # the others have it
+    assert session._membership.asked == [(7, 2, 60.0)]
+
+
+def test_the_end_of_training_is_told():
+    session = _elastic()
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
+    session.end_sequence()
+    assert session._membership.has_finished
+    session.begin_sequence(None)
+    assert not session._membership.has_finished
+
+
+def test_view_changed_never_leaves_the_sequence():
+    session = _elastic(((0, 1), 0))
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
+    with pytest.raises(ViewChanged):  # only where an exchange runs outside of it
+        _test_body(lambda: _exchange(session, error=ExchangeBroken("the gossip", "x")))
