@@ -5,9 +5,9 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
+from tf_gossip_pga.coordination.view import View
 
 from tf_gossip_pga.algorithm import topology
-from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.exchange import gather, group_ops, runtime
 
 ALL = View(0, (0, 1, 2))
@@ -61,7 +61,10 @@ def _group_keys(view: View, rank: int) -> set[int]:
     graph = everything.get_concrete_function().graph
     found = [op for op in graph.get_operations() if "Collective" in op.type]
     assert found
-    return {int(tf.get_static_value(op.inputs[2])) for op in found}
+    # A receive has no input before the size and the key of its group.
+    places = [1 if op.type == "CollectiveBcastRecvV2" else 2 for op in found]
+    keys = [op.inputs[place] for op, place in zip(found, places, strict=True)]
+    return {int(tf.get_static_value(key)) for key in keys}
 
 
 def test_group_keys_differ_from_view_to_view_and_lie_above_those_of_strategies():

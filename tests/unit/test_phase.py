@@ -1,7 +1,5 @@
 """The states of one fit and of its parts: every transition, as tables."""
 
-import itertools
-
 import pytest
 
 from tf_gossip_pga.training.phase import Phase, Replica, StopVote
@@ -20,7 +18,7 @@ PHASES = {  # (phase, event) -> the phase after it; every other event is refused
 }
 
 
-@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("phase", list(Phase))
 @pytest.mark.parametrize("event", ["epoch", "batch", "join", "end"])
 def test_each_event_leads_to_one_phase_or_is_refused(phase, event):
     if (phase, event) in PHASES:
@@ -72,9 +70,8 @@ def _replica(state: tuple[bool, bool]) -> Replica:
     return replica
 
 
-@pytest.mark.parametrize(
-    ("before", "event"), itertools.product([EQUAL, DIVERGED, LENT], REPLICA), ids=str
-)
+@pytest.mark.parametrize("before", [EQUAL, DIVERGED, LENT], ids=["equal", "diverged", "lent"])
+@pytest.mark.parametrize("event", list(REPLICA))
 def test_a_replica_knows_whether_it_is_equal_and_lent(before, event):
     replica = _replica(before)
     arguments = ["other"] if event == "lend" else []

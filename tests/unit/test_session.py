@@ -5,12 +5,12 @@ import threading
 
 import pytest
 import tensorflow as tf
-
-from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination.diagnosis import Findings
 from tf_gossip_pga.coordination.status import Status
-from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.coordination.view import View
+
+from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import ExchangeBroken, TrainingFinished, ViewChanged, WorkerLost
 from tf_gossip_pga.exchange import runtime
 from tf_gossip_pga.exchange.elastic import ElasticSession, LossPolicy
@@ -24,12 +24,11 @@ CLUSTER = Cluster(1, 3, ("a:1", "b:1", "c:1"))
 class StandInChannel:
     """Note what a session tells its channel."""
 
-    endpoint = {"port": 1, "token": "t"}
-
     def __init__(self):
         self.handlers = {}
         self.kept = self.probed = None
         self.heard = 0
+        self.endpoint = {"port": 1, "token": "t"}
 
     def keep(self, ranks):
         self.kept = set(ranks)
