@@ -13,8 +13,8 @@ import operator
 import keras
 import numpy as np
 
+from tf_gossip_pga._log import logger
 from tf_gossip_pga.checkpoint import own, store
-from tf_gossip_pga.coordination import watch
 from tf_gossip_pga.exchange import collectives
 from tf_gossip_pga.training import agreement, callback, preemption
 
@@ -224,10 +224,10 @@ class Checkpoint(keras.callbacks.Callback):
         folder = self._store.folder(number)
         if self._is_chief:
             for reason in reasons:
-                watch.say(f"Passed over a checkpoint. {reason}.")
-            watch.say(f"Goes on from {folder}, after step {self._gossip.step}.")
+                logger.info(f"Passed over a checkpoint. {reason}.")
+            logger.info(f"Goes on from {folder}, after step {self._gossip.step}.")
         elif not self._restored:
-            watch.say(
+            logger.info(
                 f"Rank {self._rank} has no {self._own_name} in {folder}: it takes the optimizer's "
                 "state from the chief."
             )
@@ -237,14 +237,14 @@ class Checkpoint(keras.callbacks.Callback):
         told = zip(self._collectives.members, everyone, strict=True)
         others = [rank for rank, (_, numbers) in told if numbers]
         if self._is_chief and others and not everyone[0][1]:
-            watch.say(
+            logger.info(
                 f"Rank {self._rank} has no checkpoint in {self._store.directory}, though rank "
                 f"{others[0]} has: training begins anew. Copy them to rank {self._rank}'s disk if "
                 "it should not."
             )
         newest, *newer = (max(complete, default=0) for complete, _ in everyone)
         if self._is_chief and newest and max(newer, default=0) > newest:
-            watch.say(
+            logger.info(
                 f"Another rank, once the chief, has checkpoint {max(newer)}, newer than "
                 f"{newest} in {self._store.directory} of rank {self._rank}: training goes back. "
                 f"Copy it to rank {self._rank}'s disk if it should not."
@@ -327,7 +327,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _say_unsaved(self, number: int, problem: str):
         if self._is_chief:
-            watch.say(
+            logger.info(
                 f"{self._store.folder(number)} was not completed, training goes on. {problem}."
             )
 

@@ -433,7 +433,7 @@ class GossipPGA(keras.callbacks.Callback):
                 "leave other callbacks that resume (BackupAndRestore) out."
             )
         mine.enter()
-        self._welcome(invitation.veterans[0], self._new_averager, is_new=True)
+        self._welcome(invitation.members[0], self._new_averager, is_new=True)
         self._first_epoch = False
         patience_s = self._timeout_s * _PATIENCE
         mine.survive(self._least_workers, patience_s, invitation.completed)
