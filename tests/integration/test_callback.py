@@ -800,10 +800,10 @@ def _interrupted_overlap(cluster):
         at_once[0] += 1
         most[0] = max(most[0], at_once[0])
         try:
-            with exchange(*arguments):
+            with exchange(*arguments) as wait:
                 if cluster.rank == 1 and arguments[0] == "the gossip of step 2":
                     time.sleep(3)  # rank 0 comes to the next fit long before
-                yield
+                yield wait
         finally:
             at_once[0] -= 1
 

@@ -224,7 +224,7 @@ def test_gather_brings_everybodys_value_in_rank_order():
 
 def _one_stays_away(cluster):
     """Rank 1 skips an exchange: two live processes that TensorFlow would let wait for ever."""
-    from tf_gossip_pga.coordination import watch
+    from tf_gossip_pga.errors import WorkerLost
     from tf_gossip_pga.exchange import collectives
 
     mine = collectives.active()
@@ -234,7 +234,7 @@ def _one_stays_away(cluster):
         return "slept"
     try:
         mine.gather("only rank 0 is here", "the meeting", 3)
-    except watch.WorkerLost as error:
+    except WorkerLost as error:
         return str(error)
     return "answered"
 

@@ -13,7 +13,9 @@ import pytest
 import tf_gossip_pga
 from tests.support import nursery, workers
 from tf_gossip_pga import launch
-from tf_gossip_pga.coordination import channel, guest, watch
+from tf_gossip_pga.coordination import channel, joining
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.errors import WorkerLost
 
 pytestmark = pytest.mark.multiprocess
 
@@ -155,13 +157,13 @@ def test_one_that_is_lost_while_another_is_taken_in_is_gone_on_without(tmp_path)
         np.testing.assert_array_equal(each["weights"], results[0]["weights"])
 
 
-def _door(*, port: int, others=()) -> dict:
-    """What a guest hears at its door."""
-    return guest.await_knock([f"127.0.0.1:{each}" for each in (port, *others)], 0)
+def _awaited(*, port: int, others=(), timing: Timing | None = None) -> dict:
+    """Return what a joining worker learns at its port."""
+    return joining.await_probe([f"127.0.0.1:{each}" for each in (port, *others)], 0, timing)
 
 
-def _knock(port: int, line: bytes) -> bytes:
-    """What is said to who comes to the door, as soon as there is one."""
+def _probe(port: int, line: bytes) -> bytes:
+    """Return what a joining worker sends to a probe, as soon as it listens."""
     for _ in range(600):
         try:
             connection = socket.create_connection(("127.0.0.1", port), timeout=30)
@@ -174,42 +176,41 @@ def _knock(port: int, line: bytes) -> bytes:
     raise TimeoutError
 
 
-def test_who_knocks_leaves_contacts_and_strangers_do_not():
+def test_a_probe_leaves_endpoints_and_unknown_peers_do_not():
     with socket.create_server(("127.0.0.1", 0)) as any_:
         port = any_.getsockname()[1]
-    contacts = {"1": {"port": 7, "token": "t"}, "2": {"port": 8, "token": "u"}}
-    strangers = [b"", b"PRI * HTTP/2.0\r\n", b"[1]\n", b'{"contacts": {"1": {}}}\n']
-    strangers += [
-        b'{"contacts": {"1": 3}}\n',
-        b'{"contacts": [1]}\n',
+    endpoints = {"1": {"port": 7, "token": "t"}, "2": {"port": 8, "token": "u"}}
+    unknown = [b"", b"PRI * HTTP/2.0\r\n", b"[1]\n", b'{"endpoints": {"1": {}}}\n']
+    unknown += [
+        b'{"endpoints": {"1": 3}}\n',
+        b'{"endpoints": [1]}\n',
         b"\xff\n",
         b"[" * 10000 + b"\n",
     ]
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        heard = threads.submit(_door, port=port)
-        for line in strangers:
+        heard = threads.submit(_awaited, port=port)
+        for line in unknown:
             with contextlib.suppress(ConnectionResetError):
-                assert _knock(port, line or b"\n") == channel.GREETING
-        _knock(port, json.dumps({"contacts": contacts}).encode() + b"\n")
-        assert heard.result(60) == {int(rank): each for rank, each in contacts.items()}
+                assert _probe(port, line or b"\n") == channel.JOINING_GREETING
+        _probe(port, json.dumps({"endpoints": endpoints}).encode() + b"\n")
+        assert heard.result(60) == {int(rank): each for rank, each in endpoints.items()}
 
 
-def test_a_guest_of_nobody_ends_and_says_so(monkeypatch):
-    monkeypatch.setattr(guest, "_LOOK_S", 0.1)
+def test_a_worker_that_nobody_probes_ends_and_says_so():
     with (
         socket.create_server(("127.0.0.1", 0)) as one,
         socket.create_server(("127.0.0.1", 0)) as two,
     ):
         ports = [each.getsockname()[1] for each in (one, two)]
-    with pytest.raises(watch.WorkerLost, match="the job has ended"):
-        _door(port=ports[0], others=ports[1:])
+    with pytest.raises(WorkerLost, match="the job has ended"):
+        _awaited(port=ports[0], others=ports[1:], timing=Timing(job_check_every_s=0.1))
 
 
 def test_a_port_that_is_taken_is_told():
     with socket.create_server(("", 0)) as taken:
         taken.listen()
         with pytest.raises(RuntimeError, match="Does the process that it replaces still run"):
-            _door(port=taken.getsockname()[1])
+            _awaited(port=taken.getsockname()[1])
 
 
 def test_who_is_to_join_must_know_whom():

@@ -1,4 +1,4 @@
-"""Who is left: the survivors' agreement, with threads for workers and their real channels."""
+"""The surviving workers' agreement on a view, with threads for workers and their real channels."""
 
 import contextlib
 import dataclasses
@@ -8,8 +8,14 @@ import threading
 
 import pytest
 
-from tf_gossip_pga.coordination import channel, membership, watch
-from tf_gossip_pga.errors import TrainingFinished, ViewAbandoned
+from tf_gossip_pga.coordination import channel, membership
+from tf_gossip_pga.coordination.status import Absence, Status
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.coordination.view import View
+from tf_gossip_pga.errors import TrainingFinished, ViewAbandoned, WorkerLost
+
+# Twice as long as one question, at least.
+QUICK = Timing(ask_s=2.0, silent_s=5.0)
 
 # A channel that is closed while it serves leaves asyncio a few things to complain of.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -18,24 +24,25 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 class Crew:
     """Workers of one process: each has a channel, a membership and a thread that trains."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, timing: Timing):
         mains = [socket.create_server(("127.0.0.1", 0)) for _ in range(size)]
         addresses = [f"127.0.0.1:{main.getsockname()[1]}" for main in mains]
         for main in mains:
             main.close()  # as of processes that have died; those that live answer on the channel
-        self.statuses = [channel.Status() for _ in range(size)]
+        self.statuses = [Status() for _ in range(size)]
         self.channels = [
-            channel.Channel(addresses, rank, status) for rank, status in enumerate(self.statuses)
+            channel.Channel(addresses, rank, status, timing)
+            for rank, status in enumerate(self.statuses)
         ]
         for each in self.channels:
-            each.join([other.contact for other in self.channels])
+            each.learn_all([other.endpoint for other in self.channels])
         self.called_off = [[] for _ in range(size)]
         self.memberships = [
-            membership.Membership(*pair, rank, size, self.called_off[rank].append)
+            membership.Membership(*pair, rank, size, timing, self.called_off[rank].append)
             for rank, pair in enumerate(zip(self.channels, self.statuses, strict=True))
         ]
         self.joined = [[] for _ in range(size)]
-        self.deaf = socket.create_server(("127.0.0.1", 0))
+        self.silent = socket.create_server(("127.0.0.1", 0))
         self.results = {}
         self.in_fit = threading.Barrier(1)  # nobody asks before all train
         self.ended = threading.Event()
@@ -47,8 +54,8 @@ class Crew:
         """Lets nothing through between two of them."""
         for here, there in ((one, other), (other, one)):
             peers = dict(self.channels[here]._peers)
-            deaf = self.deaf.getsockname()[1]
-            peers[there] = dataclasses.replace(peers[there], port=deaf)
+            silent = self.silent.getsockname()[1]
+            peers[there] = dataclasses.replace(peers[there], port=silent)
             self.channels[here]._peers = peers
 
     def start(
@@ -70,12 +77,12 @@ class Crew:
             self.statuses[rank].enter_fit(inspect.currentframe().f_code)
             in_fit.wait()
 
-            def join(members, generation):
-                self.joined[rank].append((generation, members))
+            def join(view):
+                self.joined[rank].append((view.number, view.members))
 
             try:
                 self.results[rank] = action(self.memberships[rank], join)
-            except watch.WorkerLost as error:
+            except WorkerLost as error:
                 self.results[rank] = str(error)
             except InterruptedError:  # it has died
                 return
@@ -104,15 +111,14 @@ class Crew:
 
 
 @contextlib.contextmanager
-def _crew(size: int):
-    crew = Crew(size)
+def _crew(size: int, timing: Timing = QUICK):
+    crew = Crew(size, timing)
     try:
         yield crew
     finally:
-        crew.deaf.close()
+        crew.silent.close()
         for each in crew.channels:
-            if each._thread.is_alive():
-                each.close()
+            each.close()
 
 
 @pytest.mark.parametrize("dead", [{0}, {2}, {0, 3}, {0, 1, 2}])
@@ -125,10 +131,10 @@ def test_all_that_are_left_become_members_and_learn_who_came_furthest(dead):
         assert results == dict.fromkeys(left, 40 + max(left))
         for rank in left:
             assert crew.joined[rank] == [(1, left)]
-            assert (crew.memberships[rank].members, crew.memberships[rank].generation) == (left, 1)
+            assert crew.memberships[rank].view == View(1, left)
 
 
-def test_a_second_loss_makes_a_second_generation():
+def test_a_second_loss_makes_a_second_view():
     with _crew(4) as crew:
         crew.die(3)
         crew.regroup({0: 5, 1: 5, 2: 5})
@@ -152,7 +158,7 @@ def test_one_that_dies_while_they_regroup_is_left_out():
         crew.wait((0, 1))
         crew.ended.set()
         for rank in (0, 1):
-            assert crew.memberships[rank].members == (0, 1)
+            assert crew.memberships[rank].view.members == (0, 1)
             assert crew.joined[rank][-1][1] == (0, 1)
 
 
@@ -184,21 +190,19 @@ def test_fewer_than_wanted_end_with_the_reason():
         assert "1 of 3 workers are left, fewer than min_workers=3" in crew.results[1]
 
 
-def test_who_reaches_others_than_the_rest_do_is_in_no_group_of_its_own(monkeypatch):
-    monkeypatch.setattr(membership, "_SILENT_S", 5.0)  # twice as long as one question, at least
+def test_who_reaches_others_than_the_rest_do_is_in_no_group_of_its_own():
     with _crew(3) as crew:
         crew.cut(0, 1)  # rank 2 reaches both
         results = crew.regroup({0: 5, 1: 5, 2: 5})
         assert (results[0], results[2]) == (5, 5)
         assert "rank 2 and others have gone on without it" in results[1]
-        assert crew.memberships[0].members == crew.memberships[2].members == (0, 2)
+        assert crew.memberships[0].view.members == crew.memberships[2].view.members == (0, 2)
         called_off = list(crew.called_off[2])
         assert crew.channels[1].ask_all("regroup", rank=1, wants=2)[2]["wants"] == 1
         assert crew.called_off[2] == called_off  # nor does it disturb them
 
 
-def test_of_two_that_cannot_reach_each_other_the_higher_is_left_out(monkeypatch):
-    monkeypatch.setattr(membership, "_SILENT_S", 5.0)
+def test_of_two_that_cannot_reach_each_other_the_higher_is_left_out():
     with _crew(3) as crew:
         crew.cut(1, 2)  # rank 0, which decides, reaches both
         crew.statuses[2].enter_fit(inspect.currentframe().f_code)
@@ -206,23 +210,21 @@ def test_of_two_that_cannot_reach_each_other_the_higher_is_left_out(monkeypatch)
         crew.start(0, 5)
         crew.start(1, 5)
         crew.in_fit = threading.Barrier(1)
-        while not any(crew.memberships[rank]._standing.silent for rank in (0, 1)):
+        while not any(crew.memberships[rank]._protocol._standing.silent for rank in (0, 1)):
             threading.Event().wait(0.05)  # it comes when rank 1 knows that it is silent
         crew.start(2, 5)
         crew.wait(range(3))
         crew.ended.set()
         assert (crew.results[0], crew.results[1]) == (5, 5)
         assert "others have gone on without it" in crew.results[2]
-        assert crew.memberships[0].members == crew.memberships[1].members == (0, 1)
+        assert crew.memberships[0].view.members == crew.memberships[1].view.members == (0, 1)
 
 
-def test_one_that_answers_and_does_not_come_is_left_out_and_named(capfd, monkeypatch):
-    monkeypatch.setattr(membership, "_SAY_S", 0.5)
-    monkeypatch.setattr(membership, "_SILENT_S", 2.0)
-    with _crew(3) as crew:
+def test_one_that_answers_and_does_not_come_is_left_out_and_named(capfd):
+    with _crew(3, Timing(report_s=0.5, silent_s=2.0)) as crew:
         crew.statuses[0].enter_fit(inspect.currentframe().f_code)  # this thread hangs as rank 0
         assert crew.regroup({1: 5, 2: 4}, timeout_s=2.0) == {1: 5, 2: 5}
-        assert crew.memberships[1].members == (1, 2)
+        assert crew.memberships[1].view.members == (1, 2)
         assert "Rank 1 has waited 1 s for rank 0 to go on without a lost worker" in (
             capfd.readouterr().err
         )
@@ -233,12 +235,12 @@ def test_nobody_regroups_with_one_that_has_trained_to_the_end():
         crew.memberships[0].has_finished = True
         mine = crew.memberships[1]
         with pytest.raises(TrainingFinished):
-            mine.regroup(9, 1, 60, lambda members, generation: None)
-        assert mine.members == (0, 1)
+            mine.regroup(9, 1, 60, lambda view: None)
+        assert mine.view.members == (0, 1)
 
 
 class _Silent:
-    """A channel whose others never answer."""
+    """A channel whose others always answer the same."""
 
     def __init__(self, answers):
         self.handlers = {}
@@ -246,6 +248,12 @@ class _Silent:
 
     def ask_all(self, kind, **details):
         return self._answers
+
+
+def _membership(answers, rank: int, size: int, timing: Timing = QUICK) -> membership.Membership:
+    return membership.Membership(
+        _Silent(answers), Status(), rank, size, timing, lambda reason: None
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,60 +265,58 @@ class _Silent:
         (0, [1, 2], False),  # rank 0 alone is fewer
     ],
 )
-def test_of_two_sides_of_a_cut_one_goes_on(monkeypatch, rank, silent, goes_on):
-    monkeypatch.setattr(membership, "_SILENT_S", 0.2)
-    answers = dict.fromkeys(silent, channel.Absence.SILENT)
+def test_of_two_sides_of_a_cut_one_goes_on(rank, silent, goes_on):
+    answers = dict.fromkeys(silent, Absence.SUSPECTED)
     size = 1 + len(silent)
-    status = channel.Status()
-    mine = membership.Membership(_Silent(answers), status, rank, size, lambda reason: None)
+    mine = _membership(answers, rank, size, Timing(silent_s=0.2))
     if goes_on:
-        assert mine.regroup(3, 1, 60, lambda members, generation: None) == 3
-        assert mine.members == (rank,)
+        assert mine.regroup(3, 1, 60, lambda view: None) == 3
+        assert mine.view.members == (rank,)
     else:
-        with pytest.raises(watch.WorkerLost, match="cannot be reached, and may be going on"):
-            mine.regroup(3, 1, 60, lambda members, generation: None)
+        with pytest.raises(WorkerLost, match="cannot be reached, and may be going on"):
+            mine.regroup(3, 1, 60, lambda view: None)
 
 
 def test_one_that_was_silent_for_long_learns_that_others_have_gone_on():
-    gone_on = {"generation": 1, "wants": 1, "completed": 5, "members": None}
+    gone_on = {"view": 1, "wants": 1, "completed": 5, "members": None}
     answers = {1: {**gone_on, "is_member": False, "in_fit": True}}
-    mine = membership.Membership(_Silent(answers), channel.Status(), 0, 2, lambda reason: None)
-    with pytest.raises(watch.WorkerLost, match="rank 1 and others have gone on without it"):
-        mine.regroup(3, 1, 60, lambda members, generation: None)
+    mine = _membership(answers, 0, 2)
+    with pytest.raises(WorkerLost, match="rank 1 and others have gone on without it"):
+        mine.regroup(3, 1, 60, lambda view: None)
 
 
 def _grow(mine: membership.Membership, join):
     try:
-        mine.grow(1, [0, 1], [2], 60.0, join)
+        mine.grow(1, [0, 1], [2], join)
     except ViewAbandoned:
-        return "anew"
+        return "abandoned"
     return "grown"
 
 
-def test_members_and_guests_become_one_generation():
+def test_members_and_joining_workers_form_one_view():
     with _crew(3) as crew:
         crew.in_fit = threading.Barrier(2)
         crew.train(0, _grow)
         crew.train(1, _grow)
-        crew.ended.wait(0.5)  # a guest may still be on its way into fit
+        crew.ended.wait(0.5)  # a joining worker may still be on its way into fit
         assert crew.results == {}
         crew.in_fit = threading.Barrier(1)
         crew.train(2, _grow)
         crew.wait(range(3))
         assert set(crew.results.values()) == {"grown"}
         for mine in crew.memberships:
-            assert (mine.members, mine.generation) == ((0, 1, 2), 1)
+            assert mine.view == View(1, (0, 1, 2))
         assert crew.joined == 3 * [[(1, (0, 1, 2))]]
         assert crew.called_off == [[], [], []]
 
 
 def test_nobody_grows_with_one_that_has_lost_the_exchange_before():
     def grow_or_regroup(mine, join):
-        assert _grow(mine, join) == "anew"
+        assert _grow(mine, join) == "abandoned"
         return mine.regroup(7, 1, 60.0, join)
 
     with _crew(3) as crew:
-        crew.memberships[2].members = (2,)  # a guest, which lives
+        crew.memberships[2].restrict((2,))  # a joining worker, which lives
         crew.in_fit = threading.Barrier(2)
         crew.train(0, grow_or_regroup)
         crew.start(1, completed=6)
@@ -318,20 +324,20 @@ def test_nobody_grows_with_one_that_has_lost_the_exchange_before():
         assert crew.results == {0: 7, 1: 7}
         assert crew.joined[0] == [(2, (0, 1))]
         for mine in crew.memberships[:2]:
-            assert (mine.members, mine.generation) == ((0, 1), 2)
+            assert mine.view == View(2, (0, 1))
         assert crew.called_off[2] == []
 
 
-def test_a_guest_that_cannot_be_reached_is_no_side_of_a_cut():
+def test_a_joining_worker_that_cannot_be_reached_is_no_side_of_a_cut():
     def grow_or_regroup(mine, join):
         with contextlib.suppress(ViewAbandoned):
-            mine.grow(1, [1], [0], 1.0, join)
+            mine.grow(1, [1], [0], join)
         return mine.regroup(7, 1, 60.0, join)
 
-    with _crew(2) as crew:
+    with _crew(2, Timing(admit_s=1.0)) as crew:
         crew.cut(0, 1)
-        crew.memberships[1].members = (1,)  # all that is left; the lowest rank is a guest
+        crew.memberships[1].restrict((1,))  # all that is left; the lowest rank is joining
         crew.train(1, grow_or_regroup)
         crew.wait([1])
         assert crew.results == {1: 7}
-        assert crew.memberships[1].members == (1,)
+        assert crew.memberships[1].view.members == (1,)

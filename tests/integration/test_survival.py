@@ -108,21 +108,21 @@ def _lossy_fit(cluster, folder, **arguments):
     import numpy as np
 
     import tf_gossip_pga as pga
-    from tf_gossip_pga.coordination import watch
+    from tf_gossip_pga.coordination import watchdog
 
     missed = [doing for rank, doing in MISSED.values() if rank == cluster.rank]
-    deadline = watch.Watch.deadline
+    deadline = watchdog.Watchdog.deadline
 
     @contextlib.contextmanager
     def lossy(self, doing, timeout_s):
-        with deadline(self, doing, timeout_s):
-            yield
+        with deadline(self, doing, timeout_s) as wait:
+            yield wait
         if doing in missed:
             missed.remove(doing)
             time.sleep(0.3)  # so that the others go on as far as they can
             raise ExchangeBroken(doing, "lost in a test")
 
-    watch.Watch.deadline = lossy
+    watchdog.Watchdog.deadline = lossy
     x, y = chaos.data(cluster.rank)
     keras.utils.set_random_seed(cluster.rank)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])

@@ -26,6 +26,9 @@ class Timing:
       suspect_s: how long a worker may be silent before the watchdog aborts an exchange with it.
       linger_s: how long a worker that ends after a loss still answers, so that the others do not
         blame it.
+      closing_s: how long a worker that ends may take to close its sockets, before it is asked once
+        more.
+      closing_checks: how often it is asked once more.
       poll_s: how often workers ask one another while they form a view.
       silent_s: how long a worker may be silent before a view is formed without it.
       report_s: when a worker first reports that it waits for others to form a view.
@@ -54,6 +57,8 @@ class Timing:
     patience_steps: int = 20
     suspect_s: float = 60.0
     linger_s: float = 4.0
+    closing_s: float = 1.0
+    closing_checks: int = 3
     poll_s: float = 0.1
     silent_s: float = 15.0
     report_s: float = 5.0

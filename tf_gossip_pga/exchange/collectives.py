@@ -57,10 +57,22 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster import devices
 from tf_gossip_pga.cluster import tf_config as cluster_lib
-from tf_gossip_pga.coordination import channel, guest, membership, watch
-from tf_gossip_pga.errors import ExchangeBroken, TrainingFinished, ViewAbandoned, ViewChanged
+from tf_gossip_pga.coordination import addresses as addresses_lib
+from tf_gossip_pga.coordination import channel, joining, membership, reports, watchdog
+from tf_gossip_pga.coordination.status import Absence, Status
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.coordination.view import View
+from tf_gossip_pga.errors import (
+    ExchangeBroken,
+    TrainingFinished,
+    ViewAbandoned,
+    ViewChanged,
+    WorkerLost,
+)
+from tf_gossip_pga.exchange import failures
 
 # Collectives a rank has under way at once. Two chunks, each sent and received.
 _MESSAGES_IN_FLIGHT = 4
@@ -71,21 +83,11 @@ _FIRST_GROUP_KEY = 1 << 20
 _FIRST_INSTANCE_KEY = 1 << 20
 _KEYS_OF_GATHERS = 32  # one for each power of two
 
-# How long `initialize` waits for the workers that TensorFlow has just found started.
-_START_S = 300.0
-
 # TensorFlow's coordination service gives up a worker whose heartbeats, every half of this, have not
 # come for so long, and then breaks the exchanges of all others: by default 10 s after one is
 # stopped, and once more when those that are left have formed a cluster of their own. So never, in
 # practice: what closes its sockets is noticed anyway, and what is silent by `watch`.
 _HEARTBEAT_S = 10 * 365 * 86400.0
-
-# How often a guest announces itself, for how long that counts, and how long the others wait for one
-# that they have invited.
-_ANNOUNCE_S = 0.5
-_ANNOUNCED_S = 5.0
-_SAY_S = 10.0  # before a guest says that it waits
-_ADMIT_S = 120.0
 
 # How often the same exchange may fail, though nobody is lost, before that is the end.
 _REGROUPS_IN_VAIN = 3
@@ -112,10 +114,11 @@ class Collectives:
 
     def __init__(self, cluster: cluster_lib.Cluster, joins: bool = False):
         self.cluster = cluster
-        self.invitation: guest.Invitation | None = None
+        self.invitation: joining.Invitation | None = None
         self.is_guest = False
         self.completed = self.missed = 0
-        self._guests: dict[int, tuple[dict, float]] = {}  # contact, and when it was told
+        self._timing = Timing()
+        self._guests: dict[int, tuple[dict, float]] = {}  # endpoint, and when it was told
         self._completed_at_regroup: int | None = None
         self._regroups_in_vain = 0
         self._least_workers: int | None = None  # None: a loss is the end
@@ -133,17 +136,17 @@ class Collectives:
         # Before any waiting: rank 0 may have ended with this same error.
         if context.context()._context_handle is not None:
             raise RuntimeError(_too_late())
-        find = guest.await_knock if joins else guest.contacts_if_missed
-        known = find(cluster.addresses, cluster.rank)
+        find = joining.await_probe if joins else joining.endpoints_if_probed
+        known = find(cluster.addresses, cluster.rank, self._timing)
         self.is_guest = known is not None
         if self.is_guest:
-            watch.say(f"Rank {cluster.rank} is to join the others, who train already.")
+            logger.info(f"Rank {cluster.rank} is to join the others, who train already.")
         else:
             _await_chief(cluster)
         resolver = _resolver({"GPU": 1} if gpus else {})
         if self.is_guest:
             self._server = _server_def(resolver)
-            self._join((cluster.rank,), 0)
+            self._join(View(0, (cluster.rank,)))
         else:
             _configure_heartbeats(resolver.cluster_spec())
             with _interruptible():
@@ -153,30 +156,38 @@ class Collectives:
                 )
             self._server = copy.deepcopy(context.context()._collective_ops_server_def)
         self._device = "/device:GPU:0" if gpus else "/device:CPU:0"
-        status = channel.Status()
+        status = Status()
         self._status = status
-        self._channel = channel.Channel(cluster.addresses, cluster.rank, status)
-        self._watch = watch.Watch(cluster.rank, cluster.size, self._channel, status, _abort)
+        self._channel = channel.Channel(cluster.addresses, cluster.rank, status, self._timing)
+        self._watch = watchdog.Watchdog(
+            cluster.rank, cluster.size, self._channel, status, self._timing, _abort
+        )
         self._membership = membership.Membership(
-            self._channel, status, cluster.rank, cluster.size, self._watch.call_off
+            self._channel,
+            status,
+            cluster.rank,
+            cluster.size,
+            self._timing,
+            self._watch.call_off,
         )
         self._begin_generation()
         if self.is_guest:
-            self._membership.members = (cluster.rank,)  # nobody else's loss is its own
+            self._membership.restrict((cluster.rank,))  # nobody else's loss is its own
             self._channel.handlers["invite"] = self._take_invitation
-            for rank, contact in known.items():
-                self._channel.know(rank, contact)
+            for rank, endpoint in known.items():
+                self._channel.learn(rank, endpoint)
             return
-        self._channel.handlers["guest"] = self._receive
+        self._channel.handlers["join"] = self._receive
         # Here and not in the first `fit`: that a rank never calls it is what to tell the others.
-        self._channel.join(self.gather(self._channel.contact, "the start", _START_S))
+        endpoints = self.gather(self._channel.endpoint, "the start", self._timing.start_s)
+        self._channel.learn_all(endpoints)
 
     def _begin_generation(self):
         """What belongs to the members of one generation: keys, and functions that hold them."""
         self._next_instance_key = _FIRST_INSTANCE_KEY + _KEYS_OF_GATHERS
         # Keys of the same group, wherever a member computes them.
         groups = 2 + self.cluster.size**2
-        self._first_group_key = _FIRST_GROUP_KEY + groups * self._membership.generation
+        self._first_group_key = _FIRST_GROUP_KEY + groups * self._membership.view.number
         self._gathers = {}
         with tf.device("/device:CPU:0"):
             self._token_of_gathers = tf.Variable(0.0)
@@ -193,7 +204,7 @@ class Collectives:
     @property
     def generation(self) -> int:
         """How often they have changed."""
-        return self._membership.generation if self.cluster.size > 1 else 0
+        return self._membership.view.number if self.cluster.size > 1 else 0
 
     @property
     def size(self) -> int:
@@ -239,13 +250,13 @@ class Collectives:
     # ---- Who comes back -------------------------------------------------------------------------
 
     def guests(self) -> dict[str, dict]:
-        """Contacts of lost workers that wait to be taken in, by rank in decimal digits."""
+        """Endpoints of lost workers that wait to be taken in, by rank in decimal digits."""
         if self._least_workers is None or not self.cluster.lost:
             return {}
-        soon = time.monotonic() - _ANNOUNCED_S
+        soon = time.monotonic() - self._timing.announced_s
         return {
-            str(rank): contact
-            for rank, (contact, heard) in self._guests.items()
+            str(rank): endpoint
+            for rank, (endpoint, heard) in self._guests.items()
             if rank in self.cluster.lost and heard > soon
         }
 
@@ -257,64 +268,62 @@ class Collectives:
           WorkerLost: it failed, and that is the end.
         """
         ranks = sorted(map(int, guests))
-        veterans, generation = self.members, self.generation + 1
+        members, number = self.members, self.generation + 1
         try:
             for rank in ranks:
-                self._channel.know(rank, guests[str(rank)])
+                self._channel.learn(rank, guests[str(rank)])
             if self.place == 0:
                 self._channel.ask_all(
                     "invite",
-                    generation=generation,
+                    view_number=number,
                     completed=self.completed,
-                    veterans=veterans,
-                    guests=ranks,
-                    contacts=self._channel.contacts,
+                    members=members,
+                    joining=ranks,
+                    endpoints=self._channel.endpoints,
                     epoch=epoch,
                     facts=facts,
                     state=state,
                 )
-            self._grow(generation, veterans, ranks)
+            self._grow(number, members, ranks)
         except (ViewAbandoned, OSError):  # the latter: its name is not known here
             self._guests = {}
-            doing = f"taking in {membership.named(ranks)}"
+            doing = f"taking in {reports.named(ranks)}"
             self._after(ExchangeBroken(doing, "another did not come"), ranks)
-        watch.say(
-            f"Rank {self.cluster.rank} goes on with {membership.named(ranks)}, who came back."
-        )
+        logger.info(f"Rank {self.cluster.rank} goes on with {reports.named(ranks)}, who came back.")
 
-    def await_invitation(self) -> guest.Invitation:
+    def await_invitation(self) -> joining.Invitation:
         """On a guest: announces itself to all until it is to be taken in.
 
         Raises:
           WorkerLost: the others have ended.
         """
-        waiting = watch.Waiting(_SAY_S)
+        waiting = reports.Waiting(self._timing.join_report_s)
         while self.invitation is None:
             answers = self._channel.ask_all(
-                "guest", rank=self.cluster.rank, contact=self._channel.contact
+                "join", rank=self.cluster.rank, endpoint=self._channel.endpoint
             )
             told = [each for each in answers.values() if isinstance(each, dict)]
-            if all(each is channel.Absence.GONE for each in answers.values()):
-                raise watch.WorkerLost(
+            if all(each is Absence.DEAD for each in answers.values()):
+                raise WorkerLost(
                     f"Rank {self.cluster.rank} was started to join the others again, but all of "
                     "them have ended."
                 )
             for each in told:  # others may have come since
-                self._know(each["contacts"])
+                self._learn(each["endpoints"])
             if waited_s := waiting.due():
                 where = f" Rank {min(answers)} is {told[0]['where']}." if told else ""
-                watch.say(
+                logger.info(
                     f"Rank {self.cluster.rank} has waited {waited_s:.0f} s for the others to "
                     f"begin an epoch.{where}"
                 )
-            time.sleep(_ANNOUNCE_S)
-        self._know(self.invitation.contacts)
-        self._channel.keep({*self.invitation.veterans, *self.invitation.guests})
+            time.sleep(self._timing.announce_every_s)
+        self._learn(self.invitation.endpoints)
+        self._channel.keep({*self.invitation.members, *self.invitation.joining})
         return self.invitation
 
-    def _know(self, contacts: dict[str, dict]):
-        for rank, contact in contacts.items():
-            self._channel.know(int(rank), contact)
+    def _learn(self, endpoints: dict[str, dict]):
+        for rank, endpoint in endpoints.items():
+            self._channel.learn(int(rank), endpoint)
 
     def enter(self):
         """On a guest that has been invited: becomes a member, together with all others.
@@ -324,28 +333,28 @@ class Collectives:
         """
         invitation = self.invitation
         try:
-            self._grow(invitation.generation, invitation.veterans, invitation.guests)
+            self._grow(invitation.view_number, invitation.members, invitation.joining)
         except ViewAbandoned:
-            raise watch.WorkerLost(
+            raise WorkerLost(
                 f"Rank {self.cluster.rank} was not taken in: another was lost meanwhile, or the "
                 "others have not waited for it. Start it again."
             ) from None
         self.is_guest = False
-        watch.say(f"Rank {self.cluster.rank} goes on with the others, who have taken it in.")
-        self._channel.handlers["guest"] = self._receive
+        logger.info(f"Rank {self.cluster.rank} goes on with the others, who have taken it in.")
+        self._channel.handlers["join"] = self._receive
 
-    def _grow(self, generation: int, veterans, ranks: list[int]):
-        self._membership.grow(generation, veterans, ranks, _ADMIT_S, self._join)
+    def _grow(self, number: int, members, ranks: list[int]):
+        self._membership.grow(number, members, ranks, self._join)
         self._guests = {}
         self._start_generation()
 
     def _start_generation(self):
         """What follows from a new list of members."""
-        members = self._membership.members
+        members = self._membership.view.members
         self.cluster.lost.clear()
         self.cluster.lost.update(set(range(self.cluster.size)) - set(members))
         self._channel.keep(members)
-        self._channel.knock(sorted(self.cluster.lost) if self.cluster.is_chief else ())
+        self._channel.probe(sorted(self.cluster.lost) if self.cluster.is_chief else ())
         self._begin_generation()
         self._status.exchanges = 0  # from here on all members begin the same ones again
         self._watch.resume()
@@ -353,14 +362,14 @@ class Collectives:
 
     def _receive(self, request: dict) -> dict:
         """A guest has announced itself. On the channel's thread."""
-        heard = (request["contact"], time.monotonic())
+        heard = (request["endpoint"], time.monotonic())
         self._guests = {**self._guests, int(request["rank"]): heard}
-        return {"contacts": self._channel.contacts, "where": self._status.tell().where}
+        return {"endpoints": self._channel.endpoints, "where": self._status.tell().where}
 
     def _take_invitation(self, request: dict) -> dict:
         """On a guest, on the channel's thread."""
         request.pop("kind")
-        self.invitation = guest.Invitation(**request)
+        self.invitation = joining.Invitation(**request)
         return {}
 
     # ---- Where this rank is ---------------------------------------------------------------------
@@ -436,16 +445,28 @@ class Collectives:
         try:
             if self._under_way is not None:
                 self._under_way.result()
-            with self._watch.deadline(doing, timeout_s):
+            with self._deadline(doing, timeout_s):
                 yield
         except ExchangeBroken as broken:
             self._after(broken)
+
+    @contextlib.contextmanager
+    def _deadline(self, doing: str, timeout_s: float):
+        """Run exchanges under a deadline; failures of the network come out as `ExchangeBroken`."""
+        with self._watch.deadline(doing, timeout_s) as wait:
+            try:
+                yield
+            except tf.errors.OpError as error:
+                broken = failures.broken(error, doing, wait.findings)
+                if broken is None:
+                    raise
+                raise broken from None
 
     def begin(self, exchange, doing: str, timeout_s: float):
         """Runs `exchange()` in the background from now on; `finish` returns what it returns."""
 
         def run():
-            with self._watch.deadline(doing, timeout_s):
+            with self._deadline(doing, timeout_s):
                 return exchange()
 
         if self._under_way is not None:
@@ -467,12 +488,12 @@ class Collectives:
     def hear(self):
         """Notes that an exchange with all ranks has just succeeded."""
         if self.size > 1:
-            self._channel.hear()
+            self._channel.heard_all()
 
     def _after(self, broken: ExchangeBroken, guests=()):
         """Raises what a broken exchange means, or that `guests` could not be taken in."""
         if self._least_workers is None or not self._status.tell().in_fit:
-            raise watch.WorkerLost(self._watch.text_of_loss(broken)) from None
+            raise WorkerLost(self._watch.text_of_loss(broken)) from None
         self._watch.call_off(broken.reason)
         if self._under_way is not None:  # nothing of the old generation may be in flight
             concurrent.futures.wait([self._under_way])
@@ -486,22 +507,23 @@ class Collectives:
             self._watch.resume()  # the generation is whole, but for the one that was lost
             raise
         self.missed = most - self.completed
-        gone = [rank for rank in before if rank not in self._membership.members]
+        gone = [rank for rank in before if rank not in self._membership.view.members]
         helps = gone or self.completed != self._completed_at_regroup
         self._regroups_in_vain = 0 if helps else self._regroups_in_vain + 1
         if self._regroups_in_vain == _REGROUPS_IN_VAIN:
-            raise watch.WorkerLost(self._watch.text_of_loss(broken)) from None
+            raise WorkerLost(self._watch.text_of_loss(broken)) from None
         self._completed_at_regroup = self.completed
         self._start_generation()
-        how = f"without {membership.named(gone)}" if gone else "with all"
-        watch.say(
+        how = f"without {reports.named(gone)}" if gone else "with all"
+        logger.info(
             f"Rank {self.cluster.rank} goes on {how}: "
             f"{self.size} of {self.cluster.size} workers are left. It was at {broken.doing}."
         )
         raise ViewChanged from None
 
-    def _join(self, members: tuple[int, ...], generation: int):
+    def _join(self, view: View):
         """Makes this process's server one of these members' alone."""
+        members = view.members
         server = copy.deepcopy(self._server)
         tasks = [(job, task) for job in server.cluster.job for task in sorted(job.tasks)]
         for rank, (job, task) in enumerate(tasks):  # a chief comes before the workers, as in ranks
@@ -733,12 +755,12 @@ def _without_its_warning():
     def is_other(record) -> bool:
         return "Enabling collective ops after program startup" not in record.getMessage()
 
-    logger = logging.getLogger("absl")
-    logger.addFilter(is_other)
+    absl = logging.getLogger("absl")
+    absl.addFilter(is_other)
     try:
         yield
     finally:
-        logger.removeFilter(is_other)
+        absl.removeFilter(is_other)
 
 
 def _server_def(resolver) -> tf.train.ServerDef:
@@ -775,7 +797,7 @@ def _await_chief(cluster: cluster_lib.Cluster):
     waited_s = 0
     while not cluster.is_chief:
         with contextlib.suppress(OSError):
-            socket.create_connection(channel.split(address), timeout=1).close()
+            socket.create_connection(addresses_lib.split(address), timeout=1).close()
             return
         time.sleep(0.2)
         waited_s += 0.2

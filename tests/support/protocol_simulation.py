@@ -1,0 +1,615 @@
+"""Simulate the membership protocol: the package's own generators, a virtual clock and network.
+
+Each simulated worker runs a small model of what a worker does around the protocol: it computes, takes
+part in exchanges that need all members of the view, regroups when one fails or is called off, skips
+what others have completed, and takes joining workers in. Everything random comes from the seed, so
+that a run can be repeated.
+
+    python tests/protocol.py --first=17 --schedules=1
+
+The invariants, checked while it runs:
+
+    (a) no two workers begin views of the same number with different members
+    (b) no exchange takes place in a view after a view of a higher number has begun: at most one
+        side of a cut continues
+    (c) whoever is excluded ends with an error: every process that lives in the end has either
+        trained to the end or failed
+    (d) everybody has ended a bounded time after the last fault
+    (e) all members of a view take part in the same exchange, and skip only exchanges that somebody
+        has completed: the sequence has no gap
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import heapq
+import itertools
+import random
+from collections.abc import Callable, Generator
+from typing import Any
+
+from tests.support.protocol_schedules import Fault, Schedule
+from tf_gossip_pga.coordination import protocol as protocol_lib
+from tf_gossip_pga.coordination.status import Absence
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.coordination.view import View
+from tf_gossip_pga.errors import ExchangeBroken, TrainingFinished, ViewAbandoned, WorkerLost
+
+# Longer polls than in reality make fewer events; what is longer than what stays.
+TIMING = Timing(poll_s=2.0, report_s=1e9, announce_every_s=2.0, announced_s=10.0)
+EXCHANGE_TIMEOUT_S = 150.0
+_REGROUP_S = 150.0
+_EPOCH = 3  # exchanges, after which joining workers are taken in
+_BOUND_S = 4000.0  # (d): 20 attempts at most, each with two waits for silent workers
+
+
+class Violation(Exception):  # noqa: N818 (what the simulation is there to find)
+    """An invariant does not hold.
+
+    Attributes:
+      invariant: its letter.
+    """
+
+    def __init__(self, invariant: str, text: str):
+        super().__init__(f"({invariant}) {text}")
+        self.invariant = invariant
+
+
+class NotGuaranteed(Exception):  # noqa: N818
+    """The schedule led to a situation that docs/protocol.md names under "Not guaranteed"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Exchange:
+    """Take part in the next exchange of the view."""
+
+    number: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tell:
+    """Send a request other than the protocol's to some workers, and wait for their answers."""
+
+    ranks: tuple[int, ...]
+    handle: Callable[[Worker], dict]
+
+
+@dataclasses.dataclass
+class _Gathering:
+    """An exchange of one view: who has come, with what, and since when all have."""
+
+    arrived: dict[int, Worker] = dataclasses.field(default_factory=dict)
+    brought: dict[int, Any] = dataclasses.field(default_factory=dict)
+    began: float | None = None
+    left: bool = False  # a member has given it up before all had come
+
+
+@dataclasses.dataclass
+class _Question:
+    """A request to several workers under way."""
+
+    asker: Worker
+    ticket: int
+    expected: int
+    answers: dict[int, dict | Absence]
+    silent_at: float
+
+
+class Worker:
+    """One simulated process.
+
+    Attributes:
+      outcome: None while it lives; `"finished"`, or why it has failed.
+    """
+
+    def __init__(self, world: World, rank: int, joining: bool = False):
+        self.world, self.rank = world, rank
+        self.protocol = protocol_lib.Protocol(
+            rank, world.schedule.size, TIMING, lambda: world.now, self.call_off
+        )
+        self.peers: dict[int, Worker] = {}
+        self.alive, self.stopped, self.vanished = True, False, False
+        self.in_fit = not joining
+        self.serving = not joining  # whether TensorFlow listens at its main port
+        self.outcome: str | None = None
+        self.completed = self.missed = 0
+        self.called_off = False
+        self.announced: dict[int, tuple[Worker, float]] = {}
+        self.to_admit: tuple[int, tuple[int, ...]] | None = None
+        self.invitation: dict | None = None
+        self.index = 0  # exchanges in this view
+        self.gathering: _Gathering | None = None
+        self.ticket = 0
+        self.backlog: list[Callable[[], None]] = []
+        self.suspected_since: float | None = None
+        self._completed_at_regroup: int | None = None
+        self._futile = 0
+        self.program = self._joining() if joining else self._training()
+
+    # ---- What it does ---------------------------------------------------------------------------
+
+    def _training(self) -> Generator[Any, Any, None]:
+        schedule = self.world.schedule
+        while self.completed < schedule.exchanges:
+            yield protocol_lib.Pause(self.world.random.expovariate(1 / 4.0))
+            try:
+                yield from self._step()
+            except ExchangeBroken:
+                yield from self._recover(())
+
+    def _step(self) -> Generator[Any, Any, None]:
+        number = self.completed + 1
+        if self.missed:
+            self.world.check_skipped(self, number)
+            self.missed -= 1
+            self.completed = number
+            return
+        if self.called_off:
+            raise ExchangeBroken("the exchange", "called off")
+        brought = yield _Exchange(number)
+        self.completed = number
+        self.world.run.add(number)
+        joining = self._all_admit(brought)
+        if number % _EPOCH == 0:
+            self.to_admit = (self.protocol.view.number, self._announced_to(brought))
+        elif joining:
+            yield from self._admit(joining)
+
+    def contribution(self) -> Any:
+        """Return what this worker passes to the others in an exchange."""
+        soon = self.world.now - TIMING.announced_s
+        lost = set(range(self.world.schedule.size)) - set(self.protocol.view.members)
+        waiting = {r for r, (_, heard) in self.announced.items() if heard > soon and r in lost}
+        return (tuple(sorted(waiting)), self.to_admit)
+
+    def _announced_to(self, brought: dict[int, Any]) -> tuple[int, ...]:
+        return tuple(sorted({rank for waiting, _ in brought.values() for rank in waiting}))
+
+    def _all_admit(self, brought: dict[int, Any]) -> tuple[int, ...]:
+        """Return whom all members are ready to take in, in this view."""
+        wishes = {to_admit for _, to_admit in brought.values()}
+        self.to_admit = None
+        wish = wishes.pop()
+        same = not wishes and wish is not None and wish[0] == self.protocol.view.number
+        return wish[1] if same else ()
+
+    def _admit(self, joining: tuple[int, ...]) -> Generator[Any, Any, None]:
+        view = self.protocol.view
+        for rank in joining:
+            self.peers[rank] = self.world.newest[rank]
+        if self.rank == view.members[0]:
+            invitation = {
+                "number": view.number + 1,
+                "completed": self.completed,
+                "members": view.members,
+                "joining": joining,
+            }
+            yield _Tell(joining, lambda worker: worker.invite(invitation))
+        try:
+            yield from self.protocol.grow(view.number + 1, view.members, joining)
+        except ViewAbandoned:
+            self.announced = {}
+            yield from self._recover(joining)
+        else:
+            self._start_view()
+
+    def _recover(self, joining: tuple[int, ...]) -> Generator[Any, Any, None]:
+        self.called_off = True
+        before = {*self.protocol.view.members, *joining}
+        most = yield from self.protocol.regroup(
+            self.completed, self.world.schedule.min_workers, _REGROUP_S
+        )
+        self.missed = most - self.completed
+        helps = before - set(self.protocol.view.members)
+        if helps or self.completed != self._completed_at_regroup:
+            self._futile = 0
+        else:
+            self._futile += 1
+        if self._futile == TIMING.futile_regroups:
+            raise WorkerLost("the same exchange has failed too often")
+        self._completed_at_regroup = self.completed
+        self._start_view()
+
+    def _start_view(self):
+        self.world.check_begun(self)
+        view = self.protocol.view
+        self.peers = {rank: peer for rank, peer in self.peers.items() if rank in view.members}
+        self.announced, self.to_admit = {}, None
+        self.index = 0
+        self.called_off = False
+        self.protocol.recheck()
+
+    def _joining(self) -> Generator[Any, Any, None]:
+        self.protocol.view = View(0, (self.rank,))
+        while not (chief := self.world.probing(self)):
+            if not any(each.alive for each in self.world.newest.values() if each is not self):
+                raise WorkerLost("nobody trains")
+            yield protocol_lib.Pause(2.0)
+        self.serving = True
+        self.peers = {**chief.peers, chief.rank: chief}
+        while self.invitation is None:
+            answers = yield _Tell(tuple(self.peers), self._announce)
+            if all(answer is Absence.DEAD for answer in answers.values()):
+                raise WorkerLost("all others have ended")
+            yield protocol_lib.Pause(TIMING.announce_every_s)
+        invitation = self.invitation
+        ranks = {*invitation["members"], *invitation["joining"]} - {self.rank}
+        self.peers = {rank: self.world.newest[rank] for rank in ranks}
+        yield protocol_lib.Pause(self.world.random.uniform(0.0, 60.0))
+        self.in_fit = True
+        try:
+            yield from self.protocol.grow(
+                invitation["number"], invitation["members"], invitation["joining"]
+            )
+            self._start_view()
+            self.completed = invitation["completed"]
+            yield from self._step()  # the state transfer
+        except (ViewAbandoned, ExchangeBroken):
+            raise WorkerLost("it was not taken in") from None
+        yield from self._training()
+
+    def _announce(self, member: Worker) -> dict:
+        if member.in_fit:
+            member.announced[self.rank] = (self, self.world.now)
+        self.peers.update({r: p for r, p in member.peers.items() if r != self.rank})
+        return {}
+
+    # ---- What others and the network do to it ---------------------------------------------------
+
+    def invite(self, invitation: dict) -> dict:
+        """Take an invitation."""
+        self.invitation = invitation
+        return {}
+
+    def call_off(self, reason: str):
+        """Break the exchange under way, and every later one in this view."""
+        self.called_off = True
+        self.world.break_exchange(self)
+
+    def deliver(self, action: Callable[[], None]):
+        """Run an action in this process, as soon as it is not stopped."""
+        if self.stopped:
+            self.backlog.append(action)
+        elif self.alive:
+            action()
+
+
+class World:
+    """The simulated machines and the network between them."""
+
+    def __init__(self, schedule: Schedule):
+        self.schedule = schedule
+        self.random = random.Random(schedule.seed)
+        self.now = 0.0
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._cuts: collections.Counter[tuple[int, int]] = collections.Counter()
+        self._lossy = 0
+        self.run: set[int] = set()  # exchanges that somebody has completed
+        self._gatherings: dict[Any, _Gathering] = {}
+        self._views: dict[int, tuple[tuple[int, ...], set[Worker]]] = {}  # those begun
+        self.workers = [Worker(self, rank) for rank in range(schedule.size)]
+        self.newest = dict(enumerate(self.workers))
+        for worker in self.workers:
+            worker.peers = {r: p for r, p in self.newest.items() if r != worker.rank}
+            self._views[0] = (worker.protocol.view.members, set(self.workers))
+            self.after(0.0, functools.partial(self._resume, worker, worker.ticket, None))
+        for fault in schedule.faults:
+            self.after(fault.at, functools.partial(self._begin_fault, fault))
+
+    def simulate(self):
+        """Run until nothing happens any more.
+
+        Raises:
+          Violation: an invariant does not hold.
+          NotGuaranteed: it ran into what the protocol does not promise.
+        """
+        quiet = max([0.0, *(max(f.at, f.until or 0.0) for f in self.schedule.faults)])
+        while self._queue:
+            self.now, _, action = heapq.heappop(self._queue)
+            if self.now > quiet + _BOUND_S:
+                break
+            action()
+        for worker in self.workers:
+            waits = worker.protocol.view == View(0, (worker.rank,)) and worker.invitation is None
+            if worker.alive and not worker.stopped and worker.outcome is None and not waits:
+                raise Violation("d", f"rank {worker.rank} has not ended at {self.now:.0f} s")
+
+    def after(self, seconds: float, action: Callable[[], None]):
+        """Let something happen later."""
+        heapq.heappush(self._queue, (self.now + seconds, next(self._order), action))
+
+    # ---- Faults ---------------------------------------------------------------------------------
+
+    def _begin_fault(self, fault: Fault):
+        if fault.kind in ("crash", "vanish"):
+            self._crash(self.newest[fault.ranks[0]], fault)
+        elif fault.kind == "stop":
+            worker = self.newest[fault.ranks[0]]
+            worker.stopped = worker.alive
+            if fault.until is not None:
+                self.after(fault.until - self.now, functools.partial(self._wake, worker))
+        elif fault.kind == "loss":
+            self._lossy += 1
+            self.after((fault.until or self.now) - self.now, self._end_loss)
+        else:
+            self._change_cut(fault, 1)
+            if fault.until is not None:
+                after = functools.partial(self._change_cut, fault, -1)
+                self.after(fault.until - self.now, after)
+
+    def _end_loss(self):
+        self._lossy -= 1
+
+    def _change_cut(self, fault: Fault, by: int):
+        for one in fault.ranks:
+            for other in fault.others:
+                self._cuts[one, other] += by
+                if fault.kind == "two_way":
+                    self._cuts[other, one] += by
+
+    def _crash(self, worker: Worker, fault: Fault):
+        if not worker.alive:
+            return
+        self._end(worker)
+        worker.outcome = "crashed"
+        worker.vanished = fault.kind == "vanish"
+        if fault.until is not None:
+            restart = functools.partial(self._restart, worker.rank)
+            self.after(fault.until - self.now, restart)
+
+    def _restart(self, rank: int):
+        worker = Worker(self, rank, joining=True)
+        self.workers.append(worker)
+        self.newest[rank] = worker
+        self._resume(worker, worker.ticket, None)
+
+    def _end(self, worker: Worker):
+        """Let a process end; those that exchange with it may notice at once."""
+        worker.alive = worker.in_fit = worker.serving = worker.stopped = False
+        worker.backlog = []
+        for other in self.workers:
+            waits = other.gathering is not None and worker.rank in other.protocol.view.members
+            if waits and self.reach(worker, other) and self.random.random() < 0.6:
+                broken = functools.partial(self._break_if, other, other.ticket)
+                self.after(self.random.uniform(0.0, 1.0), broken)
+
+    def _wake(self, worker: Worker):
+        worker.stopped = False
+        backlog, worker.backlog = worker.backlog, []
+        for action in backlog:
+            worker.deliver(action)
+
+    def reach(self, one: Worker, other: Worker) -> bool:
+        """Return whether packets pass between two machines in both directions, as TCP needs."""
+        ranks = (one.rank, other.rank)
+        cut = self._cuts[ranks] or self._cuts[ranks[::-1]]
+        return not cut and not one.vanished and not other.vanished
+
+    def probing(self, worker: Worker) -> Worker | None:
+        """Return the lowest surviving rank that probes a restarted worker."""
+        for other in self.workers:
+            members = other.protocol.view.members
+            chief = other.in_fit and other.rank == members[0] and worker.rank not in members
+            begun = other.protocol.view.number > 0
+            if chief and begun and not other.stopped and self.reach(worker, other):
+                return other
+        return None
+
+    # ---- Programs -------------------------------------------------------------------------------
+
+    def _resume(self, worker: Worker, ticket: int, value: Any):
+        """Go on with a worker's program, unless it has gone on already."""
+        if worker.stopped:
+            worker.backlog.append(functools.partial(self._resume, worker, ticket, value))
+            return
+        if not worker.alive or ticket != worker.ticket:
+            return
+        worker.ticket += 1
+        worker.gathering = None
+        try:
+            if isinstance(value, ExchangeBroken):
+                effect = worker.program.throw(value)
+            else:
+                effect = worker.program.send(value)
+        except StopIteration:
+            self._finish(worker)
+        except TrainingFinished:
+            if worker.completed < self.schedule.exchanges - 1:
+                raise Violation("e", f"rank {worker.rank} finished too early") from None
+            self._finish(worker)
+        except WorkerLost as error:
+            worker.in_fit, worker.outcome = False, str(error)
+            self._end_soon(worker)
+        else:
+            self._perform(worker, effect)
+
+    def _finish(self, worker: Worker):
+        worker.in_fit, worker.outcome = False, "finished"
+        worker.protocol.has_finished = True
+        self._end_soon(worker)
+
+    def _end_soon(self, worker: Worker):
+        end = functools.partial(self._end, worker)
+        self.after(self.random.uniform(0.0, 10.0), end)
+
+    def _perform(self, worker: Worker, effect: Any):
+        match effect:
+            case protocol_lib.Pause(seconds):
+                self._go_on(worker, seconds)
+            case protocol_lib.Join():
+                self._go_on(worker, self.random.uniform(0.0, 1.0))
+            case protocol_lib.Report():
+                self._go_on(worker, 0.0)
+            case protocol_lib.Ask(wants):
+                ask = functools.partial(_standing, rank=worker.rank, wants=wants)
+                self._ask(worker, tuple(worker.peers), ask)
+            case _Tell(ranks, handle):
+                self._ask(worker, ranks, handle)
+            case _Exchange(number):
+                self._arrive(worker, number)
+
+    def _go_on(self, worker: Worker, seconds: float, value: Any = None):
+        self.after(seconds, functools.partial(self._resume, worker, worker.ticket, value))
+
+    # ---- Questions ------------------------------------------------------------------------------
+
+    def _ask(self, asker: Worker, ranks: tuple[int, ...], handle: Callable[[Worker], dict]):
+        if not ranks:
+            self._go_on(asker, 0.0, {})
+            return
+        question = _Question(asker, asker.ticket, len(ranks), {}, self.now + TIMING.ask_s)
+        for rank in ranks:
+            target = asker.peers[rank]
+            if self.reach(asker, target) and not self._is_lost():
+                arrive = functools.partial(self._receive, question, target, handle)
+                self.after(self._delay(), arrive)
+        self.after(TIMING.ask_s, functools.partial(self._give_up, question, ranks))
+
+    def _receive(self, question: _Question, target: Worker, handle: Callable[[Worker], dict]):
+        if target.stopped:  # it is in the socket's buffer, and read when the process continues
+            again = functools.partial(self._receive, question, target, handle)
+            target.backlog.append(again)
+            return
+        if not target.alive:
+            successor = self.newest[target.rank]
+            answer = Absence.SUSPECTED if successor.serving else Absence.DEAD
+        else:
+            answer = handle(target)
+        if not self.reach(question.asker, target) or self._is_lost():
+            return
+        if self.now < question.silent_at and answer is not Absence.SUSPECTED:
+            question.answers[target.rank] = answer
+            if len(question.answers) == question.expected:
+                resume = functools.partial(
+                    self._resume, question.asker, question.ticket, question.answers
+                )
+                self.after(self._delay(), resume)
+
+    def _give_up(self, question: _Question, ranks: tuple[int, ...]):
+        if len(question.answers) < question.expected:
+            for rank in ranks:
+                question.answers.setdefault(rank, Absence.SUSPECTED)
+            self._resume(question.asker, question.ticket, question.answers)
+
+    def _delay(self) -> float:
+        return 0.2 * self.random.random()
+
+    def _is_lost(self) -> bool:
+        return self._lossy > 0 and self.random.random() < 0.2
+
+    # ---- Exchanges ------------------------------------------------------------------------------
+
+    def _arrive(self, worker: Worker, number: int):
+        view = worker.protocol.view
+        gathering = self._gatherings.setdefault((view, worker.index), _Gathering())
+        worker.index += 1
+        worker.gathering, worker.suspected_since = gathering, None
+        gathering.arrived[worker.rank] = worker
+        gathering.brought[worker.rank] = (number, worker.contribution())
+        if len(gathering.arrived) == len(view.members) and not gathering.left:
+            self._gather(view, gathering)
+        watch = functools.partial(self._watch, worker, worker.ticket, self.now)
+        self.after(TIMING.patience_s, watch)
+
+    def _gather(self, view: View, gathering: _Gathering):
+        gathering.began = self.now
+        numbers = {number for number, _ in gathering.brought.values()}
+        if len(numbers) > 1:
+            raise Violation("e", f"exchanges {sorted(numbers)} meet in {view}")
+        newer = [number for number in self._views if number > view.number]
+        for number in newer:
+            self._check_successors(view.members, self._views[number][1], "b", f"{view} goes on")
+        for worker in gathering.arrived.values():
+            complete = functools.partial(self._complete, worker, worker.ticket, gathering)
+            self.after(self.random.uniform(0.05, 1.0), complete)
+
+    def _complete(self, worker: Worker, ticket: int, gathering: _Gathering):
+        """Complete an exchange on one worker, unless what it needs of another does not come."""
+        if worker.ticket != ticket or not worker.alive:
+            return
+        for other in gathering.arrived.values():
+            gone = not other.alive or other.stopped or not self.reach(worker, other)
+            if gone and self.random.random() < 0.5:
+                again = functools.partial(self._complete, worker, ticket, gathering)
+                if other.alive:  # it may still come
+                    self.after(5.0, again)
+                return
+        brought = {rank: what for rank, (_, what) in gathering.brought.items()}
+        self._resume(worker, ticket, brought)
+
+    def break_exchange(self, worker: Worker):
+        """Let the exchange that a worker waits in fail, if there is one."""
+        if worker.gathering is not None:
+            if worker.gathering.began is None:
+                worker.gathering.left = True
+            self._go_on(worker, 0.0, ExchangeBroken("the exchange", "broken"))
+
+    def _break_if(self, worker: Worker, ticket: int):
+        if worker.ticket == ticket:
+            self.break_exchange(worker)
+
+    def _watch(self, worker: Worker, ticket: int, since: float):
+        """Be the watchdog of an exchange, at one of the moments when it looks."""
+        if worker.ticket != ticket or not worker.alive:
+            return
+        never, silent = False, False
+        for rank in worker.protocol.view.members:
+            if rank == worker.rank or rank not in worker.peers:
+                continue
+            other = worker.peers[rank]
+            reached = self.reach(worker, other)
+            never = never or (reached and not other.stopped and not other.in_fit)
+            silent = silent or not reached or other.stopped
+        if not silent:
+            worker.suspected_since = None
+        elif worker.suspected_since is None:
+            worker.suspected_since = self.now
+        began = worker.suspected_since
+        suspected = began is not None and self.now > began + TIMING.suspect_s
+        if worker.stopped:
+            pass
+        elif never or suspected or self.now > since + EXCHANGE_TIMEOUT_S:
+            self.break_exchange(worker)
+            return
+        self.after(15.0, functools.partial(self._watch, worker, ticket, since))
+
+    # ---- Invariants -----------------------------------------------------------------------------
+
+    def check_begun(self, worker: Worker):
+        """Check a view that a worker has just begun."""
+        view = worker.protocol.view
+        members, begun_by = self._views.setdefault(view.number, (view.members, set()))
+        if members != view.members:
+            text = f"view {view.number} has members {members} and {view.members}"
+            self._check_successors(view.members, begun_by, "a", text)
+        begun_by.add(worker)
+
+    def _check_successors(
+        self, members: tuple[int, ...], others: set[Worker], invariant: str, text: str
+    ):
+        """Raise, since others have begun another view, unless all of these have ended."""
+        outside = [each for each in others if each.rank not in members]
+        if outside and not any(each.in_fit for each in outside):
+            raise NotGuaranteed("an excluded worker wakes when those that excluded it have ended")
+        raise Violation(invariant, text)
+
+    def check_skipped(self, worker: Worker, number: int):
+        """Check that an exchange that a worker skips was completed by somebody."""
+        if number not in self.run:
+            raise Violation("e", f"rank {worker.rank} skips exchange {number}, which nobody ran")
+
+
+def _standing(target: Worker, rank: int, wants: int) -> dict:
+    return dict(vars(target.protocol.answer(rank, wants, target.in_fit)))
+
+
+def simulate(schedule: Schedule) -> Violation | NotGuaranteed | None:
+    """Return what one schedule has shown, None where all invariants hold."""
+    try:
+        World(schedule).simulate()
+    except (Violation, NotGuaranteed) as found:
+        return found
+    return None

@@ -1,0 +1,147 @@
+"""The watchdog reports long exchanges and aborts hopeless ones; the others are a table."""
+
+import contextlib
+import dataclasses
+import threading
+
+import pytest
+
+from tf_gossip_pga.coordination.reports import Waiting, named
+from tf_gossip_pga.coordination.status import Absence, Status
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.coordination.watchdog import Watchdog
+from tf_gossip_pga.errors import ExchangeBroken
+
+QUICK = Timing(watch_every_s=0.01, patience_s=0.05, suspect_s=0.2, linger_s=0.0, closing_s=0.0)
+
+
+class Others:
+    """A channel whose others answer with what `answers` holds."""
+
+    def __init__(self, answers):
+        self.answers = answers
+        self.handlers = {}
+        self.asked = []
+
+    def ask_all(self, kind, timeout_s=None, **details):
+        self.asked.append(kind)
+        return self.answers
+
+    def last_heard_s(self):
+        return dict.fromkeys(self.answers, 3.0)
+
+
+class Watched:
+    """A watchdog, and an exchange that ends when it is aborted."""
+
+    def __init__(self, answers, timing=QUICK):
+        self.aborted = threading.Event()
+        self.reasons = []
+        self.status = Status()
+        self.channel = Others(answers)
+        self.dog = Watchdog(0, 2, self.channel, self.status, timing, self._abort)
+
+    def _abort(self, reason):
+        self.reasons.append(reason)
+        self.aborted.set()
+
+    def exchange(self, timeout_s=60.0):
+        """Return what the watchdog found before it aborted the exchange."""
+        with self.dog.deadline("the gossip of step 7", timeout_s) as wait:
+            assert self.aborted.wait(60)
+        return wait.findings
+
+
+@contextlib.contextmanager
+def _watched(answers, timing=QUICK):
+    watched = Watched(answers, timing)
+    try:
+        yield watched
+    finally:
+        watched.dog.close()
+
+
+def _elsewhere(**arguments):
+    status = Status()
+    status.at("computing step 8", 7)
+    return {**dataclasses.asdict(status.tell()), **arguments}
+
+
+@pytest.mark.parametrize(
+    ("answer", "timeout_s", "reason"),
+    [
+        (Absence.DEAD, 60.0, "rank 1 has ended"),
+        (Absence.SUSPECTED, 60.0, "rank 1 does not answer"),  # for `suspect_s`
+        (_elsewhere(), 0.1, "no answer within 0.1 s; rank 1 has not called fit"),
+        (_elsewhere(exchanges=1, waits_at="the gossip of step 7"), 0.1, "all ranks have reached"),
+    ],
+)
+def test_an_exchange_without_hope_is_aborted(answer, timeout_s, reason):
+    with _watched({1: answer}) as watched:
+        findings = watched.exchange(timeout_s)
+        assert reason in watched.reasons[0]
+        assert findings.text in watched.reasons[0]
+        assert watched.status.tell().waits_at is None
+
+
+def test_a_slow_worker_is_reported_and_waited_for(capfd):
+    with _watched({1: _elsewhere(fits=0)}) as watched:
+        with watched.dog.deadline("the gossip of step 7", 60.0) as wait:
+            while watched.channel.asked.count("status") < 3:
+                threading.Event().wait(0.01)
+        assert wait.findings is None and not watched.reasons
+    said = capfd.readouterr().err
+    assert "at the gossip of step 7: rank 1 has not called fit with GossipPGA yet." in said
+
+
+def test_exchanges_that_are_called_off_end_and_do_not_begin_until_they_are_resumed():
+    with _watched({}) as watched:
+        with watched.dog.deadline("one", 60.0):
+            watched.dog.call_off("another rank has lost a worker")
+            assert watched.reasons == ["another rank has lost a worker"]
+        watched.dog.call_off("a second reason")
+        assert watched.dog.called_off == "another rank has lost a worker"
+        with pytest.raises(ExchangeBroken) as broken, watched.dog.deadline("two", 60.0):
+            pass
+        assert (broken.value.doing, broken.value.reason) == ("two", watched.reasons[0])
+        watched.dog.resume()
+        with watched.dog.deadline("three", 60.0):
+            assert watched.dog.called_off is None
+        assert len(watched.reasons) == 1
+
+
+def test_the_text_of_a_loss_names_the_worker_and_the_exchange():
+    with _watched({1: Absence.DEAD}) as watched:
+        text = watched.dog.text_of_loss(ExchangeBroken("the gossip of step 7", "Socket closed"))
+        assert text.startswith("Rank 0 of 2 lost rank 1 at the gossip of step 7: rank 1 has ended")
+        assert watched.channel.asked == ["lost", "status"]
+        watched.channel.answers = {1: Absence.SUSPECTED}  # it may just be closing its sockets
+        watched.dog.text_of_loss(ExchangeBroken("the gossip of step 7", "Socket closed"))
+        assert watched.channel.asked == ["lost", "status", "lost", *["status"] * 4]
+
+
+def test_a_worker_that_hears_of_a_loss_loses_patience():
+    with _watched({1: Absence.DEAD}, Timing(watch_every_s=0.01, patience_s=600.0)) as watched:
+        assert watched.channel.handlers["lost"]({"rank": 2}) == {}
+        watched.exchange()
+        assert watched.reasons
+
+
+def test_patience_grows_with_the_length_of_steps():
+    with _watched({}, dataclasses.replace(QUICK, patience_s=5.0)) as watched:
+        assert watched.dog._patience_s(600.0) == 5.0
+        watched.dog._step_s.extend([1.0, 2.0, 3.0])
+        assert watched.dog._patience_s(600.0) == 40.0  # 20 median steps
+        assert watched.dog._patience_s(100.0) == 10.0  # at most a tenth of the timeout
+        watched.dog.at("computing step 2", 1)
+        assert watched.status.tell().step == 1
+
+
+def test_a_wait_is_reported_first_late_and_then_when_it_has_doubled():
+    waiting = Waiting(5.0, now=100.0)
+    moments = [(101.0, None), (105.5, 5.5), (110.0, None), (111.5, 11.5), (120.0, None)]
+    assert [(now, waiting.due(now)) for now, _ in moments] == moments
+
+
+def test_ranks_are_named_in_order():
+    assert named({3, 1}) == "rank 1 and rank 3"

@@ -1,0 +1,281 @@
+"""The agreement on who the members are, without clock and network: generators that yield effects.
+
+Whoever drives such a generator performs each effect and sends the answers to an `Ask` back into it:
+`membership` with the real channel and clock, a simulation with a virtual network. docs/protocol.md
+specifies the protocol.
+
+A worker whose exchange has failed wants the next view, and asks the others until it can decide who
+its members are (`decide`). The lowest rank that wants the view is the leader; the others adopt its
+list. Each makes itself a member and says so; when the leader has heard it from all, they begin.
+Whatever fails on the way makes all of them want the view after that. So no exchange of a view
+begins before every member is in it (TensorFlow's group leader would forget a member that came too
+early), and no worker is a member of two views: a list counts once all on it have adopted it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Generator, Sequence
+from typing import Any, TypeVar
+
+from tf_gossip_pga.coordination import decide as decide_lib
+from tf_gossip_pga.coordination.reports import Waiting, named
+from tf_gossip_pga.coordination.status import Absence
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.coordination.view import Standing, View
+from tf_gossip_pga.errors import TrainingFinished, ViewAbandoned, WorkerLost
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """Ask all known workers for their standing; the answers, by rank, are to be sent back.
+
+    Attributes:
+      wants: the number of the wanted view, for which they give up what they do; 0: no view.
+    """
+
+    wants: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pause:
+    """Wait for so many seconds."""
+
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Join:
+    """Make this process a member of the view."""
+
+    view: View
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Tell the user."""
+
+    text: str
+
+
+Effect = Ask | Pause | Join | Report
+RawAnswers = dict[int, dict[str, Any] | Absence]
+_Result = TypeVar("_Result")
+Steps = Generator[Effect, RawAnswers, _Result]
+
+
+class Protocol:
+    """One worker's part of the agreement.
+
+    Args:
+      rank: this worker's.
+      size: number of workers at first.
+      timing: how long to wait for what.
+      clock: returns the present moment, in seconds.
+      call_off: called with a reason when another worker wants a new view.
+
+    Attributes:
+      view: the present one. A joining worker is alone in its view until it is taken in.
+      has_finished: whether this worker has trained to the end. The caller sets it.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        timing: Timing,
+        clock: Callable[[], float],
+        call_off: Callable[[str], None],
+    ) -> None:
+        self.view = View(0, tuple(range(size)))
+        self.has_finished = False
+        self._rank = rank
+        self._timing = timing
+        self._clock = clock
+        self._call_off = call_off
+        self._wanted = 0  # the latest view that anybody wants
+        self._standing = Standing()
+
+    def answer(self, rank: int, wants: int, in_fit: bool) -> Standing:
+        """Return this worker's standing to another one, which may want a new view.
+
+        Any thread may call it.
+
+        Args:
+          rank: of the worker that asks.
+          wants: the number of the view that it wants.
+          in_fit: whether this worker trains.
+        """
+        if wants > self._wanted and rank in self.view.members and not self.has_finished:
+            self._wanted = wants
+            self._call_off("another rank has lost a worker")
+        return dataclasses.replace(self._standing, in_fit=in_fit, has_finished=self.has_finished)
+
+    def recheck(self) -> None:
+        """Call off what has begun if another worker already wants a newer view."""
+        if self._wanted > self.view.number:
+            self._call_off("another rank has lost a worker")
+
+    def regroup(self, completed: int, min_workers: int, timeout_s: float) -> Steps[int]:
+        """Form the next view with all surviving workers, as `Membership.regroup` does."""
+        deadline = self._clock() + timeout_s
+        number = max(self._wanted, self.view.number + 1)
+        for _ in range(self._timing.attempts):
+            standing = Standing(self.view.number, number, completed)
+            # Workers that have just come to want it, too, take a moment to say so.
+            soonest = self._clock() + self._timing.silent_s
+            attempt = decide_lib.Attempt(
+                rank=self._rank,
+                view=self.view,
+                number=number,
+                min_workers=min_workers,
+                deadline=max(deadline, soonest),
+                silent_s=self._timing.silent_s,
+            )
+            try:
+                return (yield from self._form(attempt, standing))
+            except ViewAbandoned:  # another worker was lost meanwhile
+                number = max(self._wanted, number + 1)
+        raise WorkerLost(
+            f"Rank {self._rank}: the surviving workers did not agree on who they are, in "
+            f"{self._timing.attempts} attempts. Look at the network between them, and start the "
+            "job again."
+        )
+
+    def grow(self, number: int, members: Sequence[int], joining: Sequence[int]) -> Steps[None]:
+        """Form a view of members and joining workers, as `Membership.grow` does."""
+        self.view = View(number - 1, tuple(members))
+        standing = Standing(self.view.number, number)
+        deadline = self._clock() + self._timing.admit_s
+        others = [rank for rank in members if rank != self._rank]
+        try:
+            # While a member is still inside the exchange before, none may leave its cluster.
+            yield from self._until(
+                standing,
+                others,
+                deadline,
+                lambda answers: decide_lib.all_want(number, others, answers) or None,
+                joining,
+            )
+            view = View(number, tuple(sorted({*members, *joining})))
+            yield Join(view)
+            standing = dataclasses.replace(standing, members=view.members, is_member=True)
+            yield from self._until_begun(standing, deadline, joining)
+        except ViewAbandoned:
+            self._wanted = max(self._wanted, number + 1)
+            raise
+        self._begin(standing, 0)
+
+    def _form(self, attempt: decide_lib.Attempt, standing: Standing) -> Steps[int]:
+        self._wanted = max(self._wanted, attempt.number)
+        members = yield from self._agree(attempt, standing)
+        yield Join(View(attempt.number, members))
+        standing = dataclasses.replace(standing, members=members, is_member=True)
+        deadline = self._clock() + self._timing.silent_s
+        most_completed = yield from self._until_begun(standing, deadline)
+        self._begin(standing, most_completed)
+        return most_completed
+
+    def _agree(self, attempt: decide_lib.Attempt, standing: Standing) -> Steps[tuple[int, ...]]:
+        """Return the members of the wanted view, the same for all of them."""
+        memory = decide_lib.Memory()
+        waiting = Waiting(self._timing.report_s, self._clock())
+        while True:
+            answers = yield from self._poll(standing)
+            now = self._clock()
+            memory = memory.updated(attempt, answers, now)
+            match decide_lib.decide(attempt, answers, memory, now):
+                case decide_lib.Adopt(members):
+                    return members
+                case decide_lib.Lead(members):
+                    self._standing = dataclasses.replace(standing, members=members)
+                    return members
+                case decide_lib.Fail(reason):
+                    raise WorkerLost(reason)
+                case decide_lib.Finish():
+                    raise TrainingFinished
+                case decide_lib.Wait(ranks):
+                    if ranks and (waited_s := waiting.due(now)):
+                        yield Report(
+                            f"Rank {self._rank} has waited {waited_s:.0f} s for {named(ranks)} to "
+                            "go on without a lost worker."
+                        )
+            yield Pause(self._timing.poll_s)
+
+    def _until_begun(
+        self, standing: Standing, deadline: float, joining: Collection[int] = ()
+    ) -> Steps[int]:
+        """Wait until all members have joined; return the most exchanges any has completed."""
+        begun = functools.partial(decide_lib.begun_by, self._rank, standing)
+        others = [rank for rank in standing.members or () if rank != self._rank]
+        return (yield from self._until(standing, others, deadline, begun, joining))
+
+    def _until(
+        self,
+        standing: Standing,
+        others: Sequence[int],
+        deadline: float,
+        happened: Callable[[decide_lib.Answers], _Result | None],
+        joining: Collection[int] = (),
+    ) -> Steps[_Result]:
+        """Ask the others until `happened` returns something else than None; return that.
+
+        Raises:
+          ViewAbandoned: one of them is dead, or has left `fit` (a joining worker may still enter
+            it), or it takes too long.
+        """
+        waiting = Waiting(self._timing.report_s, self._clock())
+        while True:
+            found = yield from self._poll(standing, calls_off=not joining)
+            answers = {rank: each for rank, each in found.items() if rank in others}
+            if self._is_lost(answers, joining) or self._clock() > deadline:
+                raise ViewAbandoned
+            result = happened(answers)
+            if result is not None:
+                return result
+            if waited_s := waiting.due(self._clock()):
+                late = named(_late(standing, others, answers))
+                yield Report(f"Rank {self._rank} has waited {waited_s:.0f} s for {late}.")
+            yield Pause(self._timing.poll_s)
+
+    def _is_lost(self, answers: decide_lib.Answers, joining: Collection[int]) -> bool:
+        left = any(
+            isinstance(each, Standing) and not each.in_fit and rank not in joining
+            for rank, each in answers.items()
+        )
+        return left or Absence.DEAD in answers.values()
+
+    def _poll(self, standing: Standing, calls_off: bool = True) -> Steps[decide_lib.Answers]:
+        """Ask the others for their standing; unless it `calls_off`, they go on with what they do.
+
+        Raises:
+          ViewAbandoned: somebody wants a later view.
+          WorkerLost: somebody has begun a view without this worker.
+        """
+        self._standing = dataclasses.replace(standing, silent=self._standing.silent)
+        raw = yield Ask(standing.wants if calls_off else 0)
+        answers = {rank: Standing.parse(each) for rank, each in raw.items()}
+        silent = tuple(rank for rank, each in answers.items() if each is Absence.SUSPECTED)
+        self._standing = dataclasses.replace(standing, silent=silent)
+        by = decide_lib.excluding(self._rank, self.view, standing, answers)
+        if by is not None:
+            raise WorkerLost(decide_lib.excluded_text(self._rank, by))
+        # While joining workers are taken in, nobody may want to regroup.
+        if self._wanted > standing.wants - (not calls_off):
+            raise ViewAbandoned
+        return answers
+
+    def _begin(self, standing: Standing, most_completed: int) -> None:
+        self.view = View(standing.wants, standing.members or ())
+        self._wanted = max(self._wanted, standing.wants)
+        self._standing = dataclasses.replace(
+            standing, view=standing.wants, most_completed=most_completed
+        )
+
+
+def _late(standing: Standing, others: Sequence[int], answers: decide_lib.Answers) -> set[int]:
+    """Return whom a worker waits for: those not at the view, else not members of it, else all."""
+    known = {rank: each for rank, each in answers.items() if isinstance(each, Standing)}
+    away = {r for r in others if r not in known or known[r].wants != standing.wants}
+    return away or {r for r in others if not known[r].is_member} or set(others)

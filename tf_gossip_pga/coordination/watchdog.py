@@ -1,0 +1,238 @@
+"""Look after the exchange under way: ask whom it waits for, report it, and abort it in the end.
+
+TensorFlow's collectives wait in silence, for ever, and their own timeouts cost two threads each.
+One thread looks after the exchange under way: when it lasts long, the thread asks the other
+workers, through `channel`, where they are, and when it has lasted too long, the thread aborts it.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import statistics
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tf_gossip_pga._log import logger
+from tf_gossip_pga.coordination.channel import Channel
+from tf_gossip_pga.coordination.diagnosis import Findings, diagnose
+from tf_gossip_pga.coordination.status import Status
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.errors import ExchangeBroken
+
+_NOBODY_LATE = "all ranks have reached it, so that the network between them is slow or cut"
+
+
+@dataclasses.dataclass
+class Wait:
+    """An exchange under way. Moments are those of `time.monotonic`.
+
+    Attributes:
+      doing: what is exchanged, e.g. `"the gossip of step 7"`.
+      timeout_s: how long it may take.
+      started: when it began.
+      ask_at: when to ask the other workers again.
+      report_at: when to report the wait again.
+      suspected_since: since when a worker that it waits for has given no answer; None: none is.
+      findings: what the watchdog found before it aborted the exchange; None while it goes on, or
+        where another has noticed first.
+    """
+
+    doing: str
+    timeout_s: float
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    ask_at: float = 0.0
+    report_at: float = 0.0
+    suspected_since: float | None = None
+    findings: Findings | None = None
+
+
+class Watchdog:
+    """Look after what this process waits for.
+
+    Args:
+      rank: this worker's.
+      size: number of workers at the start.
+      channel: through which it asks the others.
+      status: what others learn about this process.
+      timing: how long to wait for what.
+      abort: called with a reason, makes every exchange under way and every later one fail.
+
+    Attributes:
+      called_off: why no exchange may begin, or None.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        channel: Channel,
+        status: Status,
+        timing: Timing,
+        abort: Callable[[str], None],
+    ) -> None:
+        self._rank = rank
+        self._size = size
+        self._channel = channel
+        self._status = status
+        self._timing = timing
+        self._abort = abort
+        self._lock = threading.Lock()  # an abort must hit the exchange that it is for
+        self._wait: Wait | None = None
+        self.called_off: str | None = None
+        self._step_s: collections.deque[float] = collections.deque(maxlen=50)
+        self._last_step = (0, 0.0)  # its number, and when it was completed
+        self._ending: set[int] = set()  # ranks that have lost another, and end
+        self._closed = threading.Event()
+        channel.handlers["lost"] = self._hear_of_loss
+        threading.Thread(target=self._run, name="gossip-watchdog", daemon=True).start()
+
+    def at(self, where: str, step: int) -> None:
+        """Record what this process does now, and how long its last step took.
+
+        Args:
+          where: as the end of a sentence that begins with "It is".
+          step: number of completed steps.
+        """
+        last, since = self._last_step
+        if step != last:
+            now = time.monotonic()
+            if step == last + 1 and last:
+                self._step_s.append(now - since)
+            self._last_step = (step, now)
+        self._status.at(where, step)
+
+    @contextlib.contextmanager
+    def deadline(self, doing: str, timeout_s: float) -> Iterator[Wait]:
+        """Run exchanges under a deadline, after which they are aborted.
+
+        The caller translates the error that an aborted exchange ends with, and finds in the yielded
+        object's `findings` why the watchdog has aborted it.
+
+        Raises:
+          ExchangeBroken: exchanges are called off.
+        """
+        wait = Wait(doing, timeout_s)
+        with self._lock:
+            if self.called_off:
+                raise ExchangeBroken(doing, self.called_off)
+            self._wait = wait
+        self._status.wait(doing)
+        try:
+            yield wait
+        finally:
+            with self._lock:
+                self._wait = None
+            self._status.arrive()
+
+    def call_off(self, reason: str) -> None:
+        """Abort the exchange under way, if any, and refuse every later one until `resume`."""
+        with self._lock:
+            if self.called_off is None:
+                self.called_off = reason
+                if self._wait is not None:
+                    self._abort(reason)
+
+    def resume(self) -> None:
+        """Let exchanges begin again."""
+        with self._lock:
+            self.called_off = None
+            self._ending.clear()
+
+    def text_of_loss(self, broken: ExchangeBroken) -> str:
+        """Return what to report where an exchange has failed for good.
+
+        It lingers before it returns: if this process ended at once, the others would take it for
+        the one to blame.
+        """
+        self._channel.ask_all("lost", rank=self._rank)
+        findings, reason = broken.findings, broken.reason
+        if findings is None:
+            findings = self._settled_findings()
+            reason = findings.text or reason
+        time.sleep(self._timing.linger_s)
+        return (
+            f"Rank {self._rank} of {self._size} lost "
+            f"{findings.names or broken.peer or 'another worker'} at {broken.doing}: {reason}.\n"
+            "Look at the other workers' output for the cause (did each of them call fit with "
+            "GossipPGA?), then start the job again. Where a worker was only slow, give every "
+            "GossipPGA a longer timeout_s. With on_worker_lost='continue' the surviving workers "
+            "go on."
+        )
+
+    def close(self) -> None:
+        """Let the thread end; for tests, since a process keeps its watchdog until it ends."""
+        self._closed.set()
+
+    def _findings(self) -> Findings:
+        """Ask all others where they are, and return who keeps this process waiting."""
+        answers = self._channel.ask_all("status")
+        heard_s = self._channel.last_heard_s()
+        return diagnose(answers, self._status.tell(), heard_s, self._ending)
+
+    def _settled_findings(self) -> Findings:
+        """Ask again where a worker is suspected: one that ends closes its sockets one by one."""
+        findings = self._findings()
+        for _ in range(self._timing.closing_checks):
+            if not findings.suspected:
+                break
+            time.sleep(self._timing.closing_s)
+            findings = self._findings()
+        return findings
+
+    def _hear_of_loss(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Take note that a rank has lost another: lose patience, while all still answer."""
+        self._ending.add(int(request["rank"]))
+        return {}
+
+    def _patience_s(self, timeout_s: float) -> float:
+        """Return how long an exchange may take before the watchdog asks about it."""
+        if self._ending:
+            return 0.0
+        if not self._step_s:
+            return self._timing.patience_s
+        longest_s = self._timing.patience_steps * statistics.median(self._step_s)
+        return max(self._timing.patience_s, min(longest_s, timeout_s / 10))
+
+    def _run(self) -> None:
+        """Look after exchanges that last long. One thread a process, nearly always asleep."""
+        while not self._closed.wait(self._timing.watch_every_s):
+            wait = self._wait
+            if wait:
+                try:
+                    self._look_after(wait)
+                except Exception:  # without this thread a hang would last for ever
+                    traceback.print_exc()
+
+    def _look_after(self, wait: Wait) -> None:
+        """Ask whom an exchange waits for, if it lasts long; report it, or abort the exchange."""
+        now = time.monotonic()
+        overdue = now > wait.started + wait.timeout_s
+        patient_until = wait.started + self._patience_s(wait.timeout_s)
+        if not overdue and now < max(wait.ask_at, patient_until):
+            return
+        findings = self._findings()
+        found = findings.text or _NOBODY_LATE
+        if overdue or findings.never or self._silent_too_long(wait, findings, now):
+            reason = f"no answer within {wait.timeout_s:g} s; {found}" if overdue else found
+            with self._lock:
+                if self._wait is wait:  # the missing ranks may have come meanwhile
+                    wait.findings = findings
+                    self._abort(reason)
+        elif now > wait.report_at and self._wait is wait:
+            waited_s = now - wait.started
+            logger.info(f"Rank {self._rank} has waited {waited_s:.0f} s at {wait.doing}: {found}.")
+            wait.report_at = now + waited_s  # when it has waited twice as long
+        wait.ask_at = now + min(self._patience_s(wait.timeout_s), self._timing.suspect_s / 4)
+
+    def _silent_too_long(self, wait: Wait, findings: Findings, now: float) -> bool:
+        if not findings.suspected:
+            wait.suspected_since = None
+            return False
+        if wait.suspected_since is None:
+            wait.suspected_since = now
+        return now > wait.suspected_since + self._timing.suspect_s
