@@ -31,10 +31,10 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names in `_ROOM_O
     from tf_gossip_pga.algorithm import topology
     from tf_gossip_pga.algorithm.graph import Topology
     from tf_gossip_pga.algorithm.schedule import AdaptivePeriod
-    from tf_gossip_pga.checkpoint.checkpoint import Checkpoint
+    from tf_gossip_pga.checkpoint.callback import Checkpoint
     from tf_gossip_pga.cluster.cluster import Cluster
     from tf_gossip_pga.errors import WorkerLost
-    from tf_gossip_pga.exchange.collectives import initialize
+    from tf_gossip_pga.exchange.process import initialize
     from tf_gossip_pga.training.callback import GossipPGA
 
 __version__ = "0.1.0"
@@ -55,12 +55,12 @@ __all__ = [
 # Loaded when first used, so that the launcher and TF_CONFIG's errors need no TensorFlow.
 _ROOM_OF = {
     "AdaptivePeriod": "algorithm.schedule",
-    "Checkpoint": "checkpoint.checkpoint",
+    "Checkpoint": "checkpoint.callback",
     "Cluster": "cluster.cluster",
     "GossipPGA": "training.callback",
     "Topology": "algorithm.graph",
     "WorkerLost": "errors",
-    "initialize": "exchange.collectives",
+    "initialize": "exchange.process",
     "plan": "plan",
     "simulate": "simulate",
     "topology": "algorithm.topology",

@@ -29,7 +29,7 @@ _PRELOADED = (
     "keras",
     "numpy",
     "tensorflow",
-    "tf_gossip_pga.checkpoint.checkpoint",
+    "tf_gossip_pga.checkpoint.callback",
     "tf_gossip_pga.simulate",
 )
 _POLL_S = 0.02
