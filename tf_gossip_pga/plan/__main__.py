@@ -1,8 +1,129 @@
 """Run the planner: `python -m tf_gossip_pga.plan --nodes=32 …`."""
 
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Any
+
 from absl import app, flags
 
 from tf_gossip_pga import plan
+from tf_gossip_pga.algorithm import topology
+from tf_gossip_pga.exchange import wire
+from tf_gossip_pga.plan import arguments, probe
+from tf_gossip_pga.tools import output
 
-plan._define_flags(flags)
-app.run(plan._main)
+_TIMES = ("compute_ms", "mbit", "latency_ms", "straggler_ms", "overhead_ms")
+
+
+def define_flags() -> None:
+    """Define the flags of this command."""
+    flags.DEFINE_integer("nodes", None, "Workers to plan for; default with --measure: as running.")
+    flags.DEFINE_integer("parameters", None, "How many numbers are averaged.")
+    flags.DEFINE_string("model", None, "Instead: a file of a Keras model.")
+    flags.DEFINE_integer(
+        "batch_size", 32, "Batch size of the step, with --model and --measure.", lower_bound=1
+    )
+    flags.DEFINE_float(
+        "compute_ms", None, "Time of a step's computation; default: measured with --model."
+    )
+    flags.DEFINE_float("mbit", None, "Link bandwidth per direction, in Mbit/s.")
+    flags.DEFINE_float("latency_ms", None, "Latency of a message; default 0.1.")
+    flags.DEFINE_float("straggler_ms", None, "Standard deviation of the computation; default 0.")
+    flags.DEFINE_float(
+        "overhead_ms", None, "Cost of an exchange besides bandwidth and latency; default 0."
+    )
+    flags.DEFINE_string(
+        "wire_dtype", "float32", f"Wire format of gossips: {', '.join(wire.BY_NAME)}."
+    )
+    flags.DEFINE_bool("overlap", False, "Whether gossips travel during the next computation.")
+    flags.DEFINE_list("H", [str(each) for each in plan.PERIODS], "Periods to compare.")
+    flags.DEFINE_list(
+        "topology", list(plan.TOPOLOGIES), f"To compare: {', '.join(topology.BY_NAME)}."
+    )
+    flags.DEFINE_bool("measure", False, "Measure what is not given, on the running cluster.")
+    flags.DEFINE_string("output", None, "Write a JSON file, and a picture next to it.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Predict, print a table, write both files."""
+    given = flags.FLAGS
+    try:
+        if argv[1:]:
+            raise ValueError(f"unknown arguments: {' '.join(argv[1:])}")
+        path = None if given.output is None else output.check(given.output)
+        found = _predict(given)
+    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
+        sys.exit(f"python -m tf_gossip_pga.plan: {error}")
+    if found is None:  # not the chief
+        return
+    print(plan.table(found), flush=True)
+    if path:
+        output.write(path, "tf_gossip_pga.plan", found, functools.partial(plan.draw, found))
+
+
+def _predict(given: flags.FlagValues) -> dict[str, Any] | None:
+    """Return what the flags ask for; None on all ranks but the chief."""
+    if None not in (given.model, given.parameters):
+        raise ValueError("give either --parameters or --model: a model has its own number of them")
+    cluster = _initialize() if given.measure else None
+    nodes = given.nodes
+    if nodes is None and cluster and cluster.size > 1:  # one worker cannot measure
+        nodes = cluster.size
+    periods = [int(each) if str(each).isdecimal() else each for each in given.H]
+    if nodes is not None:  # before anything is loaded or measured
+        arguments.comparison(nodes, periods, given.topology)
+    parameters = _parameters(given)
+    settings = _complete({"nodes": nodes, **_times(given, parameters)})
+    if cluster and not cluster.is_chief:
+        return None
+    return plan.predict(
+        parameters=parameters,
+        wire_dtype=given.wire_dtype,
+        overlap=given.overlap,
+        H=periods,
+        topology=given.topology,
+        **settings,
+    )
+
+
+def _initialize() -> Any:
+    from tf_gossip_pga.exchange import collectives
+
+    return collectives.initialize()
+
+
+def _parameters(given: flags.FlagValues) -> Any:
+    """Return the number of parameters, or the model that `--model` names."""
+    if given.model is not None:
+        import keras
+
+        return keras.models.load_model(given.model, compile=False)
+    if given.parameters is None:
+        raise ValueError("give --parameters=NUMBER, or --model=FILE.keras")
+    return given.parameters
+
+
+def _times(given: flags.FlagValues, parameters: Any) -> dict[str, Any]:
+    """Return the times and the bandwidth: measured where asked for, as given where they are."""
+    times = {name: given[name].value for name in _TIMES if given[name].value is not None}
+    if not given.measure:
+        return times
+    step = None if given.model is None else probe.step_of(parameters, given.batch_size)
+    return plan.measure(parameters, step) | times
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings, of which none may be missing that has no default."""
+    needed = {"nodes": None, "compute_ms": None, "mbit": None} | settings
+    missing = [f"--{name}" for name, value in needed.items() if value is None]
+    if missing:
+        raise ValueError(f"give {', '.join(missing)}, or --measure on a running cluster")
+    return settings
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,31 +1,33 @@
-"""WHAT THE NETWORK IS LIKE, and a computation: timed on the running cluster, for a plan."""
+"""Measure the network, and a computation, on the running cluster."""
+
+from __future__ import annotations
 
 import math
-import operator
 import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import topology as topology_lib
 
-_SMALL = 256  # elements of the exchange that measures what does not depend on the size
-_LEAST_LARGE, _MOST_LARGE = 1 << 20, 1 << 24  # and of the one that measures the bandwidth
+Gather: TypeAlias = Callable[[object, str, float], list]
+
+_SMALL = 256  # elements of the exchange that measures the cost that does not depend on the size
+_LEAST_LARGE, _MOST_LARGE = 1 << 20, 1 << 24  # elements of the one that measures the bandwidth
 _REPETITIONS = 9
 _WARM_UP, _STEPS = 3, 20
 _PATIENCE_S = 600
 
 
-def count(parameters) -> int:
-    """A number of parameters as it is, or how many a built Keras model trains.
+def count(parameters: Any) -> int:
+    """Return a number of parameters as it is, or how many a built Keras model trains.
 
     Raises:
       ValueError: neither.
     """
-    shapes = _shapes(parameters)
-    try:
-        number = 0 if isinstance(parameters, bool) else operator.index(parameters)
-    except TypeError:
-        number = sum(map(math.prod, shapes))
+    number = _validate.whole(parameters, 1) or sum(map(math.prod, _shapes(parameters)))
     if number < 1:
         raise ValueError(
             "parameters must be a whole number, at least 1, or a Keras model that is built and has "
@@ -34,19 +36,18 @@ def count(parameters) -> int:
     return number
 
 
-def _shapes(parameters) -> list[tuple[int, ...]]:
+def _shapes(parameters: Any) -> list[tuple[int, ...]]:
     return [tuple(each.shape) for each in getattr(parameters, "trainable_variables", ())]
 
 
-def measure(parameters, step=None) -> dict:
-    """Times exchanges on the running cluster, and a computation; all ranks must call it.
+def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[str, float]:
+    """Time exchanges on the running cluster, and a computation; all ranks must call it.
 
-    A gossip and a global average of 1 kB and a one-peer gossip of the parameters (at least 4 MiB,
-    so that it takes clearly longer, and where only their number is given at most 64), nine times
-    from a common start until the last rank has finished; medians. A small average has 2 (n-1)
-    latencies and a gossip one, which tells what is latency and what an exchange costs anyhow; the
-    rest of the large gossip is bandwidth. Steps are computed one after the other on all ranks at
-    once.
+    Time a gossip and a global average of 1 kB, and a one-peer gossip of the parameters (at least
+    4 MiB, so that it takes clearly longer; at most 64 where only their number is given). Repeat
+    each nine times, from a common start until the last rank has finished, and take medians. A small
+    average has 2 (n-1) latencies and a small gossip one. That separates the latency from what any
+    exchange costs; the rest of the large gossip is bandwidth. All ranks compute steps at once.
 
     Args:
       parameters: their number, or a built Keras model.
@@ -57,7 +58,7 @@ def measure(parameters, step=None) -> dict:
       `step` also `compute_ms` and `straggler_ms`, over ranks and 20 steps.
 
     Raises:
-      RuntimeError: there is no cluster, or its exchanges are too irregular to tell a bandwidth.
+      RuntimeError: there is no cluster, or its exchanges are too irregular to find the bandwidth.
 
     Example:
 
@@ -65,9 +66,7 @@ def measure(parameters, step=None) -> dict:
         found = plan.measure(model, lambda: model.train_on_batch(x, y))
         plan.predict(nodes=64, parameters=model, **found)
     """
-    import tensorflow as tf
-
-    from tf_gossip_pga.exchange import averaging, collectives
+    from tf_gossip_pga.exchange import collectives
 
     mine = collectives.active()
     if mine.size < 2:
@@ -76,46 +75,70 @@ def measure(parameters, step=None) -> dict:
             "python -m tf_gossip_pga.launch --workers=4 -m tf_gossip_pga.plan --measure …, or set "
             "TF_CONFIG on each machine."
         )
-    elements = min(max(count(parameters), _LEAST_LARGE), _MOST_LARGE)
-    shapes = _shapes(parameters) if count(parameters) >= _LEAST_LARGE else []
-    shapes = shapes or [(elements,)]
-    elements = sum(map(math.prod, shapes))
+    found = _exchanges(mine, _large_shapes(parameters))
+    return found if step is None else found | _computation(mine.gather, step)
+
+
+def _large_shapes(parameters: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of the large gossip: the model's own, where they are large enough."""
+    elements = count(parameters)
+    own = _shapes(parameters) if elements >= _LEAST_LARGE else []
+    return own or [(min(max(elements, _LEAST_LARGE), _MOST_LARGE),)]
+
+
+def _exchanges(mine: Any, large_shapes: list[tuple[int, ...]]) -> dict[str, float]:
+    """Time three exchanges, and return what they say of the network."""
+    import tensorflow as tf
+
+    from tf_gossip_pga.exchange import averaging
+
     graph = topology_lib.one_peer_exponential(mine.size)
 
-    def averager(shapes):
+    def averager(shapes: list[tuple[int, ...]]) -> Any:
         variables = [tf.Variable(tf.ones(shape)) for shape in shapes]
         return averaging.Averager(mine, graph, variables, [], [], _PATIENCE_S, _PATIENCE_S)
 
-    def timed(action) -> float:
-        seconds = []
-        for repetition in range(graph.rounds + _REPETITIONS):  # each round is traced once
-            mine.gather(None, "the common start", _PATIENCE_S)
-            started = time.perf_counter()
-            action(repetition)
-            seconds.append(time.perf_counter() - started)
-        everyone = mine.gather(seconds[graph.rounds :], "the measurement", _PATIENCE_S)
-        return float(1000 * np.median(np.max(everyone, axis=0)))
+    def timed(action: Callable[[int], object]) -> float:
+        # Each round is traced once, which is not to be timed.
+        return _median_ms(mine.gather, action, untimed=graph.rounds)
 
-    small, large = averager([(_SMALL,)]), averager(shapes)
+    small, large = averager([(_SMALL,)]), averager(large_shapes)
     gossip = timed(lambda round: small.gossip(round, "the measurement"))
     average = timed(lambda _: small.global_average("the measurement"))
     slow = timed(lambda round: large.gossip(round, "the measurement"))
-    found = _network(mine.size, elements, gossip, average, slow)
-    if step is not None:
-        ends = []
-        for _ in range(_WARM_UP + _STEPS + 1):
-            step()
-            ends.append(time.perf_counter())
-        everyone = np.diff(mine.gather(ends[_WARM_UP:], "the computation", _PATIENCE_S))
-        found |= {"compute_ms": 1000 * float(everyone.mean())}
-        found |= {"straggler_ms": 1000 * float(everyone.std())}
-    return found
+    elements = sum(map(math.prod, large_shapes))
+    return _network(mine.size, elements, gossip, average, slow)
+
+
+def _median_ms(gather: Gather, action: Callable[[int], object], untimed: int) -> float:
+    """Return the median time until the last rank has done the action."""
+    seconds = []
+    for repetition in range(untimed + _REPETITIONS):
+        gather(None, "the common start", _PATIENCE_S)
+        started = time.perf_counter()
+        action(repetition)
+        seconds.append(time.perf_counter() - started)
+    everyone = gather(seconds[untimed:], "the measurement", _PATIENCE_S)
+    return float(1000 * np.median(np.max(everyone, axis=0)))
+
+
+def _computation(gather: Gather, step: Callable[[], object]) -> dict[str, float]:
+    """Time steps, one after the other on all ranks at once."""
+    ends = []
+    for _ in range(_WARM_UP + _STEPS + 1):
+        step()
+        ends.append(time.perf_counter())
+    everyone = np.diff(gather(ends[_WARM_UP:], "the computation", _PATIENCE_S))
+    return {
+        "compute_ms": 1000 * float(everyone.mean()),
+        "straggler_ms": 1000 * float(everyone.std()),
+    }
 
 
 def _network(
     size: int, elements: int, gossip_ms: float, average_ms: float, large_ms: float
 ) -> dict[str, float]:
-    """What small exchanges and a gossip of so many elements tell of a network of `size` ranks."""
+    """Derive the network of `size` ranks from small exchanges and a gossip of `elements`."""
     if large_ms <= gossip_ms:
         raise RuntimeError(
             f"A gossip of {elements} parameters took no longer than one of "
@@ -126,14 +149,30 @@ def _network(
     return {"mbit": mbit, "latency_ms": latency, "overhead_ms": gossip_ms - latency}
 
 
-def step_of(model, batch_size: int):
-    """A function that computes a Keras model's gradients for a batch of zeros, and updates nothing.
+def step_of(model: Any, batch_size: int) -> Callable[[], np.ndarray]:
+    """Return a function that computes a model's gradients for a batch of zeros.
 
-    The model is functional or sequential.
+    It updates nothing. The Keras model is functional or sequential.
 
     Raises:
       ValueError: another dimension than that of the batch is unknown.
     """
+    import tensorflow as tf
+
+    batch = _zeros_for(model, batch_size)
+
+    @tf.function(autograph=False)
+    def gradients():
+        with tf.GradientTape() as tape:
+            outputs = tf.nest.flatten(model(batch, training=True))
+            loss = tf.add_n([tf.reduce_mean(tf.cast(each, tf.float32)) for each in outputs])
+        found = tape.gradient(loss, model.trainable_weights)
+        return [tf.convert_to_tensor(each) for each in found if each is not None]
+
+    return lambda: gradients()[0].numpy()  # of the first layer, which is computed last
+
+
+def _zeros_for(model: Any, batch_size: int) -> Any:
     import keras
     import tensorflow as tf
 
@@ -146,16 +185,6 @@ def step_of(model, batch_size: int):
                 "be timed only where all but the number of samples is known. Give a model with "
                 "fixed sizes, or --parameters and --compute_ms instead of --model."
             )
-    batch = tf.nest.map_structure(
+    return tf.nest.map_structure(
         lambda one: tf.zeros([batch_size, *one.shape[1:]], one.dtype), inputs
     )
-
-    @tf.function(autograph=False)
-    def gradients():
-        with tf.GradientTape() as tape:
-            outputs = tf.nest.flatten(model(batch, training=True))
-            loss = tf.add_n([tf.reduce_mean(tf.cast(each, tf.float32)) for each in outputs])
-        found = tape.gradient(loss, model.trainable_weights)
-        return [tf.convert_to_tensor(each) for each in found if each is not None]
-
-    return lambda: gradients()[0].numpy()  # of the first layer: the last one

@@ -1,0 +1,91 @@
+"""Check the arguments of `predict`."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tf_gossip_pga import _validate
+from tf_gossip_pga.algorithm import topology as topology_lib
+from tf_gossip_pga.algorithm.graph import Topology
+
+LONGEST = 10_000  # period in steps; `cost.step_ms` follows each of them
+
+
+def comparison(
+    nodes: object,
+    H: int | Iterable[int],  # noqa: N803 (the paper's name)
+    topology: str | Topology | Iterable[str | Topology],
+) -> tuple[int, list[int], list[Topology]]:
+    """Return the number of ranks, the periods and the graphs to compare.
+
+    Raises:
+      ValueError: one of them is out of its range, or two graphs have the same name.
+      TypeError: a topology is neither a name nor a `Topology`.
+    """
+    n = _validate.whole(nodes, 2)
+    if n is None:
+        raise ValueError(
+            f"nodes must be a whole number, at least 2; received {nodes!r}. One worker exchanges "
+            "nothing."
+        )
+    graphs = [_graph(each, n) for each in _list("topology", topology)]
+    name, times = collections.Counter(graph.name for graph in graphs).most_common(1)[0]
+    if times > 1:
+        raise ValueError(
+            f"topology has {times} of the name {name!r}, which the rows could not tell apart. Give "
+            "each one once; two matrices of your own need two plans."
+        )
+    return n, [_period(each) for each in _list("H", H)], graphs
+
+
+def numbers(given: Mapping[str, object]) -> dict[str, float]:
+    """Return the times and the bandwidth, by name, as floats.
+
+    Raises:
+      ValueError: one is negative or not finite, `mbit` is 0, or a computation of 0 ms has a spread.
+    """
+    found = {name: _number(name, value) for name, value in given.items()}
+    if not found["mbit"]:
+        raise ValueError("mbit, the bandwidth of a link in Mbit/s, must be above 0, received 0.")
+    if found["straggler_ms"] and not found["compute_ms"]:
+        raise ValueError(
+            f"straggler_ms={found['straggler_ms']:g} needs compute_ms > 0: it is its spread."
+        )
+    return found
+
+
+def _number(name: str, value: object) -> float:
+    number = _validate.number(value)
+    if number is None or number < 0:
+        raise ValueError(f"{name} must be a finite number, at least 0; received {value!r}.")
+    return number
+
+
+def _period(value: object) -> int:
+    period = _validate.whole(value, 2, LONGEST)
+    if period is None:
+        raise ValueError(
+            f"H must be a whole number, at least 2 and at most {LONGEST}; received {value!r}. H=1 "
+            "is Parallel SGD and None is Gossip SGD, which are in every plan."
+        )
+    return period
+
+
+def _graph(topology: str | Topology, n: int) -> Topology:
+    graph = topology_lib.resolve(topology, n)
+    if not any(len(each.edge_weights) for each in graph.cycle):
+        raise ValueError(
+            f"In the topology {graph.name!r} nobody gossips: that is Local SGD, which is in every "
+            "plan. Give another, for example one_peer_exponential."
+        )
+    return graph
+
+
+def _list(name: str, values: Any) -> list[Any]:
+    is_many = isinstance(values, Iterable) and not isinstance(values, str)
+    found = list(values) if is_many else [values]
+    if not found:
+        raise ValueError(f"{name} must name at least one to compare, received none.")
+    return found

@@ -1,0 +1,120 @@
+"""Predict the time of a step and the transient stage of each algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tf_gossip_pga.algorithm import schedule as schedule_lib
+from tf_gossip_pga.algorithm import topology as topology_lib
+from tf_gossip_pga.algorithm.graph import Topology
+from tf_gossip_pga.exchange import wire as wire_lib
+from tf_gossip_pga.plan import arguments, cost, probe, recommendation
+
+TOPOLOGIES = ("one_peer_exponential", "static_exponential", "ring")
+PERIODS = (6, 12, 24)
+
+
+def predict(
+    nodes: int,
+    parameters: Any,
+    compute_ms: float,
+    mbit: float,
+    latency_ms: float = 0.1,
+    straggler_ms: float = 0.0,
+    overhead_ms: float = 0.0,
+    wire_dtype: str = "float32",
+    overlap: bool = False,
+    H: int | Iterable[int] = PERIODS,  # noqa: N803 (the paper's name)
+    topology: str | Topology | Iterable[str | Topology] = TOPOLOGIES,
+) -> dict[str, Any]:
+    """Return the time of a step and the transient stage of each algorithm, and a recommendation.
+
+    Args:
+      nodes: number of workers, each with a link of its own, >= 2.
+      parameters: how many numbers are averaged, >= 1; or a built Keras model.
+      compute_ms: mean time of a step without any exchange, in ms, >= 0.
+      mbit: link bandwidth per direction, in Mbit/s, > 0.
+      latency_ms: latency of one message, >= 0. Default 0.1.
+      straggler_ms: standard deviation of the computation, over ranks and steps, >= 0. Default 0.
+      overhead_ms: cost of an exchange besides bandwidth and latency, >= 0. Default 0.
+      wire_dtype: wire format of gossips: `"float32"`, `"bfloat16"` or `"int8"`.
+      overlap: whether gossips travel during the next step's computation.
+      H: periods of global averages, a list of whole numbers from 2 to 10000.
+      topology: list of names, or of `Topology` objects for `nodes` ranks, each with another name.
+
+    Returns:
+      A dict that JSON can hold: `settings`; `rows`, each with `name`, `method`, `topology`, `H`,
+      `step_ms`, `speedup` (over Parallel SGD), `beta`, `transient_iid`, `transient_non_iid`
+      (orders; None where beta is not computed, above 512 ranks), Parallel SGD first; and
+      `recommendation`, `{"name": …, "reasons": […]}`.
+
+    Raises:
+      ValueError: an argument is out of its range, or a topology does not exist for `nodes` ranks.
+      TypeError: a topology is neither a name nor a `Topology`.
+      MemoryError: the complete graph of `nodes` ranks would not fit into this machine's memory.
+
+    Example:
+
+        predict(nodes=32, parameters=model, compute_ms=250, mbit=1000, straggler_ms=20)
+    """
+    times = {"compute_ms": compute_ms, "mbit": mbit, "latency_ms": latency_ms}
+    times |= {"straggler_ms": straggler_ms, "overhead_ms": overhead_ms}
+    n, periods, graphs = arguments.comparison(nodes, H, topology)
+    elements = probe.count(parameters)
+    numbers = arguments.numbers(times)
+    costs = _costs(n, elements, wire_dtype, numbers)
+    rows = _rows(n, periods, graphs, costs, overlap)
+    form = {"wire_dtype": wire_dtype, "overlap": bool(overlap)}
+    return {
+        "settings": {"nodes": n, "parameters": elements, **costs, **numbers, **form},
+        "rows": rows,
+        "recommendation": recommendation.recommend(rows, numbers["compute_ms"]),
+    }
+
+
+def _costs(n: int, elements: int, wire_dtype: str, given: dict[str, float]) -> dict[str, float]:
+    """Return the costs that `cost.step_ms` takes, in ms."""
+    full, sent = (wire_lib.resolve(form).bytes(elements, 4) for form in ("float32", wire_dtype))
+    mbit, latency_ms, overhead_ms = given["mbit"], given["latency_ms"], given["overhead_ms"]
+    return {
+        "compute_ms": given["compute_ms"],
+        "straggler_ms": given["straggler_ms"],
+        "message_ms": 8e-3 * sent / mbit,
+        "latency_ms": latency_ms + overhead_ms,
+        "average_ms": 2 * (n - 1) * (8e-3 * full / mbit / n + latency_ms) + overhead_ms,
+    }
+
+
+def _rows(
+    n: int, periods: list[int], graphs: list[Topology], costs: dict[str, float], overlap: bool
+) -> list[dict[str, Any]]:
+    nobody = topology_lib.disconnected(n)
+    runs: list[tuple[str, Topology, int | None]] = [("Parallel SGD", nobody, 1)]
+    runs += [("Local SGD", nobody, period) for period in periods]
+    for graph in graphs:
+        runs.append(("Gossip SGD", graph, None))
+        runs += [("Gossip-PGA", graph, period) for period in periods]
+    rows = [_row(method, graph, period, costs, overlap) for method, graph, period in runs]
+    for row in rows:
+        row["speedup"] = rows[0]["step_ms"] / row["step_ms"] if row["step_ms"] else 1.0
+    return rows
+
+
+def _row(
+    method: str, graph: Topology, period: int | None, costs: dict[str, float], overlap: bool
+) -> dict[str, Any]:
+    gossips = method.startswith("Gossip")
+    periodic = period not in (None, 1)
+    beta = cost.beta_of(graph) if gossips else None
+    iid, non_iid = cost.transient(method, graph.size, beta, period)
+    return {
+        "name": ", ".join([method, *[graph.name] * gossips, *[f"H={period}"] * periodic]),
+        "method": method,
+        "topology": graph.name if gossips else None,
+        "H": period,
+        "step_ms": cost.step_ms(graph, schedule_lib.resolve(period), costs, overlap),
+        "beta": beta,
+        "transient_iid": iid,
+        "transient_non_iid": non_iid,
+    }
