@@ -90,9 +90,9 @@ def _predict(given: flags.FlagValues) -> dict[str, Any] | None:
 
 
 def _initialize() -> Any:
-    from tf_gossip_pga.exchange import collectives
+    from tf_gossip_pga.exchange import process
 
-    return collectives.initialize()
+    return process.initialize()
 
 
 def _parameters(given: flags.FlagValues) -> Any:

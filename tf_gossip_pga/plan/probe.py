@@ -66,17 +66,17 @@ def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[s
         found = plan.measure(model, lambda: model.train_on_batch(x, y))
         plan.predict(nodes=64, parameters=model, **found)
     """
-    from tf_gossip_pga.exchange import collectives
+    from tf_gossip_pga.exchange import process
 
-    mine = collectives.active()
-    if mine.size < 2:
+    session = process.active()
+    if session.size < 2:
         raise RuntimeError(
             "Measuring needs a running cluster, and this is one worker. Start several, for example "
             "python -m tf_gossip_pga.launch --workers=4 -m tf_gossip_pga.plan --measure …, or set "
             "TF_CONFIG on each machine."
         )
-    found = _exchanges(mine, _large_shapes(parameters))
-    return found if step is None else found | _computation(mine.gather, step)
+    found = _exchanges(session, _large_shapes(parameters))
+    return found if step is None else found | _computation(session.gather, step)
 
 
 def _large_shapes(parameters: Any) -> list[tuple[int, ...]]:
@@ -86,28 +86,29 @@ def _large_shapes(parameters: Any) -> list[tuple[int, ...]]:
     return own or [(min(max(elements, _LEAST_LARGE), _MOST_LARGE),)]
 
 
-def _exchanges(mine: Any, large_shapes: list[tuple[int, ...]]) -> dict[str, float]:
+def _exchanges(session: Any, large_shapes: list[tuple[int, ...]]) -> dict[str, float]:
     """Time three exchanges, and return what they say of the network."""
     import tensorflow as tf
 
-    from tf_gossip_pga.exchange import averaging
+    from tf_gossip_pga.exchange.averager import Averager, Patience, Variables
 
-    graph = topology_lib.one_peer_exponential(mine.size)
+    graph = topology_lib.one_peer_exponential(session.size)
 
     def averager(shapes: list[tuple[int, ...]]) -> Any:
         variables = [tf.Variable(tf.ones(shape)) for shape in shapes]
-        return averaging.Averager(mine, graph, variables, [], [], _PATIENCE_S, _PATIENCE_S)
+        patience = Patience(_PATIENCE_S, _PATIENCE_S)
+        return Averager(session, graph, Variables(variables), patience)
 
     def timed(action: Callable[[int], object]) -> float:
         # Each round is traced once, which is not to be timed.
-        return _median_ms(mine.gather, action, untimed=graph.rounds)
+        return _median_ms(session.gather, action, untimed=graph.rounds)
 
     small, large = averager([(_SMALL,)]), averager(large_shapes)
     gossip = timed(lambda round: small.gossip(round, "the measurement"))
     average = timed(lambda _: small.global_average("the measurement"))
     slow = timed(lambda round: large.gossip(round, "the measurement"))
     elements = sum(map(math.prod, large_shapes))
-    return _network(mine.size, elements, gossip, average, slow)
+    return _network(session.size, elements, gossip, average, slow)
 
 
 def _median_ms(gather: Gather, action: Callable[[int], object], untimed: int) -> float:
