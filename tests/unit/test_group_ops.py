@@ -5,9 +5,9 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from tf_gossip_pga.coordination.view import View
 
 from tf_gossip_pga.algorithm import topology
+from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.exchange import gather, group_ops, runtime
 
 ALL = View(0, (0, 1, 2))

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "coordination": {"cluster"},
     "exchange": {"algorithm", "cluster", "coordination"},
     "training": {"algorithm", "cluster", "coordination", "exchange"},
-    "checkpoint": {"coordination", "exchange", "training"},
+    "checkpoint": {"cluster", "exchange", "training"},
     "plan": {"algorithm", "exchange", "tools"},
     "simulate": {"algorithm", "tools"},
     "launch": {"cluster", "tools"},

@@ -43,6 +43,20 @@ def test_ranks_at_different_points_are_named(other, text):
     assert text in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("is_stopped", "cause"),
+    [
+        (True, "comes after GossipPGA in the list set model.stop_training"),
+        (False, "ran out of data"),
+    ],
+)
+def test_a_rank_that_leaves_an_epoch_early_is_told_the_cause(is_stopped, cause):
+    sync_point.check_whole_epoch(1, 2, 6, 6, is_stopped)
+    with pytest.raises(RuntimeError, match=r"Rank 1 left epoch 2 after 5 of 6 batches") as error:
+        sync_point.check_whole_epoch(1, 2, 5, 6, is_stopped)
+    assert cause in str(error.value)
+
+
 def test_distances_put_the_ranks_parts_together():
     # Two averages, at steps 4 and 6. Replicas 1 and 3 around 2 (norm 2): sqrt(1) / 2; then equal.
     reports = [

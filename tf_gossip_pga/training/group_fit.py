@@ -11,7 +11,7 @@ import keras
 from tf_gossip_pga.errors import TrainingFinished
 from tf_gossip_pga.exchange.averager import Averager
 from tf_gossip_pga.exchange.elastic import ElasticSession
-from tf_gossip_pga.training import preflight
+from tf_gossip_pga.training import preflight, sync_point
 from tf_gossip_pga.training.fit import Fit
 from tf_gossip_pga.training.group import Group
 from tf_gossip_pga.training.phase import Phase, StopVote
@@ -65,7 +65,8 @@ class GroupFit(Fit):
             self._digest = preflight.digest(facts)
             known = run.averager is not None and run.averager.serves(self._variables)
         if session.is_joining:
-            self._check_as_joining(problem)
+            invitation = session.admission.invitation
+            preflight.check_joining(session.cluster.rank, invitation, self._digest, problem)
             return
         everyone = session.gather(
             {"problem": problem, "facts": facts, "known": known},
@@ -196,18 +197,13 @@ class GroupFit(Fit):
 
     def _check_whole_epoch(self):
         """Raise where this rank leaves an epoch early: the others would wait for it in vain."""
-        steps = self.params["steps"]
-        if self.batches < steps and self.vote is not StopVote.AGREED:
-            cause = (
-                "a callback that comes after GossipPGA in the list set model.stop_training"
-                if self.model.stop_training
-                else "its dataset ran out of data"
-            )
-            raise RuntimeError(
-                f"Rank {self.session.cluster.rank} left epoch {self.epoch} after {self.batches} of "
-                f"{steps} batches: {cause}. The other ranks may wait for it in vain, so every "
-                "rank must take all batches. Give each as many (cluster.shard does, "
-                "dataset.repeat() helps), and put callbacks that stop training before GossipPGA."
+        if self.vote is not StopVote.AGREED:
+            sync_point.check_whole_epoch(
+                self.session.cluster.rank,
+                self.epoch,
+                self.batches,
+                self.params["steps"],
+                is_stopped=self.model.stop_training,
             )
 
     # ---- What `Checkpoint` needs ----------------------------------------------------------------
@@ -269,23 +265,6 @@ class GroupFit(Fit):
         self._transfer_state(invitation.members[0], self._new_averager, is_new=True)
         self.phase = self.phase.after("join")
         session.begin_sequence(self.group.loss_policy, invitation.completed)
-
-    def _check_as_joining(self, problem: str | None):
-        """Raise where this rank cannot be taken in by those that train."""
-        invitation = self.session.admission.invitation
-        if invitation is None:
-            problem = problem or (
-                "a worker that joins again must know which epoch the others are in: pass "
-                "initial_epoch=checkpoint.restore(model) to fit, with a pga.Checkpoint."
-            )
-        elif invitation.facts != self._digest:
-            problem = problem or (
-                "it differs from them in the model, the optimizer, the arguments of fit or "
-                "GossipPGA, or in versions. Start it with the script and packages that they have."
-            )
-        if problem:
-            rank = self.session.cluster.rank
-            raise ValueError(f"Rank {rank} cannot join the others again: {problem}")
 
     def _transfer_state(self, source: int, averager_for, is_new: bool):
         """Give new members what rank `source` has."""

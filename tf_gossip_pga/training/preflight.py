@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tf_gossip_pga import __version__
+from tf_gossip_pga.coordination.joining import Invitation
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training.settings import Settings
 
@@ -188,6 +189,32 @@ def check(everyone: list[dict], ranks: tuple[int, ...], rank: int):
                 f"The ranks differ in {name}: {found}. It must be the same on every rank."
                 + _REMEDIES.get(name, "")
             )
+
+
+def check_joining(rank: int, invitation: Invitation | None, digest: str, problem: str | None):
+    """Raise where a joining worker cannot be taken in by those that train.
+
+    Args:
+      rank: the joining worker's.
+      invitation: what the members have told it; None if it has not asked for it.
+      digest: of the facts that must be equal on all ranks.
+      problem: why this rank cannot train at all, or None.
+
+    Raises:
+      ValueError: it cannot be taken in.
+    """
+    if invitation is None:
+        problem = problem or (
+            "a worker that joins again must know which epoch the others are in: pass "
+            "initial_epoch=checkpoint.restore(model) to fit, with a pga.Checkpoint."
+        )
+    elif invitation.facts != digest:
+        problem = problem or (
+            "it differs from them in the model, the optimizer, the arguments of fit or "
+            "GossipPGA, or in versions. Start it with the script and packages that they have."
+        )
+    if problem:
+        raise ValueError(f"Rank {rank} cannot join the others again: {problem}")
 
 
 def difference(values: list, ranks) -> str | None:

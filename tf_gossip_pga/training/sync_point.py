@@ -52,6 +52,34 @@ def check_same_point(reports: list[Report]):
         )
 
 
+def check_whole_epoch(rank: int, epoch: int, batches: int, steps: int, is_stopped: bool):
+    """Raise where a rank leaves an epoch before all of its batches.
+
+    Args:
+      rank: this rank.
+      epoch: the epoch, counted from 1.
+      batches: completed batches of the epoch.
+      steps: batches that the epoch has.
+      is_stopped: whether a callback has set `model.stop_training`.
+
+    Raises:
+      RuntimeError: it does; the message names the likely cause.
+    """
+    if batches >= steps:
+        return
+    cause = (
+        "a callback that comes after GossipPGA in the list set model.stop_training"
+        if is_stopped
+        else "its dataset ran out of data"
+    )
+    raise RuntimeError(
+        f"Rank {rank} left epoch {epoch} after {batches} of {steps} batches: {cause}. The other "
+        "ranks may wait for it in vain, so every rank must take all batches. Give each as many "
+        "(cluster.shard does, dataset.repeat() helps), and put callbacks that stop training before "
+        "GossipPGA."
+    )
+
+
 def distances(reports: list[Report]) -> list[tuple[int, float]]:
     """Return `(step, consensus distance)` of each global average since the last sync point."""
     return [
