@@ -352,10 +352,10 @@ def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str
         folder = pathlib.Path(name)
         left = list(events)
         held = any(event.phase == "admission" for event in events)
-        with launch._free_addresses(workers) as addresses:
-            processes = [
-                _start(folder, addresses, rank, left, arguments, hosts) for rank in range(workers)
-            ]
+        addresses = launch.free_addresses(workers)
+        processes = [
+            _start(folder, addresses, rank, left, arguments, hosts) for rank in range(workers)
+        ]
         ends = time.monotonic() + DEADLINE_S
         try:
             while any(each.poll() is None for each in processes) and time.monotonic() < ends:

@@ -68,7 +68,8 @@ class Crew:
         self._ends = time.monotonic() + workers.DEADLINE_S
         self._outputs = [folder / str(rank) for rank in range(3)]
         self.processes = []
-        with nursery.forks(), launch._free_addresses(3) as addresses:
+        addresses = launch.free_addresses(3)
+        with nursery.forks():
             for rank, output in enumerate(self._outputs):
                 config = cluster_lib.to_tf_config(addresses, rank)
                 with output.open("w") as file:

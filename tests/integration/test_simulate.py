@@ -18,8 +18,7 @@ from tests.integration import test_exactness
 from tests.support import reference, workers
 from tf_gossip_pga import simulate
 from tf_gossip_pga.algorithm import schedule, topology
-from tf_gossip_pga.simulate import curves, mixing
-from tf_gossip_pga.simulate import simulation as room
+from tf_gossip_pga.simulate import curves, mixing, tensors
 from tf_gossip_pga.tools import memory
 
 STEPS, BATCH, RATE = 12, 4, 0.1
@@ -219,9 +218,9 @@ def test_trials_and_seeds():
 
 @pytest.mark.parametrize(("samples", "batch"), [(8, 4), (7, 3), (3, 7), (5, 5), (6, 4)])
 def test_batches_hold_every_sample_equally_often(samples, batch):
-    in_order = room._places(samples, batch, None)
+    in_order = tensors.batch_places(samples, batch, None)
     np.testing.assert_array_equal(in_order.ravel() % samples, np.arange(in_order.size) % samples)
-    for places in (in_order, room._places(samples, batch, 1)):
+    for places in (in_order, tensors.batch_places(samples, batch, 1)):
         assert places.shape[1] == batch
         assert len(set(np.bincount(places.ravel(), minlength=samples))) == 1
 
@@ -500,27 +499,31 @@ def test_batches_and_blocks_count_before_they_are_made(monkeypatch):
     assert first.step == 0
 
 
+def held(problem) -> int:
+    """How many lists of tensors of a problem are in memory."""
+    return len([key for key in list(tensors._in_use) if problem in key])
+
+
 def test_simulations_of_one_problem_share_its_data():
     problem = simulate.quadratic(5, samples=6)
     one, other = (simulate.Simulation(problem, name, batch_size=4) for name in ("ring", "grid"))
-    assert one._batches is other._batches
+    assert held(problem) == 1  # the batches of both
     one.excess(), other.excess()
-    held = [value for key, value in room._in_use.items() if problem in key]
-    assert len(held) == 2  # batches and blocks
+    assert held(problem) == 2  # and the blocks
     another = simulate.Simulation(problem, batch_size=4, seed=1)
-    assert another._batches is not one._batches
-    del one, other, another, held
+    assert held(problem) == 3  # other batches
+    del one, other, another
     gc.collect()
-    assert not [key for key in list(room._in_use) if problem in key]
+    assert held(problem) == 0
 
 
 @pytest.mark.parametrize("nodes", [1, 6, 7, 11])
 def test_the_mean_loss_is_that_of_all_samples_however_they_are_cut(nodes, monkeypatch):
-    monkeypatch.setattr(room, "_BLOCK", 33)  # three nodes of 11 samples
+    monkeypatch.setattr(tensors, "_BLOCK", 33)  # three nodes of 11 samples
     problem = simulate.quadratic(nodes, heterogeneity=1, samples=11)
     simulation = simulate.Simulation(problem, trials=2, step_size=0.05)
     simulation.advance(3)
-    blocks, rest = room._shared(room._blocks, problem)
+    blocks, rest = tensors.shared(tensors.blocks, problem)
     together = min(nodes, 3)
     assert blocks[0].shape == (nodes // together, 11 * together, 10)
     assert len(rest[0]) == 11 * (nodes % together)

@@ -1,4 +1,4 @@
-"""Compares algorithms with virtual workers: a JSON file with curves, and a figure beside it.
+"""Compare algorithms with virtual workers: a JSON file with curves, and a figure next to it.
 
 python -m tf_gossip_pga.simulate --problem=logistic --nodes=20 --topology=ring --H=16 \
     --algorithm=pga --algorithm=gossip --output=output/simulation.json
@@ -6,7 +6,10 @@ python -m tf_gossip_pga.simulate --problem=logistic --nodes=20 --topology=ring -
 
 import functools
 import math
+import pathlib
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 from absl import app, flags
@@ -14,6 +17,7 @@ from absl import app, flags
 from tf_gossip_pga.algorithm import topology
 from tf_gossip_pga.simulate import curves, problems
 from tf_gossip_pga.simulate import figure as figure_lib
+from tf_gossip_pga.simulate.problem import Problem
 from tf_gossip_pga.tools import output
 
 PROBLEMS = {
@@ -21,7 +25,7 @@ PROBLEMS = {
 }
 
 flags.DEFINE_string(
-    "problem", "logistic", f"What to minimise: {', '.join(PROBLEMS)} (see simulate/problems.py)."
+    "problem", "logistic", f"What to minimize: {', '.join(PROBLEMS)} (see simulate/problems.py)."
 )
 flags.DEFINE_integer("nodes", 20, "Virtual workers.", lower_bound=1)
 flags.DEFINE_string("topology", "ring", f"Who gossips: {', '.join(topology.BY_NAME)}.")
@@ -31,53 +35,33 @@ flags.DEFINE_multi_string(
     f"May be repeated: {', '.join(curves.ALGORITHMS)}. parallel is always there, to compare with.",
 )
 flags.DEFINE_integer(
-    "H", 16, "Steps from one global average to the next. With aga: at first.", lower_bound=1
+    "H", 16, "Steps from one global average to the next; with aga, the first period.", lower_bound=1
 )
 flags.DEFINE_integer("iterations", 2000, "Steps.", lower_bound=1)
 flags.DEFINE_integer(
-    "trials", 10, "Runs with batches of their own; curves are means over them.", lower_bound=1
+    "trials", 10, "Runs with their own batches; curves are means over them.", lower_bound=1
 )
 flags.DEFINE_integer("batch_size", 32, "Samples in a batch of one node.", lower_bound=1)
-flags.DEFINE_float("heterogeneity", 0.0, "How much the nodes' data differ, from 0 (iid) to 1.")
-flags.DEFINE_float("step_size", 0.2, "Of plain SGD.")
+flags.DEFINE_float("heterogeneity", 0.0, "How much the data of nodes differ, from 0 (iid) to 1.")
+flags.DEFINE_float("step_size", 0.2, "Step size of plain SGD.")
 flags.DEFINE_integer(
     "halve_every", None, "Steps after which the step size is halved. None: never.", lower_bound=1
 )
-flags.DEFINE_integer("seed", 0, "Of the data and the batches.", lower_bound=0)
-flags.DEFINE_string("output", "output/simulation.json", "JSON file; a .png is put beside it.")
+flags.DEFINE_integer("seed", 0, "Seed of the data and the batches.", lower_bound=0)
+flags.DEFINE_string("output", "output/simulation.json", "JSON file; a .png is put next to it.")
 
 FLAGS = flags.FLAGS
 SETTINGS = ["problem", "nodes", "topology", "H", "iterations", "trials", "batch_size"]
 SETTINGS += ["heterogeneity", "step_size", "halve_every", "seed"]
 
 
-def main(arguments):
-    """Checks the flags, simulates, prints a table, writes both files."""
+def main(arguments: Sequence[str]) -> None:
+    """Check the flags, simulate, print a table, write both files."""
     try:
         if len(arguments) > 1:
             raise ValueError(f"only flags are accepted, received {arguments[1]!r}.")
-        if FLAGS.problem not in PROBLEMS:
-            raise ValueError(
-                f"Unknown problem {FLAGS.problem!r}. Known problems: {', '.join(sorted(PROBLEMS))}."
-            )
         path = output.check(FLAGS.output)
-        topology.resolve(FLAGS.topology, FLAGS.nodes)  # before the data are made
-        for name in FLAGS.algorithm:
-            curves.settings_of(name, FLAGS.topology, FLAGS.H, FLAGS.iterations)
-        problem = PROBLEMS[FLAGS.problem](FLAGS.nodes, FLAGS.heterogeneity, seed=FLAGS.seed)
-        found = curves.compare(
-            problem,
-            FLAGS.algorithm,
-            FLAGS.topology,
-            FLAGS.H,
-            FLAGS.iterations,
-            verbose=1,
-            step_size=FLAGS.step_size,
-            halve_every=FLAGS.halve_every,
-            batch_size=FLAGS.batch_size,
-            trials=FLAGS.trials,
-            seed=FLAGS.seed,
-        )
+        problem, found = _simulate()
     except (ValueError, MemoryError, ModuleNotFoundError) as error:
         sys.exit(f"simulate: {error}")
     content = describe(found, problem.minimum)
@@ -85,8 +69,32 @@ def main(arguments):
     output.write(path, "tf_gossip_pga.simulate", content, functools.partial(draw, found))
 
 
-def describe(found: dict[str, curves.Curve], minimum: float) -> dict:
-    """What the JSON file holds."""
+def _simulate() -> tuple[Problem, dict[str, curves.Curve]]:
+    if FLAGS.problem not in PROBLEMS:
+        raise ValueError(
+            f"Unknown problem {FLAGS.problem!r}. Known problems: {', '.join(sorted(PROBLEMS))}."
+        )
+    topology.resolve(FLAGS.topology, FLAGS.nodes)  # before the data are made
+    for name in FLAGS.algorithm:
+        curves.settings_of(name, FLAGS.topology, FLAGS.H, FLAGS.iterations)
+    problem = PROBLEMS[FLAGS.problem](FLAGS.nodes, FLAGS.heterogeneity, seed=FLAGS.seed)
+    return problem, curves.compare(
+        problem,
+        FLAGS.algorithm,
+        FLAGS.topology,
+        FLAGS.H,
+        FLAGS.iterations,
+        verbose=1,
+        step_size=FLAGS.step_size,
+        halve_every=FLAGS.halve_every,
+        batch_size=FLAGS.batch_size,
+        trials=FLAGS.trials,
+        seed=FLAGS.seed,
+    )
+
+
+def describe(found: dict[str, curves.Curve], minimum: float) -> dict[str, Any]:
+    """Return the content of the JSON file."""
     parallel = found["parallel"]
     methods = {
         name: {
@@ -108,8 +116,8 @@ def describe(found: dict[str, curves.Curve], minimum: float) -> dict:
     }
 
 
-def table(methods: dict[str, dict]) -> str:
-    """A line a method: where it ends, and when it joined; and what to do where one diverged."""
+def table(methods: dict[str, dict[str, Any]]) -> str:
+    """Return a line for each method: where it ends, and when it joined."""
     lines = [f"\n{'':14}{'f - f* at the end':>24}{'transient, steps':>20}{'global averages':>18}"]
     diverged = [name for name, each in methods.items() if not math.isfinite(each["mean"][-1])]
     for name, each in methods.items():
@@ -123,8 +131,8 @@ def table(methods: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: dict[str, curves.Curve], path):
-    """f(mean) - f* against steps, with bands of one standard error, and where each one joins."""
+def draw(found: dict[str, curves.Curve], path: pathlib.Path) -> None:
+    """Draw f(mean) - f* against steps, with bands of one standard error."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")

@@ -1,32 +1,37 @@
-"""What a simulation shows: f(mean of the nodes) - f* against steps, and where methods join."""
+"""Follow simulations: f(mean of the nodes) - f* against steps, and where methods join."""
+
+from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
 
 from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import schedule
-from tf_gossip_pga.simulate.problems import Problem, whole
+from tf_gossip_pga.algorithm.graph import Topology
+from tf_gossip_pga.simulate.problem import Problem
 from tf_gossip_pga.simulate.simulation import Simulation
 
 # A curve has joined Parallel SGD's where it stays below this multiple of it.
 FACTOR = 1.1
-_LOOKS = 200  # at most, where nobody says how many
+_LOOKS = 200  # at most, by default
 
 ALGORITHMS = ("parallel", "gossip", "local", "pga", "aga", "slowmo", "gossip_final")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-    """What `run` has seen.
+    """What `run` has measured.
 
     Attributes:
-      steps: `[points]` int, the steps after which it looked.
+      steps: `[points]` int, the steps after which it measured.
       excess: `[points, trials]`, f(mean of the nodes) - minimum.
       consensus_distance: `[points, trials]`, see `Simulation`.
-      global_averages: `[trials]` int, how many steps were such.
+      global_averages: `[trials]` int, number of global averages.
     """
 
     steps: np.ndarray
@@ -41,27 +46,32 @@ class Curve:
 
     @property
     def standard_error(self) -> np.ndarray:
-        """`[points]`: of that mean; 0 with one trial."""
+        """`[points]`: the standard error of that mean; 0 with one trial."""
         trials = self.excess.shape[1]
-        with np.errstate(invalid="ignore"):  # of a run that diverged
+        with np.errstate(invalid="ignore"):  # in a run that diverged
             return self.excess.std(axis=1, ddof=min(1, trials - 1)) / math.sqrt(trials)
 
 
-def run(simulation: Simulation, iterations: int, every: int | None = None, verbose=0) -> Curve:
-    """Advances a simulation and looks at the mean of its nodes.
+def run(
+    simulation: Simulation, iterations: int, every: int | None = None, verbose: int = 0
+) -> Curve:
+    """Advance a simulation, and measure the mean of its nodes.
 
     Args:
       simulation: a `Simulation`.
-      iterations: how many steps, >= 1.
-      every: looks after so many steps, and at the end, >= 1. A look costs as much as the loss of
-        all samples. Default: the least with which there are at most 200 looks.
+      iterations: number of steps, >= 1.
+      every: number of steps between measurements, >= 1; the last step is measured too. One
+        measurement costs as much as the loss of all samples. Default: the least with at most 200
+        measurements.
       verbose: 1 shows a progress bar. Default 0.
 
     Raises:
       ValueError: `iterations` or `every` is no whole number >= 1.
     """
-    iterations = whole(iterations, "iterations")
-    every = _interval(iterations, 1) if every is None else whole(every, "every")
+    iterations = _validate.check_whole("iterations", iterations, 1)
+    if every is None:
+        every = _interval(iterations, 1)
+    every = _validate.check_whole("every", every, 1)
     bar = keras.utils.Progbar(iterations, verbose=verbose)
     begun = simulation.step
     steps, excess, distance = [], [], []
@@ -77,7 +87,7 @@ def run(simulation: Simulation, iterations: int, every: int | None = None, verbo
 
 
 def _interval(iterations: int, H: int) -> int:  # noqa: N803
-    """Steps from one look to the next: few looks, and in all phases of a period alike.
+    """Return the steps between measurements: few of them, and equally in all phases of a period.
 
     f at the mean is worst at a global average itself, and falls within a few steps.
     """
@@ -87,8 +97,13 @@ def _interval(iterations: int, H: int) -> int:  # noqa: N803
     return every
 
 
-def settings_of(algorithm: str, topology, H: int, iterations: int) -> dict:  # noqa: N803
-    """The arguments of `Simulation` that make an algorithm.
+def settings_of(
+    algorithm: str,
+    topology: str | Topology,
+    H: int,  # noqa: N803 (the paper's name)
+    iterations: int,
+) -> dict[str, Any]:
+    """Return the arguments of `Simulation` that make an algorithm.
 
     Args:
       algorithm: one of `ALGORITHMS`. `"aga"` begins with `H` and warms up for a third of the run;
@@ -98,7 +113,7 @@ def settings_of(algorithm: str, topology, H: int, iterations: int) -> dict:  # n
       iterations: length of the run.
 
     Raises:
-      ValueError: the algorithm is unknown, or `H` no period.
+      ValueError: the algorithm is unknown, or `H` is no period.
 
     Example:
 
@@ -111,9 +126,9 @@ def settings_of(algorithm: str, topology, H: int, iterations: int) -> dict:  # n
         )
     schedule.resolve(H)
     if algorithm == "aga":
-        H = whole(H, "H, with which aga begins,")  # noqa: N806
-        longest = max(schedule.AdaptivePeriod.maximum, H)
-        period = schedule.AdaptivePeriod(H, warmup_steps=iterations // 3, maximum=longest)
+        first = _validate.check_whole("H, with which aga begins,", H, 1)
+        longest = max(schedule.AdaptivePeriod.maximum, first)
+        period = schedule.AdaptivePeriod(first, warmup_steps=iterations // 3, maximum=longest)
         return {"topology": topology, "H": period}
     return {
         "parallel": {"topology": "disconnected", "H": 1},
@@ -127,23 +142,23 @@ def settings_of(algorithm: str, topology, H: int, iterations: int) -> dict:  # n
 
 def compare(
     problem: Problem,
-    algorithms,
-    topology,
-    H: int,  # noqa: N803
+    algorithms: Iterable[str],
+    topology: str | Topology,
+    H: int,  # noqa: N803 (the paper's name)
     iterations: int,
     every: int | None = None,
-    verbose=0,
-    **arguments,
+    verbose: int = 0,
+    **arguments: Any,
 ) -> dict[str, Curve]:
-    """`run` of each algorithm with the same batches, Parallel SGD among them: its name -> curve.
+    """Run each algorithm with the same batches, and Parallel SGD: `{name: curve}`.
 
     Args:
       problem: a `Problem`.
-      algorithms: names from `ALGORITHMS`; `"parallel"` comes first, asked for or not.
+      algorithms: names from `ALGORITHMS`; `"parallel"` is always there, and comes first.
       topology: who gossips with whom, as in `Simulation`.
       H: the period of global averages.
-      iterations: as in `run`, and so are `every` and `verbose`. Default of `every`: the least that
-        has at most 200 looks and shares no factor with `H`, so that they are at all phases of it.
+      iterations: as in `run`, and so are `every` and `verbose`. Default of `every`: the least with
+        at most 200 measurements that shares no factor with `H`, so that all phases are measured.
       **arguments: further ones of `Simulation`: `step_size`, `trials`, `batch_size`, ….
 
     Raises:
@@ -154,7 +169,7 @@ def compare(
         curves = compare(logistic(20, heterogeneity=1), ["pga"], "ring", 16, 1000, step_size=0.2)
         transient(curves["pga"], curves["parallel"])    # steps, or None: not within the run
     """
-    whole(iterations, "iterations")
+    _validate.check_whole("iterations", iterations, 1)
     every = _interval(iterations, _validate.whole(H, 1) or 1) if every is None else every
     simulations = {
         name: Simulation(problem, **settings_of(name, topology, H, iterations), **arguments)
@@ -169,15 +184,15 @@ def compare(
 
 
 def transient(curve: Curve, parallel: Curve, factor: float = FACTOR) -> int | None:
-    """The first step looked at from which on `curve` stays below `factor` times Parallel SGD's.
+    """Return the first measured step from which `curve` stays below `factor` times Parallel SGD's.
 
-    Both are means over trials. None where it is not below at the end of the run.
+    Both are means over trials. Return None where it is not below at the end of the run.
     """
     return joins(curve.steps, curve.mean, parallel.mean, factor)
 
 
-def joins(steps, mean, parallel, factor: float) -> int | None:
-    """The first of `steps` from which on `mean` stays at most `factor * parallel`; else None."""
+def joins(steps: np.ndarray, mean: np.ndarray, parallel: np.ndarray, factor: float) -> int | None:
+    """Return the first of `steps` from which `mean` stays below `factor * parallel`, or None."""
     apart = np.flatnonzero(~(mean <= factor * parallel))  # NaN is apart, too
     first = apart[-1] + 1 if len(apart) else 0
     return int(steps[first]) if first < len(steps) else None

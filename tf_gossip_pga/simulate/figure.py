@@ -1,21 +1,23 @@
-"""How curves are drawn, on axes of matplotlib's, which is not imported here."""
+"""Draw curves on axes of matplotlib, which is not imported here."""
+
+from typing import Any
 
 import numpy as np
 
 from tf_gossip_pga.simulate.curves import Curve, transient
 
 
-def draw(axes, found: dict[str, Curve]):
-    """One line a method on a logarithmic axis; a dot where it has joined Parallel SGD's."""
+def draw(axes: Any, found: dict[str, Curve]) -> None:
+    """Draw a line for each method on a logarithmic axis, with a dot where it has joined."""
     for index, (name, curve) in enumerate(found.items()):
-        colour = "black" if name == "parallel" else f"C{index - 1}"
+        color = "black" if name == "parallel" else f"C{index - 1}"
         mean, error = curve.mean, curve.standard_error
-        axes.plot(curve.steps, mean, color=colour, linewidth=1.2, label=name)
+        axes.plot(curve.steps, mean, color=color, linewidth=1.2, label=name)
         low = np.maximum(mean - error, mean / 10)  # below zero there is no logarithm
-        axes.fill_between(curve.steps, low, mean + error, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(curve.steps, low, mean + error, color=color, alpha=0.2, linewidth=0)
         joined = transient(curve, found["parallel"])
         if joined is not None and name != "parallel":
             height = mean[np.searchsorted(curve.steps, joined)]
-            axes.plot(joined, height, "o", color=colour, zorder=3)
+            axes.plot(joined, height, "o", color=color, zorder=3)
     axes.set_yscale("log")
     axes.grid(alpha=0.3)

@@ -1,17 +1,17 @@
-"""HOW a simulation averages: a round's sparse matrix, applied to all nodes at once."""
+"""Average in a simulation: apply a round's sparse matrix to all nodes at once."""
 
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from tf_gossip_pga.algorithm import topology as topology_lib
+from tf_gossip_pga.algorithm.graph import Round
 
 
-def mixer(each: topology_lib.Round, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The function y `[nodes, …]` -> W y, by shifts where W is circulant.
+def mixer(each: Round, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the function y `[nodes, …]` -> W y, by shifts where W is circulant.
 
-    O(edges) rows are read. A product with W itself is left to graphs at least half as dense as W.
+    It reads O(edges) rows. Graphs at least half as dense as W take the product with W itself.
     """
     n = len(each.self_weights)
     own = tf.constant(each.self_weights, dtype)
@@ -35,8 +35,8 @@ def mixer(each: topology_lib.Round, dtype: tf.DType) -> Callable[[tf.Tensor], tf
     return gather
 
 
-def _shifts(each: topology_lib.Round, n: int) -> dict[int, float]:
-    """Hop -> weight where every node hears from the same hops before it; else nothing."""
+def _shifts(each: Round, n: int) -> dict[int, float]:
+    """Return `{hop: weight}` where every node receives from the same hops; else nothing."""
     hops = (each.receivers - each.senders) % n
     found, counts = np.unique(hops, return_counts=True)
     if np.any(counts != n) or np.ptp(each.self_weights) > 1e-12:

@@ -1,0 +1,80 @@
+"""Parse the command line of the local launcher."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from tf_gossip_pga.launch.local import run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line, and return the exit code."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    _check(parser, options)
+    return run(
+        [sys.executable, *_program(parser, options)],
+        options.workers,
+        options.max_restarts,
+        verbose=options.verbose,
+        min_workers=options.min_workers,
+        rejoins=options.rejoins,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tf_gossip_pga.launch",
+        description="Start N local worker processes of one script, each with its own TF_CONFIG.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workers", type=int, default=2, help="number of processes (default 2)")
+    parser.add_argument(
+        "--min-workers", type=int, help="how many must survive (default all; with --rejoins 1)"
+    )
+    parser.add_argument(
+        "--rejoins", type=int, default=0, help="how many failed workers join the others again"
+    )
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, help="how often a failed job begins again"
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="show TensorFlow's start-up messages too"
+    )
+    parser.add_argument(
+        "-m",
+        dest="module",
+        nargs=argparse.REMAINDER,
+        help="instead of a script: a module, as of python -m, and its arguments",
+    )
+    parser.add_argument("script", nargs="?", help="the Python script that every worker runs")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's arguments")
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.workers < 1:
+        parser.error(f"--workers must be at least 1, received {options.workers}")
+    least = options.min_workers
+    if least is not None and not 1 <= least <= options.workers:
+        parser.error(f"--min-workers must be from 1 to {options.workers}, received {least}")
+    for name in ("rejoins", "max_restarts"):
+        if (number := getattr(options, name)) < 0:
+            flag = name.replace("_", "-")
+            parser.error(f"--{flag} must not be negative, received {number}")
+
+
+def _program(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    """Return Python's arguments: the script or the module, and its own arguments."""
+    if options.module is not None:
+        if not options.module:
+            parser.error("-m needs the name of a module")
+        return ["-m", *options.module]
+    if options.script is None:
+        parser.error("give the script that every worker runs, or -m and a module")
+    if not os.path.isfile(options.script):
+        parser.error(f"there is no script {options.script!r}")
+    return [options.script, *options.arguments]

@@ -1,0 +1,59 @@
+"""Give each local worker its environment: its place in the cluster, its GPU, its share of cores."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+from tf_gossip_pga.cluster import tf_config
+
+
+def of_worker(
+    addresses: list[str], rank: int, gpus: list[str], *, verbose: bool, joins: bool
+) -> dict[str, str]:
+    """Return the environment variables of one worker.
+
+    Args:
+      addresses: addresses of all workers, in rank order.
+      rank: the worker's rank.
+      gpus: the GPUs of this machine, as `CUDA_VISIBLE_DEVICES` names them.
+      verbose: whether TensorFlow's start-up messages are wanted.
+      joins: whether the worker joins a running job.
+    """
+    environment = {
+        **os.environ,
+        "TF_CONFIG": tf_config.to_tf_config(addresses, rank),
+        "PYTHONUNBUFFERED": "1",
+    }
+    environment.pop(tf_config.JOIN, None)
+    if joins:
+        environment[tf_config.JOIN] = "1"
+    # Workers that share the cores are faster when none of them asks for all.
+    share = max(1, (os.cpu_count() or 1) // len(addresses))
+    environment.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
+    if not verbose:
+        environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[rank] if len(gpus) >= len(addresses) else "-1"
+    return environment
+
+
+def visible_gpus() -> list[str]:
+    """Return the NVIDIA GPUs a child process would see, as `CUDA_VISIBLE_DEVICES` names them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        names = [name.strip() for name in chosen.split(",")]
+        return names if names != [""] and "-1" not in names else []
+    with contextlib.suppress(OSError):
+        return [str(index) for index, _ in enumerate(os.listdir("/proc/driver/nvidia/gpus"))]
+    return []
+
+
+def free_addresses(count: int) -> list[str]:
+    """Return addresses on this machine that the operating system says are free."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]

@@ -1,0 +1,148 @@
+"""Watch the workers of a job: relay their output, restart or report those that fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import selectors
+import time
+from typing import NoReturn
+
+from tf_gossip_pga.errors import LaunchError
+from tf_gossip_pga.launch import workers as workers_lib
+from tf_gossip_pga.launch.workers import Crew, Worker
+from tf_gossip_pga.tools.screen import Screen
+
+_POLL_S = 0.1
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How one worker ended.
+
+    Attributes:
+      rank: the worker's rank.
+      returncode: its exit code; negative for a signal; None if the launcher stopped it because too
+        many others failed, or because the deadline passed.
+      last_lines: the end of its output.
+    """
+
+    rank: int
+    returncode: int | None
+    last_lines: list[str]
+
+
+class Watch:
+    """Relay the workers' output until they have ended, too many have failed, or time is up.
+
+    Args:
+      crew: the workers.
+      screen: merges their output.
+      least: how many workers must end well.
+      rejoins: how many failed workers are started again.
+      deadline_s: seconds after which the workers are stopped; None: never.
+    """
+
+    def __init__(
+        self, crew: Crew, screen: Screen, *, least: int, rejoins: int, deadline_s: float | None
+    ):
+        self._crew, self._screen = crew, screen
+        self._least, self._rejoins, self._deadline_s = least, rejoins, deadline_s
+        self._selector = selectors.DefaultSelector()
+        self._running: list[Worker] = []
+        self._failed: list[Worker] = []
+
+    def run(self) -> list[Outcome]:
+        """Return how the workers ended.
+
+        Raises:
+          LaunchError: too many workers failed, or the deadline passed.
+        """
+        started = time.monotonic()
+        with self._selector:
+            for worker in self._crew.workers:
+                self._add(worker)
+            while self._running:
+                for key, _ in self._selector.select(timeout=_POLL_S):
+                    self._relay(key.data)
+                for worker in [each for each in self._running if each.process.poll() is not None]:
+                    self._ended(worker)
+                self._check_deadline(time.monotonic() - started)
+            self._drain(self._crew.workers)
+        return self._outcomes([worker.process.returncode for worker in self._crew.workers])
+
+    def _add(self, worker: Worker) -> None:
+        self._running.append(worker)
+        self._selector.register(worker.output, selectors.EVENT_READ, worker)
+
+    def _relay(self, worker: Worker) -> None:
+        data = worker.read()
+        if data:
+            self._screen.feed(worker.rank, data)
+        else:
+            self._selector.unregister(worker.output)
+            self._screen.close(worker.rank)
+
+    def _drain(self, ended: list[Worker]) -> None:
+        """Relay what ended workers have left in their pipes."""
+        # A child that outlives its worker may print forever.
+        ends = time.monotonic() + workers_lib.GRACE_S
+        while (keys := self._selector.select(timeout=0)) and time.monotonic() < ends:
+            for key, _ in keys:
+                self._relay(key.data)
+        for worker in ended:
+            self._screen.close(worker.rank)
+
+    def _ended(self, worker: Worker) -> None:
+        """Restart a failed worker where that is allowed, or report it."""
+        self._running.remove(worker)
+        if worker.process.returncode == 0:
+            return
+        failure = f"Rank {worker.rank} failed, with {worker.ending}."
+        if self._running and self._rejoins:
+            self._rejoins -= 1
+            again = self._crew.start_again(worker.rank)
+            self._drain([worker])
+            self._add(again)
+            self._screen.notice(f"{failure} It is started again, to join the others.")
+            return
+        self._failed.append(worker)
+        if len(self._crew.workers) - len(self._failed) < self._least:
+            self._fail(self._description(), self._failed)
+        self._screen.notice(failure)
+
+    def _check_deadline(self, passed_s: float) -> None:
+        if self._deadline_s is not None and passed_s > self._deadline_s and self._running:
+            ranks = ", ".join(str(worker.rank) for worker in self._running)
+            self._fail(f"After {self._deadline_s:g} s rank {ranks} had not ended.", self._running)
+
+    def _fail(self, reason: str, to_blame: list[Worker]) -> NoReturn:
+        """Stop all workers, and raise with the reason and the last lines of those to blame."""
+        codes = [worker.process.poll() for worker in self._crew.workers]  # None: still running
+        self._crew.stop()
+        self._drain(self._crew.workers)
+        lines = [reason]
+        for worker in to_blame:
+            lines.append(f"Last lines of rank {worker.rank}:")
+            lines += [f"  {line}" for line in self._screen.last_lines[worker.rank]]
+        raise LaunchError("\n".join(lines), self._outcomes(codes))
+
+    def _outcomes(self, codes: list[int | None]) -> list[Outcome]:
+        return [
+            Outcome(worker.rank, code, list(self._screen.last_lines[worker.rank]))
+            for worker, code in zip(self._crew.workers, codes, strict=True)
+        ]
+
+    def _description(self) -> str:
+        """Say who failed first, who failed afterwards, and who had ended before."""
+        workers = self._crew.workers
+        first, *others = self._failed
+        then = "".join(f", then rank {each.rank}, with {each.ending}" for each in others)
+        ended = [str(each.rank) for each in workers if each.process.returncode == 0]
+        before = f" Rank {', '.join(ended)} had ended before, with exit code 0." if ended else ""
+        hint = ""
+        if not others and len(workers) > 1 and not ended:
+            hint = " (A script that survives a loss needs --min-workers.)"
+        return (
+            f"Rank {first.rank} failed first, with {first.ending}{then}; the other workers were "
+            f"stopped.{before}{hint}"
+        )

@@ -1,0 +1,141 @@
+"""Take the steps of one algorithm on all nodes and trials at once, as one compiled loop.
+
+y_i <- x_i - step_size * gradient of f_i(x_i, batch)
+x_i <- 1/n sum_j y_j            if the step is a global average
+x_i <- sum_j W[i, j] * y_j      otherwise
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tf_gossip_pga.algorithm.graph import Topology
+from tf_gossip_pga.simulate import mixing, tensors
+from tf_gossip_pga.simulate.problem import Problem
+
+
+class State(NamedTuple):
+    """The tensors that one step hands to the next."""
+
+    x: Any  # [nodes, trials, d], the parameters
+    anchor: Any  # [trials, d], SlowMo's x0
+    velocity: Any  # [trials, d], SlowMo's u
+    loss: Any  # [trials], mean over nodes, of the first batch after a global average
+    fresh: Any  # [trials] bool, whether the last step was a global average
+
+
+def start(problem: Problem, trials: int) -> State:
+    """Return the state before the first step."""
+    dtype = tensors.dtype_of(problem)
+    initial = tf.constant(problem.initial, dtype)
+    return State(
+        x=tf.tile(initial[tf.newaxis, tf.newaxis], [problem.nodes, trials, 1]),
+        anchor=tf.tile(initial[tf.newaxis], [trials, 1]),
+        velocity=tf.zeros([trials, problem.dimension], dtype),
+        loss=tf.zeros([trials], dtype),
+        fresh=tf.ones([trials], tf.bool),
+    )
+
+
+class Steps:
+    """The loop over steps.
+
+    Args:
+      problem: a `Problem`.
+      topology: who gossips with whom.
+      trials: number of runs.
+      batch: samples in a batch of one node.
+      seed: seed of the batches.
+      shuffle: whether batches are drawn at random; otherwise they are taken in order.
+      slow_momentum: SlowMo's; None: a plain average.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        topology: Topology,
+        *,
+        trials: int,
+        batch: int,
+        seed: int,
+        shuffle: bool,
+        slow_momentum: float | None,
+    ):
+        self._problem = problem
+        self._trials = trials
+        self._seed, self._shuffle = seed, shuffle
+        self._slow_momentum = slow_momentum
+        self._batches = tensors.shared(tensors.batches, problem, batch, seed if shuffle else None)
+        self._batches_of_node = len(self._batches[0]) // problem.nodes
+        dtype = tensors.dtype_of(problem)
+        self._mixers = [mixing.mixer(each, dtype) for each in topology.cycle]
+
+    def take(self, state: State, before: Any, count: Any, is_global: Any, sizes: Any) -> Any:
+        """Return the state after `count` steps that follow step `before`.
+
+        `is_global`, `[steps, trials]`, and `sizes`, `[steps]`, have a row for each step.
+        """
+
+        # `before` is a loop variable: where it is the same in all turns, XLA compiles each value.
+        def body(index, before, state):
+            row = tf.gather(is_global, index), tf.gather(sizes, index)
+            return index + 1, before + 1, self._step(state, before, *row)
+
+        first = (tf.constant(0, tf.int64), before, state)
+        return tf.while_loop(lambda index, *_: index < count, body, first)[2]
+
+    def _step(self, state: State, before: Any, is_global: Any, step_size: Any) -> State:
+        losses, gradient = self._losses(state.x, self._draw(before))
+        y = state.x - step_size * gradient
+        mean, velocity = self._average(y, state, step_size)
+        chosen = is_global[:, tf.newaxis]  # [trials, 1]
+        return State(
+            x=tf.where(chosen, mean, self._mix(y, before)),
+            anchor=tf.where(chosen, mean, state.anchor),
+            velocity=tf.where(chosen, velocity, state.velocity),
+            # Of the first batch after a global average, as GossipPGA reports it to the schedule.
+            loss=tf.where(state.fresh, tf.reduce_mean(losses, axis=0), state.loss),
+            fresh=is_global,
+        )
+
+    def _average(self, y: Any, state: State, step_size: Any) -> tuple[Any, Any]:
+        """Return what a global average would leave, and SlowMo's velocity after it."""
+        mean = tf.reduce_mean(y, axis=0)
+        if self._slow_momentum is None:
+            return mean, state.velocity
+        moved = (state.anchor - mean) / step_size
+        velocity = self._slow_momentum * state.velocity + moved
+        return state.anchor - step_size * velocity, velocity
+
+    def _draw(self, before: Any) -> list[Any]:
+        """Return each node's batches of the next step, `[nodes * trials, batch, …]`."""
+        n, each = self._problem.nodes, self._batches_of_node
+        shape = [n, self._trials]
+        if self._shuffle:
+            seed = tf.stack([tf.constant(self._seed, tf.int64), before])
+            drawn = tf.random.stateless_uniform(shape, seed, 0, each, tf.int64)
+        else:
+            drawn = tf.fill(shape, before % each)
+        places = drawn + each * tf.range(n, dtype=tf.int64)[:, tf.newaxis]
+        return [tf.gather(batches, tf.reshape(places, [-1])) for batches in self._batches]
+
+    def _losses(self, x: Any, batches: list[Any]) -> tuple[Any, Any]:
+        """Return the losses `[nodes, trials]` and their own gradients `[nodes, trials, d]`."""
+        one_by_one = tf.reshape(x, [-1, self._problem.dimension])
+        with tf.GradientTape() as tape:
+            tape.watch(one_by_one)
+            losses = tf.vectorized_map(
+                lambda both: self._problem.loss(both[0], *both[1]), (one_by_one, batches)
+            )
+        # Of the sum of losses, of which each depends only on its own x.
+        gradient: Any = tape.gradient(losses, one_by_one)
+        return tf.reshape(losses, x.shape[:2]), tf.reshape(gradient, x.shape)
+
+    def _mix(self, y: Any, before: Any) -> Any:
+        if len(self._mixers) == 1:
+            return self._mixers[0](y)
+        branches = [functools.partial(mixer, y) for mixer in self._mixers]
+        return tf.switch_case(tf.cast(before % len(branches), tf.int32), branches)

@@ -1,0 +1,113 @@
+"""Hold a problem's data as tensors, shared by all simulations of the problem."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_gossip_pga.simulate.problem import Problem
+from tf_gossip_pga.tools import memory
+
+# Samples whose loss is computed at once: they fit into a processor's cache.
+_BLOCK = 16384
+
+
+class _Tensors(list):
+    """The tensors of one problem. Unlike a plain list, it can be referred to weakly."""
+
+
+_in_use: weakref.WeakValueDictionary[tuple[Hashable, ...], _Tensors] = weakref.WeakValueDictionary()
+
+
+def shared(make: Callable[..., Any], *arguments: Hashable) -> _Tensors:
+    """Return what `make(*arguments)` made for another simulation, or makes now.
+
+    The tensors live as long as one simulation holds them.
+    """
+    key = (make, *arguments)
+    found = _in_use.get(key)
+    if found is None:
+        found = _in_use[key] = _Tensors(make(*arguments))
+    return found
+
+
+def check_size(problem: Problem, trials: int, batch: int, seed: int | None) -> None:
+    """Raise `MemoryError` unless what a simulation holds at least fits into memory."""
+    n, item = problem.nodes, np.asarray(problem.initial).dtype.itemsize
+    sample = sum(math.prod(np.shape(array)[2:]) for array in problem.data)
+    floats = 6 * problem.dimension + 2 * batch * sample  # x, its gradient, y, mixed y, …
+    samples = n * problem.samples  # in blocks, for the mean loss
+    if (batches, problem, batch, seed) not in _in_use:
+        samples += samples * batch // math.gcd(batch, problem.samples)
+    needed = item * (n * trials * floats + samples * sample) + 700 * n  # the topology
+    what = f"A simulation of {n} nodes x {trials} trials x {problem.dimension} parameters"
+    memory.check(needed, what)
+
+
+def dtype_of(problem: Problem) -> tf.DType:
+    """Return the type in which everything is computed."""
+    return tf.as_dtype(np.asarray(problem.initial).dtype)
+
+
+def batches(problem: Problem, batch: int, seed: int | None) -> list[tf.Tensor]:
+    """Return `[nodes * batches of a node, batch, …]` for each array of the data."""
+    places = batch_places(problem.samples, batch, seed)
+    return [
+        tf.reshape(_tensor(array[:, places], problem), [-1, batch, *array.shape[2:]])
+        for array in map(np.asarray, problem.data)
+    ]
+
+
+def batch_places(samples: int, batch: int, seed: int | None) -> np.ndarray:
+    """Return `[batches, batch]`: a node's samples, repeated until they make whole batches."""
+    order = np.arange(samples)
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(order)
+    return np.tile(order, batch // math.gcd(batch, samples)).reshape(-1, batch)
+
+
+def blocks(problem: Problem) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """Return `[blocks, samples, …]` of several nodes each, and `[rest, …]` of the other nodes."""
+    n, samples = problem.nodes, problem.samples
+    together = max(1, min(n, _BLOCK // samples))
+    end = n - n % together  # of the nodes in blocks
+    whole, rest = [], []
+    for array in map(np.asarray, problem.data):
+        shape = [-1, together * samples, *array.shape[2:]]
+        whole.append(tf.reshape(_tensor(array[:end], problem), shape))
+        rest.append(tf.reshape(_tensor(array[end:], problem), [-1, *array.shape[2:]]))
+    return whole, rest
+
+
+def mean_loss(problem: Problem) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return f, `[trials, d] -> [trials]`, the mean over the samples of all nodes.
+
+    It computes a block of samples at a time.
+    """
+    held = shared(blocks, problem)
+    dtype, all_samples = dtype_of(problem), problem.nodes * problem.samples
+
+    def of_block(x: tf.Tensor, block: Any) -> Any:
+        return tf.vectorized_map(lambda one: problem.loss(one, *block), x)
+
+    @tf.function(autograph=False)
+    def f(x: tf.Tensor) -> Any:
+        whole, rest = held
+        losses = tf.map_fn(lambda block: of_block(x, block), whole, fn_output_signature=dtype)
+        total = whole[0].shape[1] * tf.reduce_sum(losses, axis=0)
+        if len(rest[0]):
+            total += len(rest[0]) * of_block(x, rest)
+        return total / all_samples
+
+    return f
+
+
+def _tensor(array: np.ndarray, problem: Problem) -> tf.Tensor:
+    """Return a tensor; floats become those of the parameters."""
+    is_float = np.issubdtype(array.dtype, np.floating)
+    return tf.constant(array, dtype_of(problem) if is_float else None)
