@@ -1,6 +1,6 @@
 """Simulate the membership protocol under many random schedules, and print what does not hold.
 
-    python tests/protocol.py --schedules=100000 --first=0
+python tests/protocol.py --schedules=100000 --first=0
 """
 
 import argparse
@@ -55,7 +55,9 @@ def _main():
             violations += len(texts)
             print("".join(f"{text}\n\n" for text in texts), end="", flush=True)
     seconds = time.monotonic() - began
-    print(f"{arguments.schedules} schedules from seed {arguments.first} in {seconds:.0f} s: ", end="")
+    print(
+        f"{arguments.schedules} schedules from seed {arguments.first} in {seconds:.0f} s: ", end=""
+    )
     print(", ".join(f"{count} {kind}" for kind, count in sorted(total.items())))
     return 1 if violations else 0
 

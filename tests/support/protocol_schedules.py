@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 _KINDS = ("crash", "crash", "crash", "stop", "stop", "one_way", "two_way", "vanish", "loss")
 
-# By when the last fault has begun, in virtual seconds: training takes a little longer.
-_FAULTS_UNTIL_S = 80.0
+# Virtual seconds from one exchange to the next, about: faults are to hit the training.
+_EXCHANGE_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,19 +67,16 @@ class Schedule:
 
 
 def from_seed(seed: int) -> Schedule:
-    """Return the schedule of a seed: 2 to 8 workers and 0 to 4 faults."""
+    """Return the schedule of a seed: 2 to 8 workers and up to 5 faults."""
     draw = random.Random(seed)
-    size = draw.randint(2, 8)
-    count = draw.choice([0, 1, 1, 2, 2, 2, 3, 3, 4])
-    faults = sorted((_fault(draw, size) for _ in range(count)), key=lambda fault: fault.at)
-    # Faults in quick succession find more: the second hits what the first one started.
-    if len(faults) > 1 and draw.random() < 0.6:
-        shifted = [faults[0]]
-        for fault in faults[1:]:
-            shifted.append(_moved(fault, shifted[-1].at + draw.expovariate(1 / 8.0)))
-        faults = shifted
-    min_workers = draw.choice([1, 1, 1, 2, max(1, size // 2)])
-    return Schedule(seed, size, draw.randint(4, 12), min_workers, tuple(faults))
+    size, exchanges = draw.randint(2, 8), draw.randint(4, 14)
+    count = draw.choice([0, 1, 1, 2, 2, 2, 3, 3, 4, 5])
+    faults = [_fault(draw, size, exchanges * _EXCHANGE_S) for _ in range(count)]
+    faults.sort(key=lambda fault: fault.at)
+    if draw.random() < 0.7:  # the later ones hit what the first one has started
+        faults = _close_together(draw, faults)
+    min_workers = draw.choice([1, 1, 1, 1, 2, max(1, size // 2)])
+    return Schedule(seed, size, exchanges, min_workers, tuple(faults))
 
 
 def shortened(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:
@@ -99,9 +96,9 @@ def shortened(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule
     return schedule
 
 
-def _fault(draw: random.Random, size: int) -> Fault:
+def _fault(draw: random.Random, size: int, horizon_s: float) -> Fault:
     kind = draw.choice(_KINDS)
-    at = draw.uniform(0.0, _FAULTS_UNTIL_S)
+    at = draw.uniform(0.0, horizon_s)
     until = at + draw.choice([draw.uniform(1, 20), draw.uniform(10, 120)])
     ranks = draw.sample(range(size), size)
     if kind in ("crash", "stop", "vanish"):
@@ -117,6 +114,13 @@ def _fault(draw: random.Random, size: int) -> Fault:
     return Fault(at, kind, tuple(sorted(some)), tuple(sorted(rest)), until if heals else None)
 
 
-def _moved(fault: Fault, at: float) -> Fault:
-    until = None if fault.until is None else at + (fault.until - fault.at)
-    return dataclasses.replace(fault, at=at, until=until)
+def _close_together(draw: random.Random, faults: list[Fault]) -> list[Fault]:
+    """Return the same faults, each a little later than the one before."""
+    moved: list[Fault] = []
+    for fault in faults:
+        # From within a poll of the one before, up to when the watchdog has given it up.
+        gap_s = draw.expovariate(1.0) * draw.choice([1.0, 5.0, 20.0, 60.0])
+        at = moved[-1].at + gap_s if moved else fault.at
+        until = None if fault.until is None else at + fault.until - fault.at
+        moved.append(dataclasses.replace(fault, at=at, until=until))
+    return moved

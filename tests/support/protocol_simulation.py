@@ -27,7 +27,7 @@ import functools
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from tests.support.protocol_schedules import Fault, Schedule
@@ -84,6 +84,7 @@ class _Gathering:
     brought: dict[int, Any] = dataclasses.field(default_factory=dict)
     began: float | None = None
     left: bool = False  # a member has given it up before all had come
+    cut: bool = False  # two members did not reach each other when all had come
 
 
 @dataclasses.dataclass
@@ -516,6 +517,7 @@ class World:
 
     def _gather(self, view: View, gathering: _Gathering):
         gathering.began = self.now
+        gathering.cut = not self._all_reach(gathering.arrived.values())
         numbers = {number for number, _ in gathering.brought.values()}
         if len(numbers) > 1:
             raise Violation("e", f"exchanges {sorted(numbers)} meet in {view}")
@@ -530,15 +532,23 @@ class World:
         """Complete an exchange on one worker, unless what it needs of another does not come."""
         if worker.ticket != ticket or not worker.alive:
             return
-        for other in gathering.arrived.values():
-            gone = not other.alive or other.stopped or not self.reach(worker, other)
-            if gone and self.random.random() < 0.5:
-                again = functools.partial(self._complete, worker, ticket, gathering)
-                if other.alive:  # it may still come
-                    self.after(5.0, again)
+        members = gathering.arrived.values()
+        if gathering.cut:
+            gathering.cut = not self._all_reach(members)
+            missing = gathering.cut
+        else:  # what a member that is gone had to send may be there already
+            gone = [e for e in members if not e.alive or e.stopped or not self.reach(worker, e)]
+            if any(not each.alive for each in gone) and self.random.random() < 0.5:
                 return
+            missing = bool(gone) and self.random.random() < 0.5
+        if missing:  # it may still come
+            self.after(5.0, functools.partial(self._complete, worker, ticket, gathering))
+            return
         brought = {rank: what for rank, (_, what) in gathering.brought.items()}
         self._resume(worker, ticket, brought)
+
+    def _all_reach(self, workers: Iterable[Worker]) -> bool:
+        return all(self.reach(*pair) for pair in itertools.combinations(workers, 2))
 
     def break_exchange(self, worker: Worker):
         """Let the exchange that a worker waits in fail, if there is one."""
