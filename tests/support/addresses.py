@@ -15,7 +15,7 @@ from collections.abc import Iterator
 _SLICE, _SLICES = (
     1000,
     10,
-)  # ports a test process uses in turn, and how many processes have their own
+)  # ports of a test process, and how many have their own
 
 
 def free(count: int) -> list[str]:

@@ -1,7 +1,7 @@
 """Deadlines for a machine that other programs may use too.
 
-A deadline ends what hangs; it says nothing about speed. `calibrate` measures once, at the start of a
-session, how long a fixed piece of work takes under the present load, and `scaled` stretches every
+A deadline ends what hangs; it says nothing about speed. `calibrate` measures once, at the start of
+a session, how long a fixed piece of work takes under the present load, and `scaled` stretches every
 deadline by that. Processes that the session starts inherit the factor.
 """
 

@@ -1,8 +1,8 @@
 """Fork child processes from one that has imported the expensive modules already.
 
-To import TensorFlow and Keras takes four seconds of a processor, and the tests start some hundreds of
-processes. TensorFlow can be forked as long as it has not run: `initialize` starts it in the child.
-From then on a child's session, signals and end are those of any other process.
+To import TensorFlow and Keras takes four seconds of a processor, and the tests start some hundreds
+of processes. TensorFlow can be forked as long as it has not run: `initialize` starts it in the
+child. From then on a child's session, signals and end are those of any other process.
 
     with nursery.forks():
         launch.launch([sys.executable, "tests/support/workers.py", …], 2)
@@ -13,7 +13,8 @@ From then on a child's session, signals and end are those of any other process.
 import atexit
 import contextlib
 import functools
-import importlib
+import gc
+import importlib.abc
 import json
 import os
 import pathlib
@@ -38,7 +39,7 @@ HEAVY = (
     "tf_gossip_pga.checkpoint.checkpoint",
     "tf_gossip_pga.simulate",
 )
-LIGHT = ("absl.app", "absl.flags", "numpy", "sklearn.datasets")
+LIGHT = ("numpy", "sklearn.datasets", "train")
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _POLL_S = 0.02
@@ -215,14 +216,22 @@ def main():
     """Run the nursery, and then, in each child, its program."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     requests = socket.socket(fileno=int(sys.argv[1]))
+    if not _HeavyOnes.names & set(sys.argv[2:]):
+        sys.meta_path.insert(0, _HeavyOnes())
     for name in sys.argv[2:]:
         importlib.import_module(name)
-    if not set(sys.argv[2:]) & {"keras", "tensorflow"}:
-        for name in ("keras", "tensorflow"):
-            if name in sys.modules:
-                raise ImportError(f"{name} is not to be imported by what is preloaded here.")
-            sys.modules[name] = None  # so that whoever imports it gets an error
+    gc.freeze()  # so that children neither copy nor, at their end, search what they share
     _run(*_serve(requests))
+
+
+class _HeavyOnes(importlib.abc.MetaPathFinder):
+    """Make it an error to import TensorFlow or Keras."""
+
+    names = frozenset(("keras", "tensorflow"))
+
+    def find_spec(self, name, path, target=None):
+        if name in self.names:
+            raise ImportError(f"{name} must not be imported here")
 
 
 def _run(script: str, *arguments: str):

@@ -6,9 +6,9 @@ the end of a process, and that changes nothing which `_tidy` does not put back, 
     def test_all_agree(pools):
         results = pools.run(_my_function, 2, H=3)
 
-After each function all ranks exchange a message, which shows that all are idle at the same point and
-that exchanges still work. A pool in which a function failed or hung is ended, and the next test gets
-another; the test fails with the rank and its last lines, as `workers.run` reports them.
+After each function all ranks exchange a message, which shows that all are idle at the same point
+and that exchanges still work. A pool in which a function failed or hung is ended, and the next test
+gets another; the test fails with the rank and its last lines, as `workers.run` reports them.
 """
 
 import contextlib

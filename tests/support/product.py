@@ -1,5 +1,8 @@
 """The insides of the package that tests use, in one place."""
 
+import contextlib
+from unittest import mock
+
 
 def active():
     """Return the exchanges of this process with its cluster."""
@@ -8,11 +11,11 @@ def active():
     return collectives.active()
 
 
-def free_addresses(count: int):
-    """Return a context with so many addresses of this machine that nobody listens on."""
-    from tf_gossip_pga import launch
+def traced() -> int:
+    """Return how many functions that exchange this process has traced."""
+    from tf_gossip_pga.exchange import averaging
 
-    return launch._free_addresses(count)
+    return averaging.Traced.total
 
 
 def tf_config(addresses, rank: int) -> str:
@@ -20,3 +23,19 @@ def tf_config(addresses, rank: int) -> str:
     from tf_gossip_pga.cluster import tf_config as cluster_lib
 
     return cluster_lib.to_tf_config(addresses, rank)
+
+
+@contextlib.contextmanager
+def around_exchanges(around):
+    """Run every exchange of this process inside `around(doing)`, a context manager."""
+    from tf_gossip_pga.coordination import watch
+
+    deadline = watch.Watch.deadline
+
+    @contextlib.contextmanager
+    def wrapped(self, doing, *arguments):
+        with around(doing), deadline(self, doing, *arguments):
+            yield
+
+    with mock.patch.object(watch.Watch, "deadline", wrapped):
+        yield

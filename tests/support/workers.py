@@ -6,8 +6,8 @@ Each process joins the cluster, calls the function with its `Cluster`, and leave
 as JSON. There is one deadline for all; a crash, an exception or a hang of any of them ends the test
 with the rank and its last lines (`launch.LaunchError`).
 
-`run` starts processes of their own, for what kills, signals or changes them. Tests that need nothing
-of the kind share the processes of `pool.Pools`.
+`run` starts processes of their own, for what kills, signals or changes them. Tests that need
+nothing of the kind share the processes of `pool.Pools`.
 """
 
 import importlib
