@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.support import deadlines, nursery, product, workers
+from tests.support import deadlines, nursery, product
 
 pytestmark = pytest.mark.multiprocess
 
@@ -316,7 +316,7 @@ def test_what_goes_wrong_with_a_gossip_under_way_surfaces_at_a_later_batch():
     output = []
     command = [sys.executable, "-c", DIES]
     with nursery.forks():
-        deadline_s = deadlines.scaled(workers.DEADLINE_S)
+        deadline_s = deadlines.long()
         launch.launch(command, 2, write=output.append, deadline_s=deadline_s)
     # The gossip of step 3 is under way when rank 1 ends, and may have ended; that of 4 cannot.
     assert re.search(

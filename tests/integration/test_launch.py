@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.support import workers
+from tests.support import deadlines, workers
 from tf_gossip_pga import launch
 from tf_gossip_pga.tools import screen as screen_lib
 
@@ -26,7 +26,7 @@ def _launch(script: str, count: int = 2, **arguments) -> str:
         [sys.executable, "-c", prelude + script],
         count,
         write=output.append,
-        deadline_s=workers.DEADLINE_S,
+        deadline_s=deadlines.long(),
         **arguments,
     )
     return "".join(output)
@@ -154,7 +154,7 @@ def test_ctrl_c_stops_all_and_leaves_no_process_behind(tmp_path, times):
         for _ in range(times):  # the second one comes while the workers are given time to end
             run.send_signal(signal.SIGINT)
             time.sleep(0.5)
-        output, _ = run.communicate(timeout=workers.DEADLINE_S)
+        output, _ = run.communicate(timeout=deadlines.long())
     finally:
         run.kill()
     assert run.returncode == 130
@@ -185,7 +185,7 @@ def test_sigterm_reaches_workers_that_save_and_begins_nothing_anew(tmp_path):
     try:
         assert {run.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
         run.send_signal(signal.SIGTERM)
-        output, _ = run.communicate(timeout=workers.DEADLINE_S)
+        output, _ = run.communicate(timeout=deadlines.long())
     finally:
         run.kill()
     assert run.returncode == 130
@@ -206,7 +206,7 @@ def test_nohup_is_respected(tmp_path):
     try:
         assert run.stdout.readline() == "[0] ready\n"
         run.send_signal(signal.SIGHUP)
-        output, _ = run.communicate(timeout=workers.DEADLINE_S)
+        output, _ = run.communicate(timeout=deadlines.long())
     finally:
         run.kill()
     assert (run.returncode, output) == (0, "[0] done\n")
@@ -249,7 +249,7 @@ def test_bad_arguments_are_errors_before_anything_starts(arguments, message):
         [sys.executable, "-m", "tf_gossip_pga.launch", *arguments],
         capture_output=True,
         text=True,
-        timeout=workers.DEADLINE_S,
+        timeout=deadlines.long(),
     )
     assert run.returncode == 2
     assert message in run.stderr
@@ -261,7 +261,7 @@ def test_a_module_is_run_with_its_arguments():
         [sys.executable, *command.split()],
         capture_output=True,
         text=True,
-        timeout=workers.DEADLINE_S,
+        timeout=deadlines.long(),
     )
     assert run.returncode == 0, run.stderr
     assert [run.stdout.count(f"[{rank}] ran\n") for rank in range(2)] == [2, 2]

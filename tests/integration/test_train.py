@@ -17,6 +17,8 @@ from tests.support import deadlines, nursery, workers
 from tests.support.fields import FIELDS
 from tf_gossip_pga import launch
 
+pytestmark = pytest.mark.multiprocess
+
 TRAIN = pathlib.Path(train.__file__)
 
 
@@ -28,7 +30,7 @@ def _run(*arguments) -> subprocess.CompletedProcess:
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            out, err = process.communicate(timeout=deadlines.scaled(workers.DEADLINE_S))
+            out, err = process.communicate(timeout=deadlines.long())
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate()
@@ -39,7 +41,7 @@ def _run(*arguments) -> subprocess.CompletedProcess:
 def _train(*flags) -> str:
     """What `train.py` prints with these flags on two workers, which `TF_CONFIG` names."""
     output = []
-    deadline_s = deadlines.scaled(workers.DEADLINE_S)
+    deadline_s = deadlines.long()
     with nursery.forks():
         launch.launch(
             [sys.executable, str(TRAIN), *flags], 2, deadline_s=deadline_s, write=output.append
@@ -47,7 +49,6 @@ def _train(*flags) -> str:
     return "".join(output)
 
 
-@pytest.mark.multiprocess
 def test_a_whole_run_reports_what_it_did(tmp_path):
     output = tmp_path / "new" / "output"
     flags = ["--workers=2", "--epochs=2", "--steps_per_epoch=4", "--H=4", "--batch_size=16"]
@@ -64,7 +65,6 @@ def test_a_whole_run_reports_what_it_did(tmp_path):
     assert f"validation accuracy  {written['val_accuracy']:.4f}" in ended.stdout
 
 
-@pytest.mark.multiprocess
 def test_a_run_resumes_from_its_checkpoints(tmp_path):
     flags = ["--model=mlp", "--steps_per_epoch=4", "--checkpoint_every=1"]
     flags += [f"--output_dir={tmp_path}", "--resume"]
@@ -75,7 +75,9 @@ def test_a_run_resumes_from_its_checkpoints(tmp_path):
     written = json.loads((tmp_path / "results.json").read_text())
     assert (written["epochs"], written["steps"]) == (3, 12)
     assert len(written["history"]["loss"]) == 2
-    with pytest.raises(launch.LaunchError, match=r"of epoch 3: nothing is left of --epochs=3\. Give"):
+    with pytest.raises(
+        launch.LaunchError, match=r"of epoch 3: nothing is left of --epochs=3\. Give"
+    ):
         _train(*flags, "--epochs=3")
 
 
@@ -116,7 +118,6 @@ def written_loss(data: inputs.Data):
     return recipes.loss(recipes.RECIPES["resnet20"], data.kind)
 
 
-@pytest.mark.multiprocess
 def test_a_masked_language_model_trains_and_can_be_trained_on(tmp_path):
     flags = ["--model=bert_tiny", "--epochs=2", "--steps_per_epoch=3"]
     flags += ["--batch_size=8", f"--data_dir={tmp_path}"]
@@ -148,7 +149,6 @@ def _every_algorithm(cluster, folder):
         train.worker()
 
 
-@pytest.mark.multiprocess
 def test_every_algorithm_fills_every_field(pools, tmp_path):
     pools.run(_every_algorithm, 4, folder=str(tmp_path))
     everything = {}
@@ -211,7 +211,6 @@ def _arguments(cluster, folder):
     return {**asked, "epochs": len(run.history["val_loss"])}
 
 
-@pytest.mark.multiprocess
 def test_the_flags_reach_data_optimizer_and_callback(tmp_path):
     ranks = workers.run(_arguments, 2, folder=str(tmp_path))
     for rank, asked in enumerate(ranks):

@@ -48,6 +48,11 @@ def scaled(seconds: float) -> float:
     return seconds * factor()
 
 
+def long() -> float:
+    """Return the deadline for what starts processes, far beyond what it needs: it ends hangs."""
+    return scaled(240)
+
+
 class Deadline:
     """One deadline for several waits.
 
