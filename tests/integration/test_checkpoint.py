@@ -259,11 +259,9 @@ def _preempted_at_random(cluster, folder):
         victim, moment = random.integers(2), random.uniform(0, 0.8)
         timer = threading.Timer(moment, kit.terminate)
         if cluster.rank == victim:
-            model_begins = kit.a_callback(
-                on_epoch_begin=lambda epoch, logs, t=timer: epoch or t.start()
-            )
+            hooks = {"on_epoch_begin": lambda epoch, logs, t=timer: epoch or t.start()}
         else:
-            model_begins = kit.a_callback()
+            hooks = {}
         x, y = kit.data(cluster.rank)
         model.fit(
             *(x, y),

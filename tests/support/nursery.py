@@ -15,6 +15,7 @@ import contextlib
 import functools
 import gc
 import importlib.abc
+import importlib.machinery
 import json
 import os
 import pathlib
@@ -224,14 +225,16 @@ def main():
     _run(*_serve(requests))
 
 
-class _HeavyOnes(importlib.abc.MetaPathFinder):
-    """Make it an error to import TensorFlow or Keras."""
+class _HeavyOnes(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Let TensorFlow and Keras be found, but make it an error to import them."""
 
     names = frozenset(("keras", "tensorflow"))
 
     def find_spec(self, name, path, target=None):
-        if name in self.names:
-            raise ImportError(f"{name} must not be imported here")
+        return importlib.machinery.ModuleSpec(name, self) if name in self.names else None
+
+    def exec_module(self, module):
+        raise ImportError(f"{module.__name__} must not be imported here")
 
 
 def _run(script: str, *arguments: str):
