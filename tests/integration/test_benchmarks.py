@@ -121,6 +121,7 @@ def test_input_writes_a_row_for_each_pipeline(tmp_path):
         assert f"{row['name']:26}" in ended.stdout
 
 
+@pytest.mark.slow  # each algorithm by itself: test_train
 def test_compare_sets_the_algorithms_side_by_side(tmp_path):
     output = tmp_path / "compare.json"
     flags = ["--seeds=2", "--workers=4", "--topology=ring", "--model=mlp", "--epochs=2"]

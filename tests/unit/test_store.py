@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
+from tests.support import deadlines
 from tf_gossip_pga.checkpoint import store as store_lib
 
 CONTENT = {"epoch": 3, "state": {"step": 12, "period": None}}
@@ -198,7 +199,6 @@ def test_no_manifest_is_worse_than_an_error(tmp_path_factory, text):
 KILLS = """
 import os, random, signal, sys, time
 from tf_gossip_pga.checkpoint import store as store_lib
-from tests.support import deadlines
 
 kills, directory = int(sys.argv[1]), sys.argv[2]
 random = random.Random(0)
