@@ -1,14 +1,18 @@
-# `make train`: the main job. `make test`: all tests. Both first install what they need into .venv.
+# `make train`: the main job. `make test`: the tests. Both first install what they need into .venv.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-quick exchange network compare input paper scale lint clean
+.PHONY: train test test-all test-quick exchange network compare input paper scale lint clean
 
 train: $(VENV)/ready
 	$(RUN) train.py
 
 test: $(VENV)/ready lint
+	$(RUN) -m pytest -n 2 --dist=worksteal -m "not slow"
+
+# Also the models of the paper at full size, more chaos, the wheel in an environment of its own.
+test-all: $(VENV)/ready lint
 	$(RUN) -m pytest -n 2 --dist=worksteal
 
 test-quick: $(VENV)/ready

@@ -34,7 +34,7 @@ import keras  # noqa: E402
 import links  # noqa: E402
 import numpy as np  # noqa: E402
 
-from tf_gossip_pga import launch  # noqa: E402
+from tests.support import addresses, deadlines  # noqa: E402
 from tf_gossip_pga.checkpoint import store  # noqa: E402
 from tf_gossip_pga.cluster import tf_config as cluster_lib  # noqa: E402
 from tf_gossip_pga.exchange import collectives  # noqa: E402
@@ -269,7 +269,11 @@ def work(folder: pathlib.Path, events: list[Event], arguments: dict):
     model.compile(keras.optimizers.SGD(rate, momentum=0.9), loss)
     x, y = data(cluster.rank)
     x_validation, y_validation = data(-1)
-    arguments = {"on_worker_lost": "continue", "timeout_s": DEADLINE_S / 10, **arguments}
+    arguments = {
+        "on_worker_lost": "continue",
+        "timeout_s": deadlines.scaled(DEADLINE_S / 10),
+        **arguments,
+    }
     if arguments["H"] == 0:
         arguments["H"] = pga.AdaptivePeriod(initial=PERIOD, warmup_steps=2 * PERIOD)
     checkpoints = arguments.pop("checkpoints", False)
@@ -352,11 +356,9 @@ def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str
         folder = pathlib.Path(name)
         left = list(events)
         held = any(event.phase == "admission" for event in events)
-        addresses = launch.free_addresses(workers)
-        processes = [
-            _start(folder, addresses, rank, left, arguments, hosts) for rank in range(workers)
-        ]
-        ends = time.monotonic() + DEADLINE_S
+        given = addresses.free(workers)
+        processes = [_start(folder, given, rank, left, arguments, hosts) for rank in range(workers)]
+        ends = time.monotonic() + deadlines.scaled(DEADLINE_S)
         try:
             while any(each.poll() is None for each in processes) and time.monotonic() < ends:
                 for rank, process in enumerate(processes):
@@ -366,7 +368,7 @@ def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str
                     if process.poll() == -signal.SIGKILL and mine and mine.returns:
                         left.remove(mine)
                         processes[rank] = _start(
-                            folder, addresses, rank, left, arguments, hosts, joins=True
+                            folder, given, rank, left, arguments, hosts, joins=True
                         )
                 time.sleep(0.1)
             exit_codes = [each.poll() for each in processes]
@@ -389,11 +391,11 @@ def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str
     return Outcome(results, exit_codes, said, recovery_s)
 
 
-def _start(folder, addresses, rank: int, events, arguments, hosts, joins=False):
+def _start(folder, given, rank: int, events, arguments, hosts, joins=False):
     """A worker's process, to which these events happen."""
     plan_ = json.dumps([[dataclasses.asdict(event) for event in events], arguments, hosts])
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
-    environment["TF_CONFIG"] = cluster_lib.to_tf_config(addresses, rank)
+    environment["TF_CONFIG"] = cluster_lib.to_tf_config(given, rank)
     if joins:
         environment[cluster_lib.JOIN] = "1"
     with open(folder / f"{rank}.log", "a") as log:

@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from tests.support import workers
+from tests.support import product
 from tf_gossip_pga.exchange import averaging
+
+pytestmark = pytest.mark.multiprocess
 
 # One that travels in two messages, one that travels alone, two that share one: see `bucket`.
 SHAPES = [(1024, 1500), (700, 512), (31,), (5, 7)]
@@ -41,9 +43,9 @@ def _gossips(cluster):
     import tensorflow as tf
 
     from tf_gossip_pga.algorithm import topology
-    from tf_gossip_pga.exchange import collectives, wire
+    from tf_gossip_pga.exchange import wire
 
-    mine, errors = collectives.active(), {}
+    mine, errors = product.active(), {}
     variables = [tf.Variable(value) for value in _values(cluster.rank, 0)]
     for wire_dtype in ("float32", "bfloat16", "int8"):
         averager = averaging.Averager(
@@ -109,22 +111,11 @@ def _gossips(cluster):
     return errors
 
 
-@pytest.mark.multiprocess
-def test_large_variables_mix_exactly_while_they_change_and_in_fewer_bits():
-    for errors in workers.run(_gossips, 3):
+def test_large_variables_mix_exactly_while_they_change_and_in_fewer_bits(pools):
+    for errors in pools.run(_gossips, 3):
         assert len(errors) == 6
         for label, (error, wrong, drift) in errors.items():
             # Of two million numbers some lie halfway between two of int8's, which are 0.004 apart.
             assert wrong <= (20 if "int8" in label else 0), label
             assert error < (2e-3 if "int8" in label else 1e-5), label
             assert drift < 1e-6, label
-
-
-def test_consensus_distance_is_the_root_mean_square_over_the_norm():
-    # Replicas (3, 4) + (1, 0), (3, 4) - (1, 0) and (3, 4): squares 1, 1, 0 around a mean of norm 5.
-    squares = [(1.0, 25.0), (1.0, 0.0), (0.0, 0.0)]  # rank 0 takes the norm for all
-    assert averaging.consensus_distance(squares) == pytest.approx(math.sqrt(2 / 3) / 5)
-
-
-def test_consensus_distance_of_equal_replicas_is_zero_even_at_the_origin():
-    assert averaging.consensus_distance([(0.0, 0.0), (0.0, 0.0)]) == 0

@@ -10,7 +10,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tests.support import workers
+from tests.support import deadlines, workers
+
+pytestmark = pytest.mark.multiprocess
 
 
 def _pga():
@@ -20,29 +22,6 @@ def _pga():
 
 
 # ---- One process --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("H", [0, -1, 2.5, "6", True, float("nan")])
-def test_a_bad_period_quotes_what_was_received(H):  # noqa: N803
-    with pytest.raises(ValueError, match=r"H must be a whole number of steps >= 1.*None") as error:
-        _pga().GossipPGA(H=H)
-    assert repr(H) in str(error.value)
-
-
-def test_an_unknown_topology_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"Unknown topology 'star'.*hypercube.*ring"):
-        _pga().GossipPGA(topology="star")
-
-
-def test_a_topology_of_the_wrong_size_names_both_sizes():
-    with pytest.raises(ValueError, match="is for 3 ranks, but the cluster has 1 workers"):
-        _pga().GossipPGA(topology=_pga().topology.ring(3))
-
-
-@pytest.mark.parametrize("timeout_s", [0, -1.0, "5", None, True, float("nan"), float("inf")])
-def test_a_bad_timeout_is_refused(timeout_s):
-    with pytest.raises(ValueError, match="timeout_s must be a number of seconds > 0"):
-        _pga().GossipPGA(timeout_s=timeout_s)
 
 
 def _model(**compile_arguments):
@@ -56,81 +35,6 @@ def _model(**compile_arguments):
 DATA = (np.ones((8, 4), np.float32), np.ones((8, 1), np.float32))
 
 
-def _unbuilt():
-    import keras
-
-    model = keras.Sequential([keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    return model
-
-
-def test_two_callbacks_in_one_fit_are_refused():
-    callbacks = [_pga().GossipPGA(), _pga().GossipPGA(H=2)]
-    with pytest.raises(ValueError, match="two GossipPGA callbacks; pass one"):
-        _model().fit(*DATA, callbacks=callbacks, verbose=0)
-
-
-def test_steps_per_execution_is_refused():
-    with pytest.raises(ValueError, match=r"see every batch.*steps_per_execution=8.*=1"):
-        _model(steps_per_execution=8).fit(*DATA, callbacks=[_pga().GossipPGA()], verbose=0)
-
-
-def test_an_unknown_optimizer_state_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"one of 'local', 'average', 'reset'; received 'mean'"):
-        _pga().GossipPGA(optimizer_state="mean")
-
-
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"use_ema": True}, r"erase the moving averages.*Use 'local' or 'average'"),
-        ({"gradient_accumulation_steps": 2}, "erase gradients half gathered"),
-    ],
-)
-def test_reset_must_not_erase_what_is_not_momentum(arguments, message, scaled):
-    import keras
-
-    optimizer = keras.optimizers.SGD(**arguments)
-    model = _model()
-    model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, "mse")
-    callback = _pga().GossipPGA(optimizer_state="reset")
-    with pytest.raises(ValueError, match=message):
-        model.fit(*DATA, callbacks=[callback], verbose=0)
-
-
-def test_an_unbuilt_model_is_refused():
-    with pytest.raises(ValueError, match=r"no trainable variables yet.*model\.build"):
-        _unbuilt().fit(*DATA, callbacks=[_pga().GossipPGA()], verbose=0)
-
-
-def test_one_worker_is_a_quiet_no_op():
-    callback = _pga().GossipPGA(H=2)
-    history = _model().fit(*DATA, batch_size=2, callbacks=[callback], verbose=0)
-    assert (callback.step, callback.gossip_steps, callback.global_steps) == (4, 2, 2)
-    assert callback.bytes_sent == 0 and callback.communication_seconds == 0
-    assert set(history.history) == {"loss", "global_averages", "communication_seconds"}
-
-
-def test_one_worker_counts_as_an_adaptive_period_says():
-    callback = _pga().GossipPGA(H=_pga().AdaptivePeriod(initial=2, warmup_steps=2, maximum=3))
-    history = _model().fit(*DATA, batch_size=1, epochs=2, callbacks=[callback], verbose=0)
-    # 2 and 4 are global, then the loss has fallen: 7, 10, 13, 16.
-    assert (callback.step, callback.global_steps) == (16, 6)
-    assert history.history["H"] == [3, 3]
-
-
-@pytest.mark.filterwarnings("ignore:.*input ran out of data")  # how Keras ends such an epoch
-def test_one_worker_may_train_on_data_of_unknown_length():
-    import tensorflow as tf
-
-    data = tf.data.Dataset.from_tensor_slices(DATA).filter(lambda x, y: True).batch(2)
-    callback = _pga().GossipPGA(H=2)
-    _model().fit(data, epochs=2, shuffle=False, callbacks=[callback], verbose=0)
-    assert callback.step == 8
-
-
-@pytest.mark.multiprocess
 @pytest.mark.parametrize("index", [0, 1])  # rank 1 must not wait for rank 0, which is not there
 @pytest.mark.parametrize(
     ("program", "message"),
@@ -160,7 +64,7 @@ def test_a_process_that_starts_wrongly_says_what_to_change(program, message, ind
         env={**os.environ, "TF_CONFIG": config},
         capture_output=True,
         text=True,
-        timeout=workers.DEADLINE_S,
+        timeout=deadlines.long(),
     )
     assert run.returncode == 1
     assert re.search(message, run.stderr, re.DOTALL), run.stderr
@@ -248,11 +152,10 @@ def _all_cases(cluster):
 
 
 @pytest.fixture(scope="module")
-def errors():
-    return workers.run(_all_cases, 2)
+def errors(pools):
+    return pools.run(_all_cases, 2)
 
 
-@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -287,7 +190,6 @@ def test_ranks_that_differ_all_get_the_same_explanation(errors, case, message):
     assert re.search(message, errors[0][case]), errors[0][case]
 
 
-@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -304,7 +206,6 @@ def test_a_rank_that_cannot_train_is_named_on_the_others(errors, case, message):
     assert errors[0][case] == f"Rank 1 cannot start training: {errors[1][case]}"
 
 
-@pytest.mark.multiprocess
 def test_after_all_these_errors_the_same_processes_still_train(errors):
     assert [rank["none"] for rank in errors] == ["trained", "trained"]
 
@@ -335,7 +236,6 @@ def _different_ways(cluster, how):
     return "trained"
 
 
-@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -374,7 +274,6 @@ def _data_ends_early(cluster):
     )
 
 
-@pytest.mark.multiprocess
 def test_a_rank_whose_data_ends_early_says_so_and_ends_all():
     from tf_gossip_pga import launch
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.support import workers
 
+pytestmark = pytest.mark.multiprocess
+
 DEVICES, STEPS, BATCH = 2, 6, 4
 
 
@@ -102,8 +104,8 @@ def _semantics(cluster):
 
 
 @pytest.fixture(scope="module")
-def semantics():
-    return workers.run(_semantics, 2, devices=DEVICES)
+def semantics(pools):
+    return pools.run(_semantics, 2, devices=DEVICES)
 
 
 def _seen(semantics, order: str, name: str) -> np.ndarray:
@@ -111,7 +113,6 @@ def _seen(semantics, order: str, name: str) -> np.ndarray:
     return np.array([rank[order][name] for rank in semantics])
 
 
-@pytest.mark.multiprocess
 def test_parameters_and_optimizer_are_the_same_on_all_devices(semantics):
     for order, names in (("before", ["step"]), ("after", ["start", "step", "validated", "end"])):
         for name in names:
@@ -124,7 +125,6 @@ def test_parameters_and_optimizer_are_the_same_on_all_devices(semantics):
     assert (common == own[0]).all()
 
 
-@pytest.mark.multiprocess
 def test_statistics_become_their_mean_over_all_devices_at_global_averages(semantics):
     before = _seen(semantics, "before", "step statistics")
     after = _seen(semantics, "after", "step statistics")
@@ -138,7 +138,6 @@ def test_statistics_become_their_mean_over_all_devices_at_global_averages(semant
             assert (mixed == mine).all()
 
 
-@pytest.mark.multiprocess
 def test_validation_sees_the_average_and_every_device_goes_on_from_its_own(semantics):
     for kind in ("parameters", "statistics"):
         local = _seen(semantics, "before", f"validation {kind}")
@@ -153,7 +152,6 @@ def test_validation_sees_the_average_and_every_device_goes_on_from_its_own(seman
     assert first["val_loss"] == second["val_loss"]
 
 
-@pytest.mark.multiprocess
 def test_steps_are_of_the_whole_batch_and_all_end_with_one_model(semantics):
     assert all(rank["steps"] == [2 * STEPS, 3] for rank in semantics)
     parameters = _seen(semantics, "after", "end parameters")[..., :25]  # then come Adam's
@@ -196,9 +194,8 @@ def _settings(cluster):
     return results
 
 
-@pytest.mark.multiprocess
-def test_every_setting_trains_as_on_one_device():
-    alone, together = (workers.run(_settings, 2, devices=devices) for devices in (1, DEVICES))
+def test_every_setting_trains_as_on_one_device(pools):
+    alone, together = (pools.run(_settings, 2, devices=devices) for devices in (1, DEVICES))
     for name in alone[0]:
         for rank in (0, 1):
             one, two = alone[rank][name], together[rank][name]
@@ -234,7 +231,6 @@ def _refusals(cluster):
     return results
 
 
-@pytest.mark.multiprocess
 def test_a_model_that_would_not_use_all_devices_is_refused():
     outside = r"has 2 devices, but the model 'sequential.*' was not built for them.*scope\(\)"
     for rank in workers.run(_refusals, 2, devices=DEVICES):
@@ -265,71 +261,8 @@ def _colliding(cluster):
     return results
 
 
-@pytest.mark.multiprocess
 def test_why_the_strategy_is_not_the_default_mirrored_one():
     ranks = workers.run(_colliding, 2, devices=DEVICES)
     assert [ours for ours, _ in ranks] == [[2, 2]] * 2
     # For the leader the devices of both processes are one group of two.
     assert "already full (group_key=1)" in str([theirs for _, theirs in ranks])
-
-
-# ---- Which devices, without processes -----------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("gpus", "cpus", "devices", "summing"),
-    [
-        ([], [None], None, None),
-        ([], [[None]], None, None),
-        ([None], [None], None, None),
-        ([None], [[None, None]], None, None),
-        ([], [[None, None]], ["CPU:0", "CPU:1"], "ReductionToOneDevice"),
-        ([None, None], [None], ["GPU:0", "GPU:1"], "NcclAllReduce"),
-        ([[None, None]], [None], ["GPU:0", "GPU:1"], "ReductionToOneDevice"),
-        ([[None], [None, None]], [None], ["GPU:0", "GPU:1", "GPU:2"], "ReductionToOneDevice"),
-    ],
-)
-def test_the_strategy_follows_the_devices(monkeypatch, gpus, cpus, devices, summing):
-    """`gpus` and `cpus`: each physical device's logical ones, None where nobody has split it."""
-    import tensorflow as tf
-
-    from tf_gossip_pga.cluster.devices import local_strategy
-
-    machine = {"GPU": gpus, "CPU": cpus}
-    monkeypatch.setattr(
-        tf.config,
-        "get_visible_devices",
-        lambda kind: [(kind, index) for index, _ in enumerate(machine[kind])],
-    )
-    monkeypatch.setattr(
-        tf.config,
-        "get_logical_device_configuration",
-        lambda device: machine[device[0]][device[1]],
-    )
-    monkeypatch.setattr(
-        tf.distribute, "MirroredStrategy", lambda devices, ops: (devices, type(ops).__name__)
-    )
-    expected = (devices, summing) if devices else tf.distribute.get_strategy()
-    assert local_strategy() == expected
-
-
-@pytest.mark.parametrize("synchronized", [False, True])
-def test_a_step_on_several_gpus_has_no_collective_that_other_workers_would_see(synchronized):
-    """The graph alone: it is built where there are no GPUs, and never run."""
-    import keras
-    import tensorflow as tf
-
-    strategy = tf.distribute.MirroredStrategy(["GPU:0", "GPU:1"], tf.distribute.NcclAllReduce())
-    with strategy.scope():
-        model = _model(0, "sgd", keras.layers.BatchNormalization(synchronized=synchronized))
-        model.optimizer.build(model.trainable_variables)
-
-    @tf.function(autograph=False)
-    def step(x):
-        return strategy.run(lambda x: model.train_step((x, x[:, :1])), args=(tf.identity(x),))
-
-    graph = step.get_concrete_function(tf.TensorSpec([4, 4])).graph.as_graph_def()
-    nodes = [*graph.node, *(node for each in graph.library.function for node in each.node_def)]
-    kinds = collections.Counter(node.op for node in nodes)
-    assert kinds["NcclAllReduce"] >= 2
-    assert not [kind for kind in kinds if "Collective" in kind]

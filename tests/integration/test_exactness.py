@@ -3,38 +3,34 @@
 import numpy as np
 import pytest
 
-from tests.support import reference, workers
-from tf_gossip_pga.algorithm import topology as topology_lib
+from tests.support import graphs, reference
+from tf_gossip_pga.algorithm import topology
 
 pytestmark = pytest.mark.multiprocess
 
+
 STEPS, BATCH, RATE, MOMENTUM = 12, 4, 0.1, 0.9
+
+
 TOLERANCE = 1e-5
 
 
-def _own_matrix(n: int) -> topology_lib.Topology:
-    """Directed and uneven: rank i keeps 0.5, hears 0.3 from i+1 and 0.2 from i+2."""
-    identity = np.eye(n)
-    shift = np.roll(identity, 1, axis=1)
-    return topology_lib.from_matrix(0.5 * identity + 0.3 * shift + 0.2 * shift @ shift)
-
-
-def topology_of(name: str, n: int) -> topology_lib.Topology:
-    return _own_matrix(n) if name == "from_matrix" else topology_lib.BY_NAME[name](n)
-
-
 def _cases(n: int) -> list[tuple[str, int | None]]:
-    """Every topology that admits n, with every H.
+    """Return every topology that admits n with H=3, where both kinds of step occur.
 
-    With 8 processes on two cores the ones that gossip over many edges are slow, so there a covering
-    subset: every topology with H=3, where both kinds of step occur, and H=1 and None once each.
+    H=1 and H=None come once each: the one has no gossip, the other only what H=3 has too.
     """
-    names = [*topology_lib.BY_NAME, "from_matrix"]
+    names = [*topology.BY_NAME, "from_matrix"]
     if n & (n - 1):
         names.remove("hypercube")
-    if n == 8:
-        return [*((name, 3) for name in names), ("ring", 1), ("one_peer_exponential", None)]
-    return [(name, H) for name in names for H in (1, 3, None)]
+    return [*((name, 3) for name in names), ("ring", 1), ("one_peer_exponential", None)]
+
+
+def _other_cases(n: int) -> list[tuple[str, int | None]]:
+    """Return the rest of topologies x H."""
+    names = {name for name, _ in _cases(n)}
+    every = [(name, H) for name in sorted(names) for H in (1, 3, None)]
+    return [case for case in every if case not in _cases(n)]
 
 
 def train_cases(cluster, cases, copies=1, momentum=MOMENTUM, **arguments):
@@ -70,7 +66,7 @@ def train_cases(cluster, cases, copies=1, momentum=MOMENTUM, **arguments):
             if not variable.path.endswith("learning_rate"):
                 variable.assign(keras.ops.zeros_like(variable))
         before, after = Record(), Record()
-        gossip = pga.GossipPGA(H=H, topology=topology_of(name, cluster.size), **arguments)
+        gossip = pga.GossipPGA(H=H, topology=graphs.topology_of(name, cluster.size), **arguments)
         model.fit(
             x.reshape(-1, reference.INPUTS),
             y.reshape(-1, reference.OUTPUTS),
@@ -96,17 +92,23 @@ def _check_devices(model, copies: int):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8])
-def test_every_step_equals_the_oracle(n):
-    _check_cases(n, _cases(n))
+def test_every_step_equals_the_oracle(pools, n):
+    _check_cases(pools, n, _cases(n))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_every_step_equals_the_oracle_with_every_topology_and_period(pools, n):
+    _check_cases(pools, n, _other_cases(n))
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_two_devices_of_a_worker_are_one_with_the_whole_batch(n):
-    _check_cases(n, [("from_matrix", 3), ("from_matrix", None)], devices=2)
+def test_two_devices_of_a_worker_are_one_with_the_whole_batch(pools, n):
+    _check_cases(pools, n, [("from_matrix", 3), ("from_matrix", None)], devices=2)
 
 
-def _check_cases(n: int, cases, devices: int = 1):
-    ranks = workers.run(train_cases, n, cases=cases, devices=devices, copies=devices)
+def _check_cases(pools, n: int, cases, devices: int = 1):
+    ranks = pools.run(train_cases, n, cases=cases, devices=devices, copies=devices)
     data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
     for index, (name, H) in enumerate(cases):  # noqa: N806
         label = f"{name}, n={n}, H={H}"
@@ -116,7 +118,7 @@ def _check_cases(n: int, cases, devices: int = 1):
         expected = reference.train(
             reference.initial_weights(seed=0),
             data,
-            reference.matrix_of_step(topology_of(name, n), H),
+            reference.matrix_of_step(graphs.topology_of(name, n), H),
             RATE,
             MOMENTUM,
         )
@@ -130,20 +132,20 @@ def _check_cases(n: int, cases, devices: int = 1):
         _check_each_step(before, after, H, label)
 
 
-@pytest.mark.parametrize("n", [3, 4])
-def test_overlap_equals_its_oracle(n):
+@pytest.mark.parametrize("n", [3, pytest.param(4, marks=pytest.mark.slow)])
+def test_overlap_equals_its_oracle(pools, n):
     cases = [(name, H) for name in ("ring", "one_peer_exponential") for H in (1, 3, None)]
     cases += [("from_matrix", 4), ("disconnected", 2)]
-    ranks = workers.run(train_cases, n, cases=cases, overlap=True)
+    ranks = pools.run(train_cases, n, cases=cases, overlap=True)
     data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
     for index, (name, H) in enumerate(cases):  # noqa: N806
         label = f"{name}, n={n}, H={H}"
         _, after, final = (np.array([rank[index][part] for rank in ranks]) for part in range(3))
-        topology = topology_of(name, n)
+        graph = graphs.topology_of(name, n)
         expected = reference.train(
             reference.initial_weights(seed=0),
             data,
-            reference.matrix_of_step(topology, H),
+            reference.matrix_of_step(graph, H),
             RATE,
             MOMENTUM,
             waits=lambda step, H=H: H is not None and step % H == 0,  # noqa: N803
@@ -160,10 +162,10 @@ def test_overlap_equals_its_oracle(n):
 
 
 @pytest.mark.parametrize("wire_dtype", ["bfloat16", "int8"])
-def test_low_precision_is_as_near_as_it_says_and_moves_no_mean(wire_dtype):
+def test_low_precision_is_as_near_as_it_says_and_moves_no_mean(pools, wire_dtype):
     n = 3
     cases = [("ring", 3), ("from_matrix", None)]
-    ranks = workers.run(train_cases, n, cases=cases, wire_dtype=wire_dtype)
+    ranks = pools.run(train_cases, n, cases=cases, wire_dtype=wire_dtype)
     for index, (name, H) in enumerate(cases):  # noqa: N806
         before, after, _ = (np.array([rank[index][part] for rank in ranks]) for part in range(3))
         _check_each_step(before, after, H, f"{wire_dtype}, {name}")
@@ -174,7 +176,7 @@ def test_low_precision_is_as_near_as_it_says_and_moves_no_mean(wire_dtype):
             if H is not None and step % H == 0:
                 common = x[0]
                 continue
-            difference = np.abs(x - topology_of(name, n).weights(step - 1) @ y).max()
+            difference = np.abs(x - graphs.topology_of(name, n).weights(step - 1) @ y).max()
             # A difference is sent to within 1/2 of 1/127 of the largest, or of the eighth bit; a
             # rank adds at most its own error and a mean of the others'.
             largest = np.abs(y - common).max()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tf_gossip_pga
-from tests.support import nursery, workers
+from tests.support import deadlines, nursery
 from tf_gossip_pga import launch
 from tf_gossip_pga.coordination import channel, joining
 from tf_gossip_pga.coordination.timing import Timing
@@ -91,7 +91,7 @@ def _run(
             workers=3,
             min_workers=min_workers,
             rejoins=len(dying),
-            deadline_s=workers.DEADLINE_S,
+            deadline_s=deadlines.long(),
             write=said.append,
         )
     results = {int(path.stem): json.loads(path.read_text()) for path in folder.glob("[0-9].json")}
@@ -102,8 +102,12 @@ def _run(
 @pytest.mark.parametrize(
     ("settings", "dying"),
     [
-        ({"H": 5, "optimizer_state": "average"}, [2]),
-        ({"H": 3, "overlap": True, "wire_dtype": "int8", "topology": "ring"}, [0]),
+        pytest.param({"H": 5, "optimizer_state": "average"}, [2], marks=pytest.mark.slow),
+        pytest.param(
+            {"H": 3, "overlap": True, "wire_dtype": "int8", "topology": "ring"},
+            [0],
+            marks=pytest.mark.slow,
+        ),
         ({"H": "adaptive", "every": 2}, [0, 1]),
         # In no consensus where the fourth epoch begins.
         ({"H": 5, "every": 100, "optimizer_state": "reset", "nobody says so": True}, [1]),
@@ -134,7 +138,11 @@ def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying)
     ("second", "why"),
     [
         ("differs", "Rank 1 cannot join the others again: it differs from them in the model"),
-        ("has another epoch", "Rank 1 begins epoch 1, and the others epoch 4."),
+        pytest.param(
+            "has another epoch",
+            "Rank 1 begins epoch 1, and the others epoch 4.",
+            marks=pytest.mark.slow,
+        ),
         ("dies", "goes on without rank 1: 2 of 3 workers are left. It was at taking in rank 1."),
     ],
 )

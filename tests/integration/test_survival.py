@@ -67,7 +67,7 @@ def test_a_stop_of_a_few_seconds_is_no_loss(undisturbed_loss):
 
 
 # Rank 0 and another come back; rank 0 dies while another is taken in.
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_who_comes_back_finishes_like_all(seed, undisturbed_loss):
     events = chaos.plan_of_returns(seed)
     outcome = _run(events, chaos.settings(seed, returning=True))

@@ -1,4 +1,4 @@
-"""train.py from outside: bad flags, and one whole run."""
+"""train.py with its workers: whole runs, and what its flags ask for."""
 
 import json
 import os
@@ -7,187 +7,53 @@ import signal
 import subprocess
 import sys
 import types
-import zipfile
 
 import pytest
 
-import results
 import settings
 import train
 from models import inputs, recipes
-from tests.support import workers
+from tests.support import deadlines, nursery, workers
+from tests.support.fields import FIELDS
+from tf_gossip_pga import launch
+
+pytestmark = pytest.mark.multiprocess
 
 TRAIN = pathlib.Path(train.__file__)
 
-FIELDS = {
-    *("algorithm", "model", "dataset", "H", "topology", "workers", "epochs", "steps"),
-    *("gossip_steps", "global_steps", "parameters", "train_loss", "val_loss", "val_accuracy"),
-    *("seconds", "compute_seconds", "communication_seconds", "bytes_sent_per_worker"),
-    *("consensus_distance", "history", "optimizer_state", "unigram_cross_entropy"),
-    *("overlap", "wire_dtype"),
-}
 
-
-def _run(*arguments, timeout_s: float = 60, **environment) -> subprocess.CompletedProcess:
+def _run(*arguments) -> subprocess.CompletedProcess:
     """`python train.py` as a user calls it; asked to stop, with its workers, when time is up."""
-    inherited = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
     command = [sys.executable, str(TRAIN), *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
     with subprocess.Popen(
-        command,
-        env={**inherited, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            out, err = process.communicate(timeout=timeout_s)
+            out, err = process.communicate(timeout=deadlines.long())
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate()
-            pytest.fail(f"{command} had not ended after {timeout_s} s:\n{out}\n{err}")
+            pytest.fail(f"{command} had not ended in time:\n{out}\n{err}")
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-@pytest.fixture
-def without_tensorflow(tmp_path):
-    """An environment in which importing TensorFlow or Keras fails."""
-    folder = tmp_path / "stubs"
-    folder.mkdir()
-    for name in ("tensorflow", "keras"):
-        (folder / f"{name}.py").write_text("raise ImportError('must not be imported here')")
-    return {"PYTHONPATH": str(folder)}
+def _train(*flags) -> str:
+    """What `train.py` prints with these flags on two workers, which `TF_CONFIG` names."""
+    output = []
+    deadline_s = deadlines.long()
+    with nursery.forks():
+        launch.launch(
+            [sys.executable, str(TRAIN), *flags], 2, deadline_s=deadline_s, write=output.append
+        )
+    return "".join(output)
 
 
-TWO_WORKERS = json.dumps(
-    {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
-)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--H=0", "flag --H=0: 0 is not a positive integer"),
-        ("--algorithm=pgaa", "value should be one of <pga|aga|gossip|local|parallel>"),
-        ("--resume", "--resume goes on writing checkpoints. Give --checkpoint_every=1 too"),
-        ("--algorithm=gossip --H=4", "--algorithm=gossip has no H, received --H=4"),
-        (
-            "--algorithm=gossip --optimizer_state=reset",
-            "--algorithm=gossip has optimizer_state=local, received --optimizer_state=reset",
-        ),
-        (
-            "--algorithm=local --overlap",
-            "--algorithm=local has no overlap, received --overlap=True",
-        ),
-        (
-            "--algorithm=parallel --wire_dtype=int8",
-            "--algorithm=parallel has wire_dtype=float32, received --wire_dtype=int8",
-        ),
-        ("--wire_dtype=int4", "value should be one of <float32|bfloat16|int8>"),
-        ("--algorithm=parallel --H=4", "--algorithm=parallel has H=1, received --H=4"),
-        (
-            "--algorithm=local --topology=ring",
-            "--algorithm=local has topology=disconnected, received --topology=ring",
-        ),
-        ("--topology=rings", "Unknown topology 'rings'. Known names: complete, "),
-        ("--topology=hypercube --workers=3", "hypercube needs a power of two of ranks"),
-        ("--batch_size=360", "359 of the 1437 training examples of digits, with 4 workers"),
-        ("--workers=1500 --topology=ring", "1500 workers, more than the 1437 training examples"),
-        ("--workers=361 --topology=ring", "361 workers, more than the 360 validation examples"),
-        ("--classes_per_worker=5 --batch_size=361", "than a worker has: 357 of the 1437"),
-        (
-            "--classes_per_worker=2",
-            "--classes_per_worker=2 with 4 workers leaves classes that nobody trains on: digits",
-        ),
-        ("--classes_per_worker=11", "classes_per_worker must be from 1 to 10"),
-        ("--learning_rate=0", "--learning_rate=0.0: must be a finite number > 0"),
-        ("--epochs=0", "--epochs=0: must be an integer > 0"),
-        ("--warmup=1", "--warmup=1.0: must be a share of all steps"),
-        ("--optimizer=adam", "value should be one of <sgd|adamw|lamb>"),
-        ("--optimizer_state=mean", "value should be one of <local|average|reset>"),
-        ("--model=resnet19", "Unknown model 'resnet19'. Known models: "),
-        ("--dataset=digit", "Unknown dataset 'digit'. Close: digits"),
-        (
-            "--dataset=python_docs",
-            "--model=resnet20 is for images, but --dataset=python_docs holds",
-        ),
-        ("--model=bert_tiny --dataset=digits", "one of the models mlp, resnet20, resnet50."),
-        ("--vocabulary=here.txt", "digits has images, received vocabulary='here.txt'"),
-        ("--model=bert_tiny --vocabulary=/no/file", "vocabulary /no/file cannot be read (No such"),
-        ("--model=bert_tiny --sequence_length=4", "sequence_length must be from 8 to 512 tokens"),
-        ("--model=bert_tiny --augment", "--augment is for images"),
-        ("--initial_model=README.md", "--initial_model=README.md is not a Keras model"),
-        ("--output_dir=/dev/null/here", "--output_dir=/dev/null/here cannot be made (Not a dir"),
-        ("epochs=3", "unexpected argument 'epochs=3'"),
-    ],
-)
-def test_bad_flags_are_answered_before_tensorflow_is_imported(
-    arguments, message, without_tensorflow
-):
-    ended = _run(*arguments.split(), **without_tensorflow)
-    assert message in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert (ended.returncode, ended.stdout) == (1, "")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "config", "message"),
-    [
-        ("--workers=3", TWO_WORKERS, "--workers=3, but TF_CONFIG names 2 workers"),
-        ("--batch_size=719", TWO_WORKERS, "718 of the 1437 training examples"),
-        ("", "{", "TF_CONFIG is not JSON"),
-    ],
-)
-def test_flags_are_held_against_tf_config(arguments, config, message, without_tensorflow):
-    ended = _run(*arguments.split(), TF_CONFIG=config, **without_tensorflow)
-    assert message in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert ended.returncode == 1
-
-
-@pytest.mark.parametrize("program", ["train.py", "benchmarks/compare.py"])
-def test_help_lists_the_flags(program, without_tensorflow):
-    ended = subprocess.run(
-        [sys.executable, str(TRAIN.parent / program), "--help"],
-        env={**os.environ, **without_tensorflow},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    for flag in ("--topology", "--classes_per_worker", "--learning_rate", "--precision"):
-        assert flag in ended.stdout
-
-
-def test_a_run_that_diverged_says_so(tmp_path):
-    nan = float("nan")
-    run = dict.fromkeys(FIELDS, nan)
-    run |= {"algorithm": "pga", "model": "mlp", "dataset": "digits", "topology": "ring", "H": 6}
-    run |= {"workers": 2, "epochs": 1, "steps": 3, "gossip_steps": 3, "global_steps": 0}
-    run |= {"overlap": False, "wire_dtype": "float32"}
-    run |= {"unigram_cross_entropy": None, "seconds": 1.0, "communication_seconds": 0.5}
-    run["history"] = {"loss": [nan], "val_loss": [nan], "val_accuracy": [0.1]}
-    assert "diverged             the loss is no longer a number" in results.table(run)
-    results.draw(tmp_path / "curves.png", run, [(3, nan)])
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text("old")
-
-    def fail(partial):
-        partial.write_text("ne")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        results.write(path, fail)
-    assert path.read_text() == "old"
-
-
-@pytest.mark.multiprocess
 def test_a_whole_run_reports_what_it_did(tmp_path):
     output = tmp_path / "new" / "output"
     flags = ["--workers=2", "--epochs=2", "--steps_per_epoch=4", "--H=4", "--batch_size=16"]
     flags += ["--label_smoothing=0.1"]  # the reported loss has none, as _check_model's
-    ended = _run(*flags, f"--output_dir={output}", timeout_s=300)
+    ended = _run(*flags, f"--output_dir={output}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert {path.name for path in output.iterdir()} == {"results.json", "curves.png", "model.keras"}
 
@@ -199,20 +65,20 @@ def test_a_whole_run_reports_what_it_did(tmp_path):
     assert f"validation accuracy  {written['val_accuracy']:.4f}" in ended.stdout
 
 
-@pytest.mark.multiprocess
 def test_a_run_resumes_from_its_checkpoints(tmp_path):
-    flags = ["--model=mlp", "--workers=2", "--steps_per_epoch=4", "--checkpoint_every=1"]
-    flags += [f"--output_dir={tmp_path}"]
+    flags = ["--model=mlp", "--steps_per_epoch=4", "--checkpoint_every=1"]
+    flags += [f"--output_dir={tmp_path}", "--resume"]
     for epochs in (1, 3):
-        ended = _run(*flags, f"--epochs={epochs}", "--resume", timeout_s=300)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert f"Goes on from {tmp_path}/checkpoints/checkpoint-000001, after step 4." in ended.stdout
-    assert " s for 8 steps" in ended.stdout
+        said = _train(*flags, f"--epochs={epochs}")
+    assert f"Goes on from {tmp_path}/checkpoints/checkpoint-000001, after step 4." in said
+    assert " s for 8 steps" in said
     written = json.loads((tmp_path / "results.json").read_text())
     assert (written["epochs"], written["steps"]) == (3, 12)
     assert len(written["history"]["loss"]) == 2
-    ended = _run(*flags, "--epochs=3", "--resume", timeout_s=300)
-    assert "The checkpoint is of epoch 3: nothing is left of --epochs=3. Give more" in ended.stderr
+    with pytest.raises(
+        launch.LaunchError, match=r"of epoch 3: nothing is left of --epochs=3\. Give"
+    ):
+        _train(*flags, "--epochs=3")
 
 
 def _check_counts(written: dict):
@@ -252,37 +118,21 @@ def written_loss(data: inputs.Data):
     return recipes.loss(recipes.RECIPES["resnet20"], data.kind)
 
 
-@pytest.mark.multiprocess
 def test_a_masked_language_model_trains_and_can_be_trained_on(tmp_path):
-    flags = ["--model=bert_tiny", "--workers=2", "--epochs=2", "--steps_per_epoch=3"]
+    flags = ["--model=bert_tiny", "--epochs=2", "--steps_per_epoch=3"]
     flags += ["--batch_size=8", f"--data_dir={tmp_path}"]
     first, second = tmp_path / "first", tmp_path / "second"
-    ended = _run(*flags, f"--output_dir={first}", timeout_s=300)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    said = _train(*flags, f"--output_dir={first}")
     written = json.loads((first / "results.json").read_text())
     data = inputs.find("python_docs", vocabulary=str(first / "vocabulary.txt"))
     _check_model(first / "model.keras", data, written)
     assert written["unigram_cross_entropy"] == data.unigram_cross_entropy()
-    assert f"unigram              {data.unigram_cross_entropy():.4f} nats" in ended.stdout
+    assert f"unigram              {data.unigram_cross_entropy():.4f} nats" in said
 
     initial = f"--initial_model={first / 'model.keras'}"
-    ended = _run(*flags, initial, f"--output_dir={second}", timeout_s=300)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    _train(*flags, initial, f"--output_dir={second}")
     resumed = json.loads((second / "results.json").read_text())
     assert resumed["history"]["loss"][0] < written["history"]["loss"][0] - 0.5
-
-
-def test_a_vocabulary_that_is_not_the_models_is_refused(tmp_path, without_tensorflow):
-    with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
-        file.writestr("config.json", json.dumps({"config": {"name": "bert_tiny"}}))
-    own, other = tmp_path / "vocabulary.txt", tmp_path / "other.txt"
-    own.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n")
-    other.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nb\na\n")
-    flags = ["--model=bert_tiny", f"--initial_model={tmp_path / 'model.keras'}"]
-    ended = _run(*flags, f"--vocabulary={other}", **without_tensorflow)
-    assert f"--vocabulary={other} is not the one that --initial_model=" in ended.stderr
-    assert f"trained with, {own}. Leave --vocabulary out" in ended.stderr
-    assert ended.returncode == 1
 
 
 def _every_algorithm(cluster, folder):
@@ -299,9 +149,8 @@ def _every_algorithm(cluster, folder):
         train.worker()
 
 
-@pytest.mark.multiprocess
-def test_every_algorithm_fills_every_field(tmp_path):
-    workers.run(_every_algorithm, 4, folder=str(tmp_path))
+def test_every_algorithm_fills_every_field(pools, tmp_path):
+    pools.run(_every_algorithm, 4, folder=str(tmp_path))
     everything = {}
     for algorithm in settings.ALGORITHMS:
         folder = tmp_path / algorithm
@@ -362,7 +211,6 @@ def _arguments(cluster, folder):
     return {**asked, "epochs": len(run.history["val_loss"])}
 
 
-@pytest.mark.multiprocess
 def test_the_flags_reach_data_optimizer_and_callback(tmp_path):
     ranks = workers.run(_arguments, 2, folder=str(tmp_path))
     for rank, asked in enumerate(ranks):
@@ -376,44 +224,3 @@ def test_the_flags_reach_data_optimizer_and_callback(tmp_path):
         assert asked["exchange"] == [True, "int8"]
         assert asked["error"].startswith("The vocabulary of rank 1 is not rank 0's")
         assert asked["epochs"] == 2
-
-
-def _stub(path: pathlib.Path, name: str, **layers):
-    """What `check` reads of a saved model."""
-    found = [{"name": layer, "config": config} for layer, config in layers.items()]
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("config.json", json.dumps({"config": {"name": name, "layers": found}}))
-
-
-@pytest.mark.parametrize(
-    ("shape", "classes", "message"),
-    [
-        ([None, 32, 32, 3], 10, "has input_shape=[32, 32, 3], but digits needs (8, 8, 1)"),
-        ([None, 8, 8, 1], 100, "has classes=100, but digits needs 10"),
-    ],
-)
-def test_a_model_of_other_data_is_no_start(shape, classes, message, tmp_path, without_tensorflow):
-    path = tmp_path / "model.keras"
-    _stub(path, "mlp", images={"batch_shape": shape}, logits={"units": classes})
-    ended = _run("--model=mlp", f"--initial_model={path}", **without_tensorflow)
-    assert f"--initial_model={path} {message}" in ended.stderr
-
-
-def test_a_model_of_more_tokens_than_the_vocabulary_beside_it_is_no_start(
-    tmp_path, without_tensorflow
-):
-    path = tmp_path / "model.keras"
-    _stub(path, "bert_tiny", masked_lm_head={"vocabulary_size": 4096})
-    (tmp_path / "vocabulary.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n")
-    ended = _run("--model=bert_tiny", f"--initial_model={path}", **without_tensorflow)
-    assert "has vocabulary_size=4096, but python_docs needs 7" in ended.stderr
-
-
-def test_a_model_of_another_kind_is_no_start(tmp_path, without_tensorflow):
-    with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
-        file.writestr("config.json", json.dumps({"config": {"name": "bert_tiny"}}))
-    initial = f"--initial_model={tmp_path / 'model.keras'}"
-    ended = _run(initial, **without_tensorflow)
-    assert "model.keras is a bert_tiny, but --model=resnet20." in ended.stderr
-    ended = _run(initial, "--model=bert_tiny", **without_tensorflow)
-    assert f"beside it, but there is no {tmp_path / 'vocabulary.txt'}" in ended.stderr

@@ -5,8 +5,7 @@ import tensorflow_datasets as tfds
 
 import settings
 import train
-from tests.integration.test_inputs import as_if_prepared
-from tests.support import workers
+from tests.support import prepared, workers
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
@@ -30,7 +29,7 @@ def _three_steps(cluster, model, folder, examples, flags):
 
 
 def test_resnet50_takes_three_steps_on_images_like_imagenets(tmp_path):
-    as_if_prepared("imagenet2012", tmp_path, train=32, validation=8)
+    prepared.as_if_prepared("imagenet2012", tmp_path, train=32, validation=8)
     run = {"model": "resnet50", "folder": str(tmp_path), "examples": 16}
     first, second = workers.run(_three_steps, 2, DEADLINE_S, **run, flags=["--batch_size=4"])
     assert first["parameters"] == 25_557_032
@@ -39,7 +38,7 @@ def test_resnet50_takes_three_steps_on_images_like_imagenets(tmp_path):
 
 
 def test_bert_base_takes_three_steps_on_text_like_wikipedias(tmp_path):
-    as_if_prepared("wikipedia", tmp_path, train=1000)
+    prepared.as_if_prepared("wikipedia", tmp_path, train=1000)
     run = {"model": "bert_base", "folder": str(tmp_path), "examples": 500}  # a few words each
     flags = ["--batch_size=2", "--sequence_length=128"]
     first, second = workers.run(_three_steps, 2, DEADLINE_S, **run, flags=flags)

@@ -1,17 +1,21 @@
-"""Worker processes by fork, from one that has imported TensorFlow and Keras already.
+"""Fork child processes from one that has imported the expensive modules already.
 
-To import them takes four seconds of a processor, and the tests start some hundreds of processes.
-TensorFlow can be forked as long as it has not run: `initialize` starts it in the child. What a
-process does from then on, its session, its signals and its end are those of any other.
+To import TensorFlow and Keras takes four seconds of a processor, and the tests start some hundreds
+of processes. TensorFlow can be forked as long as it has not run: `initialize` starts it in the
+child. From then on a child's session, signals and end are those of any other process.
 
     with nursery.forks():
         launch.launch([sys.executable, "tests/support/workers.py", …], 2)
+
+    nursery.run(["train.py", "--H=0"], nursery.LIGHT)  # a subprocess.CompletedProcess
 """
 
 import atexit
 import contextlib
 import functools
-import importlib
+import gc
+import importlib.abc
+import importlib.machinery
 import json
 import os
 import pathlib
@@ -22,16 +26,23 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from unittest import mock
 
-_PRELOADED = (
+from tests.support import deadlines
+
+# What is imported before the first fork; `LIGHT` for programs that must do without TensorFlow.
+HEAVY = (
     "keras",
     "numpy",
     "tensorflow",
     "tf_gossip_pga.checkpoint.callback",
     "tf_gossip_pga.simulate",
 )
+LIGHT = ("numpy", "sklearn.datasets", "train")
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _POLL_S = 0.02
 _LONGEST = 1 << 17  # bytes of a request: arguments and environment
 
@@ -50,11 +61,13 @@ class Child:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
+        """Return the exit code, None while the process runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code once the process has ended."""
         if self.returncode is None:
             if not select.select([self._status], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
@@ -63,67 +76,121 @@ class Child:
         return self.returncode
 
     def kill(self):
+        """End the process, and everything in its session's process group, at once."""
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def forks():
-    """Inside, `subprocess.Popen` starts `python SCRIPT …` and `python -c PROGRAM …` by fork."""
-    requests = _nursery()  # which starts the first time
-    with mock.patch.object(subprocess, "Popen", functools.partial(_fork, requests)):
+    """Let `subprocess.Popen` start `python SCRIPT …`, `-m MODULE …` and `-c PROGRAM …` by fork."""
+
+    def fork(command, env, stdout, **_) -> Child:
+        return start(command[1:], env, stdout)
+
+    _nursery(HEAVY)  # with the real Popen
+    with mock.patch.object(subprocess, "Popen", fork):
         yield
 
 
-def _fork(requests: socket.socket, command: list[str], env: dict[str, str], stdout, **_) -> Child:
-    """Stands in for `Popen`, where output and errors go to one file, in a session of its own."""
+def start(arguments, env: dict[str, str], stdout, stderr=None, preloaded=HEAVY) -> Child:
+    """Start `python ARGUMENTS…` by fork, in a session of its own.
+
+    Args:
+      stdout: a file or its descriptor; without `stderr` it gets errors too.
+    """
+    requests = _nursery(preloaded)
+    output = _descriptor(stdout)
+    errors = output if stderr is None else _descriptor(stderr)
     status, theirs = os.pipe()
     try:
-        request = json.dumps({"arguments": command[1:], "env": env}).encode()
-        output = stdout if isinstance(stdout, int) else stdout.fileno()
-        socket.send_fds(requests, [request], [output, theirs])
+        request = json.dumps({"arguments": [*map(str, arguments)], "env": env}).encode()
+        socket.send_fds(requests, [request], [output, errors, theirs])
     finally:
         os.close(theirs)
     return Child(status)
 
 
+def run(arguments, preloaded=HEAVY, deadline_s: float = 120, **env) -> subprocess.CompletedProcess:
+    """Run `python ARGUMENTS…` by fork, and return its exit code, output and errors.
+
+    Args:
+      deadline_s: for an idle machine.
+      env: added to the environment.
+
+    Raises:
+      TimeoutError: it had not ended in time; it is ended then.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        child = start(arguments, {**os.environ, **env}, out, err, preloaded)
+        try:
+            deadline = deadlines.Deadline(deadline_s)
+            deadline.until(lambda: child.poll() is not None, lambda: _read(out) + _read(err), 0.01)
+        finally:
+            child.kill()
+        return subprocess.CompletedProcess(arguments, child.wait(), _read(out), _read(err))
+
+
+def _read(file) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def _descriptor(file) -> int:
+    return file if isinstance(file, int) else file.fileno()
+
+
 @functools.cache
-def _nursery() -> socket.socket:
-    """The way to this process's nursery, which ends with it."""
+def _nursery(preloaded: tuple[str, ...]) -> socket.socket:
+    """Start a nursery, which ends with this process, and return the way to it."""
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (mine, its):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _LONGEST)
     with its:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.nursery", str(its.fileno())],
-            cwd=pathlib.Path(__file__).parents[2],
+            [sys.executable, "-m", "tests.support.nursery", str(its.fileno()), *preloaded],
+            cwd=_ROOT,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
             stdin=subprocess.DEVNULL,
             pass_fds=[its.fileno()],
             start_new_session=True,
         )
-    atexit.register(process.wait)
-    atexit.register(mine.close)  # which comes first, and ends it
+    _running.append((mine, process))
     return mine
 
 
+_running: list[tuple[socket.socket, subprocess.Popen]] = []
+
+
+@atexit.register
+def close():
+    """End all nurseries. Children that still run are not theirs to end."""
+    while _running:
+        mine, process = _running.pop()
+        mine.close()
+        process.wait()
+    _nursery.cache_clear()
+
+
 def _serve(requests: socket.socket) -> list[str]:
-    """Forks a child for each request. Returns in the children alone: script and arguments."""
+    """Fork a child for each request. Return in the children alone: script and arguments."""
     running: dict[int, int] = {}  # process -> where its end is told
     while True:
         if select.select([requests], [], [], _POLL_S)[0]:
-            message, fds, *_ = socket.recv_fds(requests, _LONGEST, 2)
+            message, fds, *_ = socket.recv_fds(requests, _LONGEST, 3)
             if not message:
                 sys.exit()
-            output, status = fds
+            output, errors, status = fds
             pid = os.fork()
             if not pid:
                 request = json.loads(message)
-                _settle(output, request["env"])
-                for other in (requests.detach(), output, status, *running.values()):
+                _settle(output, errors, request["env"])
+                for other in {requests.detach(), output, errors, status, *running.values()}:
                     os.close(other)
                 return request["arguments"]
             os.close(output)
+            os.close(errors)
             running[pid] = status
             os.write(status, f"{pid}\n".encode())
         for pid in list(running):
@@ -134,11 +201,11 @@ def _serve(requests: socket.socket) -> list[str]:
                 os.close(running.pop(pid))
 
 
-def _settle(output: int, environment: dict[str, str]):
-    """Makes a child what a process of its own would be."""
+def _settle(output: int, errors: int, environment: dict[str, str]):
+    """Make a child what a process of its own would be."""
     os.setsid()
-    for stream in (1, 2):
-        os.dup2(output, stream)
+    os.dup2(output, 1)
+    os.dup2(errors, 2)
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
@@ -147,20 +214,38 @@ def _settle(output: int, environment: dict[str, str]):
 
 
 def main():
-    """The nursery, and then each child."""
+    """Run the nursery, and then, in each child, its program."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     requests = socket.socket(fileno=int(sys.argv[1]))
-    for name in _PRELOADED:
+    if not _HeavyOnes.names & set(sys.argv[2:]):
+        sys.meta_path.insert(0, _HeavyOnes())
+    for name in sys.argv[2:]:
         importlib.import_module(name)
+    gc.freeze()  # so that children neither copy nor, at their end, search what they share
     _run(*_serve(requests))
 
 
+class _HeavyOnes(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Let TensorFlow and Keras be found, but make it an error to import them."""
+
+    names = frozenset(("keras", "tensorflow"))
+
+    def find_spec(self, name, path, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name in self.names else None
+
+    def exec_module(self, module):
+        raise ImportError(f"{module.__name__} must not be imported here")
+
+
 def _run(script: str, *arguments: str):
-    """What `python SCRIPT ARGUMENTS` does."""
+    """Do what `python SCRIPT ARGUMENTS` does, `-c PROGRAM` and `-m MODULE` included."""
     sys.argv = [script, *arguments]
     if script == "-c":
         program, sys.argv[1:] = arguments[0], arguments[1:]
         exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
+    elif script == "-m":
+        sys.argv = [*arguments]
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
     else:
         sys.path[0] = os.path.dirname(script)
         runpy.run_path(script, run_name="__main__")

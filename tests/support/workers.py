@@ -1,10 +1,13 @@
-"""Runs a function of a test module in real worker processes.
+"""Run a function of a test module in real worker processes.
 
     results = workers.run(_my_function, 4, H=3)      # [what _my_function(cluster, H=3) returned, …]
 
 Each process joins the cluster, calls the function with its `Cluster`, and leaves the result behind
 as JSON. There is one deadline for all; a crash, an exception or a hang of any of them ends the test
 with the rank and its last lines (`launch.LaunchError`).
+
+`run` starts processes of their own, for what kills, signals or changes them. Tests that need
+nothing of the kind share the processes of `pool.Pools`.
 """
 
 import importlib
@@ -14,27 +17,33 @@ import sys
 import tempfile
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(_ROOT))
+if str(_ROOT) not in sys.path:
+    sys.path.insert(0, str(_ROOT))
 
-from tests.support import nursery  # noqa: E402
-from tf_gossip_pga import launch  # noqa: E402
+from tests.support import deadlines, nursery  # noqa: E402
 
-# Far beyond what a noisy machine with two cores needs; it is there to end hangs.
+# Far beyond what a machine with two idle cores needs; it is there to end hangs.
 DEADLINE_S = 240
 
 
 def run(
     function, workers: int, deadline_s: float = DEADLINE_S, devices: int = 1, **arguments
 ) -> list:
-    """The results of `function(cluster, **arguments)` on every rank, in rank order.
+    """Return the results of `function(cluster, **arguments)` on every rank, in rank order.
 
-    With `devices=2` every process has two logical CPU devices.
+    Args:
+      deadline_s: for an idle machine.
+      devices: how many logical CPU devices every process has.
     """
+    from tf_gossip_pga import launch
+
     with tempfile.TemporaryDirectory() as folder:
         name = f"{function.__module__}:{function.__name__}"
         command = [sys.executable, __file__, name, json.dumps(arguments), folder, str(devices)]
         with nursery.forks():
-            launch.launch(command, workers, deadline_s=deadline_s, write=_to_pytest)
+            launch.launch(
+                command, workers, deadline_s=deadlines.scaled(deadline_s), write=_to_pytest
+            )
         return [
             json.loads(pathlib.Path(folder, f"{rank}.json").read_text()) for rank in range(workers)
         ]
@@ -44,14 +53,24 @@ def _to_pytest(text: str):
     print(text, end="")  # captured, and shown where a test fails
 
 
-def _main(name: str, arguments: str, folder: str, devices: str):
+def start(devices: int):
+    """Join the cluster, with so many logical devices, and return it."""
     import tf_gossip_pga as pga
 
-    if int(devices) > 1:
-        _split_cpu(int(devices))
-    cluster = pga.initialize()
+    if devices > 1:
+        _split_cpu(devices)
+    return pga.initialize()
+
+
+def find(name: str):
+    """Return the function that `MODULE:FUNCTION` names."""
     module, function = name.split(":")
-    result = getattr(importlib.import_module(module), function)(cluster, **json.loads(arguments))
+    return getattr(importlib.import_module(module), function)
+
+
+def _main(name: str, arguments: str, folder: str, devices: str):
+    cluster = start(int(devices))
+    result = find(name)(cluster, **json.loads(arguments))
     pathlib.Path(folder, f"{cluster.rank}.json").write_text(json.dumps(result))
 
 

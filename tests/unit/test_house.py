@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import tf_gossip_pga as pga
+from tests.support import deadlines
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "tf_gossip_pga"
@@ -133,7 +134,11 @@ def test_importing_needs_no_tensorflow():
     light = ", ".join(f"tf_gossip_pga.{room}" for room in sorted(rooms))
     code = f"import sys, {light}; print({{'tensorflow', 'keras'}} & set(sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=deadlines.long(),
     )
     assert (done.stdout, done.stderr) == ("set()\n", "")
 

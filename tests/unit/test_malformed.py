@@ -1,4 +1,4 @@
-"""Generated nonsense: always an error of ours, or what was meant; never a silent single worker."""
+"""600 generated inputs: an error of ours, or what was meant; never a silent single worker."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from hypothesis import strategies
 import tf_gossip_pga as pga
 from tf_gossip_pga.cluster import tf_config as cluster_lib
 
-MANY = hypothesis.settings(max_examples=500, deadline=None, derandomize=True, database=None)
+MANY = hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
 VALUES = strategies.recursive(
     strategies.none()

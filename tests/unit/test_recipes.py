@@ -13,6 +13,7 @@ from keras import layers
 
 import models
 from models import bert, recipes
+from tests.support import deadlines
 
 MLP, RESNET20, RESNET50 = (recipes.RECIPES[name] for name in ("mlp", "resnet20", "resnet50"))
 TINY = recipes.RECIPES["bert_tiny"]
@@ -32,7 +33,11 @@ def test_recipes_are_read_without_tensorflow():
     code = "import sys, models.recipes; print({'tensorflow', 'keras'} & set(sys.modules))"
     root = pathlib.Path(models.__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=deadlines.long(),
     )
     assert (done.stdout, done.stderr) == ("set()\n", "")
 

@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
+from tests.support import deadlines
 from tf_gossip_pga.checkpoint import store as store_lib
 
 CONTENT = {"epoch": 3, "state": {"step": 12, "period": None}}
@@ -211,6 +212,7 @@ def write(store):
         with path.open("wb") as file:
             for part in range(8):
                 file.write(data(number, path.name[-1])[part::8])
+                os.write(progress, b".")
     files = {name: store.write(number, name, save) for name in ("a", "b")}
     store.finish(number, {"number": number}, files)
 
@@ -222,22 +224,29 @@ def check(store, number):
         assert path.read_bytes() == b"".join(data(number, name)[part::8] for part in range(8))
 
 store = store_lib.Store(directory, keep=2)
+progress = os.open(os.devnull, os.O_WRONLY)
 write(store)
 unfinished, completed = 0, [store.complete()[0]]
 for _ in range(kills):
+    seen, progress = os.pipe()
     child = os.fork()
     if not child:
         while True:
             write(store)
-    time.sleep(random.uniform(0, 0.1))
+    for _ in range(random.randrange(40)):  # parts, of which a checkpoint has 16
+        os.read(seen, 1)
+    time.sleep(random.uniform(0, 0.005))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    os.close(seen)
+    os.close(progress)
     complete = store.complete()
     assert complete[0] >= completed[-1]
     for number in complete:
         check(store, number)
     unfinished += complete != store.numbers()
     completed.append(complete[0])
+progress = os.open(os.devnull, os.O_WRONLY)
 write(store)
 assert len(store.numbers()) == 2  # what the dead have left is gone
 print(unfinished, completed[-1])
@@ -250,7 +259,7 @@ def test_a_writer_that_is_killed_a_hundred_times_always_leaves_a_whole_checkpoin
         cwd=pathlib.Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=deadlines.long(),
     )
     assert ended.returncode == 0, ended.stderr
     unfinished, last = map(int, ended.stdout.split())

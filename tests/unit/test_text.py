@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import math
-import time
+import threading
 
 import keras
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from models import text, vocabulary
+from tests.support import deadlines
 
 SPECIAL = list(vocabulary.SPECIAL)
 WORDS = [*SPECIAL, "a", "b", "c", "##c", ",", "[", "]", "mask"]
@@ -67,8 +68,10 @@ def test_a_vocabulary_is_made_once_and_kept(tmp_path):
 
 
 def test_a_vocabulary_may_be_made_by_several_at_once(tmp_path):
+    all_find_none = threading.Barrier(4)
+
     def make():
-        time.sleep(0.2)  # all find none before the first has written
+        all_find_none.wait(deadlines.long())
         return WORDS
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:

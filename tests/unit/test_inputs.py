@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from sklearn import datasets
 
 from models import inputs, sources
-from tests.support import workers
+from tests.support import deadlines, prepared
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZES = [1, 2, 3, 5]
@@ -265,7 +265,6 @@ def test_rows_to_validate_on_are_of_other_documents(docs):
     assert sum(row in training for row in validation) < len(validation) / 50
 
 
-@pytest.mark.multiprocess
 def test_another_process_has_the_same_vocabulary_and_the_same_masks(docs, tmp_path):
     code = """
 import hashlib, sys
@@ -284,7 +283,7 @@ print(hashlib.sha256(repr(content).encode()).hexdigest())
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=workers.DEADLINE_S,
+        timeout=deadlines.long(),
     )
     assert done.returncode == 0, done.stderr
     content = [docs.vocabulary] + [
@@ -407,26 +406,6 @@ def test_ranks_agree_on_the_order_of_rows_whatever_is_tokenised_first(data_dir, 
     assert len(together) == 5 * (60 // 14)
 
 
-def as_if_prepared(name, directory, **counts):
-    """Writes what TensorFlow Datasets writes of a prepared set, without examples."""
-    builder = tfds.builder(name, data_dir=directory)
-    path = pathlib.Path(builder.data_path)
-    splits = [
-        tfds.core.SplitInfo(
-            name=split,
-            shard_lengths=[count],
-            num_bytes=1000 * count,
-            filename_template=tfds.core.ShardedFileTemplate(
-                data_dir=path, dataset_name=builder.name, split=split, filetype_suffix="tfrecord"
-            ),
-        )
-        for split, count in counts.items()
-    ]
-    builder.info.set_splits(tfds.core.SplitDict(splits))
-    path.mkdir(parents=True)
-    builder.info.write_to_directory(path)
-
-
 @pytest.mark.parametrize(
     ("name", "splits", "arguments"),
     [
@@ -438,7 +417,7 @@ def as_if_prepared(name, directory, **counts):
 )
 def test_known_images(tmp_path, name, splits, arguments):
     # mock_data makes 6 random examples for any split: what they are is the real builder's word.
-    as_if_prepared(name, tmp_path, **splits)
+    prepared.as_if_prepared(name, tmp_path, **splits)
     with tfds.testing.mock_data(num_examples=6, data_dir=str(tmp_path)):
         data = inputs.find(name, data_dir=str(tmp_path))
         assert (data.training_examples, data.validation_examples) == (60, 10)
@@ -459,7 +438,7 @@ def test_known_images(tmp_path, name, splits, arguments):
 
 @pytest.mark.parametrize("name", ["lm1b", "wikipedia/20230601.en"])
 def test_known_text(tmp_path, name):
-    as_if_prepared(name, tmp_path, train=100)
+    prepared.as_if_prepared(name, tmp_path, train=100)
     with tfds.testing.mock_data(num_examples=40, data_dir=str(tmp_path)):
         data = inputs.find(name, data_dir=str(tmp_path), sequence_length=8)
         assert data.kind == "text"
@@ -509,7 +488,7 @@ print({"tensorflow", "keras"} & set(sys.modules))
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=workers.DEADLINE_S,
+        timeout=deadlines.long(),
     )
     assert done.stderr == ""
     unknown, unprepared, imported = done.stdout.splitlines()

@@ -1,0 +1,128 @@
+"""What all tests share: deadlines, pools of workers, and the checks at a session's end."""
+
+import collections
+import os
+import pathlib
+import tempfile
+
+import pytest
+
+from tests.support import deadlines, nursery, pool, processes
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_CACHES = {".git", ".hypothesis", ".pytest_cache", ".ruff_cache", "__pycache__"}
+_COST = "processor seconds"
+_SHOWN = 40
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--processor-times",
+        action="store_true",
+        help="measure and show the processor time of each test, its processes included",
+    )
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the one that starts the others, who inherit it
+        deadlines.calibrate()
+    processes.mark()
+
+
+def pytest_report_header():
+    return f"deadlines: {deadlines.factor():g} times those of an idle machine"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_behind(tmp_path_factory):
+    """Check at the end that no process and no file outlives the tests."""
+    before = set(os.listdir(_ROOT))
+    scratch = tmp_path_factory.mktemp("scratch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(scratch))
+        patch.setattr(tempfile, "tempdir", str(scratch))
+        yield
+    nursery.close()
+    running = processes.marked()
+    assert not running, f"These processes outlive the tests that started them: {running}"
+    new = set(os.listdir(_ROOT)) - before - _CACHES
+    assert not new, f"The tests have left {sorted(new)} in {_ROOT}."
+
+
+@pytest.fixture(scope="session")
+def pools(_nothing_is_left_behind):
+    """Worker processes that stay, for tests that need none of their own: see `pool`."""
+    shared = pool.Pools()
+    yield shared
+    shared.close()
+
+
+# ---- Where the processor time goes --------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    if not item.config.getoption("--processor-times"):
+        return (yield)
+    before = processes.processor_seconds()
+    item.user_properties.append((_COST, lambda: processes.processor_seconds() - before))
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    report.user_properties = [
+        (name, value()) if callable(value) else (name, value)
+        for name, value in item.user_properties
+        if name != _COST or call.when == "teardown"
+    ]
+    return report
+
+
+# ---- What was left out --------------------------------------------------------------------------
+
+_deselected = pytest.StashKey[list]()
+
+
+def pytest_deselected(items):
+    if items:
+        items[0].config.stash.setdefault(_deselected, []).extend(item.nodeid for item in items)
+
+
+def pytest_sessionfinish(session):
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["deselected"] = config.stash.get(_deselected, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    found = getattr(node, "workeroutput", {}).get("deselected", [])
+    node.config.stash[_deselected] = found  # each node has found the same
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    left_out = config.stash.get(_deselected, [])
+    if left_out:
+        terminalreporter.write_line(
+            f"{len(left_out)} tests were left out; all: make test-all", yellow=True
+        )
+    costs = collections.Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", []):
+                if name == _COST:
+                    costs[report.nodeid] += value
+    if costs:
+        _show(terminalreporter, costs)
+
+
+def _show(terminalreporter, costs: collections.Counter):
+    files = collections.Counter()
+    for nodeid, seconds in costs.items():
+        files[nodeid.partition("::")[0]] += seconds
+    terminalreporter.section(f"processor time: {sum(costs.values()) / 60:.1f} minutes")
+    for counted in (files, costs):
+        for name, seconds in counted.most_common(_SHOWN):
+            terminalreporter.write_line(f"{seconds:8.1f} s  {name}")

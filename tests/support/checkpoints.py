@@ -1,0 +1,88 @@
+"""A small model with everything that a checkpoint keeps, for its tests."""
+
+import hashlib
+import os
+import signal
+
+import numpy as np
+
+STEPS, BATCH = 5, 4
+
+
+def data(rank: int):
+    random = np.random.default_rng(rank)
+    x = random.normal(size=(STEPS * BATCH, 4)).astype(np.float32)
+    return x, x.sum(1, keepdims=True) + rank
+
+
+def a_model(rank: int, optimizer="adam"):
+    """With everything that a rank may have of its own: dropout, an integer, an optimizer."""
+    import keras
+
+    class Counting(keras.layers.Layer):
+        """Counts its calls."""
+
+        def build(self, shape):
+            self.count = self.add_weight(shape=(), dtype="int32", trainable=False, name="count")
+
+        def call(self, x, training=False):
+            if training:
+                self.count.assign_add(1 + rank)
+            return x
+
+    keras.utils.set_random_seed(rank)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(8, "relu"),
+            keras.layers.BatchNormalization(),
+            Counting(),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(1),
+        ]
+    )
+    momentum = keras.optimizers.SGD(0.01, momentum=0.9)
+    if optimizer != "adam":
+        scaled = optimizer == "scaled"
+        optimizer = keras.optimizers.LossScaleOptimizer(momentum) if scaled else momentum
+    model.compile(optimizer, "mse")
+    return model
+
+
+def a_gossip(H=4, **arguments):  # noqa: N803
+    import tf_gossip_pga as pga
+
+    if H == "adaptive":
+        # At step 12 it remembers the loss of the first batch after a global average: after the one
+        # of step 10 that is the checkpoint, not after that of step 9.
+        H = pga.AdaptivePeriod(initial=3, warmup_steps=12, maximum=8)  # noqa: N806
+    # Of two ranks a gossip makes both equal, with these weights it does not.
+    uneven = pga.topology.from_matrix([[0.75, 0.25], [0.25, 0.75]])
+    two = pga.initialize().size == 2
+    return pga.GossipPGA(H, uneven if two else "ring", **arguments)
+
+
+def digests(model) -> dict[str, str]:
+    """Of every variable, so that a test that fails says which."""
+    variables = [*model.variables, *model.optimizer.variables]
+    return {
+        f"{place} {v.path}": hashlib.sha256(v.value.numpy().tobytes()).hexdigest()[:16]
+        for place, v in enumerate(variables)
+    }
+
+
+class LeftError(Exception):
+    """Leaves `fit`, as a crash would."""
+
+
+# ---- SIGTERM ------------------------------------------------------------------------------------
+
+
+def terminate(*_, **__):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def a_callback(**hooks):
+    import keras
+
+    return keras.callbacks.LambdaCallback(**hooks)

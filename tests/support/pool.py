@@ -1,0 +1,253 @@
+"""Worker processes that tests share: they stay in one cluster and run one function after another.
+
+To start a cluster takes longer than most tests take. A test whose subject is neither the start nor
+the end of a process, and that changes nothing which `_tidy` does not put back, runs in a pool:
+
+    def test_all_agree(pools):
+        results = pools.run(_my_function, 2, H=3)
+
+After each function all ranks exchange a message, which shows that all are idle at the same point
+and that exchanges still work. A pool in which a function failed or hung is ended, and the next test
+gets another; the test fails with the rank and its last lines, as `workers.run` reports them.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import select
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+if str(_ROOT) not in sys.path:
+    sys.path.insert(0, str(_ROOT))
+
+from tests.support import addresses, deadlines, nursery, product, workers  # noqa: E402
+
+_LAST_LINES = 20
+
+
+class PoolError(AssertionError):
+    """A function failed or hung in a pool; the message names the rank and shows its last lines."""
+
+
+class Pools:
+    """Pools by number of workers and devices, each started when it is first needed."""
+
+    def __init__(self):
+        self._pools: dict[tuple[int, int], Pool] = {}
+
+    def run(
+        self,
+        function,
+        size: int,
+        deadline_s: float = workers.DEADLINE_S,
+        devices: int = 1,
+        **arguments,
+    ) -> list:
+        """Return the results of `function(cluster, **arguments)` on every rank, in rank order.
+
+        Args:
+          deadline_s: for an idle machine.
+          devices: how many logical CPU devices every process has.
+
+        Raises:
+          PoolError: the function failed or hung on a rank.
+        """
+        key = size, devices
+        if key not in self._pools:
+            self._pools[key] = Pool(size, devices)
+        try:
+            return self._pools[key].run(function, deadline_s, arguments)
+        except BaseException:
+            self._pools.pop(key).close()
+            raise
+
+    def close(self):
+        """End all pools."""
+        while self._pools:
+            self._pools.popitem()[1].close()
+
+
+class Pool:
+    """Worker processes of one cluster, initialized.
+
+    Attributes:
+      pids: of the processes, by rank.
+    """
+
+    def __init__(self, size: int, devices: int = 1):
+        self._size = size
+        self._children: list[nursery.Child] = []
+        self._files: list[socket.SocketIO] = []
+        with contextlib.ExitStack() as stack:
+            self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pool"))
+            names = [f"{self._folder}/{rank}" for rank in range(size)]
+            self._outputs = [stack.enter_context(open(name, "x+b")) for name in names]
+            stack.callback(self._end)
+            self._start(devices)
+            self._stack = stack.pop_all()
+
+    @property
+    def pids(self) -> list[int]:
+        return [child.pid for child in self._children]
+
+    def run(self, function, deadline_s: float, arguments: dict) -> list:
+        """Return the results of `function(cluster, **arguments)` on every rank, in rank order."""
+        name = f"{function.__module__}:{function.__name__}"
+        request = json.dumps([name, arguments]).encode() + b"\n"
+        for file in self._files:
+            with contextlib.suppress(BrokenPipeError):  # its end is reported below
+                file.write(request)
+        answers = self._answers(deadline_s)
+        print(self._said(), end="")  # captured, and shown where a test fails
+        return answers
+
+    def close(self):
+        """End the processes."""
+        self._stack.close()
+
+    def _start(self, devices: int):
+        with socket.socket(socket.AF_UNIX) as listener:
+            path = f"{self._folder}/pool"
+            listener.bind(path)
+            listener.listen(self._size)
+            given = addresses.free(self._size)
+            threads = str(max(1, (os.cpu_count() or 1) // self._size))
+            for rank in range(self._size):
+                environment = {
+                    **os.environ,
+                    "TF_CONFIG": product.tf_config(given, rank),
+                    "TF_CPP_MIN_LOG_LEVEL": "2",
+                    "TF_NUM_INTRAOP_THREADS": threads,
+                    "PYTHONUNBUFFERED": "1",
+                }
+                with open(f"{self._folder}/{rank}", "ab") as output:  # its own position
+                    child = nursery.start([__file__, path, devices], environment, output)
+                self._children.append(child)
+            listener.setblocking(False)
+            files = {}
+            deadline = deadlines.Deadline(workers.DEADLINE_S)
+            while len(files) < self._size:
+                deadline.until(lambda: self._accept(listener, files), self._said)
+            self._files = [files[rank] for rank in range(self._size)]
+
+    def _accept(self, listener, files) -> bool:
+        self._check_alive()
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return False
+        connection.setblocking(True)
+        file = connection.makefile("rwb", buffering=0)
+        connection.close()
+        files[json.loads(file.readline())] = file
+        return True
+
+    def _answers(self, deadline_s: float) -> list:
+        """Wait until all ranks have answered, one has failed, or time is up."""
+        waiting = {file: rank for rank, file in enumerate(self._files)}
+        answers = [None] * self._size
+        deadline = deadlines.Deadline(deadline_s)
+        while waiting:
+            ready, _, _ = select.select(list(waiting), [], [], min(1.0, deadline.remaining()))
+            for file in ready:
+                rank = waiting.pop(file)
+                line = b""
+                with contextlib.suppress(ConnectionResetError):
+                    line = file.readline()
+                if not line:
+                    self._fail(rank, f"with exit code {self._children[rank].wait(30)}")
+                answers[rank], error = json.loads(line)
+                if error:
+                    self._fail(rank, f"with\n{error}")
+            if waiting and not deadline.remaining():
+                late = ", ".join(str(rank) for rank in waiting.values())
+                self._fail(next(iter(waiting.values())), f"rank {late} had not answered in time")
+        return answers
+
+    def _check_alive(self):
+        for rank, child in enumerate(self._children):
+            if child.poll() is not None:
+                self._fail(rank, f"with exit code {child.returncode}, before it had started")
+
+    def _fail(self, rank: int, how: str):
+        said = self._said()
+        print(said, end="")
+        mine = [line for line in said.splitlines() if line.startswith(f"[{rank}] ")]
+        last = "\n".join(mine[-_LAST_LINES:])
+        raise PoolError(f"Rank {rank} failed first, {how}\nIts last lines:\n{last}")
+
+    def _said(self) -> str:
+        """Return what the ranks have printed since the last call, each line after its rank."""
+        said = ""
+        for rank, output in enumerate(self._outputs):
+            new = output.read().decode(errors="replace")
+            said += "".join(f"[{rank}] {line}\n" for line in new.splitlines())
+        return said
+
+    def _end(self):
+        for file in self._files:
+            with contextlib.suppress(OSError):
+                file.close()
+        for child in self._children:
+            child.kill()
+            child.wait()
+
+
+# ---- In a worker --------------------------------------------------------------------------------
+
+
+def _main(path: str, devices: str):
+    cluster = workers.start(int(devices))
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        file = connection.makefile("rwb", buffering=0)
+        file.write(json.dumps(cluster.rank).encode() + b"\n")
+        for count, line in enumerate(file):
+            file.write(json.dumps(_answer(cluster, count, *json.loads(line))).encode() + b"\n")
+    os._exit(0)  # the other side has closed it; no need to part with the others in peace
+
+
+def _answer(cluster, count: int, name: str, arguments: dict) -> tuple[object, str | None]:
+    try:
+        with _tidy():
+            result = workers.find(name)(cluster, **arguments)
+        everyone = product.active().gather(count, "the pool's check", deadlines.scaled(60))
+        if everyone != [count] * cluster.size:
+            raise RuntimeError(f"The ranks are not at the same function: {everyone}.")
+    except BaseException:
+        return None, traceback.format_exc()
+    return result, None
+
+
+@contextlib.contextmanager
+def _tidy():
+    """Put back what a function may change of its process."""
+    import keras
+    import numpy as np
+    from absl import flags
+    from absl.testing import flagsaver
+
+    before = signal.getsignal(signal.SIGTERM)
+    environment, arguments, policy = dict(os.environ), list(sys.argv), keras.config.dtype_policy()
+    keras.utils.clear_session(free_memory=False)
+    np.random.seed(None)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["a worker"])
+    with flagsaver.flagsaver():
+        yield
+    keras.config.set_dtype_policy(policy)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv[:] = arguments
+    if signal.getsignal(signal.SIGTERM) != before:
+        raise RuntimeError("The function has left a handler of SIGTERM behind.")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,54 @@
+"""What the processes of a test session cost, and whether any outlives it.
+
+The nursery's children lead sessions of their own, so neither process groups nor the processor time
+of waited-for children find them. What they share is an environment variable that each test process
+sets before it starts anything.
+"""
+
+import os
+import pathlib
+import resource
+import uuid
+
+_VARIABLE = "TF_GOSSIP_PGA_TEST_SESSION"
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def mark():
+    """Mark everything that this process starts from now on."""
+    os.environ[_VARIABLE] = uuid.uuid4().hex
+
+
+def marked() -> dict[int, str]:
+    """Return the command line of every live process that carries this process's mark."""
+    wanted = f"{_VARIABLE}={os.environ[_VARIABLE]}".encode()
+    found = {}
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            carries = wanted in (folder / "environ").read_bytes().split(b"\0")
+            if carries and _stat(folder)[0] != "Z":
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+                found[int(folder.name)] = command.decode(errors="replace")
+        except OSError:  # it has ended meanwhile, or belongs to somebody else
+            continue
+    return found
+
+
+def processor_seconds() -> float:
+    """Return what this process and all that it has started have used, ended or not."""
+    total = sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+    for pid in marked():
+        try:
+            fields = _stat(pathlib.Path(f"/proc/{pid}"))
+        except OSError:
+            continue
+        total += sum(map(int, fields[11:15])) / _TICKS  # utime, stime, and of ended children
+    return total
+
+
+def _stat(folder: pathlib.Path) -> list[str]:
+    """Return the fields of `/proc/PID/stat` after the name: the state comes first."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()

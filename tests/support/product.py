@@ -1,0 +1,41 @@
+"""The insides of the package that tests use, in one place."""
+
+import contextlib
+from unittest import mock
+
+
+def active():
+    """Return the session of this process: its exchanges with its cluster."""
+    from tf_gossip_pga.exchange import process
+
+    return process.active()
+
+
+def traced() -> int:
+    """Return how many functions that exchange this process has traced."""
+    from tf_gossip_pga.exchange.traced import Traced
+
+    return Traced.total
+
+
+def tf_config(addresses, rank: int) -> str:
+    """Return the `TF_CONFIG` of one worker."""
+    from tf_gossip_pga.cluster import tf_config as cluster_lib
+
+    return cluster_lib.to_tf_config(addresses, rank)
+
+
+@contextlib.contextmanager
+def around_exchanges(around):
+    """Run every exchange of this process inside `around(doing)`, a context manager."""
+    from tf_gossip_pga.coordination.watchdog import Watchdog
+
+    deadline = Watchdog.deadline
+
+    @contextlib.contextmanager
+    def wrapped(self, doing, *arguments):
+        with around(doing), deadline(self, doing, *arguments) as wait:
+            yield wait
+
+    with mock.patch.object(Watchdog, "deadline", wrapped):
+        yield
