@@ -42,6 +42,7 @@ class Cluster:
     addresses: tuple[str, ...] = ()
     strategy: object = dataclasses.field(default=None, compare=False, repr=False)
     lost: set[int] = dataclasses.field(default_factory=set, compare=False, repr=False)
+    exchange_values: object = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -52,6 +53,16 @@ class Cluster:
     def is_chief(self) -> bool:
         """Whether this is the lowest rank left, which prints, saves and reports for all: rank 0."""
         return self.rank == self.members[0]
+
+    def gather(self, value, timeout_s: float = 300.0) -> list:
+        """Return what every member passed, in rank order; `value` is anything JSON can hold."""
+        if self.exchange_values is None:
+            return [value]
+        return self.exchange_values(value, "cluster.gather", timeout_s)
+
+    def barrier(self, timeout_s: float = 300.0) -> None:
+        """Wait until every member has called this."""
+        self.gather(None, timeout_s)
 
     def shard(self, dataset):
         """This worker's part of a `tf.data.Dataset`: the same number of elements on every rank.

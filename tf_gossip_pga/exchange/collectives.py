@@ -692,7 +692,9 @@ def initialize(join: bool | None = None) -> cluster_lib.Cluster:
                 "TF_CONFIG that it had, with the addresses of all workers; it has none of several."
             )
         collectives = Collectives(cluster, join)
-        collectives.cluster = dataclasses.replace(cluster, strategy=devices.local_strategy())
+        collectives.cluster = dataclasses.replace(
+            cluster, strategy=devices.local_strategy(), exchange_values=collectives.gather
+        )
         _active = collectives
     return _active.cluster
 
