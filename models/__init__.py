@@ -12,9 +12,13 @@ Contents:
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
-# Name of a model -> the room that has a function of this name. A room, and with it Keras, is loaded
-# when its model is built: train.py checks its flags in a process without TensorFlow.
+if TYPE_CHECKING:
+    import keras
+
+# Name of a model -> the module that has a function of this name. A module, and with it Keras, is
+# loaded when its model is built: train.py checks its flags in a process without TensorFlow.
 MODELS = {
     "mlp": "mlp",
     "resnet20": "resnet",
@@ -24,21 +28,21 @@ MODELS = {
     "bert_large": "bert",
 }
 
-# What `build` was told -> the layer of a model, and the field of its configuration, that tell it.
+# Argument of `build` -> the layer of a saved model, and the field of its configuration, with it.
 FOUND_IN = {
     "images": {"input_shape": ("images", "batch_shape"), "classes": ("logits", "units")},
     "text": {"vocabulary_size": ("masked_lm_head", "vocabulary_size")},
 }
 
 
-def check(name: str):
-    """Raises `ValueError` unless `name` is a model."""
+def check(name: str) -> None:
+    """Raise `ValueError` unless `name` is a model."""
     if name not in MODELS:
         raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(sorted(MODELS))}.")
 
 
 def kind(name: str) -> str:
-    """`"images"` for a classifier of images, `"text"` for a masked language model.
+    """Return `"images"` for a classifier of images, `"text"` for a masked language model.
 
     Raises:
       ValueError: the name is unknown.
@@ -47,8 +51,8 @@ def kind(name: str) -> str:
     return "text" if MODELS[name] == "bert" else "images"
 
 
-def build(name: str, **arguments):
-    """A new `keras.Model`, not compiled, whose output is logits `[batch, …, classes]` float32.
+def build(name: str, **arguments) -> "keras.Model":
+    """Return a new model, not compiled, from inputs to logits `[batch, …, classes]` float32.
 
     Args:
       name: one of `MODELS`.
@@ -59,5 +63,5 @@ def build(name: str, **arguments):
       ValueError: the name is unknown.
     """
     check(name)
-    room = importlib.import_module(f"{__name__}.{MODELS[name]}")
-    return getattr(room, name)(**arguments)
+    module = importlib.import_module(f"{__name__}.{MODELS[name]}")
+    return getattr(module, name)(**arguments)

@@ -5,6 +5,8 @@ Language Understanding", NAACL 2019; the tiny size: Turc, Chang, Lee and Toutano
 Students Learn Better", arXiv 1908.08962. Encoder and head are KerasHub's, with random weights.
 """
 
+from typing import Any, cast
+
 import keras
 import keras_hub
 
@@ -58,15 +60,16 @@ def masked_lm(name: str, vocabulary_size: int) -> keras.Model:
         token_embedding=backbone.token_embedding,
         intermediate_activation="gelu",
         layer_norm_epsilon=1e-12,  # as in the encoder
-        kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+        kernel_initializer=cast(Any, keras.initializers.TruncatedNormal(stddev=0.02)),
         dtype="float32",
         name="masked_lm_head",
     )
     positions = keras.Input((None,), dtype="int32", name="mask_positions")
     # From the encoder's graph rather than the encoder: its pooler, which only the second task
     # would train, stays outside. Its weights would otherwise be averaged for nothing.
-    logits = head(backbone.output["sequence_output"], positions)
-    return keras.Model({**backbone.input, "mask_positions": positions}, logits, name=name)
+    inputs, outputs = cast(dict, backbone.input), cast(dict, backbone.output)
+    logits = head(outputs["sequence_output"], positions)
+    return keras.Model({**inputs, "mask_positions": positions}, logits, name=name)
 
 
 def encoder(name: str, vocabulary_size: int) -> keras_hub.models.BertBackbone:

@@ -1,20 +1,19 @@
-"""Sets that come with Python or with a library that is here anyway, held in memory.
+"""Data sets that come with Python or with an installed library, held in memory.
 
     source, recipe = embedded.digits(None)
     examples = source.training(rank=0, size=4, classes_per_worker=None)
 
-Each function here takes what makes a `text.WordPiece` of a size, what it is trained on, and the
-documents; images have no use for it.
+Each function takes a `text.Maker`, which images do not use.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from models import images, sources, text
 
 
-def digits(wordpiece: Callable | None) -> tuple[sources.InMemory, images.Images]:
+def digits(wordpiece: text.Maker | None) -> tuple[sources.InMemory, images.Images]:
     """Images `[1797, 8, 8, 1]` and labels; every 5th validates.
 
     They are inside scikit-learn, nothing is downloaded. Source: Alpaydin and Kaynak, "Optical
@@ -22,7 +21,7 @@ def digits(wordpiece: Callable | None) -> tuple[sources.InMemory, images.Images]
     """
     from sklearn import datasets
 
-    digits = datasets.load_digits()
+    digits: Any = datasets.load_digits()
     pixels = (digits.images[..., np.newaxis] / 16).astype(np.float32)  # ink from 0 to 16
     labels = digits.target.astype(np.int32)
     validates = np.arange(len(labels)) % 5 == 0
@@ -32,14 +31,14 @@ def digits(wordpiece: Callable | None) -> tuple[sources.InMemory, images.Images]
     return source, images.Images((8, 8, 1), 10, shift=1)
 
 
-def python_docs(wordpiece: Callable) -> tuple[sources.InMemory, text.WordPiece]:
+def python_docs(wordpiece: text.Maker) -> tuple[sources.InMemory, text.WordPiece]:
     """The Python language reference, 79 topics inside Python itself; every 6th validates.
 
     That is a tenth of its 465 kB. The text is that of the running Python: other versions differ.
     """
-    from pydoc_data.topics import topics
+    from pydoc_data.topics import topics as by_title
 
-    topics = [topics[title] for title in sorted(topics)]
+    topics = [by_title[title] for title in sorted(by_title)]
     validation = topics[::6]
     training = [topic for number, topic in enumerate(topics) if number % 6]
     recipe = wordpiece(4096, "\0".join(training), lambda: training)

@@ -4,9 +4,12 @@ Both are saved with a compiled model. To load one that has them, import this roo
 with `compile=False`: Keras imports no module that a file names, other than its own.
 """
 
+from typing import Any
+
 import keras
-from keras import ops
 from keras.optimizers import schedules
+
+ops: Any = keras.ops  # has no annotations
 
 
 @keras.saving.register_keras_serializable(package="models")
@@ -24,19 +27,19 @@ class WarmUp(schedules.LearningRateSchedule):
         self.steps = steps
         self.then = then
 
-    def __call__(self, step):
-        """The learning rate, float32, of a step counted from 0."""
+    def __call__(self, step: Any) -> Any:
+        """Return the learning rate, float32, of a step counted from 0."""
         step = ops.cast(step, "float32")
         rising = self.then(0) * step / self.steps
         return ops.where(step < self.steps, rising, self.then(step - self.steps))
 
-    def get_config(self):
-        """`steps`, and `then` with its class."""
+    def get_config(self) -> dict:
+        """Return `steps`, and `then` with its class."""
         return {"steps": self.steps, "then": keras.saving.serialize_keras_object(self.then)}
 
     @classmethod
-    def from_config(cls, config):
-        """The inverse of `get_config`."""
+    def from_config(cls, config: dict) -> "WarmUp":
+        """Return the schedule that `get_config` described."""
         return cls(config["steps"], keras.saving.deserialize_keras_object(config["then"]))
 
 
@@ -55,8 +58,8 @@ class SmoothedCrossentropy(keras.losses.Loss):
         super().__init__(**arguments)
         self.label_smoothing = label_smoothing
 
-    def call(self, y_true, y_pred):
-        """Losses `[batch, …]` of labels `[batch, …]` and logits `[batch, …, classes]`."""
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return losses `[batch, …]` of labels `[batch, …]` and logits `[batch, …, classes]`."""
         labels = ops.reshape(ops.cast(y_true, "int32"), ops.shape(y_pred)[:-1])
         return keras.losses.categorical_crossentropy(
             ops.one_hot(labels, y_pred.shape[-1], dtype=y_pred.dtype),
@@ -65,6 +68,6 @@ class SmoothedCrossentropy(keras.losses.Loss):
             label_smoothing=self.label_smoothing,
         )
 
-    def get_config(self):
-        """The arguments of the constructor."""
+    def get_config(self) -> dict:
+        """Return the arguments of the constructor."""
         return {**super().get_config(), "label_smoothing": self.label_smoothing}

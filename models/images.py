@@ -5,8 +5,12 @@ A batch is `(images, labels)`: float32 `[batch, height, width, channels]` and in
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 CROP = 224  # pixels a side, of images that have no common size
 _RESIZED = 256  # pixels of the shorter side from which the middle is cut to validate on
@@ -44,7 +48,9 @@ class Images:
         """What a model is built with."""
         return {"input_shape": self.input_shape, "classes": self.classes}
 
-    def training(self, examples, batch_size: int, augment: bool = True):
+    def training(
+        self, examples: "tf.data.Dataset", batch_size: int, augment: bool = True
+    ) -> "tf.data.Dataset":
         """Full batches, each image changed at random where `augment` is set."""
         if not augment:
             return self._plain(examples, batch_size, drop_remainder=True)
@@ -54,7 +60,7 @@ class Images:
         batches = examples.batch(batch_size, drop_remainder=True)
         return batches.map(lambda images, labels: (self._augmented(images), labels))
 
-    def validation(self, examples, batch_size: int):
+    def validation(self, examples: "tf.data.Dataset", batch_size: int) -> "tf.data.Dataset":
         """Batches of images as they are; of files of any size, their middle."""
         return self._plain(examples, batch_size, drop_remainder=False)
 
@@ -91,7 +97,7 @@ def _each(examples, change: Callable, deterministic: bool = True):
     )
 
 
-def shifted(images, pixels: int):
+def shifted(images: "tf.Tensor", pixels: int) -> "tf.Tensor":
     """Each image moved by up to `pixels` in both directions; what comes in is 0.
 
     The same as a border of `pixels` and a random crop. After scaling, as here, 0 is the mean: He et
@@ -105,12 +111,12 @@ def shifted(images, pixels: int):
     count, (height, width) = tf.shape(images)[0], images.shape[1:3]
     padded = tf.pad(images, [[0, 0], [pixels, pixels], [pixels, pixels], [0, 0]])
     low, high = 0, 2 * pixels + 1
-    rows = tf.random.uniform([count, 1], low, high, tf.int32) + tf.range(height)
-    columns = tf.random.uniform([count, 1], low, high, tf.int32) + tf.range(width)
+    rows = tf.random.uniform(tf.stack([count, 1]), low, high, tf.int32) + tf.range(height)
+    columns = tf.random.uniform(tf.stack([count, 1]), low, high, tf.int32) + tf.range(width)
     return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
 
 
-def random_crop(encoded):
+def random_crop(encoded: "tf.Tensor") -> "tf.Tensor":
     """A random part of an image file, resized: float32 `[CROP, CROP, 3]` in 0 … 255.
 
     8 to 100 % of the area, 3/4 to 4/3 as wide as high: Szegedy et al., "Going Deeper with
@@ -133,7 +139,7 @@ def random_crop(encoded):
     return _cut(encoded, window)
 
 
-def middle(encoded):
+def middle(encoded: "tf.Tensor") -> "tf.Tensor":
     """The middle of an image file: float32 `[CROP, CROP, 3]` in 0 … 255.
 
     To resize the shorter side to 256 and then to cut 224 x 224 would be the same, but for less than

@@ -18,9 +18,13 @@ import os
 import pathlib
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from models import embedded, images, prepared, sources, text
 from models import vocabulary as vocabularies
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _SEQUENCE_LENGTHS = (8, 512)  # the shortest and the longest row; 512 is the longest of BERT
 EMBEDDED = {"digits": embedded.digits, "python_docs": embedded.python_docs}
@@ -32,12 +36,12 @@ class Data:
 
     Attributes:
       name: as it was asked for.
-      source: examples on which all ranks agree: one of `sources`.
+      source: examples on which all ranks agree.
       recipe: how examples become batches: `images.Images` or `text.WordPiece`.
     """
 
     name: str
-    source: object
+    source: sources.Source
     recipe: images.Images | text.WordPiece
 
     @property
@@ -72,7 +76,7 @@ class Data:
         batch_size: int,
         classes_per_worker: int | None = None,
         augment: bool = True,
-    ):
+    ) -> "tf.data.Dataset":
         """An endless `tf.data.Dataset` of full batches of this rank's part.
 
         Each pass has a new order, and the next begins in the batch in which one ends.
@@ -94,7 +98,7 @@ class Data:
         batches = self.recipe.training(examples.repeat(), batch_size, augment)
         return batches.prefetch(tf.data.AUTOTUNE)
 
-    def validation(self, rank: int, size: int, batch_size: int):
+    def validation(self, rank: int, size: int, batch_size: int) -> "tf.data.Dataset":
         """One pass over this rank's part, as a `tf.data.Dataset`, the same each time.
 
         All ranks have the same number of examples; up to size - 1 of the set are left out. The last
@@ -113,7 +117,8 @@ class Data:
     def _check_classes(self, classes_per_worker: int | None):
         if classes_per_worker is None:
             return
-        if not isinstance(self.source, sources.InMemory) or self.kind != "images":
+        in_memory = isinstance(self.source, sources.InMemory)
+        if not in_memory or not isinstance(self.recipe, images.Images):
             raise ValueError(
                 f"classes_per_worker={classes_per_worker} needs images with labels that are held "
                 f"in memory, as digits; {self.name} is not. Leave it out."
@@ -127,6 +132,8 @@ class Data:
 
 class Text(Data):
     """A data set of text."""
+
+    recipe: text.WordPiece
 
     @property
     def vocabulary(self) -> list[str]:

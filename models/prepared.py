@@ -1,16 +1,17 @@
 """Sets of TensorFlow Datasets that lie prepared on disk, of which each rank reads its own part.
 
-    source, recipe = prepared.find("cifar10", data_dir=None, wordpiece=None, embedded=[])
+    source, recipe = prepared.find("cifar10", data_dir=None, wordpiece=make, embedded=[])
     examples = source.training(rank=0, size=4)
 
 Nothing is downloaded here. TensorFlow is imported when examples are read; finding a set and asking
 what is in it needs TensorFlow Datasets alone.
 """
 
+import dataclasses
 import difflib
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from models import images, sources, text
 
@@ -20,13 +21,15 @@ _CATALOGUE = "https://www.tensorflow.org/datasets/catalog"
 _NAME = re.compile(r"(?P<stem>\w+)(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
 
 
-def find(name: str, data_dir: str | None, wordpiece: Callable | None, embedded: Sequence[str]):
-    """The set of this name: what reads its examples, and how they become batches.
+def find(
+    name: str, data_dir: str | None, wordpiece: text.Maker, embedded: Sequence[str]
+) -> tuple[sources.Source, images.Images | text.WordPiece]:
+    """Return what reads the examples of a data set, and how they become batches.
 
     Args:
       name: `set`, `set/config` or either with `:version`.
       data_dir: where it was prepared; default: that of TensorFlow Datasets.
-      wordpiece: makes a `text.WordPiece` of a size, what it is trained on, and the documents.
+      wordpiece: makes the recipe of text.
       embedded: other names, for the error to list.
 
     Raises:
@@ -34,13 +37,16 @@ def find(name: str, data_dir: str | None, wordpiece: Callable | None, embedded: 
     """
     builder = _builder(name, data_dir, embedded)
     names, body = _image_and_label(builder), _text(builder)
-    if not names and not body:
-        raise ValueError(
-            f"The dataset {name} has neither an image with a class to predict nor text without "
-            f"images or sound. Its features: {builder.info.features}"
-        )
-    _check_prepared(builder, name, data_dir)
-    return _images(builder, *names) if names else _rows(builder, body, wordpiece)
+    if names is not None:
+        _check_prepared(builder, name, data_dir)
+        return _images(builder, *names)
+    if body is not None:
+        _check_prepared(builder, name, data_dir)
+        return _rows(builder, body, wordpiece)
+    raise ValueError(
+        f"The dataset {name} has neither an image with a class to predict nor text without "
+        f"images or sound. Its features: {builder.info.features}"
+    )
 
 
 def _builder(name: str, data_dir: str | None, embedded: Sequence[str]):
@@ -65,9 +71,9 @@ def _builder(name: str, data_dir: str | None, embedded: Sequence[str]):
 
 
 def _on_disk(stem: str, data_dir: str | None) -> bool:
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import constants
 
-    return (pathlib.Path(data_dir or tfds.core.constants.DATA_DIR) / stem).is_dir()
+    return (pathlib.Path(data_dir or constants.DATA_DIR) / stem).is_dir()
 
 
 def _check_prepared(builder, name: str, data_dir: str | None):
@@ -136,20 +142,27 @@ def _images(builder, image: str, label: str) -> tuple[sources.Prepared, images.I
     classes = builder.info.features[label].num_classes
     if None in shape:
         shape = (images.CROP, images.CROP, 3)
-        recipe = images.Images(shape, classes, **images.IMAGENET, flip=True, encoded=True)
+        mean, std = images.IMAGENET["mean"], images.IMAGENET["std"]
+        recipe = images.Images(shape, classes, mean, std, flip=True, encoded=True)
         return sources.Prepared(builder, pick, {image: tfds.decode.SkipDecoding()}), recipe
+    recipe = images.Images(shape, classes)
     channels = {"cifar10": images.CIFAR10, "cifar100": images.CIFAR100}.get(builder.name)
-    changes = {**channels, "shift": 4, "flip": True} if channels else {}
-    return sources.Prepared(builder, pick), images.Images(shape, classes, **changes)
+    if channels:
+        recipe = dataclasses.replace(
+            recipe, mean=channels["mean"], std=channels["std"], shift=4, flip=True
+        )
+    return sources.Prepared(builder, pick), recipe
 
 
-def _rows(builder, body: str, wordpiece: Callable) -> tuple[sources.Rows, text.WordPiece]:
+def _rows(builder, body: str, wordpiece: text.Maker) -> tuple[sources.Rows, text.WordPiece]:
     documents = sources.Prepared(builder, lambda example: example[body])
     count = min(_FIRST, documents.training_examples)
     train = builder.info.splits["train"]
     recipe = wordpiece(
         _VOCABULARY,
         f"{body} of {count} of {builder.info.full_name} {train.shard_lengths} {train.num_bytes}",
-        lambda: [sources.decoded(each) for each in documents.first(count).as_numpy_iterator()],
+        lambda: [
+            sources.decoded(bytes(each)) for each in documents.first(count).as_numpy_iterator()
+        ],
     )
     return sources.Rows(documents, recipe), recipe

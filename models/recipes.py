@@ -12,6 +12,10 @@ flags, which are named like the fields of `Recipe`, without it.
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
 
 OPTIMIZERS = ("sgd", "adamw", "lamb")
 SCHEDULES = ("cosine", "steps", "linear")
@@ -155,7 +159,9 @@ RECIPES = {
 }
 
 
-def schedule(recipe: Recipe, steps: int, global_batch: int):
+def schedule(
+    recipe: Recipe, steps: int, global_batch: int
+) -> "keras.optimizers.schedules.LearningRateSchedule":
     """A `keras.optimizers.schedules.LearningRateSchedule` over `steps` steps, the first is 0.
 
     At least one step is not of the warm-up, however short the run.
@@ -184,7 +190,9 @@ def schedule(recipe: Recipe, steps: int, global_batch: int):
     return WarmUp(warmup, then) if warmup else then
 
 
-def optimizer(recipe: Recipe, model, steps: int, global_batch: int):
+def optimizer(
+    recipe: Recipe, model: "keras.Model", steps: int, global_batch: int
+) -> "keras.optimizers.Optimizer":
     """A `keras.optimizers.Optimizer` for this model, with `schedule` in it.
 
     Weight decay is decoupled in Keras, `w <- w - learning_rate * decay * w` beside the step itself,
@@ -206,7 +214,7 @@ def optimizer(recipe: Recipe, model, steps: int, global_batch: int):
     """
     from keras import optimizers
 
-    rate = schedule(recipe, steps, global_batch)
+    rate: Any = schedule(recipe, steps, global_batch)  # Keras annotates no schedule
     decay, clip = recipe.weight_decay, recipe.clip_norm or None
     if recipe.optimizer == "sgd":
         made = optimizers.SGD(
@@ -225,7 +233,7 @@ def optimizer(recipe: Recipe, model, steps: int, global_batch: int):
     return made
 
 
-def loss(recipe: Recipe, kind: str):
+def loss(recipe: Recipe, kind: str) -> "keras.losses.Loss":
     """The cross-entropy of logits `[batch, …, classes]` with integer labels `[batch, …]`.
 
     For text it is the mean over the weights, `sum(w * loss) / sum(w)`: a sequence has fewer masks

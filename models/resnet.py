@@ -4,6 +4,8 @@ Sources: He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition",
 et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv 1706.02677.
 """
 
+from typing import Any
+
 import keras
 from keras import layers
 
@@ -125,7 +127,7 @@ def _convolution(x, filters: int, strides: int = 1):
     )(x)
 
 
-def _logits(x, classes: int, kernel_initializer="glorot_uniform"):
+def _logits(x, classes: int, kernel_initializer: Any = "glorot_uniform"):
     """`[batch, classes]` float32, under any dtype policy."""
     return layers.Dense(
         classes, kernel_initializer=kernel_initializer, dtype="float32", name="logits"

@@ -9,10 +9,14 @@ examples are read.
 
 import itertools
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from models import text
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _SHUFFLED_BYTES = 1 << 28  # of examples waiting to be drawn from: 256 MiB, 2000 images of ImageNet
 _SHUFFLED_ROWS = 1 << 14  # rows of text, likewise: 8 MiB with 128 tokens
@@ -35,12 +39,14 @@ class InMemory:
         """Training examples of each rank."""
         return [len(self._part(rank, size, classes_per_worker)) for rank in range(size)]
 
-    def training(self, rank: int, size: int, classes_per_worker: int | None = None):
+    def training(
+        self, rank: int, size: int, classes_per_worker: int | None = None
+    ) -> "tf.data.Dataset":
         """This rank's examples, in a new order each time, as a `tf.data.Dataset`."""
         part = self._part(rank, size, classes_per_worker)
         return _slices(self._training, part).shuffle(len(part))
 
-    def validation(self, rank: int, size: int):
+    def validation(self, rank: int, size: int) -> "tf.data.Dataset":
         """This rank's examples in their own order."""
         share = self.validation_examples // size
         return _slices(self._validation, np.arange(share) * size + rank)
@@ -62,15 +68,15 @@ class InMemory:
         return np.sort(np.concatenate(parts))
 
 
-def _slices(arrays: tuple[np.ndarray, ...], chosen: np.ndarray):
+def _slices(arrays: tuple[np.ndarray, ...], chosen: np.ndarray) -> "tf.data.Dataset":
     import tensorflow as tf
 
-    examples = tuple(each[chosen] for each in arrays)
+    first, *others = (each[chosen] for each in arrays)
     options = tf.data.Options()
     # There is nothing to tune, and the thread that tunes may sleep for some ten seconds before an
     # iterator can end: with many processes one of them always makes the others wait.
     options.autotune.enabled = False
-    slices = tf.data.Dataset.from_tensor_slices(examples if len(examples) > 1 else examples[0])
+    slices = tf.data.Dataset.from_tensor_slices((first, *others) if others else first)
     return slices.with_options(options)
 
 
@@ -100,37 +106,36 @@ class Prepared:
         self.training_examples = kept
         self.validation_examples = self._validation[2] - self._validation[1]
 
-    def shares(self, size: int, classes_per_worker: None = None) -> list[int]:
+    def shares(self, size: int, classes_per_worker: int | None = None) -> list[int]:
         """Training examples of each rank; they differ by one at most."""
         return [end - start for start, end in itertools.pairwise(self._bounds(size))]
 
-    def training(self, rank: int, size: int, classes_per_worker: None = None):
+    def training(
+        self, rank: int, size: int, classes_per_worker: int | None = None
+    ) -> "tf.data.Dataset":
         """This rank's examples, in a new order each time, as a `tf.data.Dataset`."""
         examples = self.in_files(rank, size)
+        specs: Any = examples.element_spec
         train = self._builder.info.splits["train"]
         # On disk, or decoded: an image of 10 kB may take 200 kB here.
-        here = [
-            spec.shape.num_elements() * spec.dtype.size
-            for spec in examples.element_spec
-            if spec.shape.rank
-        ]
+        here = [spec.shape.num_elements() * spec.dtype.size for spec in specs if spec.shape.rank]
         each = max(1, train.num_bytes // train.num_examples, *here)
         return examples.shuffle(max(1, min(_SHUFFLED_BYTES // each, self.shares(size)[rank])))
 
-    def in_files(self, rank: int, size: int):
+    def in_files(self, rank: int, size: int) -> "tf.data.Dataset":
         """Like `training`, but only the files come in a new order."""
         return self._read("train", *self._bounds(size)[rank : rank + 2], shuffle=True)
 
     def _bounds(self, size: int) -> list[int]:
         return [self.training_examples * rank // size for rank in range(size + 1)]
 
-    def validation(self, rank: int, size: int):
+    def validation(self, rank: int, size: int) -> "tf.data.Dataset":
         """This rank's examples, as many for all ranks, in their own order."""
         name, start, _ = self._validation
         share = self.validation_examples // size
         return self._read(name, start + share * rank, start + share * (rank + 1))
 
-    def first(self, count: int):
+    def first(self, count: int) -> "tf.data.Dataset":
         """The first examples to train on."""
         return self._read("train", 0, count)
 
@@ -150,14 +155,16 @@ class Rows:
         self._documents, self._wordpiece = documents, wordpiece
         self.documents = documents.training_examples  # to train on
 
-    def shares(self, size: int, classes_per_worker: None = None) -> None:
+    def shares(self, size: int, classes_per_worker: int | None = None) -> None:
         """Not known."""
 
-    def training(self, rank: int, size: int, classes_per_worker: None = None):
+    def training(
+        self, rank: int, size: int, classes_per_worker: int | None = None
+    ) -> "tf.data.Dataset":
         """Rows of this rank's documents, in a new order each time."""
         return self._rows(self._documents.in_files(rank, size)).shuffle(_SHUFFLED_ROWS)
 
-    def validation(self, rank: int, size: int):
+    def validation(self, rank: int, size: int) -> "tf.data.Dataset":
         """Every `size`-th row of all documents.
 
         How many rows a document has is not known before, so equal shares of rows cannot be had from
@@ -184,3 +191,6 @@ class Rows:
 def decoded(document: bytes) -> str:
     """A document as TensorFlow Datasets has it, as text."""
     return document.decode("utf-8", "replace")  # one bad byte must not end a long run
+
+
+Source = InMemory | Prepared | Rows

@@ -17,10 +17,14 @@ and a row is any stretch of text.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from models import vocabulary
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _SELECTED = 0.15  # of the tokens of a row that are not special
 _MASKED, _RANDOM = 0.8, 0.1  # of the selected; the rest stay as they are
@@ -73,7 +77,9 @@ class WordPiece:
         cut = np.array(tokens[: len(tokens) // width * width], np.int32).reshape(-1, width)
         return np.pad(cut, [(0, 0), (1, 1)], constant_values=(first, last))
 
-    def training(self, rows, batch_size: int, augment: bool = True):
+    def training(
+        self, rows: "tf.data.Dataset", batch_size: int, augment: bool = True
+    ) -> "tf.data.Dataset":
         """Full batches with new masks for every row that comes, again or not.
 
         Masks are what there is to learn from: `augment`, which images have, changes nothing.
@@ -98,7 +104,7 @@ class WordPiece:
 
         return rows.batch(batch_size, drop_remainder=True).map(mask)
 
-    def validation(self, rows, batch_size: int):
+    def validation(self, rows: "tf.data.Dataset", batch_size: int) -> "tf.data.Dataset":
         """Batches in which a row has the same masks in every pass, process and share."""
         import tensorflow as tf
 
@@ -144,7 +150,7 @@ class WordPiece:
         }
         return inputs, tf.cast(ids, tf.int32), weights
 
-    def unigram_cross_entropy(self, rows) -> float:
+    def unigram_cross_entropy(self, rows: "tf.data.Dataset") -> float:
         """Nats a token that the best model without context needs for these rows.
 
         It knows the frequencies of the very tokens that it predicts; only what can be selected
@@ -156,3 +162,8 @@ class WordPiece:
         counts[self.special] = 0
         frequencies = counts[counts > 0] / counts.sum()
         return float(-(frequencies * np.log(frequencies)).sum())
+
+
+# Makes a `WordPiece` from the size of its vocabulary, what identifies the documents that the
+# vocabulary is trained on, and a function that returns them.
+Maker = Callable[[int, str, Callable[[], list[str]]], WordPiece]

@@ -54,11 +54,12 @@ def train(documents: Sequence[str], size: int) -> list[str]:
         limit_alphabet=len(alphabet),
     )
     blank.train_from_iterator(documents, trainer)
-    return sorted(blank.get_vocab(), key=blank.token_to_id)
+    ids = blank.get_vocab()
+    return sorted(ids, key=ids.__getitem__)
 
 
 def load(path: str | os.PathLike) -> list[str]:
-    """The tokens of a `vocab.txt`: one a line, the first has id 0.
+    """Return the tokens of a `vocab.txt`: one a line, the first has id 0.
 
     Raises:
       ValueError: there is no such file, or it is no vocabulary.
@@ -92,8 +93,8 @@ def load(path: str | os.PathLike) -> list[str]:
     return tokens
 
 
-def check_kept(path: pathlib.Path):
-    """Raises `ValueError` unless a vocabulary is at `path` or can be written there."""
+def check_kept(path: pathlib.Path) -> None:
+    """Raise `ValueError` unless a vocabulary is at `path` or can be written there."""
     if path.exists():
         return
     try:
@@ -107,10 +108,10 @@ def check_kept(path: pathlib.Path):
 
 
 def cached(path: pathlib.Path, make: Callable[[], list[str]]) -> list[str]:
-    """The vocabulary at `path`; where there is none it is made and written.
+    """Return the vocabulary at `path`; make and write it where there is none.
 
-    Processes that do so at once each write a file of their own and move it: half of one is never
-    read.
+    Processes that do so at the same time each write a file of their own and move it: nobody ever
+    reads half of one.
     """
     if not path.exists():
         content = "\n".join(make()) + "\n"
