@@ -35,9 +35,9 @@ import links  # noqa: E402
 import numpy as np  # noqa: E402
 
 from tests.support import addresses, deadlines  # noqa: E402
-from tf_gossip_pga.checkpoint import store  # noqa: E402
+from tf_gossip_pga.checkpoint import files as files_lib  # noqa: E402
 from tf_gossip_pga.cluster import tf_config as cluster_lib  # noqa: E402
-from tf_gossip_pga.exchange import collectives  # noqa: E402
+from tf_gossip_pga.exchange import process  # noqa: E402
 
 # Where in a step or epoch: while it computes; a moment after its exchange has begun, which every
 # `H`-th time is a global average; in the validation after the epoch of this step; at its end; a
@@ -100,8 +100,8 @@ class Chaos(keras.callbacks.Callback):
         self.awaited_s = 0.0
 
     def on_train_begin(self, logs=None):
-        if collectives.active().is_guest:
-            self._step = collectives.active().invitation.state["step"]
+        if process.active().is_joining:
+            self._step = process.active().admission.invitation.state["step"]
             self._happen_soon("admission")
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -152,7 +152,7 @@ class Chaos(keras.callbacks.Callback):
             time.sleep(event.seconds)
 
     def _await_guests(self):
-        began, mine = time.monotonic(), collectives.active()
+        began, mine = time.monotonic(), process.active()
         pathlib.Path(self._log).with_name(_AWAITING).touch()
         while len(mine.guests()) < len(mine.cluster.lost):
             time.sleep(0.05)
@@ -311,7 +311,7 @@ def work(folder: pathlib.Path, events: list[Event], arguments: dict):
 
 def _newest_checkpoint(folder: pathlib.Path) -> tuple[int, int]:
     """The epoch and step with which the newest complete one lets a run go on."""
-    newest = store.Store(folder, keep=1)
+    newest = files_lib.CheckpointFiles(folder, keep=1)
     manifest = newest.read(newest.complete()[0])
     for name in manifest["files"]:
         newest.checked(newest.complete()[0], name, manifest["files"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support import product
-from tf_gossip_pga.exchange import averaging
+from tf_gossip_pga.exchange import averager as averager_lib
 
 pytestmark = pytest.mark.multiprocess
 
@@ -48,15 +48,12 @@ def _gossips(cluster):
     mine, errors = product.active(), {}
     variables = [tf.Variable(value) for value in _values(cluster.rank, 0)]
     for wire_dtype in ("float32", "bfloat16", "int8"):
-        averager = averaging.Averager(
+        averager = averager_lib.Averager(
             mine,
             topology.from_matrix(MATRIX),
-            variables,
-            [],
-            [],
-            60,
-            60,
-            wire=wire.resolve(wire_dtype),
+            averager_lib.Variables(variables),
+            averager_lib.Patience(60, 60),
+            wire.resolve(wire_dtype),
         )
         lengths = [length for length, _ in averager._parameters.layout]
         assert len(lengths) == 4

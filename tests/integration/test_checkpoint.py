@@ -310,7 +310,7 @@ def _odd_ranks(cluster, folder):
         if arguments.get("restore"):
             arguments["initial_epoch"] = checkpoint.restore(model)
         if arguments.get("full") and cluster.rank == 1:
-            checkpoint._store.write = full
+            checkpoint._files.write = full
         more = {name: arguments[name] for name in ("initial_epoch",) if name in arguments}
         model.fit(
             *kit.data(cluster.rank),

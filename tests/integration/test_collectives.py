@@ -1,11 +1,10 @@
 """Exchanges in real processes: order, deadlines, types, and each private use of TensorFlow."""
 
-import functools
+import dataclasses
 import pathlib
 import re
 import threading
 import time
-from unittest import mock
 
 import pytest
 
@@ -15,26 +14,27 @@ from tf_gossip_pga.algorithm import topology as topology_lib
 pytestmark = pytest.mark.multiprocess
 
 
-def _exchange(cluster, values, colours, in_flight, chunk: int = 3):
+def _exchange(cluster, values, colors, in_flight, chunk: int = 3):
     """What this rank receives when each rank sends chunks of its own value."""
     import tensorflow as tf
 
-    mine = product.active()
-    key = mine.reserve_instance_keys(3, "the test", deadlines.scaled(60))
+    from tf_gossip_pga.exchange import group_ops, runtime
+
+    session = product.active()
+    transport = dataclasses.replace(runtime.find_transport(), messages_in_flight=in_flight)
+    ops = group_ops.GroupOps(session.view, cluster.rank, cluster.size, transport)
+    key = session.reserve_keys(3, "the test", deadlines.scaled(60))
 
     @tf.function(autograph=False)
     def exchange():
         chunks = [tf.fill([chunk], values[cluster.rank] + index) for index in range(3)]
         results = []
-        for _, received, sent in mine.exchange(chunks, colours, key):
+        for _, received, sent in ops.exchange(chunks, colors, key):
             with tf.control_dependencies(sent):
                 results.append({str(rank): tf.identity(each) for rank, each in received.items()})
         return results
 
-    with (
-        mock.patch.object(mine, "_messages_in_flight", in_flight),
-        mine.waiting("the test", deadlines.scaled(60)),
-    ):
+    with session.waiting("the test", deadlines.scaled(60)):
         return [
             {sender: tensor.numpy().tolist() for sender, tensor in arrived.items()}
             for arrived in exchange()
@@ -48,7 +48,7 @@ def _orders(cluster):
         topology = topology_lib.BY_NAME[name](cluster.size)
         for in_flight in (1, 2, 64):
             results[f"{name} {in_flight}"] = [
-                _exchange(cluster, [10.0, 20.0, 30.0], topology.colours(round), in_flight)
+                _exchange(cluster, [10.0, 20.0, 30.0], topology.colors(round), in_flight)
                 for round in range(topology.rounds)
             ]
     return results
@@ -61,69 +61,12 @@ def test_no_order_deadlocks_and_each_chunk_comes_from_its_sender(pools):
         for label, rounds in results.items():
             topology = topology_lib.BY_NAME[label.split()[0]](3)
             for round, received in enumerate(rounds):
-                senders, _ = topology.neighbours(round, rank)
+                senders, _ = topology.neighbors(round, rank)
                 assert senders
                 # Rank s sends chunks full of 10 (s + 1), that plus 1, and that plus 2.
                 assert received == [
                     {str(s): [10.0 * (s + 1) + index] * 3 for s in senders} for index in range(3)
                 ], label
-
-
-@pytest.mark.parametrize("limit", [1, 2, 4])
-def test_no_more_messages_are_under_way_than_allowed(limit):
-    import tensorflow as tf
-
-    from tf_gossip_pga.cluster.tf_config import Cluster
-    from tf_gossip_pga.exchange import collectives
-
-    mine = object.__new__(collectives.Collectives)  # a graph that never runs needs no server
-    mine.cluster, mine._messages_in_flight = Cluster(0, 3, ("a:1", "b:1", "c:1")), limit
-    mine._hint, mine._device, mine._first_group_key = "ring", "/device:CPU:0", 1
-    with tf.Graph().as_default() as graph:
-        mine.exchange([tf.zeros([3]) for _ in range(4)], topology_lib.ring(3).colours(0), 1)
-    messages = [op for op in graph.get_operations() if "CollectiveBcast" in op.type]
-    assert len(messages) == 4 * 4  # 4 chunks, sent to two and received from two
-
-    @functools.cache
-    def before(op) -> set:
-        direct = {*op.control_inputs, *(tensor.op for tensor in op.inputs)}
-        return direct.union(*(before(each) for each in direct))
-
-    for place, message in enumerate(messages):
-        # Message k waits for message k - limit, and so for k - 2 limit, …
-        assert len(before(message) & set(messages)) == place // limit
-
-
-@pytest.mark.parametrize("limit", [1, 2, 4])
-def test_no_more_global_averages_are_under_way_than_allowed(limit):
-    import tensorflow as tf
-
-    from tf_gossip_pga.cluster.tf_config import Cluster
-    from tf_gossip_pga.exchange import collectives
-
-    mine = object.__new__(collectives.Collectives)
-    mine.cluster = Cluster(0, 3, ("a:1", "b:1", "c:1"))
-    mine._hint, mine._device, mine._first_group_key = "ring", "/device:CPU:0", 1
-    mine._tokens = [tf.Variable(0.0) for _ in range(limit)]
-    function = tf.function(lambda: mine.mean([tf.zeros([3])] * 5, 1), autograph=False)
-    operations = function.get_concrete_function().graph.get_operations()
-    reductions = [op for op in operations if op.type == "CollectiveReduceV2"]
-    # Number k waits for number k - limit: TensorFlow orders what shares a token.
-    waits = [[reductions.index(op) for op in each.control_inputs] for each in reductions]
-    assert waits == [[k - limit] if k >= limit else [] for k in range(5)]
-
-
-def test_more_than_ten_ranks_come_in_rank_order():
-    import numpy as np
-
-    from tf_gossip_pga.exchange import collectives
-
-    by_name = sorted(range(12), key=str)  # as TensorFlow orders its devices: 0, 1, 10, 11, 2, …
-    rows = [collectives._encode(rank, {"of": rank}) for rank in by_name]
-    messages = np.zeros([12, 64], np.int32)
-    for message, row in zip(messages, rows, strict=True):
-        message[: len(row)] = row
-    assert collectives._decode(messages) == [{"of": rank} for rank in range(12)]
 
 
 CHIEF = """
@@ -135,8 +78,8 @@ cluster = {"chief": hosts[:1], "worker": hosts[1:]}
 os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
 import tf_gossip_pga as pga
 cluster = pga.initialize()
-from tf_gossip_pga.exchange import collectives
-everyone = collectives.active().gather([cluster.rank, task], "the test", 60)
+from tf_gossip_pga.exchange import process
+everyone = process.active().gather([cluster.rank, task], "the test", 60)
 assert everyone[cluster.rank] == [cluster.rank, task]
 assert [rank for rank, _ in everyone] == [0, 1, 2]
 print("rank", cluster.rank, task["type"])
@@ -160,12 +103,12 @@ def _types(cluster):
     import tensorflow as tf
 
     from tf_gossip_pga.algorithm import topology
-    from tf_gossip_pga.exchange import averaging
+    from tf_gossip_pga.exchange import averager as averager_lib
 
     names = ["float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32"]
     start = [1, 2, 3] if cluster.is_chief else [5, 6, 7]
     variables = [tf.Variable(tf.cast(start, name)) for name in names]
-    averager = averaging.Averager(
+    averager = averager_lib.Averager(
         product.active(),
         topology.from_matrix([[0.75, 0.25], [0.25, 0.75]]),
         parameters=variables[:4],
@@ -292,10 +235,10 @@ def _many_steps(cluster):
     import tensorflow as tf
 
     from tf_gossip_pga.algorithm import topology
-    from tf_gossip_pga.exchange import averaging
+    from tf_gossip_pga.exchange import averager as averager_lib
 
     traced_before = product.traced()
-    averager = averaging.Averager(
+    averager = averager_lib.Averager(
         product.active(),
         topology.ring(cluster.size),
         parameters=[tf.Variable(tf.zeros([100]))],

@@ -31,7 +31,7 @@ if settings.pop("nobody says so", False):
 import tf_gossip_pga as pga
 cluster = pga.initialize()
 import keras, numpy as np
-from tf_gossip_pga.exchange import collectives
+from tf_gossip_pga.exchange import process
 second, every = settings.pop("second", None), settings.pop("every", 1)
 dies_beside = settings.pop("dies_beside", None)
 if first_life:
@@ -42,7 +42,7 @@ class Fate(keras.callbacks.Callback):
         if second == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
     def on_epoch_begin(self, epoch, logs=None):
-        while epoch == 3 and len(collectives.active().guests()) < len(cluster.lost):
+        while epoch == 3 and len(process.active().joining()) < len(cluster.lost):
             time.sleep(0.1)
         if epoch == 3 and cluster.rank == dies_beside:
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()

@@ -7,7 +7,7 @@ import pytest
 from tests import chaos
 from tests.chaos import Event, links
 from tests.support import nursery, workers
-from tf_gossip_pga.checkpoint import store
+from tf_gossip_pga.checkpoint import files
 from tf_gossip_pga.cluster import tf_config as cluster_lib
 from tf_gossip_pga.errors import ExchangeBroken
 
@@ -168,4 +168,4 @@ def test_who_misses_an_exchange_learns_what_it_has_decided(tmp_path, H):  # noqa
     assert not results[0]["missed"]
     assert results[0]["step"] == 16  # the fourth global average, of which rank 2 wanted to stop
     assert len(results[0]["logs"]["loss"]) == 4
-    assert store.Store(tmp_path, keep=3).complete()
+    assert files.CheckpointFiles(tmp_path, keep=3).complete()

@@ -199,8 +199,8 @@ def _arguments(cluster, folder):
     job = settings.find_job(cluster.size)
     gossip = train.gossip_callback(job)
     run = train.train(cluster, job, [gossip])
-    asked["state"] = [gossip._optimizer_state, str(gossip._schedule)]
-    asked["exchange"] = [gossip._overlap, gossip._wire_dtype]
+    asked["state"] = [gossip.optimizer_state, str(gossip._run.schedule)]
+    asked["exchange"] = [gossip._settings.overlap, gossip._settings.wire_dtype]
     asked["precision"] = run.model.layers[-2].compute_dtype
     try:
         train.check_vocabularies(types.SimpleNamespace(kind="text", name="it", vocabulary=asked))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_gossip_pga.exchange import bucket
+from tf_gossip_pga.exchange import buckets
 
 
 def _variables():
@@ -20,7 +20,7 @@ def _variables():
 
 
 def test_chunks_hold_one_type_each_and_no_more_than_their_limit():
-    mine = bucket.Bucket(_variables(), chunk_bytes=16)
+    mine = buckets.Bucket(_variables(), chunk_bytes=16)
     chunks = [(chunk.dtype.name, chunk.numpy().tolist()) for chunk in mine.pack()]
     # 16 bytes are 4 float32, 2 int64 or 8 float16; all variables reach a quarter of that.
     assert chunks == [
@@ -40,7 +40,7 @@ def test_small_variables_share_chunks_and_large_ones_are_cut_where_slices_are_fr
     # Chunks of 400 elements. 90 + 90 + 90 + 90 fit in one, the fifth does not; 900 elements need 3
     # parts of 300, which are rounded up to a multiple of 64: 320, 320, 260.
     sizes = [90, 90, 900, 90, 90, 90]
-    mine = bucket.Bucket([tf.Variable(tf.zeros([size])) for size in sizes], 1600)
+    mine = buckets.Bucket([tf.Variable(tf.zeros([size])) for size in sizes], 1600)
     assert [len(chunk) for chunk in mine.pack()] == [360, 320, 320, 260, 90]
 
 
@@ -48,12 +48,12 @@ def test_small_variables_share_chunks_and_large_ones_are_cut_where_slices_are_fr
 def test_assign_puts_every_element_where_pack_took_it(chunk_bytes):
     variables = _variables()
     before = [variable.numpy() for variable in variables]
-    mine = bucket.Bucket(variables, chunk_bytes)
+    mine = buckets.Bucket(variables, chunk_bytes)
     mine.assign([chunk + tf.cast(1, chunk.dtype) for chunk in mine.pack()])
     for variable, old in zip(variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), old + 1)
 
 
 def test_no_variables_make_no_chunks():
-    assert bucket.Bucket([]).pack() == []
-    assert bucket.Bucket([tf.Variable(tf.zeros([0]))]).pack() == []
+    assert buckets.Bucket([]).pack() == []
+    assert buckets.Bucket([tf.Variable(tf.zeros([0]))]).pack() == []

@@ -273,12 +273,12 @@ def test_nothing_is_unpickled(folder, tmp_path):
 
 def _forge(folder, number: int, name: str, data: bytes):
     """Replaces a file, and makes the manifest agree."""
-    from tf_gossip_pga.checkpoint import store as store_lib
+    from tf_gossip_pga.checkpoint import files as files_lib
 
-    store = store_lib.Store(folder, keep=9)
+    store = files_lib.CheckpointFiles(folder, keep=9)
     content = store.read(number)
     content["files"][name] = store.write(number, name, lambda path: path.write_bytes(data))
-    (store.folder(number) / "manifest.json").write_bytes(store_lib._manifest(content))
+    (store.folder(number) / "manifest.json").write_bytes(files_lib._manifest(content))
 
 
 # ---- Generated checkpoints that are none --------------------------------------------------------
@@ -331,13 +331,13 @@ def test_no_forged_file_is_worse_than_an_error(generated, name, how, place, rand
     )
 )
 def test_no_forged_manifest_is_worse_than_an_error(generated, content):
-    from tf_gossip_pga.checkpoint import store as store_lib
+    from tf_gossip_pga.checkpoint import files as files_lib
 
     folder, _, model = generated
     path = folder / "checkpoint-000001" / "manifest.json"
     intact = path.read_bytes()
-    manifest = {**store_lib.Store(folder, keep=1).read(1), **content}
-    path.write_bytes(store_lib._manifest(manifest))
+    manifest = {**files_lib.CheckpointFiles(folder, keep=1).read(1), **content}
+    path.write_bytes(files_lib._manifest(manifest))
     try:
         assert _restore(folder, model) == manifest["epoch"]
     except ValueError as error:

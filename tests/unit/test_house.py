@@ -93,11 +93,11 @@ def test_the_simulations_rooms_import_one_way():
     }
 
 
-def test_only_collectives_knows_private_names():
+def test_only_runtime_knows_private_names():
     outside = [path for folder in ("models", "benchmarks") for path in (ROOT / folder).glob("*.py")]
     paths = [*ROOMS.values(), *outside, *ROOT.glob("*.py")]
     names = [(path.stem, name) for path in paths for name in imported(path)]
-    assert {stem for stem, name in names if name.startswith("tensorflow.python")} == {"collectives"}
+    assert {stem for stem, name in names if name.startswith("tensorflow.python")} == {"runtime"}
 
 
 def test_public_names_resolve():
@@ -167,7 +167,7 @@ def test_every_public_object_has_a_docstring(room):
     [
         "algorithm.schedule",
         "algorithm.topology",
-        "checkpoint.store",
+        "checkpoint.files",
         "cluster.tf_config",
         "plan",
         "simulate.curves",

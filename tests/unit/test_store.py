@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies
 
 from tests.support import deadlines
-from tf_gossip_pga.checkpoint import store as store_lib
+from tf_gossip_pga.checkpoint import files as files_lib
 
 CONTENT = {"epoch": 3, "state": {"step": 12, "period": None}}
 
@@ -35,7 +35,7 @@ def _read(store, number: int) -> dict[str, bytes]:
 
 @pytest.fixture
 def store(tmp_path):
-    return store_lib.Store(tmp_path / "new" / "checkpoints", keep=3)
+    return files_lib.CheckpointFiles(tmp_path / "new" / "checkpoints", keep=3)
 
 
 def test_what_was_written_is_read(store):
@@ -67,7 +67,7 @@ def test_an_unfinished_one_is_no_checkpoint_and_takes_no_place(store):
     number = store.unused_number()
     store.write(number, "a", lambda path: path.write_bytes(b"y"))
     assert store.complete() == [3, 2, 1]
-    with pytest.raises(store_lib.CheckpointError, match=r"000004/manifest.json cannot be read"):
+    with pytest.raises(files_lib.CheckpointError, match=r"000004/manifest.json cannot be read"):
         store.read(number)
     assert _checkpoint(store, a=b"z") == 5  # a number is not used again
     assert store.numbers() == [5, 3, 2]
@@ -105,7 +105,7 @@ def test_a_directory_that_vanishes_is_made_again(store):
 def test_a_directory_that_cannot_be_written_to_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):
-        store_lib.Store(tmp_path / "file", keep=1)
+        files_lib.CheckpointFiles(tmp_path / "file", keep=1)
 
 
 # ---- Damage -------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_every_flipped_bit_and_every_truncation_is_an_error_that_names_the_file(
                 damaged.append(intact[:place] + flipped + intact[place + 1 :])
         for data in damaged:
             path.write_bytes(data)
-            with pytest.raises(store_lib.CheckpointError) as error:
+            with pytest.raises(files_lib.CheckpointError) as error:
                 _read(store, number)
             assert str(path) in str(error.value)
             assert "is not as it was written" in str(error.value)
@@ -138,21 +138,21 @@ def test_every_flipped_bit_and_every_truncation_is_an_error_that_names_the_file(
 def test_a_missing_file_is_an_error_that_names_it(store, name):
     number = _checkpoint(store, weights=b"x")
     (store.folder(number) / name).unlink()
-    with pytest.raises(store_lib.CheckpointError, match=rf"{name} cannot be read: No such file"):
+    with pytest.raises(files_lib.CheckpointError, match=rf"{name} cannot be read: No such file"):
         _read(store, number)
 
 
 def test_a_file_that_the_manifest_does_not_name_is_an_error(store):
     number = _checkpoint(store, weights=b"x")
-    with pytest.raises(store_lib.CheckpointError, match="is not among the files of its manifest"):
+    with pytest.raises(files_lib.CheckpointError, match="is not among the files of its manifest"):
         store.checked(number, "other", store.read(number)["files"])
 
 
 def test_another_format_is_an_error(store, monkeypatch):
-    monkeypatch.setattr(store_lib, "_FORMAT", 2)
+    monkeypatch.setattr(files_lib, "_FORMAT", 2)
     number = _checkpoint(store, weights=b"x")
     monkeypatch.undo()
-    with pytest.raises(store_lib.CheckpointError, match="has another format than 1"):
+    with pytest.raises(files_lib.CheckpointError, match="has another format than 1"):
         store.read(number)
 
 
@@ -176,18 +176,18 @@ JSON = INNER | strategies.lists(INNER, max_size=4) | strategies.dictionaries(NAM
     | strategies.integers(1, 30_000).map(lambda depth: b"[" * depth)
     | strategies.dictionaries(
         strategies.sampled_from(["format", "files", "epoch", "sha256"]), JSON
-    ).map(lambda content: store_lib._manifest({"format": 1, **content}))
+    ).map(lambda content: files_lib._manifest({"format": 1, **content}))
 )
 @hypothesis.example(b'{"format": 1, "files": {}, "sha256": "' + b"0" * 64 + b'"}')
 @hypothesis.example(b"\xff\xfe")
 @hypothesis.example(b"9" * 5000)
 def test_no_manifest_is_worse_than_an_error(tmp_path_factory, text):
-    store = store_lib.Store(tmp_path_factory.mktemp("store", numbered=True), keep=1)
+    store = files_lib.CheckpointFiles(tmp_path_factory.mktemp("store", numbered=True), keep=1)
     folder = store.folder(1)
     folder.mkdir()
     (folder / "manifest.json").write_bytes(text)
     (folder / "a").write_bytes(b"a")
-    with pytest.raises(store_lib.CheckpointError, match="checkpoint-000001"):
+    with pytest.raises(files_lib.CheckpointError, match="checkpoint-000001"):
         # Those with a digest of their own may be read, but no file is as they say.
         store.checked(1, "a", store.read(1).get("files"))
 
@@ -198,7 +198,7 @@ def test_no_manifest_is_worse_than_an_error(tmp_path_factory, text):
 # the newest complete one must be whole, and no older than what a child had completed.
 KILLS = """
 import os, random, signal, sys, time
-from tf_gossip_pga.checkpoint import store as store_lib
+from tf_gossip_pga.checkpoint import files as files_lib
 
 kills, directory = int(sys.argv[1]), sys.argv[2]
 random = random.Random(0)
@@ -223,7 +223,7 @@ def check(store, number):
         path = store.checked(number, name, manifest["files"])
         assert path.read_bytes() == b"".join(data(number, name)[part::8] for part in range(8))
 
-store = store_lib.Store(directory, keep=2)
+store = files_lib.CheckpointFiles(directory, keep=2)
 progress = os.open(os.devnull, os.O_WRONLY)
 write(store)
 unfinished, completed = 0, [store.complete()[0]]
