@@ -1,1 +1,18 @@
-"""The data plane: TensorFlow's CollectiveOps, buckets, wire formats, averages."""
+"""The data plane: exchange tensors and values between workers through TensorFlow's CollectiveOps.
+
+From the bottom up:
+  runtime: TensorFlow's server and its private API; which transport and device exchange.
+  failures: which of TensorFlow's errors mean that another worker or the network failed.
+  group_ops: the collective ops of one view's members, in an order that cannot deadlock.
+  gather: JSON values from all members.
+  session: the exchanges of a single worker, and of a cluster with fixed members, under deadlines.
+  admission: what joining workers and members tell each other.
+  elastic: a session whose members change; it owns the sequence of exchanges.
+  startup, process: connect this process with its cluster: `initialize`, `active`.
+
+  buckets: variables as flat chunks of one dtype.
+  wire: how gossips encode chunks.
+  mixing: the graph of a gossip.
+  traced: functions that TensorFlow traces once.
+  averager: gossip, global average, broadcast and state transfer of one model's variables.
+"""
