@@ -1,9 +1,9 @@
 """Simulate the membership protocol: the package's own generators, a virtual clock and network.
 
-Each simulated worker runs a small model of what a worker does around the protocol: it computes, takes
-part in exchanges that need all members of the view, regroups when one fails or is called off, skips
-what others have completed, and takes joining workers in. Everything random comes from the seed, so
-that a run can be repeated.
+Each simulated worker runs a small model of what a worker does around the protocol: it computes,
+takes part in exchanges that need all members of the view, regroups when one fails or is called off,
+skips what others have completed, and takes joining workers in. Everything random comes from the
+seed, so that a run can be repeated.
 
     python tests/protocol.py --first=17 --schedules=1
 
@@ -17,6 +17,8 @@ The invariants, checked while it runs:
     (d) everybody has ended a bounded time after the last fault
     (e) all members of a view take part in the same exchange, and skip only exchanges that somebody
         has completed: the sequence has no gap
+    (f) where processes crash and nothing else happens, every worker that has not crashed trains to
+        the end, unless fewer than `min_workers` are left
 """
 
 from __future__ import annotations
@@ -313,6 +315,14 @@ class World:
             if self.now > quiet + _BOUND_S:
                 break
             action()
+        self._check_outcomes()
+
+    def _check_outcomes(self):
+        crashes_only = all(fault.kind == "crash" for fault in self.schedule.faults)
+        for worker in self.workers[: self.schedule.size]:
+            ends_well = worker.outcome in ("finished", "crashed")
+            if crashes_only and not ends_well and "min_workers" not in str(worker.outcome):
+                raise Violation("f", f"rank {worker.rank} ends, with: {worker.outcome}")
         for worker in self.workers:
             waits = worker.protocol.view == View(0, (worker.rank,)) and worker.invitation is None
             if worker.alive and not worker.stopped and worker.outcome is None and not waits:

@@ -189,7 +189,7 @@ class Protocol:
                 case decide_lib.Adopt(members):
                     return members
                 case decide_lib.Lead(members):
-                    self._standing = dataclasses.replace(standing, members=members)
+                    self._publish(dataclasses.replace(standing, members=members))
                     return members
                 case decide_lib.Fail(reason):
                     raise WorkerLost(reason)
@@ -253,7 +253,7 @@ class Protocol:
           ViewAbandoned: somebody wants a later view.
           WorkerLost: somebody has begun a view without this worker.
         """
-        self._standing = dataclasses.replace(standing, silent=self._standing.silent)
+        self._publish(standing)
         raw = yield Ask(standing.wants if calls_off else 0)
         answers = {rank: Standing.parse(each) for rank, each in raw.items()}
         silent = tuple(rank for rank, each in answers.items() if each is Absence.SUSPECTED)
@@ -269,9 +269,17 @@ class Protocol:
     def _begin(self, standing: Standing, most_completed: int) -> None:
         self.view = View(standing.wants, standing.members or ())
         self._wanted = max(self._wanted, standing.wants)
-        self._standing = dataclasses.replace(
-            standing, view=standing.wants, most_completed=most_completed
+        self._publish(
+            dataclasses.replace(standing, view=standing.wants, most_completed=most_completed)
         )
+
+    def _publish(self, standing: Standing) -> None:
+        """Let others see this standing, and whom this worker has not reached last time it asked.
+
+        A leader that hears of it first thing in the next attempt can exclude one of two workers
+        that do not reach each other, instead of forming the same view again and again.
+        """
+        self._standing = dataclasses.replace(standing, silent=self._standing.silent)
 
 
 def _late(standing: Standing, others: Sequence[int], answers: decide_lib.Answers) -> set[int]:
