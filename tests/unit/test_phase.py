@@ -7,19 +7,19 @@ from tf_gossip_pga.training.phase import Phase, Replica, StopVote
 STARTING, WARMING_UP, TRAINING, ENDED = Phase
 PHASES = {  # (phase, event) -> the phase after it; every other event is refused
     (STARTING, "epoch"): WARMING_UP,
-    (STARTING, "join"): WARMING_UP,
+    (STARTING, "admission"): WARMING_UP,
     (WARMING_UP, "epoch"): WARMING_UP,
-    (WARMING_UP, "join"): WARMING_UP,
+    (WARMING_UP, "admission"): WARMING_UP,
     (WARMING_UP, "batch"): TRAINING,
     (TRAINING, "epoch"): TRAINING,
     (TRAINING, "batch"): TRAINING,
-    (TRAINING, "join"): WARMING_UP,
+    (TRAINING, "admission"): WARMING_UP,
     **{(phase, "end"): ENDED for phase in Phase},
 }
 
 
 @pytest.mark.parametrize("phase", list(Phase))
-@pytest.mark.parametrize("event", ["epoch", "batch", "join", "end"])
+@pytest.mark.parametrize("event", ["epoch", "batch", "admission", "end"])
 def test_each_event_leads_to_one_phase_or_is_refused(phase, event):
     if (phase, event) in PHASES:
         assert phase.after(event) is PHASES[phase, event]
@@ -31,7 +31,7 @@ def test_each_event_leads_to_one_phase_or_is_refused(phase, event):
 def test_a_whole_fit_with_a_joining_worker():
     phase = STARTING
     seen = []
-    for event in ["epoch", "batch", "batch", "epoch", "join", "batch", "end"]:
+    for event in ["epoch", "batch", "batch", "epoch", "admission", "batch", "end"]:
         phase = phase.after(event)
         seen.append(phase)
     assert seen == [WARMING_UP, TRAINING, TRAINING, TRAINING, WARMING_UP, TRAINING, ENDED]

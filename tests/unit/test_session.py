@@ -5,16 +5,16 @@ import threading
 
 import pytest
 import tensorflow as tf
-from tf_gossip_pga.coordination.diagnosis import Findings
-from tf_gossip_pga.coordination.status import Status
-from tf_gossip_pga.coordination.view import View
 
 from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.coordination.diagnosis import Findings
+from tf_gossip_pga.coordination.status import Status
 from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.errors import ExchangeBroken, TrainingFinished, ViewChanged, WorkerLost
 from tf_gossip_pga.exchange import runtime
 from tf_gossip_pga.exchange.elastic import ElasticSession, LossPolicy
-from tf_gossip_pga.exchange.session import FixedSession, SoloSession
+from tf_gossip_pga.exchange.session import MISSED, FixedSession, SoloSession
 
 RING = tf.distribute.experimental.CommunicationImplementation.RING
 TRANSPORT = runtime.Transport("/device:CPU:0", RING, 4)
@@ -239,7 +239,7 @@ def _failing_once(session, log: list):
         # The others stand where this worker does: the exchange is run again, after reconciling.
         (2, ["a", "b", "breaks", ("reconcile", 2), "breaks", "c"], ["a", "b", "breaks", "c"]),
         # They have completed it: this worker skips it.
-        (3, ["a", "b", "breaks", ("reconcile", 2), "c"], ["a", "b", None, "c"]),
+        (3, ["a", "b", "breaks", ("reconcile", 2), "c"], ["a", "b", MISSED, "c"]),
     ],
 )
 def test_the_sequence_has_no_gap_after_a_loss(most, log, results):
@@ -345,7 +345,8 @@ def test_an_exchange_in_the_background_is_gone_with_its_view():
 def test_a_sequence_begins_where_the_others_are():
     session = _elastic(((0, 1), 8))
     session.begin_sequence(LossPolicy(2, 60.0, lambda n: None), completed=7)
-    assert _test_body(lambda: _failing_once(session, [])("breaks")) is None  # the others have it
+    missed = _test_body(lambda: _failing_once(session, [])("breaks"))
+    assert missed is MISSED  # the others have it
     assert session._membership.asked == [(7, 2, 60.0)]
 
 

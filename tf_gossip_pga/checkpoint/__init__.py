@@ -1,8 +1,8 @@
 """Save a run and resume it.
 
-  callback: `Checkpoint`.
-  reader: find the newest checkpoint that fits, on all ranks together, and load it.
-  writer: write one checkpoint, on all ranks together.
-  files: numbered folders of files, each complete once its manifest is there.
-  rank_file: the variables that each rank keeps for itself.
+callback: `Checkpoint`.
+reader: find the newest checkpoint that fits, on all ranks together, and load it.
+writer: write one checkpoint, on all ranks together.
+files: numbered folders of files, each complete once its manifest is there.
+rank_file: the variables that each rank keeps for itself.
 """

@@ -1,15 +1,17 @@
 """The control plane: who is alive, who is late, who is a member. No TensorFlow.
 
-  timing: every deadline and interval.
-  status: what a worker tells others of itself, and why it may not answer.
-  addresses, channel: questions and answers between workers, over TCP.
-  diagnosis: whom an exchange waits for, and the sentence about it.
-  watchdog: looks after the exchange under way, reports it, aborts it.
-  reports: when a wait is worth a line, ranks by name.
+timing: every deadline and interval.
+status: what a worker tells others of itself, and why it may not answer.
+addresses, channel: questions and answers between workers, over TCP.
+diagnosis: whom an exchange waits for, and the sentence about it.
+watchdog: looks after the exchange under way, reports it, aborts it.
+reports: when a wait is worth a line, ranks by name.
 
-  view: `View`, a numbered list of members; `Standing`, what a worker says while one is formed.
-  decide: what a worker does with the others' answers. Pure.
-  protocol: the agreement on a new view, as generators that yield effects (see docs/protocol.md).
-  membership: the protocol over the real channel and clock.
-  joining: how a restarted worker and the surviving workers find each other.
+view: `View`, a numbered list of members; `Standing`, what a worker says while one is formed.
+decide: what a worker does with the others' answers. Pure.
+protocol: the agreement on a new view, as generators that yield effects (see docs/protocol.md).
+membership: the protocol over the real channel and clock.
+sequence: a worker's place in the sequence of exchanges of one `fit`.
+joining: how a restarted worker and the surviving workers find each other.
+admission: what joining workers and members tell each other before a view grows.
 """

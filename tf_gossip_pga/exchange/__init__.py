@@ -6,7 +6,6 @@ From the bottom up:
   group_ops: the collective ops of one view's members, in an order that cannot deadlock.
   gather: JSON values from all members.
   session: the exchanges of a single worker, and of a cluster with fixed members, under deadlines.
-  admission: what joining workers and members tell each other.
   elastic: a session whose members change; it owns the sequence of exchanges.
   startup, process: connect this process with its cluster: `initialize`, `active`.
 

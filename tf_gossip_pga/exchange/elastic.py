@@ -16,10 +16,12 @@ import tensorflow as tf
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.coordination.admission import Admission
 from tf_gossip_pga.coordination.channel import Channel
 from tf_gossip_pga.coordination.joining import Invitation
 from tf_gossip_pga.coordination.membership import Membership
 from tf_gossip_pga.coordination.reports import named
+from tf_gossip_pga.coordination.sequence import Sequence
 from tf_gossip_pga.coordination.status import Status
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.coordination.view import View
@@ -31,9 +33,8 @@ from tf_gossip_pga.errors import (
     ViewChanged,
     WorkerLost,
 )
-from tf_gossip_pga.exchange.admission import Admission
 from tf_gossip_pga.exchange.runtime import Runtime, Transport
-from tf_gossip_pga.exchange.session import FixedSession
+from tf_gossip_pga.exchange.session import MISSED, FixedSession
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +87,8 @@ class ElasticSession(FixedSession):
         self._runtime = runtime
         self._membership = membership
         self._policy: LossPolicy | None = None  # None: a loss ends training
-        self._completed = 0  # exchanges of this sequence
-        self._missed = 0  # exchanges that others have completed and this rank has not
-        self._must_reconcile = False
-        self._completed_at_regroup: int | None = None
-        self._futile_regroups = 0
         super().__init__(cluster, transport, channel, status, watchdog, timing)
+        self._sequence = Sequence(self.timing.futile_regroups)
         self.is_joining = is_joining
         self.admission = Admission(cluster, channel, status, self.timing)
 
@@ -115,9 +112,7 @@ class ElasticSession(FixedSession):
           completed: where the count begins, for a worker that has joined others.
         """
         self._policy = policy
-        self._completed, self._missed = completed, 0
-        self._must_reconcile = False
-        self._completed_at_regroup = None
+        self._sequence = Sequence(self.timing.futile_regroups, completed)
         self._membership.has_finished = False
 
     def end_sequence(self):
@@ -129,46 +124,46 @@ class ElasticSession(FixedSession):
         """Run the next exchange of the sequence.
 
         Where a worker is lost and the others go on, the surviving workers reconcile and run the
-        exchange again. Return None without running it if the other ranks already completed it.
+        exchange again.
+
+        Returns:
+          What `exchange` returned; `MISSED`, without calling it, if the other ranks already
+          completed it.
         """
+        sequence = self._sequence
         while True:
             try:
-                if self._must_reconcile:
+                if sequence.must_reconcile:
                     self._check_not_called_off()
                     self._reconcile()
-                if self._missed:
-                    self._missed -= 1
-                    result = None
-                else:
-                    result = exchange()
-                self._completed += 1
+                result = MISSED if sequence.skips_next else exchange()
+                sequence.complete()
                 return result
             except ViewChanged:
-                self._must_reconcile = True
+                continue
 
     def attempt(self, action: Callable[[], None]) -> bool:
         """Call `action()`, exchanges outside of the sequence; False if the view changed in it."""
         try:
             action()
         except ViewChanged:
-            self._must_reconcile = True
             return False
         return True
 
     def _reconcile(self):
         if self._policy is None:  # a view only changes where a policy lets it
             raise RuntimeError("Training has ended, so that there is nothing to reconcile.")
-        self._policy.reconcile(self._completed)
-        self._must_reconcile = False
+        self._policy.reconcile(self._sequence.completed)
+        self._sequence.must_reconcile = False
 
     def _check_not_called_off(self):
         """Form a new view where another rank has lost a worker since the last exchange."""
         if self.size > 1 and self._watchdog.called_off:
-            self._fail(ExchangeBroken("no exchange", self._watchdog.called_off))
+            self._on_broken(ExchangeBroken("no exchange", self._watchdog.called_off))
 
     # ---- Losing workers -------------------------------------------------------------------------
 
-    def _fail(self, broken: ExchangeBroken, joining: tuple[int, ...] = ()) -> NoReturn:
+    def _on_broken(self, broken: ExchangeBroken, joining: tuple[int, ...] = ()) -> NoReturn:
         """Form a new view after a broken exchange, and raise what it means for training.
 
         Args:
@@ -177,20 +172,23 @@ class ElasticSession(FixedSession):
         """
         policy = self._policy
         if policy is None or not self._status.tell().in_fit:
-            super()._fail(broken)
+            super()._on_broken(broken)
         self._watchdog.call_off(broken.reason)
         self._drain()
         before = {*self.view.members, *joining}
         try:
             most = self._membership.regroup(
-                self._completed, policy.min_workers, policy.patience_s, self._runtime.set_view
+                self._sequence.completed,
+                policy.min_workers,
+                policy.patience_s,
+                self._runtime.set_view,
             )
         except TrainingFinished:
             self._watchdog.resume()  # the view is whole, apart from the lost worker
             raise
-        self._missed = most - self._completed
         lost = before - set(self.view.members)
-        self._check_progress(broken, bool(lost))
+        if not self._sequence.regroup(most, is_lost=bool(lost)):
+            super()._on_broken(broken)
         self._begin_view()
         how = f"without {named(lost)}" if lost else "with all"
         logger.warning(
@@ -204,14 +202,6 @@ class ElasticSession(FixedSession):
         if self._under_way is not None:
             concurrent.futures.wait([self._under_way])
             self._under_way = None
-
-    def _check_progress(self, broken: ExchangeBroken, is_lost: bool):
-        """Raise where the same exchange fails again and again, though nobody is lost."""
-        helps = is_lost or self._completed != self._completed_at_regroup
-        self._futile_regroups = 0 if helps else self._futile_regroups + 1
-        if self._futile_regroups == self.timing.futile_regroups:
-            super()._fail(broken)
-        self._completed_at_regroup = self._completed
 
     def _begin_view(self):
         """Make what follows from new members."""
@@ -247,7 +237,7 @@ class ElasticSession(FixedSession):
         ranks = tuple(sorted(map(int, joining)))
         invitation = Invitation(
             view_number=self.view.number + 1,
-            completed=self._completed,
+            completed=self._sequence.completed,
             members=list(self.view.members),
             joining=list(ranks),
             endpoints={},
@@ -261,7 +251,7 @@ class ElasticSession(FixedSession):
         except (ViewAbandoned, OSError):  # OSError: a joining worker's host name is not known here
             self.admission.forget()
             doing = f"taking in {named(ranks)}"
-            self._fail(ExchangeBroken(doing, "another did not come"), ranks)
+            self._on_broken(ExchangeBroken(doing, "another did not come"), ranks)
         logger.info(f"Rank {self.cluster.rank} goes on with {named(ranks)}, who joined again.")
 
     def enter(self):

@@ -25,6 +25,9 @@ from tf_gossip_pga.errors import ExchangeBroken, WorkerLost
 from tf_gossip_pga.exchange import failures, gather, group_ops
 from tf_gossip_pga.exchange.runtime import Transport
 
+# What `run` returns for an exchange that the other ranks have completed without this one.
+MISSED = object()
+
 
 class SoloSession:
     """The session of a single worker: every exchange is with itself.
@@ -199,7 +202,7 @@ class FixedSession(SoloSession):
             with self._deadline(doing, timeout_s):
                 yield
         except ExchangeBroken as broken:
-            self._fail(broken)
+            self._on_broken(broken)
 
     def begin(self, exchange: Callable[[], Any], doing: str, timeout_s: float):
         """Run `exchange()` in the background from now on; `finish` returns its result."""
@@ -223,7 +226,7 @@ class FixedSession(SoloSession):
         try:
             return self._under_way.result()
         except ExchangeBroken as broken:
-            self._fail(broken)
+            self._on_broken(broken)
 
     def heard_all(self):
         """Note that an exchange with all members has just succeeded."""
@@ -241,6 +244,6 @@ class FixedSession(SoloSession):
                     raise
                 raise broken from None
 
-    def _fail(self, broken: ExchangeBroken) -> NoReturn:
+    def _on_broken(self, broken: ExchangeBroken) -> NoReturn:
         """Raise what a broken exchange means for training."""
         raise WorkerLost(self._watchdog.text_of_loss(broken)) from None

@@ -1,15 +1,15 @@
 """The Keras side: the `GossipPGA` callback and its parts, by how long they live.
 
-  callback: `GossipPGA`: documentation, arguments, Keras' hooks.
-  settings: its arguments, checked. They never change.
-  run_state: what survives one `fit`: step, period, totals, averager.
-  fit, group_fit: one `fit` of a single worker, and of a worker among others.
-  phase: where a fit is, the stop vote, the replica; their states and transitions.
-  group: the other ranks of one fit: sync points, averages, reconciliation after a loss.
-  sync_point: what ranks tell one another at a point of training.
-  period_loss: the loss that an adaptive period follows.
+callback: `GossipPGA`: documentation, arguments, Keras' hooks.
+settings: its arguments, checked. They never change.
+run_state: what survives one `fit`: step, period, totals, averager.
+fit, group_fit: one `fit` of a single worker, and of a worker among others.
+phase: where a fit is, the stop vote, the replica; their states and transitions.
+group: the other ranks of one fit: sync points, averages, reconciliation after a loss.
+sync_point: what ranks tell one another at a point of training.
+period_loss: the loss that an adaptive period follows.
 
-  preflight: what each rank checks, and what must be equal on all, before the first exchange.
-  variables: which variables are averaged.
-  preemption: SIGTERM while `fit` runs.
+preflight: what each rank checks, and what must be equal on all, before the first exchange.
+variables: which variables are averaged.
+preemption: SIGTERM while `fit` runs.
 """

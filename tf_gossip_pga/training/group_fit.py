@@ -11,6 +11,7 @@ import keras
 from tf_gossip_pga.errors import TrainingFinished
 from tf_gossip_pga.exchange.averager import Averager
 from tf_gossip_pga.exchange.elastic import ElasticSession
+from tf_gossip_pga.exchange.session import MISSED
 from tf_gossip_pga.training import preflight, sync_point
 from tf_gossip_pga.training.fit import Fit
 from tf_gossip_pga.training.group import Group
@@ -132,8 +133,8 @@ class GroupFit(Fit):
         if self.model.stop_training:
             # Alone this rank would leave the others waiting: all stop at the next global average.
             self.vote, self.model.stop_training = self.vote.request(), False
-        done = self.session.run(self._exchange)
-        return is_global if done is None else done
+        was_global = self.session.run(self._exchange)
+        return is_global if was_global is MISSED else was_global
 
     def _exchange(self) -> bool:
         """Gossip or average globally; return whether globally."""
@@ -221,12 +222,11 @@ class GroupFit(Fit):
         """Average globally, whatever the period says; return whether this rank took part."""
         super().average(doing)
 
-        def settle() -> bool:
+        def settle():
             self.group.settle(doing)
             self.group.average_slots(doing)
-            return True
 
-        return self.session.run(settle) is True
+        return self.session.run(settle) is not MISSED
 
     # ---- Joining workers ------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class GroupFit(Fit):
     def _admit(self, joining: dict[str, dict], epoch: int):
         """Take workers in at a global average; the members do it in step."""
         session = self.session
-        self.phase = self.phase.after("join")
+        self.phase = self.phase.after("admission")
         doing = "the admission of a worker"
         own = [self.average(doing), session.view.number]
         if any(each != [True, session.view.number] for each in self.group.sync(doing, own)):
@@ -263,7 +263,7 @@ class GroupFit(Fit):
             )
         session.enter()
         self._transfer_state(invitation.members[0], self._new_averager, is_new=True)
-        self.phase = self.phase.after("join")
+        self.phase = self.phase.after("admission")
         session.begin_sequence(self.group.loss_policy, invitation.completed)
 
     def _transfer_state(self, source: int, averager_for, is_new: bool):

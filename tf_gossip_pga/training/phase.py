@@ -11,11 +11,11 @@ class Phase(enum.Enum):
 
     The transitions:
 
-        STARTING   --epoch-->  WARMING_UP    all ranks begin the first epoch
-        STARTING   --join-->   WARMING_UP    a joining worker was taken in
-        WARMING_UP --batch-->  TRAINING      the ranks have met after the first batch
-        TRAINING   --join-->   WARMING_UP    a joining worker has yet to compile
-        any        --end-->    ENDED
+        STARTING   --epoch-->      WARMING_UP    all ranks begin the first epoch
+        STARTING   --admission-->  WARMING_UP    this joining worker was taken in
+        WARMING_UP --batch-->      TRAINING      the ranks have met after the first batch
+        TRAINING   --admission-->  WARMING_UP    a joining worker has yet to compile
+        any        --end-->        ENDED
     """
 
     STARTING = "starting"  # the ranks agree on what to train
@@ -24,7 +24,7 @@ class Phase(enum.Enum):
     ENDED = "ended"
 
     def after(self, event: str) -> Phase:
-        """Return the phase after an event: `"epoch"`, `"batch"`, `"join"` or `"end"`.
+        """Return the phase after an event: `"epoch"`, `"batch"`, `"admission"` or `"end"`.
 
         Raises:
           RuntimeError: the event cannot happen in this phase.
@@ -38,12 +38,12 @@ class Phase(enum.Enum):
 
 _AFTER = {
     (Phase.STARTING, "epoch"): Phase.WARMING_UP,
-    (Phase.STARTING, "join"): Phase.WARMING_UP,
+    (Phase.STARTING, "admission"): Phase.WARMING_UP,
     (Phase.WARMING_UP, "epoch"): Phase.WARMING_UP,  # an epoch without a batch
-    (Phase.WARMING_UP, "join"): Phase.WARMING_UP,
+    (Phase.WARMING_UP, "admission"): Phase.WARMING_UP,
     (Phase.WARMING_UP, "batch"): Phase.TRAINING,
     (Phase.TRAINING, "epoch"): Phase.TRAINING,
-    (Phase.TRAINING, "join"): Phase.WARMING_UP,
+    (Phase.TRAINING, "admission"): Phase.WARMING_UP,
     (Phase.TRAINING, "batch"): Phase.TRAINING,
 }
 

@@ -7,10 +7,10 @@ import time
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster.cluster import Cluster
-from tf_gossip_pga.coordination.channel import Absence, Channel
+from tf_gossip_pga.coordination.channel import Channel
 from tf_gossip_pga.coordination.joining import Invitation
 from tf_gossip_pga.coordination.reports import Waiting
-from tf_gossip_pga.coordination.status import Status
+from tf_gossip_pga.coordination.status import Absence, Status
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
 

@@ -1,0 +1,55 @@
+"""Count the exchanges of one `fit`, which all members do in one order, across losses."""
+
+from __future__ import annotations
+
+
+class Sequence:
+    """This worker's place in the sequence of exchanges.
+
+    After a loss the surviving workers have one model again (they reconcile), and agree on the
+    largest count. A worker that is behind skips what others have completed.
+
+    Args:
+      futile_regroups: how often the same exchange may fail, though nobody is lost, before it is
+        given up.
+      completed: where the count begins.
+
+    Attributes:
+      completed: exchanges that this worker has completed or skipped.
+      must_reconcile: whether the view has changed since the members last had one model.
+    """
+
+    def __init__(self, futile_regroups: int, completed: int = 0) -> None:
+        self.completed = completed
+        self.must_reconcile = False
+        self._missed = 0  # exchanges that others have completed and this worker has not
+        self._futile_regroups = futile_regroups
+        self._futile = 0
+        self._completed_at_regroup: int | None = None
+
+    @property
+    def skips_next(self) -> bool:
+        """Whether the other members have completed the next exchange without this worker."""
+        return self._missed > 0
+
+    def complete(self) -> None:
+        """Count the next exchange, completed or skipped."""
+        self.completed += 1
+        self._missed = max(0, self._missed - 1)
+
+    def regroup(self, most_completed: int, is_lost: bool) -> bool:
+        """Note a new view; return whether that helps.
+
+        Args:
+          most_completed: the largest count of all its members.
+          is_lost: whether a worker was lost.
+
+        Returns:
+          False once the same exchange has failed too often, though nobody was lost.
+        """
+        helps = is_lost or self.completed != self._completed_at_regroup
+        self._futile = 0 if helps else self._futile + 1
+        self._completed_at_regroup = self.completed
+        self._missed = most_completed - self.completed
+        self.must_reconcile = True
+        return self._futile < self._futile_regroups
