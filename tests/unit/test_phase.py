@@ -2,7 +2,7 @@
 
 import pytest
 
-from tf_gossip_pga.training.phase import Phase, Replica, StopVote
+from tf_gossip_pga.training.phase import Phase, Replica, StopVote, Vote
 
 STARTING, WARMING_UP, TRAINING, ENDED = Phase
 PHASES = {  # (phase, event) -> the phase after it; every other event is refused
@@ -37,17 +37,25 @@ def test_a_whole_fit_with_a_joining_worker():
     assert seen == [WARMING_UP, TRAINING, TRAINING, TRAINING, WARMING_UP, TRAINING, ENDED]
 
 
-@pytest.mark.parametrize(
-    ("vote", "requested", "is_requested"),
-    [
-        (StopVote.NO, StopVote.REQUESTED, False),
-        (StopVote.REQUESTED, StopVote.REQUESTED, True),
-        (StopVote.AGREED, StopVote.AGREED, True),
-    ],
-)
-def test_a_request_never_undoes_an_agreement(vote, requested, is_requested):
-    assert vote.request() is requested
-    assert vote.is_requested is is_requested
+VOTES = {  # (state, event) -> the state after it
+    (Vote.NO, "request"): Vote.REQUESTED,
+    (Vote.REQUESTED, "request"): Vote.REQUESTED,
+    (Vote.AGREED, "request"): Vote.AGREED,  # a request never undoes an agreement
+    (Vote.NO, "agree"): Vote.AGREED,  # another rank has asked for it
+    (Vote.REQUESTED, "agree"): Vote.AGREED,
+    (Vote.AGREED, "agree"): Vote.AGREED,
+}
+
+
+@pytest.mark.parametrize(("state", "event"), list(VOTES))
+def test_a_vote_goes_from_no_to_agreed(state, event):
+    vote = StopVote()
+    assert vote.state is Vote.NO
+    vote.state = state
+    getattr(vote, event)()
+    assert vote.state is VOTES[state, event]
+    assert vote.is_requested is (vote.state is not Vote.NO)
+    assert vote.is_agreed is (vote.state is Vote.AGREED)
 
 
 # event -> (is_equal, is_lent) after it, from a state in which the model may or may not be lent.

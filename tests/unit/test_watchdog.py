@@ -114,15 +114,15 @@ def test_the_text_of_a_loss_names_the_worker_and_the_exchange():
     with _watched({1: Absence.DEAD}) as watched:
         text = watched.dog.text_of_loss(ExchangeBroken("the gossip of step 7", "Socket closed"))
         assert text.startswith("Rank 0 of 2 lost rank 1 at the gossip of step 7: rank 1 has ended")
-        assert watched.channel.asked == ["lost", "status"]
+        assert watched.channel.asked == ["ending", "status"]
         watched.channel.answers = {1: Absence.SUSPECTED}  # it may just be closing its sockets
         watched.dog.text_of_loss(ExchangeBroken("the gossip of step 7", "Socket closed"))
-        assert watched.channel.asked == ["lost", "status", "lost", *["status"] * 4]
+        assert watched.channel.asked == ["ending", "status", "ending", *["status"] * 4]
 
 
 def test_a_worker_that_hears_of_a_loss_loses_patience():
     with _watched({1: Absence.DEAD}, Timing(watch_every_s=0.01, patience_s=600.0)) as watched:
-        assert watched.channel.handlers["lost"]({"rank": 2}) == {}
+        assert watched.channel.handlers["ending"]({"rank": 2}) == {}
         watched.exchange()
         assert watched.reasons
 

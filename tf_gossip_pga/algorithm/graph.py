@@ -35,6 +35,11 @@ class Round:
     self_weights: Floats  # [size], W[i, i]
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nobody gossips in this round."""
+        return not len(self.edge_weights)
+
+    @property
     def arrays(self) -> tuple[Ranks, Ranks, Floats, Floats]:
         """The four arrays, in the order of their declaration."""
         return self.receivers, self.senders, self.edge_weights, self.self_weights

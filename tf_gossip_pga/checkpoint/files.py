@@ -27,8 +27,7 @@ from collections.abc import Callable, Collection
 from tf_gossip_pga.errors import CheckpointError
 
 _FORMAT = 1
-_MANIFEST = "manifest.json"
-WEIGHTS = "model.weights.h5"
+MANIFEST = "manifest.json"
 
 
 class CheckpointFiles:
@@ -73,7 +72,7 @@ class CheckpointFiles:
 
     def complete(self) -> list[int]:
         """Return the numbers of those with a manifest, the newest first."""
-        return [each for each in self.numbers() if (self.folder(each) / _MANIFEST).exists()]
+        return [each for each in self.numbers() if (self.folder(each) / MANIFEST).exists()]
 
     def unused_number(self) -> int:
         """Return one more than the highest number here."""
@@ -108,7 +107,7 @@ class CheckpointFiles:
           files: for each name what `write` has returned.
         """
         text = _manifest({"format": _FORMAT, **content, "files": files})
-        self.write(number, _MANIFEST, lambda path: path.write_bytes(text))
+        self.write(number, MANIFEST, lambda path: path.write_bytes(text))
         kept = self.complete()[: self._keep]
         for other in self.numbers():
             if other < number and other not in kept:  # leftovers of dead writers too
@@ -118,7 +117,7 @@ class CheckpointFiles:
         """Remove a checkpoint, as far as its files are here."""
         # The manifest first, so that at no moment a part of it looks complete.
         with contextlib.suppress(OSError):
-            (self.folder(number) / _MANIFEST).unlink()
+            (self.folder(number) / MANIFEST).unlink()
         shutil.rmtree(self.folder(number), ignore_errors=True)
 
     def forget(self, name: str, kept: Collection[int]):
@@ -139,7 +138,7 @@ class CheckpointFiles:
         Raises:
           CheckpointError: it is not what `finish` has written.
         """
-        path = self.folder(number) / _MANIFEST
+        path = self.folder(number) / MANIFEST
         with _explained(path):
             text = path.read_bytes()
             try:
@@ -171,11 +170,6 @@ class CheckpointFiles:
                 f"the file has {_words(found)}"
             )
         return path
-
-
-def rank_name(rank: int) -> str:
-    """Return the name of the file that a rank writes for itself."""
-    return f"rank-{rank}.npz"
 
 
 def _manifest(content: dict) -> bytes:

@@ -10,6 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_gossip_pga.training.variables import is_slot
+
+# How the names of these files begin.
+PREFIX = "rank-"
+
 
 def variables(model) -> list[keras.Variable]:
     """Return the variables of a model and of its built optimizer."""
@@ -25,13 +30,14 @@ def places(model, averages_slots: bool) -> list[int]:
       model: with a built optimizer.
       averages_slots: whether a global average makes the optimizer's slots equal too.
     """
-    of_model = len(model.variables)
-    return [
-        place
-        for place, variable in enumerate(variables(model))
-        if not keras.backend.is_float_dtype(variable.dtype)
-        or (place >= of_model and not (averages_slots and len(variable.shape)))
-    ]
+    averaged = [keras.backend.is_float_dtype(v.dtype) for v in model.variables]
+    averaged += [averages_slots and is_slot(v) for v in model.optimizer.variables]
+    return [place for place, is_averaged in enumerate(averaged) if not is_averaged]
+
+
+def rank_name(rank: int) -> str:
+    """Return the name of the file that a rank writes for itself."""
+    return f"{PREFIX}{rank}.npz"
 
 
 def copies(variables: list[keras.Variable]) -> list[tuple[keras.Variable, np.ndarray]]:

@@ -12,7 +12,9 @@ import keras
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.checkpoint import rank_file
-from tf_gossip_pga.checkpoint.files import WEIGHTS, CheckpointFiles, rank_name
+from tf_gossip_pga.checkpoint.files import MANIFEST, CheckpointFiles
+from tf_gossip_pga.checkpoint.rank_file import PREFIX, rank_name
+from tf_gossip_pga.checkpoint.writer import WEIGHTS
 from tf_gossip_pga.errors import CheckpointError
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training import preflight
@@ -54,7 +56,7 @@ class Reader:
         self._warn_if_lost(everyone)
         reasons: list[str] = []
         for number in everyone[0][0]:
-            # Rank 0's manifest counts: others may have a disk of their own.
+            # The chief's manifest counts: others may have a disk of their own.
             manifest, problem = self._load(number, model) if self._is_chief else (None, None)
             manifest, problem = self._share([manifest, problem])[0]
             if not problem and not self._is_chief:
@@ -74,7 +76,7 @@ class Reader:
         return 0
 
     def _load(self, number: int, model: keras.Model) -> tuple[dict | None, str | None]:
-        """On rank 0, set the model to a checkpoint: its manifest, or why it cannot be used."""
+        """On the chief, set the model to a checkpoint: its manifest, or why it cannot be used."""
         try:
             manifest = self._files.read(number)
             path = self._files.checked(number, WEIGHTS, manifest.get("files"))
@@ -110,7 +112,7 @@ class Reader:
         self.restored = []
         listed, name = manifest["files"], self._own_name
         if self._is_chief and name not in listed:  # it was lost before; another was the chief
-            name = next((each for each in sorted(listed) if each.startswith("rank-")), name)
+            name = next((each for each in sorted(listed) if each.startswith(PREFIX)), name)
         if self._is_chief or (name in listed and (folder / name).exists()):
             path = self._files.checked(number, name, listed)
             with explained(path):
@@ -123,7 +125,7 @@ class Reader:
         """Raise where the checkpoint is not one of this model, optimizer and kind of period."""
         epoch, variables = manifest.get("epoch"), manifest.get("variables")
         if not isinstance(epoch, int) or epoch < 0 or not isinstance(variables, list):
-            raise CheckpointError(f"{folder / 'manifest.json'} is not of a Checkpoint")
+            raise CheckpointError(f"{folder / MANIFEST} is not of a Checkpoint")
         name, values = preflight.first_difference([variables, preflight.described(model)])
         if values:
             raise CheckpointError(

@@ -10,9 +10,13 @@ import keras
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.checkpoint import rank_file
-from tf_gossip_pga.checkpoint.files import WEIGHTS, CheckpointFiles, rank_name
+from tf_gossip_pga.checkpoint.files import CheckpointFiles
+from tf_gossip_pga.checkpoint.rank_file import rank_name
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.training.callback import GossipPGA
+
+# The one file of weights, in Keras' own format.
+WEIGHTS = "model.weights.h5"
 
 
 class Writer:

@@ -88,7 +88,7 @@ class Watchdog:
         self._last_step = (0, 0.0)  # its number, and when it was completed
         self._ending: set[int] = set()  # ranks that have lost another, and end
         self._closed = threading.Event()
-        channel.handlers["lost"] = self._hear_of_loss
+        channel.handlers["ending"] = self._note_ending
         threading.Thread(target=self._run, name="gossip-watchdog", daemon=True).start()
 
     def at(self, where: str, step: int) -> None:
@@ -149,7 +149,7 @@ class Watchdog:
         It lingers before it returns: if this process ended at once, the others would take it for
         the one to blame.
         """
-        self._channel.ask_all("lost", rank=self._rank)
+        self._channel.ask_all("ending", rank=self._rank)
         findings, reason = broken.findings, broken.reason
         if findings is None:
             findings = self._settled_findings()
@@ -184,7 +184,7 @@ class Watchdog:
             findings = self._findings()
         return findings
 
-    def _hear_of_loss(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _note_ending(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take note that a rank has lost another: lose patience, while all still answer."""
         self._ending.add(int(request["rank"]))
         return {}

@@ -130,7 +130,7 @@ class Averager:
     def gossip(self, round: int, doing: str):
         """Mix the parameters with this round's neighbors: x_i <- sum_j W[i, j] * x_j."""
         round %= self._topology.rounds
-        if not len(self._topology.cycle[round].edge_weights):
+        if self._topology.cycle[round].is_empty:
             return
         with self._session.waiting(doing, self._patience.exchange_s):
             self._gossips[round]()
@@ -143,7 +143,7 @@ class Averager:
         that changes them.
         """
         round %= self._topology.rounds
-        if not len(self._topology.cycle[round].edge_weights):
+        if self._topology.cycle[round].is_empty:
             return
         # The values, not the variables: TensorFlow copies a variable when an optimizer is about to
         # change it in place while somebody else holds its value.

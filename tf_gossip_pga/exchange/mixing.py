@@ -31,7 +31,7 @@ class Mixer:
         self._first_key = first_key
         # The replicas' values after the last global average, from which differences are rounded.
         self._reference: list[tf.Variable] = []
-        if wire.lossy and any(len(each.edge_weights) for each in topology.cycle):
+        if wire.lossy and not all(each.is_empty for each in topology.cycle):
             self._reference = [tf.Variable(chunk) for chunk in parameters.pack()]
 
     def bytes_sent(self, round: int) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 
 from tf_gossip_pga._log import logger
-from tf_gossip_pga.cluster import devices, tf_config
+from tf_gossip_pga.cluster import detect, devices, tf_config
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination import joining
 from tf_gossip_pga.coordination.channel import Channel
@@ -51,7 +51,7 @@ def initialize(join: bool | None = None) -> Cluster:
     """
     global _active
     if _active is None:
-        cluster = tf_config.from_tf_config(os.environ.get("TF_CONFIG"))
+        cluster = detect.find()
         if join is None:
             join = os.environ.get(tf_config.JOIN) == "1"
         if join and cluster.size == 1:
@@ -75,7 +75,7 @@ def active() -> SoloSession:
     """
     if _active is not None:
         return _active
-    cluster = tf_config.from_tf_config(os.environ.get("TF_CONFIG"))
+    cluster = detect.find()
     if cluster.size > 1:
         raise RuntimeError(
             f"TF_CONFIG names {cluster.size} workers, but this process has not joined them. Put\n"

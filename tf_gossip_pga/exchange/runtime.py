@@ -32,6 +32,8 @@ from tf_gossip_pga.coordination.view import View
 
 _Implementation = tf.distribute.experimental.CommunicationImplementation
 
+_JOB = "worker"
+
 # TensorFlow's coordination service drops a worker whose heartbeats (sent every half of this
 # interval) stop, and then breaks the exchanges of all others: by default 10 s after a worker is
 # stopped, and once more when the surviving workers have formed a cluster of their own. We therefore
@@ -93,13 +95,21 @@ class Runtime:
     def __init__(self, cluster: Cluster, transport: Transport):
         self.strategy: tf.distribute.Strategy | None = None
         self._rank = cluster.rank
+        self._workers = cluster.size
         self._transport = transport
-        self._resolver = _resolver({"GPU": 1} if "GPU" in transport.device else {})
+        # One job of workers, whatever roles the starter gave them: TensorFlow only needs all
+        # workers to use the same names. One accelerator, instead of all that are visible.
+        self._resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec({_JOB: list(cluster.addresses)}),
+            task_type=_JOB,
+            task_id=cluster.rank,
+            num_accelerators={"GPU": 1} if "GPU" in transport.device else {},
+        )
         self._server = tf.train.ServerDef()  # until the server starts
 
     def start(self):
         """Start the server together with all other workers; wait until theirs have started."""
-        _disable_heartbeats(self._resolver.cluster_spec())
+        _disable_heartbeats(self._workers)
         options = tf.distribute.experimental.CommunicationOptions(
             implementation=self._transport.implementation
         )
@@ -112,8 +122,8 @@ class Runtime:
         self._server = tf.train.ServerDef(
             cluster=self._resolver.cluster_spec().as_cluster_def(),
             default_session_config=context.context().config,
-            job_name=self._resolver.task_type,
-            task_index=self._resolver.task_id,
+            job_name=_JOB,
+            task_index=self._rank,
             protocol="grpc",
         )
         self.set_view(View(0, (self._rank,)))
@@ -121,41 +131,22 @@ class Runtime:
     def set_view(self, view: View):
         """Give the server the cluster of this view's members; also ends an abort."""
         server = copy.deepcopy(self._server)
-        tasks = [(job, task) for job in server.cluster.job for task in sorted(job.tasks)]
-        for rank, (job, task) in enumerate(tasks):  # a chief precedes the workers, as in ranks
-            if rank not in view.members:
-                del job.tasks[task]
-        for index in reversed(range(len(server.cluster.job))):
-            if not server.cluster.job[index].tasks:
-                del server.cluster.job[index]
-        job, task = tasks[view.members[0]]
+        for rank in set(server.cluster.job[0].tasks) - set(view.members):
+            del server.cluster.job[0].tasks[rank]
         config = server.default_session_config.experimental
-        config.collective_group_leader = f"/job:{job.name}/replica:0/task:{task}"
+        config.collective_group_leader = f"/job:{_JOB}/replica:0/task:{view.members[0]}"
         config.ClearField("coordination_config")
         with _without_startup_warning():
             context.context().enable_collective_ops(server)
 
 
-def _resolver(accelerators: dict[str, int]) -> tf.distribute.cluster_resolver.ClusterResolver:
-    """Return `TF_CONFIG` as a resolver, with these accelerators instead of all visible ones."""
-    config = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    return tf.distribute.cluster_resolver.SimpleClusterResolver(
-        config.cluster_spec(),
-        task_type=config.task_type,
-        task_id=config.task_id,
-        num_accelerators=accelerators,
-    )
-
-
-def _disable_heartbeats(spec: tf.train.ClusterSpec):
+def _disable_heartbeats(workers: int):
     """Configure the coordination service as the strategy would, without its heartbeats."""
     config = tf.compat.v1.ConfigProto().experimental.coordination_config
-    for job in spec.jobs:
-        config.coordinated_job_list.add(name=job, num_tasks=spec.num_tasks(job))
-    leader = "chief" if "chief" in spec.jobs else "worker"
+    config.coordinated_job_list.add(name=_JOB, num_tasks=workers)
     context.context().configure_coordination_service(
         "standalone",
-        f"/job:{leader}/replica:0/task:0",
+        f"/job:{_JOB}/replica:0/task:0",
         coordinated_jobs=list(config.coordinated_job_list),
         heartbeat_timeout_in_ms=int(1000 * _HEARTBEAT_S),
     )

@@ -75,7 +75,7 @@ def _period(value: object) -> int:
 
 def _graph(topology: str | Topology, n: int) -> Topology:
     graph = topology_lib.resolve(topology, n)
-    if not any(len(each.edge_weights) for each in graph.cycle):
+    if all(each.is_empty for each in graph.cycle):
         raise ValueError(
             f"In the topology {graph.name!r} nobody gossips: that is Local SGD, which is in every "
             "plan. Give another, for example one_peer_exponential."

@@ -14,7 +14,6 @@ from tf_gossip_pga.exchange.elastic import ElasticSession
 from tf_gossip_pga.training import preemption, preflight
 from tf_gossip_pga.training.fit import Fit
 from tf_gossip_pga.training.group_fit import GroupFit
-from tf_gossip_pga.training.phase import StopVote
 from tf_gossip_pga.training.run_state import RunState
 from tf_gossip_pga.training.settings import Settings
 
@@ -217,7 +216,7 @@ class GossipPGA(keras.callbacks.Callback):
     @property
     def stopped(self) -> bool:
         """Return whether all ranks have agreed to stop in mid-epoch."""
-        return self._fit is not None and self._fit.vote is StopVote.AGREED
+        return self._fit is not None and self._fit.vote.is_agreed
 
     def request_stop(self):
         """Stop all ranks together, at the next global average or at the end of the epoch.

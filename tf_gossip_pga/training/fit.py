@@ -39,7 +39,7 @@ class Fit:
         self.run = run
         self.session = session
         self.phase = Phase.STARTING
-        self.vote = StopVote.NO
+        self.vote = StopVote()
         self.epoch = 0
         self.batches = 0
         self._loss = period_loss.PeriodLoss() if run.adaptive else None
@@ -105,7 +105,7 @@ class Fit:
 
     def request_stop(self):
         """Stop all ranks together, at the next global average or at the end of the epoch."""
-        self.vote = StopVote.AGREED
+        self.vote.agree()
         self.model.stop_training = True
 
     def sync(self, where: str, value: Any = None) -> list:

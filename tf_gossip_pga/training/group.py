@@ -23,20 +23,20 @@ class Group:
       session: the exchanges of this process.
       run: what survives this fit.
       model: the model that Keras trains.
+      vote: whether training is to stop in mid-epoch.
 
     Attributes:
       patience: how long exchanges wait for other workers.
       replica: how this rank's model relates to those of the others.
-      vote: whether training is to stop in mid-epoch.
     """
 
-    def __init__(self, session: ElasticSession, run: RunState, model: keras.Model):
+    def __init__(self, session: ElasticSession, run: RunState, model: keras.Model, vote: StopVote):
         self.patience: Patience = run.settings.patience(session.timing)
         self.replica = Replica()
-        self.vote = StopVote.NO
         self._session = session
         self._run = run
         self._model = model
+        self._vote = vote
         self._unreported: Measured = []
         self._last_reports: list[dict] = []  # of the last sync point
 
@@ -74,7 +74,7 @@ class Group:
                 rank=self._session.cluster.rank,
                 where=where,
                 step=self._run.step,
-                stop=bool(self.vote.is_requested or self._model.stop_training),
+                stop=bool(self._vote.is_requested or self._model.stop_training),
                 measured=self._unreported,
                 logs=numbers,
                 value=value,
@@ -168,7 +168,7 @@ class Group:
         doing, run = "the reconciliation", self._run
         own = {
             "completed": completed,
-            "stopped": self.vote is StopVote.AGREED,
+            "stopped": self._vote.is_agreed,
             "period": run.period_state,
             "reports": self._last_reports,
         }
@@ -179,7 +179,7 @@ class Group:
         self.average_slots(doing)
         self._last_reports = first["reports"]
         if first["stopped"]:
-            self.vote = StopVote.AGREED
+            self._vote.agree()
             self._model.stop_training = True
         if run.adaptive:
             run.adaptive.state = first["period"]

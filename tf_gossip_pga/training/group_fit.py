@@ -15,7 +15,7 @@ from tf_gossip_pga.exchange.session import MISSED
 from tf_gossip_pga.training import preflight, sync_point
 from tf_gossip_pga.training.fit import Fit
 from tf_gossip_pga.training.group import Group
-from tf_gossip_pga.training.phase import Phase, StopVote
+from tf_gossip_pga.training.phase import Phase
 from tf_gossip_pga.training.run_state import RunState
 from tf_gossip_pga.training.variables import SharedScalars, Variables, variables_of
 
@@ -30,22 +30,13 @@ class GroupFit(Fit):
     session: ElasticSession
 
     def __init__(self, model: keras.Model, params: dict, run: RunState, session: ElasticSession):
-        self.group = Group(session, run, model)
         super().__init__(model, params, run, session)
+        self.group = Group(session, run, model, self.vote)
         if run.scalars is None:
             run.scalars = SharedScalars(with_loss=bool(run.adaptive))
         self._scalars: SharedScalars = run.scalars
         self._scalars.votes.assign(0.0)
         self._digest = ""  # of what must be equal on all ranks
-
-    @property
-    def vote(self) -> StopVote:
-        """Return whether training is to stop in mid-epoch."""
-        return self.group.vote
-
-    @vote.setter
-    def vote(self, vote: StopVote):
-        self.group.vote = vote
 
     # ---- The start ------------------------------------------------------------------------------
 
@@ -86,7 +77,8 @@ class GroupFit(Fit):
         return preflight.facts(
             self.model,
             {
-                "H": str(run.schedule),
+                "H": str(run.settings.H),
+                "the state of H": run.period_state,
                 "topology": run.topology.digest,
                 **run.settings.facts(),
                 "steps per epoch": self.params["steps"],
@@ -132,7 +124,8 @@ class GroupFit(Fit):
         self.phase = self.phase.after("batch")
         if self.model.stop_training:
             # Alone this rank would leave the others waiting: all stop at the next global average.
-            self.vote, self.model.stop_training = self.vote.request(), False
+            self.vote.request()
+            self.model.stop_training = False
         was_global = self.session.run(self._exchange)
         return is_global if was_global is MISSED else was_global
 
@@ -152,7 +145,8 @@ class GroupFit(Fit):
         if self._loss:
             self._loss.value = float(self._scalars.loss.numpy())
         if self._scalars.votes.numpy() > 0:
-            self.vote, self.model.stop_training = StopVote.AGREED, True
+            self.vote.agree()
+            self.model.stop_training = True
         group.average_slots(doing)
         if self._loss:
             run.adaptive.observe(run.step, self._loss.value)
@@ -198,7 +192,7 @@ class GroupFit(Fit):
 
     def _check_whole_epoch(self):
         """Raise where this rank leaves an epoch early: the others would wait for it in vain."""
-        if self.vote is not StopVote.AGREED:
+        if not self.vote.is_agreed:
             sync_point.check_whole_epoch(
                 self.session.cluster.rank,
                 self.epoch,
@@ -211,7 +205,7 @@ class GroupFit(Fit):
 
     def request_stop(self):
         """Stop all ranks together, at the next global average or at the end of the epoch."""
-        self.vote = self.vote.request()
+        self.vote.request()
 
     def sync(self, where: str, value: Any = None) -> list:
         """Return what all ranks pass at this point of training, in rank order."""

@@ -48,26 +48,46 @@ _AFTER = {
 }
 
 
-class StopVote(enum.Enum):
+class Vote(enum.Enum):
+    """Where a `StopVote` is."""
+
+    NO = "no"
+    REQUESTED = "requested"
+    AGREED = "agreed"
+
+
+class StopVote:
     """Whether training is to stop in mid-epoch, which all ranks must do together.
 
         NO --request--> REQUESTED --agree--> AGREED
 
     A request is this rank's alone. The ranks agree at the next global average.
+
+    Attributes:
+      state: one of `Vote`.
     """
 
-    NO = 0
-    REQUESTED = 1
-    AGREED = 2
+    def __init__(self):
+        self.state = Vote.NO
 
-    def request(self) -> StopVote:
-        """Return the vote after this rank wants to stop."""
-        return StopVote.REQUESTED if self is StopVote.NO else self
+    def request(self):
+        """Note that this rank wants to stop."""
+        if self.state is Vote.NO:
+            self.state = Vote.REQUESTED
+
+    def agree(self):
+        """Note that all ranks stop."""
+        self.state = Vote.AGREED
 
     @property
     def is_requested(self) -> bool:
-        """Return whether this rank wants to stop."""
-        return self is not StopVote.NO
+        """Whether this rank wants to stop, or all do."""
+        return self.state is not Vote.NO
+
+    @property
+    def is_agreed(self) -> bool:
+        """Whether all ranks stop."""
+        return self.state is Vote.AGREED
 
 
 class Replica:

@@ -19,7 +19,7 @@ from tf_gossip_pga.training.settings import Settings
 
 _REMEDIES = {
     "steps per epoch": " cluster.shard(dataset) makes equal parts; or pass steps_per_epoch to fit.",
-    "H": " Where it is adaptive, set the same state on all ranks or on none.",
+    "the state of H": " Set the same state on all ranks or on none.",
     "step count": " Give all ranks a new GossipPGA, or none, and the same state.",
 }
 
@@ -159,7 +159,7 @@ def described(model) -> list[str]:
 
 def digest(facts: dict) -> str:
     """Return a short text that is equal where `facts` are, at whatever step the run is."""
-    kept = {**facts, "step count": None, "H": facts["H"].partition(" at ")[0]}
+    kept = {**facts, "step count": None, "the state of H": None}
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
 
 

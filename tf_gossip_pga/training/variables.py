@@ -36,15 +36,21 @@ def variables_of(model: keras.Model, optimizer_state: str, scalars: SharedScalar
       optimizer_state: what becomes of the optimizer's slots; see `GossipPGA`.
       scalars: what travels with the global averages next to the model.
     """
-    slots = []
-    if optimizer_state != "local":
-        slots = [v for v in model.optimizer.variables if len(v.shape)]
+    slots = [v for v in model.optimizer.variables if is_slot(v)]
     return Variables(
         parameters=_floating(model.trainable_variables),
         statistics=[*_floating(model.non_trainable_variables), *scalars.variables],
         others=[v.value for v in model.optimizer.variables],
-        slots=_floating(slots),
+        slots=[] if optimizer_state == "local" else _floating(slots),
     )
+
+
+def is_slot(variable: keras.Variable) -> bool:
+    """Return whether an optimizer's variable is one of its slots (momentum and the like).
+
+    Slots are its floating-point variables other than scalars.
+    """
+    return len(variable.shape) > 0 and keras.backend.is_float_dtype(variable.dtype)
 
 
 def _scalar(name: str) -> keras.Variable:
