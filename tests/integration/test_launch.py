@@ -224,6 +224,22 @@ def test_a_progress_bar_keeps_only_its_last_state():
     )
 
 
+def test_an_interruption_repeats_nothing():
+    output = []
+
+    def write(text):
+        output.append(text)
+        if text == "[0] ready\n":
+            raise KeyboardInterrupt
+
+    screen = screen_lib.Screen(write, verbose=False)
+    screen.feed(0, b"rea")
+    with pytest.raises(KeyboardInterrupt):
+        screen.feed(0, b"dy\n")
+    screen.feed(0, b"saved\n")
+    assert output == ["[0] ready\n", "[0] saved\n"]
+
+
 def test_a_character_may_arrive_in_two_reads():
     output = []
     screen = screen_lib.Screen(output.append, verbose=False)

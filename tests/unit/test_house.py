@@ -178,3 +178,61 @@ def test_examples_in_docstrings_are_true(room):
     failed, attempted = doctest.testmod(importlib.import_module(f"tf_gossip_pga.{room}"))
     assert attempted > 0
     assert failed == 0
+
+
+# ---- Sizes --------------------------------------------------------------------------------------
+
+MODULE_LINES, CLASS_LINES, FUNCTION_LINES = 450, 250, 60  # a class without its docstring
+TO_BE_SPLIT = {
+    "benchmarks/network.py",
+    "tf_gossip_pga/checkpoint/checkpoint.py",
+    "tf_gossip_pga/coordination/channel.py",
+    "tf_gossip_pga/exchange/averaging.py",
+    "tf_gossip_pga/exchange/collectives.py",
+    "tf_gossip_pga/training/callback.py",
+}
+LIMITED = [*ROOT.glob("*.py"), *ROOMS.values()]
+LIMITED += [file for name in ("models", "benchmarks") for file in (ROOT / name).rglob("*.py")]
+
+
+def lines_of(node) -> int:
+    """Lines of a function, or of a class without its docstring."""
+    lines = node.end_lineno - node.lineno + 1
+    if isinstance(node, ast.ClassDef) and ast.get_docstring(node) is not None:
+        lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+    return lines
+
+
+def too_long(text: str):
+    """What is longer in a module than it may be: name and lines."""
+    if len(text.splitlines()) >= MODULE_LINES:
+        yield "module", len(text.splitlines())
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            most = CLASS_LINES - 1
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            most = FUNCTION_LINES
+        else:
+            continue
+        if lines_of(node) > most:
+            yield node.name, lines_of(node)
+
+
+@pytest.mark.parametrize("path", [str(path.relative_to(ROOT)) for path in LIMITED])
+def test_modules_classes_and_functions_are_short(path):
+    found = dict(too_long((ROOT / path).read_text()))
+    assert bool(found) == (path in TO_BE_SPLIT), found
+
+
+def test_what_is_too_long_is_found():
+    docstring = '"""' + "\n" * 300 + '"""'
+    lines = "\n".join(["    x = 1"] * 60)
+    assert dict(too_long(f"def f():\n{lines}\n")) == {"f": 61}
+    assert dict(too_long(f"async def f():\n{lines}\n    x = 1\n")) == {"f": 62}
+    assert not dict(too_long(f"class C:\n    {docstring}\n{lines}\n"))
+    assert dict(too_long("class C:\n" + "    x = 1\n" * 249)) == {"C": 250}
+    assert dict(too_long("x = 1\n" * 450)) == {"module": 450}
+
+
+def test_the_package_says_that_it_has_types():
+    assert (PACKAGE / "py.typed").exists()

@@ -61,10 +61,11 @@ class Screen:
         """Take in what a rank has printed."""
         text = (self._partial[rank] + self._decoders[rank].decode(data)).replace("\r\n", "\n")
         *lines, rest = text.split("\n")
+        # Before a line is shown, after which SIGTERM may leave this function by an exception. Only
+        # the last state of a progress bar is kept: an epoch may draw it ten thousand times.
+        self._partial[rank] = rest[max(0, rest.rstrip("\r").rfind("\r")) :]
         for line in lines:
             self._line(rank, line)
-        # Only the last state of a progress bar is kept: an epoch may draw it ten thousand times.
-        self._partial[rank] = rest[max(0, rest.rstrip("\r").rfind("\r")) :]
         if rank == 0:
             self._redraw(rest)
 
