@@ -11,9 +11,10 @@ import zipfile
 
 import pytest
 
-import results
-import settings
 import train
+from job import figure, report
+from job.flags import ALGORITHMS, FLAGS
+from job.spec import find_job
 from models import inputs, recipes
 from tests.support import workers
 
@@ -165,8 +166,8 @@ def test_a_run_that_diverged_says_so(tmp_path):
     run |= {"overlap": False, "wire_dtype": "float32"}
     run |= {"unigram_cross_entropy": None, "seconds": 1.0, "communication_seconds": 0.5}
     run["history"] = {"loss": [nan], "val_loss": [nan], "val_accuracy": [0.1]}
-    assert "diverged             the loss is no longer a number" in results.table(run)
-    results.draw(tmp_path / "curves.png", run, [(3, nan)])
+    assert "diverged             the loss is no longer a number" in report.table(run)
+    figure.draw(tmp_path / "curves.png", "it", run, [(3, nan)])
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -178,7 +179,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        results.write(path, fail)
+        report.write(path, fail)
     assert path.read_text() == "old"
 
 
@@ -287,14 +288,14 @@ def test_a_vocabulary_that_is_not_the_models_is_refused(tmp_path, without_tensor
 
 def _every_algorithm(cluster, folder):
     """What train.py's worker does, for one algorithm after the other."""
-    for algorithm in settings.ALGORITHMS:
+    for algorithm in ALGORITHMS:
         arguments = [
             "--model=mlp",
             "--epochs=2",
             "--steps_per_epoch=10",
             f"--algorithm={algorithm}",
         ]
-        settings.FLAGS(["train.py", *arguments, f"--output_dir={folder}/{algorithm}"])
+        FLAGS(["train.py", *arguments, f"--output_dir={folder}/{algorithm}"])
         pathlib.Path(folder, algorithm).mkdir(exist_ok=True)
         train.worker()
 
@@ -303,7 +304,7 @@ def _every_algorithm(cluster, folder):
 def test_every_algorithm_fills_every_field(tmp_path):
     workers.run(_every_algorithm, 4, folder=str(tmp_path))
     everything = {}
-    for algorithm in settings.ALGORITHMS:
+    for algorithm in ALGORITHMS:
         folder = tmp_path / algorithm
         assert {path.name for path in folder.iterdir()} >= {"curves.png", "model.keras"}
         everything[algorithm] = json.loads((folder / "results.json").read_text())
@@ -311,7 +312,7 @@ def test_every_algorithm_fills_every_field(tmp_path):
     # H=6, H=6 and H=1 in 20 steps. AGA averages at 4, warming up to 2: from then on it adapts.
     assert (steps["pga"], steps["local"], steps["parallel"], steps["gossip"]) == (3, 3, 20, 0)
     assert 1 < steps["aga"] <= 5
-    assert [everything[name]["H"] for name in settings.ALGORITHMS] == [6, 4, None, 6, 1]
+    assert [everything[name]["H"] for name in ALGORITHMS] == [6, 4, None, 6, 1]
     assert len(everything["aga"]["history"]["H"]) == 2
     for name in ("train_loss", "val_loss", "consensus_distance", "seconds", "compute_seconds"):
         assert len({each[name] for each in everything.values()}) == 5, name
@@ -346,20 +347,24 @@ def _arguments(cluster, folder):
     flags = ["--model=mlp", "--epochs=2", "--steps_per_epoch=3", "--classes_per_worker=3"]
     flags += ["--augment", "--batch_size=8", "--optimizer_state=average", "--algorithm=aga"]
     flags += ["--H=100", "--precision=mixed_bfloat16", "--overlap", "--wire_dtype=int8"]
-    settings.FLAGS(["train.py", *flags, f"--output_dir={folder}"])
-    job = settings.find_job(cluster.size)
+    FLAGS(["train.py", *flags, f"--output_dir={folder}"])
+    job = find_job(cluster.size)
     gossip = train.gossip_callback(job)
     run = train.train(cluster, job, [gossip])
     asked["state"] = [gossip._optimizer_state, str(gossip._schedule)]
     asked["exchange"] = [gossip._overlap, gossip._wire_dtype]
     asked["precision"] = run.model.layers[-2].compute_dtype
     try:
-        train.check_vocabularies(types.SimpleNamespace(kind="text", name="it", vocabulary=asked))
-        words = ["a", str(cluster.rank)]
-        train.check_vocabularies(types.SimpleNamespace(kind="text", name="it", vocabulary=words))
+        train.check_vocabularies(cluster, _text_with(["a", "b"]))
+        train.check_vocabularies(cluster, _text_with(["a", str(cluster.rank)]))
     except ValueError as error:
         asked["error"] = str(error)
     return {**asked, "epochs": len(run.history["val_loss"])}
+
+
+def _text_with(vocabulary: list[str]) -> inputs.Text:
+    """A data set of text of which only the tokens are known."""
+    return inputs.Text("it", None, types.SimpleNamespace(kind="text", vocabulary=vocabulary))
 
 
 @pytest.mark.multiprocess
