@@ -5,9 +5,9 @@
 
     python benchmarks/compare.py --compare=optimizer_state --output=output/optimizer_state.json
 
-Takes every flag of `train.py`, of which the compared ones are set here. All runs take place in the
-same worker processes, seed by seed, so that a change in the machine's speed meets all of them.
-Writes a table, and a picture beside the JSON file. Controls stand beside the algorithms:
+Takes every flag of `train.py`; the benchmark itself sets those that it compares. All runs take
+place in the same worker processes, seed by seed, so that a change in the machine's speed affects
+all of them. Writes a table, and a picture next to the JSON file. Two controls:
 
     one worker            plain Keras on one process with the global batch of all workers, drawn
                           from all data: what synchronous training is meant to equal
@@ -19,17 +19,24 @@ import dataclasses
 import pathlib
 import sys
 import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import report
 from absl import app, flags, logging
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-import results
-import settings
 import train
-from settings import FLAGS
+from benchmarks import compare_report
+from job import flags as job_flags
+from job import results
+from job.flags import FLAGS
+from job.spec import Job, find_job
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from tf_gossip_pga import Cluster
 
 # Name -> flags. Adaptive periods begin at 4, so a fixed period of 4 is there to compare with.
 METHODS = {
@@ -54,21 +61,16 @@ METHODS = {
         "int8, overlap": {"wire_dtype": "int8", "overlap": True},
     },
 }
-ALONE, OWN = "one worker", "gossip, not averaged"  # the controls
-LEGEND = """final loss, accuracy: validation of the averaged model, mean ± deviation over seeds
-seconds, exchanging: after the first batch, validations included, and spent in exchanges; from
-here on medians of seeds
-MB sent: by one worker, mean;  global: share of the steps that average globally
-distance: of the workers from their mean, relative, when they last differed before an average"""
 SEED_STRIDE = 10_000  # more than the ranks that add to it
 
-flags.adopt_module_key_flags(settings)  # for --help
+flags.adopt_module_key_flags(job_flags)  # for --help
 flags.DEFINE_enum("compare", "algorithm", list(METHODS), "What differs from run to run.")
 flags.DEFINE_integer("seeds", 3, "Runs of each.", lower_bound=2)
-flags.DEFINE_string("output", None, "Write a JSON file, and a picture beside it.")
+flags.DEFINE_string("output", None, "Write a JSON file, and a picture next to it.")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+    """Check the flags, then start the workers or be one of them."""
     if FLAGS.compare == "algorithm" and FLAGS["algorithm"].present:
         sys.exit(f"compare.py: --algorithm={FLAGS.algorithm}, but all are compared. Leave it out.")
     if FLAGS.output:  # tried before the runs rather than after
@@ -82,76 +84,79 @@ def main(argv):
     train.start(argv, worker)
 
 
-def worker():
-    """One rank of the comparison; rank 0 reports."""
+def worker() -> None:
+    """Run one rank of the comparison; rank 0 reports."""
     import keras
 
     import tf_gossip_pga as pga
 
     cluster = pga.initialize()
-    job = settings.find_job(cluster.size)
-    train.check_vocabularies(job.data)
+    job = find_job(cluster.size)
+    train.check_vocabularies(cluster, job.data)
     period, first_seed, methods = FLAGS.H, FLAGS.seed, METHODS[FLAGS.compare]
-    common_period = settings.setting("H")  # of the methods that set none themselves
-    runs = {name: [] for name in (*methods, ALONE)}
+    common_period = job_flags.period()  # of the methods that set none themselves
+    runs = {name: [] for name in (*methods, compare_report.ALONE)}
     for seed in range(FLAGS.seeds):
-        for name, mine in runs.items():
+        for name, measurements in runs.items():
             keras.backend.clear_session()
             FLAGS.seed = first_seed + seed * SEED_STRIDE
             for flag, value in {"H": period, **methods.get(name, {})}.items():
                 setattr(FLAGS, flag, value)
             measured = measure(cluster, job) if name in methods else alone(cluster, job)
-            mine.append(measured)
+            measurements.append(measured)
             if cluster.is_chief:
                 print(
                     f"seed {seed}, {name}: validation loss {measured['val_loss']:.4f}", flush=True
                 )
     if cluster.is_chief:
-        publish(job, cluster, runs, common_period)
+        title = (
+            f"{FLAGS.model} on {job.data.name}, {cluster.size} workers, {FLAGS.topology}, "
+            f"H = {common_period}, {job.steps} steps, {FLAGS.seeds} seeds"
+            + f", {job.classes_per_worker} classes a worker"
+            * bool(job.classes_per_worker)
+        )
+        compare_report.publish(title, runs, list(methods), job.steps_per_epoch, FLAGS.output)
 
 
-def measure(cluster, job) -> dict:
-    """One run of the present algorithm; on rank 0, all its figures."""
-    from tf_gossip_pga.exchange import collectives
-
+def measure(cluster: "Cluster", job: Job) -> dict:
+    """Return the figures of one run of the present algorithm; all of them on rank 0."""
     gossip, clock = train.gossip_callback(job), _clock()
     own = _own_loss(job.data.validation(0, 1, 256))
     run = train.train(cluster, job, [own, gossip, clock])
-    measured = train.collect(cluster, job, run, gossip)
+    measured = results.collect(cluster, job, run, gossip, train.PATIENCE_S)
     # After the collection, which takes rank 0 long where there is much to validate on.
-    everyone = collectives.active().gather(own.losses, "the workers' own losses", train.PATIENCE_S)
+    everyone = cluster.gather(own.losses, train.PATIENCE_S)
     means = {name: float(np.mean([each[name] for each in everyone])) for name in own.losses}
     return {**measured, "own": means, "clock": clock.seconds}
 
 
-def alone(cluster, job) -> dict:
-    """Rank 0 trains by itself on the batches of all, while the others wait."""
-    from tf_gossip_pga.cluster.tf_config import Cluster
-    from tf_gossip_pga.exchange import collectives
+def alone(cluster: "Cluster", job: Job) -> dict:
+    """Train on rank 0 alone, on the batches of all, while the other ranks wait."""
+    import tf_gossip_pga as pga
 
     measured = {}
     if cluster.is_chief:
         batch_size = job.recipe.batch_size * cluster.size
         recipe = dataclasses.replace(job.recipe, batch_size=batch_size)
         job, clock = dataclasses.replace(job, recipe=recipe, classes_per_worker=None), _clock()
-        run = train.train(Cluster(strategy=cluster.strategy), job, [clock])
-        losses = train.evaluate(job, run.model)
+        run = train.train(pga.Cluster(strategy=cluster.strategy), job, [clock])
+        losses = results.evaluate(job, run.model)
         measured = {
             **{f"val_{name}": losses[name] for name in ("loss", "accuracy")},
             "history": run.history,
             "clock": clock.seconds,
         }
-    collectives.active().gather(None, "the control on one worker", train.PATIENCE_S)
+    cluster.barrier(train.PATIENCE_S)
     return measured
 
 
 def _clock():
-    """A callback that notes, after each epoch, the seconds since the end of the first batch."""
+    """Return a callback that notes, after each epoch, the seconds since the first batch ended."""
     import keras
 
     class Clock(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
-            self.started, self.seconds = None, []
+            self.started, self.seconds = 0.0, []
 
         def on_train_batch_end(self, batch, logs=None):
             self.started = self.started or time.perf_counter()
@@ -162,133 +167,16 @@ def _clock():
     return Clock()
 
 
-def _own_loss(validation):
-    """A callback, to stand before GossipPGA, that validates this worker's own model at the end."""
+def _own_loss(validation: "tf.data.Dataset"):
+    """Return a callback, to stand before GossipPGA, that validates this worker's own model."""
     import keras
 
     class OwnLoss(keras.callbacks.Callback):
         def on_train_end(self, logs=None):
-            self.losses = self.model.evaluate(validation, verbose=0, return_dict=True)
+            model: Any = self.model
+            self.losses = model.evaluate(validation, verbose=0, return_dict=True)
 
     return OwnLoss()
-
-
-# ---- Rank 0 reports -----------------------------------------------------------------------------
-
-
-def publish(job, cluster, runs: dict, period: int | None):
-    """Table, JSON and picture."""
-    rows = [row(name, measured) for name, measured in runs.items()]
-    if "gossip" in runs:
-        own = [measured["own"] for measured in runs["gossip"]]
-        spreads = [
-            spread(f"val_{name}", [each[name] for each in own]) for name in ("loss", "accuracy")
-        ]
-        rows.append({"name": OWN, **spreads[0], **spreads[1]})
-    title = (
-        f"{FLAGS.model} on {job.data.name}, {cluster.size} workers, {FLAGS.topology}, "
-        f"H = {period}, {job.steps} steps, {FLAGS.seeds} seeds"
-        + f", {job.classes_per_worker} classes a worker"
-        * bool(job.classes_per_worker)
-    )
-    print(f"\n{title}\n\n{table(rows)}\n\n{LEGEND}", flush=True)
-    first, *others = (each for each in rows if each["name"] in METHODS[FLAGS.compare])
-    ratios = {
-        f"{each['name']}_seconds_over_{first['name']}": each["seconds"] / first["seconds"]
-        for each in others
-    }
-    if FLAGS.output:
-        picture = pathlib.Path(FLAGS.output).with_suffix(".png")
-        report.write(FLAGS.output, rows=rows, ratios=ratios)
-        draw(picture, title, job.steps_per_epoch, runs)
-        print(f"Picture: {picture}", flush=True)
-
-
-def row(name: str, measured: list[dict]) -> dict:
-    """The figures of one method over its seeds."""
-
-    def median(field: str):
-        values = [each[field] for each in measured if each.get(field) is not None]
-        return float(np.median(values)) if values else None
-
-    steps = median("steps")
-    return {
-        "name": name,
-        **spread("val_loss", [each["val_loss"] for each in measured]),
-        **spread("val_accuracy", [each["val_accuracy"] for each in measured]),
-        "seconds": float(np.median([each["clock"][-1] for each in measured])),
-        # Of the epochs: the end of training waits for the workers' own losses.
-        "communication_seconds": float(
-            np.median([sum(each["history"]["communication_seconds"]) for each in measured])
-        )
-        if steps
-        else None,
-        "bytes_sent_per_worker": median("bytes_sent_per_worker"),
-        "global_share": median("global_steps") / steps if steps else None,
-        "consensus_distance": median("consensus_distance"),
-    }
-
-
-def spread(name: str, values: list[float]) -> dict:
-    """Mean and standard deviation (of the sample) over seeds."""
-    return {f"{name}_mean": float(np.mean(values)), f"{name}_std": float(np.std(values, ddof=1))}
-
-
-def table(rows: list[dict]) -> str:
-    """One line a method; a dash where a figure has no meaning."""
-
-    def cell(each: dict, field: str, form: str, scale: float = 1.0) -> str:
-        value = each.get(field)
-        return "-" if value is None else format(value * scale, form)
-
-    def plus_minus(each: dict, field: str, form: str) -> str:
-        if f"{field}_mean" not in each:
-            return "-"
-        return " ± ".join(cell(each, f"{field}_{part}", form) for part in ("mean", "std"))
-
-    lines = [
-        ["", "final loss", "accuracy", "seconds", "exchanging", "MB sent", "global", "distance"]
-    ]
-    for each in rows:
-        lines.append(
-            [
-                each["name"],
-                plus_minus(each, "val_loss", ".4f"),
-                plus_minus(each, "val_accuracy", ".4f"),
-                cell(each, "seconds", ".1f"),
-                cell(each, "communication_seconds", ".1f"),
-                cell(each, "bytes_sent_per_worker", ".1f", 1e-6),
-                cell(each, "global_share", ".1%"),
-                cell(each, "consensus_distance", ".1e"),
-            ]
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(f"{text:{'<' if n == 0 else '>'}{widths[n]}}" for n, text in enumerate(line))
-        for line in lines
-    )
-
-
-def draw(path: pathlib.Path, title: str, steps_per_epoch: int, runs: dict):
-    """Validation loss of the averaged model against steps and against seconds."""
-    figure = results.new_figure(title)
-    by_step, by_second = figure.subplots(1, 2, sharey=True)
-    for color, (name, measured) in zip(results.PALETTE, runs.items(), strict=False):
-        losses = np.array([each["history"]["val_loss"] for each in measured])  # [seeds, epochs]
-        mean = losses.mean(0)
-        steps = steps_per_epoch * (1 + np.arange(len(mean)))
-        style = {"color": color, "label": name, "ls": ":" if name == ALONE else "-", "marker": "."}
-        by_step.plot(steps, mean, **style)
-        band = (losses.min(0), losses.max(0))
-        by_step.fill_between(steps, *band, color=color, alpha=0.15, linewidth=0)
-        if name != ALONE:  # on one process: not the same machine
-            by_second.plot(np.median([each["clock"] for each in measured], 0), mean, **style)
-    by_step.set(title="Validation loss, averaged model: mean and range", yscale="log")
-    by_second.set(title="The same against time: median of seeds")
-    figure.legend(*by_step.get_legend_handles_labels(), loc="outside right center", frameon=False)
-    results.finish(by_step, xlabel="step")
-    results.finish(by_second, xlabel="seconds after the first batch")
-    figure.savefig(path)
 
 
 if __name__ == "__main__":

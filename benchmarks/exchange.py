@@ -1,17 +1,21 @@
-"""Exchanges on loopback, beside TensorFlow's own MultiWorkerMirrored all-reduce in the same run.
+"""Exchanges on loopback, next to TensorFlow's own MultiWorkerMirrored all-reduce in the same run.
 
     python benchmarks/exchange.py --workers=4 --output=output/exchange.json
 
-Every row is the time until the last rank has finished, from a common start. Rows are repeated in
-turn, so that a change in the machine's speed meets all of them, and compared by their medians. Our
-rows include everything a training step pays: packing the variables, the exchange, the mixing and
-the assignment; the MultiWorkerMirrored row is the bare all-reduce of one tensor.
+A row is the time from a common start until the last rank has finished. Rows are repeated in turn,
+so that a change in the machine's speed affects all of them, and compared by their medians. Our rows
+include everything that a training step pays: packing the variables, the exchange, the mixing and
+the assignment. The MultiWorkerMirrored row is the bare all-reduce of one tensor.
 """
 
 import argparse
+import pathlib
 import sys
+from collections.abc import Callable
 
-import report
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from benchmarks import cli, exchanges, report, timing
 
 SMALL_STEPS = 60  # ten whole periods of H=6
 MWMS = "MultiWorkerMirrored all-reduce"
@@ -19,9 +23,9 @@ STEPS = f"{SMALL_STEPS} steps of a 10 kB model, H=6"
 BARE = f"{SMALL_STEPS} bare all-reduces of 4 bytes"
 
 
-def parse(argv=None):
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = cli.parser(__doc__)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--repetitions", type=int, default=11)
     parser.add_argument("--megabytes", type=float, default=100, help="of the large model")
@@ -32,51 +36,43 @@ def parse(argv=None):
     return options
 
 
-def worker(options):
-    """One rank of the benchmark; rank 0 reports."""
+def worker(options: argparse.Namespace) -> None:
+    """Run one rank of the benchmark; rank 0 reports."""
     import tf_gossip_pga as pga
 
     cluster = pga.initialize()
-    from tf_gossip_pga.exchange import averaging, collectives
-
-    mine = collectives.active()
-    actions = {**_large(mine, options.megabytes), **_small(mine)}
-    report.measure(mine, actions, report.warm_up(cluster.size), "Warming up")
-    traced = averaging.Traced.total
-    measured = report.measure(mine, actions, options.repetitions, "Exchanges")
-    retraced = averaging.Traced.total - traced
-    everyone = mine.gather(measured, "the end", 600)
+    actions = {**_large(options.megabytes), **_small()}
+    timing.measure(cluster, actions, timing.warm_up(cluster.size), "Warming up")
+    traced = exchanges.traced()
+    measured = timing.measure(cluster, actions, options.repetitions, "Exchanges")
+    retraced = exchanges.traced() - traced
+    everyone = cluster.gather(measured, timing.PATIENCE_S)
     if cluster.is_chief:
         _report(everyone, retraced, options)
 
 
-def _large(mine, megabytes: float) -> dict:
-    """Name -> one exchange of the large model."""
+def _large(megabytes: float) -> dict[str, Callable[[], object]]:
+    """Return name -> one exchange of the large model."""
     import tensorflow as tf
 
-    from tf_gossip_pga.algorithm import topology
-    from tf_gossip_pga.exchange import averaging
-
-    variables = [tf.Variable(tf.random.normal(shape)) for shape in report.shapes(megabytes)]
-    flat = tf.zeros([sum(v.shape.num_elements() for v in variables)])
-    actions = {MWMS: report.all_reduce(mine.all_workers, flat)}
+    shapes = exchanges.shapes(megabytes)
+    variables = exchanges.variables_of(shapes)
+    actions = {MWMS: exchanges.all_reduce(tf.zeros([exchanges.bytes_of(shapes) // 4]))}
     for name in ("one_peer_exponential", "ring", "static_exponential"):
-        averager = averaging.Averager(
-            mine, topology.BY_NAME[name](mine.cluster.size), variables, [], [], 300, 600
-        )
-        actions[f"{name} gossip"] = report.Cycle(averager)
-    actions["global average"] = report.Cycle(averager, is_global=True)
+        actions[f"{name} gossip"] = exchanges.gossip(exchanges.averager(variables, name))
+    averager = exchanges.averager(variables, "complete")  # no matter which topology
+    actions["global average"] = exchanges.global_average(averager)
     return actions
 
 
-def _small(mine) -> dict:
-    """Name -> `SMALL_STEPS` steps of a 10 kB model, or as many bare all-reduces of 4 bytes."""
+def _small() -> dict[str, Callable[[], object]]:
+    """Return name -> `SMALL_STEPS` steps of a 10 kB model, or as many all-reduces of 4 bytes."""
     import keras
     import tensorflow as tf
 
     import tf_gossip_pga as pga
 
-    # 49 * 50 + 50 = 2500 parameters. The callback is called as Keras calls it, without training.
+    # 49 * 50 + 50 = 2500 parameters. We call the callback as Keras does, without training.
     model = keras.Sequential([keras.Input((49,)), keras.layers.Dense(50)])
     model.compile("sgd", "mse")
     callback = pga.GossipPGA(H=6)
@@ -84,15 +80,15 @@ def _small(mine) -> dict:
     callback.set_params({"epochs": 1, "steps": 1 << 30})
     callback.on_train_begin()
     callback.on_epoch_begin(0)
-    bare = report.all_reduce(mine.all_workers, tf.zeros([1]))
+    bare = exchanges.all_reduce(tf.zeros([1]))
     return {
         STEPS: lambda: [callback.on_train_batch_end(0) for _ in range(SMALL_STEPS)],
         BARE: lambda: [bare() for _ in range(SMALL_STEPS)],
     }
 
 
-def _report(everyone: list[dict], retraced: int, options):
-    rows = [report.row(name, report.last(everyone, name)) for name in everyone[0]]
+def _report(everyone: list[dict], retraced: int, options: argparse.Namespace) -> None:
+    rows = [report.row(name, timing.last(everyone, name)) for name in everyone[0]]
     medians = {each["name"]: each["median_ms"] for each in rows}
     ratios = {
         "gossip_over_mwms": medians["one_peer_exponential gossip"] / medians[MWMS],
@@ -106,4 +102,4 @@ def _report(everyone: list[dict], retraced: int, options):
 
 
 if __name__ == "__main__":
-    sys.exit(report.run(worker, parse()))
+    sys.exit(cli.run(worker, parse()))

@@ -1,12 +1,12 @@
-"""What the input pipelines deliver: examples and tokens per second, and per second of one core.
+"""What the input pipelines deliver: images and tokens per second, and per second of one core.
 
     python benchmarks/input.py --output=output/input.json
 
-A rate per core is examples over the processor time, user and system, of the whole process: how many
-cores a worker needs to feed a model follows from it, and other programs disturb it little. Nothing
-else runs in the process. Sets of TensorFlow Datasets are generated here under their names: files of
-500 x 375 random clouds as ImageNet's, noise as CIFAR-10's, the Python language reference as text.
-They are small and so stay in the page cache: reading from a disk comes on top.
+A rate per core is the number of examples over the processor time, user and system, of the whole
+process, which does nothing else. It tells how many cores a worker needs to feed a model, and other
+programs disturb it little. The benchmark generates the sets of TensorFlow Datasets under their
+names: files of 500 x 375 random clouds like ImageNet's, noise like CIFAR-10's, the Python language
+reference as text. They are small and stay in the page cache: reading from a disk comes on top.
 """
 
 import argparse
@@ -17,13 +17,18 @@ import pathlib
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import report
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+from benchmarks import cli, report
 from models import inputs
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 WARM_UP = 4  # batches: to trace, to fill the buffers and to let AUTOTUNE find its place
 SHARDS = 4
@@ -40,9 +45,9 @@ ROWS = [
 ]
 
 
-def parse(argv=None):
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = cli.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=5, help="of one measurement")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--images", type=int, default=512, help="to generate")
@@ -50,8 +55,8 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
-def clouds(random, height: int = 375, width: int = 500) -> bytes:
-    """A JPEG file of about 90 kB, nearly as large as those of ImageNet: noise of all scales."""
+def clouds(random: np.random.Generator, height: int = 375, width: int = 500) -> bytes:
+    """Return a JPEG file of noise of all scales, about 90 kB: nearly as large as ImageNet's."""
     import tensorflow as tf
 
     image = np.full((height, width, 3), 128.0)
@@ -62,8 +67,8 @@ def clouds(random, height: int = 375, width: int = 500) -> bytes:
     return tf.io.encode_jpeg(pixels, quality=90).numpy()
 
 
-def examples(name: str, images: int):
-    """Examples of a generated set, as the real builder's features want them."""
+def examples(name: str, images: int) -> Iterator[dict]:
+    """Yield examples of a generated set, as the real builder's features want them."""
     from pydoc_data.topics import topics
 
     random = np.random.default_rng(0)
@@ -79,8 +84,8 @@ def examples(name: str, images: int):
         yield from ({"text": topic} for topic in topics.values())
 
 
-def prepare(name: str, images: int, data_dir: str):
-    """Writes a set under `name` that has the form of the real one."""
+def prepare(name: str, images: int, data_dir: str) -> None:
+    """Write a set under `name` that has the form of the real one."""
     import tensorflow_datasets as tfds
 
     real = tfds.builder(name, data_dir=data_dir)
@@ -89,7 +94,7 @@ def prepare(name: str, images: int, data_dir: str):
         """The set of this name."""
 
         VERSION = real.version
-        code_path = None  # beside which it would look for checksums
+        code_path = None  # or it would look for checksums next to it
 
         def _info(self):
             return tfds.core.DatasetInfo(
@@ -111,8 +116,8 @@ def prepare(name: str, images: int, data_dir: str):
         Generated(data_dir=data_dir).download_and_prepare(download_config=config)
 
 
-def pipelines(images: int, data_dir: str):
-    """Of each row its name, its unit, how many units an example has, and endless batches."""
+def pipelines(images: int, data_dir: str) -> "Iterator[tuple[str, str, int, tf.data.Dataset]]":
+    """Yield name, unit, units of an example and endless batches for each row."""
     for name in ("imagenet2012", "cifar10", "lm1b"):
         prepare(name, images, data_dir)
     for name, part in ROWS:
@@ -122,8 +127,8 @@ def pipelines(images: int, data_dir: str):
         yield f"{name}, {part}", unit, each, batches.repeat()
 
 
-def measure(batches, seconds: float) -> tuple[int, float, float]:
-    """Examples delivered in about `seconds`, the processor time and the time that they took."""
+def measure(batches: "tf.data.Dataset", seconds: float) -> tuple[int, float, float]:
+    """Return the examples delivered in about `seconds`, their processor time and their time."""
     import tensorflow as tf
 
     iterator = iter(batches)
@@ -135,8 +140,10 @@ def measure(batches, seconds: float) -> tuple[int, float, float]:
     return count, time.process_time() - cpu, elapsed
 
 
-def row(name: str, unit: str, each: int, batches, options) -> dict:
-    """The figures of one line: medians over the repetitions."""
+def row(
+    name: str, unit: str, each: int, batches: "tf.data.Dataset", options: argparse.Namespace
+) -> dict:
+    """Return one row: medians over the repetitions."""
     found = [measure(batches, options.seconds) for _ in range(options.repetitions)]
     return {
         "name": name,
@@ -147,8 +154,8 @@ def row(name: str, unit: str, each: int, batches, options) -> dict:
     }
 
 
-def main():
-    """Measures and reports."""
+def main() -> None:
+    """Measure and report."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     options = parse()
     print(report.machine())

@@ -5,10 +5,10 @@
 
     links.join(flag)                              # in each worker, before its first socket
 
-Each host is a network namespace with one interface, joined to the others by a bridge in a namespace
-of its own. A token bucket (tc tbf) limits what each host sends and what it receives to the rate,
-both at once: a full-duplex port of a switch. The namespaces have no names: the kernel removes them,
-and their links, when the last process in them has ended, however the benchmark ended.
+Each host is a network namespace with one interface. A bridge in another namespace joins them. A
+token bucket (tc tbf) limits what each host sends and, at the same time, what it receives: a
+full-duplex port of a switch. The namespaces have no names: the kernel removes them and their links
+when the last process in them has ended, however the benchmark ended.
 """
 
 import contextlib
@@ -17,6 +17,8 @@ import dataclasses
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from typing import IO, cast
 
 from tf_gossip_pga.cluster import tf_config as cluster_lib
 
@@ -27,24 +29,24 @@ _BUCKET = ["burst", "256kb", "latency", "50ms"]
 
 
 class NoHostsError(RuntimeError):
-    """This machine cannot have hosts of its own; the text says why."""
+    """Raised where a machine cannot have hosts of its own; the text says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """Namespaces that exist, by the ids of the processes that hold them open."""
+    """Namespaces, by the ids of the processes that hold them open."""
 
     processes: tuple[int, ...]
 
     @property
     def flag(self) -> str:
-        """What `join` needs, as text."""
+        """Return what `join` needs, as text."""
         return ",".join(map(str, self.processes))
 
 
 @contextlib.contextmanager
-def hosts(count: int, mbit: float):
-    """Namespaces for `count` hosts, each with a port of `mbit` million bits a second.
+def hosts(count: int, mbit: float) -> Iterator[Hosts]:
+    """Make `count` hosts; the bandwidth of each link is `mbit` Mbit/s per direction.
 
     Raises:
       NoHostsError: not root, or a tool or a part of the kernel is missing.
@@ -65,8 +67,8 @@ def hosts(count: int, mbit: float):
         yield Hosts(tuple(found))
 
 
-def join(flag: str):
-    """Moves this thread, and those it will start, to the host of its rank; rewrites `TF_CONFIG`.
+def join(flag: str) -> None:
+    """Move this thread, and those it will start, to the host of its rank; rewrite `TF_CONFIG`.
 
     Sockets that are open already stay where they are.
     """
@@ -84,32 +86,33 @@ def join(flag: str):
 
 
 def address(rank: int) -> str:
-    """Of the host of this rank, seen from the other hosts."""
+    """Return the address of a rank's host, as the other hosts see it."""
     return f"10.0.0.{rank + 1}"
 
 
 @contextlib.contextmanager
-def _namespace():
-    """The id of a process in a new network namespace; it ends with us, since its input does."""
+def _namespace() -> Iterator[int]:
+    """Yield the id of a process in a new network namespace, which ends when this one does."""
     holder = subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "echo ready; exec cat"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is ours: the workers go first
+        start_new_session=True,  # Ctrl-C reaches only us: the workers must end first
     )
+    stdin, stdout = cast(IO[bytes], holder.stdin), cast(IO[bytes], holder.stdout)
     try:
-        if holder.stdout.readline() != b"ready\n":
+        if stdout.readline() != b"ready\n":
             raise NoHostsError("the kernel gives no network namespaces")
         yield holder.pid
     finally:
         holder.kill()
         holder.wait()
-        holder.stdin.close()
-        holder.stdout.close()
+        stdin.close()
+        stdout.close()
 
 
-def _connect(switch: int, host: int, rank: int, mbit: float):
-    """A cable between a host and the switch, limited at both ends."""
+def _connect(switch: int, host: int, rank: int, mbit: float) -> None:
+    """Connect a host to the switch by a link that is limited at both ends."""
     limit = ["root", "tbf", "rate", f"{mbit}mbit", *_BUCKET]
     port = f"port{rank}"
     _inside(switch, f"ip link add {port} type veth peer name eth0 netns {host}")
@@ -121,7 +124,8 @@ def _connect(switch: int, host: int, rank: int, mbit: float):
     _inside(host, f"tc qdisc add dev eth0 {' '.join(limit)}")
 
 
-def _inside(process: int, command: str):
+def _inside(process: int, command: str) -> None:
+    """Run a command in the namespace of a process."""
     done = subprocess.run(
         ["nsenter", f"--target={process}", "--net", *command.split()],
         capture_output=True,

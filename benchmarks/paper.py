@@ -1,4 +1,4 @@
-"""How long Gossip-PGA takes to be as good as Parallel SGD: measured, beside what theory predicts.
+"""How long Gossip-PGA takes to be as good as Parallel SGD: measured, next to the theory.
 
 python benchmarks/paper.py --output=output/paper.json
 
@@ -15,9 +15,9 @@ for a step size that fits the length of the run; so growth with n and ratios of 
 compared, not steps. Where a curve is below 1.1 times at all looks, its transient stage is at most
 the first look; where it is not below at the last one, it is longer than the run.
 
-Looks must be at all phases of a period alike: f at the mean is worst at the global average itself,
-and falls within three steps. 75 shares no factor with H = 16; every 100th step sees four of the
-sixteen phases, one of them the worst.
+The looks must fall on all phases of a period equally often: f at the mean is worst at the global
+average itself, and falls within three steps. 75 shares no factor with H = 16; every 100th step sees
+four of the sixteen phases, one of them the worst.
 """
 
 import argparse
@@ -28,17 +28,22 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 
 import numpy as np
-import report
 import tensorflow as tf
 from matplotlib import pyplot
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from benchmarks import cli, report
 from tf_gossip_pga import simulate
 from tf_gossip_pga.algorithm import topology
 from tf_gossip_pga.plan import cost
@@ -52,9 +57,9 @@ FACTORS = (1.1, 1.2, 1.5)  # the first one is that of all tables but one
 
 
 def orders(graph: topology.Topology, heterogeneous: bool) -> dict[str, float]:
-    """Transient stages of the methods up to a constant; with beta, C_beta and D_beta."""
+    """Return the orders of the methods' transient stages, with beta, C_beta and D_beta."""
     beta = graph.beta
-    found = dict(zip("CD", cost.between_averages(beta, H), strict=True), beta=beta)
+    found: dict[str, Any] = dict(zip("CD", cost.between_averages(beta, H), strict=True), beta=beta)
     methods = {"gossip": ("Gossip SGD", None), "pga": ("Gossip-PGA", H), "local": ("Local SGD", H)}
     for name, (method, period) in methods.items():
         alike, different = cost.transient(method, graph.size, beta, period)
@@ -62,10 +67,10 @@ def orders(graph: topology.Topology, heterogeneous: bool) -> dict[str, float]:
     return found
 
 
-def simulated(sizes, options) -> dict:
-    """`(data, nodes)` -> name of a method, with its graph where it gossips, -> curve.
+def simulated(sizes: Sequence[int], options: argparse.Namespace) -> dict:
+    """Return `(data, nodes)` -> name of a method, with its graph where it gossips, -> curve.
 
-    A process for each core, with one thread: a step is too short to be shared well.
+    Each core runs a process with one thread: a step is too short to be shared well.
     """
     keys = [(data, n) for n in sorted(sizes, reverse=True) for data in DATA]  # the longest first
     spawn = multiprocessing.get_context("spawn")
@@ -74,14 +79,14 @@ def simulated(sizes, options) -> dict:
         return dict(zip(keys, curves_of, strict=True))
 
 
-def one_thread():
-    """For all that TensorFlow will do in this process."""
+def one_thread() -> None:
+    """Give TensorFlow one thread in this process."""
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def curves_of_a_problem(key: tuple[str, int], options) -> dict:
-    """Name -> curve, for one kind of data and number of nodes."""
+def curves_of_a_problem(key: tuple[str, int], options: argparse.Namespace) -> dict:
+    """Return name -> curve, for one kind of data and number of nodes."""
     data, n = key
     problem = simulate.logistic(n, DATA[data])
     methods = {"parallel": "ring", "local": "ring"}  # which do not gossip
@@ -98,7 +103,7 @@ def curves_of_a_problem(key: tuple[str, int], options) -> dict:
 
 
 def transients(found: dict, factor: float, trials: int) -> dict:
-    """`(data, nodes)` -> name -> steps `[1 + BOOTSTRAPS]`: of all trials, then of each bootstrap.
+    """Return `(data, nodes)` -> name -> steps `[1 + BOOTSTRAPS]`: all trials, then each bootstrap.
 
     Infinite where a curve has not joined Parallel SGD's at the end.
     """
@@ -106,8 +111,8 @@ def transients(found: dict, factor: float, trials: int) -> dict:
     chosen = [np.arange(trials), *random.integers(trials, size=(BOOTSTRAPS, trials))]
 
     def steps(curve, parallel, these) -> float:
-        means = (each.excess[:, these].mean(axis=1) for each in (curve, parallel))
-        joined = curves.joins(curve.steps, *means, factor)
+        mean, target = (each.excess[:, these].mean(axis=1) for each in (curve, parallel))
+        joined = curves.joins(curve.steps, mean, target, factor)
         return math.inf if joined is None else joined
 
     return {
@@ -121,12 +126,16 @@ def transients(found: dict, factor: float, trials: int) -> dict:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """16 and 84 %, of which either may be infinite."""
-    return tuple(np.quantile(values, (0.16, 0.84), method="nearest").tolist())
+    """Return the quantiles at 16 and 84 %, either of which may be infinite."""
+    low, high = np.quantile(values, (0.16, 0.84), method="nearest").tolist()
+    return low, high
 
 
-def exponents(sizes, measured: dict, theory: dict, every: int) -> list[dict]:
-    """The slope of log(transient) over log(n), least squares, where all sizes have a number."""
+def exponents(sizes: Sequence[int], measured: dict, theory: dict, every: int) -> list[dict]:
+    """Return the slopes of log(transient) over log(n), by least squares.
+
+    A method has a slope where all sizes have a finite transient stage.
+    """
     rows = []
     x = np.log(sizes) - np.mean(np.log(sizes))
     for data in DATA:
@@ -145,7 +154,7 @@ def exponents(sizes, measured: dict, theory: dict, every: int) -> list[dict]:
 
 
 def growth_line(row: dict) -> str:
-    """A row of `exponents` in words, with how many bootstraps have a slope."""
+    """Return a row of `exponents` in words, with the share of bootstraps that have a slope."""
     found = "-"
     if row["measured"] is not None:
         interval_ = f"({row['low']:.2f} … {row['high']:.2f})"
@@ -153,21 +162,23 @@ def growth_line(row: dict) -> str:
     return f"{row['data']:8} {row['method']:26} predicted {row['predicted']:6.2f}  {found}"
 
 
-def predicted(sizes) -> dict:
-    """`(data, nodes)` -> name -> order of the transient stage."""
+def predicted(sizes: Sequence[int]) -> dict:
+    """Return `(data, nodes)` -> name -> order of the transient stage."""
     found = {}
     for data in DATA:
         for n in sizes:
-            mine = found[data, n] = {}
+            methods = found[data, n] = {}
             for graph in GRAPHS:
                 order = orders(topology.BY_NAME[graph](n), data == "non-iid")
-                mine["local"] = order["local"]
-                mine |= {f"{name}, {graph}": order[name] for name in ("gossip", "pga")}
+                methods["local"] = order["local"]
+                methods |= {f"{name}, {graph}": order[name] for name in ("gossip", "pga")}
     return found
 
 
-def table(sizes, measured: dict, theory: dict, options) -> list[dict]:
-    """Prints a line for each method, and returns the same as rows."""
+def table(
+    sizes: Sequence[int], measured: dict, theory: dict, options: argparse.Namespace
+) -> list[dict]:
+    """Print a line for each method, and return the same as rows."""
     rows = []
     print(f"{'':35}{'n':>4}{'beta':>8}{'C':>7}{'D':>7}{'order':>10}   transient, 16 … 84 %")
     for data in DATA:
@@ -184,7 +195,7 @@ def table(sizes, measured: dict, theory: dict, options) -> list[dict]:
                 for key, value in (("transient", float(steps[0])), ("low", low), ("high", high)):
                     row[key] = int(value) if math.isfinite(value) else None
                 rows.append(row)
-                values = [said(value, options) for value in (steps[0], low, high)]
+                values = [in_words(value, options) for value in (steps[0], low, high)]
                 print(
                     f"{data:8} {name:26}{n:>4}{cells}{row['order']:10.1e}   "
                     f"{values[0]}, {values[1]} … {values[2]}"
@@ -192,15 +203,15 @@ def table(sizes, measured: dict, theory: dict, options) -> list[dict]:
     return rows
 
 
-def said(steps: float, options) -> str:
-    """A transient stage in words."""
+def in_words(steps: float, options: argparse.Namespace) -> str:
+    """Return a transient stage in words."""
     if math.isinf(steps):
         return f">{options.iterations}"
     return f"<={options.every}" if steps <= options.every else f"{steps:.0f}"
 
 
-def draw(sizes, found: dict, path: pathlib.Path):
-    """A panel for each number of nodes and kind of data: the methods on a ring."""
+def draw(sizes: Sequence[int], found: dict, path: pathlib.Path) -> None:
+    """Draw a panel for each number of nodes and kind of data: the methods on a ring."""
     shape = {"nrows": len(DATA), "ncols": len(sizes), "sharex": True}
     _, axes = pyplot.subplots(
         **shape, squeeze=False, figsize=(5 * len(sizes), 4 * len(DATA)), layout="constrained"
@@ -219,8 +230,8 @@ def draw(sizes, found: dict, path: pathlib.Path):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Return the parser of the command line."""
+    parser = cli.parser(__doc__)
     parser.add_argument("--nodes", type=int, nargs="+", default=[20, 50, 100])
     parser.add_argument("--iterations", type=int, default=5000)
     parser.add_argument("--trials", type=int, default=50)
@@ -229,8 +240,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main():
-    """Simulates, prints the tables, writes the JSON file and the figure beside it."""
+def main() -> None:
+    """Simulate, print the tables, write the JSON file and the figure next to it."""
     options = parser().parse_args()
     started = time.perf_counter()
     sizes = options.nodes
@@ -247,7 +258,7 @@ def main():
     print("\nThe same where joining means within another factor, non-iid, ring:")
     for factor, steps in by_factor.items():
         for name in ("gossip, ring", "local", "pga, ring"):
-            line = [said(steps["non-iid", n][name][0], options) for n in sizes]
+            line = [in_words(steps["non-iid", n][name][0], options) for n in sizes]
             print(f"{factor}  {name:14} {line}")
     seconds = time.perf_counter() - started
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -260,7 +271,7 @@ def main():
         "growth": growth,
         "factors": {
             str(factor): [
-                {"data": data, "nodes": n, "method": name, "transient": said(value[0], options)}
+                {"data": data, "nodes": n, "method": name, "transient": in_words(value[0], options)}
                 for (data, n), methods in steps.items()
                 for name, value in methods.items()
             ]

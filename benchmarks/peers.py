@@ -1,27 +1,37 @@
-"""What exchanges are compared with: plain sockets; PyTorch and Decent-DP over gloo, if installed.
+"""Exchanges to compare with: plain sockets; PyTorch and Decent-DP over gloo, if installed.
 
-Each function returns `{name: action}`; an action is one exchange, called by all ranks at once.
+Each function returns `{name: action}`; an action is one exchange, which all ranks call at once.
 """
 
 import importlib.util
 import os
 import socket
 import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks import timing
 
-def _host(mine, rank: int) -> str:
-    return mine.cluster.addresses[rank].rpartition(":")[0]
+if TYPE_CHECKING:
+    from tf_gossip_pga import Cluster
+
+Actions = dict[str, Callable[[], object]]
+TCP = "TCP"
 
 
-def tcp(mine, bytes_: int) -> dict:
-    """Each rank sends `bytes_` to the next one, and receives as many from the one before."""
-    rank, size = mine.cluster.rank, mine.cluster.size
-    server = socket.create_server((_host(mine, rank), 0))
-    ports = mine.gather(server.getsockname()[1], "the ports", 600)
+def _host(cluster: "Cluster", rank: int) -> str:
+    return cluster.addresses[rank].rpartition(":")[0]
+
+
+def tcp(cluster: "Cluster", bytes_: int) -> Actions:
+    """Return an exchange in which each rank sends `bytes_` to the next one over a plain socket."""
+    rank, size = cluster.rank, cluster.size
+    server = socket.create_server((_host(cluster, rank), 0))
+    ports = cluster.gather(server.getsockname()[1], timing.PATIENCE_S)
     following = (rank + 1) % size
-    outgoing = socket.create_connection((_host(mine, following), ports[following]))
+    outgoing = socket.create_connection((_host(cluster, following), ports[following]))
     incoming, _ = server.accept()
     server.close()
     sent, received = memoryview(bytes(bytes_)), memoryview(bytearray(bytes_))
@@ -37,21 +47,21 @@ def tcp(mine, bytes_: int) -> dict:
             have += arrived
         sender.join()
 
-    return {"TCP": exchange}
+    return {TCP: exchange}
 
 
-def torch(mine, shapes: list[tuple[int, ...]]) -> dict:
-    """All-reduces and pair exchanges by `torch.distributed` over gloo; nothing without torch."""
-    rank, size = mine.cluster.rank, mine.cluster.size
-    found = importlib.util.find_spec("torch") is not None
-    if not all(mine.gather(found, "PyTorch", 600)):
+def torch(cluster: "Cluster", shapes: Sequence[tuple[int, ...]]) -> Actions:
+    """Return an all-reduce and a pair exchange by `torch.distributed`; nothing without PyTorch."""
+    rank, size = cluster.rank, cluster.size
+    if not _have_all(cluster, "torch"):
         return {}
-    import torch as pytorch
-    from torch import distributed
+    pytorch = importlib.import_module("torch")
+    distributed = importlib.import_module("torch.distributed")
 
     # The interface that leads to the others, not the one that the host's name stands for.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if _host(mine, 0) == "127.0.0.1" else "eth0")
-    address = f"tcp://{_host(mine, 0)}:{_free_port(mine)}"
+    is_loopback = _host(cluster, 0) == "127.0.0.1"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if is_loopback else "eth0")
+    address = f"tcp://{_host(cluster, 0)}:{_free_port(cluster)}"
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
     values = pytorch.zeros(sum(int(np.prod(shape)) for shape in shapes))
     arrived = pytorch.zeros_like(values)
@@ -67,18 +77,17 @@ def torch(mine, shapes: list[tuple[int, ...]]) -> dict:
     }
 
 
-def decent_dp(mine, shapes: list[tuple[int, ...]]) -> dict:
-    """Steps of Decent-DP without computation on a one-peer graph; nothing where it cannot run.
+def decent_dp(cluster: "Cluster", shapes: Sequence[tuple[int, ...]]) -> Actions:
+    """Return a step of Decent-DP without computation, one peer; nothing where it cannot run.
 
     It needs the process group that `torch` has made, and a power of two of ranks. A step mixes,
-    updates, and starts the next exchange; the action waits for that one, too.
+    updates, and starts the next exchange; the action waits for that exchange, too.
     """
-    found = importlib.util.find_spec("decent_dp") is not None
-    if not all(mine.gather(found, "Decent-DP", 600)) or mine.cluster.size & (mine.cluster.size - 1):
+    if not _have_all(cluster, "decent_dp") or cluster.size & (cluster.size - 1):
         return {}
-    import loguru
-    import torch as pytorch
-    from decent_dp.ddp import DecentralizedDataParallel
+    loguru = importlib.import_module("loguru")
+    pytorch = importlib.import_module("torch")
+    ddp = importlib.import_module("decent_dp.ddp")
 
     class Parameters(pytorch.nn.Module):
         def __init__(self):
@@ -89,7 +98,7 @@ def decent_dp(mine, shapes: list[tuple[int, ...]]) -> dict:
             return sum(part.sum() for part in self.parts)
 
     loguru.logger.remove()
-    model = DecentralizedDataParallel(
+    model = ddp.DecentralizedDataParallel(
         Parameters(),
         lambda named: pytorch.optim.SGD([value for _, value in named], 1e-3),
         topology="one-peer-exp",
@@ -104,7 +113,13 @@ def decent_dp(mine, shapes: list[tuple[int, ...]]) -> dict:
     return {"Decent-DP step, one peer": step}
 
 
-def _free_port(mine) -> int:
+def _have_all(cluster: "Cluster", package: str) -> bool:
+    """Return whether a package is installed on all ranks."""
+    return all(cluster.gather(importlib.util.find_spec(package) is not None, timing.PATIENCE_S))
+
+
+def _free_port(cluster: "Cluster") -> int:
+    """Return a port that is free on rank 0, the same on all ranks."""
     with socket.socket() as probe:
-        probe.bind((_host(mine, mine.cluster.rank), 0))
-        return mine.gather(probe.getsockname()[1], "the ports", 600)[0]
+        probe.bind((_host(cluster, cluster.rank), 0))
+        return cluster.gather(probe.getsockname()[1], timing.PATIENCE_S)[0]

@@ -1,28 +1,35 @@
-"""Steps of a real `fit` beside what `tf_gossip_pga.plan` foresees from its own measurements.
+"""Steps of a real `fit` next to what `tf_gossip_pga.plan` predicts from its own measurements.
 
     python benchmarks/predict.py --workers=4 --output=output/predict.json
     python benchmarks/predict.py --workers=4 --mbit=250        # hosts of their own, see links.py
 
-A dense network on random numbers. In each repetition `plan.measure` times exchanges and single
-steps, and then each algorithm fits, in turn. All that is predicted follows from the medians of what
-`measure` found. A step's time is the mean over ranks; the first period of a fit is left out.
+A dense network trains on random numbers. In each repetition `plan.measure` times exchanges and
+single steps, and then each algorithm fits, in turn. The predictions follow from the medians of what
+`plan.measure` returns. A step's time is the mean over ranks, without the first period of a fit.
 """
 
 import argparse
 import os
+import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import links
-import report
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+from benchmarks import cli, links, report
 from tf_gossip_pga import launch, plan
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
 
 PERIOD = 6
 STEPS = 10 * PERIOD  # of a fit that are timed
-WAIT_S = 600
-# What is fitted: name -> arguments of GossipPGA, and the row of the plan.
+WAIT_S = 600.0
+# Name of a row -> arguments of GossipPGA, and the row of the plan that predicts it.
 ALGORITHMS = {
     "Parallel SGD": ({"H": 1}, "Parallel SGD"),
     "Local SGD": ({"H": PERIOD, "topology": "disconnected"}, f"Local SGD, H={PERIOD}"),
@@ -38,8 +45,8 @@ ALGORITHMS = {
 
 
 def main() -> int:
-    """Starts the workers, or is one of them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Start the workers, or be one of them."""
+    parser = cli.parser(__doc__)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--mbit", type=float, help="of a link; default: all share the loopback")
     parser.add_argument("--width", type=int, default=512, help="of three hidden layers")
@@ -58,48 +65,54 @@ def main() -> int:
         return launch.run([*command, f"--join={hosts.flag}"], options.workers)
 
 
-def worker(options):
-    """One rank; rank 0 reports."""
+def worker(options: argparse.Namespace) -> None:
+    """Run one rank; rank 0 reports."""
     if options.join:
         links.join(options.join)
     import keras
     import tensorflow as tf
 
     import tf_gossip_pga as pga
-    from tf_gossip_pga.exchange import collectives
 
     cluster = pga.initialize()
     keras.utils.set_random_seed(cluster.rank)
     batch = tf.random.normal([options.batch_size, 256]), tf.random.normal([options.batch_size, 10])
-
-    def compiled():
-        layers = [keras.layers.Dense(options.width, "relu") for _ in range(3)]
-        model = keras.Sequential([keras.Input((256,)), *layers, keras.layers.Dense(10)])
-        model.compile(keras.optimizers.SGD(1e-3), "mse")
-        return model
-
-    mine, probed, founds = collectives.active(), compiled(), []
-    trainers = {
-        name: (compiled(), [pga.GossipPGA(**arguments)])
-        for name, (arguments, _) in ALGORITHMS.items()
-    }
-    trainers = {"computation alone": (compiled(), []), **trainers}
+    probed, founds = compiled(options.width), []
+    trainers = {"computation alone": fitter(compiled(options.width), batch, [])}
+    for name, (arguments, _) in ALGORITHMS.items():
+        trainers[name] = fitter(compiled(options.width), batch, [pga.GossipPGA(**arguments)])
     seconds = {name: [] for name in trainers}
     for repetition in range(options.repetitions):
         if cluster.is_chief:
             print(f"Fits: repetition {repetition + 1} of {options.repetitions}", flush=True)
         founds.append(plan.measure(probed, lambda: probed.train_on_batch(*batch)))
-        for name, (model, callbacks) in trainers.items():
-            mine.gather(None, "the common start", WAIT_S)
-            each = mine.gather(fit(keras, tf, model, batch, callbacks), "the end", WAIT_S)
+        for name, train in trainers.items():
+            cluster.barrier(WAIT_S)
+            each = cluster.gather(train(), WAIT_S)
             seconds[name].append(sum(each) / len(each))
     if cluster.is_chief:
         found = {name: statistics.median(each[name] for each in founds) for name in founds[0]}
         publish(options, probed.count_params(), found, seconds)
 
 
-def fit(keras, tf, model, batch, callbacks) -> float:
-    """Seconds of a step."""
+def compiled(width: int) -> "keras.Model":
+    """Return a dense network with three hidden layers."""
+    import keras
+
+    layers = [keras.layers.Dense(width, "relu") for _ in range(3)]
+    model = keras.Sequential([keras.Input((256,)), *layers, keras.layers.Dense(10)])
+    model.compile(keras.optimizers.SGD(1e-3), "mse")
+    return model
+
+
+def fitter(
+    model: "keras.Model",
+    batch: "tuple[tf.Tensor, tf.Tensor]",
+    callbacks: "Sequence[keras.callbacks.Callback]",
+) -> Callable[[], float]:
+    """Return a function that fits, and returns the seconds of a step."""
+    import keras
+    import tensorflow as tf
 
     class Clock(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -107,27 +120,30 @@ def fit(keras, tf, model, batch, callbacks) -> float:
                 self.started = time.perf_counter()
             self.ended = time.perf_counter()
 
-    clock, steps = Clock(), PERIOD + STEPS
-    model.fit(
-        tf.data.Dataset.from_tensors(batch).repeat(steps),
-        steps_per_epoch=steps,
-        shuffle=False,
-        verbose=0,
-        callbacks=[*callbacks, clock],
-    )
-    return (clock.ended - clock.started) / STEPS
+    def fit() -> float:
+        clock, steps = Clock(), PERIOD + STEPS
+        model.fit(
+            tf.data.Dataset.from_tensors(batch).repeat(steps),
+            steps_per_epoch=steps,
+            shuffle=False,
+            verbose=0,  # pyright: ignore[reportArgumentType]
+            callbacks=[*callbacks, clock],
+        )
+        return (clock.ended - clock.started) / STEPS
+
+    return fit
 
 
-def publish(options, parameters: int, found: dict, seconds: dict):
-    """Rows of measured and predicted times, and how they compare."""
+def publish(options: argparse.Namespace, parameters: int, found: dict, seconds: dict) -> None:
+    """Report measured and predicted times, and how they compare."""
     settings = {"nodes": options.workers, "parameters": parameters, "H": PERIOD, **found}
     plans = {overlap: plan.predict(overlap=overlap, **settings) for overlap in (False, True)}
     rows = [report.row(name, values) for name, values in seconds.items()]
     rows[0]["predicted_ms"] = found["compute_ms"]
     for row in rows[1:]:
         arguments, name = ALGORITHMS[row["name"]]
-        foreseen = plans[arguments.get("overlap", False)]["rows"]
-        row["predicted_ms"] = next(r["step_ms"] for r in foreseen if r["name"] == name)
+        predicted = plans[arguments.get("overlap", False)]["rows"]
+        row["predicted_ms"] = next(r["step_ms"] for r in predicted if r["name"] == name)
     ratios = {row["name"]: row["predicted_ms"] / row["median_ms"] for row in rows}
     where = f"links of {options.mbit:g} Mbit/s" if options.join else "loopback"
     print("Measured: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))

@@ -2,15 +2,15 @@
 
 python benchmarks/scale.py --output=output/scale.json
 
-Least squares, d = 10, Gossip-PGA (H = 16) on a ring. Each number of nodes has a process of its own,
-whose peak memory is compared with that before the problem was made, and one thread, so that large
-ones have no more of the machine than small ones; the steps are compiled by XLA and timed five
-times, after the first one. Still more nodes are not run: their time and memory are extrapolated
-from the last two of these. Then the same problem on eight nodes: as one simulation, and as eight
-processes that train a Keras model with the callback.
+Least squares, d = 10, Gossip-PGA (H = 16) on a ring. Each number of nodes runs in a process of its
+own with one thread, so that a large problem has no more of the machine than a small one. Its memory
+is the peak above what the process held before it made the problem. XLA compiles the steps; they are
+timed five times, after the first one. Two more numbers of nodes are not run: their time and memory
+are extrapolated from the last two. Then the same problem runs on eight nodes: as one simulation,
+and as eight processes that train a Keras model with the callback.
 
-Sent, of which all figures are exact, is what a real worker would send: to each neighbour in a
-gossip, and in a ring all-reduce.
+The bytes sent, which are exact, are what a real worker would send to each neighbor in a gossip, and
+in a ring all-reduce.
 """
 
 import argparse
@@ -22,10 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
-import report
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from benchmarks import cli, report
 from tf_gossip_pga import launch
 from tf_gossip_pga.algorithm import topology
 
@@ -41,7 +44,7 @@ EPOCHS = 2
 
 
 def simulated(nodes: int, samples: int) -> dict:
-    """Times and memory of a simulation in this process."""
+    """Return times and memory of a simulation in this process."""
     import tensorflow as tf
 
     from tf_gossip_pga import simulate
@@ -67,13 +70,13 @@ def simulated(nodes: int, samples: int) -> dict:
 
 
 def sent_bytes(nodes: int, edges: int) -> float:
-    """What a node sends in a step, mean over nodes and a period."""
+    """Return the bytes that a node sends in a step, mean over nodes and a period."""
     messages = (PGA["H"] - 1) * edges + 2 * (nodes - 1)
     return 4 * DIMENSION * messages / (PGA["H"] * nodes)
 
 
 def beyond(rows: list[dict], nodes: int) -> dict:
-    """The row of more nodes than were run: extrapolated from the last two of `rows`."""
+    """Return the row of more nodes than were run, extrapolated from the last two of `rows`."""
     before, last = rows[-2:]
     slope = (last["kib"] - before["kib"]) / (last["nodes"] - before["nodes"])
     return {
@@ -84,8 +87,8 @@ def beyond(rows: list[dict], nodes: int) -> dict:
     }
 
 
-def trained(options):
-    """One of several processes that train on the same problem; rank 0 leaves its time behind."""
+def trained(options: argparse.Namespace) -> None:
+    """Train as one of several processes on the same problem; rank 0 writes the time of a step."""
     import tf_gossip_pga as pga
 
     cluster = pga.initialize()
@@ -95,7 +98,7 @@ def trained(options):
 
     problem = simulate.quadratic(cluster.size, heterogeneity=1, samples=SAMPLES["compared"])
     x, y = (array[cluster.rank] for array in problem.data)
-    model = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Dense(1, use_bias=False)])
+    model: Any = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Dense(1, use_bias=False)])
     # The problem's loss is half the mean square: so "mse" with half the step size is the same.
     model.compile(keras.optimizers.SGD(STEP_SIZE / 2), "mse")
     gossip = pga.GossipPGA(**PGA)
@@ -107,9 +110,9 @@ def trained(options):
         pathlib.Path(options.result).write_text(json.dumps(seconds))
 
 
-def main():
-    """Measures in processes of their own, prints a table, writes the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    """Measure in separate processes, print a table, write the JSON file."""
+    parser = cli.parser(__doc__)
     parser.add_argument("--workers", type=int, default=8, help="real processes to compare with")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output/scale.json"))
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)  # nodes, samples
@@ -151,7 +154,7 @@ def main():
 
 
 def table(rows: list[dict]) -> str:
-    """Times, memory and bytes sent, a line for each number of nodes."""
+    """Return times, memory and bytes sent, one line for each number of nodes."""
     heads = ("nodes", "us a step", "ns a node", "CPU ns a node", "MiB", "B sent a node")
     lines = ["{:>10}{:>12}{:>12}{:>15}{:>9}{:>15}".format(*heads)]
     for row in rows:
@@ -162,13 +165,13 @@ def table(rows: list[dict]) -> str:
 
 
 def spread(rows: list[dict], key: str) -> float:
-    """Of a figure that should not depend on the number of nodes."""
+    """Return greatest over least of a figure that should not depend on the number of nodes."""
     values = [row[key] for row in rows]
     return max(values) / min(values)
 
 
 def in_a_process(nodes: int, samples: int) -> dict:
-    """What `simulated` returns there."""
+    """Return what `simulated` returns in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         result = pathlib.Path(folder, "result.json")
         flags = [f"--result={result}", "--one", str(nodes), str(samples)]
@@ -181,7 +184,7 @@ def in_a_process(nodes: int, samples: int) -> dict:
 
 
 def in_processes(workers: int) -> float:
-    """Seconds a step of so many processes."""
+    """Return the seconds of a step of `workers` processes."""
     with tempfile.TemporaryDirectory() as folder:
         result = pathlib.Path(folder, "result.json")
         launch.launch([sys.executable, __file__, f"--result={result}"], workers)

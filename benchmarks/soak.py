@@ -1,23 +1,26 @@
-"""A long run of a small model: what each worker holds, from time to time.
+"""A long run of a small model: what each worker holds early and at the end.
 
     python benchmarks/soak.py --steps=20000 --output=output/soak.json
 
-Each row is one worker: resident memory, threads and open files after a tenth of the steps, by when
-everything has been traced and all connections are open, and at the end.
+Each row is one worker: its resident memory, threads and open files at the end, and after a tenth of
+the steps, when all functions are traced and all connections open.
 """
 
 import argparse
 import os
+import pathlib
 import sys
 
-import report
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from benchmarks import cli, memory, report, timing
 
 STEPS_PER_EPOCH = 500
 
 
-def parse(argv=None):
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = cli.parser(__doc__)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--output", help="write a JSON file")
@@ -30,22 +33,19 @@ def parse(argv=None):
 
 
 def held() -> dict[str, int]:
-    """Of this process: bytes of resident memory, threads, open files."""
-    with open("/proc/self/statm") as file:
-        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Return this process's bytes of resident memory, threads and open files."""
     count = {name: len(os.listdir(f"/proc/self/{name}")) for name in ("task", "fd")}
+    resident = memory.resident_bytes()
     return {"resident_bytes": resident, "threads": count["task"], "files": count["fd"]}
 
 
-def worker(options):
-    """One rank; rank 0 reports."""
+def worker(options: argparse.Namespace) -> None:
+    """Run one rank; rank 0 reports."""
     import tf_gossip_pga as pga
 
     cluster = pga.initialize()
     import keras
     import numpy as np
-
-    from tf_gossip_pga.exchange import collectives
 
     seen = {}
 
@@ -67,17 +67,17 @@ def worker(options):
         batch_size=8,
         steps_per_epoch=steps,
         epochs=options.steps // steps,
-        verbose=2 if cluster.is_chief else 0,
+        verbose=2 if cluster.is_chief else 0,  # pyright: ignore[reportArgumentType]
         validation_data=(x[:80], y[:80]),
         callbacks=[gossip, Look()],
     )
-    everyone = collectives.active().gather([*seen.values()], "the end", 600)
+    everyone = cluster.gather([*seen.values()], timing.PATIENCE_S)
     if cluster.is_chief:
         publish(everyone, options)
 
 
-def publish(everyone: list, options):
-    """A line a rank, and the largest growth of each kind."""
+def publish(everyone: list, options: argparse.Namespace) -> None:
+    """Report each rank, and the largest growth of memory, threads and files."""
     print(f"\n{options.workers} workers, {options.steps} steps\n{report.machine()}\n")
     print(f"rank  {'MB':>7}  {'at last':>7}  {'threads':>7}  {'at last':>7}  files  at last")
     rows, growth = [], {"resident_bytes": 0.0, "threads": 0.0, "files": 0.0}
@@ -98,4 +98,4 @@ def publish(everyone: list, options):
 
 
 if __name__ == "__main__":
-    sys.exit(report.run(worker, parse()))
+    sys.exit(cli.run(worker, parse()))

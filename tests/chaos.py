@@ -27,17 +27,16 @@ import tempfile
 import threading
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+import keras
+import numpy as np
 
-import keras  # noqa: E402
-import links  # noqa: E402
-import numpy as np  # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from tests.support import addresses, deadlines  # noqa: E402
-from tf_gossip_pga.checkpoint import files as files_lib  # noqa: E402
-from tf_gossip_pga.cluster import tf_config as cluster_lib  # noqa: E402
-from tf_gossip_pga.exchange import process  # noqa: E402
+from benchmarks import links
+from tests.support import addresses, deadlines
+from tf_gossip_pga.checkpoint import files as files_lib
+from tf_gossip_pga.cluster import tf_config as cluster_lib
+from tf_gossip_pga.exchange import process
 
 # Where in a step or epoch: while it computes; a moment after its exchange has begun, which every
 # `H`-th time is a global average; in the validation after the epoch of this step; at its end; a
@@ -408,16 +407,8 @@ def _start(folder, given, rank: int, events, arguments, hosts, joins=False):
 
 
 def problem(events: list[Event], outcome: Outcome, undisturbed_loss: float) -> str | None:
-    """What is wrong with an outcome, or None."""
-    ends = {event.rank: event for event in events if event.kind in ("kill", "cut")}  # the last ones
-    killed = {rank for rank, event in ends.items() if not event.returns}
-    returned = {event.rank for event in events if event.returns}
-    if any(ends[rank].phase == "admission" for rank in killed):
-        # Another that was about to be taken in may have to be started once more, and says so.
-        for rank in returned - killed:
-            missed = any(each in outcome.said[rank] for each in ("WorkerLost: ", "does not answer"))
-            if outcome.exit_codes[rank] == 1 and missed:
-                killed.add(rank)
+    """Return what is wrong with an outcome, or None."""
+    killed = _killed(events, outcome)
     survivors = set(range(len(outcome.exit_codes))) - killed
     if None in outcome.exit_codes:
         return f"hangs: {outcome.exit_codes}"
@@ -426,20 +417,52 @@ def problem(events: list[Event], outcome: Outcome, undisturbed_loss: float) -> s
     first, *others = outcome.results.values()
     if any(each["weights"] != first["weights"] for each in others):
         return "the survivors' weights differ"
+    wrong = _unfinished(events, outcome) or _wrong_checkpoints(events, outcome)
+    if wrong:
+        return wrong
+    if any(set(each["lost"]) != killed for each in outcome.results.values()):
+        return f"lost: {[each['lost'] for each in outcome.results.values()]}"
+    if abs(first["loss"] / undisturbed_loss - 1) > 0.1:
+        return f"loss {first['loss']:.4f} instead of {undisturbed_loss:.4f}"
+    return None
+
+
+def _ends(events: list[Event]) -> dict[int, Event]:
+    """Return rank -> the last event that ends it."""
+    return {event.rank: event for event in events if event.kind in ("kill", "cut")}
+
+
+def _killed(events: list[Event], outcome: Outcome) -> set[int]:
+    """Return the ranks that must be missing at the end."""
+    ends = _ends(events)
+    killed = {rank for rank, event in ends.items() if not event.returns}
+    if any(ends[rank].phase == "admission" for rank in killed):
+        # Another joining worker may have to be started once more, and then says so.
+        for rank in {event.rank for event in events if event.returns} - killed:
+            missed = any(each in outcome.said[rank] for each in ("WorkerLost: ", "does not answer"))
+            if outcome.exit_codes[rank] == 1 and missed:
+                killed.add(rank)
+    return killed
+
+
+def _unfinished(events: list[Event], outcome: Outcome) -> str | None:
+    """Return which rank did not take all steps, or None; a rank that returned began later."""
+    returned = {event.rank for event in events if event.returns}
     for rank, each in outcome.results.items():
         began = each["epochs"][0]
         whole = each["epochs"] == list(range(began, EPOCHS)) and (began > 0) == (rank in returned)
         if not whole or each["step"] != EPOCHS * STEPS:
             return f"rank {rank} has taken {each['step']} steps, in epochs {each['epochs']}"
-    # The very last one may have been lost with a worker.
-    least = EPOCHS - any(event.step >= LAST_EPOCH for event in ends.values())
+    return None
+
+
+def _wrong_checkpoints(events: list[Event], outcome: Outcome) -> str | None:
+    """Return the epochs and steps of the newest checkpoints if one is too old, or None."""
+    # A worker may have taken the very last checkpoint with it.
+    least = EPOCHS - any(event.step >= LAST_EPOCH for event in _ends(events).values())
     saved = [each["checkpoint"] for each in outcome.results.values() if each["checkpoint"]]
     if any(epoch < least or step != epoch * STEPS for epoch, step in saved):
         return f"checkpoints of the last epochs: {saved}"
-    if any(set(each["lost"]) != killed for each in outcome.results.values()):
-        return f"lost: {[each['lost'] for each in outcome.results.values()]}"
-    if abs(first["loss"] / undisturbed_loss - 1) > 0.1:
-        return f"loss {first['loss']:.4f} instead of {undisturbed_loss:.4f}"
     return None
 
 

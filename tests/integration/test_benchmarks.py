@@ -82,8 +82,7 @@ def test_network_writes_its_rows_and_ratios(tmp_path):
 def test_hosts_end_with_the_process_that_made_them():
     code = """
 import sys
-sys.path[:0] = [sys.argv[1], sys.argv[2]]
-import links
+from benchmarks import links
 try:
     with links.hosts(2, 1000) as hosts:
         print(hosts.flag, flush=True)
@@ -91,8 +90,9 @@ try:
 except links.NoHostsError as reason:
     print("none:", reason, flush=True)
 """
-    command = [sys.executable, "-c", code, str(ROOT), str(ROOT / "benchmarks")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", code]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
         try:
             said = process.stdout.readline().decode().strip()
             if said.startswith("none:"):

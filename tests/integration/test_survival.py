@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from benchmarks import links
 from tests import chaos
-from tests.chaos import Event, links
+from tests.chaos import Event
 from tests.support import nursery, workers
 from tf_gossip_pga.checkpoint import files
 from tf_gossip_pga.cluster import tf_config as cluster_lib

@@ -10,8 +10,9 @@ import types
 
 import pytest
 
-import settings
 import train
+from job.flags import ALGORITHMS, FLAGS
+from job.spec import find_job
 from models import inputs, recipes
 from tests.support import deadlines, nursery, workers
 from tests.support.fields import FIELDS
@@ -137,14 +138,14 @@ def test_a_masked_language_model_trains_and_can_be_trained_on(tmp_path):
 
 def _every_algorithm(cluster, folder):
     """What train.py's worker does, for one algorithm after the other."""
-    for algorithm in settings.ALGORITHMS:
+    for algorithm in ALGORITHMS:
         arguments = [
             "--model=mlp",
             "--epochs=2",
             "--steps_per_epoch=10",
             f"--algorithm={algorithm}",
         ]
-        settings.FLAGS(["train.py", *arguments, f"--output_dir={folder}/{algorithm}"])
+        FLAGS(["train.py", *arguments, f"--output_dir={folder}/{algorithm}"])
         pathlib.Path(folder, algorithm).mkdir(exist_ok=True)
         train.worker()
 
@@ -152,7 +153,7 @@ def _every_algorithm(cluster, folder):
 def test_every_algorithm_fills_every_field(pools, tmp_path):
     pools.run(_every_algorithm, 4, folder=str(tmp_path))
     everything = {}
-    for algorithm in settings.ALGORITHMS:
+    for algorithm in ALGORITHMS:
         folder = tmp_path / algorithm
         assert {path.name for path in folder.iterdir()} >= {"curves.png", "model.keras"}
         everything[algorithm] = json.loads((folder / "results.json").read_text())
@@ -160,7 +161,7 @@ def test_every_algorithm_fills_every_field(pools, tmp_path):
     # H=6, H=6 and H=1 in 20 steps. AGA averages at 4, warming up to 2: from then on it adapts.
     assert (steps["pga"], steps["local"], steps["parallel"], steps["gossip"]) == (3, 3, 20, 0)
     assert 1 < steps["aga"] <= 5
-    assert [everything[name]["H"] for name in settings.ALGORITHMS] == [6, 4, None, 6, 1]
+    assert [everything[name]["H"] for name in ALGORITHMS] == [6, 4, None, 6, 1]
     assert len(everything["aga"]["history"]["H"]) == 2
     for name in ("train_loss", "val_loss", "consensus_distance", "seconds", "compute_seconds"):
         assert len({each[name] for each in everything.values()}) == 5, name
@@ -195,20 +196,24 @@ def _arguments(cluster, folder):
     flags = ["--model=mlp", "--epochs=2", "--steps_per_epoch=3", "--classes_per_worker=3"]
     flags += ["--augment", "--batch_size=8", "--optimizer_state=average", "--algorithm=aga"]
     flags += ["--H=100", "--precision=mixed_bfloat16", "--overlap", "--wire_dtype=int8"]
-    settings.FLAGS(["train.py", *flags, f"--output_dir={folder}"])
-    job = settings.find_job(cluster.size)
+    FLAGS(["train.py", *flags, f"--output_dir={folder}"])
+    job = find_job(cluster.size)
     gossip = train.gossip_callback(job)
     run = train.train(cluster, job, [gossip])
     asked["state"] = [gossip.optimizer_state, str(gossip._run.schedule)]
     asked["exchange"] = [gossip._settings.overlap, gossip._settings.wire_dtype]
     asked["precision"] = run.model.layers[-2].compute_dtype
     try:
-        train.check_vocabularies(types.SimpleNamespace(kind="text", name="it", vocabulary=asked))
-        words = ["a", str(cluster.rank)]
-        train.check_vocabularies(types.SimpleNamespace(kind="text", name="it", vocabulary=words))
+        train.check_vocabularies(cluster, _text_with(["a", "b"]))
+        train.check_vocabularies(cluster, _text_with(["a", str(cluster.rank)]))
     except ValueError as error:
         asked["error"] = str(error)
     return {**asked, "epochs": len(run.history["val_loss"])}
+
+
+def _text_with(vocabulary: list[str]) -> inputs.Text:
+    """A data set of text of which only the tokens are known."""
+    return inputs.Text("it", None, types.SimpleNamespace(kind="text", vocabulary=vocabulary))
 
 
 def test_the_flags_reach_data_optimizer_and_callback(tmp_path):

@@ -3,8 +3,10 @@
 import pytest
 import tensorflow_datasets as tfds
 
-import settings
 import train
+from job import results
+from job.flags import FLAGS
+from job.spec import find_job
 from tests.support import prepared, workers
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
@@ -15,15 +17,15 @@ DEADLINE_S = 900
 
 
 def _three_steps(cluster, model, folder, examples, flags):
-    settings.FLAGS(["train.py", f"--model={model}", f"--data_dir={folder}", *flags])
-    settings.FLAGS(["train.py", "--epochs=1", "--steps_per_epoch=3", "--H=2"])
+    FLAGS(["train.py", f"--model={model}", f"--data_dir={folder}", *flags])
+    FLAGS(["train.py", "--epochs=1", "--steps_per_epoch=3", "--H=2"])
     with tfds.testing.mock_data(num_examples=examples, data_dir=folder):
-        job = settings.find_job(cluster.size)
-        train.check_vocabularies(job.data)
+        job = find_job(cluster.size)
+        train.check_vocabularies(cluster, job.data)
         gossip = train.gossip_callback(job)
         run = train.train(cluster, job, [gossip])
-        written = train.collect(cluster, job, run, gossip)  # on rank 0
-        measured = train.evaluate(job, run.model)
+        written = results.collect(cluster, job, run, gossip, DEADLINE_S)  # on rank 0
+        measured = results.evaluate(job, run.model)
     inputs = [list(each.shape[1:]) for each in run.model.inputs]
     return {**written, "measured": measured, "history": run.history, "input": inputs}
 

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from benchmarks import memory, network_report, paper, report, scale
 from tests.support import deadlines
 from tf_gossip_pga.algorithm import topology
 from tf_gossip_pga.simulate import curves
@@ -15,9 +16,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_memory_is_what_stays_and_what_an_action_needs(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import network
-
     kept, samples, sysconf = [], [], os.sysconf
     monkeypatch.setattr(os, "sysconf", lambda name: samples.append(name) or sysconf(name))
 
@@ -33,20 +31,17 @@ def test_memory_is_what_stays_and_what_an_action_needs(monkeypatch):
 
         return action
 
-    assert 76 <= network.memory_of(build, warm_up=1) / 2**20 < 90
+    assert 76 <= memory.peak_of(build, warm_up=1) / 2**20 < 90
 
 
-def test_network_ratios_are_worked_by_hand(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import network
-
+def test_network_ratios_are_worked_by_hand():
     exchanges = {
-        network.LIMIT: 100,
-        network.GOSSIP: 200,
-        network.MWMS: 400,
-        network.GLOBAL: 250,
-        network.BFLOAT16: 120,
-        network.INT8: 50,
+        network_report.LIMIT: 100,
+        network_report.GOSSIP: 200,
+        network_report.MWMS: 400,
+        network_report.GLOBAL: 250,
+        network_report.BFLOAT16: 120,
+        network_report.INT8: 50,
     }
     steps = {
         "step, compute 1.2x: gossip, overlap": 330,
@@ -61,17 +56,14 @@ def test_network_ratios_are_worked_by_hand(monkeypatch):
         "bfloat16_over_float32": 0.6,
         "int8_over_float32": 0.25,
     }
-    assert network.ratios(exchanges, 4) == pytest.approx(expected)
+    assert network_report.ratios(exchanges, 4) == pytest.approx(expected)
     of_steps = {"overlap_step_over_compute": 1.1, "fit_speedup_over_mwms": 2.25}
-    assert network.ratios({**exchanges, **steps}, 4) == pytest.approx({**expected, **of_steps})
+    assert network_report.ratios({**exchanges, **steps}, 4) == pytest.approx({**expected, **of_steps})
 
 
-def test_network_predicts_from_the_limit_and_the_computation_alone(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import network
-
-    medians = {network.LIMIT: 1000, "step, compute 1.0x: compute alone": 500}
-    found = network.predicted(medians, 4_000_000, 4)
+def test_network_predicts_from_the_limit_and_the_computation_alone():
+    medians = {network_report.LIMIT: 1000, "step, compute 1.0x: compute alone": 500}
+    found = network_report.predicted(medians, 4_000_000, 4)
     steps = {name: ms for name, ms in found.items() if name.startswith("step")}
     assert steps == pytest.approx(
         {
@@ -81,16 +73,13 @@ def test_network_predicts_from_the_limit_and_the_computation_alone(monkeypatch):
             "step, compute 1.0x: Parallel SGD, MWMS": 500 + 1500,
         }
     )
-    assert found[network.GOSSIP] == pytest.approx(1000)
-    assert found[network.BFLOAT16] == pytest.approx(500)
-    assert found[network.RING] == pytest.approx(2000)
-    assert found[network.MWMS] == found[network.GLOBAL] == pytest.approx(1500)
+    assert found[network_report.GOSSIP] == pytest.approx(1000)
+    assert found[network_report.BFLOAT16] == pytest.approx(500)
+    assert found[network_report.RING] == pytest.approx(2000)
+    assert found[network_report.MWMS] == found[network_report.GLOBAL] == pytest.approx(1500)
 
 
-def test_a_table_has_the_columns_that_a_row_has(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import report
-
+def test_a_table_has_the_columns_that_a_row_has():
     times = {"median_ms": 2.0, "min_ms": 1.0, "max_ms": 3.0}
     rows = [
         {"name": "a", **times, "memory_copies": None},
@@ -102,15 +91,7 @@ def test_a_table_has_the_columns_that_a_row_has(monkeypatch):
     assert second.split() == ["bb", "2.0", "1.0", "3.0", "0.50"]
 
 
-@pytest.fixture
-def paper(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import paper
-
-    return paper
-
-
-def test_orders_of_the_transient_stage(paper):
+def test_orders_of_the_transient_stage():
     # beta = 1/2, so C = (1 - 1/2^16) / (1/2) = 2 - 1/2^15 and D = 2, n^3 beta^4 = 512 / 16 = 32.
     found = paper.orders(topology.static_exponential(8), heterogeneous=True)
     assert (found["beta"], found["C"], found["D"]) == pytest.approx((0.5, 2 - 2**-15, 2))
@@ -123,7 +104,7 @@ def test_orders_of_the_transient_stage(paper):
     assert iid["local"] == 512 * 16**2
 
 
-def test_transients_and_their_growth(paper):
+def test_transients_and_their_growth():
     steps = np.arange(100, 5100, 100)
 
     def joins_at(step):
@@ -160,15 +141,12 @@ def test_transients_and_their_growth(paper):
     assert paper.growth_line(growth["never"]).endswith("-")
 
 
-def test_looks_of_the_papers_experiment_are_at_all_phases_of_a_period(paper):
+def test_looks_of_the_papers_experiment_are_at_all_phases_of_a_period():
     every = paper.parser().parse_args([]).every
     assert {step % paper.H for step in range(every, 5000, every)} == set(range(paper.H))
 
 
-def test_scale_goes_on_where_it_measured_last(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import scale
-
+def test_scale_goes_on_where_it_measured_last():
     ring = topology.ring(100)
     # 15 gossips of two messages and an all-reduce of 2 * 99/100, of 10 float32, in 16 steps.
     sent = 40 * (15 * 2 + 2 * 0.99) / 16

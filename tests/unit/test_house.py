@@ -46,6 +46,12 @@ def imported(path):
             yield from (f"{base.strip('.')}.{alias.name}" for alias in node.names)
 
 
+def outside():
+    """Every file of the models, of train.py and of the benchmarks."""
+    folders = ("models", "job", "benchmarks")
+    return [*ROOT.glob("*.py"), *(file for name in folders for file in (ROOT / name).glob("*.py"))]
+
+
 @pytest.mark.parametrize("room", [room for room in ROOMS if "." in room or room in MAY_IMPORT])
 def test_a_package_imports_only_from_packages_above_it(room):
     names = [name.split(".") for name in imported(ROOMS[room])]
@@ -94,10 +100,15 @@ def test_the_simulations_rooms_import_one_way():
 
 
 def test_only_runtime_knows_private_names():
-    outside = [path for folder in ("models", "benchmarks") for path in (ROOT / folder).glob("*.py")]
-    paths = [*ROOMS.values(), *outside, *ROOT.glob("*.py")]
+    paths = [*ROOMS.values(), *outside()]
     names = [(path.stem, name) for path in paths for name in imported(path)]
     assert {stem for stem, name in names if name.startswith("tensorflow.python")} == {"runtime"}
+
+
+def test_of_train_and_benchmarks_only_exchanges_knows_the_engine():
+    names = [(path.stem, name) for path in outside() for name in imported(path)]
+    found = {stem for stem, name in names if name.startswith("tf_gossip_pga.exchange")}
+    assert found == {"exchanges"}
 
 
 def test_public_names_resolve():

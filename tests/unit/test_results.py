@@ -1,8 +1,8 @@
-"""results.py: the table, the figure, and the file of a run."""
+"""job/report.py: the table, the figure, and the file of a run."""
 
 import pytest
 
-import results
+from job import figure, report
 from tests.support.fields import FIELDS
 
 
@@ -14,8 +14,8 @@ def test_a_run_that_diverged_says_so(tmp_path):
     run |= {"overlap": False, "wire_dtype": "float32"}
     run |= {"unigram_cross_entropy": None, "seconds": 1.0, "communication_seconds": 0.5}
     run["history"] = {"loss": [nan], "val_loss": [nan], "val_accuracy": [0.1]}
-    assert "diverged             the loss is no longer a number" in results.table(run)
-    results.draw(tmp_path / "curves.png", run, [(3, nan)])
+    assert "diverged             the loss is no longer a number" in report.table(run)
+    figure.draw(tmp_path / "curves.png", "it", run, [(3, nan)])
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -27,5 +27,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        results.write(path, fail)
+        report.write(path, fail)
     assert path.read_text() == "old"

@@ -1,0 +1,112 @@
+"""Bare exchanges of parameters.
+
+This is the only module of the benchmarks that knows the inside of `tf_gossip_pga.exchange`.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks import timing
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from tf_gossip_pga.exchange.averager import Averager
+
+# 25 million parameters in the mix of sizes that a network has: 100 MB of float32.
+_SHAPES = [(2048, 4096), *[(1024, 2048)] * 6, *[(512, 512)] * 16, *[(512,)] * 64]
+
+
+def shapes(megabytes: float) -> list[tuple[int, ...]]:
+    """Return the shapes of parameters that take `megabytes` as float32."""
+    scale = megabytes / 100
+    return [(max(1, int(shape[0] * scale)), *shape[1:]) for shape in _SHAPES]
+
+
+def bytes_of(shapes: Sequence[tuple[int, ...]]) -> int:
+    """Return the bytes of float32 parameters with these shapes."""
+    return 4 * sum(int(np.prod(shape)) for shape in shapes)
+
+
+def variables_of(shapes: Sequence[tuple[int, ...]]) -> "list[tf.Variable]":
+    """Return parameters with these shapes, drawn at random."""
+    import tensorflow as tf
+
+    return [tf.Variable(tf.random.normal(shape)) for shape in shapes]
+
+
+def synchronous_strategy() -> "tf.distribute.Strategy":
+    """Return the `MultiWorkerMirroredStrategy` of all workers."""
+    from tf_gossip_pga.exchange import process
+
+    return process.active().all_workers
+
+
+def all_reduce(value: "tf.Tensor") -> Callable[[], object]:
+    """Return MultiWorkerMirroredStrategy's own all-reduce of one tensor."""
+    import tensorflow as tf
+
+    strategy = synchronous_strategy()
+
+    @tf.function(autograph=False)
+    def all_reduce():
+        def replica():
+            replicas = tf.distribute.get_replica_context()
+            return replicas.all_reduce(tf.distribute.ReduceOp.MEAN, tf.identity(value))
+
+        return strategy.run(replica)
+
+    return all_reduce
+
+
+def averager(
+    variables: "Sequence[tf.Variable]", topology: str, wire_dtype: str = "float32"
+) -> "Averager":
+    """Return what gossips `variables` with the neighbors in a topology, and averages globally."""
+    from tf_gossip_pga.algorithm.topology import BY_NAME
+    from tf_gossip_pga.exchange import process, wire
+    from tf_gossip_pga.exchange.averager import Averager, Patience, Variables
+
+    session = process.active()
+    return Averager(
+        session,
+        BY_NAME[topology](session.cluster.size),
+        Variables(list(variables)),
+        Patience(timing.PATIENCE_S, timing.PATIENCE_S),
+        wire.resolve(wire_dtype),
+    )
+
+
+def gossip(averager: "Averager") -> Callable[[], object]:
+    """Return a gossip that moves on to the next round at each call."""
+    rounds = itertools.count()
+    return lambda: averager.gossip(next(rounds), "the benchmark")
+
+
+def global_average(averager: "Averager") -> Callable[[], object]:
+    """Return a global average."""
+    return lambda: averager.global_average("the benchmark")
+
+
+def gossip_during(averager: "Averager", step: Callable[[], None]) -> Callable[[], object]:
+    """Return a gossip during which the parameters change by `step`, as with `overlap=True`."""
+    from tf_gossip_pga.exchange.traced import Traced
+
+    rounds, change = itertools.count(), Traced(step)
+
+    def exchange():
+        averager.start_gossip(next(rounds), "the benchmark")
+        change()
+        averager.finish_gossip()
+
+    return exchange
+
+
+def traced() -> int:
+    """Return how many functions of the package this process has traced so far."""
+    from tf_gossip_pga.exchange.traced import Traced
+
+    return Traced.total

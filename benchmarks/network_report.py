@@ -1,0 +1,183 @@
+"""Rows, ratios, predictions and the picture of `network.py`."""
+
+import argparse
+import json
+import pathlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks import exchanges, peers, report, steps, timing
+from job import figure
+from tf_gossip_pga import plan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Names of the rows of exchanges; those of steps are in `steps`.
+LIMIT, MWMS, GOSSIP, GLOBAL = peers.TCP, "MWMS all-reduce", "one-peer gossip", "global average"
+BFLOAT16, INT8, DURING = f"{GOSSIP}, bfloat16", f"{GOSSIP}, int8", f"{GOSSIP} during a step"
+RING, STATIC = "ring gossip", "static exponential gossip"
+_FEWER_BITS = {BFLOAT16: "bfloat16", INT8: "int8"}
+
+
+def publish(everyone: list, options: argparse.Namespace) -> None:
+    """Print the table; write the JSON file and the picture.
+
+    Args:
+      everyone: for each rank `[exchanges, steps]`, as `timing.measure` and `steps.measure` return
+        them.
+      options: the command line.
+    """
+    rows = rows_of(everyone, pathlib.Path(options.folder))
+    medians = {each["name"]: each["median_ms"] for each in rows}
+    bytes_ = exchanges.bytes_of(exchanges.shapes(options.megabytes))
+    foreseen = predicted(medians, bytes_, options.hosts)
+    for each in rows:
+        each["predicted_ms"] = foreseen.get(each["name"])
+    where = f"links of {options.mbit:g} Mbit/s" if options.join else "loopback"
+    title = f"{options.hosts} workers, {options.megabytes:g} MB of float32, {where}"
+    report.publish(title, rows, ratios(medians, options.hosts), options.output)
+    if options.output:
+        picture = pathlib.Path(options.output).with_suffix(".png")
+        draw(picture, title, rows, options.hosts)
+        print(f"Picture: {picture}", flush=True)
+
+
+def rows_of(everyone: list, folder: pathlib.Path) -> list[dict]:
+    """Return the rows: exchanges, the limit first, then steps.
+
+    Args:
+      everyone: as in `publish`.
+      folder: where each measured memory is in a file, in copies of the parameters.
+    """
+    timed, trained = [each[0] for each in everyone], [each[1] for each in everyone]
+    rows = [exchange_row(name, timed) for name in timed[0]]
+    for each in rows:
+        file = folder / f"{each['name']}.json"
+        each["memory_copies"] = json.loads(file.read_text()) if file.exists() else None
+        each["share_of_limit"] = rows[0]["median_ms"] / each["median_ms"]
+    for factor, names in trained[0].items():
+        for name in names:
+            last = np.max([each[factor][name] for each in trained], axis=0)
+            rows.append(report.row(steps.row_name(factor, name), last))
+    return rows
+
+
+def exchange_row(name: str, ranks: list[dict]) -> dict:
+    """Return the row of one exchange: the time of the last rank, the processor time of all."""
+    cpu = np.sum([each[name]["cpu"] for each in ranks], axis=0)
+    return {**report.row(name, timing.last(ranks, name)), "cpu_seconds": float(np.median(cpu))}
+
+
+def ratios(medians: dict[str, float], size: int) -> dict[str, float]:
+    """Return the ratios of the report.
+
+    Args:
+      medians: name of a row -> milliseconds.
+      size: number of workers.
+    """
+    ring = 2 * (size - 1) / size  # what a ring all-reduce sends, in times of the parameters
+    found = {
+        "gossip_share_of_limit": medians[LIMIT] / medians[GOSSIP],
+        "global_share_of_limit": ring * medians[LIMIT] / medians[GLOBAL],
+        "gossip_over_mwms": medians[GOSSIP] / medians[MWMS],
+        "bfloat16_over_float32": medians[BFLOAT16] / medians[GOSSIP],
+        "int8_over_float32": medians[INT8] / medians[GOSSIP],
+    }
+    alone, overlapped = steps.row_name(1.2, steps.ALONE), steps.row_name(1.2, steps.GOSSIP_OVERLAP)
+    if alone in medians:
+        found["overlap_step_over_compute"] = medians[overlapped] / medians[alone]
+    synchronous, pga = steps.row_name(1.0, steps.SYNCHRONOUS), steps.row_name(1.0, steps.OVERLAP)
+    if synchronous in medians:
+        found["fit_speedup_over_mwms"] = medians[synchronous] / medians[pga]
+    return found
+
+
+def predicted(medians: dict[str, float], bytes_: int, size: int) -> dict[str, float]:
+    """Return name of a row -> the milliseconds that `tf_gossip_pga.plan` predicts.
+
+    Args:
+      medians: name of a row -> measured milliseconds, of which only the rows of TCP and of the
+        computation alone are used.
+      bytes_: of the parameters.
+      size: number of workers.
+    """
+
+    def step_ms(
+        compute_ms: float, wire_dtype: str = "float32", overlap: bool = False
+    ) -> dict[str, float]:
+        found = plan.predict(
+            nodes=size,
+            parameters=bytes_ // 4,
+            compute_ms=compute_ms,
+            mbit=8e-3 * bytes_ / medians[LIMIT],
+            latency_ms=0,
+            wire_dtype=wire_dtype,
+            overlap=overlap,
+            H=steps.PERIOD,
+            topology=("one_peer_exponential", "ring", "static_exponential"),
+        )
+        return {row["name"]: row["step_ms"] for row in found["rows"]}
+
+    parallel, gossip = "Parallel SGD", "Gossip SGD, one_peer_exponential"
+    pga = f"Gossip-PGA, one_peer_exponential, H={steps.PERIOD}"
+    bare = step_ms(0)
+    found: dict[str, float] = dict.fromkeys((MWMS, GLOBAL), bare[parallel])
+    found |= {GOSSIP: bare[gossip], RING: bare["Gossip SGD, ring"]}
+    found |= {STATIC: bare["Gossip SGD, static_exponential"]}
+    found |= {name: step_ms(0, dtype)[gossip] for name, dtype in _FEWER_BITS.items()}
+    for factor in steps.FACTORS:
+        compute_ms = medians.get(steps.row_name(factor, steps.ALONE))
+        if compute_ms is None:
+            continue
+        plain, overlapped = step_ms(compute_ms), step_ms(compute_ms, overlap=True)
+        by_name = {
+            steps.PGA: plain[pga],
+            steps.SYNCHRONOUS: plain[parallel],
+            steps.OVERLAP: overlapped[pga],
+            steps.GOSSIP_OVERLAP: overlapped[gossip],
+        }
+        found |= {steps.row_name(factor, name): ms for name, ms in by_name.items()}
+    return found
+
+
+def draw(path: pathlib.Path, title: str, rows: list[dict], size: int) -> None:
+    """Draw exchanges against what the links can do, and steps against computation alone."""
+    trained = any(each["name"].startswith("step") for each in rows)
+    picture = figure.new_figure(title)
+    first, *others = picture.subplots(1, 1 + trained, squeeze=False)[0]
+    _draw_exchanges(first, [each for each in rows if "share_of_limit" in each], size)
+    for panel in others:
+        _draw_steps(panel, {each["name"]: each["median_ms"] for each in rows})
+    picture.savefig(path)
+
+
+def _draw_exchanges(panel: "Axes", rows: list[dict], size: int) -> None:
+    """Draw a bar for each exchange, and a line for what the links can do."""
+    for place, each in enumerate(rows):
+        ours = "gossip" in each["name"] or each["name"] == GLOBAL
+        panel.barh(place, each["median_ms"], color=figure.BLUE if ours else figure.GREY)
+    panel.set_yticks(range(len(rows)), [each["name"] for each in rows])
+    panel.invert_yaxis()
+    limit = rows[0]["median_ms"]
+    ring = 2 * (size - 1) / size * limit
+    panel.axvline(limit, color=figure.ORANGE, label="the bytes over TCP")
+    panel.axvline(ring, color=figure.ORANGE, ls="--", label="what a ring all-reduce sends")
+    panel.legend(frameon=False, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    panel.set(title="One exchange; blue: ours")
+    figure.finish(panel, xlabel="milliseconds")
+
+
+def _draw_steps(panel: "Axes", medians: dict[str, float]) -> None:
+    """Draw a group of bars for each length of the computation."""
+    for place, (color, name) in enumerate(zip(figure.PALETTE, steps.NAMES, strict=False)):
+        rows = [steps.row_name(factor, name) for factor in steps.FACTORS]
+        if all(row in medians for row in rows):
+            at = np.arange(len(rows)) + 0.16 * (place - 2)
+            panel.bar(at, [medians[row] for row in rows], 0.15, color=color, label=name)
+    panel.set_xticks(range(len(steps.FACTORS)), [f"{factor}x" for factor in steps.FACTORS])
+    panel.set(title="A step of fit", ylabel="milliseconds")
+    panel.legend(frameon=False)
+    panel.set(xlabel="computation, in times of a one-peer gossip (or twice a step's own work)")
+    panel.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,1 @@
+"""The parts of train.py: its flags, what they ask for, and what a run leaves behind."""

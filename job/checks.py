@@ -1,0 +1,185 @@
+"""Check that the flags of `train.py` fit together, before TensorFlow loads.
+
+Every function raises `ValueError`; its message names the flag, what is accepted and what to do.
+"""
+
+import json
+import os
+import zipfile
+
+import models
+from job import spec
+from job.flags import ALGORITHMS, FLAGS, topology_name
+from models import images, inputs, recipes, sources, vocabulary
+from tf_gossip_pga.algorithm import topology
+from tf_gossip_pga.cluster import tf_config
+
+
+def check(argv: list[str], cluster: tf_config.Cluster | None) -> None:
+    """Raise `ValueError` for whatever would stop a worker; make the output directory.
+
+    Args:
+      argv: what is left of the command line after the flags.
+      cluster: this worker's place; None in the process that starts local workers.
+    """
+    if len(argv) > 1:
+        raise ValueError(f"unexpected argument {argv[1]!r}. Flags begin with --; see --help.")
+    check_workers(cluster)
+    check_algorithm()
+    if FLAGS.resume and not FLAGS.checkpoint_every:
+        raise ValueError("--resume goes on writing checkpoints. Give --checkpoint_every=1 too.")
+    models.check(FLAGS.model)
+    size = cluster.size if cluster else FLAGS.workers
+    topology.resolve(topology_name(), size)
+    recipe = spec.find_recipe()
+    if FLAGS.initial_model:
+        check_initial_model()
+    data = spec.find_data()
+    check_kind(data, recipe)
+    check_classes(data, size)
+    if FLAGS.initial_model:
+        check_sizes(data)
+    check_batch_size(data, recipe, size)
+    if cluster is None or cluster.is_chief:
+        make_output_dir()
+
+
+def check_workers(cluster: tf_config.Cluster | None) -> None:
+    """Raise unless `--workers`, if given, is the number of workers in `TF_CONFIG`."""
+    if cluster and FLAGS["workers"].present and FLAGS.workers != cluster.size:
+        raise ValueError(
+            f"--workers={FLAGS.workers}, but TF_CONFIG names {cluster.size} workers. Leave one out."
+        )
+
+
+def check_algorithm() -> None:
+    """Raise if a flag contradicts what the algorithm fixes."""
+    for name, fixed in ALGORITHMS[FLAGS.algorithm].items():
+        if FLAGS[name].present and FLAGS[name].value != fixed:
+            raise ValueError(
+                f"--algorithm={FLAGS.algorithm} has "
+                f"{f'no {name}' if fixed in (None, False) else f'{name}={fixed}'}, received "
+                f"--{name}={FLAGS[name].value}. Leave --{name} out, or use --algorithm=pga."
+            )
+
+
+def check_kind(data: inputs.Data, recipe: recipes.Recipe) -> None:
+    """Raise unless the model, the data and the flags are all for images or all for text."""
+    kind = models.kind(FLAGS.model)
+    if kind != data.kind:
+        fitting = [name for name in models.MODELS if models.kind(name) == data.kind]
+        raise ValueError(
+            f"--model={FLAGS.model} is for {kind}, but --dataset={data.name} holds {data.kind}. "
+            f"Use another data set, or one of the models {', '.join(fitting)}."
+        )
+    if FLAGS["sequence_length"].present and kind != "text":
+        raise ValueError("--sequence_length is for text, images have none. Leave it out.")
+    if recipe.augment and kind == "text":
+        raise ValueError("--augment is for images, of which there are none in text. Leave it out.")
+
+
+def check_classes(data: inputs.Data, size: int) -> None:
+    """Raise if no worker trains on one of the classes that are validated."""
+    data.shares(size, FLAGS.classes_per_worker)  # raises unless these are images
+    if not FLAGS.classes_per_worker or not isinstance(data.recipe, images.Images):
+        return
+    if size * FLAGS.classes_per_worker < data.recipe.classes:
+        raise ValueError(
+            f"--classes_per_worker={FLAGS.classes_per_worker} with {size} workers leaves classes "
+            f"that nobody trains on: {data.name} has {data.recipe.classes}. Use more of either."
+        )
+
+
+def check_batch_size(data: inputs.Data, recipe: recipes.Recipe, size: int) -> None:
+    """Raise unless every worker has a full batch and the length of an epoch is known."""
+    shares = data.shares(size, FLAGS.classes_per_worker)
+    for what, count in counts(data.source).items():
+        if size > count:
+            raise ValueError(
+                f"there are {size} workers, more than the {count} {what} of {data.name}. Use fewer "
+                "workers."
+            )
+    if shares is None:
+        spec.steps_per_epoch(data, recipe, size)  # raises if it is unknown
+    elif recipe.batch_size > min(shares):
+        raise ValueError(
+            f"--batch_size={recipe.batch_size} is more than a worker has: {min(shares)} of the "
+            f"{data.training_examples} training examples of {data.name}, with {size} workers. Use "
+            "a smaller batch or fewer workers."
+        )
+
+
+def counts(source: sources.Source) -> dict[str, int]:
+    """Return how many there are of each thing of which every worker needs one."""
+    if isinstance(source, sources.Rows):
+        return {"documents": source.documents}
+    return {
+        "training examples": source.training_examples,
+        "validation examples": source.validation_examples,
+    }
+
+
+def check_initial_model() -> None:
+    """Raise unless `--initial_model` is a file of this model, for text with its vocabulary."""
+    path = FLAGS.initial_model
+    try:
+        name = read_initial_model()["name"]
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"--initial_model={path} is not a Keras model. Name a model.keras that train.py wrote."
+        ) from None
+    if name != FLAGS.model:
+        raise ValueError(f"--initial_model={path} is a {name}, but --model={FLAGS.model}.")
+    if models.kind(FLAGS.model) == "text":
+        check_vocabulary_of(path)
+
+
+def read_initial_model() -> dict:
+    """Return the configuration that Keras wrote into `--initial_model`."""
+    with zipfile.ZipFile(FLAGS.initial_model) as file:
+        return json.loads(file.read("config.json"))["config"]
+
+
+def check_sizes(data: inputs.Data) -> None:
+    """Raise unless `--initial_model` has the inputs and outputs that the data need."""
+    layers = {each["name"]: each["config"] for each in read_initial_model().get("layers", [])}
+    for argument, (layer, field) in models.FOUND_IN[data.kind].items():
+        wanted, has = data.arguments[argument], layers.get(layer, {}).get(field)
+        has = has[1:] if isinstance(has, list) else has  # without the axis of the batch
+        if has != (list(wanted) if isinstance(wanted, tuple) else wanted):
+            raise ValueError(
+                f"--initial_model={FLAGS.initial_model} has {argument}={has}, but {data.name} "
+                f"needs {wanted}. Name a model that was trained on such data."
+            )
+
+
+def check_vocabulary_of(initial_model: str) -> None:
+    """Raise unless `--vocabulary`, if given, is the one that the model was trained with."""
+    path = spec.vocabulary_of(initial_model)
+    if not os.path.exists(path):
+        raise ValueError(
+            f"--initial_model={initial_model} must have the vocabulary that it was trained with "
+            f"beside it, but there is no {path}."
+        )
+    own = vocabulary.load(path)
+    if FLAGS.vocabulary and vocabulary.load(FLAGS.vocabulary) != own:
+        raise ValueError(
+            f"--vocabulary={FLAGS.vocabulary} is not the one that --initial_model={initial_model} "
+            f"was trained with, {path}. Leave --vocabulary out to use that one."
+        )
+
+
+def make_output_dir() -> None:
+    """Make `--output_dir`, so that a run does not end with nowhere to write."""
+    try:
+        os.makedirs(FLAGS.output_dir, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--output_dir={FLAGS.output_dir} cannot be made ({error.strerror}). Name a directory "
+            "that you may write to."
+        ) from None
+    if not os.access(FLAGS.output_dir, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"--output_dir={FLAGS.output_dir} cannot be written to. Name a directory that you may "
+            "write to."
+        )

@@ -1,0 +1,92 @@
+"""Report a run: a table on the screen, `results.json`, `curves.png` and `model.keras`."""
+
+import math
+import os
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from job import figure
+from tf_gossip_pga.tools import output
+
+if TYPE_CHECKING:
+    import keras
+
+
+def report(
+    directory: str,
+    model: "keras.Model",
+    results: dict,
+    distances: list[tuple[int, float]],
+    vocabulary: list[str] | None,
+) -> None:
+    """Print the table and write the files, `results.json` last: where it is, all files are.
+
+    Args:
+      directory: where to write.
+      model: the trained model.
+      results: the content of `results.json`, see `job.results`.
+      distances: `[(step, consensus distance), …]`.
+      vocabulary: the tokens of a model of text, written to `vocabulary.txt`.
+    """
+    folder, title = pathlib.Path(directory), describe(results)
+    (folder / "results.json").unlink(missing_ok=True)  # an earlier run's
+    print(table(results), flush=True)
+    names = ["results.json", "curves.png", "model.keras"]
+    if vocabulary:
+        names.append("vocabulary.txt")
+        text = "\n".join(vocabulary) + "\n"
+        write(folder / "vocabulary.txt", lambda path: path.write_text(text, encoding="utf-8"))
+    write(folder / "model.keras", model.save)
+    write(folder / "curves.png", lambda path: figure.draw(path, title, results, distances))
+    write(folder / "results.json", lambda path: path.write_text(output.as_json(results)))
+    print(f"Wrote {', '.join(names[:-1])} and {names[-1]} into {folder}.", flush=True)
+
+
+def write(path: pathlib.Path, save: Callable[[pathlib.Path], object]) -> None:
+    """Call `save` with another path, then move the file: nobody ever sees half of it."""
+    partial = path.with_stem(f".{path.stem}.partial")  # Keras and matplotlib go by the suffix
+    save(partial)
+    os.replace(partial, path)
+
+
+def table(results: dict) -> str:
+    """Return the results in a dozen lines."""
+    distance, unigram = results["consensus_distance"], results["unigram_cross_entropy"]
+    trained = results["gossip_steps"] + results["global_steps"]
+    between = "local" if results["topology"] == "disconnected" else "gossip"
+    accuracy = f"{results['val_accuracy']:.4f}, averaged model" + (
+        ", of the masked tokens" if unigram else ""
+    )
+    rows = {
+        "trained": describe(results),
+        "validation accuracy": accuracy,
+        "validation loss": f"{results['val_loss']:.4f}" + (" nats a masked token" * bool(unigram)),
+        "unigram": f"{unigram:.4f} nats, the best that knows no context" if unigram else None,
+        "training loss": f"{results['train_loss']:.4f}, last epoch, mean over workers",
+        "time": f"{results['seconds']:.1f} s for {trained} steps",
+        "communication": f"{results['communication_seconds'] / results['seconds']:.0%} of it",
+        "steps": f"{results['gossip_steps']} {between}, {results['global_steps']} global",
+        "sent": f"{results['bytes_sent_per_worker'] / 1e6:.1f} MB by a worker, mean",
+        "consensus distance": "none, one worker"
+        if distance is None
+        else f"{distance:.2e}, when the replicas last differed before an average",
+    }
+    if not math.isfinite(results["val_loss"]):
+        rows["diverged"] = "the loss is no longer a number; try a smaller --learning_rate"
+    lines = [f"  {name:<21}{value}" for name, value in rows.items() if value]
+    return "\n".join(["", *lines, ""])
+
+
+def describe(results: dict) -> str:
+    """Return one line: `resnet20 on digits, pga, H=6, one_peer_exponential, 4 workers`."""
+    parts = [f"{results['model']} on {results['dataset']}", results["algorithm"]]
+    if results["H"]:
+        parts.append(f"H {'from ' if results['algorithm'] == 'aga' else '= '}{results['H']}")
+    parts.append(results["topology"])
+    if results["overlap"]:
+        parts.append("overlap")
+    if results["wire_dtype"] != "float32":
+        parts.append(results["wire_dtype"])
+    workers = results["workers"]
+    return ", ".join([*parts, f"{workers} worker{'s' if workers > 1 else ''}"])

@@ -1,0 +1,74 @@
+"""What the flags ask for: which model is trained on which data, how, and for how long."""
+
+import dataclasses
+import pathlib
+
+import models
+from job.flags import FLAGS
+from models import inputs, recipes
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A training job.
+
+    Attributes:
+      data: the data set.
+      classes_per_worker: how many classes each worker sees; None: all.
+      recipe: optimizer, learning rate, loss and number of epochs.
+      steps_per_epoch: batches of one worker in an epoch.
+    """
+
+    data: inputs.Data
+    classes_per_worker: int | None
+    recipe: recipes.Recipe
+    steps_per_epoch: int
+
+    @property
+    def steps(self) -> int:
+        """Return the number of steps of the whole run."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+
+def find_job(size: int) -> Job:
+    """Return the job for `size` workers."""
+    data, recipe = find_data(), find_recipe()
+    return Job(data, FLAGS.classes_per_worker, recipe, steps_per_epoch(data, recipe, size))
+
+
+def steps_per_epoch(data: inputs.Data, recipe: recipes.Recipe, size: int) -> int:
+    """Return `--steps_per_epoch`, by default those of one pass over the smallest worker's share.
+
+    Raises:
+      ValueError: the flag is not given and the number of examples is not known in advance.
+    """
+    if FLAGS.steps_per_epoch:
+        return FLAGS.steps_per_epoch
+    shares = data.shares(size, FLAGS.classes_per_worker)
+    if shares is None:
+        raise ValueError(
+            f"how many examples {data.name} has is known only after reading it. Give "
+            "--steps_per_epoch."
+        )
+    return min(shares) // recipe.batch_size
+
+
+def find_recipe() -> recipes.Recipe:
+    """Return the model's recipe, each field replaced by the flag of its name if that is given."""
+    recipe = recipes.RECIPES[FLAGS.model]
+    names = [field.name for field in dataclasses.fields(recipe)]
+    given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+    return dataclasses.replace(recipe, **given)
+
+
+def find_data() -> inputs.Data:
+    """Return the data set without reading it."""
+    tokens = FLAGS.vocabulary
+    if FLAGS.initial_model and models.kind(FLAGS.model) == "text":
+        tokens = tokens or vocabulary_of(FLAGS.initial_model)
+    return inputs.find(find_recipe().dataset, FLAGS.data_dir, tokens, FLAGS.sequence_length)
+
+
+def vocabulary_of(initial_model: str) -> str:
+    """Return the path of the vocabulary that was written next to a model."""
+    return str(pathlib.Path(initial_model).parent / "vocabulary.txt")
