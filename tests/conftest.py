@@ -43,8 +43,8 @@ def _nothing_is_left_behind(tmp_path_factory):
         patch.setattr(tempfile, "tempdir", str(scratch))
         yield
     nursery.close()
-    running = processes.marked()
-    assert not running, f"These processes outlive the tests that started them: {running}"
+    deadline = deadlines.Deadline(30)  # for what ends at this moment
+    deadline.until(lambda: not processes.marked(), lambda: f"Still running: {processes.marked()}")
     new = set(os.listdir(_ROOT)) - before - _CACHES
     assert not new, f"The tests have left {sorted(new)} in {_ROOT}."
 

@@ -253,22 +253,23 @@ def _preempted_at_random(cluster, folder):
     signal.signal(signal.SIGTERM, lambda number, frame: None)  # those that come after fit
     random = np.random.default_rng(0)
     model, ends = kit.a_model(cluster.rank), []
-    for attempt in range(8):
+    for attempt in range(6):
         gossip = kit.a_gossip(4, overlap=attempt % 2 == 1)
         checkpoint = pga.Checkpoint(gossip, f"{folder}/{attempt}", every=2)
-        victim, moment = random.integers(2), random.uniform(0, 0.8)
-        timer = threading.Timer(moment, kit.terminate)
-        if cluster.rank == victim:
-            hooks = {"on_epoch_begin": lambda epoch, logs, t=timer: epoch or t.start()}
-        else:
-            hooks = {}
+        victim, step = random.integers(2), random.integers(50)
+        timer = threading.Timer(random.uniform(0, 0.02), kit.terminate)
+
+        def soon(batch, logs=None, gossip=gossip, timer=timer, when=(victim, step)):
+            if (cluster.rank, gossip.step) == when:
+                timer.start()
+
         x, y = kit.data(cluster.rank)
         model.fit(
             *(x, y),
             batch_size=kit.BATCH,
             epochs=12,
             validation_data=(x, y),
-            callbacks=[kit.a_callback(**hooks), gossip, checkpoint],
+            callbacks=[kit.a_callback(on_train_batch_begin=soon), gossip, checkpoint],
             verbose=0,
         )
         timer.cancel()

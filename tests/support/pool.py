@@ -21,6 +21,7 @@ import socket
 import sys
 import tempfile
 import traceback
+import uuid
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 if str(_ROOT) not in sys.path:
@@ -29,6 +30,9 @@ if str(_ROOT) not in sys.path:
 from tests.support import addresses, deadlines, nursery, product, workers  # noqa: E402
 
 _LAST_LINES = 20
+
+# Larger pools are needed once or twice: they end at once, and their memory is free.
+_KEPT = 4
 
 
 class PoolError(AssertionError):
@@ -61,11 +65,14 @@ class Pools:
         key = size, devices
         if key not in self._pools:
             self._pools[key] = Pool(size, devices)
+        kept = False
         try:
-            return self._pools[key].run(function, deadline_s, arguments)
-        except BaseException:
-            self._pools.pop(key).close()
-            raise
+            results = self._pools[key].run(function, deadline_s, arguments)
+            kept = size <= _KEPT
+            return results
+        finally:
+            if not kept:
+                self._pools.pop(key).close()
 
     def close(self):
         """End all pools."""
@@ -113,8 +120,8 @@ class Pool:
 
     def _start(self, devices: int):
         with socket.socket(socket.AF_UNIX) as listener:
-            path = f"{self._folder}/pool"
-            listener.bind(path)
+            name = uuid.uuid4().hex
+            listener.bind(f"\0{name}")  # in no folder, whose name may be too long for a socket
             listener.listen(self._size)
             given = addresses.free(self._size)
             threads = str(max(1, (os.cpu_count() or 1) // self._size))
@@ -127,7 +134,7 @@ class Pool:
                     "PYTHONUNBUFFERED": "1",
                 }
                 with open(f"{self._folder}/{rank}", "ab") as output:  # its own position
-                    child = nursery.start([__file__, path, devices], environment, output)
+                    child = nursery.start([__file__, name, devices], environment, output)
                 self._children.append(child)
             listener.setblocking(False)
             files = {}
@@ -202,10 +209,10 @@ class Pool:
 # ---- In a worker --------------------------------------------------------------------------------
 
 
-def _main(path: str, devices: str):
+def _main(name: str, devices: str):
     cluster = workers.start(int(devices))
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(path)
+        connection.connect(f"\0{name}")
         file = connection.makefile("rwb", buffering=0)
         file.write(json.dumps(cluster.rank).encode() + b"\n")
         for count, line in enumerate(file):

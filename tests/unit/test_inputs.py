@@ -15,7 +15,7 @@ from models import inputs, sources
 from tests.support import deadlines, prepared
 
 ROOT = pathlib.Path(__file__).parents[2]
-SIZES = [1, 2, 3, 5]
+SIZES = [1, 2, 5]
 LENGTH = 16  # of rows of text here
 
 
