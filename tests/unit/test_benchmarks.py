@@ -58,7 +58,9 @@ def test_network_ratios_are_worked_by_hand():
     }
     assert network_report.ratios(exchanges, 4) == pytest.approx(expected)
     of_steps = {"overlap_step_over_compute": 1.1, "fit_speedup_over_mwms": 2.25}
-    assert network_report.ratios({**exchanges, **steps}, 4) == pytest.approx({**expected, **of_steps})
+    assert network_report.ratios({**exchanges, **steps}, 4) == pytest.approx(
+        {**expected, **of_steps}
+    )
 
 
 def test_network_predicts_from_the_limit_and_the_computation_alone():
