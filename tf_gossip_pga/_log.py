@@ -27,5 +27,6 @@ class _PlainLines(logging.Handler):
 logger = logging.getLogger("tf_gossip_pga")
 if not logger.handlers:  # the user's configuration wins
     logger.addHandler(_PlainLines())
-    logger.setLevel(logging.INFO)
     logger.propagate = False
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)

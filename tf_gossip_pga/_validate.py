@@ -19,9 +19,13 @@ def whole(value: object, at_least: int, at_most: int | None = None) -> int | Non
 
 def number(value: object) -> float | None:
     """Return `value` as a `float`, or None if it is no finite real number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
-    return float(value)
+    try:
+        result = float(value)
+    except OverflowError:  # an integer beyond the largest float
+        return None
+    return result if math.isfinite(result) else None
 
 
 def check_whole(

@@ -28,6 +28,8 @@ def test_the_users_level_and_handlers_win():
         "logging.basicConfig(format='%(levelname)s %(message)s', level=logging.INFO);"
     )
     assert _stderr_of(f"import tf_gossip_pga._log; {quiet}{PRINTS}") == "lost\n"
+    before = "import logging; logging.getLogger('tf_gossip_pga').setLevel(logging.WARNING);"
+    assert _stderr_of(f"{before}{PRINTS}") == "lost\n"
     assert _stderr_of(f"{own}{PRINTS}") == "INFO rank 1 waits\nWARNING lost\n"
 
 

@@ -4,7 +4,13 @@ import math
 
 import pytest
 
+from tf_gossip_pga.algorithm import schedule
 from tf_gossip_pga.training.period_loss import PeriodLoss
+
+
+def _loss() -> PeriodLoss:
+    return PeriodLoss(schedule.AdaptivePeriod(initial=2, warmup_steps=2).start())
+
 
 # Losses 4, 2, 1, 3 of batches of 8 samples; Keras' running sums of loss * weight and of weight.
 SUMS = [(32.0, 8.0), (48.0, 16.0), (56.0, 24.0), (80.0, 32.0)]
@@ -23,32 +29,40 @@ def _follow(loss: PeriodLoss, batches) -> list[float]:
 def test_the_first_batch_after_an_average_counts():
     # Period 2: averages after the second and the fourth batch; the first and the third count.
     batches = [(sums, math.nan, k % 2 == 1) for k, sums in enumerate(SUMS)]
-    assert _follow(PeriodLoss(), batches) == [4.0, 4.0, 1.0, 1.0]
+    assert _follow(_loss(), batches) == [4.0, 4.0, 1.0, 1.0]
 
 
 def test_sums_begin_again_with_each_epoch():
-    loss = PeriodLoss()
+    loss = _loss()
     assert _follow(loss, [(SUMS[0], math.nan, True)]) == [4.0]
     loss.begin_epoch()
     assert _follow(loss, [((40.0, 8.0), math.nan, False)]) == [5.0]
 
 
 def test_batches_between_are_not_looked_at():
-    loss = PeriodLoss()
+    loss = _loss()
     loss.observe(SUMS[0], math.nan, is_global=False)
     assert [loss.needs(False), loss.needs(True)] == [False, True]
     loss.after_average()  # a checkpoint has averaged, apart from the schedule
     assert loss.needs(False)
 
 
-@pytest.mark.parametrize("logged", [0.5, math.nan])
+@pytest.mark.parametrize("logged", [0.5, math.nan, None])
 def test_without_sums_the_logged_loss_counts(logged):
-    loss = PeriodLoss()
+    loss = _loss()
     loss.observe(None, logged, is_global=False)
-    assert loss.value == pytest.approx(logged, nan_ok=True)
+    assert loss.value == pytest.approx(math.nan if logged is None else logged, nan_ok=True)
 
 
 def test_a_batch_without_weight_has_no_loss():
-    loss = PeriodLoss()
+    loss = _loss()
     loss.observe((0.0, 0.0), 1.0, is_global=False)
     assert math.isnan(loss.value)
+
+
+def test_the_averaged_loss_chooses_the_next_period():
+    adaptive = schedule.AdaptivePeriod(initial=2, warmup_steps=2).start()
+    loss = PeriodLoss(adaptive)
+    loss.average(2, 4.0)  # still warming up: remembers the loss
+    loss.average(4, 1.0)  # a quarter of the loss, four times the period
+    assert (loss.value, adaptive.H) == (1.0, 8)

@@ -171,6 +171,18 @@ def test_a_network_failure_ends_a_fixed_session():
         _exchange(_fixed(), error=error)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_call_of_the_script_that_meets_something_else_is_an_error(place):
+    session = _fixed()
+    doings = ["cluster.barrier", "cluster.barrier", "cluster.barrier"]
+    session._gather = lambda message: [[doing, None] for doing in doings]
+    assert session.gather(None, "cluster.barrier", 60) == [None] * 3
+    doings[place] = "the start of training"
+    text = rf"rank {place} is at the start of training.*call cluster.gather"
+    with pytest.raises(RuntimeError, match=text):
+        session.gather(None, doings[1], 60)
+
+
 def test_an_error_of_our_own_is_not_taken_for_a_loss():
     error = tf.errors.InvalidArgumentError(None, None, "shapes differ")
     with pytest.raises(tf.errors.InvalidArgumentError, match="shapes differ"):
@@ -364,3 +376,36 @@ def test_view_changed_never_leaves_the_sequence():
     session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
     with pytest.raises(ViewChanged):  # only where an exchange runs outside of it
         _test_body(lambda: _exchange(session, error=ExchangeBroken("the gossip", "x")))
+
+
+def test_a_joining_worker_counts_all_workers_until_it_is_alone_no_longer():
+    membership = StandInMembership()
+    membership.view = View(0, (1,))  # it knows only itself
+    session = ElasticSession(
+        CLUSTER,
+        TRANSPORT,
+        StandInRuntime(),
+        StandInChannel(),
+        _status(),
+        StandInWatchdog(),
+        membership,
+        is_joining=True,
+    )
+    assert (session.size, session.ops.size) == (3, 1)
+    assert session.gather("own", "the start", 60) == ["own"]
+
+
+def test_the_last_survivor_waits_for_nobody():
+    session = _elastic(((1,), 0))
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
+    assert _test_body(lambda: _failing_once(session, [])("breaks")) == "breaks"
+    session._watchdog.entered.clear()
+    assert session.gather({"a": 1}, "the end", 60) == [{"a": 1}]
+    assert _exchange(session) and not session._watchdog.entered
+
+
+def test_a_script_does_not_gather_inside_of_a_fit_that_survives_losses():
+    session = _elastic()
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
+    with pytest.raises(RuntimeError, match=r"cluster.gather cannot be called inside of a fit"):
+        _test_body(lambda: session.gather(1, "cluster.gather", 60))

@@ -35,7 +35,7 @@ def test_finite_numbers(value):
     assert type(result) is float
 
 
-@pytest.mark.parametrize("value", [True, "1", None, math.nan, math.inf, 1j, [1]])
+@pytest.mark.parametrize("value", [True, "1", None, math.nan, math.inf, 1j, [1], 10**400])
 def test_what_is_no_finite_number(value):
     assert _validate.number(value) is None
 

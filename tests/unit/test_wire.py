@@ -12,7 +12,7 @@ def _sent(name: str, values) -> np.ndarray:
     values = tf.constant(values)
     form = wire.resolve(name)
     message = form.encode(values)
-    assert len(message) * message.dtype.size == form.bytes(len(values), values.dtype.size)
+    assert len(message) * message.dtype.size == form.encoded_bytes(len(values), values.dtype.size)
     return form.decode(message, len(values)).numpy()
 
 
@@ -69,9 +69,9 @@ def test_what_is_no_number_does_not_become_one(name, odd):
 
 def test_int8_moves_a_quarter_of_the_bytes():
     # 1000 numbers are 4 blocks of 256 bytes and a scale.
-    assert wire.resolve("int8").bytes(1000, 4) == 4 * (256 + 4)
-    assert wire.resolve("bfloat16").bytes(1000, 4) == 2000
-    assert wire.resolve("float32").bytes(1000, 8) == 8000
+    assert wire.resolve("int8").encoded_bytes(1000, 4) == 4 * (256 + 4)
+    assert wire.resolve("bfloat16").encoded_bytes(1000, 4) == 2000
+    assert wire.resolve("float32").encoded_bytes(1000, 8) == 8000
 
 
 @pytest.mark.parametrize("name", ["int4", "", None, "float16"])

@@ -8,6 +8,7 @@ leaves alone: its optimizer's variables, its random generators, its integers.
 from __future__ import annotations
 
 import os
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ from tf_gossip_pga.checkpoint.files import CheckpointFiles
 from tf_gossip_pga.checkpoint.reader import Reader
 from tf_gossip_pga.checkpoint.writer import Writer
 from tf_gossip_pga.exchange import process
+from tf_gossip_pga.exchange.elastic import ElasticSession
 from tf_gossip_pga.training import preemption, preflight
 from tf_gossip_pga.training.callback import GossipPGA
 
@@ -99,7 +101,8 @@ class Checkpoint(keras.callbacks.Callback):
         rank = self._session.cluster.rank
         self.preempted = False
         self._reader = Reader(self._files, self._session, gossip)
-        self._writer: Writer | None = None  # while training
+        self._writer: Writer | None = None  # of the present fit
+        self._fit: dict[str, Any] = {}  # what Keras tells of it: "epochs", "steps"
         self._kept: list[tuple[keras.Variable, np.ndarray]] = []  # while rank 0's are broadcast
         self._epoch = self._batches = 0  # of this fit; those of this epoch
         self._sigterm = preemption.Sigterm(
@@ -131,8 +134,9 @@ class Checkpoint(keras.callbacks.Callback):
 
             epoch = checkpoint.restore(model)
         """
-        if self._session.is_joining:  # its state comes from the others
-            invitation = self._session.admission.await_invitation()
+        session = self._session
+        if isinstance(session, ElasticSession) and session.is_joining:  # its state is the others'
+            invitation = session.admission.await_invitation()
             self._gossip.state = invitation.state
             return invitation.epoch
         return self._reader.restore(model)
@@ -150,13 +154,15 @@ class Checkpoint(keras.callbacks.Callback):
             raise ValueError(
                 "The GossipPGA of a Checkpoint must come before it: callbacks=[gossip, checkpoint]."
             )
+        model = cast(keras.Model, self.model)  # Keras has set it, and params
+        self._fit = cast("dict[str, Any]", self.params)
         self._writer = Writer(
             self._files,
             self._session.cluster,
             self._gossip,
             self._sync,
-            self.model,
-            preflight.described(self.model),  # an optimizer built elsewhere has other variables
+            model,
+            preflight.described(model),  # an optimizer built elsewhere has other variables
         )
         self.preempted = False
         self._sigterm.begin(preemption.code_of_caller("on_train_begin"))
@@ -175,7 +181,8 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self._is_early():
             return
-        last = epoch + 1 == self.params["epochs"] or self.model.stop_training
+        model = cast(keras.Model, self.model)
+        last = epoch + 1 == self._fit["epochs"] or model.stop_training
         if last or (epoch + 1) % self._every == 0:
             self._save(epoch + 1, due=True)
 
@@ -184,7 +191,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _save(self, epoch: int, due: bool):
         """Save, on all ranks; `due`: also where no rank has received SIGTERM."""
-        self._writer.save(epoch, lambda: due or self.preempted)
+        if self._writer is not None:
+            self._writer.save(epoch, lambda: due or self.preempted)
 
     def _sync(self, where: str, value) -> list:
         """Return what all ranks passed; note whether one of them is to end."""
@@ -194,5 +202,5 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _is_early(self) -> bool:
         """Return whether the epoch has batches that were not trained on."""
-        steps = self.params["steps"]
+        steps = self._fit["steps"]
         return self._gossip.stopped if steps is None else self._batches < steps

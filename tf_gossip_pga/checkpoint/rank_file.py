@@ -42,14 +42,15 @@ def rank_name(rank: int) -> str:
 
 def copies(variables: list[keras.Variable]) -> list[tuple[keras.Variable, np.ndarray]]:
     """Return each variable with its present value."""
-    return [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
+    return [(each, np.asarray(keras.ops.convert_to_numpy(each))) for each in variables]
 
 
 def save(path: str | os.PathLike, model, places: list[int]):
     """Write the variables at these places."""
     everything = variables(model)
     arrays = copies([everything[place] for place in places])
-    np.savez(path, **{str(place): value for place, (_, value) in zip(places, arrays, strict=True)})
+    by_place = {str(place): value for place, (_, value) in zip(places, arrays, strict=True)}
+    np.savez(path, allow_pickle=False, **by_place)
 
 
 def load(path: str | os.PathLike, model) -> list[tuple[keras.Variable, np.ndarray]]:

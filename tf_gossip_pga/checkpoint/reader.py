@@ -79,7 +79,7 @@ class Reader:
         """On the chief, set the model to a checkpoint: its manifest, or why it cannot be used."""
         try:
             manifest = self._files.read(number)
-            path = self._files.checked(number, WEIGHTS, manifest.get("files"))
+            path = self._files.checked(number, WEIGHTS, manifest.get("files", {}))
             self._take(number, manifest, model, lambda: model.load_weights(path))
         except CheckpointError as error:
             return None, str(error)
@@ -133,7 +133,7 @@ class Reader:
                 f"{values[1]} here"
             )
         try:
-            self._gossip.state = manifest.get("state")
+            self._gossip.state = manifest.get("state", {})
         except ValueError as error:
             raise CheckpointError(f"{folder} is of a run with another H: {error}") from None
 

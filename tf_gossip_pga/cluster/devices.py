@@ -10,7 +10,7 @@ def local_strategy() -> tf.distribute.Strategy:
     gradients by a collective in a group of key 1; the leader of the cluster sees one group of all
     processes, which is "already full". Both kinds of summing here use no collective. Neither does
     anything else in the strategy unless XLA compiles the step, which
-    `agreement.problem_of_devices` refuses.
+    `training.preflight.problem_of_devices` refuses.
     """
     devices = _names()
     if len(devices) < 2:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster.cluster import Cluster
-from tf_gossip_pga.coordination.channel import Channel
+from tf_gossip_pga.coordination.channel import Channel, Endpoint
 from tf_gossip_pga.coordination.joining import Invitation
 from tf_gossip_pga.coordination.reports import Waiting
 from tf_gossip_pga.coordination.status import Absence, Status
@@ -32,23 +34,25 @@ class Admission:
         before.
     """
 
-    def __init__(self, cluster: Cluster, channel: Channel, status: Status, timing: Timing):
+    def __init__(self, cluster: Cluster, channel: Channel, status: Status, timing: Timing) -> None:
         self.invitation: Invitation | None = None
         self._cluster = cluster
         self._channel = channel
         self._status = status
         self._timing = timing
-        self._announced: dict[int, tuple[dict, float]] = {}  # endpoint, and when it was received
+        self._announced: dict[
+            int, tuple[Endpoint, float]
+        ] = {}  # endpoint, and when it was received
 
-    def listen(self):
+    def listen(self) -> None:
         """Take announcements of joining workers from now on, as a member."""
         self._channel.handlers["join"] = self._take_announcement
 
-    def await_members(self):
+    def await_members(self) -> None:
         """Take an invitation of the members from now on, as a joining worker."""
         self._channel.handlers["invite"] = self._take_invitation
 
-    def announced(self) -> dict[str, dict]:
+    def announced(self) -> dict[str, Endpoint]:
         """Return the endpoints of lost workers that have announced themselves just now."""
         soonest = time.monotonic() - self._timing.announced_s
         return {
@@ -57,11 +61,11 @@ class Admission:
             if rank in self._cluster.lost and heard > soonest
         }
 
-    def forget(self):
+    def forget(self) -> None:
         """Forget all announcements; whoever still wants to join makes another."""
         self._announced = {}
 
-    def invite(self, invitation: Invitation, joining: dict[str, dict], asks: bool):
+    def invite(self, invitation: Invitation, joining: Mapping[str, Endpoint], asks: bool) -> None:
         """Learn the endpoints of joining workers; the one member that `asks` invites them.
 
         Raises:
@@ -91,11 +95,12 @@ class Admission:
                     f"Rank {self._cluster.rank} was started to join the others again, but all of "
                     "them have ended."
                 )
-            answered = [each for each in answers.values() if isinstance(each, dict)]
-            for each in answered:  # other workers may have joined since
+            answered = {rank: each for rank, each in answers.items() if isinstance(each, dict)}
+            for each in answered.values():  # other workers may have joined since
                 self._learn(each["endpoints"])
             if waited_s := waiting.due():
-                where = f" Rank {min(answers)} is {answered[0]['where']}." if answered else ""
+                first = min(answered, default=None)
+                where = "" if first is None else f" Rank {first} is {answered[first]['where']}."
                 logger.info(
                     f"Rank {self._cluster.rank} has waited {waited_s:.0f} s for the others to "
                     f"begin an epoch.{where}"
@@ -105,17 +110,27 @@ class Admission:
         self._channel.keep({*self.invitation.members, *self.invitation.joining})
         return self.invitation
 
-    def _learn(self, endpoints: dict[str, dict]):
+    def accepted(self) -> Invitation:
+        """Return the invitation of this joining worker.
+
+        Raises:
+          RuntimeError: it has not been invited.
+        """
+        if self.invitation is None:
+            raise RuntimeError("This worker has not been invited to join the others.")
+        return self.invitation
+
+    def _learn(self, endpoints: Mapping[str, Endpoint]) -> None:
         for rank, endpoint in endpoints.items():
             self._channel.learn(int(rank), endpoint)
 
-    def _take_announcement(self, request: dict) -> dict:
+    def _take_announcement(self, request: dict[str, Any]) -> dict[str, Any]:
         """Note that a worker wants to join. On the channel's thread."""
         heard = (request["endpoint"], time.monotonic())
         self._announced = {**self._announced, int(request["rank"]): heard}
         return {"endpoints": self._channel.endpoints, "where": self._status.tell().where}
 
-    def _take_invitation(self, request: dict) -> dict:
+    def _take_invitation(self, request: dict[str, Any]) -> dict[str, Any]:
         """Note that the members are ready. On the channel's thread."""
         fields = {field.name: request[field.name] for field in dataclasses.fields(Invitation)}
         self.invitation = Invitation(**fields)

@@ -1,6 +1,6 @@
 """Look after the exchange under way: ask whom it waits for, report it, and abort it in the end.
 
-TensorFlow's collectives wait in silence, for ever, and their own timeouts cost two threads each.
+TensorFlow's collectives wait in silence, forever, and their own timeouts cost two threads each.
 One thread looks after the exchange under way: when it lasts long, the thread asks the other
 workers, through `channel`, where they are, and when it has lasted too long, the thread aborts it.
 """
@@ -14,7 +14,7 @@ import statistics
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from tf_gossip_pga._log import logger
@@ -107,7 +107,7 @@ class Watchdog:
         self._status.at(where, step)
 
     @contextlib.contextmanager
-    def deadline(self, doing: str, timeout_s: float) -> Iterator[Wait]:
+    def deadline(self, doing: str, timeout_s: float) -> Generator[Wait, None, None]:
         """Run exchanges under a deadline, after which they are aborted.
 
         The caller translates the error that an aborted exchange ends with, and finds in the yielded
@@ -205,7 +205,7 @@ class Watchdog:
             if wait:
                 try:
                     self._look_after(wait)
-                except Exception:  # without this thread a hang would last for ever
+                except Exception:  # without this thread a hang would last forever
                     traceback.print_exc()
 
     def _look_after(self, wait: Wait) -> None:

@@ -88,6 +88,7 @@ class Averager:
         self.bytes_sent = 0
         self._session = session
         self._view = session.view
+        self._ops = session.ops
         self._topology = topology
         self._variables = variables
         self._patience = patience
@@ -106,7 +107,7 @@ class Averager:
         first_key = session.reserve_keys(
             sent + means + len(self._slots), "the start", patience.start_s
         )
-        self._mixer = Mixer(session.ops, topology, self._parameters, wire, first_key)
+        self._mixer = Mixer(self._ops, topology, self._parameters, wire, first_key)
         self._key_of_means = first_key + sent
         self._key_of_slots = self._key_of_means + means
         rounds = range(topology.rounds)  # each has peers of its own
@@ -231,7 +232,7 @@ class Averager:
     def _global_average(self):
         self._merge_statistics()
         chunks = self._parameters.pack()
-        means = self._session.ops.mean([*chunks, *self._statistics.pack()], self._key_of_means)
+        means = self._ops.mean([*chunks, *self._statistics.pack()], self._key_of_means)
         squares = tf.zeros([2], tf.float64)  # of the distance and of the norm
         for chunk, mean in zip(chunks, means[: len(chunks)], strict=True):
             distance = tf.nn.l2_loss(buckets.wide(chunk) - buckets.wide(mean))
@@ -262,10 +263,10 @@ class Averager:
         return [replica for variable in variables for replica in self._replicas(variable)]
 
     def _mean_of_slots(self):
-        self._slots.assign(self._session.ops.mean(self._slots.pack(), self._key_of_slots))
+        self._slots.assign(self._ops.mean(self._slots.pack(), self._key_of_slots))
 
     def _broadcast_from(self, first_key: int, source: int = 0, is_taken: bool = True):
-        received = self._session.ops.broadcast(self._everything.pack(), first_key, source)
+        received = self._ops.broadcast(self._everything.pack(), first_key, source)
         if is_taken:
             self._everything.assign(received)
             self._mixer.remember(self._parameters.pack())

@@ -12,8 +12,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import tensorflow as tf
-
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination.admission import Admission
@@ -90,6 +88,7 @@ class ElasticSession(FixedSession):
         super().__init__(cluster, transport, channel, status, watchdog, timing)
         self._sequence = Sequence(self.timing.futile_regroups)
         self.is_joining = is_joining
+        self.all_workers = runtime.strategy
         self.admission = Admission(cluster, channel, status, self.timing)
 
     @property
@@ -98,9 +97,23 @@ class ElasticSession(FixedSession):
         return self._membership.view
 
     @property
-    def all_workers(self) -> tf.distribute.Strategy | None:
-        """Return the `MultiWorkerMirroredStrategy` that started the server; None after joining."""
-        return self._runtime.strategy
+    def size(self) -> int:
+        """Return the number of members; on a joining worker, which is alone yet, of all workers."""
+        return self.cluster.size if self.is_joining else super().size
+
+    def gather(self, value, doing: str, timeout_s: float) -> list:
+        """Return what every member passed, in rank order; see `FixedSession.gather`.
+
+        Raises:
+          RuntimeError: also for a call of the user's script inside of a `fit` that survives losses,
+            which could not be run again after a loss.
+        """
+        if doing.startswith("cluster.") and self._policy is not None and self._status.tell().in_fit:
+            raise RuntimeError(
+                f"{doing} cannot be called inside of a fit with on_worker_lost='continue'. Call it "
+                "before or after fit; numbers in Keras' logs become means over ranks by themselves."
+            )
+        return super().gather(value, doing, timeout_s)
 
     # ---- The sequence of exchanges --------------------------------------------------------------
 
@@ -261,7 +274,7 @@ class ElasticSession(FixedSession):
           WorkerLost: the others did not wait for it, or one was lost meanwhile.
         """
         try:
-            self._grow(self.admission.invitation)
+            self._grow(self.admission.accepted())
         except ViewAbandoned:
             raise WorkerLost(
                 f"Rank {self.cluster.rank} was not taken in: another worker was lost meanwhile, or "

@@ -24,6 +24,7 @@ edge. In the group of all members `CollectiveReduceV2` is the global average and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import tensorflow as tf
 
@@ -72,9 +73,11 @@ class GroupOps:
         # The same keys for the same group, on whichever member they are computed.
         self._group_key = _FIRST_GROUP_KEY + (2 + world_size**2) * view.number
         with tf.device("/device:CPU:0"):
-            self._gather_token = tf.Variable(0.0)
+            self._gather_token = tf.Variable(tf.constant(0.0))
         with tf.device(transport.device):
-            self._tokens = [tf.Variable(0.0) for _ in range(transport.messages_in_flight)]
+            self._tokens = [
+                tf.Variable(tf.constant(0.0)) for _ in range(transport.messages_in_flight)
+            ]
 
     def exchange(
         self,
@@ -169,7 +172,7 @@ class GroupOps:
                 input=values,
                 group_size=self.size,
                 group_key=self._group_key + 1,
-                instance_key=_FIRST_INSTANCE_KEY + values.shape[0].bit_length(),
+                instance_key=_FIRST_INSTANCE_KEY + cast(int, values.shape[0]).bit_length(),
                 ordering_token=[self._gather_token.handle],
                 communication_hint="ring",
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import tensorflow as tf
 
 from tf_gossip_pga.algorithm.graph import Topology
@@ -39,7 +41,9 @@ class Mixer:
         colors = self._topology.colors(round)
         messages = sum(sender == self._ops.place for color in colors for sender, _ in color)
         layout = self._parameters.layout
-        return messages * sum(self._wire.bytes(length, dtype.size) for length, dtype in layout)
+        return messages * sum(
+            self._wire.encoded_bytes(length, dtype.size) for length, dtype in layout
+        )
 
     def remember(self, chunks):
         """Take as the reference what all replicas have now."""
@@ -76,5 +80,6 @@ class Mixer:
         chunk, reference = pair
         return self._wire.encode(buckets.wide(chunk) - buckets.wide(reference))
 
-    def _decode(self, message, chunk):
-        return tf.cast(self._wire.decode(message, chunk.shape[0]), buckets.wide(chunk).dtype)
+    def _decode(self, message: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
+        numbers: tf.Tensor = self._wire.decode(message, cast(int, chunk.shape[0]))
+        return tf.cast(numbers, buckets.wide(chunk).dtype)

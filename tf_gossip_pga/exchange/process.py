@@ -19,7 +19,9 @@ from tf_gossip_pga.exchange import startup
 from tf_gossip_pga.exchange.elastic import ElasticSession
 from tf_gossip_pga.exchange.session import SoloSession
 
-_active: SoloSession | None = None
+Session = SoloSession | ElasticSession
+
+_active: Session | None = None
 
 
 def initialize(join: bool | None = None) -> Cluster:
@@ -67,7 +69,7 @@ def initialize(join: bool | None = None) -> Cluster:
     return _active.cluster
 
 
-def active() -> SoloSession:
+def active() -> Session:
     """Return the session of this process; that of a single worker where there is no cluster.
 
     Raises:
@@ -111,14 +113,14 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
         membership.restrict((cluster.rank,))  # no other worker's loss concerns it yet
     session = ElasticSession(
         cluster,
-        transport,
-        runtime,
-        channel,
-        status,
-        watchdog,
-        membership,
-        timing,
-        is_joining,
+        transport=transport,
+        runtime=runtime,
+        channel=channel,
+        status=status,
+        watchdog=watchdog,
+        membership=membership,
+        timing=timing,
+        is_joining=is_joining,
     )
     if known is not None:
         session.admission.await_members()

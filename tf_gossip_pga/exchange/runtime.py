@@ -22,7 +22,8 @@ import dataclasses
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager import context
@@ -61,6 +62,11 @@ class Transport:
         return self.implementation.value.lower()
 
 
+def _context() -> Any:
+    """Return TensorFlow's context, which has no public type."""
+    return context.context()
+
+
 def find_transport() -> Transport:
     """Return the transport for the devices that this process sees."""
     if tf.config.get_visible_devices("GPU"):
@@ -72,12 +78,12 @@ def find_transport() -> Transport:
 
 def is_running() -> bool:
     """Return whether TensorFlow runs already, so that no server can be started."""
-    return context.context()._context_handle is not None
+    return _context()._context_handle is not None
 
 
 def abort(reason: str):
     """Make every collective of this process fail, until `Runtime.set_view` is called."""
-    context.context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, reason)
+    _context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, reason)
 
 
 class Runtime:
@@ -115,13 +121,13 @@ class Runtime:
         )
         with _interruptible():
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy(self._resolver, options)
-        self._server = copy.deepcopy(context.context()._collective_ops_server_def)
+        self._server = copy.deepcopy(_context()._collective_ops_server_def)
 
     def start_alone(self):
         """Start the server of a joining worker, whose cluster is itself alone at first."""
         self._server = tf.train.ServerDef(
             cluster=self._resolver.cluster_spec().as_cluster_def(),
-            default_session_config=context.context().config,
+            default_session_config=_context().config,
             job_name=_JOB,
             task_index=self._rank,
             protocol="grpc",
@@ -137,14 +143,14 @@ class Runtime:
         config.collective_group_leader = f"/job:{_JOB}/replica:0/task:{view.members[0]}"
         config.ClearField("coordination_config")
         with _without_startup_warning():
-            context.context().enable_collective_ops(server)
+            _context().enable_collective_ops(server)
 
 
 def _disable_heartbeats(workers: int):
     """Configure the coordination service as the strategy would, without its heartbeats."""
     config = tf.compat.v1.ConfigProto().experimental.coordination_config
     config.coordinated_job_list.add(name=_JOB, num_tasks=workers)
-    context.context().configure_coordination_service(
+    _context().configure_coordination_service(
         "standalone",
         f"/job:{_JOB}/replica:0/task:0",
         coordinated_jobs=list(config.coordinated_job_list),
@@ -153,7 +159,7 @@ def _disable_heartbeats(workers: int):
 
 
 @contextlib.contextmanager
-def _without_startup_warning() -> Iterator[None]:
+def _without_startup_warning() -> Generator[None, None, None]:
     """Suppress TensorFlow's warning that tensors made before may not be found again."""
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -168,7 +174,7 @@ def _without_startup_warning() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible() -> Generator[None, None, None]:
     """Let SIGINT and SIGTERM end the process while TensorFlow waits for the other workers.
 
     Python's handlers cannot run before TensorFlow returns. TensorFlow also installs a SIGTERM

@@ -10,7 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, NoReturn
 
 import tensorflow as tf
@@ -40,12 +40,14 @@ class SoloSession:
       ops: the collective ops of the present view.
       timing: every deadline of the control plane.
       is_joining: whether this worker waits to be taken in by the others.
+      all_workers: the `tf.distribute.MultiWorkerMirroredStrategy` that started TensorFlow's server;
+        None for a single worker, and for one that has joined others.
     """
-
-    is_joining = False
 
     def __init__(self, cluster: Cluster, timing: Timing | None = None):
         self.cluster = cluster
+        self.is_joining = False
+        self.all_workers: tf.distribute.Strategy | None = None
         self.timing = timing or Timing()
         self.ops: group_ops.Ops = group_ops.LoneOps()
 
@@ -98,7 +100,10 @@ class SoloSession:
         return contextlib.nullcontext()
 
     def begin(self, exchange: Callable[[], Any], doing: str, timeout_s: float):
-        """Run `exchange()` in the background from now on; `finish` returns its result."""
+        """Run `exchange()` in the background from now on; `finish` returns its result.
+
+        A single worker has nothing to exchange with anybody, and runs nothing.
+        """
 
     def finish(self) -> Any:
         """Return the result of the exchange in the background; None if there is none."""
@@ -168,11 +173,18 @@ class FixedSession(SoloSession):
         return self._channel.unreachable()
 
     def gather(self, value, doing: str, timeout_s: float) -> list:
-        """Return what every member passed, in rank order; see `SoloSession.gather`."""
+        """Return what every member passed, in rank order; see `SoloSession.gather`.
+
+        Raises:
+          RuntimeError: on every rank, if a call of the user's script meets another exchange.
+        """
+        if self.ops.size == 1:  # the last survivor
+            return [value]
         with self.waiting(doing, timeout_s):
-            everyone = self._gather(value)
+            everyone = self._gather([doing, value])
         self.heard_all()
-        return everyone
+        _check_that_calls_meet(self.view.members, [each for each, _ in everyone])
+        return [each for _, each in everyone]
 
     def reserve_keys(self, count: int, doing: str, timeout_s: float) -> int:
         """Return the first of `count` instance keys unused on every rank, the same on all."""
@@ -181,7 +193,7 @@ class FixedSession(SoloSession):
         return first
 
     @contextlib.contextmanager
-    def waiting(self, doing: str, timeout_s: float) -> Iterator[None]:
+    def waiting(self, doing: str, timeout_s: float) -> Generator[None, None, None]:
         """Run exchanges under a deadline.
 
         An exchange in the background ends first, and fails here if it fails: all ranks exchange in
@@ -196,6 +208,9 @@ class FixedSession(SoloSession):
           ViewChanged: it failed, and the surviving workers have formed a new view.
           TrainingFinished: it failed, but others have trained to the end.
         """
+        if self.ops.size == 1:  # the last survivor waits for nobody
+            yield
+            return
         try:
             if self._under_way is not None:
                 self._under_way.result()
@@ -233,7 +248,7 @@ class FixedSession(SoloSession):
         self._channel.heard_all()
 
     @contextlib.contextmanager
-    def _deadline(self, doing: str, timeout_s: float) -> Iterator[None]:
+    def _deadline(self, doing: str, timeout_s: float) -> Generator[None, None, None]:
         """Run an exchange under the watchdog; TensorFlow's errors come out as `ExchangeBroken`."""
         with self._watchdog.deadline(doing, timeout_s) as wait:
             try:
@@ -247,3 +262,15 @@ class FixedSession(SoloSession):
     def _on_broken(self, broken: ExchangeBroken) -> NoReturn:
         """Raise what a broken exchange means for training."""
         raise WorkerLost(self._watchdog.text_of_loss(broken)) from None
+
+
+def _check_that_calls_meet(members: tuple[int, ...], doings: list[str]):
+    """Raise where `cluster.gather` or `cluster.barrier` on one rank meets something else."""
+    if len(set(doings)) > 1 and any(doing.startswith("cluster.") for doing in doings):
+        places = "; ".join(
+            f"rank {rank} is at {doing}" for rank, doing in zip(members, doings, strict=True)
+        )
+        raise RuntimeError(
+            f"The ranks took different ways: {places}. Every rank must call cluster.gather and "
+            "cluster.barrier at the same place of the script, and outside of fit."
+        )

@@ -13,8 +13,6 @@ from tf_gossip_pga.coordination.addresses import split
 from tf_gossip_pga.coordination.reports import Waiting
 from tf_gossip_pga.coordination.timing import Timing
 
-_RETRY_S = 0.2
-
 
 def await_chief(cluster: Cluster, timing: Timing):
     """Return when rank 0's server is up; report what this rank waits for when that takes long.
@@ -25,9 +23,9 @@ def await_chief(cluster: Cluster, timing: Timing):
     waiting = Waiting(timing.start_report_s)
     while not cluster.is_chief:
         with contextlib.suppress(OSError):
-            socket.create_connection(split(address), timeout=1).close()
+            socket.create_connection(split(address), timeout=timing.serve_s).close()
             return
-        time.sleep(_RETRY_S)
+        time.sleep(timing.poll_s)
         if waiting.due():
             logger.warning(
                 f"Rank {cluster.rank} of {cluster.size} waits for rank 0 at {address}: has it been "
@@ -40,7 +38,9 @@ def too_late() -> RuntimeError:
     package = __name__.partition(".")[0]
     stack = inspect.stack()
     caller = next(
-        each for each in stack if each.frame.f_globals["__name__"].partition(".")[0] != package
+        each
+        for each in stack
+        if each.frame.f_globals.get("__name__", "").partition(".")[0] != package
     )
     return RuntimeError(
         "initialize() came too late: TensorFlow is already running, so that its server can no "

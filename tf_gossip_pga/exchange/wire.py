@@ -23,6 +23,7 @@ TensorFlow is imported only where values are rounded: a plan needs nothing but t
 
 import abc
 import dataclasses
+from typing import Any
 
 _BLOCK = 256  # elements that share a scale: 1.6 % more bytes than the numbers themselves
 
@@ -37,15 +38,15 @@ class Wire(abc.ABC):
     lossy = True
 
     @abc.abstractmethod
-    def bytes(self, elements: int, itemsize: int) -> int:
+    def encoded_bytes(self, elements: int, itemsize: int) -> int:
         """Return the encoded size in bytes of `elements` numbers of `itemsize` bytes each."""
 
     @abc.abstractmethod
-    def encode(self, values):
+    def encode(self, values: Any) -> Any:
         """Return the message for a 1-D tensor of floating-point numbers."""
 
     @abc.abstractmethod
-    def decode(self, message, elements: int):
+    def decode(self, message: Any, elements: int) -> Any:
         """Return the `elements` numbers of a message, as far as rounding has kept them."""
 
 
@@ -55,15 +56,15 @@ class Full(Wire):
 
     lossy = False
 
-    def bytes(self, elements: int, itemsize: int) -> int:
+    def encoded_bytes(self, elements: int, itemsize: int) -> int:
         """Return the encoded size in bytes of `elements` numbers of `itemsize` bytes each."""
         return elements * itemsize
 
-    def encode(self, values):
+    def encode(self, values: Any) -> Any:
         """Return the values unchanged."""
         return values
 
-    def decode(self, message, elements: int):
+    def decode(self, message: Any, elements: int) -> Any:
         """Return the message unchanged."""
         return message
 
@@ -72,18 +73,18 @@ class Full(Wire):
 class Bfloat16(Wire):
     """Sixteen bits a number: the sign and exponent of float32, and 8 bits of precision."""
 
-    def bytes(self, elements: int, itemsize: int) -> int:
+    def encoded_bytes(self, elements: int, itemsize: int) -> int:
         """Return the encoded size in bytes of `elements` numbers of `itemsize` bytes each."""
         return -(-elements // 2) * 4
 
-    def encode(self, values):
+    def encode(self, values: Any) -> Any:
         """Return `[n]` floats as `[ceil(n / 2)]` int32: no collective takes bfloat16."""
         import tensorflow as tf
 
         numbers = tf.cast(tf.pad(values, [[0, values.shape[0] % 2]]), tf.bfloat16)
         return tf.bitcast(tf.reshape(numbers, [-1, 2]), tf.int32)
 
-    def decode(self, message, elements: int):
+    def decode(self, message: Any, elements: int) -> Any:
         """Return the numbers of a message, `[n]` float32."""
         import tensorflow as tf
 
@@ -99,12 +100,12 @@ class Int8(Wire):
     max|block| / 254 from x. A block with a number that is not finite comes out as NaN.
     """
 
-    def bytes(self, elements: int, itemsize: int) -> int:
+    def encoded_bytes(self, elements: int, itemsize: int) -> int:
         """Return the encoded size in bytes of `elements` numbers of `itemsize` bytes each."""
         blocks = -(-elements // _BLOCK)
         return blocks * (_BLOCK + 4)
 
-    def encode(self, values):
+    def encode(self, values: Any) -> Any:
         """Return `[n]` floats as `[65 * ceil(n / 256)]` int32: all numbers, then all scales."""
         import tensorflow as tf
 
@@ -115,7 +116,7 @@ class Int8(Wire):
         words = tf.bitcast(tf.reshape(numbers, [-1, 4]), tf.int32)
         return tf.concat([words, tf.bitcast(tf.reshape(scales, [-1]), tf.int32)], 0)
 
-    def decode(self, message, elements: int):
+    def decode(self, message: Any, elements: int) -> Any:
         """Return the numbers of a message, `[n]` float32."""
         import tensorflow as tf
 

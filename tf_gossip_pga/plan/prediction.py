@@ -75,7 +75,9 @@ def predict(
 
 def _costs(n: int, elements: int, wire_dtype: str, given: dict[str, float]) -> dict[str, float]:
     """Return the costs that `cost.step_ms` takes, in ms."""
-    full, sent = (wire_lib.resolve(form).bytes(elements, 4) for form in ("float32", wire_dtype))
+    full, sent = (
+        wire_lib.resolve(form).encoded_bytes(elements, 4) for form in ("float32", wire_dtype)
+    )
     mbit, latency_ms, overhead_ms = given["mbit"], given["latency_ms"], given["overhead_ms"]
     return {
         "compute_ms": given["compute_ms"],

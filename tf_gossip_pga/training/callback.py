@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -250,7 +250,11 @@ class GossipPGA(keras.callbacks.Callback):
 
     def _in_training(self) -> Fit:
         if self._fit is None:
-            raise RuntimeError("GossipPGA exchanges only inside of fit; it has not begun or ended.")
+            raise RuntimeError(
+                "GossipPGA exchanges only inside of fit, which has not begun or has ended; or a "
+                "callback has passed this GossipPGA to evaluate or predict inside of fit. Leave it "
+                "out there."
+            )
         return self._fit
 
     # ---- Keras calls these ----------------------------------------------------------------------
@@ -264,14 +268,17 @@ class GossipPGA(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._session.enter_fit(preemption.code_of_caller("on_train_begin"))
-        # Others may have been lost, or joined, since this callback was made.
-        make = GroupFit if isinstance(self._session, ElasticSession) else Fit
-        fit = make(self.model, self.params, self._run, self._session)
+        # Keras has set both.
+        model, params = cast(keras.Model, self.model), cast("dict[str, Any]", self.params)
+        if isinstance(self._session, ElasticSession):
+            fit = GroupFit(model, params, self._run, self._session)
+        else:
+            fit = Fit(model, params, self._run, self._session)
         fit.report("at the start of training")
         problem = "fit received two GossipPGA callbacks; pass one."
-        if _driver[self.model]() is self:
-            steps = self.params["steps"]
-            problem = preflight.problem_of_rank(self.model, self._settings, self._session, steps)
+        if _driver[model]() is self:
+            steps = params["steps"]
+            problem = preflight.problem_of_rank(model, self._settings, self._session, steps)
         fit.begin(problem)
         self._fit = fit
 

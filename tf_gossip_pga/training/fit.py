@@ -6,7 +6,6 @@ A new `Fit` is made when training begins, so that nothing of an earlier one has 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
@@ -42,7 +41,7 @@ class Fit:
         self.vote = StopVote()
         self.epoch = 0
         self.batches = 0
-        self._loss = period_loss.PeriodLoss() if run.adaptive else None
+        self._loss = period_loss.PeriodLoss(run.adaptive) if run.adaptive else None
         self._at_epoch_begin = (0, 0, 0.0)  # distances, global steps, communication seconds
 
     def begin(self, problem: str | None):
@@ -73,7 +72,7 @@ class Fit:
         self.batches += 1
         is_global = run.schedule.is_global(run.step)
         if self._loss and self._loss.needs(is_global):
-            logged = float((logs or {}).get("loss", math.nan))
+            logged = (logs or {}).get("loss")
             self._loss.observe(period_loss.sums_of(self.model), logged, is_global)
         run.count(self._average(is_global))
         self._report_step()
@@ -126,8 +125,8 @@ class Fit:
 
     def _average(self, is_global: bool) -> bool:
         """Average after an optimizer step; return whether globally."""
-        if is_global and self._loss and self.run.adaptive:
-            self.run.adaptive.observe(self.run.step, self._loss.value)
+        if is_global and self._loss:
+            self._loss.average(self.run.step, self._loss.value)
         return is_global
 
     def _distance_log(self, measured: int) -> dict[str, float]:

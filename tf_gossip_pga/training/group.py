@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from tf_gossip_pga.exchange.averager import Patience
+from tf_gossip_pga.algorithm.graph import Topology
+from tf_gossip_pga.exchange.averager import Averager, Patience
 from tf_gossip_pga.exchange.elastic import ElasticSession, LossPolicy
 from tf_gossip_pga.training import sync_point
 from tf_gossip_pga.training.phase import Replica, StopVote
@@ -48,6 +50,20 @@ class Group:
             return None
         return LossPolicy(settings.min_workers, self.patience.start_s, self._reconcile)
 
+    @property
+    def averager(self) -> Averager:
+        """Return what exchanges the model's variables.
+
+        Raises:
+          RuntimeError: there is none yet: this joining worker was not taken in.
+        """
+        if self._run.averager is None:
+            raise RuntimeError(
+                f"Rank {self._session.cluster.rank} was to join the others, but its fit has no "
+                "epoch in which they could take it in. Give fit more epochs than initial_epoch."
+            )
+        return self._run.averager
+
     # ---- Sync points ----------------------------------------------------------------------------
 
     def sync(
@@ -85,7 +101,7 @@ class Group:
 
         with self._run.communicating() if timed else contextlib.nullcontext():
             self._session.run(gather)
-        # Where this rank has missed the exchange, the others have passed on what was told in it.
+        # If this rank missed the exchange, the others have passed on its reports.
         reports = [Report(**each) for each in self._last_reports]
         self._model.stop_training = any(each.stop for each in reports)
         sync_point.check_same_point(reports)
@@ -101,7 +117,7 @@ class Group:
         """Mix with the neighbors after a step; in the background where the callback overlaps."""
         # Rounds follow the step count, so that they agree after a resumption as well.
         round, doing = step - 1, f"the gossip of step {step}"
-        averager = self._run.averager
+        averager = self.averager
         with self._run.communicating():
             if not self._run.settings.overlap:
                 averager.gossip(round, doing)
@@ -114,7 +130,7 @@ class Group:
     def average_globally(self, doing: str):
         """Set the model to the mean over ranks."""
         with self._run.communicating():
-            measured = self._run.averager.global_average(doing)
+            measured = self.averager.global_average(doing)
         if not self.replica.is_equal:
             self._unreported.append((self._run.step, measured))
         self.replica.equalize()
@@ -123,18 +139,18 @@ class Group:
         """Average or clear the optimizer's slots, as the settings say."""
         with self._run.communicating():
             if self._run.settings.optimizer_state == "average":
-                self._run.averager.average_slots(doing)
+                self.averager.average_slots(doing)
             elif self._run.settings.optimizer_state == "reset":
-                self._run.averager.clear_slots()
+                self.averager.clear_slots()
 
     def settle(self, doing: str):
         """Average globally, so that no gossip is under way afterwards."""
-        self._run.averager.finish_gossip(apply=False)
+        self.averager.finish_gossip(apply=False)
         self.average_globally(doing)
 
     def lend_average(self, doing: str):
         """Put the average in place of this rank's model, until `take_back`."""
-        local = self._run.averager.snapshot()
+        local = self.averager.snapshot()
         self.average_globally(doing)
         self.replica.lend(local)
 
@@ -142,11 +158,11 @@ class Group:
         """Put this rank's own model back in place, if the average was lent."""
         local = self.replica.take_back()
         if local is not None:
-            self._run.averager.restore(local)
+            self.averager.restore(local)
 
     # ---- Changes of the view --------------------------------------------------------------------
 
-    def use_view(self, averager_for):
+    def use_view(self, averager_for: Callable[[Topology], Averager]):
         """Exchange among the present members from now on.
 
         Args:
@@ -158,9 +174,9 @@ class Group:
     def _reconcile(self, completed: int):
         """Give the surviving workers one model and one state.
 
-        The model is their average. Some may have completed one exchange more than others, at most
-        one that all take part in, since the next one needs all of them. They pass on what was
-        decided in it.
+        The model is their average. Gossips need only neighbors, so the counts of completed
+        exchanges may differ by several; at most one of those exchanges was among all members. The
+        rank with the largest count passes on what was decided in it.
 
         Args:
           completed: how many exchanges this rank has completed.
@@ -174,8 +190,8 @@ class Group:
         }
         everyone = self._session.gather(own, doing, self.patience.start_s)
         first = max(everyone, key=lambda each: each["completed"])
-        self.use_view(run.averager.rebuilt)
-        run.averager.global_average(doing)
+        self.use_view(self.averager.rebuilt)
+        self.averager.global_average(doing)
         self.average_slots(doing)
         self._last_reports = first["reports"]
         if first["stopped"]:

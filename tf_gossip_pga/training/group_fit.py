@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.errors import TrainingFinished
-from tf_gossip_pga.exchange.averager import Averager
+from tf_gossip_pga.exchange.averager import Averager, Variables
 from tf_gossip_pga.exchange.elastic import ElasticSession
 from tf_gossip_pga.exchange.session import MISSED
 from tf_gossip_pga.training import preflight, sync_point
@@ -17,7 +19,7 @@ from tf_gossip_pga.training.fit import Fit
 from tf_gossip_pga.training.group import Group
 from tf_gossip_pga.training.phase import Phase
 from tf_gossip_pga.training.run_state import RunState
-from tf_gossip_pga.training.variables import SharedScalars, Variables, variables_of
+from tf_gossip_pga.training.variables import variables_of
 
 
 class GroupFit(Fit):
@@ -32,10 +34,7 @@ class GroupFit(Fit):
     def __init__(self, model: keras.Model, params: dict, run: RunState, session: ElasticSession):
         super().__init__(model, params, run, session)
         self.group = Group(session, run, model, self.vote)
-        if run.scalars is None:
-            run.scalars = SharedScalars(with_loss=bool(run.adaptive))
-        self._scalars: SharedScalars = run.scalars
-        self._scalars.votes.assign(0.0)
+        run.scalars.clear_votes()
         self._digest = ""  # of what must be equal on all ranks
 
     # ---- The start ------------------------------------------------------------------------------
@@ -89,15 +88,15 @@ class GroupFit(Fit):
 
     @property
     def _variables(self) -> Variables:
-        return variables_of(self.model, self.run.settings.optimizer_state, self._scalars)
+        return variables_of(self.model, self.run.settings.optimizer_state, self.run.scalars)
 
-    def _new_averager(self, topology) -> Averager:
+    def _new_averager(self, topology: Topology) -> Averager:
         return Averager(
             self.session, topology, self._variables, self.group.patience, self.run.settings.wire
         )
 
     def _broadcast_start(self):
-        self.run.averager.broadcast("the start of training")
+        self.group.averager.broadcast("the start of training")
 
     # ---- Epochs and batches ---------------------------------------------------------------------
 
@@ -137,19 +136,15 @@ class GroupFit(Fit):
             group.gossip(run.step)
             return False
         doing = f"the global average of step {run.step}"
-        if self._loss:
-            self._scalars.loss.assign(self._loss.value)
-        if self.vote.is_requested:
-            self._scalars.votes.assign(1.0)
+        run.scalars.tell(self.vote.is_requested, self._loss and self._loss.value)
         group.average_globally(doing)
-        if self._loss:
-            self._loss.value = float(self._scalars.loss.numpy())
-        if self._scalars.votes.numpy() > 0:
+        mean_loss = run.scalars.loss
+        if run.scalars.is_stop:
             self.vote.agree()
             self.model.stop_training = True
         group.average_slots(doing)
         if self._loss:
-            run.adaptive.observe(run.step, self._loss.value)
+            self._loss.average(run.step, mean_loss)
         return True
 
     # ---- Validation, and the ends ---------------------------------------------------------------
@@ -159,7 +154,7 @@ class GroupFit(Fit):
         self._check_whole_epoch()  # validation comes before the end of the epoch
         validation = f"the validation after step {self.run.step}"
         self.report(f"in {validation}")
-        # After a loss the ranks may remember differently whether their replicas are equal.
+        # After a loss some ranks may know that the replicas are equal, and others not.
         if not all(self.group.sync(validation, self.group.replica.is_equal)):
             self.session.run(lambda: self.group.lend_average(validation))
 
@@ -242,13 +237,13 @@ class GroupFit(Fit):
         def admit():
             with self.run.communicating():
                 session.admit(joining, epoch, self._digest, self.run.snapshot)
-                self._transfer_state(source, self.run.averager.rebuilt, is_new=False)
+                self._transfer_state(source, self.group.averager.rebuilt, is_new=False)
 
         session.attempt(admit)
 
     def _enter(self, epoch: int):
         """Become a member, with what the others have; a loss on the way is the end."""
-        session, invitation = self.session, self.session.admission.invitation
+        session, invitation = self.session, self.session.admission.accepted()
         if epoch != invitation.epoch:
             raise ValueError(
                 f"Rank {session.cluster.rank} begins epoch {epoch + 1}, and the others epoch "
@@ -260,9 +255,11 @@ class GroupFit(Fit):
         self.phase = self.phase.after("admission")
         session.begin_sequence(self.group.loss_policy, invitation.completed)
 
-    def _transfer_state(self, source: int, averager_for, is_new: bool):
+    def _transfer_state(
+        self, source: int, averager_for: Callable[[Topology], Averager], is_new: bool
+    ):
         """Give new members what rank `source` has."""
         self.group.use_view(averager_for)
         place = self.session.view.members.index(source)
-        self.run.averager.transfer_state(place, is_new)
+        self.group.averager.transfer_state(place, is_new)
         self.group.replica.equalize()

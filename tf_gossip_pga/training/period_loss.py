@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
+
+from tf_gossip_pga.algorithm.schedule import AdaptiveSchedule
 
 
 class PeriodLoss:
     """This rank's loss of the first batch after each global average.
 
+    Args:
+      schedule: the adaptive period that follows the loss.
+
     Attributes:
       value: that loss; NaN where it is not known.
     """
 
-    def __init__(self):
+    def __init__(self, schedule: AdaptiveSchedule):
         self.value = math.nan
+        self._schedule = schedule
         self._follows_average = True  # a fit begins with equal replicas
         self._before = (0.0, 0.0)  # Keras' sum of losses and its weight, where a batch began
 
@@ -31,17 +38,22 @@ class PeriodLoss:
         """Return whether a batch must be observed; `is_global`: a global average follows it."""
         return self._follows_average or is_global
 
-    def observe(self, sums: tuple[float, float] | None, logged: float, is_global: bool):
+    def average(self, step: int, loss: float):
+        """Take the loss averaged over ranks at a global average; choose the next period."""
+        self.value = loss
+        self._schedule.observe(step, loss)
+
+    def observe(self, sums: tuple[float, float] | None, logged: Any, is_global: bool):
         """Take what is known of the loss after a batch for which `needs` is true.
 
         Args:
           sums: Keras' sum of losses since the beginning of the epoch and its weight; None for a
             `train_step` that does not keep them.
-          logged: the loss in the batch's logs, used in that case.
+          logged: the loss in the batch's logs, used in that case; None if there is none.
           is_global: whether a global average follows this batch.
         """
         if sums is None:
-            loss = logged
+            loss = math.nan if logged is None else float(logged)
         else:
             total, count = (now - then for now, then in zip(sums, self._before, strict=True))
             self._before = sums

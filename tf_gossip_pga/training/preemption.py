@@ -1,7 +1,6 @@
 """Note SIGTERM, which schedulers send before they take a machine away, while `fit` runs."""
 
 import contextlib
-import inspect
 import os
 import signal
 import sys
@@ -76,7 +75,7 @@ def code_of_caller(name: str) -> types.CodeType:
 
     Called from a callback's hook, whose callers are hooks of the same name, it is Keras' `fit`.
     """
-    return next(code for code in _codes(inspect.currentframe().f_back) if code.co_name != name)
+    return next(code for code in _codes(sys._getframe(1)) if code.co_name != name)
 
 
 def _codes(frame: types.FrameType | None):

@@ -27,8 +27,6 @@ class RunState:
       topology: who gossips with whom among the present members.
       averager: what exchanges the model's variables; None before the first `fit`, and for a single
         worker.
-      scalars: what travels with the global averages next to the model; None before the first `fit`,
-        and for a single worker.
       step: the number of completed batches.
       gossip_steps: how many of them ended with a gossip, or with nothing.
       global_steps: how many of them ended with a global average.
@@ -41,7 +39,7 @@ class RunState:
         self.schedule = schedule.resolve(settings.H)
         self.topology = topology_lib.resolve(settings.topology, size)
         self.averager: Averager | None = None
-        self.scalars: SharedScalars | None = None
+        self._scalars: SharedScalars | None = None
         self.step = 0
         self.gossip_steps = 0
         self.global_steps = 0
@@ -55,7 +53,14 @@ class RunState:
         return self.schedule if isinstance(self.schedule, schedule.AdaptiveSchedule) else None
 
     @property
-    def period_state(self) -> dict | None:
+    def scalars(self) -> SharedScalars:
+        """Return what travels with the global averages next to the model."""
+        if self._scalars is None:  # made late: TensorFlow's server must start before
+            self._scalars = SharedScalars(with_loss=self.adaptive is not None)
+        return self._scalars
+
+    @property
+    def period_state(self) -> schedule.AdaptiveState | None:
         """Return the state of an adaptive period, as JSON can hold it; None of a fixed one."""
         return self.adaptive.state if self.adaptive else None
 

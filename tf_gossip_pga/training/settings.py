@@ -56,13 +56,15 @@ class Settings:
             raise ValueError(
                 f"on_worker_lost must be 'raise' or 'continue', received {self.on_worker_lost!r}."
             )
-        if _validate.whole(self.min_workers, 1, size) is None:
+        min_workers = _validate.whole(self.min_workers, 1, size)
+        if min_workers is None:
             raise ValueError(
                 "min_workers must be a whole number, from 1 to the number of workers, "
                 f"{size}; received {self.min_workers!r}."
             )
         object.__setattr__(self, "overlap", bool(self.overlap))
         object.__setattr__(self, "timeout_s", timeout_s)
+        object.__setattr__(self, "min_workers", min_workers)
 
     @property
     def wire(self) -> wire_lib.Wire:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 
 from tf_gossip_pga.exchange.averager import Variables
@@ -12,20 +14,42 @@ class SharedScalars:
 
     Args:
       with_loss: whether the training loss is one of them.
-
-    Attributes:
-      votes: > 0 after a global average in which a rank wanted to stop.
-      loss: the training loss; None without it.
     """
 
     def __init__(self, with_loss: bool):
-        self.votes = _scalar("votes")
-        self.loss = _scalar("loss") if with_loss else None
+        self._votes = _scalar("votes")
+        self._loss = _scalar("loss") if with_loss else None
 
     @property
     def variables(self) -> list:
-        """Return the `tf.Variable`s behind them."""
-        return [each.value for each in (self.votes, self.loss) if each is not None]
+        """The `tf.Variable`s behind them."""
+        return [each.value for each in (self._votes, self._loss) if each is not None]
+
+    def clear_votes(self):
+        """Begin a fit, in which nobody has voted yet."""
+        self._votes.assign(0.0)
+
+    def tell(self, stop: bool, loss: float | None):
+        """Set what this rank contributes to the next global average.
+
+        Args:
+          stop: whether this rank wants to stop.
+          loss: its training loss; None where it is not one of the numbers.
+        """
+        if self._loss is not None:
+            self._loss.assign(loss)
+        if stop:
+            self._votes.assign(1.0)
+
+    @property
+    def is_stop(self) -> bool:
+        """Whether some rank wanted to stop at the last global average."""
+        return bool(self._votes.numpy() > 0)
+
+    @property
+    def loss(self) -> float:
+        """The mean over ranks of the loss, after a global average; NaN without it."""
+        return math.nan if self._loss is None else float(self._loss.numpy())
 
 
 def variables_of(model: keras.Model, optimizer_state: str, scalars: SharedScalars) -> Variables:
