@@ -14,7 +14,7 @@ import statistics
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from tf_gossip_pga._log import logger
@@ -107,7 +107,7 @@ class Watchdog:
         self._status.at(where, step)
 
     @contextlib.contextmanager
-    def deadline(self, doing: str, timeout_s: float) -> Iterator[Wait]:
+    def deadline(self, doing: str, timeout_s: float) -> Generator[Wait]:
         """Run exchanges under a deadline, after which they are aborted.
 
         The caller translates the error that an aborted exchange ends with, and finds in the yielded
