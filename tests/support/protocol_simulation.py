@@ -29,7 +29,7 @@ import functools
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from typing import Any
 
 from tests.support.protocol_schedules import Fault, Schedule
@@ -533,7 +533,8 @@ class World:
             raise Violation("e", f"exchanges {sorted(numbers)} meet in {view}")
         newer = [number for number in self._views if number > view.number]
         for number in newer:
-            self._check_successors(view.members, self._views[number][1], "b", f"{view} goes on")
+            rivals = self._views[number][1]
+            self._check_rivals(gathering.arrived.values(), rivals, "b", f"{view} goes on")
         for worker in gathering.arrived.values():
             complete = functools.partial(self._complete, worker, worker.ticket, gathering)
             self.after(self.random.uniform(0.05, 1.0), complete)
@@ -604,16 +605,23 @@ class World:
         members, begun_by = self._views.setdefault(view.number, (view.members, set()))
         if members != view.members:
             text = f"view {view.number} has members {members} and {view.members}"
-            self._check_successors(view.members, begun_by, "a", text)
+            self._check_rivals([worker], begun_by, "a", text)
         begun_by.add(worker)
 
-    def _check_successors(
-        self, members: tuple[int, ...], others: set[Worker], invariant: str, text: str
+    def _check_rivals(
+        self, workers: Collection[Worker], rivals: set[Worker], invariant: str, text: str
     ):
-        """Raise, since others have begun another view, unless all of these have ended."""
-        outside = [each for each in others if each.rank not in members]
-        if outside and not any(each.in_fit for each in outside):
-            raise NotGuaranteed("an excluded worker wakes when those that excluded it have ended")
+        """Raise, since workers go on in one view, and rivals have begun another one."""
+        ranks = {worker.rank for worker in workers}
+        outside = [each for each in rivals if each.rank not in ranks]
+        ended = [each for each in outside if not each.in_fit]
+        could_tell = [
+            each
+            for each in outside
+            if each.in_fit and not each.stopped and any(self.reach(each, w) for w in workers)
+        ]
+        if ended and not could_tell:
+            raise NotGuaranteed("those that excluded a worker are dead or out of its reach")
         raise Violation(invariant, text)
 
     def check_skipped(self, worker: Worker, number: int):

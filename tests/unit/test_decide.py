@@ -180,7 +180,8 @@ def test_all_must_want_a_view_before_joining_workers_are_taken_in():
 
 
 def test_another_program_at_the_port_is_no_worker():
-    assert Standing.parse({"hello": "world"}) is SUSPECTED
+    for strange in ({"hello": "world"}, {"members": 5}, {"silent": None}):
+        assert Standing.parse(strange) is SUSPECTED
     assert Standing.parse(DEAD) is DEAD
     raw = dataclasses.asdict(_deciding(0, 2))
     raw = {name: list(each) if isinstance(each, tuple) else each for name, each in raw.items()}

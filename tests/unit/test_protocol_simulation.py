@@ -96,11 +96,19 @@ def test_a_worker_that_wakes_late_ends_with_an_error():
     assert [world.workers[rank].outcome for rank in (0, 2)] == ["finished", "finished"]
 
 
-def test_what_is_not_guaranteed_is_told_from_what_holds():
-    # Rank 2 is excluded while it is stopped, and wakes when nobody is left who could tell it.
-    faults = Fault(5.0, "stop", (2,), until=400.0), Fault(200.0, "crash", (0,))
-    schedule = _schedule(3, *faults, Fault(201.0, "crash", (1,)), exchanges=80)
-    assert isinstance(simulation.simulate(schedule), simulation.NotGuaranteed)
+@pytest.mark.parametrize(
+    "later",
+    [
+        # Rank 0 is excluded while it is stopped, and wakes when nobody is left who could tell it,
+        [Fault(200.0, "crash", (2,)), Fault(201.0, "crash", (1,))],
+        # or nobody whom it reaches: one dead, one on the other side of a cut.
+        [Fault(390.0, "crash", (1,)), Fault(390.5, "two_way", (2,), (0,))],
+    ],
+)
+def test_what_is_not_guaranteed_is_told_from_what_holds(later):
+    stop = Fault(5.0, "stop", (0,), until=400.0)
+    found = simulation.simulate(_schedule(3, stop, *later, exchanges=200))
+    assert isinstance(found, simulation.NotGuaranteed)
 
 
 def _without_majority(monkeypatch):

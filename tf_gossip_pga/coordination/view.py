@@ -56,9 +56,10 @@ class Standing:
         """Return the standing in an answer; `SUSPECTED` where another program has answered."""
         if isinstance(answer, Absence):
             return answer
+        members, silent = answer.get("members"), answer.get("silent", ())
         try:
-            standing = cls(**answer)
+            members = None if members is None else tuple(members)
+            fields: dict[str, Any] = {**answer, "members": members, "silent": tuple(silent)}
+            return cls(**fields)
         except TypeError:
             return Absence.SUSPECTED
-        members = None if standing.members is None else tuple(standing.members)
-        return dataclasses.replace(standing, members=members, silent=tuple(standing.silent))
