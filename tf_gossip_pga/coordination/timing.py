@@ -1,4 +1,7 @@
-"""Hold every deadline and interval of the control plane in one place."""
+"""Hold every deadline and interval of the control plane in one place.
+
+The timeouts that users choose (`GossipPGA(timeout_s=…)`) are in `training.settings`.
+"""
 
 import dataclasses
 
@@ -30,7 +33,8 @@ class Timing:
         more.
       closing_checks: how often it is asked once more.
       poll_s: how often workers ask one another while they form a view.
-      silent_s: how long a worker may be silent before a view is formed without it.
+      silent_s: how long a worker may be silent, after the exchange was aborted, before a view is
+        formed without it: a silent worker is lost after `suspect_s + silent_s`.
       report_s: when a worker first reports that it waits for others to form a view.
       attempts: how many views in a row may be abandoned before a worker gives up.
       futile_regroups: how often the same exchange may fail, though nobody is lost, before a worker

@@ -86,7 +86,7 @@ class GossipPGA(keras.callbacks.Callback):
         name, or else one-peer exponential). No step is lost or repeated. The lost worker's part of
         the data is lost with it, the learning rate stays the same, and the lowest surviving rank
         becomes the chief. A worker that has died or left `fit` is lost at once, a silent one after
-        75 seconds, one that answers but does not arrive after ten times `timeout_s`. Of two sides
+        75 seconds, one that answers but does not arrive after 11 times `timeout_s`. Of two sides
         that cannot reach each other the larger continues. A lost worker that is started again
         (`initialize(join=True)`) joins where an epoch begins. Default `"raise"`.
       min_workers: with `"continue"`, how many workers must survive; with fewer, all end. Default 1.
