@@ -34,6 +34,7 @@ from typing import Any
 
 from tests.support.protocol_schedules import Fault, Schedule
 from tf_gossip_pga.coordination import protocol as protocol_lib
+from tf_gossip_pga.coordination.sequence import Sequence
 from tf_gossip_pga.coordination.status import Absence
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.coordination.view import View
@@ -117,7 +118,7 @@ class Worker:
         self.in_fit = not joining
         self.serving = not joining  # whether TensorFlow listens at its main port
         self.outcome: str | None = None
-        self.completed = self.missed = 0
+        self.sequence = Sequence(TIMING.futile_regroups)
         self.called_off = False
         self.announced: dict[int, tuple[Worker, float]] = {}
         self.to_admit: tuple[int, tuple[int, ...]] | None = None
@@ -127,9 +128,12 @@ class Worker:
         self.ticket = 0
         self.backlog: list[Callable[[], None]] = []
         self.suspected_since: float | None = None
-        self._completed_at_regroup: int | None = None
-        self._futile = 0
         self.program = self._joining() if joining else self._training()
+
+    @property
+    def completed(self) -> int:
+        """Exchanges that this worker has completed or skipped."""
+        return self.sequence.completed
 
     # ---- What it does ---------------------------------------------------------------------------
 
@@ -144,15 +148,14 @@ class Worker:
 
     def _step(self) -> Generator[Any, Any, None]:
         number = self.completed + 1
-        if self.missed:
+        if self.sequence.skips_next:
             self.world.check_skipped(self, number)
-            self.missed -= 1
-            self.completed = number
+            self.sequence.complete()
             return
         if self.called_off:
             raise ExchangeBroken("the exchange", "called off")
         brought = yield _Exchange(number)
-        self.completed = number
+        self.sequence.complete()
         self.world.run.add(number)
         joining = self._all_admit(brought)
         if number % _EPOCH == 0:
@@ -204,15 +207,9 @@ class Worker:
         most = yield from self.protocol.regroup(
             self.completed, self.world.schedule.min_workers, _REGROUP_S
         )
-        self.missed = most - self.completed
-        helps = before - set(self.protocol.view.members)
-        if helps or self.completed != self._completed_at_regroup:
-            self._futile = 0
-        else:
-            self._futile += 1
-        if self._futile == TIMING.futile_regroups:
+        is_lost = bool(before - set(self.protocol.view.members))
+        if not self.sequence.regroup(most, is_lost):
             raise WorkerLost("the same exchange has failed too often")
-        self._completed_at_regroup = self.completed
         self._start_view()
 
     def _start_view(self):
@@ -247,7 +244,7 @@ class Worker:
                 invitation["number"], invitation["members"], invitation["joining"]
             )
             self._start_view()
-            self.completed = invitation["completed"]
+            self.sequence = Sequence(TIMING.futile_regroups, invitation["completed"])
             yield from self._step()  # the state transfer
         except (ViewAbandoned, ExchangeBroken):
             raise WorkerLost("it was not taken in") from None
