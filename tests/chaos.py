@@ -136,7 +136,7 @@ class Chaos(keras.callbacks.Callback):
 
     def _do(self, event: Event):
         if event.kind == "await":
-            self._await_guests()
+            self._await_joining()
             return
         with open(self._log, "a") as log:
             print(time.time(), file=log, flush=True)
@@ -150,10 +150,10 @@ class Chaos(keras.callbacks.Callback):
         else:
             time.sleep(event.seconds)
 
-    def _await_guests(self):
+    def _await_joining(self):
         began, mine = time.monotonic(), process.active()
         pathlib.Path(self._log).with_name(_AWAITING).touch()
-        while len(mine.guests()) < len(mine.cluster.lost):
+        while len(mine.joining()) < len(mine.cluster.lost):
             time.sleep(0.05)
         self.awaited_s += time.monotonic() - began
 
