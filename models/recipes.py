@@ -196,7 +196,7 @@ def optimizer(
     """A `keras.optimizers.Optimizer` for this model, with `schedule` in it.
 
     Weight decay is decoupled in Keras, `w <- w - learning_rate * decay * w` beside the step itself,
-    and the reported loss holds no penalty. Biases and the normalisations' scales and offsets do not
+    and the reported loss holds no penalty. Biases and the normalizations' scales and offsets do not
     decay. Not the same as in the papers:
 
     * sgd: an L2 penalty's gradient goes through the momentum, and each is felt 1/(1-momentum) times

@@ -6,11 +6,11 @@
         manifest.json                                  written last, by one of them
 
 The manifest tells size and SHA-256 of every other file, and of itself. Each file is written under
-another name, synchronised with the disk and then renamed; so a process that dies at any moment
-leaves what is complete as it was, and a folder without a manifest, which no reader looks at and the
-next writer removes. The processes need not see the same disk: one that has only files of its own in
-such a folder holds them against the manifest that it is told. A folder's number is never used
-again, so that nothing complete is ever written over.
+another name, synchronized with the disk and then renamed. A process that dies at any moment
+therefore leaves complete checkpoints as they were. It may leave a folder without a manifest, which
+readers ignore and the next writer removes. The processes need not see the same disk: a process
+that has only its own files in such a folder compares them with the manifest it receives. A folder's
+number is never used again, so that nothing complete is ever overwritten.
 
 Nothing here knows what the files hold.
 """
@@ -95,7 +95,7 @@ class CheckpointFiles:
         save(partial)
         entry = _entry(partial)
         _move(partial, folder / name)
-        _synchronise(self.directory)
+        _sync(self.directory)
         return entry
 
     def finish(self, number: int, content: dict, files: dict[str, dict]):
@@ -192,12 +192,12 @@ def _words(entry) -> str:
 
 def _move(partial: pathlib.Path, path: pathlib.Path):
     """Give a file its name, atomically and durably."""
-    _synchronise(partial)
+    _sync(partial)
     os.replace(partial, path)
-    _synchronise(path.parent)
+    _sync(path.parent)
 
 
-def _synchronise(path: pathlib.Path):
+def _sync(path: pathlib.Path):
     """Return when a file, or the names in a folder, would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

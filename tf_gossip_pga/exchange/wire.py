@@ -13,10 +13,14 @@ kind therefore never moves the mean over ranks, and no error has to be fed back.
 
 Sources: differences to a value that both sides know, Koloskova, Stich and Jaggi, "Decentralized
 Stochastic Optimization and Gossip Algorithms with Compressed Communication", ICML 2019 (CHOCO,
-there one value for each neighbour); scales for blocks, Dettmers et al., "8-bit Optimizers via
-Block-wise Quantization", ICLR 2022. Departure: one r for all, renewed by each
-global average. Without global averages (`H=None`) the differences grow with the run, and with them
-what rounding loses.
+there one value for each neighbor); scales for blocks, Dettmers et al., "8-bit Optimizers via
+Block-wise Quantization", ICLR 2022. Departure: one r for all, renewed by each global average.
+Without global averages (`H=None`) the differences grow with the run, and with them what rounding
+loses.
+
+To add an encoding: write a subclass of `Wire` and list it in `BY_NAME`. Its messages are 1-D
+tensors whose dtype and static shape are the same on all ranks and that a broadcast can carry
+(`group_ops`); `encoded_bytes` must agree with `encode`.
 
 TensorFlow is imported only where values are rounded: a plan needs nothing but the bytes.
 """
