@@ -75,6 +75,29 @@ def test_what_is_below_all_imports_nothing_of_the_package(room):
     assert not {name for name in names if name.startswith("tf_gossip_pga")}
 
 
+def imported_rooms(room):
+    """The modules of the package that a module imports when it runs, not only for type checkers."""
+    tree = ast.parse(ROOMS[room].read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tf_gossip_pga"):
+            base = node.module.removeprefix("tf_gossip_pga").strip(".")
+            for alias in node.names:
+                name = f"{base}.{alias.name}".strip(".")
+                yield name if name in ROOMS else base
+
+
+def test_no_module_imports_itself_through_others():
+    found = {room: set(imported_rooms(room)) & set(ROOMS) - {""} for room in ROOMS}
+    assert sum(map(len, found.values())) > 100
+    while found:
+        free = {room for room, names in found.items() if not names & set(found)}
+        assert free, f"a circle among {sorted(found)}"
+        found = {room: names for room, names in found.items() if room not in free}
+
+
 def test_every_package_has_a_row():
     assert set(MAY_IMPORT) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
