@@ -1,16 +1,13 @@
 """Bad input across processes: the same clear error on every rank, and nobody hangs."""
 
 import contextlib
-import os
 import re
-import subprocess
-import sys
 from unittest import mock
 
 import numpy as np
 import pytest
 
-from tests.support import deadlines, workers
+from tests.support import nursery, workers
 
 pytestmark = pytest.mark.multiprocess
 
@@ -59,13 +56,7 @@ def test_a_process_that_starts_wrongly_says_what_to_change(program, message, ind
         '{"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]},'
         f' "task": {{"type": "worker", "index": {index}}}}}'
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "TF_CONFIG": config},
-        capture_output=True,
-        text=True,
-        timeout=deadlines.long(),
-    )
+    run = nursery.run(["-c", program], TF_CONFIG=config)
     assert run.returncode == 1
     assert re.search(message, run.stderr, re.DOTALL), run.stderr
 
@@ -97,7 +88,7 @@ def _cases():
         "slots": {"momentum": 0.9},
         "TensorFlow": {"version_of": "tensorflow.__version__"},
         "Keras": {"version_of": "keras.__version__"},
-        "this package": {"version_of": "tf_gossip_pga.agreement.__version__"},
+        "this package": {"version_of": "tf_gossip_pga.training.agreement.__version__"},
         "no optimizer": {"optimizer": None},
     }
 

@@ -146,6 +146,7 @@ def test_compare_sets_the_algorithms_side_by_side(tmp_path):
     )
 
 
+@pytest.mark.slow  # test_plan measures and predicts too
 def test_predict_sets_measured_beside_predicted(tmp_path):
     output = tmp_path / "predict.json"
     flags = ["--workers=2", "--width=32", "--batch_size=8", "--repetitions=1"]

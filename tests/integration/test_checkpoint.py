@@ -372,8 +372,8 @@ def _leave_in_second_epoch(epoch, logs=None):
         raise kit.LeftError
 
 
-def test_ranks_that_differ_are_told_apart(pools, tmp_path, capfd):
-    first, second = pools.run(_odd_ranks, 2, folder=str(tmp_path))
+def test_ranks_that_differ_are_told_apart(tmp_path, capfd):
+    first, second = workers.run(_odd_ranks, 2, folder=str(tmp_path))
     said = capfd.readouterr().out
     for saved, loaded in first["kept"]:
         assert saved == loaded

@@ -123,6 +123,7 @@ def test_a_masked_language_model_trains_and_can_be_trained_on(tmp_path):
     flags = ["--model=bert_tiny", "--epochs=2", "--steps_per_epoch=3"]
     flags += ["--batch_size=8", f"--data_dir={tmp_path}"]
     first, second = tmp_path / "first", tmp_path / "second"
+    assert inputs.find("python_docs", data_dir=str(tmp_path)).vocabulary  # made once, for both
     said = _train(*flags, f"--output_dir={first}")
     written = json.loads((first / "results.json").read_text())
     data = inputs.find("python_docs", vocabulary=str(first / "vocabulary.txt"))
