@@ -88,7 +88,7 @@ def _cases():
         "slots": {"momentum": 0.9},
         "TensorFlow": {"version_of": "tensorflow.__version__"},
         "Keras": {"version_of": "keras.__version__"},
-        "this package": {"version_of": "tf_gossip_pga.training.agreement.__version__"},
+        "this package": {"version_of": "tf_gossip_pga.training.preflight.__version__"},
         "no optimizer": {"optimizer": None},
     }
 
