@@ -120,6 +120,21 @@ def test_the_text_of_a_loss_names_the_worker_and_the_exchange():
         assert watched.channel.asked == ["ending", "status", "ending", *["status"] * 4]
 
 
+def test_a_live_worker_that_misses_one_question_is_not_blamed():
+    stopped = {1: Absence.SUSPECTED, 2: _elsewhere(exchanges=1, waits_at="the gossip of step 7")}
+    with _watched(stopped) as watched:
+        ask_all = watched.channel.ask_all
+
+        def miss_the_first_question(kind, timeout_s=None, **details):
+            answers = ask_all(kind, timeout_s, **details)
+            return {**answers, 2: Absence.SUSPECTED} if len(watched.channel.asked) == 1 else answers
+
+        watched.channel.ask_all = miss_the_first_question
+        findings = watched.exchange(timeout_s=0.0)
+        assert (findings.ranks, len(watched.reasons)) == ((1,), 1)
+        assert "rank 2" not in watched.reasons[0]
+
+
 def test_a_worker_that_hears_of_a_loss_loses_patience():
     with _watched({1: Absence.DEAD}, Timing(watch_every_s=0.01, patience_s=600.0)) as watched:
         assert watched.channel.handlers["ending"]({"rank": 2}) == {}

@@ -175,14 +175,20 @@ class Watchdog:
         return diagnose(answers, self._status.tell(), heard_s, self._ending)
 
     def _settled_findings(self) -> Findings:
-        """Ask again where a worker is suspected: one that ends closes its sockets one by one."""
-        findings = self._findings()
+        """Ask again while a worker is suspected, and blame as few as possible.
+
+        A worker that ends closes its sockets one by one, and a live one may miss a question on a
+        busy machine.
+        """
+        fewest = self._findings()
         for _ in range(self._timing.closing_checks):
-            if not findings.suspected:
+            if not fewest.suspected:
                 break
             time.sleep(self._timing.closing_s)
             findings = self._findings()
-        return findings
+            if len(findings.ranks) <= len(fewest.ranks):
+                fewest = findings
+        return fewest
 
     def _note_ending(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take note that a rank has lost another: lose patience, while all still answer."""
@@ -216,8 +222,11 @@ class Watchdog:
         if not overdue and now < max(wait.ask_at, patient_until):
             return
         findings = self._findings()
+        silent = self._silent_too_long(wait, findings, now)
+        if (overdue or silent) and findings.suspected and not findings.never:
+            findings = self._settled_findings()
         found = findings.text or _NOBODY_LATE
-        if overdue or findings.never or self._silent_too_long(wait, findings, now):
+        if overdue or findings.never or silent:
             reason = f"no answer within {wait.timeout_s:g} s; {found}" if overdue else found
             with self._lock:
                 if self._wait is wait:  # the missing ranks may have come meanwhile
