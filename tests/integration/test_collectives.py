@@ -111,11 +111,8 @@ def _types(cluster):
     averager = averager_lib.Averager(
         product.active(),
         topology.from_matrix([[0.75, 0.25], [0.25, 0.75]]),
-        parameters=variables[:4],
-        statistics=[],
-        others=variables[4:],
-        timeout_s=deadlines.scaled(60),
-        start_timeout_s=deadlines.scaled(60),
+        averager_lib.Variables(variables[:4], others=variables[4:]),
+        averager_lib.Patience(deadlines.scaled(60), deadlines.scaled(60)),
     )
 
     def values():
@@ -241,11 +238,8 @@ def _many_steps(cluster):
     averager = averager_lib.Averager(
         product.active(),
         topology.ring(cluster.size),
-        parameters=[tf.Variable(tf.zeros([100]))],
-        statistics=[],
-        others=[],
-        timeout_s=deadlines.scaled(60),
-        start_timeout_s=deadlines.scaled(60),
+        averager_lib.Variables([tf.Variable(tf.zeros([100]))]),
+        averager_lib.Patience(deadlines.scaled(60), deadlines.scaled(60)),
     )
     threads = []
     for _ in range(2):

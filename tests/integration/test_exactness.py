@@ -106,7 +106,7 @@ def test_every_step_equals_the_oracle(pools, n):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [2, 3, 4, 5])
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 8])
 def test_every_step_equals_the_oracle_with_every_topology_and_period(pools, n):
     _check_cases(pools, n, _other_cases(n))
 
