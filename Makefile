@@ -1,4 +1,5 @@
 # `make train`: the main job. `make test`: the tests. Both first install what they need into .venv.
+# Three tests at a time on two cores: many of them wait.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -9,11 +10,11 @@ train: $(VENV)/ready
 	$(RUN) train.py
 
 test: $(VENV)/ready lint
-	$(RUN) -m pytest -n 2 --dist=worksteal -m "not slow"
+	$(RUN) -m pytest -n 3 --dist=worksteal -m "not slow"
 
 # Also the models of the paper at full size, more chaos, the wheel in an environment of its own.
 test-all: $(VENV)/ready lint
-	$(RUN) -m pytest -n 2 --dist=worksteal
+	$(RUN) -m pytest -n 3 --dist=worksteal
 
 test-quick: $(VENV)/ready
 	$(RUN) -m pytest -m "not multiprocess"

@@ -107,6 +107,7 @@ except links.NoHostsError as reason:
     deadlines.Deadline(60).until(lambda: not any(path.exists() for path in paths))
 
 
+@pytest.mark.slow
 def test_input_writes_a_row_for_each_pipeline(tmp_path):
     output = tmp_path / "input.json"
     flags = ["--seconds=0.1", "--repetitions=2", "--images=40"]

@@ -235,7 +235,13 @@ def test_a_compiled_model_can_be_saved(optimizer, schedule, tmp_path):
     assert loaded.evaluate(x, y, verbose=0) == model.evaluate(x, y, verbose=0)
 
 
-@pytest.mark.parametrize("optimizer", recipes.OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(name, marks=[] if name == "adamw" else pytest.mark.slow)
+        for name in recipes.OPTIMIZERS
+    ],
+)
 def test_bert_learns_which_token_is_everywhere(optimizer):
     recipe = dataclasses.replace(TINY, optimizer=optimizer, learning_rate=0.02)
     keras.utils.set_random_seed(0)
