@@ -8,6 +8,7 @@ exchanges that others have completed, after all have reconciled what the loss ma
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -155,13 +156,14 @@ class ElasticSession(FixedSession):
             except ViewChanged:
                 continue
 
-    def attempt(self, action: Callable[[], None]) -> bool:
-        """Call `action()`, exchanges outside of the sequence; False if the view changed in it."""
-        try:
+    def attempt(self, action: Callable[[], None]):
+        """Call `action()`, exchanges outside of the sequence.
+
+        If the view changes meanwhile, leave the rest of them out: the next exchange of the sequence
+        reconciles first.
+        """
+        with contextlib.suppress(ViewChanged):
             action()
-        except ViewChanged:
-            return False
-        return True
 
     def _reconcile(self):
         if self._policy is None:  # a view only changes where a policy lets it
