@@ -126,7 +126,7 @@ def test_input_writes_a_row_for_each_pipeline(tmp_path):
 def test_compare_sets_the_algorithms_side_by_side(tmp_path):
     output = tmp_path / "compare.json"
     flags = ["--seeds=2", "--workers=4", "--topology=ring", "--model=mlp", "--epochs=2"]
-    flags += ["--steps_per_epoch=9"]
+    flags += ["--steps_per_epoch=9", f"--output_dir={tmp_path / 'workers'}"]
     ended = _run("compare", flags, output)
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     rows = {row["name"]: row for row in json.loads(output.read_text())["rows"]}
