@@ -119,6 +119,7 @@ class Worker:
         self.serving = not joining  # whether TensorFlow listens at its main port
         self.outcome: str | None = None
         self.sequence = Sequence(TIMING.futile_regroups)
+        self.begun = None if joining else 0  # the last view whose exchanges it has begun
         self.called_off = False
         self.announced: dict[int, tuple[Worker, float]] = {}
         self.to_admit: tuple[int, tuple[int, ...]] | None = None
@@ -599,6 +600,13 @@ class World:
     def check_begun(self, worker: Worker):
         """Check a view that a worker has just begun."""
         view = worker.protocol.view
+        if worker.begun is not None:
+            for number in range(worker.begun + 1, view.number):
+                others, begun_by = self._views.get(number, ((worker.rank,), set()))
+                if worker.rank not in others:
+                    text = f"view {view.number} is begun by rank {worker.rank}, which is not in"
+                    self._check_rivals([worker], begun_by, "c", f"{text} view {number} = {others}")
+        worker.begun = view.number
         members, begun_by = self._views.setdefault(view.number, (view.members, set()))
         if members != view.members:
             text = f"view {view.number} has members {members} and {view.members}"
@@ -611,7 +619,8 @@ class World:
         """Raise, since workers go on in one view, and rivals have begun another one."""
         ranks = {worker.rank for worker in workers}
         outside = [each for each in rivals if each.rank not in ranks]
-        ended = [each for each in outside if not each.in_fit]
+        listed = {rank for each in outside for rank in each.protocol.view.members}
+        ended = [r for r in listed if not (self.newest[r].alive and self.newest[r].in_fit)]
         could_tell = [
             each
             for each in outside

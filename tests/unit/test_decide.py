@@ -146,6 +146,9 @@ def test_the_memory_begins_with_the_first_silence_and_ends_with_an_answer():
         (Standing(view=1, wants=1, members=(1, 2)), dataclasses.replace(WILLING, wants=2), True),
         (Standing(view=1, wants=1), dataclasses.replace(WILLING, is_member=True), False),
         (Standing(view=2, wants=2), dataclasses.replace(WILLING, is_member=True), True),
+        # It wants the next view itself, and says whose view it has begun.
+        (Standing(1, (1, 2), wants=2), dataclasses.replace(WILLING, wants=3), True),
+        (Standing(1, (0, 1), wants=2), dataclasses.replace(WILLING, wants=3), False),
     ],
 )
 def test_a_worker_learns_that_others_have_begun_a_view_without_it(answer, own, excludes):

@@ -144,7 +144,8 @@ def excluding(rank: int, view: View, own: Standing, answers: Answers) -> int | N
     newest = own.wants if own.is_member else own.wants - 1  # this worker may be in that one
     for other, each in answers.items():
         if isinstance(each, Standing) and each.view > view.number:
-            without_this = each.members is not None and rank not in each.members
+            lists = (each.view_members, each.members)
+            without_this = any(ranks is not None and rank not in ranks for ranks in lists)
             if without_this or each.view > newest:
                 return other
     return None

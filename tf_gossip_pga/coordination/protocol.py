@@ -122,7 +122,7 @@ class Protocol:
         deadline = self._clock() + timeout_s
         number = max(self._wanted, self.view.number + 1)
         for _ in range(self._timing.attempts):
-            standing = Standing(self.view.number, number, completed)
+            standing = self._standing_at(number, completed)
             # Workers that have just come to want it, too, take a moment to say so.
             soonest = self._clock() + self._timing.silent_s
             attempt = decide_lib.Attempt(
@@ -146,7 +146,7 @@ class Protocol:
     def grow(self, number: int, members: Sequence[int], joining: Sequence[int]) -> Steps[None]:
         """Form a view of members and joining workers, as `Membership.grow` does."""
         self.view = View(number - 1, tuple(members))
-        standing = Standing(self.view.number, number)
+        standing = self._standing_at(number)
         deadline = self._clock() + self._timing.admit_s
         others = [rank for rank in members if rank != self._rank]
         try:
@@ -270,7 +270,21 @@ class Protocol:
         self.view = View(standing.wants, standing.members or ())
         self._wanted = max(self._wanted, standing.wants)
         self._publish(
-            dataclasses.replace(standing, view=standing.wants, most_completed=most_completed)
+            dataclasses.replace(
+                standing,
+                view=standing.wants,
+                view_members=standing.members,
+                most_completed=most_completed,
+            )
+        )
+
+    def _standing_at(self, wants: int, completed: int = 0) -> Standing:
+        """Return the standing of this worker, in its view, when it begins to want another."""
+        return Standing(
+            view=self.view.number,
+            view_members=self.view.members,
+            wants=wants,
+            completed=completed,
         )
 
     def _publish(self, standing: Standing) -> None:

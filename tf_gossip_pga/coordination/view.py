@@ -30,6 +30,7 @@ class Standing:
 
     Attributes:
       view: number of the last view whose exchanges it has begun.
+      view_members: the members of that view; None where it is not known.
       wants: number of the view that it wants, or is in.
       completed: exchanges it has completed in this `fit`.
       members: those of the wanted view, as soon as it has decided on them or adopted them.
@@ -42,6 +43,7 @@ class Standing:
     """
 
     view: int = 0
+    view_members: tuple[int, ...] | None = None
     wants: int = 0
     completed: int = 0
     members: tuple[int, ...] | None = None
@@ -56,10 +58,11 @@ class Standing:
         """Return the standing in an answer; `SUSPECTED` where another program has answered."""
         if isinstance(answer, Absence):
             return answer
-        members, silent = answer.get("members"), answer.get("silent", ())
+        fields: dict[str, Any] = {"silent": (), **answer}
         try:
-            members = None if members is None else tuple(members)
-            fields: dict[str, Any] = {**answer, "members": members, "silent": tuple(silent)}
-            return cls(**fields)
+            for name in ("members", "view_members"):
+                if fields.get(name) is not None:
+                    fields[name] = tuple(fields[name])
+            return cls(**{**fields, "silent": tuple(fields["silent"])})
         except TypeError:
             return Absence.SUSPECTED
