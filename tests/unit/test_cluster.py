@@ -355,3 +355,19 @@ def test_the_time_to_wait_must_be_a_positive_number(timeout_s):
 def test_what_a_cluster_holds_is_no_part_of_its_place():
     assert Cluster(0, 2, exchange_values=_recorder([]), strategy=1) == Cluster(0, 2)
     assert "exchange" not in repr(Cluster(0, 2, exchange_values=_recorder([])))
+
+
+# ---- Finding the cluster ------------------------------------------------------------------------
+
+
+def test_the_first_starter_that_has_left_a_trace_counts(monkeypatch):
+    from tf_gossip_pga.cluster import detect
+
+    text = to_tf_config(["a:1", "b:1"], 1)
+    assert detect.find({"TF_CONFIG": text}) == Cluster(1, 2, ("a:1", "b:1"))
+    assert detect.find({}) == detect.find({"TF_CONFIG": "  "}) == Cluster()
+    monkeypatch.setenv("TF_CONFIG", text)
+    assert detect.find().rank == 1
+    starters = (lambda environment: None, lambda environment: Cluster(2, 3), detect.tf_config)
+    monkeypatch.setattr(detect, "STARTERS", starters)
+    assert detect.find() == Cluster(2, 3)

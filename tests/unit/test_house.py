@@ -202,6 +202,7 @@ def test_every_public_object_has_a_docstring(room):
         "algorithm.schedule",
         "algorithm.topology",
         "checkpoint.files",
+        "cluster.detect",
         "cluster.tf_config",
         "plan",
         "simulate.curves",

@@ -8,8 +8,8 @@
 
 Ranks are 0 … size-1. `Topology.beta` says how fast gossip reaches agreement.
 
-To add a topology, write a function of `n` here, list it in `BY_NAME` and `__all__`, and say in
-`plan.cost.beta_of` what its beta is for many ranks.
+To add a topology, write a function of `n` here, list it in `BY_NAME` and `__all__`. Above 512
+ranks the planner knows its beta only if `plan.cost.beta_of` has a formula for it.
 
 Sources: ring, grid and static exponential weights: Chen et al., "Accelerating Gossip SGD with
 Periodic Global Averaging", ICML 2021. One-peer exponential: Assran et al., "Stochastic Gradient

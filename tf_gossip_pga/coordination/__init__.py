@@ -14,4 +14,13 @@ membership: the protocol over the real channel and clock.
 sequence: a worker's place in the sequence of exchanges of one `fit`.
 joining: how a restarted worker and the surviving workers find each other.
 admission: what joining workers and members tell each other before a view grows.
+
+To add a way to lose a worker:
+  1. A worker that can raise inside `fit` needs nothing: `status` sees that it has left `fit`, and
+     everything below follows.
+  2. Otherwise let it say so: a field of `Whereabouts` (status), which `diagnosis` blames at once,
+     and a field of `Standing` (view), with which `decide` counts it for nobody and
+     `protocol._is_lost` abandons a view. The worker itself must end: in `exchange.elastic`, where
+     an exchange of its own has failed.
+  3. Name it in docs/protocol.md, and let the simulation have such a fault.
 """

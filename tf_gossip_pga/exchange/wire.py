@@ -18,7 +18,8 @@ Block-wise Quantization", ICLR 2022. Departure: one r for all, renewed by each g
 Without global averages (`H=None`) the differences grow with the run, and with them what rounding
 loses.
 
-To add an encoding: write a subclass of `Wire` and list it in `BY_NAME`. Its messages are 1-D
+To add an encoding: write a subclass of `Wire`, list it in `BY_NAME`, and name it in `GossipPGA`'s
+docstring and in `job/flags.py`. Its messages are 1-D
 tensors whose dtype and static shape are the same on all ranks and that a broadcast can carry
 (`group_ops`); `encoded_bytes` must agree with `encode`.
 
