@@ -63,6 +63,7 @@ class Standing:
             for name in ("members", "view_members"):
                 if fields.get(name) is not None:
                     fields[name] = tuple(fields[name])
-            return cls(**{**fields, "silent": tuple(fields["silent"])})
+            fields["silent"] = tuple(fields["silent"])
+            return cls(**fields)
         except TypeError:
             return Absence.SUSPECTED

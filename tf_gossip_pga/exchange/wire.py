@@ -19,9 +19,9 @@ Without global averages (`H=None`) the differences grow with the run, and with t
 loses.
 
 To add an encoding: write a subclass of `Wire`, list it in `BY_NAME`, and name it in `GossipPGA`'s
-docstring and in `job/flags.py`. Its messages are 1-D
-tensors whose dtype and static shape are the same on all ranks and that a broadcast can carry
-(`group_ops`); `encoded_bytes` must agree with `encode`.
+docstring and in `job/flags.py`. Its messages are 1-D tensors of a dtype of at least two bytes
+(`group_ops` says which a broadcast carries), with a static shape that is the same on all ranks.
+`encoded_bytes` must agree with `encode`.
 
 TensorFlow is imported only where values are rounded: a plan needs nothing but the bytes.
 """
