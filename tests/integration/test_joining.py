@@ -221,6 +221,8 @@ def test_a_port_that_is_taken_is_told():
             _awaited(port=taken.getsockname()[1])
 
 
-def test_who_is_to_join_must_know_whom():
+def test_who_is_to_join_must_know_whom(monkeypatch):
+    # Another test of this process may have called `initialize` already.
+    monkeypatch.setattr("tf_gossip_pga.exchange.process._active", None)
     with pytest.raises(ValueError, match="needs the TF_CONFIG that it had"):
         tf_gossip_pga.initialize(join=True)
