@@ -13,8 +13,8 @@ test: $(VENV)/ready lint
 	$(RUN) -m pytest -n 3 --dist=worksteal -m "not slow"
 
 # Also the models of the paper at full size, more chaos, the wheel in an environment of its own.
-test-all: $(VENV)/ready lint
-	$(RUN) -m pytest -n 3 --dist=worksteal
+test-all: test
+	$(RUN) -m pytest -n 2 --dist=worksteal -m slow
 
 test-quick: $(VENV)/ready
 	$(RUN) -m pytest -m "not multiprocess"
