@@ -6,8 +6,8 @@ algorithms: `H=1` is Parallel SGD, `H=None` is Gossip SGD. Gossip-AGA chooses a 
 average, from the training loss (Algorithm 2).
 
 A schedule answers `is_global(step)`, and receives `observe(step, loss)` after each global average.
-Every rank must get the same answers. Ranks therefore compare the texts of their schedules, which
-are equal where the answers are, and all observe the same number.
+Every rank must get the same answers. Ranks therefore compare H and, if it is adaptive, its state
+before they train, and all observe the same number.
 """
 
 # pyright: reportConstantRedefinition=false

@@ -225,6 +225,7 @@ class Watchdog:
         silent = self._silent_too_long(wait, findings, now)
         if (overdue or silent) and findings.suspected and not findings.never:
             findings = self._settled_findings()
+            silent = silent and findings.suspected  # it may have answered just now
         found = findings.text or _NOBODY_LATE
         if overdue or findings.never or silent:
             reason = f"no answer within {wait.timeout_s:g} s; {found}" if overdue else found
