@@ -100,7 +100,9 @@ def _check_devices(model, copies: int):
         assert len({copy.numpy().tobytes() for copy in found}) == 1, variable.path
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "n", [1, 2, 3, 4, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 8))]
+)
 def test_every_step_equals_the_oracle(pools, n):
     _check_cases(pools, n, _cases(n))
 

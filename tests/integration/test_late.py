@@ -123,7 +123,9 @@ def _ended_for(crew, odd: int) -> list[str]:
     return [crew.said(rank) for rank in others]
 
 
-@pytest.mark.parametrize(("odd", "overlap"), [(0, False), (2, True)])
+@pytest.mark.parametrize(
+    ("odd", "overlap"), [pytest.param(0, False, marks=pytest.mark.slow), (2, True)]
+)
 def test_a_stopped_worker_ends_all_others_who_name_it(tmp_path, odd, overlap):
     with _crew(tmp_path, "stops", timeout_s=deadlines.scaled(6), odd=odd, overlap=overlap) as crew:
         for said in _ended_for(crew, odd):

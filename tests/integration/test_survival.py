@@ -75,6 +75,7 @@ def test_who_comes_back_finishes_like_all(seed, undisturbed_loss):
     assert chaos.problem(events, outcome, undisturbed_loss) is None, outcome.output
 
 
+@pytest.mark.slow  # the simulation cuts networks in every run
 def test_of_two_sides_of_a_cut_the_larger_goes_on(undisturbed_loss):
     try:
         with links.hosts(3, 1000) as hosts:

@@ -119,6 +119,7 @@ def written_loss(data: inputs.Data):
     return recipes.loss(recipes.RECIPES["resnet20"], data.kind)
 
 
+@pytest.mark.slow
 def test_a_masked_language_model_trains_and_can_be_trained_on(tmp_path):
     flags = ["--model=bert_tiny", "--epochs=2", "--steps_per_epoch=3"]
     flags += ["--batch_size=8", f"--data_dir={tmp_path}"]
@@ -151,6 +152,7 @@ def _every_algorithm(cluster, folder):
         train.worker()
 
 
+@pytest.mark.slow
 def test_every_algorithm_fills_every_field(pools, tmp_path):
     pools.run(_every_algorithm, 4, folder=str(tmp_path))
     everything = {}
