@@ -84,7 +84,7 @@ def _simulate() -> tuple[Problem, dict[str, curves.Curve]]:
         FLAGS.topology,
         FLAGS.H,
         FLAGS.iterations,
-        verbose=1,
+        verbose=1 if sys.stdout.isatty() else 2,
         step_size=FLAGS.step_size,
         halve_every=FLAGS.halve_every,
         batch_size=FLAGS.batch_size,

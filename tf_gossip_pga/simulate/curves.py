@@ -63,7 +63,7 @@ def run(
       every: number of steps between measurements, >= 1; the last step is measured too. One
         measurement costs as much as the loss of all samples. Default: the least with at most 200
         measurements.
-      verbose: 1 shows a progress bar. Default 0.
+      verbose: 1 shows a progress bar, 2 prints a line at the end. Default 0.
 
     Raises:
       ValueError: `iterations` or `every` is no whole number >= 1.
