@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from tf_gossip_pga.coordination.diagnosis import Findings, diagnose
-from tf_gossip_pga.coordination.status import Absence, Whereabouts
+from tf_gossip_pga.coordination.status import LEFT as HAS_LEFT
+from tf_gossip_pga.coordination.status import Absence, Departure, Whereabouts
 
 # This worker, in its first fit, waits in its second exchange.
 AHEAD = Whereabouts(
@@ -22,28 +23,33 @@ COMPUTING = dataclasses.replace(AHEAD, exchanges=1, waits_at=None, waits_s=0.0)
 WAITING = dataclasses.replace(AHEAD, exchanges=1, waits_at="the gossip of step 1")
 NOT_BEGUN = Whereabouts("", 9.0, 0, 0, None, 0.0, fits=0, in_fit=False)
 LEFT = dataclasses.replace(COMPUTING, in_fit=False)
+RAISED = dataclasses.replace(LEFT, left="raised OSError: disk full")
+# An exception has left the exchange itself: as many have begun as on this worker.
+BROKE_OFF = dataclasses.replace(
+    RAISED, exchanges=2, left="raised KeyboardInterrupt", unfinished="the gossip of step 2"
+)
 IN_ANOTHER_FIT = dataclasses.replace(COMPUTING, fits=2)
 ELSEWHERE = dataclasses.replace(AHEAD, waits_at="the end of training")
 DEAD, SUSPECTED = Absence.DEAD, Absence.SUSPECTED
 
 SLOW = "rank 1 has not reached it; for 3 s it has been computing step 2"
+CANNOT = " in the gossip of step 2, and cannot exchange before it is restarted"
 GONE = "has ended: its process does not listen any more"
 SILENT = "does not answer (its process is stopped, or the network between is cut)"
 
 
-def _diagnose(*others, own=AHEAD, ending=()) -> Findings:
+def _diagnose(*others, own=AHEAD, ending=(), departed=None) -> Findings:
     """Diagnose with the answers of ranks 1, 2, ..., each last heard of 10 s ago per rank."""
     answers = {
         rank: other if isinstance(other, Absence) else dataclasses.asdict(other)
         for rank, other in enumerate(others, 1)
     }
-    return diagnose(answers, own, {rank: 10.0 * rank for rank in answers}, ending)
+    return diagnose(answers, own, {rank: 10.0 * rank for rank in answers}, ending, departed)
 
 
 @pytest.mark.parametrize(
     ("others", "ranks", "never", "text"),
     [
-        ([AHEAD, AHEAD], (), False, ""),
         ([COMPUTING, AHEAD], (1,), False, SLOW),
         ([COMPUTING, WAITING], (1,), False, SLOW),  # rank 2 is late because rank 1 is
         (
@@ -65,6 +71,26 @@ def _diagnose(*others, own=AHEAD, ending=()) -> Findings:
             True,
             "rank 1 has left fit; 3 s ago it was computing step 2",
         ),
+        (
+            [RAISED, AHEAD],
+            (1,),
+            True,
+            "rank 1 raised OSError: disk full; 3 s ago it was computing step 2",
+        ),
+        (
+            [dataclasses.replace(RAISED, left=HAS_LEFT), AHEAD],
+            (1,),
+            True,
+            "rank 1 has left fit; 3 s ago it was computing step 2",
+        ),
+        # After an exchange that both have begun, and which it may have completed.
+        (
+            [AHEAD, dataclasses.replace(RAISED, exchanges=2)],
+            (2,),
+            True,
+            "rank 2 raised OSError: disk full; 3 s ago it was computing step 2",
+        ),
+        ([AHEAD, BROKE_OFF], (2,), True, f"rank 2 raised KeyboardInterrupt{CANNOT}"),
         # A worker that only takes long is not blamed next to one that never comes.
         ([COMPUTING, LEFT], (2,), True, "rank 2 has left fit; 3 s ago it was computing step 2"),
         ([DEAD, COMPUTING], (1,), True, f"rank 1 {GONE}"),
@@ -78,6 +104,41 @@ def _diagnose(*others, own=AHEAD, ending=()) -> Findings:
 )
 def test_who_keeps_a_worker_waiting(others, ranks, never, text):
     assert _diagnose(*others) == Findings(ranks, never, text)
+
+
+@pytest.mark.parametrize(("ago", "reached_s"), [(1.0, 1.0), (9.0, 2.0)])
+def test_all_have_been_there_since_the_last_has_come(ago, reached_s):
+    other = dataclasses.replace(AHEAD, waits_s=ago)
+    passed = dataclasses.replace(AHEAD, exchanges=3, waits_at="the gossip of step 3", waits_s=0.1)
+    assert _diagnose(other, passed) == Findings(reached_s=reached_s)
+
+
+def test_one_that_has_completed_the_last_exchange_and_returned_is_not_late():
+    returned = dataclasses.replace(AHEAD, waits_at=None, in_fit=False)
+    assert _diagnose(returned).ranks == ()
+
+
+ENDED = Departure("raised OSError: disk full, and has ended", ends=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "departure", "never", "text"),
+    [
+        (DEAD, ENDED, True, f"rank 1 {ENDED.text}"),
+        (SUSPECTED, ENDED, True, f"rank 1 {ENDED.text}"),  # it is still closing its sockets
+        (DEAD, Departure("raised OSError", ends=False), True, "rank 1 raised OSError"),
+        # It has told of leaving fit, and lives: it may only have missed the question.
+        (
+            SUSPECTED,
+            Departure("raised OSError", ends=False),
+            False,
+            f"rank 1 {SILENT}; last heard from it 10 s ago",
+        ),
+    ],
+)
+def test_a_worker_that_has_told_why_it_ends_is_quoted(answer, departure, never, text):
+    found = _diagnose(answer, departed={1: departure})
+    assert (found.ranks, found.never, found.text) == ((1,), never, text)
 
 
 def test_a_worker_that_does_not_answer_is_suspected():
@@ -99,6 +160,31 @@ def test_between_two_fits_a_late_worker_is_slow_and_not_lost():
     second = dataclasses.replace(AHEAD, fits=2)
     found = _diagnose(LEFT, own=second)
     assert found == Findings((1,), False, "rank 1 has not called fit with GossipPGA again")
+
+
+@pytest.mark.parametrize(
+    ("other", "never", "text"),
+    [
+        (RAISED, False, "rank 1 has not reached it: it raised OSError: disk full"),
+        (BROKE_OFF, True, f"rank 1 raised KeyboardInterrupt{CANNOT}"),
+        (
+            dataclasses.replace(BROKE_OFF, left=None),
+            True,
+            f"rank 1 was interrupted{CANNOT}",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "own", [dataclasses.replace(AHEAD, fits=2), dataclasses.replace(AHEAD, in_fit=False)]
+)
+def test_outside_of_its_fit_a_worker_is_lost_only_if_it_cannot_exchange(own, other, never, text):
+    own = dataclasses.replace(own, exchanges=3)
+    assert _diagnose(other, own=own) == Findings((1,), never, text)
+
+
+def test_where_this_worker_has_raised_too_the_exception_is_no_news():
+    own = dataclasses.replace(AHEAD, in_fit=False, left="raised OSError: disk full")
+    assert _diagnose(RAISED, own=own).text == "rank 1 has not called fit with GossipPGA again"
 
 
 def test_another_program_at_the_port_is_no_worker():

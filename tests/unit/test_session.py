@@ -2,13 +2,14 @@
 
 import contextlib
 import threading
+import types
 
 import pytest
 import tensorflow as tf
 
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination.diagnosis import Findings
-from tf_gossip_pga.coordination.status import Status
+from tf_gossip_pga.coordination.status import Departure, Status
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.errors import ExchangeBroken, TrainingFinished, ViewChanged, WorkerLost
@@ -46,6 +47,7 @@ class StandInWatchdog:
     def __init__(self):
         self.called_off = None
         self.entered = []
+        self.departures = types.SimpleNamespace(known={})
 
     @contextlib.contextmanager
     def deadline(self, doing, timeout_s):
@@ -266,6 +268,17 @@ def test_the_sequence_has_no_gap_after_a_loss(most, log, results):
     assert session._channel.kept == {0, 1}
     assert session._channel.probed == []  # rank 0 is the chief, which probes
     assert session._membership.asked == [(2, 1, 60.0)]
+
+
+def test_the_survivors_say_what_the_lost_worker_has_told(capfd):
+    session = _elastic(((0, 1), 0))
+    told = Departure("raised OSError: disk full", ends=False)
+    session._watchdog.departures.known = {2: told}
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
+    _test_body(lambda: _failing_once(session, [])("breaks"))
+    assert "Rank 1 goes on without rank 2, which raised OSError: disk full: 2 of 3 workers" in (
+        capfd.readouterr().err
+    )
 
 
 def test_the_new_chief_probes_the_lost_workers():

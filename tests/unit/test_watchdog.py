@@ -2,15 +2,16 @@
 
 import contextlib
 import dataclasses
+import sys
 import threading
 
 import pytest
 
 from tf_gossip_pga.coordination.reports import Waiting, named
-from tf_gossip_pga.coordination.status import Absence, Status
+from tf_gossip_pga.coordination.status import Absence, Departure, Status
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.coordination.watchdog import Watchdog
-from tf_gossip_pga.errors import ExchangeBroken
+from tf_gossip_pga.errors import ExchangeBroken, WorkerLost
 
 QUICK = Timing(watch_every_s=0.01, patience_s=0.05, suspect_s=0.2, linger_s=0.0, closing_s=0.0)
 
@@ -22,9 +23,11 @@ class Others:
         self.answers = answers
         self.handlers = {}
         self.asked = []
+        self.told = []
 
     def ask_all(self, kind, timeout_s=None, **details):
         self.asked.append(kind)
+        self.told += [details] if kind == "departure" else []
         return self.answers
 
     def last_heard_s(self):
@@ -73,7 +76,17 @@ def _elsewhere(**arguments):
         (Absence.DEAD, 60.0, "rank 1 has ended"),
         (Absence.SUSPECTED, 60.0, "rank 1 does not answer"),  # for `suspect_s`
         (_elsewhere(), 0.1, "no answer within 0.1 s; rank 1 has not called fit"),
-        (_elsewhere(exchanges=1, waits_at="the gossip of step 7"), 0.1, "all ranks have reached"),
+        (
+            _elsewhere(exchanges=1, waits_at="the gossip of step 7"),
+            0.1,
+            "no answer within 0.1 s; all ranks have reached it, the last of them 0 s ago",
+        ),
+        # An exception has left the exchange itself.
+        (
+            _elsewhere(exchanges=1, left="raised OSError: disk full", unfinished="the gossip"),
+            60.0,
+            "rank 1 raised OSError: disk full in the gossip, and cannot exchange before it is",
+        ),
     ],
 )
 def test_an_exchange_without_hope_is_aborted(answer, timeout_s, reason):
@@ -92,6 +105,100 @@ def test_a_slow_worker_is_reported_and_waited_for(capfd):
         assert wait.findings is None and not watched.reasons
     said = capfd.readouterr().err
     assert "at the gossip of step 7: rank 1 has not called fit with GossipPGA yet." in said
+
+
+@pytest.mark.parametrize(
+    ("since_s", "said"),
+    [
+        (1.0, None),  # it may be tracing the exchange
+        (10.0, "all ranks have reached it, the last of them 10 s ago."),
+        (70.0, "the last of them 70 s ago, so that the network between them is slow or cut."),
+    ],
+)
+def test_the_network_is_blamed_only_where_all_have_been_there_for_long(capfd, since_s, said):
+    timing = Timing(watch_every_s=3600.0)  # the test looks itself
+    there = _elsewhere(exchanges=1, waits_at="the gossip of step 7", waits_s=since_s)
+    with _watched({1: there}, timing) as watched:
+        exchange = watched.dog.deadline("the gossip of step 7", 600.0)
+        with exchange as wait:
+            wait.started -= 100.0
+            watched.status._waits = (wait.doing, wait.started)
+            watched.dog._look_after(wait)
+    reported = capfd.readouterr().err
+    assert said in reported if said else not reported
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ExchangeBroken("the gossip", "cut")])
+def test_after_an_exchange_that_was_not_completed_no_other_begins(error):
+    with _watched({}) as watched:
+        exchange = watched.dog.deadline("the gossip of step 7", 60.0)
+        with pytest.raises(type(error)), exchange:
+            raise error
+        text = r"Rank 0 of 2 cannot exchange any more.*completed the gossip of step 7.*Restart all"
+        with pytest.raises(WorkerLost, match=text), watched.dog.deadline("the start", 60.0):
+            pass
+        watched.dog.resume()  # with a new view
+        with watched.dog.deadline("the reconciliation", 60.0):
+            pass
+
+
+# ---- Exceptions that leave fit ------------------------------------------------------------------
+
+
+def _fit(body):
+    return body()
+
+
+def test_the_others_are_told_once_of_an_exception_that_has_left_fit():
+    with _watched({}) as watched:
+
+        def fail():
+            watched.status.enter_fit(_fit.__code__)
+            raise OSError("disk full")
+
+        try:
+            _fit(fail)
+        except OSError:
+            while not watched.channel.told:
+                threading.Event().wait(0.01)
+        watched.dog.departures.tell()
+        watched.dog.departures.tell(ends=True)
+        raised = "raised OSError: disk full"
+        assert watched.channel.told == [
+            {"rank": 0, "text": raised, "ends": False},
+            {"rank": 0, "text": f"{raised}, and has ended", "ends": True},
+        ]
+
+
+def test_a_forked_child_tells_nothing(monkeypatch):
+    with _watched({}) as watched:
+        monkeypatch.setattr(sys, "last_value", OSError("disk full"), raising=False)
+        monkeypatch.setattr("os.getpid", lambda: 1)
+        watched.dog.departures.tell(ends=True)
+        assert not watched.channel.told
+
+
+def test_a_worker_that_is_told_of_an_exception_loses_patience_and_quotes_it():
+    timing = Timing(watch_every_s=0.01, patience_s=600.0)
+    with _watched({1: Absence.SUSPECTED}, timing) as watched:
+        told = {"rank": 1, "text": "raised OSError: disk full, and has ended", "ends": True}
+        assert watched.channel.handlers["departure"](told) == {}
+        watched.exchange()
+        assert watched.reasons == ["rank 1 raised OSError: disk full, and has ended"]
+
+
+def test_what_a_worker_has_raised_is_known_until_it_trains_again_or_is_no_member():
+    with _watched({}) as watched:
+        departures = watched.dog.departures
+        departures.learn({1: _elsewhere(left="raised OSError"), 2: _elsewhere()})
+        assert departures.known == {1: Departure("raised OSError", ends=False)}
+        departures.learn({1: Absence.SUSPECTED})
+        assert set(departures.known) == {1}
+        departures.learn({1: _elsewhere()})
+        assert not departures.known
+        departures.learn({1: _elsewhere(left="raised OSError")})
+        departures.learn({2: _elsewhere()})
+        assert not departures.known
 
 
 def test_exchanges_that_are_called_off_end_and_do_not_begin_until_they_are_resumed():
@@ -160,3 +267,4 @@ def test_a_wait_is_reported_first_late_and_then_when_it_has_doubled():
 
 def test_ranks_are_named_in_order():
     assert named({3, 1}) == "rank 1 and rank 3"
+    assert named({3, 1}, {1: "raised OSError"}) == "rank 1, which raised OSError and rank 3"

@@ -1,8 +1,10 @@
 """The control plane: who is alive, who is late, who is a member. No TensorFlow.
 
 timing: every deadline and interval.
+calls: whether a function still runs, and which exception has left it.
 status: what a worker tells others of itself, and why it may not answer.
 addresses, channel: questions and answers between workers, over TCP.
+departures: what workers tell of an exception that has left `fit`, or ended them.
 diagnosis: whom an exchange waits for, and the sentence about it.
 watchdog: looks after the exchange under way, reports it, aborts it.
 reports: when a wait is worth a line, ranks by name.

@@ -7,7 +7,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from tf_gossip_pga.coordination.reports import shortened
-from tf_gossip_pga.coordination.status import Absence, Whereabouts
+from tf_gossip_pga.coordination.status import LEFT, Absence, Departure, Whereabouts
+
+Where = Whereabouts | Absence | Departure  # what is known of another worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +21,14 @@ class Findings:
       never: whether one of them will never come, since it has ended or left `fit`.
       text: about each of them, in one line.
       suspected: whether one of them gives no answer.
+      reached_s: where nobody is late, for how many seconds all of them have been there.
     """
 
     ranks: tuple[int, ...] = ()
     never: bool = False
     text: str = ""
     suspected: bool = False
+    reached_s: float = 0.0
 
     @property
     def names(self) -> str:
@@ -37,6 +41,7 @@ def diagnose(
     own: Whereabouts,
     last_heard_s: Mapping[int, float],
     ending: Collection[int] = (),
+    departed: Mapping[int, Departure] | None = None,
 ) -> Findings:
     """Return who keeps this worker waiting, and why.
 
@@ -45,15 +50,13 @@ def diagnose(
       own: where this worker is.
       last_heard_s: how many seconds ago each of the others showed that it lives.
       ending: ranks that end because they have lost another, so that they are not to blame.
+      departed: what ranks have told that have left `fit`, or ended, by an exception.
     """
+    departed = departed or {}
     if not answers:
         return Findings(text="the others cannot be asked before all have started")
-    found = {rank: _parsed(answer) for rank, answer in answers.items()}
-    late = {
-        rank: where
-        for rank, where in found.items()
-        if isinstance(where, Absence) or where.exchanges < own.exchanges
-    }
+    found = {rank: _parsed(answer, departed.get(rank)) for rank, answer in answers.items()}
+    late = {rank: where for rank, where in found.items() if _is_late(where, own)}
     if not late:
         return _elsewhere(found, own)
     # Those that wait themselves are late because of others.
@@ -74,54 +77,80 @@ def diagnose(
     )
 
 
-def _parsed(answer: dict[str, Any] | Absence) -> Whereabouts | Absence:
+def _parsed(answer: dict[str, Any] | Absence, departure: Departure | None) -> Where:
+    if isinstance(answer, Absence):
+        # A worker that ends closes its sockets one by one: until then it gives no answer.
+        is_known = departure and (departure.ends or answer is Absence.DEAD)
+        return departure if departure and is_known else answer
     try:
-        return answer if isinstance(answer, Absence) else Whereabouts(**answer)
+        return Whereabouts(**answer)
     except TypeError:
         return Absence.SUSPECTED  # another program listens there now
 
 
-def _elsewhere(found: Mapping[int, Whereabouts | Absence], own: Whereabouts) -> Findings:
+def _is_late(where: Where, own: Whereabouts) -> bool:
+    """Return whether a worker is missing in the exchange that this one waits for."""
+    if not isinstance(where, Whereabouts):
+        return True
+    if where.exchanges < own.exchanges or _cannot_exchange(where):
+        return True
+    # An exception may have left the exchange itself.
+    left_this_fit = own.in_fit and where.fits == own.fits and where.left is not None
+    return left_this_fit and where.exchanges == own.exchanges
+
+
+def _cannot_exchange(where: Whereabouts) -> bool:
+    """Return whether a worker has given an exchange up, and takes part in no other."""
+    return where.unfinished is not None and where.waits_at is None and not where.in_fit
+
+
+def _elsewhere(found: Mapping[int, Where], own: Whereabouts) -> Findings:
     """Return those that wait at another exchange of the same number: neither will ever end."""
-    there = {
-        rank: where.waits_at
+    here = [
+        (rank, where)
         for rank, where in found.items()
-        if isinstance(where, Whereabouts)
-        and where.exchanges == own.exchanges
-        and where.waits_at not in (None, own.waits_at)
-    }
+        if isinstance(where, Whereabouts) and where.exchanges == own.exchanges and _waits(where)
+    ]
+    there = {rank: where.waits_at for rank, where in here if where.waits_at != own.waits_at}
     if not there or own.waits_at is None:
-        return Findings()
+        return Findings(reached_s=min([own.waits_s, *(where.waits_s for _, where in here)]))
     text = "; ".join(shortened([f"rank {rank} waits at {place}" for rank, place in there.items()]))
     return Findings(tuple(there), never=True, text=f"{text}: the ranks took different ways")
 
 
-def _waits(where: Whereabouts | Absence) -> bool:
+def _waits(where: Where) -> bool:
     return isinstance(where, Whereabouts) and where.waits_at is not None
 
 
-def _is_lost(where: Whereabouts | Absence, own: Whereabouts) -> bool:
+def _is_lost(where: Where, own: Whereabouts) -> bool:
     return isinstance(where, Absence) or _never_comes(where, own)
 
 
-def _never_comes(where: Whereabouts | Absence, own: Whereabouts) -> bool:
+def _never_comes(where: Where, own: Whereabouts) -> bool:
     """Return whether a late worker will not take part in what this one waits for."""
-    if isinstance(where, Absence):
-        return where is Absence.DEAD
+    if not isinstance(where, Whereabouts):
+        return where is not Absence.SUSPECTED
     left = where.fits == own.fits and not where.in_fit
-    return own.in_fit and (left or where.fits > own.fits)
+    return _cannot_exchange(where) or (own.in_fit and (left or where.fits > own.fits))
 
 
-def _predicate(where: Whereabouts | Absence, own: Whereabouts, last_heard_s: float) -> str:
+def _predicate(where: Where, own: Whereabouts, last_heard_s: float) -> str:
     """Return what a late worker does, as the rest of a sentence that begins with its name."""
     if where is Absence.SUSPECTED:
         return f"{where.value}; last heard from it {last_heard_s:.0f} s ago"
     if isinstance(where, Absence):
         return where.value
+    if isinstance(where, Departure):
+        return where.text
+    if _cannot_exchange(where):
+        how = where.left or "was interrupted"
+        return f"{how} in {where.unfinished}, and cannot exchange before it is restarted"
     if _never_comes(where, own):
-        return f"has left fit; {where.where_s:.0f} s ago it was {where.where}"
+        return f"{where.left or LEFT}; {where.where_s:.0f} s ago it was {where.where}"
     if where.waits_at is not None:
         return f"has not reached it; it has waited {where.waits_s:.0f} s at {where.waits_at}"
+    if where.left and not own.left:
+        return f"has not reached it: it {where.left}"
     if not where.in_fit:
         return f"has not called fit with GossipPGA {'again' if where.fits else 'yet'}"
     return f"has not reached it; for {where.where_s:.0f} s it has been {where.where}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 # How many items a list in a sentence has, before it ends with a count.
 _LISTED = 8
@@ -30,9 +30,18 @@ class Waiting:
         return now - self._began
 
 
-def named(ranks: Iterable[int]) -> str:
-    """Return all ranks in a phrase: `"rank 1 and rank 3"`."""
-    return " and ".join(f"rank {rank}" for rank in sorted(ranks))
+def named(ranks: Iterable[int], told: Mapping[int, str] | None = None) -> str:
+    """Return all ranks in a phrase: `"rank 1 and rank 3, which raised OSError: disk full"`.
+
+    Args:
+      ranks: to be named.
+      told: predicates about some of them.
+    """
+    told = told or {}
+    return " and ".join(
+        f"rank {rank}, which {told[rank]}" if rank in told else f"rank {rank}"
+        for rank in sorted(ranks)
+    )
 
 
 def shortened(texts: Sequence[str]) -> list[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import sys
-import threading
 import time
-import traceback
 import types
+
+from tf_gossip_pga.coordination import calls
 
 
 class Absence(enum.Enum):
@@ -16,6 +15,23 @@ class Absence(enum.Enum):
 
     SUSPECTED = "does not answer (its process is stopped, or the network between is cut)"
     DEAD = "has ended: its process does not listen any more"
+
+
+# How a worker has left `fit`, where the exception is not known.
+LEFT = "has left fit"
+
+
+@dataclasses.dataclass(frozen=True)
+class Departure:
+    """What a worker has told the others because an exception has left its `fit`, or ended it.
+
+    Attributes:
+      text: a predicate about it: `"raised OSError: disk full"`.
+      ends: whether its process ends.
+    """
+
+    text: str
+    ends: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +48,10 @@ class Whereabouts:
       waits_s: seconds since when.
       fits: how many times it has called `fit`.
       in_fit: whether it is still inside the last of these.
+      left: how it has left the last of these before its end: `"raised OSError: disk full"`, or
+        `LEFT`; None while it trains and after the end.
+      unfinished: the exchange that it has begun and not completed, after which it cannot exchange
+        any more; or None.
     """
 
     where: str
@@ -42,21 +62,24 @@ class Whereabouts:
     waits_s: float
     fits: int
     in_fit: bool
+    left: str | None = None
+    unfinished: str | None = None
 
 
 class Status:
     """Where this process is; kept by the threads that train, read by the channel's thread.
 
     Attributes:
-      exchanges: see `Whereabouts`.
+      exchanges: see `Whereabouts`, and so is `unfinished`.
     """
 
     def __init__(self) -> None:
         self.exchanges = 0
+        self.unfinished: str | None = None
         # Each is replaced as a whole, so that the channel's thread never sees half of it.
         self._at: tuple[str, int, float] = ("", 0, time.monotonic())
         self._waits: tuple[str, float] | None = None
-        self._fit: tuple[int, types.CodeType] | None = None
+        self._fit: calls.Call | None = None
         self._fits = 0
 
     def at(self, where: str, step: int) -> None:
@@ -68,21 +91,47 @@ class Status:
 
         An exception leaves `fit` without calling any callback, but the thread's stack shows it.
         """
-        self._fit = (threading.get_ident(), code)
+        self._fit = calls.Call(code)
         self._fits += 1
+
+    def end_fit(self) -> None:
+        """Record that this process has trained to the end, though `fit` has not returned yet."""
+        if self._fit is not None:
+            self._fit.has_ended = True
 
     def wait(self, doing: str) -> None:
         """Record that an exchange begins."""
         self.exchanges += 1
+        self.unfinished = doing
         self._waits = (doing, time.monotonic())
 
-    def arrive(self) -> None:
-        """Record that the exchange is over."""
+    def arrive(self, completed: bool = True) -> None:
+        """Record that the exchange is over; `completed`: with a result."""
         self._waits = None
+        if completed:
+            self.unfinished = None
+
+    def departure(self, ends: bool = False) -> Departure | None:
+        """Return which exception has left `fit`; None: none has.
+
+        Args:
+          ends: whether this process ends now: then also which has ended it anywhere else.
+        """
+        text = self.tell().left
+        if ends:
+            raised = calls.uncaught() if text in (None, LEFT) else text
+            if raised:
+                text = f"{raised}, and has ended"
+            elif text:
+                text = f"{LEFT} and ended, by sys.exit or after an exception that it caught"
+        return Departure(text, ends) if text else None
 
     def tell(self) -> Whereabouts:
         """Return where this process is; any thread may call it."""
         now, (where, step, since), waits = time.monotonic(), self._at, self._waits
+        fit, left = self._fit, None
+        if fit is not None and fit.was_left:
+            left = fit.raised() or LEFT
         return Whereabouts(
             where=where,
             where_s=now - since,
@@ -91,11 +140,7 @@ class Status:
             waits_at=waits[0] if waits else None,
             waits_s=now - waits[1] if waits else 0.0,
             fits=self._fits,
-            in_fit=self._fit is not None and _runs(*self._fit),
+            in_fit=left is None and fit is not None and fit.is_running,
+            left=left,
+            unfinished=self.unfinished,
         )
-
-
-def _runs(thread: int, code: types.CodeType) -> bool:
-    """Return whether a function is on a thread's stack."""
-    frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
-    return frame is not None and any(each.f_code is code for each, _ in traceback.walk_stack(frame))

@@ -19,12 +19,11 @@ from typing import Any
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.coordination.channel import Channel
+from tf_gossip_pga.coordination.departures import Departures
 from tf_gossip_pga.coordination.diagnosis import Findings, diagnose
 from tf_gossip_pga.coordination.status import Status
 from tf_gossip_pga.coordination.timing import Timing
-from tf_gossip_pga.errors import ExchangeBroken
-
-_NOBODY_LATE = "all ranks have reached it, so that the network between them is slow or cut"
+from tf_gossip_pga.errors import ExchangeBroken, WorkerLost
 
 
 @dataclasses.dataclass
@@ -64,6 +63,7 @@ class Watchdog:
 
     Attributes:
       called_off: why no exchange may begin, or None.
+      departures: which workers have left `fit`, or ended, by an exception.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Watchdog:
         self._last_step = (0, 0.0)  # its number, and when it was completed
         self._ending: set[int] = set()  # ranks that have lost another, and end
         self._closed = threading.Event()
+        self.departures = Departures(rank, channel, status)
         channel.handlers["ending"] = self._note_ending
         threading.Thread(target=self._run, name="gossip-watchdog", daemon=True).start()
 
@@ -115,19 +116,24 @@ class Watchdog:
 
         Raises:
           ExchangeBroken: exchanges are called off.
+          WorkerLost: an earlier exchange was not completed.
         """
         wait = Wait(doing, timeout_s)
+        completed = False
         with self._lock:
+            if self._status.unfinished:
+                raise WorkerLost(self._text_of_unfinished(self._status.unfinished))
             if self.called_off:
                 raise ExchangeBroken(doing, self.called_off)
             self._wait = wait
         self._status.wait(doing)
         try:
             yield wait
+            completed = True
         finally:
             with self._lock:
                 self._wait = None
-            self._status.arrive()
+            self._status.arrive(completed)
 
     def call_off(self, reason: str) -> None:
         """Abort the exchange under way, if any, and refuse every later one until `resume`."""
@@ -141,7 +147,9 @@ class Watchdog:
         """Let exchanges begin again."""
         with self._lock:
             self.called_off = None
+            self._status.unfinished = None
             self._ending.clear()
+            self.departures.forget()
 
     def text_of_loss(self, broken: ExchangeBroken) -> str:
         """Return what to report where an exchange has failed for good.
@@ -164,6 +172,14 @@ class Watchdog:
             "go on."
         )
 
+    def _text_of_unfinished(self, doing: str) -> str:
+        return (
+            f"Rank {self._rank} of {self._size} cannot exchange any more, since it has not "
+            f"completed {doing}: it was interrupted there, or has lost another worker. Restart "
+            "all workers (in a notebook, restart the kernel of each), and continue from a "
+            "checkpoint."
+        )
+
     def close(self) -> None:
         """Let the thread end; for tests, since a process keeps its watchdog until it ends."""
         self._closed.set()
@@ -171,8 +187,14 @@ class Watchdog:
     def _findings(self) -> Findings:
         """Ask all others where they are, and return who keeps this process waiting."""
         answers = self._channel.ask_all("status")
-        heard_s = self._channel.last_heard_s()
-        return diagnose(answers, self._status.tell(), heard_s, self._ending)
+        self.departures.learn(answers)
+        return diagnose(
+            answers,
+            self._status.tell(),
+            self._channel.last_heard_s(),
+            ending=self._ending,
+            departed=self.departures.known,
+        )
 
     def _settled_findings(self) -> Findings:
         """Ask again while a worker is suspected, and blame as few as possible.
@@ -197,7 +219,7 @@ class Watchdog:
 
     def _patience_s(self, timeout_s: float) -> float:
         """Return how long an exchange may take before the watchdog asks about it."""
-        if self._ending:
+        if self._ending or self.departures.known:
             return 0.0
         if not self._step_s:
             return self._timing.patience_s
@@ -207,12 +229,12 @@ class Watchdog:
     def _run(self) -> None:
         """Look after exchanges that last long. One thread a process, nearly always asleep."""
         while not self._closed.wait(self._timing.watch_every_s):
-            wait = self._wait
-            if wait:
-                try:
+            try:
+                self.departures.tell()
+                if wait := self._wait:
                     self._look_after(wait)
-                except Exception:  # without this thread a hang would last forever
-                    traceback.print_exc()
+            except Exception:  # without this thread a hang would last forever
+                traceback.print_exc()
 
     def _look_after(self, wait: Wait) -> None:
         """Ask whom an exchange waits for, if it lasts long; report it, or abort the exchange."""
@@ -226,18 +248,28 @@ class Watchdog:
         if (overdue or silent) and findings.suspected and not findings.never:
             findings = self._settled_findings()
             silent = silent and findings.suspected  # it may have answered just now
-        found = findings.text or _NOBODY_LATE
+        found = findings.text or self._text_of_all_there(findings.reached_s)
         if overdue or findings.never or silent:
             reason = f"no answer within {wait.timeout_s:g} s; {found}" if overdue else found
             with self._lock:
                 if self._wait is wait:  # the missing ranks may have come meanwhile
                     wait.findings = findings
                     self._abort(reason)
-        elif now > wait.report_at and self._wait is wait:
+        elif now > wait.report_at and self._wait is wait and self._is_news(findings):
             waited_s = now - wait.started
             logger.info(f"Rank {self._rank} has waited {waited_s:.0f} s at {wait.doing}: {found}.")
             wait.report_at = now + waited_s  # when it has waited twice as long
         wait.ask_at = now + min(self._patience_s(wait.timeout_s), self._timing.suspect_s / 4)
+
+    def _is_news(self, findings: Findings) -> bool:
+        """Return whether a wait is worth a line: not while all have only just come."""
+        return bool(findings.text) or findings.reached_s > self._timing.patience_s
+
+    def _text_of_all_there(self, reached_s: float) -> str:
+        text = f"all ranks have reached it, the last of them {reached_s:.0f} s ago"
+        if reached_s < self._timing.suspect_s:  # they may still be tracing it
+            return text
+        return f"{text}, so that the network between them is slow or cut"
 
     def _silent_too_long(self, wait: Wait, findings: Findings, now: float) -> bool:
         if not findings.suspected:

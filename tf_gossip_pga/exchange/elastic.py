@@ -133,6 +133,7 @@ class ElasticSession(FixedSession):
         """Note that this rank has trained to the end, together with all others."""
         self.begin_sequence(None)
         self._membership.has_finished = True
+        self._status.end_fit()
 
     def run(self, exchange: Callable[[], Any]) -> Any:
         """Run the next exchange of the sequence.
@@ -204,8 +205,9 @@ class ElasticSession(FixedSession):
         lost = before - set(self.view.members)
         if not self._sequence.regroup(most, is_lost=bool(lost)):
             super()._on_broken(broken)
-        self._begin_view()
-        how = f"without {named(lost)}" if lost else "with all"
+        told = {rank: each.text for rank, each in self._watchdog.departures.known.items()}
+        self._begin_view()  # which forgets them
+        how = f"without {named(lost, told)}" if lost else "with all"
         logger.warning(
             f"Rank {self.cluster.rank} goes on {how}: {self.size} of {self.cluster.size} workers "
             f"are left. It was at {broken.doing}."

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import os
+import threading
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster import detect, devices, tf_config
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination import joining
 from tf_gossip_pga.coordination.channel import Channel
+from tf_gossip_pga.coordination.departures import Departures
 from tf_gossip_pga.coordination.membership import Membership
 from tf_gossip_pga.coordination.status import Status
 from tf_gossip_pga.coordination.timing import Timing
@@ -130,4 +133,20 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
         session.admission.listen()
         # Here and not in the first `fit`: the others are told if a rank never calls fit.
         channel.learn_all(session.gather(channel.endpoint, "the start", timing.start_s))
+    _tell_of_exceptions(watchdog.departures)
     return session
+
+
+def _tell_of_exceptions(departures: Departures):
+    """Tell the others which exception ends this process, before its sockets close, or a thread.
+
+    The watchdog tells of those that leave `fit` and are caught.
+    """
+    atexit.register(departures.tell, ends=True)
+    before = threading.excepthook
+
+    def tell(args: threading.ExceptHookArgs):
+        departures.tell()  # while it can be seen
+        before(args)
+
+    threading.excepthook = tell

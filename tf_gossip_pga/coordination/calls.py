@@ -1,0 +1,116 @@
+"""Observe a call from other threads: whether it still runs, and which exception has left it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Iterator
+
+# How much of an exception's text others are told.
+_LONGEST = 300
+
+
+class Call:
+    """A running call of a function on the thread that makes this object.
+
+    An exception leaves Keras' `fit` without calling any callback. Python shows it all the same: the
+    function is gone from the thread's stack, and the exception is the one that the thread handles
+    (in `except`, `finally` or `with`), or the last one that nobody has caught.
+
+    Args:
+      code: the function's code object. It must be on the stack.
+
+    Attributes:
+      has_ended: whether it has come to its end, though it may not have returned yet. The caller
+        sets it.
+    """
+
+    def __init__(self, code: types.CodeType) -> None:
+        self._thread = threading.get_ident()
+        self._code = code
+        self._codes = _with_wrappers(code)
+        self._seen_before = _uncaught()
+        self.has_ended = False
+        self._raised: str | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether the function is on its thread's stack."""
+        frame = sys._current_frames().get(self._thread)  # pyright: ignore[reportPrivateUsage]
+        stack = traceback.walk_stack(frame) if frame else ()
+        return any(each.f_code is self._code for each, _ in stack)
+
+    @property
+    def was_left(self) -> bool:
+        """Return whether an exception has left it."""
+        return not self.has_ended and not self.is_running
+
+    def raised(self) -> str | None:
+        """Return which exception has left it: `"raised OSError: disk full"`.
+
+        Once found it is remembered. None: it could not be seen when somebody asked. That of
+        `sys.exit` seldom can.
+        """
+        if self._raised is None:
+            for error in self._visible():
+                frames = traceback.walk_tb(error.__traceback__)
+                if any(frame.f_code in self._codes for frame, _ in frames):
+                    self._raised = worded(error)
+                    break
+        return self._raised
+
+    def _visible(self) -> Iterator[BaseException]:
+        """Yield the exceptions that the thread handles, the innermost first; an uncaught one."""
+        handled = sys._current_exceptions().get(self._thread)  # pyright: ignore[reportPrivateUsage]
+        error: object = handled[1] if isinstance(handled, tuple) else handled  # until Python 3.12
+        while isinstance(error, BaseException):
+            yield error
+            error = error.__context__
+        error = _uncaught()
+        if isinstance(error, BaseException) and error is not self._seen_before:
+            yield error
+
+
+def uncaught() -> str | None:
+    """Return the exception that ends this program, in words; None where there is none.
+
+    In a notebook or at a prompt, where exceptions do not end it, there is none.
+    """
+    error = _uncaught()
+    return worded(error) if isinstance(error, BaseException) and not hasattr(sys, "ps1") else None
+
+
+def worded(error: BaseException) -> str:
+    """Return a predicate about who raised `error`, in one line: `"raised OSError: disk full"`."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # somebody else's class
+        text = ""
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST] + "…"
+    return f"raised {type(error).__name__}{text and ': '}{text}"
+
+
+def _uncaught() -> object:
+    """Return the exception that Python has last reported as uncaught."""
+    return getattr(sys, "last_value", None)
+
+
+def _with_wrappers(code: types.CodeType) -> set[types.CodeType]:
+    """Return the code of a function on the stack, and of callers in its package that wrap it.
+
+    Keras' own wrapper of `fit` cuts `fit` out of tracebacks.
+    """
+    codes = {code}
+    package = None
+    for frame, _ in traceback.walk_stack(sys._getframe()):  # pyright: ignore[reportPrivateUsage]
+        name = frame.f_globals.get("__name__", "").partition(".")[0]
+        if frame.f_code is code:
+            package = name
+        elif package is not None:
+            if name != package:
+                break
+            codes.add(frame.f_code)
+    return codes

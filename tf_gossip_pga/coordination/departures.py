@@ -1,0 +1,65 @@
+"""Tell the other workers of an exception that ends this one's part, and keep what they tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from tf_gossip_pga.coordination.channel import Channel
+from tf_gossip_pga.coordination.status import Absence, Departure, Status
+
+
+class Departures:
+    """Which workers have left `fit`, or ended, by an exception, and by which.
+
+    Args:
+      rank: this worker's.
+      channel: through which workers tell one another.
+      status: of this worker.
+
+    Attributes:
+      known: what others have told, by rank.
+    """
+
+    def __init__(self, rank: int, channel: Channel, status: Status) -> None:
+        self.known: dict[int, Departure] = {}
+        self._rank = rank
+        self._channel = channel
+        self._status = status
+        self._process = os.getpid()
+        self._told: Departure | None = None
+        channel.handlers["departure"] = self._note
+
+    def tell(self, ends: bool = False) -> None:
+        """Tell all others of an exception that has left this worker's `fit` since the last call.
+
+        Args:
+          ends: whether this process ends now; then also of one that has ended it anywhere else.
+        """
+        departure = self._status.departure(ends)
+        if departure != self._told and os.getpid() == self._process:  # and in no forked child
+            self._told = departure
+            if departure:
+                self._channel.ask_all("departure", rank=self._rank, **dataclasses.asdict(departure))
+
+    def learn(self, answers: Mapping[int, dict[str, Any] | Absence]) -> None:
+        """Learn from answers to the question where workers are; forget all that train."""
+        known = {rank: each for rank, each in self.known.items() if rank in answers}
+        for rank, answer in answers.items():
+            if not isinstance(answer, Absence):
+                known.pop(rank, None)
+                if text := answer.get("left"):
+                    known[rank] = Departure(str(text), ends=False)
+        self.known = known
+
+    def forget(self) -> None:
+        """Forget everything: the members have changed."""
+        self.known = {}
+
+    def _note(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Take note of what another worker tells. On the channel's thread."""
+        departure = Departure(str(request["text"]), bool(request["ends"]))
+        self.known = {**self.known, int(request["rank"]): departure}
+        return {}
