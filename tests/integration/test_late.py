@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.support import addresses, deadlines, nursery, product
+from tests.support import addresses, deadlines, nursery, product, workers
 
 pytestmark = pytest.mark.multiprocess
 
@@ -42,6 +42,10 @@ class Odd(keras.callbacks.Callback):
             raise InterruptedError("a callback's own error")
         if how == "dies" and self.step == 5:
             os._exit(0)
+        if how == "raises" and self.step == 5:
+            raise OSError("disk full")
+        if how == "exits" and self.step == 5:
+            sys.exit(3)
     def on_test_batch_end(self, batch, logs=None):
         if how == "is slow" and self.step == 4 and batch == 0:
             keep_the_others_waiting("in the validation after step 4")
@@ -168,7 +172,8 @@ def test_the_others_say_what_a_slow_worker_does_and_wait(tmp_path):
 def test_a_worker_that_has_left_fit_is_not_waited_for(tmp_path):
     with _crew(tmp_path, "leaves", timeout_s=10 * deadlines.long()) as crew:
         for said in _ended_for(crew, 2):
-            assert re.search(r"rank 2 has left fit; \d+ s ago it was computing step 6", said)
+            raised = r"rank 2 raised InterruptedError: a callback's own error"
+            assert re.search(rf"{raised}; \d+ s ago it was computing step 6", said), said
         assert crew.processes[2].poll() is None
 
 
@@ -176,3 +181,88 @@ def test_a_worker_that_has_ended_is_named(tmp_path):
     with _crew(tmp_path, "dies", timeout_s=10 * deadlines.long()) as crew:
         for said in _ended_for(crew, 2):
             assert "rank 2 has ended" in said, said
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("raises", "rank 2 raised OSError: disk full, and has ended"),
+        pytest.param("exits", "rank 2 has left fit and ended, by sys.exit", marks=pytest.mark.slow),
+    ],
+)
+def test_a_worker_that_an_exception_ends_says_which(tmp_path, how, why):
+    with _crew(tmp_path, how, timeout_s=10 * deadlines.long()) as crew:
+        for said in _ended_for(crew, 2):
+            assert why in said, said
+
+
+def _outcome_of_fit(on_batch_end, **arguments) -> str:
+    """Return what a fit has raised, once the others know it, or `"trained"`."""
+    import keras
+    import numpy as np
+
+    import tf_gossip_pga as pga
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x, y = np.ones((8, 4), "float32"), np.ones((8, 1), "float32")
+    gossip = pga.GossipPGA(H=100, timeout_s=deadlines.long(), **arguments)
+    steps = keras.callbacks.LambdaCallback(on_train_batch_end=on_batch_end)
+    try:
+        model.fit(x, y, batch_size=1, shuffle=False, verbose=0, callbacks=[steps, gossip])
+    except BaseException as error:
+        # As in a notebook, the next fit is not called at once.
+        departures = product.active()._watchdog.departures
+        deadlines.Deadline(120).until(lambda: departures._told)
+        return f"{type(error).__name__}: {error}"
+    return "trained"
+
+
+def _interrupted_fits(cluster, folder):
+    """Rank 2 raises in a fit that survives it; then SIGINT reaches rank 1 in an exchange."""
+    import logging
+    import threading
+
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("tf_gossip_pga").addHandler(handler)
+    sent = pathlib.Path(folder, "sent")
+
+    def fail(batch, logs):
+        if cluster.rank == 2 and batch == 3:
+            raise OSError("disk full")
+
+    def interrupt():
+        status = product.active()._status
+        deadlines.Deadline(120).until(lambda: status.tell().waits_at == "the gossip of step 5")
+        os.kill(os.getpid(), signal.SIGINT)
+        sent.write_text("")
+
+    def be_interrupted(batch, logs):
+        if batch == 4 and cluster.rank == 1:
+            threading.Thread(target=interrupt).start()
+        if batch == 4 and cluster.rank == 0:
+            deadlines.Deadline(120).until(sent.exists)
+
+    outcomes = [_outcome_of_fit(fail, on_worker_lost="continue")]
+    if cluster.rank < 2:
+        outcomes += [_outcome_of_fit(be_interrupted), _outcome_of_fit(lambda batch, logs: None)]
+    return {"outcomes": outcomes, "said": "\n".join(said)}
+
+
+def test_the_others_know_what_was_raised_and_what_was_interrupted(tmp_path):
+    first, second, third = workers.run(_interrupted_fits, 3, folder=str(tmp_path))
+    assert third["outcomes"] == ["OSError: disk full"]
+    # Rank 0 has completed the exchange in which rank 1 was interrupted, and fails in the next one.
+    for survivor, unfinished in ((first, 6), (second, 5)):
+        assert survivor["outcomes"][0] == "trained"
+        assert "goes on without rank 2, which raised OSError: disk full" in survivor["said"]
+        restart = f"it has not completed the gossip of step {unfinished}: it was interrupted there"
+        assert restart in survivor["outcomes"][2]
+    assert second["outcomes"][1] == "KeyboardInterrupt: "
+    assert "lost rank 1 at" in first["outcomes"][1]
+    assert (
+        "rank 1 raised KeyboardInterrupt in the gossip of step 5, and cannot exchange before"
+        in (first["outcomes"][1])
+    )

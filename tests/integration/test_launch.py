@@ -224,6 +224,16 @@ def test_a_progress_bar_keeps_only_its_last_state():
     )
 
 
+def test_in_a_file_a_progress_bar_is_one_plain_line():
+    output = []
+    screen = screen_lib.Screen(output.append, verbose=False, terminal=False)
+    for step in range(1, 101):
+        screen.feed(0, f"\r\x1b[1m{step}/100\x1b[0m \x1b[32m━━━━\x1b[0m".encode())
+    screen.feed(1, b"a line of rank 1\n")
+    screen.feed(0, b"\n")
+    assert "".join(output) == "[1] a line of rank 1\n[0] 100/100 ━━━━\n"
+
+
 def test_an_interruption_repeats_nothing():
     output = []
 

@@ -83,13 +83,6 @@ def _diagnose(*others, own=AHEAD, ending=(), departed=None) -> Findings:
             True,
             "rank 1 has left fit; 3 s ago it was computing step 2",
         ),
-        # After an exchange that both have begun, and which it may have completed.
-        (
-            [AHEAD, dataclasses.replace(RAISED, exchanges=2)],
-            (2,),
-            True,
-            "rank 2 raised OSError: disk full; 3 s ago it was computing step 2",
-        ),
         ([AHEAD, BROKE_OFF], (2,), True, f"rank 2 raised KeyboardInterrupt{CANNOT}"),
         # A worker that only takes long is not blamed next to one that never comes.
         ([COMPUTING, LEFT], (2,), True, "rank 2 has left fit; 3 s ago it was computing step 2"),
@@ -113,8 +106,9 @@ def test_all_have_been_there_since_the_last_has_come(ago, reached_s):
     assert _diagnose(other, passed) == Findings(reached_s=reached_s)
 
 
-def test_one_that_has_completed_the_last_exchange_and_returned_is_not_late():
-    returned = dataclasses.replace(AHEAD, waits_at=None, in_fit=False)
+@pytest.mark.parametrize("left", [None, "raised OSError: disk full"])
+def test_one_that_has_completed_the_exchange_and_left_fit_is_not_late(left):
+    returned = dataclasses.replace(AHEAD, waits_at=None, in_fit=False, left=left)
     assert _diagnose(returned).ranks == ()
 
 

@@ -536,6 +536,7 @@ def test_a_run_that_diverges_says_so_and_writes_what_json_has(tmp_path):
     line = next(line for line in ended.stdout.splitlines() if line.startswith("gossip  "))
     assert line.split()[1:4] == ["diverged", "not", "joined"]
     assert "Try a smaller --step_size than 9." in ended.stdout
+    assert "\x1b" not in ended.stdout and "\r" not in ended.stdout  # nor a progress bar: a file
     assert "Warning" not in ended.stderr
 
 

@@ -164,6 +164,7 @@ def test_the_others_are_told_once_of_an_exception_that_has_left_fit():
         watched.dog.departures.tell()
         watched.dog.departures.tell(ends=True)
         raised = "raised OSError: disk full"
+        watched.dog.departures.tell()  # nothing after its last
         assert watched.channel.told == [
             {"rank": 0, "text": raised, "ends": False},
             {"rank": 0, "text": f"{raised}, and has ended", "ends": True},
@@ -179,7 +180,7 @@ def test_a_forked_child_tells_nothing(monkeypatch):
 
 
 def test_a_worker_that_is_told_of_an_exception_loses_patience_and_quotes_it():
-    timing = Timing(watch_every_s=0.01, patience_s=600.0)
+    timing = dataclasses.replace(QUICK, patience_s=600.0)
     with _watched({1: Absence.SUSPECTED}, timing) as watched:
         told = {"rank": 1, "text": "raised OSError: disk full, and has ended", "ends": True}
         assert watched.channel.handlers["departure"](told) == {}
@@ -199,6 +200,9 @@ def test_what_a_worker_has_raised_is_known_until_it_trains_again_or_is_no_member
         departures.learn({1: _elsewhere(left="raised OSError")})
         departures.learn({2: _elsewhere()})
         assert not departures.known
+        watched.channel.handlers["departure"]({"rank": 1, "text": "raised OSError", "ends": True})
+        departures.learn({1: _elsewhere(left="raised OSError")})  # it is about to end
+        assert departures.known[1].ends
 
 
 def test_exchanges_that_are_called_off_end_and_do_not_begin_until_they_are_resumed():

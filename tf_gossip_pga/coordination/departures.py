@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,13 +23,16 @@ class Departures:
 
     Attributes:
       known: what others have told, by rank.
+      heard: when something was last told, until the caller resets it to None.
     """
 
     def __init__(self, rank: int, channel: Channel, status: Status) -> None:
         self.known: dict[int, Departure] = {}
+        self.heard: float | None = None
         self._rank = rank
         self._channel = channel
         self._status = status
+        self._lock = threading.Lock()
         self._process = os.getpid()
         self._told: Departure | None = None
         channel.handlers["departure"] = self._note
@@ -38,21 +43,23 @@ class Departures:
         Args:
           ends: whether this process ends now; then also of one that has ended it anywhere else.
         """
+        is_told = self._told is not None and self._told.ends
+        if is_told or os.getpid() != self._process:  # or in a forked child
+            return
         departure = self._status.departure(ends)
-        if departure != self._told and os.getpid() == self._process:  # and in no forked child
+        if departure != self._told:
             self._told = departure
             if departure:
                 self._channel.ask_all("departure", rank=self._rank, **dataclasses.asdict(departure))
 
     def learn(self, answers: Mapping[int, dict[str, Any] | Absence]) -> None:
         """Learn from answers to the question where workers are; forget all that train."""
-        known = {rank: each for rank, each in self.known.items() if rank in answers}
-        for rank, answer in answers.items():
-            if not isinstance(answer, Absence):
-                known.pop(rank, None)
-                if text := answer.get("left"):
-                    known[rank] = Departure(str(text), ends=False)
-        self.known = known
+        with self._lock:
+            self.known = {
+                rank: departure
+                for rank, answer in answers.items()
+                if (departure := _latest(answer, self.known.get(rank)))
+            }
 
     def forget(self) -> None:
         """Forget everything: the members have changed."""
@@ -61,5 +68,15 @@ class Departures:
     def _note(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take note of what another worker tells. On the channel's thread."""
         departure = Departure(str(request["text"]), bool(request["ends"]))
-        self.known = {**self.known, int(request["rank"]): departure}
+        with self._lock:
+            self.known = {**self.known, int(request["rank"]): departure}
+        self.heard = time.monotonic()
         return {}
+
+
+def _latest(answer: dict[str, Any] | Absence, known: Departure | None) -> Departure | None:
+    """Return what is known of a worker after an answer; what it has told as its last is final."""
+    if isinstance(answer, Absence) or (known and known.ends):
+        return known
+    left = answer.get("left")
+    return Departure(str(left), ends=False) if left else None

@@ -92,15 +92,11 @@ def _is_late(where: Where, own: Whereabouts) -> bool:
     """Return whether a worker is missing in the exchange that this one waits for."""
     if not isinstance(where, Whereabouts):
         return True
-    if where.exchanges < own.exchanges or _cannot_exchange(where):
-        return True
-    # An exception may have left the exchange itself.
-    left_this_fit = own.in_fit and where.fits == own.fits and where.left is not None
-    return left_this_fit and where.exchanges == own.exchanges
+    return where.exchanges < own.exchanges or _cannot_exchange(where)
 
 
 def _cannot_exchange(where: Whereabouts) -> bool:
-    """Return whether a worker has given an exchange up, and takes part in no other."""
+    """Return whether an exception has left an exchange of a worker: it takes part in no other."""
     return where.unfinished is not None and where.waits_at is None and not where.in_fit
 
 

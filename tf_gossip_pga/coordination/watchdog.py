@@ -186,6 +186,7 @@ class Watchdog:
 
     def _findings(self) -> Findings:
         """Ask all others where they are, and return who keeps this process waiting."""
+        self.departures.heard = None
         answers = self._channel.ask_all("status")
         self.departures.learn(answers)
         return diagnose(
@@ -219,7 +220,7 @@ class Watchdog:
 
     def _patience_s(self, timeout_s: float) -> float:
         """Return how long an exchange may take before the watchdog asks about it."""
-        if self._ending or self.departures.known:
+        if self._ending:
             return 0.0
         if not self._step_s:
             return self._timing.patience_s
@@ -240,9 +241,10 @@ class Watchdog:
         """Ask whom an exchange waits for, if it lasts long; report it, or abort the exchange."""
         now = time.monotonic()
         overdue = now > wait.started + wait.timeout_s
-        patient_until = wait.started + self._patience_s(wait.timeout_s)
-        if not overdue and now < max(wait.ask_at, patient_until):
-            return
+        if not overdue and not self._has_news(now):
+            patient_until = wait.started + self._patience_s(wait.timeout_s)
+            if now < max(wait.ask_at, patient_until):
+                return
         findings = self._findings()
         silent = self._silent_too_long(wait, findings, now)
         if (overdue or silent) and findings.suspected and not findings.never:
@@ -255,13 +257,21 @@ class Watchdog:
                 if self._wait is wait:  # the missing ranks may have come meanwhile
                     wait.findings = findings
                     self._abort(reason)
-        elif now > wait.report_at and self._wait is wait and self._is_news(findings):
+        elif now > wait.report_at and self._wait is wait and self._is_worth_a_line(findings):
             waited_s = now - wait.started
             logger.info(f"Rank {self._rank} has waited {waited_s:.0f} s at {wait.doing}: {found}.")
             wait.report_at = now + waited_s  # when it has waited twice as long
         wait.ask_at = now + min(self._patience_s(wait.timeout_s), self._timing.suspect_s / 4)
 
-    def _is_news(self, findings: Findings) -> bool:
+    def _has_news(self, now: float) -> bool:
+        """Return whether a worker has told of an exception.
+
+        If it completed the exchange before that, this worker gets a moment to complete it, too.
+        """
+        heard = self.departures.heard
+        return heard is not None and now > heard + self._timing.closing_s
+
+    def _is_worth_a_line(self, findings: Findings) -> bool:
         """Return whether a wait is worth a line: not while all have only just come."""
         return bool(findings.text) or findings.reached_s > self._timing.patience_s
 

@@ -58,7 +58,7 @@ def launch(
     least = _validate.check_whole("min_workers", min_workers, 1, workers)
     # On a terminal rank 0 gets one too, so that Keras draws its progress bar.
     terminal = write is None and sys.stdout.isatty()
-    screen = Screen(write or _write_out, verbose)
+    screen = Screen(write or _write_out, verbose, terminal)
     with contextlib.closing(Crew(_starter(command, workers, screen, verbose, terminal))) as crew:
         crew.start(workers)
         try:

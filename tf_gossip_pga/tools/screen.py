@@ -1,4 +1,4 @@
-"""Merge the output of several workers for one terminal; `launch` feeds it."""
+"""Merge the output of several workers for one terminal or file; `launch` feeds it."""
 
 import codecs
 import collections
@@ -25,6 +25,8 @@ _RUNTIME_ERROR = re.compile(
 )
 # A warning, and the source line that Python prints after it.
 _WARNING = re.compile(r".*Warning: |WARNING:|  \S.*\($|  warnings\.warn\(")
+# What colors text on a terminal, or moves its cursor.
+_ESCAPE = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
 
 class Screen:
@@ -34,14 +36,17 @@ class Screen:
       write: receives the merged output, piece by piece.
       verbose: show everything; otherwise start-up messages, runtime errors and warnings that
         another rank has printed already are left out.
+      terminal: whether a terminal shows it. Elsewhere only whole lines are written, without colors:
+        of a progress bar its last state.
 
     Attributes:
       last_lines: the end of each rank's output with its runtime errors, for failure reports.
     """
 
-    def __init__(self, write: Callable[[str], object], verbose: bool):
+    def __init__(self, write: Callable[[str], object], verbose: bool, terminal: bool = True):
         self._write = write
         self._verbose = verbose
+        self._terminal = terminal
         # A read may end within a character.
         self._decoders: dict[int, codecs.IncrementalDecoder] = collections.defaultdict(
             lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -81,6 +86,8 @@ class Screen:
         self.last_lines[rank].append(line)
         if not self._verbose and self._is_repetition(rank, line):
             return
+        if not self._terminal:
+            line = _ESCAPE.sub("", line)
         self._clear()
         self._write(f"[{rank}] {line}\n")
         if rank != 0:
@@ -94,7 +101,7 @@ class Screen:
 
     def _redraw(self, rest: str):
         state = _last_state(rest)
-        if state == self._drawn or "\r" not in rest:
+        if not self._terminal or state == self._drawn or "\r" not in rest:
             return
         self._clear()
         self._write(f"[0] {state}")
