@@ -176,6 +176,14 @@ def test_outside_of_its_fit_a_worker_is_lost_only_if_it_cannot_exchange(own, oth
     assert _diagnose(other, own=own) == Findings((1,), never, text)
 
 
+@pytest.mark.parametrize("elsewhere", [COMPUTING, WAITING, AHEAD])
+def test_workers_with_a_later_view_have_gone_on_without_this_one(elsewhere):
+    # This worker has left a fit and called it again, while they still train in the first.
+    own, later = dataclasses.replace(AHEAD, fits=2), dataclasses.replace(elsewhere, view=1)
+    found = _diagnose(later, own=own)
+    assert found == Findings((1,), True, "rank 1 has gone on without this worker")
+
+
 def test_where_this_worker_has_raised_too_the_exception_is_no_news():
     own = dataclasses.replace(AHEAD, in_fit=False, left="raised OSError: disk full")
     assert _diagnose(RAISED, own=own).text == "rank 1 has not called fit with GossipPGA again"

@@ -60,7 +60,7 @@ def diagnose(
     if not late:
         return _elsewhere(found, own)
     # Those that wait themselves are late because of others.
-    causes = {rank: where for rank, where in late.items() if not _waits(where)} or late
+    causes = {r: where for r, where in late.items() if not _waits(where, own)} or late
     lost = {rank: where for rank, where in causes.items() if _is_lost(where, own)}
     never = any(_never_comes(where, own) for where in causes.values())
     if never:  # then a worker that is only slow is not to blame
@@ -92,7 +92,9 @@ def _is_late(where: Where, own: Whereabouts) -> bool:
     """Return whether a worker is missing in the exchange that this one waits for."""
     if not isinstance(where, Whereabouts):
         return True
-    return where.exchanges < own.exchanges or _cannot_exchange(where)
+    if where.view > own.view or _cannot_exchange(where):
+        return True
+    return where.exchanges < own.exchanges
 
 
 def _cannot_exchange(where: Whereabouts) -> bool:
@@ -105,7 +107,9 @@ def _elsewhere(found: Mapping[int, Where], own: Whereabouts) -> Findings:
     here = [
         (rank, where)
         for rank, where in found.items()
-        if isinstance(where, Whereabouts) and where.exchanges == own.exchanges and _waits(where)
+        if isinstance(where, Whereabouts)
+        and where.exchanges == own.exchanges
+        and _waits(where, own)
     ]
     there = {rank: where.waits_at for rank, where in here if where.waits_at != own.waits_at}
     if not there or own.waits_at is None:
@@ -114,8 +118,11 @@ def _elsewhere(found: Mapping[int, Where], own: Whereabouts) -> Findings:
     return Findings(tuple(there), never=True, text=f"{text}: the ranks took different ways")
 
 
-def _waits(where: Where) -> bool:
-    return isinstance(where, Whereabouts) and where.waits_at is not None
+def _waits(where: Where, own: Whereabouts) -> bool:
+    """Return whether a worker waits for others in the same view."""
+    if not isinstance(where, Whereabouts) or where.view > own.view:
+        return False
+    return where.waits_at is not None
 
 
 def _is_lost(where: Where, own: Whereabouts) -> bool:
@@ -126,8 +133,10 @@ def _never_comes(where: Where, own: Whereabouts) -> bool:
     """Return whether a late worker will not take part in what this one waits for."""
     if not isinstance(where, Whereabouts):
         return where is not Absence.SUSPECTED
+    if where.view > own.view or _cannot_exchange(where):
+        return True
     left = where.fits == own.fits and not where.in_fit
-    return _cannot_exchange(where) or (own.in_fit and (left or where.fits > own.fits))
+    return own.in_fit and (left or where.fits > own.fits)
 
 
 def _predicate(where: Where, own: Whereabouts, last_heard_s: float) -> str:
@@ -138,6 +147,8 @@ def _predicate(where: Where, own: Whereabouts, last_heard_s: float) -> str:
         return where.value
     if isinstance(where, Departure):
         return where.text
+    if where.view > own.view:
+        return "has gone on without this worker"
     if _cannot_exchange(where):
         how = where.left or "was interrupted"
         return f"{how} in {where.unfinished}, and cannot exchange before it is restarted"

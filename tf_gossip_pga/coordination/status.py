@@ -52,6 +52,7 @@ class Whereabouts:
         `LEFT`; None while it trains and after the end.
       unfinished: the exchange that it has begun and not completed, after which it cannot exchange
         any more; or None.
+      view: number of the view whose exchanges these are.
     """
 
     where: str
@@ -64,6 +65,7 @@ class Whereabouts:
     in_fit: bool
     left: str | None = None
     unfinished: str | None = None
+    view: int = 0
 
 
 class Status:
@@ -76,6 +78,7 @@ class Status:
     def __init__(self) -> None:
         self.exchanges = 0
         self.unfinished: str | None = None
+        self._view = 0
         # Each is replaced as a whole, so that the channel's thread never sees half of it.
         self._at: tuple[str, int, float] = ("", 0, time.monotonic())
         self._waits: tuple[str, float] | None = None
@@ -98,6 +101,11 @@ class Status:
         """Record that this process has trained to the end, though `fit` has not returned yet."""
         if self._fit is not None:
             self._fit.has_ended = True
+
+    def begin_view(self, number: int) -> None:
+        """Record that this process is a member of another view: all members count from 0 again."""
+        self._view = number
+        self.exchanges = 0
 
     def wait(self, doing: str) -> None:
         """Record that an exchange begins."""
@@ -143,4 +151,5 @@ class Status:
             in_fit=left is None and fit is not None and fit.is_running,
             left=left,
             unfinished=self.unfinished,
+            view=self._view,
         )

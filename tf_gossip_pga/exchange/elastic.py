@@ -228,7 +228,7 @@ class ElasticSession(FixedSession):
         self._channel.keep(members)
         self._channel.probe(sorted(self.cluster.lost) if self.cluster.is_chief else ())
         self._use_view()
-        self._status.exchanges = 0  # from here on all members begin the same ones again
+        self._status.begin_view(self.view.number)
         self._watchdog.resume()
         self._membership.recheck()
 
