@@ -1,5 +1,6 @@
 """Sessions without TensorFlow's server or other processes: the parts around them are stand-ins."""
 
+import atexit
 import contextlib
 import threading
 import types
@@ -13,7 +14,7 @@ from tf_gossip_pga.coordination.status import Departure, Status
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.errors import ExchangeBroken, TrainingFinished, ViewChanged, WorkerLost
-from tf_gossip_pga.exchange import runtime
+from tf_gossip_pga.exchange import process, runtime
 from tf_gossip_pga.exchange.elastic import ElasticSession, LossPolicy
 from tf_gossip_pga.exchange.session import MISSED, FixedSession, SoloSession
 
@@ -212,6 +213,21 @@ def test_a_failure_in_the_background_shows_where_it_is_waited_for():
     session.begin(_broken, "the gossip of step 7", 60)
     with pytest.raises(WorkerLost, match="lost at the gossip of step 7"):
         session.finish()
+
+
+def test_exceptions_that_end_a_thread_or_the_process_are_told(monkeypatch):
+    told, shown, at_exit = [], [], []
+    monkeypatch.setattr(threading, "excepthook", lambda args: shown.append(args.exc_type))
+    monkeypatch.setattr(atexit, "register", lambda *call, **kw: at_exit.append((*call, kw)))
+    departures = types.SimpleNamespace(tell=lambda ends=False: told.append(ends))
+    process._tell_of_exceptions(departures)
+    thread = threading.Thread(target=_broken)
+    thread.start()
+    thread.join()
+    assert (told, shown) == ([False], [ExchangeBroken])
+    ((tell, arguments),) = at_exit
+    tell(**arguments)
+    assert told == [False, True]
 
 
 # ---- Members that change ------------------------------------------------------------------------
