@@ -31,7 +31,7 @@ class Call:
         self._thread = threading.get_ident()
         self._code = code
         self._codes = _with_wrappers(code)
-        self._seen_before = _uncaught()
+        self._seen_before = id(_uncaught())  # not itself, which would keep its frames alive
         self.has_ended = False
         self._raised: str | None = None
 
@@ -69,7 +69,7 @@ class Call:
             yield error
             error = error.__context__
         error = _uncaught()
-        if isinstance(error, BaseException) and error is not self._seen_before:
+        if isinstance(error, BaseException) and id(error) != self._seen_before:
             yield error
 
 

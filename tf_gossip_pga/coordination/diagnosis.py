@@ -79,9 +79,10 @@ def diagnose(
 
 def _parsed(answer: dict[str, Any] | Absence, departure: Departure | None) -> Where:
     if isinstance(answer, Absence):
-        # A worker that ends closes its sockets one by one: until then it gives no answer.
-        is_known = departure and (departure.ends or answer is Absence.DEAD)
-        return departure if departure and is_known else answer
+        # One that ends is silent for a moment before it closes its sockets.
+        if departure and (departure.ends or answer is Absence.DEAD):
+            return departure
+        return answer
     try:
         return Whereabouts(**answer)
     except TypeError:
