@@ -38,9 +38,7 @@ class Call:
     @property
     def is_running(self) -> bool:
         """Return whether the function is on its thread's stack."""
-        frame = sys._current_frames().get(self._thread)  # pyright: ignore[reportPrivateUsage]
-        stack = traceback.walk_stack(frame) if frame else ()
-        return any(each.f_code is self._code for each, _ in stack)
+        return runs(self._thread, self._code)
 
     @property
     def was_left(self) -> bool:
@@ -71,6 +69,12 @@ class Call:
         error = _uncaught()
         if isinstance(error, BaseException) and id(error) != self._seen_before:
             yield error
+
+
+def runs(thread: int, code: types.CodeType) -> bool:
+    """Return whether a function is on a thread's stack."""
+    frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
+    return frame is not None and any(each.f_code is code for each, _ in traceback.walk_stack(frame))
 
 
 def uncaught() -> str | None:
