@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from tf_gossip_pga.coordination.messages import parse_answer
 from tf_gossip_pga.coordination.reports import shortened
 from tf_gossip_pga.coordination.status import Absence, Whereabouts
 
@@ -48,7 +49,8 @@ def diagnose(
     """
     if not answers:
         return Findings(text="the others cannot be asked before all have started")
-    found = {rank: _parsed(answer) for rank, answer in answers.items()}
+    # It names no ranks, so that their number does not matter.
+    found = {rank: parse_answer(Whereabouts, each, size=0) for rank, each in answers.items()}
     late = {
         rank: where
         for rank, where in found.items()
@@ -72,13 +74,6 @@ def diagnose(
         suspected=Absence.SUSPECTED in causes.values(),
         text="; ".join(shortened(sentences)),
     )
-
-
-def _parsed(answer: dict[str, Any] | Absence) -> Whereabouts | Absence:
-    try:
-        return answer if isinstance(answer, Absence) else Whereabouts(**answer)
-    except TypeError:
-        return Absence.SUSPECTED  # another program listens there now
 
 
 def _elsewhere(found: Mapping[int, Whereabouts | Absence], own: Whereabouts) -> Findings:
