@@ -2,7 +2,9 @@
 
 timing: every deadline and interval.
 status: what a worker tells others of itself, and why it may not answer.
-addresses, channel: questions and answers between workers, over TCP.
+addresses, server, channel: questions and answers between workers, over TCP.
+messages: the types of the fields of messages, and their checks.
+secret: what a job's workers share, and how they prove it.
 diagnosis: whom an exchange waits for, and the sentence about it.
 watchdog: looks after the exchange under way, reports it, aborts it.
 reports: when a wait is worth a line, ranks by name.
