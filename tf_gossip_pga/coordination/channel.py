@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from tf_gossip_pga._log import logger
+from tf_gossip_pga.cluster.tf_config import SECRET
 from tf_gossip_pga.coordination import addresses as addresses_lib
 from tf_gossip_pga.coordination import messages
 from tf_gossip_pga.coordination import secret as secret_lib
@@ -163,8 +164,8 @@ class Channel:
         ranks = tuple(ranks)
         if ranks and self._secret is None:
             logger.info(
-                f"If {named(ranks)} is restarted, it cannot join again: the workers were started "
-                "without a common TF_GOSSIP_PGA_SECRET."
+                f"{named(ranks).capitalize()} cannot join again after a restart: the workers were "
+                f"started without a common {SECRET}."
             )
             return
         self._probed = ranks

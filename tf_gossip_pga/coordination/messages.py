@@ -39,8 +39,8 @@ def checked(message: Mapping[str, Any], size: int, **declared: Any) -> Message:
       message: what another process has sent.
       size: number of workers at the start, above every rank.
       **declared: the type of each field: `Rank`, `Port`, `int` (0 … 2**53), `float` (finite, >= 0),
-        `bool`, `str`, `Any`, `X | None`, `list[X]`, `tuple[X, ...]`, `dict[str, X]` or
-        `dict[Rank, X]`, whose keys JSON holds as decimal digits.
+        `bool`, `str`, `Any`, `X | None`, `list[X]`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`
+        or `dict[Rank, X]`, whose keys JSON holds as decimal digits.
 
     Raises:
       ValueError: a field is missing, unknown, or not of its type.
@@ -138,6 +138,8 @@ def _check(declared: Any) -> _Check:
     if declared in _PLAIN:
         return _PLAIN[declared]
     origin, arguments = typing.get_origin(declared), typing.get_args(declared)
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return functools.partial(_fixed, tuple(map(_check, arguments)))
     if origin is list or origin is tuple:
         return functools.partial(_items, origin, _check(arguments[0]))
     if origin is dict:
@@ -150,10 +152,20 @@ def _check(declared: Any) -> _Check:
 
 
 def _items(kind: type, check: _Check, value: Any, size: int) -> Any:
+    return kind(check(each, size) for each in _list(value))
+
+
+def _fixed(checks: tuple[_Check, ...], value: Any, size: int) -> tuple[Any, ...]:
+    items = _list(value)
+    if len(items) != len(checks):
+        raise ValueError(f"expected a list of {len(checks)}, received {value!r}")
+    return tuple(check(each, size) for check, each in zip(checks, items, strict=True))
+
+
+def _list(value: Any) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"expected a list, received {value!r}")
-    items = typing.cast("list[Any]", value)
-    return kind(check(each, size) for each in items)
+    return typing.cast("list[Any]", value)
 
 
 def _entries(by_rank: bool, check: _Check, value: Any, size: int) -> dict[Any, Any]:

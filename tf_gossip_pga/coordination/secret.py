@@ -80,10 +80,10 @@ def differing(fingerprints: Sequence[str | None]) -> ValueError:
     for rank, each in enumerate(fingerprints):
         ranks.setdefault(each, []).append(rank)
     texts = [
-        f"{named(those)} {'has none' if each is None else f'has secret {each[:6]}…'}"
+        f"{'no secret' if each is None else f'secret {each[:6]}…'} at {named(those)}"
         for each, those in ranks.items()
     ]
-    return ValueError(f"The workers do not have the same secret: {'; '.join(texts)}. {_HOW}.")
+    return ValueError(f"The workers do not have the same secret: {', '.join(texts)}. {_HOW}.")
 
 
 def key_of(secret: bytes, addresses: Sequence[str], rank: int) -> bytes:
