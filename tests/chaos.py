@@ -395,6 +395,7 @@ def _start(folder, given, rank: int, events, arguments, hosts, joins=False):
     plan_ = json.dumps([[dataclasses.asdict(event) for event in events], arguments, hosts])
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment["TF_CONFIG"] = cluster_lib.to_tf_config(given, rank)
+    environment[cluster_lib.SECRET] = "a secret for tests/chaos.py"
     if joins:
         environment[cluster_lib.JOIN] = "1"
     with open(folder / f"{rank}.log", "a") as log:

@@ -1,7 +1,6 @@
 """Questions between workers, over real sockets: who answers, who does not."""
 
 import contextlib
-import json
 import os
 import socket
 import threading
@@ -9,13 +8,21 @@ import time
 
 import pytest
 
+from tests.support import deadlines
 from tf_gossip_pga.coordination import addresses, channel
 from tf_gossip_pga.coordination.status import Absence, Status
 from tf_gossip_pga.coordination.timing import Timing
 
+SECRET = b"sixteen characters"
+
 
 @contextlib.contextmanager
-def _channels(size: int = 2, main_open: bool = False, timing: Timing | None = None):
+def _channels(
+    size: int = 2,
+    main_open: bool = False,
+    timing: Timing | None = None,
+    secret: bytes | None = SECRET,
+):
     """Yield channels that know one another, and their statuses."""
     with contextlib.ExitStack() as stack:
         mains = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(size)]
@@ -25,24 +32,18 @@ def _channels(size: int = 2, main_open: bool = False, timing: Timing | None = No
                 main.close()
         statuses = [Status() for _ in range(size)]
         channels = [
-            channel.Channel(mains_at, rank, each, timing) for rank, each in enumerate(statuses)
+            channel.Channel(mains_at, rank, each, timing, secret)
+            for rank, each in enumerate(statuses)
         ]
         for each in channels:
             stack.callback(each.close)
-            each.learn_all([other.endpoint for other in channels])
+            each.learn_all([other.introduction for other in channels])
         yield channels, statuses
 
 
-def _raw(port: int, data: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-        connection.sendall(data)
-        with contextlib.suppress(ConnectionResetError):
-            return connection.recv(channel._LINE_BYTES)
-    return b""
-
-
-def test_a_worker_answers_where_it_is():
-    with _channels() as (channels, statuses):
+@pytest.mark.parametrize("secret", [None, SECRET])
+def test_a_worker_answers_where_it_is(secret):
+    with _channels(secret=secret) as (channels, statuses):
         statuses[1].at("computing step 8", 7)
         statuses[1].wait("the gossip of step 7")
         answer = channels[0].ask_all("status")[1]
@@ -59,47 +60,61 @@ def test_a_worker_answers_where_it_is():
 
 def test_another_kind_of_request_is_a_row_of_the_table():
     with _channels() as (channels, _):
-        channels[1].handlers["double"] = lambda request: {"text": 2 * request["kind"]}
-        assert channels[0].ask_all("double")[1] == {"text": "doubledouble"}
+        channels[1].handlers["double"] = lambda request: {"text": 2 * request["text"]}
+        assert channels[0].ask_all("double", text="ab")[1] == {"text": "abab"}
         assert channels[0].ask_all("unknown")[1] is Absence.SUSPECTED
 
 
-def _status_with(token) -> bytes:
-    return json.dumps({"kind": "status", "token": token}).encode() + b"\n"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        _status_with("guessed"),
-        _status_with(None),
-        _status_with("\ud800"),
-        b'{"kind": []}\n',
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"[]\n",
-        b"[" * 4000 + b"\n",
-        b"\xff\xfe\n",
-        b"x" * 100_000,
-    ],
-)
-def test_unknown_peers_are_dropped_without_harm(data, capfd):
+def test_a_handler_that_fails_gives_no_answer_and_says_why(capfd):
     with _channels() as (channels, _):
-        assert _raw(channels[1].endpoint["port"], data) == b""
+        channels[1].handlers["refuse"] = lambda request: {}[request["rank"]]
+        assert channels[0].ask_all("refuse", rank=99)[1] is Absence.SUSPECTED
         assert isinstance(channels[0].ask_all("status")[1], dict)
+    assert "KeyError: 99" in capfd.readouterr().err
+
+
+def test_workers_with_other_keys_are_not_answered_and_not_believed(capfd):
+    with (
+        _channels() as (channels, _),
+        _channels(2, secret=b"another secret of a job") as (others, _),
+    ):
+        channels[0].learn(1, others[1].endpoint)
+        assert channels[0].ask_all("status")[1] is Absence.SUSPECTED
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_unknown_peer_that_sends_nothing_holds_nobody_up():
+@pytest.mark.parametrize(
+    ("secrets", "text"),
+    [
+        ((None, SECRET, None), "no secret at rank 0 and rank 2, secret .{6}… at rank 1"),
+        (
+            (SECRET, SECRET, b"another secret of a job"),
+            "secret .{6}… at rank 0 and rank 1, secret .{6}… at rank 2",
+        ),
+    ],
+)
+def test_all_ranks_say_that_secrets_differ(secrets, text):
+    given = [f"127.0.0.1:{port}" for port in (1, 2, 3)]
+    with contextlib.ExitStack() as stack:
+        channels = [
+            channel.Channel(given, rank, Status(), secret=each) for rank, each in enumerate(secrets)
+        ]
+        for each in channels:
+            stack.callback(each.close)
+        for each in channels:
+            with pytest.raises(ValueError, match=f"do not have the same secret: {text}"):
+                each.learn_all([other.introduction for other in channels])
+
+
+def test_keys_never_travel_where_there_is_a_secret():
     with _channels() as (channels, _):
-        address = ("127.0.0.1", channels[1].endpoint["port"])
-        with socket.create_connection(address), socket.create_connection(address):
-            assert isinstance(channels[0].ask_all("status")[1], dict)
+        assert {each.introduction["key"] for each in channels} == {None}
+        assert SECRET.decode() not in str(channels[0].introduction)
 
 
 def test_a_worker_that_listens_but_does_not_answer_is_suspected():
     with _channels() as (channels, _), socket.create_server(("127.0.0.1", 0)) as silent:
-        endpoint = {"port": silent.getsockname()[1], "token": "any"}
-        channels[0].learn_all([channels[0].endpoint, endpoint])
+        channels[0].learn(1, silent.getsockname()[1])
         assert channels[0].ask_all("status", timeout_s=0.2)[1] is Absence.SUSPECTED
 
 
@@ -111,8 +126,7 @@ def test_a_refused_port_is_an_ended_process_only_if_the_main_port_is_refused_too
 ):
     with _channels(main_open=main_open) as (channels, _), socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound but not listening
-        endpoint = {"port": unused.getsockname()[1], "token": "any"}
-        channels[0].learn_all([channels[0].endpoint, endpoint])
+        channels[0].learn(1, unused.getsockname()[1])
         assert channels[0].ask_all("status")[1] is absence
 
 
@@ -131,7 +145,7 @@ def test_nothing_is_left_behind():
 def test_the_last_sign_of_life_is_an_answer_or_an_exchange_with_all():
     with _channels(3) as (channels, _):
         time.sleep(0.2)
-        channels[0].learn(2, {**channels[2].endpoint, "token": "another"})  # it does not answer
+        channels[0].learn(2, channels[1].endpoint)  # which proves to be another
         channels[0].ask_all("status")
         before = channels[0].last_heard_s()
         assert before[1] < before[2] and before[2] >= 0.2
@@ -148,12 +162,76 @@ def test_workers_that_do_not_answer_are_unreachable():
         assert sorted(channels[0].endpoints) == [0, 1]
 
 
-def test_only_a_probed_port_receives_the_endpoints():
+# ---- Probes -------------------------------------------------------------------------------------
+
+
+def test_without_a_secret_nobody_is_probed_and_the_log_says_so(capfd):
+    with (
+        _channels(3, timing=Timing(probe_every_s=0.01), secret=None) as (channels, _),
+        socket.create_server(addresses.split(channels[0]._addresses[1])) as listener,
+    ):
+        channels[0].probe([1, 2])
+        channels[0].probe([])
+        listener.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    said = capfd.readouterr().err
+    assert said.count("Rank 1 and rank 2 cannot join again after a restart: the workers were") == 1
+    assert "without a common TF_GOSSIP_PGA_SECRET" in said
+
+
+@pytest.mark.parametrize("greeting", [b"", b"\n", b"\xff\n", b"HTTP/1.1 400\r\n", b"x" * 100_000])
+def test_a_stranger_at_a_lost_workers_address_learns_nothing(greeting):
     with _channels(2, timing=Timing(probe_every_s=0.01)) as (channels, _):
-        host, port = addresses.split(channels[0]._addresses[1])
-        with socket.create_server((host, port)) as listener:
+        with socket.create_server(addresses.split(channels[0]._addresses[1])) as listener:
             channels[0].probe([1])
-            listener.settimeout(60)
-            with listener.accept()[0] as connection, connection.makefile() as lines:
-                brought = json.loads(lines.readline())["endpoints"]
-    assert brought == {str(rank): each.endpoint for rank, each in enumerate(channels)}
+            listener.settimeout(deadlines.long())
+            with listener.accept()[0] as connection:
+                connection.settimeout(deadlines.long())
+                connection.sendall(greeting)
+                connection.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(ConnectionResetError):
+                    assert connection.recv(1 << 16) == b""
+        assert isinstance(channels[0].ask_all("status")[1], dict)
+
+
+def test_what_a_stranger_that_poses_as_a_joining_worker_receives_opens_nothing():
+    with _channels(2, timing=Timing(probe_every_s=0.01)) as (channels, _):
+        with socket.create_server(addresses.split(channels[0]._addresses[1])) as listener:
+            channels[0].probe([1])
+            listener.settimeout(deadlines.long())
+            with listener.accept()[0] as connection, connection.makefile("rb") as lines:
+                connection.sendall(channel.JOINING_GREETING + b" 00\n")
+                probe = lines.readline()
+        assert b"endpoints" in probe  # ports, and the proof that it is for this conversation
+        with socket.create_connection(("127.0.0.1", channels[1].endpoint)) as replayed:
+            replayed.sendall(probe)
+            with replayed.makefile("rb") as lines:
+                assert lines.readline().startswith(channel.GREETING)
+                assert lines.read() == b""
+
+
+# ---- Strangers ----------------------------------------------------------------------------------
+
+
+def test_an_unknown_peer_that_sends_nothing_holds_nobody_up():
+    with _channels() as (channels, _):
+        address = ("127.0.0.1", channels[1].endpoint)
+        with socket.create_connection(address), socket.create_connection(address):
+            assert isinstance(channels[0].ask_all("status")[1], dict)
+
+
+def test_a_peer_that_sends_a_byte_now_and_then_is_dropped_in_time():
+    with (
+        _channels(timing=Timing(serve_s=0.3)) as (channels, _),
+        socket.create_connection(("127.0.0.1", channels[1].endpoint)) as dribbling,
+    ):
+
+        def is_dropped():
+            try:
+                dribbling.send(b"a")
+            except (BrokenPipeError, ConnectionResetError):
+                return True
+            return False
+
+        deadlines.Deadline(60).until(is_dropped)

@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 import tf_gossip_pga
 from tests.support import deadlines, nursery
 from tf_gossip_pga import launch
-from tf_gossip_pga.coordination import channel, joining
+from tf_gossip_pga.coordination import channel, joining, secret
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
 
@@ -165,43 +166,75 @@ def test_one_that_is_lost_while_another_is_taken_in_is_gone_on_without(tmp_path)
         np.testing.assert_array_equal(each["weights"], results[0]["weights"])
 
 
+SECRET = b"sixteen characters"
+
+
 def _awaited(*, port: int, others=(), timing: Timing | None = None) -> dict:
     """Return what a joining worker learns at its port."""
-    return joining.await_probe([f"127.0.0.1:{each}" for each in (port, *others)], 0, timing)
+    given = [f"127.0.0.1:{each}" for each in (port, *others)]
+    return joining.await_probe(given, 0, SECRET, timing)
 
 
-def _probe(port: int, line: bytes) -> bytes:
-    """Return what a joining worker sends to a probe, as soon as it listens."""
+def _probe(port: int, line: Callable[[str], bytes]) -> bytes:
+    """Return what a joining worker answers to a line, which may depend on its nonce."""
     for _ in range(600):
         try:
             connection = socket.create_connection(("127.0.0.1", port), timeout=30)
         except ConnectionRefusedError:
             time.sleep(0.05)
             continue
-        with connection:
-            connection.sendall(line)
-            return connection.recv(100)
+        with connection, connection.makefile("rb") as lines:
+            greeting, _, nonce = lines.readline().decode().rstrip().rpartition(" ")
+            assert greeting.encode() == channel.JOINING_GREETING
+            connection.sendall(line(nonce))
+            with contextlib.suppress(ConnectionResetError):
+                return lines.readline()
+            return b""
     raise TimeoutError
 
 
-def test_a_probe_leaves_endpoints_and_unknown_peers_do_not():
+UNKNOWN = [b"\n", b"PRI * HTTP/2.0\r\n", b"[1]\n", b'{"endpoints": {"1": 7}}\n', b"\xff\n"]
+UNKNOWN += [b"[" * 10_000 + b"\n", b"x" * 100_000, b"0" * 64 + b" {}\n"]
+WRONG = [
+    {},
+    {"1": 3, "99": 4},
+    {"1": 99_999_999},
+    {"1": {"port": 7}},
+    [1],
+    {"-1": 7},
+    {"1": 0},
+    None,
+]
+
+
+def test_a_proven_probe_leaves_endpoints_and_unknown_peers_do_not(capfd):
     with socket.create_server(("127.0.0.1", 0)) as any_:
         port = any_.getsockname()[1]
-    endpoints = {"1": {"port": 7, "token": "t"}, "2": {"port": 8, "token": "u"}}
-    unknown = [b"", b"PRI * HTTP/2.0\r\n", b"[1]\n", b'{"endpoints": {"1": {}}}\n']
-    unknown += [
-        b'{"endpoints": {"1": 3}}\n',
-        b'{"endpoints": [1]}\n',
-        b"\xff\n",
-        b"[" * 10000 + b"\n",
-    ]
+    others = [1, 2]  # nobody listens there
+    key = secret.key_of(SECRET, [f"127.0.0.1:{each}" for each in (port, *others)], 0)
+    strangers = secret.key_of(b"another secret of a job", [f"127.0.0.1:{port}"], 0)
+
+    def with_key(key, endpoints):
+        request = {"kind": "probe", "endpoints": endpoints}
+        return lambda nonce: secret.seal_request(key, nonce, request)[0]
+
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        heard = threads.submit(_awaited, port=port)
-        for line in unknown:
-            with contextlib.suppress(ConnectionResetError):
-                assert _probe(port, line or b"\n") == channel.JOINING_GREETING
-        _probe(port, json.dumps({"endpoints": endpoints}).encode() + b"\n")
-        assert heard.result(60) == {int(rank): each for rank, each in endpoints.items()}
+        heard = threads.submit(_awaited, port=port, others=others, timing=Timing())
+        for line in UNKNOWN:
+            assert _probe(port, lambda nonce, line=line: line) == b""
+        assert _probe(port, with_key(strangers, {"1": 7})) == b""
+        for endpoints in WRONG:
+            assert _probe(port, with_key(key, endpoints)) == b""
+        assert _probe(port, with_key(key, {"1": 7, "2": 8}))
+        assert heard.result(60) == {1: 7, 2: 8}
+    assert capfd.readouterr().err == ""
+
+
+def test_a_worker_without_a_secret_cannot_join_and_is_told_what_to_set():
+    given = ["127.0.0.1:1", "127.0.0.1:2"]
+    with pytest.raises(ValueError, match=r"Rank 1 is to join .* Set TF_GOSSIP_PGA_SECRET, or"):
+        joining.await_probe(given, 1, None)
+    assert joining.endpoints_if_probed(given, 1, None) is None
 
 
 def test_a_worker_that_nobody_probes_ends_and_says_so():

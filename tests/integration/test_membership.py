@@ -35,7 +35,7 @@ class Crew:
             for rank, status in enumerate(self.statuses)
         ]
         for each in self.channels:
-            each.learn_all([other.endpoint for other in self.channels])
+            each.learn_all([other.introduction for other in self.channels])
         self.called_off = [[] for _ in range(size)]
         self.memberships = [
             membership.Membership(*pair, rank, size, timing, self.called_off[rank].append)

@@ -17,6 +17,7 @@ from tf_gossip_pga.coordination.decide import (
     decide,
     excluding,
 )
+from tf_gossip_pga.coordination.messages import parse_answer
 from tf_gossip_pga.coordination.status import Absence
 from tf_gossip_pga.coordination.view import Standing, View
 
@@ -184,8 +185,8 @@ def test_all_must_want_a_view_before_joining_workers_are_taken_in():
 
 def test_another_program_at_the_port_is_no_worker():
     for strange in ({"hello": "world"}, {"members": 5}, {"silent": None}):
-        assert Standing.parse(strange) is SUSPECTED
-    assert Standing.parse(DEAD) is DEAD
+        assert parse_answer(Standing, strange, 3) is SUSPECTED
+    assert parse_answer(Standing, DEAD, 3) is DEAD
     raw = dataclasses.asdict(_deciding(0, 2))
     raw = {name: list(each) if isinstance(each, tuple) else each for name, each in raw.items()}
-    assert Standing.parse(raw) == _deciding(0, 2)
+    assert parse_answer(Standing, raw, 3) == _deciding(0, 2)

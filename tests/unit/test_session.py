@@ -30,7 +30,6 @@ class StandInChannel:
         self.handlers = {}
         self.kept = self.probed = None
         self.heard = 0
-        self.endpoint = {"port": 1, "token": "t"}
 
     def keep(self, ranks):
         self.kept = set(ranks)

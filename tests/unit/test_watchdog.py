@@ -248,7 +248,7 @@ def test_a_live_worker_that_misses_one_question_is_not_blamed():
 
 def test_a_worker_that_hears_of_a_loss_loses_patience():
     with _watched({1: Absence.DEAD}, Timing(watch_every_s=0.01, patience_s=600.0)) as watched:
-        assert watched.channel.handlers["ending"]({"rank": 2}) == {}
+        assert watched.channel.handlers["ending"]({"rank": 1}) == {}
         watched.exchange()
         assert watched.reasons
 

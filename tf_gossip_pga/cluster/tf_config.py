@@ -24,6 +24,10 @@ _ADDRESS = re.compile(r"(\[[^\s\[\]/]+\]|[^\s\[\]/:]+):(?P<port>[1-9][0-9]{0,4})
 # The environment variable that, set to 1, lets a worker join a running job.
 JOIN = "TF_GOSSIP_PGA_JOIN"
 
+# Those with the secret that a job's workers share, or with the name of a file that holds it.
+SECRET = "TF_GOSSIP_PGA_SECRET"
+SECRET_FILE = "TF_GOSSIP_PGA_SECRET_FILE"
+
 
 def from_tf_config(text: str | None) -> Cluster:
     """Return the place that a `TF_CONFIG` gives to this process.

@@ -3,7 +3,9 @@
 timing: every deadline and interval.
 calls: whether a function still runs, and which exception has left it.
 status: what a worker tells others of itself, and why it may not answer.
-addresses, channel: questions and answers between workers, over TCP.
+addresses, server, channel: questions and answers between workers, over TCP.
+messages: the types of the fields of messages, and their checks.
+secret: what a job's workers share, and how they prove it.
 departures: what workers tell of an exception that has left `fit`, or ended them.
 diagnosis: whom an exchange waits for, and the sentence about it.
 watchdog: looks after the exchange under way, reports it, aborts it.

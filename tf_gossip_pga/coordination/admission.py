@@ -5,16 +5,33 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster.cluster import Cluster
-from tf_gossip_pga.coordination.channel import Channel, Endpoint
+from tf_gossip_pga.coordination import messages
+from tf_gossip_pga.coordination.channel import Channel
 from tf_gossip_pga.coordination.joining import Invitation
+from tf_gossip_pga.coordination.messages import Message, Port, Rank
 from tf_gossip_pga.coordination.reports import Waiting
 from tf_gossip_pga.coordination.status import Absence, Status
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
+
+
+@dataclasses.dataclass(frozen=True)
+class _Announcement:
+    """What a joining worker asks members with: its rank, and the port of its channel."""
+
+    rank: Rank
+    endpoint: Port
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """What a member answers: how to ask all members, and what it does."""
+
+    endpoints: dict[Rank, Port]
+    where: str
 
 
 class Admission:
@@ -40,9 +57,8 @@ class Admission:
         self._channel = channel
         self._status = status
         self._timing = timing
-        self._announced: dict[
-            int, tuple[Endpoint, float]
-        ] = {}  # endpoint, and when it was received
+        # Endpoint, and when it was received.
+        self._announced: dict[int, tuple[int, float]] = {}
 
     def listen(self) -> None:
         """Take announcements of joining workers from now on, as a member."""
@@ -52,8 +68,12 @@ class Admission:
         """Take an invitation of the members from now on, as a joining worker."""
         self._channel.handlers["invite"] = self._take_invitation
 
-    def announced(self) -> dict[str, Endpoint]:
-        """Return the endpoints of lost workers that have announced themselves just now."""
+    def announced(self) -> dict[str, int]:
+        """Return the endpoints of lost workers that have announced themselves just now.
+
+        Returns:
+          Ports, by rank in decimal digits, as JSON can hold it.
+        """
         soonest = time.monotonic() - self._timing.announced_s
         return {
             str(rank): endpoint
@@ -65,18 +85,15 @@ class Admission:
         """Forget all announcements; whoever still wants to join makes another."""
         self._announced = {}
 
-    def invite(self, invitation: Invitation, joining: Mapping[str, Endpoint], asks: bool) -> None:
+    def invite(self, invitation: Invitation, joining: Mapping[str, int], asks: bool) -> None:
         """Learn the endpoints of joining workers; the one member that `asks` invites them.
 
         Raises:
           OSError: the host name of a joining worker is not known here.
         """
-        self._learn(joining)
+        self._learn({int(rank): endpoint for rank, endpoint in joining.items()})
         if asks:
-            invitation = dataclasses.replace(
-                invitation,
-                endpoints={str(rank): each for rank, each in self._channel.endpoints.items()},
-            )
+            invitation = dataclasses.replace(invitation, endpoints=self._channel.endpoints)
             self._channel.ask_all("invite", **dataclasses.asdict(invitation))
 
     def await_invitation(self) -> Invitation:
@@ -95,12 +112,16 @@ class Admission:
                     f"Rank {self._cluster.rank} was started to join the others again, but all of "
                     "them have ended."
                 )
-            answered = {rank: each for rank, each in answers.items() if isinstance(each, dict)}
+            parsed = {
+                rank: messages.parse_answer(_Answer, each, self._cluster.size)
+                for rank, each in answers.items()
+            }
+            answered = {rank: each for rank, each in parsed.items() if isinstance(each, _Answer)}
             for each in answered.values():  # other workers may have joined since
-                self._learn(each["endpoints"])
+                self._learn(each.endpoints)
             if waited_s := waiting.due():
                 first = min(answered, default=None)
-                where = "" if first is None else f" Rank {first} is {answered[first]['where']}."
+                where = "" if first is None else f" Rank {first} is {answered[first].where}."
                 logger.info(
                     f"Rank {self._cluster.rank} has waited {waited_s:.0f} s for the others to "
                     f"begin an epoch.{where}"
@@ -120,18 +141,19 @@ class Admission:
             raise RuntimeError("This worker has not been invited to join the others.")
         return self.invitation
 
-    def _learn(self, endpoints: Mapping[str, Endpoint]) -> None:
+    def _learn(self, endpoints: Mapping[int, int]) -> None:
         for rank, endpoint in endpoints.items():
-            self._channel.learn(int(rank), endpoint)
+            self._channel.learn(rank, endpoint)
 
-    def _take_announcement(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _take_announcement(self, request: Message) -> Message:
         """Note that a worker wants to join. On the channel's thread."""
-        heard = (request["endpoint"], time.monotonic())
-        self._announced = {**self._announced, int(request["rank"]): heard}
-        return {"endpoints": self._channel.endpoints, "where": self._status.tell().where}
+        message = messages.parse(_Announcement, request, self._cluster.size)
+        heard = (message.endpoint, time.monotonic())
+        self._announced = {**self._announced, message.rank: heard}
+        answer = _Answer(self._channel.endpoints, self._status.tell().where)
+        return dataclasses.asdict(answer)
 
-    def _take_invitation(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _take_invitation(self, request: Message) -> Message:
         """Note that the members are ready. On the channel's thread."""
-        fields = {field.name: request[field.name] for field in dataclasses.fields(Invitation)}
-        self.invitation = Invitation(**fields)
+        self.invitation = messages.parse(Invitation, request, self._cluster.size)
         return {}

@@ -1,11 +1,11 @@
 """Carry questions between workers, next to the exchanges of TensorFlow, which wait in silence.
 
-Each process listens on a TCP port that the operating system chooses. A request is one line of JSON
-with the listener's token, the answer another line, and then the connection is closed; anything
-else is dropped. Nothing is sent unless somebody asks.
+Each process listens on a TCP port that the operating system chooses (`server`). A connection
+carries one request and its answer, one line of JSON each, which both sides prove to come from a
+process of the job (`secret`). Nothing is sent unless somebody asks, except for probes of the
+addresses of lost workers.
 
-The kinds of requests are the rows of a table, `Channel.handlers`. A handler runs on the channel's
-only thread: it must be quick and must not wait for anything.
+The kinds of requests are the rows of a table, `Channel.handlers`.
 """
 
 from __future__ import annotations
@@ -13,38 +13,48 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 import secrets
-import socket
-import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
+from tf_gossip_pga._log import logger
+from tf_gossip_pga.cluster.tf_config import SECRET
 from tf_gossip_pga.coordination import addresses as addresses_lib
+from tf_gossip_pga.coordination import messages
+from tf_gossip_pga.coordination import secret as secret_lib
+from tf_gossip_pga.coordination.messages import Message, Port
+from tf_gossip_pga.coordination.reports import named
+from tf_gossip_pga.coordination.server import BROKEN, LINE_BYTES, Server
 from tf_gossip_pga.coordination.status import Absence, Status
 from tf_gossip_pga.coordination.timing import Timing
 
-_Result = TypeVar("_Result")
-
-Message = dict[str, Any]
-Endpoint = dict[str, Any]  # {"port": int, "token": str}, as JSON can hold it
-Handler = Callable[[Message], Message]
-
-_LINE_BYTES = 1 << 16  # endpoints of hundreds of workers
-
-# What a restarted worker sends to those that connect to its main port; see `joining`.
+# What a process sends to those that connect, before a nonce: to its channel's port, and to its main
+# port while it waits there for a probe; see `joining`.
+GREETING = b"tf_gossip_pga channel"
 JOINING_GREETING = b"tf_gossip_pga joining"
 
-# How a connection may end: it fails, takes too long, or brings what is not JSON.
-_BROKEN = (OSError, ValueError, RecursionError)
+
+@dataclasses.dataclass(frozen=True)
+class Introduction:
+    """What a starting worker tells all others, over TensorFlow's transport.
+
+    Attributes:
+      port: that of its channel.
+      key: in hexadecimal digits, where the job has no secret.
+      fingerprint: of the job's secret, where it has one; all must have the same.
+    """
+
+    port: Port
+    key: str | None
+    fingerprint: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Peer:
     hosts: tuple[str, ...]  # numeric addresses, to be tried in this order
     port: int
-    token: str
+    key: bytes
     main_port: int  # TensorFlow's
 
 
@@ -56,57 +66,89 @@ class Channel:
       rank: this worker's.
       status: what it answers to the question where it is.
       timing: how long to wait for answers, and how often to probe.
+      secret: the job's. Without one, workers have keys of their own, which they tell one another in
+        their introductions, and lost workers cannot join again.
 
     Attributes:
-      endpoint: what others need to ask this process.
+      endpoint: the port of this process's channel.
       endpoints: that of this process and of those that it asks, by rank.
-      handlers: kind of request -> function of the request that returns the answer.
+      introduction: what all others need to ask this process, as JSON can hold it.
+      handlers: kind of request -> function of the request that returns the answer; see `Server`.
     """
 
     def __init__(
-        self, addresses: Sequence[str], rank: int, status: Status, timing: Timing | None = None
+        self,
+        addresses: Sequence[str],
+        rank: int,
+        status: Status,
+        timing: Timing | None = None,
+        secret: bytes | None = None,
     ) -> None:
         self._addresses = addresses
         self._rank = rank
         self._timing = timing or Timing()
-        self._token = secrets.token_hex(16)
+        self._secret = secret
         self._peers: dict[int, _Peer] = {}
         self._probed: tuple[int, ...] = ()
         self._heard: dict[int, float] = {}  # when a rank last answered
         self._heard_all = time.monotonic()  # when an exchange with all ranks last succeeded
-        self.handlers: dict[str, Handler] = {
-            "status": lambda request: dataclasses.asdict(status.tell())
-        }
-        hosts = [addresses_lib.split(address)[0] for address in addresses]
-        listener = addresses_lib.listener(hosts, rank)
-        self.endpoint: Endpoint = {"port": listener.getsockname()[1], "token": self._token}
-        self.endpoints = {rank: self.endpoint}
-        # An event loop of its own: the thread that makes the channel may have another.
-        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-        self._loop = self._runner.get_loop()
-        self._closed = asyncio.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(listener,), name="gossip-channel", daemon=True
+        listener = addresses_lib.listener(
+            [addresses_lib.split(address)[0] for address in addresses], rank
         )
-        self._thread.start()
+        self.endpoint: int = listener.getsockname()[1]
+        self.endpoints = {rank: self.endpoint}
+        if secret is None:
+            key = secrets.token_bytes(32)
+            introduction = Introduction(self.endpoint, key.hex(), None)
+        else:
+            key = secret_lib.key_of(secret, addresses, rank)
+            fingerprint = secret_lib.fingerprint(secret, addresses)
+            introduction = Introduction(self.endpoint, None, fingerprint)
+        self.introduction: Message = dataclasses.asdict(introduction)
+        self._server = Server(listener, key, GREETING, len(addresses), self._timing.serve_s)
+        self.handlers = self._server.handlers
+        self.handlers["status"] = lambda request: dataclasses.asdict(status.tell())
+        self._server.start(self._probe_until_closed())
 
-    def learn_all(self, endpoints: Iterable[Endpoint]) -> None:
-        """Learn how to ask every worker, from their endpoints in rank order."""
-        for rank, endpoint in enumerate(endpoints):
-            self.learn(rank, endpoint)
+    def learn_all(self, introductions: Iterable[Message]) -> None:
+        """Learn how to ask every worker, from their introductions in rank order.
 
-    def learn(self, rank: int, endpoint: Endpoint) -> None:
-        """Learn how to ask one worker.
+        Raises:
+          OSError: the host name of a worker cannot be resolved.
+          ValueError: they do not all have the same secret.
+        """
+        parsed = [messages.parse(Introduction, each, 0) for each in introductions]
+        fingerprints = [each.fingerprint for each in parsed]
+        if len(set(fingerprints)) > 1:
+            raise secret_lib.differing(fingerprints)
+        for rank, each in enumerate(parsed):
+            self._learn(rank, each.port, each.key)
+
+    def learn(self, rank: int, endpoint: int) -> None:
+        """Learn how to ask a worker that has joined, or that this one joins.
 
         Raises:
           OSError: its host name cannot be resolved.
         """
-        self.endpoints = {**self.endpoints, rank: endpoint}
+        self._learn(rank, endpoint, None)
+
+    def _learn(self, rank: int, port: int, key: str | None) -> None:
+        self.endpoints = {**self.endpoints, rank: port}
         if rank != self._rank:
             host, main_port = addresses_lib.split(self._addresses[rank])
-            peer = _Peer(addresses_lib.look_up(host), main_port=main_port, **endpoint)
+            peer = _Peer(
+                addresses_lib.look_up(host),
+                port,
+                bytes.fromhex(key) if key else self._key_of(rank),
+                main_port,
+            )
             # Replaced as a whole: the channel's thread may be asking.
             self._peers = {**self._peers, rank: peer}
+
+    def _key_of(self, rank: int) -> bytes:
+        if self._secret is None:
+            raise secret_lib.missing(self._rank)
+        return secret_lib.key_of(self._secret, self._addresses, rank)
 
     def keep(self, ranks: Collection[int]) -> None:
         """Forget all workers but these."""
@@ -114,11 +156,19 @@ class Channel:
         self.endpoints = {rank: each for rank, each in self.endpoints.items() if rank in ranks}
 
     def probe(self, ranks: Iterable[int]) -> None:
-        """Probe the main ports of these ranks from now on, and leave all endpoints there.
+        """Probe the main ports of these ranks from now on, and tell all endpoints there.
 
-        A restarted worker listens there; see `joining`.
+        A restarted worker listens there; see `joining`. Where the job has no secret, say that the
+        ranks cannot join again, since no restarted worker could prove that it is one of them.
         """
-        self._probed = tuple(ranks)
+        ranks = tuple(ranks)
+        if ranks and self._secret is None:
+            logger.info(
+                f"{named(ranks).capitalize()} cannot join again after a restart: the workers were "
+                f"started without a common {SECRET}."
+            )
+            return
+        self._probed = ranks
 
     def heard_all(self) -> None:
         """Record that all others lived just now, as an exchange with them has shown."""
@@ -143,7 +193,7 @@ class Channel:
           **details: what else the request holds, as JSON can hold it.
         """
         timeout_s = self._timing.ask_s if timeout_s is None else timeout_s
-        return self._on_loop(self._ask_all(kind, timeout_s, details))
+        return self._server.run(self._ask_all(timeout_s, {**details, "kind": kind}))
 
     def unreachable(self) -> list[int]:
         """Return the others that give no answer now, though there is plenty of time."""
@@ -152,72 +202,65 @@ class Channel:
 
     def close(self) -> None:
         """End the thread, and close its sockets."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._closed.set)
-            self._thread.join()
+        self._server.close()
 
     # ---- On the channel's thread ----------------------------------------------------------------
 
-    def _run(self, listener: socket.socket) -> None:
-        with self._runner:
-            self._runner.run(self._listen(listener))
-
-    def _on_loop(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    async def _listen(self, listener: socket.socket) -> None:
-        async with await asyncio.start_server(self._serve, sock=listener, limit=_LINE_BYTES):
-            while not self._closed.is_set():
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._timing.probe_every_s):
-                        await self._closed.wait()
-                await asyncio.gather(*map(self._probe, self._probed))
+    async def _probe_until_closed(self) -> None:
+        while True:
+            await asyncio.sleep(self._timing.probe_every_s)
+            await asyncio.gather(*map(self._probe, self._probed))
 
     async def _probe(self, rank: int) -> None:
         host, port = addresses_lib.split(self._addresses[rank])
-        with contextlib.suppress(*_BROKEN):
+        request = {"kind": "probe", "endpoints": self.endpoints}
+        with contextlib.suppress(*BROKEN):
             async with asyncio.timeout(self._timing.serve_s):
-                _, writer = await asyncio.open_connection(host, port)
-                with contextlib.closing(writer):
-                    writer.write(_to_line({"endpoints": self.endpoints}))
-                    await writer.drain()
+                await _ask((host,), port, self._key_of(rank), JOINING_GREETING, request)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(*_BROKEN), contextlib.closing(writer):
-            async with asyncio.timeout(self._timing.serve_s):
-                request = _from_line(await reader.readline())
-                token = str(request.pop("token", "")).encode()
-                handler = self.handlers.get(str(request.get("kind")))
-                if handler and secrets.compare_digest(token, self._token.encode()):
-                    writer.write(_to_line(handler(request)))
-                    await writer.drain()
-
-    async def _ask_all(
-        self, kind: str, timeout_s: float, details: Message
-    ) -> dict[int, Message | Absence]:
+    async def _ask_all(self, timeout_s: float, request: Message) -> dict[int, Message | Absence]:
         peers = self._peers
-        asked = (self._ask(*each, kind, timeout_s, details) for each in peers.items())
+        asked = (self._ask(*each, timeout_s, request) for each in peers.items())
         return dict(zip(peers, await asyncio.gather(*asked), strict=True))
 
     async def _ask(
-        self, rank: int, peer: _Peer, kind: str, timeout_s: float, details: Message
+        self, rank: int, peer: _Peer, timeout_s: float, request: Message
     ) -> Message | Absence:
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await _request(peer, {**details, "token": peer.token, "kind": kind})
+                answer = await _ask(peer.hosts, peer.port, peer.key, GREETING, request)
         except ConnectionRefusedError:
             return await _refused(peer, timeout_s)
-        except _BROKEN:
+        except BROKEN:
             return Absence.SUSPECTED
         self._heard[rank] = time.monotonic()
         return answer
 
 
-async def _request(peer: _Peer, request: Message) -> Message:
-    reader, writer = await _connected(peer.hosts, peer.port)
+async def _ask(
+    hosts: Sequence[str], port: int, key: bytes, greeting: bytes, request: Message
+) -> Message:
+    """Send a request to a `Server`, and return the answer.
+
+    Args:
+      hosts: its addresses, to be tried in this order.
+      port: its port.
+      key: what it proves to know.
+      greeting: how it must begin.
+      request: the request, with its `"kind"`.
+
+    Raises:
+      OSError: there is no connection.
+      ValueError: what listens there is no process of this job, or it has dropped the request.
+    """
+    reader, writer = await _connected(hosts, port)
     with contextlib.closing(writer):
-        writer.write(_to_line(request))
-        return _from_line(await reader.readline())
+        *words, nonce = (await reader.readline()).decode().split() or [""]
+        if words != greeting.decode().split():
+            raise ValueError("not a process of this job")
+        line, to = secret_lib.seal_request(key, nonce, request)
+        writer.write(line)
+        return secret_lib.open_answer(key, to, await reader.readline())
 
 
 async def _refused(peer: _Peer, timeout_s: float) -> Absence:
@@ -236,20 +279,9 @@ async def _refused(peer: _Peer, timeout_s: float) -> Absence:
 
 
 async def _connected(
-    hosts: tuple[str, ...], port: int
+    hosts: Sequence[str], port: int
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     for host in hosts[:-1]:
         with contextlib.suppress(OSError):
-            return await asyncio.open_connection(host, port, limit=_LINE_BYTES)
-    return await asyncio.open_connection(hosts[-1], port, limit=_LINE_BYTES)
-
-
-def _to_line(message: Message) -> bytes:
-    return json.dumps(message).encode() + b"\n"
-
-
-def _from_line(line: bytes) -> Message:
-    message = json.loads(line)
-    if not isinstance(message, dict):
-        raise ValueError("not an object")
-    return message  # pyright: ignore[reportUnknownVariableType]
+            return await asyncio.open_connection(host, port, limit=LINE_BYTES)
+    return await asyncio.open_connection(hosts[-1], port, limit=LINE_BYTES)

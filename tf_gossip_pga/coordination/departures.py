@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tf_gossip_pga.coordination.channel import Channel
+from tf_gossip_pga.coordination.messages import Rank, checked
 from tf_gossip_pga.coordination.status import Absence, Departure, Status
 
 
@@ -18,6 +19,7 @@ class Departures:
 
     Args:
       rank: this worker's.
+      size: number of workers.
       channel: through which workers tell one another.
       status: of this worker.
 
@@ -26,10 +28,11 @@ class Departures:
       heard: when something was last told, until the caller resets it to None.
     """
 
-    def __init__(self, rank: int, channel: Channel, status: Status) -> None:
+    def __init__(self, rank: int, size: int, channel: Channel, status: Status) -> None:
         self.known: dict[int, Departure] = {}
         self.heard: float | None = None
         self._rank = rank
+        self._size = size
         self._channel = channel
         self._status = status
         self._lock = threading.Lock()
@@ -67,9 +70,9 @@ class Departures:
 
     def _note(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take note of what another worker tells. On the channel's thread."""
-        departure = Departure(str(request["text"]), bool(request["ends"]))
+        told = checked(request, self._size, rank=Rank, text=str, ends=bool)
         with self._lock:
-            self.known = {**self.known, int(request["rank"]): departure}
+            self.known = {**self.known, told["rank"]: Departure(told["text"], told["ends"])}
         self.heard = time.monotonic()
         return {}
 

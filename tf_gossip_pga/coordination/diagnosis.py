@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from tf_gossip_pga.coordination.messages import parse_answer
 from tf_gossip_pga.coordination.reports import shortened
 from tf_gossip_pga.coordination.status import LEFT, Absence, Departure, Whereabouts
 
@@ -78,15 +79,13 @@ def diagnose(
 
 
 def _parsed(answer: dict[str, Any] | Absence, departure: Departure | None) -> Where:
-    if isinstance(answer, Absence):
+    # It names no ranks, so that their number does not matter.
+    found = parse_answer(Whereabouts, answer, size=0)
+    if departure and isinstance(found, Absence):
         # One that ends is silent for a moment before it closes its sockets.
-        if departure and (departure.ends or answer is Absence.DEAD):
+        if departure.ends or found is Absence.DEAD:
             return departure
-        return answer
-    try:
-        return Whereabouts(**answer)
-    except TypeError:
-        return Absence.SUSPECTED  # another program listens there now
+    return found
 
 
 def _is_late(where: Where, own: Whereabouts) -> bool:

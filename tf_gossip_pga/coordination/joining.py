@@ -2,29 +2,33 @@
 
 It knows their addresses from `TF_CONFIG`, but TensorFlow listens there, and their channels' ports
 are chosen by the operating system. Before TensorFlow binds the port, the restarted worker therefore
-listens on it; the lowest surviving rank probes it again and again (`Channel.probe`) and leaves the
-endpoints of all surviving workers. From then on the joining worker can ask all of them, and
+listens on it; the lowest surviving rank probes it again and again (`Channel.probe`) and tells it
+the endpoints of all surviving workers. From then on the joining worker can ask all of them, and
 announces itself until they take it in, at the beginning of an epoch.
+
+Both sides prove that they know the secret of the job (`secret`). Without one nobody can join.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
-import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.coordination import addresses as addresses_lib
-from tf_gossip_pga.coordination.channel import JOINING_GREETING, Endpoint
+from tf_gossip_pga.coordination import messages
+from tf_gossip_pga.coordination import secret as secret_lib
+from tf_gossip_pga.coordination.channel import JOINING_GREETING
+from tf_gossip_pga.coordination.messages import Message, Port, Rank
 from tf_gossip_pga.coordination.reports import Waiting
+from tf_gossip_pga.coordination.server import Server
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
-
-_LINE_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Invitation:
       completed: exchanges that the members have completed.
       members: the ranks of the present view.
       joining: the ranks that are taken in.
-      endpoints: of all of these, by rank in decimal digits; see `Channel.endpoint`.
+      endpoints: of all of these, by rank; see `Channel.endpoint`.
       epoch: the epoch that begins, counted from 0.
       facts: a digest of what must be equal on all ranks.
       state: the callback's.
@@ -44,42 +48,46 @@ class Invitation:
 
     view_number: int
     completed: int
-    members: list[int]
-    joining: list[int]
-    endpoints: dict[str, Endpoint]
+    members: list[Rank]
+    joining: list[Rank]
+    endpoints: dict[Rank, Port]
     epoch: int
     facts: str
     state: dict[str, Any]
 
 
 def await_probe(
-    addresses: Sequence[str], rank: int, timing: Timing | None = None
-) -> dict[int, Endpoint]:
+    addresses: Sequence[str], rank: int, secret: bytes | None, timing: Timing | None = None
+) -> dict[int, int]:
     """Wait at this worker's own port; return the endpoints of the surviving workers, by rank.
 
     Args:
       addresses: `"host:port"` of all workers, in rank order.
       rank: this worker's.
+      secret: the job's.
       timing: how long to wait.
 
     Raises:
+      ValueError: there is no secret.
       RuntimeError: another process has the port.
       WorkerLost: nobody is left who could probe it: there is no job to join.
     """
+    if secret is None:
+        raise secret_lib.missing(rank)
     timing = timing or Timing()
     others = _others(addresses, rank)
     try:
-        listener = _listener(addresses[rank], timing)
+        listener = _listener(addresses[rank])
     except OSError as error:
         raise RuntimeError(
             f"Rank {rank} cannot wait for the others at {addresses[rank]}: {error}. Does the "
             "process that it replaces still run?"
         ) from None
     waiting, check_at, futile = Waiting(timing.join_report_s), _check_at(timing), 0
-    with listener:
+    with _probed(listener, addresses, rank, secret, timing) as probe:
         while futile < timing.job_checks:
-            if endpoints := _probed(listener, timing):
-                return endpoints
+            with contextlib.suppress(TimeoutError):
+                return probe.result(timing.probe_every_s)
             if time.monotonic() > check_at:
                 alive = any(_trains(address, timing) for address in others)
                 futile = 0 if alive else futile + 1
@@ -96,8 +104,8 @@ def await_probe(
 
 
 def endpoints_if_probed(
-    addresses: Sequence[str], rank: int, timing: Timing | None = None
-) -> dict[int, Endpoint] | None:
+    addresses: Sequence[str], rank: int, secret: bytes | None, timing: Timing | None = None
+) -> dict[int, int] | None:
     """Return the endpoints of those that have lost this worker; None where a job starts.
 
     It hardly waits unless TensorFlow already listens at all other addresses, as it does where this
@@ -106,17 +114,17 @@ def endpoints_if_probed(
     Args:
       addresses: as in `await_probe`.
       rank: as in `await_probe`.
+      secret: as in `await_probe`; None: nobody looks for this worker.
       timing: as in `await_probe`.
     """
     timing = timing or Timing()
     others = _others(addresses, rank)
-    with contextlib.suppress(OSError):  # the port is taken: TensorFlow will report it
-        if others and all(_listens(address, timing) for address in others):
-            deadline = time.monotonic() + timing.unannounced_probe_s
-            with _listener(addresses[rank], timing) as listener:
-                while time.monotonic() < deadline:
-                    if endpoints := _probed(listener, timing):
-                        return endpoints
+    # The port is taken, which TensorFlow will report, or there was no probe in time.
+    with contextlib.suppress(OSError):
+        if secret and others and all(_listens(address, timing) for address in others):
+            listener = _listener(addresses[rank])
+            with _probed(listener, addresses, rank, secret, timing) as probe:
+                return probe.result(timing.unannounced_probe_s)
     return None
 
 
@@ -128,34 +136,30 @@ def _check_at(timing: Timing) -> float:
     return time.monotonic() + timing.job_check_every_s
 
 
-def _listener(address: str, timing: Timing) -> socket.socket:
-    listener = addresses_lib.listener_everywhere(addresses_lib.split(address)[1])
-    listener.settimeout(timing.probe_every_s)
-    return listener
+def _listener(address: str) -> socket.socket:
+    return addresses_lib.listener_everywhere(addresses_lib.split(address)[1])
 
 
-def _probed(listener: socket.socket, timing: Timing) -> dict[int, Endpoint] | None:
-    """Return what a probe has brought, if one came."""
-    with contextlib.suppress(OSError):
-        connection, _ = listener.accept()
-        with connection:
-            connection.settimeout(timing.serve_s)
-            return _endpoints(connection)
-    return None
+@contextlib.contextmanager
+def _probed(
+    listener: socket.socket, addresses: Sequence[str], rank: int, secret: bytes, timing: Timing
+) -> Generator[concurrent.futures.Future[dict[int, int]], None, None]:
+    """Listen; yield the endpoints that a probe will bring."""
+    size, key = len(addresses), secret_lib.key_of(secret, addresses, rank)
+    brought: concurrent.futures.Future[dict[int, int]] = concurrent.futures.Future()
 
+    def take(request: Message) -> Message:
+        endpoints = messages.checked(request, size, endpoints=dict[Rank, Port])["endpoints"]
+        if not endpoints:
+            raise ValueError("a probe brings at least the endpoint of whoever probes")
+        if not brought.done():
+            brought.set_result(endpoints)
+        return {}
 
-def _endpoints(connection: socket.socket) -> dict[int, Endpoint] | None:
-    """Return what a probe brings; None from a peer that only checks whether somebody listens."""
-    connection.sendall(JOINING_GREETING)
-    with connection.makefile("rb") as lines:
-        line = lines.readline(_LINE_BYTES)
-    try:
-        return {
-            int(rank): {"port": int(endpoint["port"]), "token": str(endpoint["token"])}
-            for rank, endpoint in json.loads(line)["endpoints"].items()
-        }
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-        return None
+    server = Server(listener, key, JOINING_GREETING, size, timing.serve_s)
+    server.handlers["probe"] = take
+    with contextlib.closing(server):
+        yield brought
 
 
 def _trains(address: str, timing: Timing) -> bool:

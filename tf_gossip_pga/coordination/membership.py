@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tf_gossip_pga._log import logger
+from tf_gossip_pga.coordination import messages
 from tf_gossip_pga.coordination.channel import Channel
+from tf_gossip_pga.coordination.messages import Message, Rank
 from tf_gossip_pga.coordination.protocol import (
     Ask,
     Effect,
@@ -50,6 +52,7 @@ class Membership:
         self._channel = channel
         self._status = status
         self._rank = rank
+        self._size = size
         self._protocol = Protocol(rank, size, timing, time.monotonic, call_off)
         channel.handlers["regroup"] = self._answer
 
@@ -140,9 +143,8 @@ class Membership:
                 logger.info(text)
         return {}
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, request: Message) -> Message:
         """Answer another worker. On the channel's thread."""
-        standing = self._protocol.answer(
-            int(request["rank"]), int(request["wants"]), self._status.tell().in_fit
-        )
+        asker = messages.checked(request, self._size, rank=Rank, wants=int)
+        standing = self._protocol.answer(asker["rank"], asker["wants"], self._status.tell().in_fit)
         return dataclasses.asdict(standing)

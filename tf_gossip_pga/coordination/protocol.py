@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any, TypeVar
 
 from tf_gossip_pga.coordination import decide as decide_lib
+from tf_gossip_pga.coordination.messages import parse_answer
 from tf_gossip_pga.coordination.reports import Waiting, named
 from tf_gossip_pga.coordination.status import Absence
 from tf_gossip_pga.coordination.timing import Timing
@@ -91,6 +92,7 @@ class Protocol:
         self.view = View(0, tuple(range(size)))
         self.has_finished = False
         self._rank = rank
+        self._size = size
         self._timing = timing
         self._clock = clock
         self._call_off = call_off
@@ -255,7 +257,7 @@ class Protocol:
         """
         self._publish(standing)
         raw = yield Ask(standing.wants if calls_off else 0)
-        answers = {rank: Standing.parse(each) for rank, each in raw.items()}
+        answers = {rank: parse_answer(Standing, each, self._size) for rank, each in raw.items()}
         silent = tuple(rank for rank, each in answers.items() if each is Absence.SUSPECTED)
         self._standing = dataclasses.replace(standing, silent=silent)
         by = decide_lib.excluding(self._rank, self.view, standing, answers)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from tf_gossip_pga.coordination.status import Absence
+from tf_gossip_pga.coordination.messages import Rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,27 +42,12 @@ class Standing:
     """
 
     view: int = 0
-    view_members: tuple[int, ...] | None = None
+    view_members: tuple[Rank, ...] | None = None
     wants: int = 0
     completed: int = 0
-    members: tuple[int, ...] | None = None
+    members: tuple[Rank, ...] | None = None
     is_member: bool = False
     most_completed: int = 0
     in_fit: bool = True
     has_finished: bool = False
-    silent: tuple[int, ...] = ()
-
-    @classmethod
-    def parse(cls, answer: dict[str, Any] | Absence) -> Standing | Absence:
-        """Return the standing in an answer; `SUSPECTED` where another program has answered."""
-        if isinstance(answer, Absence):
-            return answer
-        fields: dict[str, Any] = {"silent": (), **answer}
-        try:
-            for name in ("members", "view_members"):
-                if fields.get(name) is not None:
-                    fields[name] = tuple(fields[name])
-            fields["silent"] = tuple(fields["silent"])
-            return cls(**fields)
-        except TypeError:
-            return Absence.SUSPECTED
+    silent: tuple[Rank, ...] = ()

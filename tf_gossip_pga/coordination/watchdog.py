@@ -15,12 +15,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator
-from typing import Any
 
 from tf_gossip_pga._log import logger
+from tf_gossip_pga.coordination import messages
 from tf_gossip_pga.coordination.channel import Channel
 from tf_gossip_pga.coordination.departures import Departures
 from tf_gossip_pga.coordination.diagnosis import Findings, diagnose
+from tf_gossip_pga.coordination.messages import Message, Rank
 from tf_gossip_pga.coordination.status import Status
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import ExchangeBroken, WorkerLost
@@ -88,7 +89,7 @@ class Watchdog:
         self._last_step = (0, 0.0)  # its number, and when it was completed
         self._ending: set[int] = set()  # ranks that have lost another, and end
         self._closed = threading.Event()
-        self.departures = Departures(rank, channel, status)
+        self.departures = Departures(rank, size, channel, status)
         channel.handlers["ending"] = self._note_ending
         threading.Thread(target=self._run, name="gossip-watchdog", daemon=True).start()
 
@@ -213,9 +214,9 @@ class Watchdog:
                 fewest = findings
         return fewest
 
-    def _note_ending(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _note_ending(self, request: Message) -> Message:
         """Take note that a rank has lost another: lose patience, while all still answer."""
-        self._ending.add(int(request["rank"]))
+        self._ending.add(messages.checked(request, self._size, rank=Rank)["rank"])
         return {}
 
     def _patience_s(self, timeout_s: float) -> float:

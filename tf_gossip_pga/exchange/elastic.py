@@ -234,11 +234,11 @@ class ElasticSession(FixedSession):
 
     # ---- Joining workers ------------------------------------------------------------------------
 
-    def joining(self) -> dict[str, dict]:
+    def joining(self) -> dict[str, int]:
         """Return the endpoints of lost workers that wait to join, by rank in decimal digits."""
         return self.admission.announced() if self._policy is not None else {}
 
-    def admit(self, joining: dict[str, dict], epoch: int, facts: str, state: dict):
+    def admit(self, joining: dict[str, int], epoch: int, facts: str, state: dict):
         """Take workers in; the present members call it in step, right after a sync point.
 
         Args:

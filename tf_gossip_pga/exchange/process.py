@@ -11,6 +11,7 @@ from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster import detect, devices, tf_config
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination import joining
+from tf_gossip_pga.coordination import secret as secret_lib
 from tf_gossip_pga.coordination.channel import Channel
 from tf_gossip_pga.coordination.departures import Departures
 from tf_gossip_pga.coordination.membership import Membership
@@ -44,7 +45,8 @@ def initialize(join: bool | None = None) -> Cluster:
 
     Raises:
       ValueError: `TF_CONFIG` cannot be used; the message quotes it and shows an example. Also if a
-        single worker is to join others.
+        single worker, or one without the job's secret, is to join others; and on every rank, if the
+        workers do not have the same secret. See SECURITY.md.
       RuntimeError: TensorFlow is already running, so its server can no longer be configured; the
         message names the line to move.
       WorkerLost: nobody has looked for this worker, which was to join again.
@@ -95,9 +97,10 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
     # Before any waiting: rank 0 may have ended with this same error.
     if runtime_lib.is_running():
         raise startup.too_late()
+    secret = secret_lib.find()
     transport = runtime_lib.find_transport()
     find = joining.await_probe if joins else joining.endpoints_if_probed
-    known = find(cluster.addresses, cluster.rank, timing)
+    known = find(cluster.addresses, cluster.rank, secret, timing)
     is_joining = known is not None
     if is_joining:
         logger.info(f"Rank {cluster.rank} is to join the others, who train already.")
@@ -109,7 +112,7 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
     else:
         runtime.start()
     status = Status()
-    channel = Channel(cluster.addresses, cluster.rank, status, timing)
+    channel = Channel(cluster.addresses, cluster.rank, status, timing, secret)
     watchdog = Watchdog(cluster.rank, cluster.size, channel, status, timing, runtime_lib.abort)
     membership = Membership(channel, status, cluster.rank, cluster.size, timing, watchdog.call_off)
     if is_joining:
@@ -132,7 +135,7 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
     else:
         session.admission.listen()
         # Here and not in the first `fit`: the others are told if a rank never calls fit.
-        channel.learn_all(session.gather(channel.endpoint, "the start", timing.start_s))
+        channel.learn_all(session.gather(channel.introduction, "the start", timing.start_s))
     _tell_of_exceptions(watchdog.departures)
     return session
 

@@ -10,7 +10,7 @@ from tf_gossip_pga.cluster import tf_config
 
 
 def of_worker(
-    addresses: list[str], rank: int, gpus: list[str], *, verbose: bool, joins: bool
+    addresses: list[str], rank: int, gpus: list[str], *, verbose: bool, joins: bool, secret: str
 ) -> dict[str, str]:
     """Return the environment variables of one worker.
 
@@ -20,12 +20,15 @@ def of_worker(
       gpus: the GPUs of this machine, as `CUDA_VISIBLE_DEVICES` names them.
       verbose: whether TensorFlow's start-up messages are wanted.
       joins: whether the worker joins a running job.
+      secret: what the workers of this job share, where the user has set no other.
     """
     environment = {
         **os.environ,
         "TF_CONFIG": tf_config.to_tf_config(addresses, rank),
         "PYTHONUNBUFFERED": "1",
     }
+    if tf_config.SECRET_FILE not in environment:
+        environment.setdefault(tf_config.SECRET, secret)
     environment.pop(tf_config.JOIN, None)
     if joins:
         environment[tf_config.JOIN] = "1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -77,6 +78,7 @@ def _starter(
     """Return the function that starts the worker of a rank."""
     addresses = environment.free_addresses(workers)
     gpus = environment.visible_gpus()
+    secret = secrets.token_hex(16)
     if 0 < len(gpus) < workers:
         screen.notice(
             f"{workers} workers but {len(gpus)} GPU(s): all train on the CPU. "
@@ -84,7 +86,9 @@ def _starter(
         )
 
     def start(rank: int, joins: bool) -> Worker:
-        variables = environment.of_worker(addresses, rank, gpus, verbose=verbose, joins=joins)
+        variables = environment.of_worker(
+            addresses, rank, gpus, verbose=verbose, joins=joins, secret=secret
+        )
         return Worker(command, rank, variables, terminal and rank == 0)
 
     return start

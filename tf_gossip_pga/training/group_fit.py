@@ -219,12 +219,12 @@ class GroupFit(Fit):
 
     # ---- Joining workers ------------------------------------------------------------------------
 
-    def _sync_with_joining(self, where: str) -> dict[str, dict]:
+    def _sync_with_joining(self, where: str) -> dict[str, int]:
         """Sync, and return the endpoints of lost workers that wait to join, by rank."""
         everyone = self.group.sync(where, self.session.joining())
         return {rank: endpoint for each in everyone for rank, endpoint in each.items()}
 
-    def _admit(self, joining: dict[str, dict], epoch: int):
+    def _admit(self, joining: dict[str, int], epoch: int):
         """Take workers in at a global average; the members do it in step."""
         session = self.session
         self.phase = self.phase.after("admission")

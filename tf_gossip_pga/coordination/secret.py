@@ -1,0 +1,178 @@
+"""The secret of a job: find it, and let two processes prove to each other that they know it.
+
+All workers of a job may share a secret. A worker that was lost and restarted shows with it that it
+belongs to the job, and the members show the same to the restarted worker. The secret itself never
+travels. What a process listens with is its *key*, 32 bytes, which others derive from the secret
+and the process's place in the job.
+
+A request and its answer are sealed with the key of the process that listens:
+
+    listener -> asker      nonce
+    asker -> listener      HMAC(key, nonce, request), request       the request has a nonce as well
+    listener -> asker      HMAC(key, HMAC of the request, answer), answer
+
+Both nonces are random, so that neither message can be used a second time. Nothing is encrypted.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import pathlib
+import secrets
+import stat
+from collections.abc import Mapping, Sequence
+
+from tf_gossip_pga._log import logger
+from tf_gossip_pga.cluster.tf_config import SECRET, SECRET_FILE
+from tf_gossip_pga.coordination.messages import Message
+from tf_gossip_pga.coordination.reports import named
+
+_SHORTEST, _LONGEST = 16, 4096  # characters
+_MAC_BYTES = 64  # in hexadecimal digits
+
+_HOW = (
+    "Give every worker of the job the same random text of at least "
+    f"{_SHORTEST} characters, as `openssl rand -hex 16` prints one"
+)
+
+
+def find(environment: Mapping[str, str] | None = None) -> bytes | None:
+    """Return the secret of the job that this process belongs to, or None if it has none.
+
+    `TF_GOSSIP_PGA_SECRET` holds it, or `TF_GOSSIP_PGA_SECRET_FILE` names a file that does.
+
+    Args:
+      environment: the variables to look at; default: those of this process.
+
+    Raises:
+      ValueError: both are set, the file cannot be read, or the secret is too short.
+    """
+    environment = os.environ if environment is None else environment
+    if SECRET in environment and SECRET_FILE in environment:
+        raise ValueError(f"{SECRET} and {SECRET_FILE} are both set. Unset one of them.")
+    if SECRET in environment:
+        name, text = SECRET, environment[SECRET]
+    elif SECRET_FILE in environment:
+        name, text = _contents(environment[SECRET_FILE])
+    else:
+        return None
+    found = text.strip().encode()
+    if not _SHORTEST <= len(found) <= _LONGEST:
+        raise ValueError(f"{name} holds {len(found)} characters. {_HOW}.")
+    return found
+
+
+def missing(rank: int) -> ValueError:
+    """Return the error for a worker that is to join a running job and has no secret."""
+    return ValueError(
+        f"Rank {rank} is to join a running job, and has no secret with which it could prove that "
+        f"it belongs to it. Set {SECRET}, or {SECRET_FILE} to the name of a file, to what the "
+        "other workers were started with. If they had none, start the whole job again. "
+        f"{_HOW}."
+    )
+
+
+def differing(fingerprints: Sequence[str | None]) -> ValueError:
+    """Return the error for workers, in rank order, that do not have the same secret."""
+    ranks: dict[str | None, list[int]] = {}
+    for rank, each in enumerate(fingerprints):
+        ranks.setdefault(each, []).append(rank)
+    texts = [
+        f"{'no secret' if each is None else f'secret {each[:6]}…'} at {named(those)}"
+        for each, those in ranks.items()
+    ]
+    return ValueError(f"The workers do not have the same secret: {', '.join(texts)}. {_HOW}.")
+
+
+def key_of(secret: bytes, addresses: Sequence[str], rank: int) -> bytes:
+    """Return the key with which the process of a rank listens, in the job at these addresses."""
+    return hmac.digest(secret, json.dumps(["key", rank, *addresses]).encode(), "sha256")
+
+
+def fingerprint(secret: bytes, addresses: Sequence[str]) -> str:
+    """Return what is equal for equal secrets, and does not give the secret away."""
+    text = json.dumps(["fingerprint", *addresses])
+    return hmac.digest(secret, text.encode(), "sha256").hex()[:16]
+
+
+def nonce() -> str:
+    """Return what a listener begins a conversation with."""
+    return secrets.token_hex(16)
+
+
+def seal_request(key: bytes, begins_with: str, request: Message) -> tuple[bytes, str]:
+    """Return a request as a line, and what the answer must be sealed with.
+
+    Args:
+      key: of the process that is asked.
+      begins_with: the nonce that it has sent.
+      request: what JSON can hold.
+    """
+    line = _seal(key, "request " + begins_with, {**request, "nonce": nonce()})
+    return line, _mac_of(line)
+
+
+def open_request(key: bytes, begins_with: str, line: bytes) -> tuple[Message, str]:
+    """Return a request, and what the answer is to be sealed with.
+
+    Raises:
+      ValueError: the asker does not know the key, or the request is none.
+    """
+    request = _open(key, "request " + begins_with, line)
+    request.pop("nonce", None)
+    return request, _mac_of(line)
+
+
+def seal_answer(key: bytes, to: str, answer: Message) -> bytes:
+    """Return an answer as a line; `to` comes from `open_request`."""
+    return _seal(key, "answer " + to, answer)
+
+
+def open_answer(key: bytes, to: str, line: bytes) -> Message:
+    """Return an answer; `to` comes from `seal_request`.
+
+    Raises:
+      ValueError: whoever answered does not know the key, or the answer is none.
+    """
+    return _open(key, "answer " + to, line)
+
+
+def _contents(path: str) -> tuple[str, str]:
+    """Return a name for messages, and what the file holds."""
+    name = f"{SECRET_FILE}, {path!r},"
+    file = pathlib.Path(path).expanduser()
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait
+            raise ValueError(f"{name} is not a regular file. {_HOW}, in a file.")
+        if status.st_mode & 0o077:
+            logger.warning(f"{name} can be read by others on this machine. Run chmod 600 {path}")
+        with file.open("rb") as opened:
+            return name, opened.read(_LONGEST + 1).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} cannot be read: {error}. {_HOW}, in a file.") from None
+
+
+def _mac(key: bytes, context: str, body: str) -> str:
+    return hmac.digest(key, f"{context}\n{body}".encode(), "sha256").hex()
+
+
+def _seal(key: bytes, context: str, message: Message) -> bytes:
+    body = json.dumps(message)
+    return f"{_mac(key, context, body)} {body}\n".encode()
+
+
+def _open(key: bytes, context: str, line: bytes) -> Message:
+    mac, _, body = line.rstrip(b"\n").decode().partition(" ")
+    if not hmac.compare_digest(mac.encode(), _mac(key, context, body).encode()):
+        raise ValueError("not from a process of this job")
+    message = json.loads(body)
+    if not isinstance(message, dict):
+        raise ValueError("not an object")
+    return message  # pyright: ignore[reportUnknownVariableType]
+
+
+def _mac_of(line: bytes) -> str:
+    return line[:_MAC_BYTES].decode()

@@ -1,0 +1,145 @@
+"""Answer requests of other processes of the job, on a thread with an event loop of its own.
+
+Whoever connects is sent a greeting with a nonce, and must send one request that proves that it
+knows the listener's key (`secret`); anything else is dropped. The number of connections and the
+time that each may take are limited, so that strangers cannot use up the descriptors of a process
+that trains: with more connections than the limit, the oldest is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from tf_gossip_pga.coordination import secret as secret_lib
+from tf_gossip_pga.coordination.messages import Message
+
+_Result = TypeVar("_Result")
+
+Handler = Callable[[Message], Message]
+
+LINE_BYTES = 1 << 16  # endpoints of thousands of workers
+
+# How a connection may end: it fails, takes too long, or brings what is no message of this job.
+BROKEN = (OSError, ValueError, RecursionError)
+
+# How long to wait when the process has no descriptor left for another connection.
+_RETRY_S = 0.1
+
+# Connections at the same time: of strangers, and of the other workers.
+_STRANGERS = 32
+
+
+class Server:
+    """Answer requests that arrive at a socket.
+
+    The kinds of requests are the rows of a table, `handlers`. A handler runs on the only thread: it
+    must be quick and must not wait for anything. A request that it cannot use is a `ValueError`.
+
+    Args:
+      listener: a socket that listens; the server closes it.
+      key: what those that ask must know.
+      greeting: what to tell those that connect; see `secret` for what follows.
+      size: number of workers.
+      serve_s: how long a connection may take.
+
+    Attributes:
+      handlers: kind of request -> function of the request that returns the answer.
+    """
+
+    def __init__(
+        self, listener: socket.socket, key: bytes, greeting: bytes, size: int, serve_s: float
+    ) -> None:
+        self.handlers: dict[str, Handler] = {}
+        self._listener = listener
+        self._key = key
+        self._greeting = greeting
+        self._most = _STRANGERS + size
+        self._serve_s = serve_s
+        self._serving: dict[asyncio.Task[None], None] = {}  # the oldest first
+        # An event loop of its own: the thread that makes the server may have another.
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._closed = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="gossip-channel", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
+        """Run a coroutine on the server's thread, and return its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine on the server's thread until the server is closed."""
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def close(self) -> None:
+        """End the thread, and close its sockets."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._closed.set)
+            self._thread.join()
+
+    # ---- On the server's thread -----------------------------------------------------------------
+
+    def _run(self) -> None:
+        with self._runner:
+            self._runner.run(self._accept_until_closed())
+
+    async def _accept_until_closed(self) -> None:
+        with self._listener:
+            self._listener.setblocking(False)
+            accepting = asyncio.create_task(self._accept())
+            await self._closed.wait()
+            accepting.cancel()
+            self._drop(len(self._serving))
+            await asyncio.gather(accepting, *self._serving, return_exceptions=True)
+            await asyncio.sleep(0)  # the loop closes the sockets in its next round
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = await self._loop.sock_accept(self._listener)
+            except OSError:  # no descriptor left, as a rule
+                self._drop(len(self._serving))
+                await asyncio.sleep(_RETRY_S)
+                continue
+            task = self._loop.create_task(self._serve(connection))
+            self._serving[task] = None
+            task.add_done_callback(self._serving.pop)
+            self._drop(len(self._serving) - self._most)
+            # `sock_accept` itself lets nothing else run while there is something to accept.
+            await asyncio.sleep(0)
+
+    def _drop(self, count: int) -> None:
+        """Close the oldest connections; one of a worker is served within milliseconds."""
+        for task in list(self._serving)[: max(0, count)]:
+            task.cancel()
+
+    async def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(*BROKEN):
+            async with asyncio.timeout(self._serve_s):
+                reader, writer = await asyncio.open_connection(sock=connection, limit=LINE_BYTES)
+                with contextlib.closing(writer):
+                    nonce = secret_lib.nonce()
+                    writer.write(self._greeting + b" " + nonce.encode() + b"\n")
+                    line = await reader.readline()
+                    request, to = secret_lib.open_request(self._key, nonce, line)
+                    answer = self._answer(request)
+                    writer.write(secret_lib.seal_answer(self._key, to, answer))
+                    await writer.drain()
+
+    def _answer(self, request: Message) -> Message:
+        kind = request.pop("kind", None)
+        if not isinstance(kind, str) or kind not in self.handlers:
+            raise ValueError(f"no such kind of request: {kind!r}")
+        try:
+            return self.handlers[kind](request)
+        except ValueError:
+            raise
+        except Exception:  # the others ask again; this thread must live
+            traceback.print_exc()
+            raise ValueError(f"failed to answer {kind}") from None
