@@ -81,11 +81,9 @@ def diagnose(
 def _parsed(answer: dict[str, Any] | Absence, departure: Departure | None) -> Where:
     # It names no ranks, so that their number does not matter.
     found = parse_answer(Whereabouts, answer, size=0)
-    if departure and isinstance(found, Absence):
-        # One that ends is silent for a moment before it closes its sockets.
-        if departure.ends or found is Absence.DEAD:
-            return departure
-    return found
+    # One that ends is silent for a moment before it closes its sockets.
+    is_over = found is Absence.DEAD or (found is Absence.SUSPECTED and departure and departure.ends)
+    return departure if departure and is_over else found
 
 
 def _is_late(where: Where, own: Whereabouts) -> bool:
