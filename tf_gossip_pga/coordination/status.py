@@ -91,11 +91,11 @@ class Status:
             waits_at=waits[0] if waits else None,
             waits_s=now - waits[1] if waits else 0.0,
             fits=self._fits,
-            in_fit=self._fit is not None and _runs(*self._fit),
+            in_fit=self._fit is not None and runs(*self._fit),
         )
 
 
-def _runs(thread: int, code: types.CodeType) -> bool:
+def runs(thread: int, code: types.CodeType) -> bool:
     """Return whether a function is on a thread's stack."""
     frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
     return frame is not None and any(each.f_code is code for each, _ in traceback.walk_stack(frame))
