@@ -197,6 +197,70 @@ def test_each_rank_may_have_a_disk_of_its_own_and_lose_it(pools, tmp_path, capfd
     assert "Rank 0 has no checkpoint in" in capfd.readouterr().out
 
 
+def _odd_directories(cluster, folder):
+    """What happens where the second rank's directory fails, or belongs to another job."""
+    import dataclasses
+
+    import tf_gossip_pga as pga
+    from tf_gossip_pga.checkpoint import ownership
+
+    def fit(name, *more):
+        model, gossip = kit.a_model(cluster.rank), kit.a_gossip()
+        checkpoint = pga.Checkpoint(gossip, f"{folder}/{name}")
+        try:
+            model.fit(
+                *kit.data(cluster.rank),
+                batch_size=kit.BATCH,
+                epochs=3,
+                callbacks=[gossip, checkpoint, *more],
+                verbose=0,
+            )
+        except ValueError as error:
+            return str(error)
+        return gossip.step
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    def deny(epoch, logs=None):
+        if epoch == 1 and cluster.rank == 1:
+            os.listdir = denied
+
+    listdir = os.listdir
+    try:
+        found = {"unlisted": fit("unlisted", kit.a_callback(on_epoch_begin=deny))}
+    finally:
+        os.listdir = listdir
+    own, holder = f"in use/{cluster.rank}", os.getppid()
+    if cluster.rank == 1:  # by a process that lives
+        process = dataclasses.replace(
+            ownership.Process.this(0), pid=holder, started=ownership._started(holder)
+        )
+        offer = {"run": "another", "process": dataclasses.asdict(process)}
+        ownership.Ownership(pathlib.Path(folder, own)).take([offer], 0, (0,))
+        ownership._runs.clear()
+    found["in use"] = fit(own)
+    claims = pathlib.Path(folder, own).glob("owner-*.json")
+    claimed = [[each.name, each.stat().st_mtime > 0] for each in claims]
+    return {**found, "holder": holder, "claims": claimed}
+
+
+def test_a_directory_that_fails_on_one_rank_ends_no_training_and_a_second_job_is_refused(
+    pools, tmp_path, capfd
+):
+    first, second = pools.run(_odd_directories, 2, folder=str(tmp_path))
+    assert first["unlisted"] == second["unlisted"] == 3 * kit.STEPS
+    said = capfd.readouterr().out
+    failed = "was not completed, training goes on. Rank 1: [Errno 13] Permission denied."
+    assert said.count(failed) == 2
+    assert first["in use"] == second["in use"]
+    assert (
+        f"Rank 1: {tmp_path}/in use/1 is in use: process {second['holder']} on" in first["in use"]
+    )
+    assert first["claims"] == [["owner-000001.json", False]]  # released again
+    assert second["claims"] == [["owner-000001.json", True]]
+
+
 # ---- SIGTERM ------------------------------------------------------------------------------------
 
 

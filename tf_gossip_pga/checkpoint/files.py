@@ -77,7 +77,8 @@ class CheckpointFiles:
 
     def numbers(self) -> list[int]:
         """Return the numbers of all checkpoints, complete or not, the newest first."""
-        return [each for each in self._names() if not self.folder(each).is_symlink()]
+        folders = {each: self.folder(each) for each in self._names()}
+        return [each for each, path in folders.items() if path.is_dir() and not path.is_symlink()]
 
     def complete(self) -> list[int]:
         """Return the numbers of those with a manifest, the newest first; also where it is a link.
@@ -117,8 +118,7 @@ class CheckpointFiles:
         folder = self.folder(number)
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".partial-{name}"
-        with regular.folder(folder) as descriptor, contextlib.suppress(FileNotFoundError):
-            os.unlink(partial.name, dir_fd=descriptor)  # a dead writer's, or a link
+        _unlink(partial)  # a dead writer's, or a link
         save(partial)
         entry = _entry(partial)
         self._check()
@@ -158,8 +158,8 @@ class CheckpointFiles:
         """
         self._check()
         # The manifest first, so that at no moment a part of it looks complete.
-        with contextlib.suppress(OSError), regular.folder(self.folder(number)) as folder:
-            os.unlink(MANIFEST, dir_fd=folder)
+        with contextlib.suppress(OSError):
+            _unlink(self.folder(number) / MANIFEST)
         shutil.rmtree(self.folder(number), ignore_errors=True)  # leaves a link as it is
 
     def forget(self, name: str, kept: Collection[int]):
@@ -170,10 +170,8 @@ class CheckpointFiles:
         for number in self.numbers():
             if number not in kept:
                 self._check()
-                with regular.folder(self.folder(number)) as folder:
-                    for left in (name, f".partial-{name}"):
-                        with contextlib.suppress(FileNotFoundError):
-                            os.unlink(left, dir_fd=folder)
+                for left in (name, f".partial-{name}"):
+                    _unlink(self.folder(number) / left)
                 with contextlib.suppress(OSError):  # others have files there
                     self.folder(number).rmdir()
 
@@ -230,6 +228,12 @@ def _entry(path: pathlib.Path) -> dict:
     with regular.opened_in_folder(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
+
+
+def _unlink(path: pathlib.Path):
+    """Remove a file, or a link, if it is there; never in a folder that is a link."""
+    with contextlib.suppress(FileNotFoundError), regular.folder(path.parent) as folder:
+        os.unlink(path.name, dir_fd=folder)
 
 
 def _is_regular(path: pathlib.Path) -> bool:

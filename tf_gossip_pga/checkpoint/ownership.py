@@ -178,6 +178,8 @@ class Ownership:
             number = max(found.number if found else 0, self._number) + 1
             if self._create(number, claim):
                 self._number = number
+            else:
+                time.sleep(0.05)  # NFS may list it later than it refuses to create it again
         self._claim = claim
         with contextlib.suppress(PermissionError):  # another user's: the maker renews it
             os.utime(self._path(self._number))  # it may have been released
