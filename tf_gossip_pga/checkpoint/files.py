@@ -206,7 +206,7 @@ class CheckpointFiles:
         path = self.folder(number) / name
         if not isinstance(files, dict) or name not in files:
             raise CheckpointError(f"{path} is not among the files of its manifest")
-        if path.name != name or path.parent != self.folder(number):
+        if path.name != name:
             raise CheckpointError(f"{path} does not lie in the folder of its manifest")
         with _explained(path):
             found = _entry(path)
