@@ -79,7 +79,7 @@ class Process:
     def this(cls, rank: int) -> "Process":
         """Return this process."""
         pid = os.getpid()
-        return cls(rank, socket.gethostname(), _machine(), pid, _started(pid) or 0)
+        return cls(rank, _host(), _machine(), pid, _started(pid) or 0)
 
     @property
     def lives(self) -> bool | None:
@@ -351,6 +351,11 @@ def _digest(processes: list[Process]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@functools.cache  # a name that changes in mid-run must not look like another process
+def _host() -> str:
+    return socket.gethostname()
+
+
 @functools.cache
 def _machine() -> str:
     """Return what tells this boot of this machine, and this process namespace, from all others."""
@@ -358,7 +363,7 @@ def _machine() -> str:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return socket.gethostname()
+        return _host()
 
 
 def _started(pid: int) -> int | None:
