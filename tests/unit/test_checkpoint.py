@@ -229,6 +229,27 @@ def test_a_second_job_is_refused_before_its_first_step(tmp_path):
     assert _saved(tmp_path) == []
 
 
+def test_who_was_left_out_trains_on_and_pushes_out_nothing(tmp_path, capsys):
+    from tf_gossip_pga.checkpoint import ownership
+
+    def leave_out(epoch, logs=None):
+        if epoch != 1:
+            return
+        run = json.loads((tmp_path / "owner-000001.json").read_text())["run"]
+        other = dataclasses.replace(ownership.Process.this(0), rank=5)
+        others = ownership.Ownership(tmp_path)
+        others._number = 1  # they were members of the first view, too
+        others.take([{"run": run, "process": dataclasses.asdict(other)}], 1, (5,))
+
+    _train(tmp_path, kit.a_callback(on_epoch_begin=leave_out), epochs=3, keep=1)
+    assert _saved(tmp_path) == [1]
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+    said = capsys.readouterr().err
+    lost = f"was not completed, training goes on. Rank 0: {tmp_path} belongs to view 1 of this run"
+    assert said.count(lost) == 2
+    assert [path.name for path in tmp_path.glob("owner-*")] == ["owner-000002.json"]
+
+
 def test_the_manifest_names_run_and_view_and_old_ones_are_read(tmp_path):
     from tf_gossip_pga.checkpoint import files as files_lib
 
