@@ -179,13 +179,13 @@ def test_another_number_of_workers_goes_on(pools, tmp_path, size, capfd):
 
 def test_each_rank_may_have_a_disk_of_its_own_and_lose_it(pools, tmp_path, capfd):
     saved = pools.run(_continued, 2, folder=str(tmp_path), disks=True, epochs=3)
-    names = [[path.name for path in (tmp_path / f"{rank}").rglob("[!o]*")] for rank in (0, 1)]
-    for rank in (0, 1):  # each has made the same claim, on its own disk
-        assert (tmp_path / f"{rank}" / "owner-000001.json").exists()
+    names = [[path.name for path in (tmp_path / f"{rank}").rglob("*")] for rank in (0, 1)]
     folders = [f"checkpoint-{number:06d}" for number in (1, 2, 3)]
     mine = ["manifest.json", "model.weights.h5", "rank-0.npz"]
-    assert sorted(names[0]) == sorted([*folders[1:], *mine, *mine])
-    assert sorted(names[1]) == sorted([*folders, *["rank-1.npz"] * 3])  # one checkpoint late
+    claim = ["owner", "000001.json"]
+    assert sorted(names[0]) == sorted([*claim, *folders[1:], *mine, *mine])
+    late = [*folders, *["rank-1.npz"] * 3]  # one checkpoint late
+    assert sorted(names[1]) == sorted([*claim, *late])
     shutil.rmtree(tmp_path / "1" / folders[2])
     _, resumed = pools.run(_continued, 2, folder=str(tmp_path), disks=True)
     assert resumed["start"] == 3
@@ -240,7 +240,7 @@ def _odd_directories(cluster, folder):
         ownership.Ownership(pathlib.Path(folder, own)).take([offer], 0, (0,))
         ownership._runs.clear()
     found["in use"] = fit(own)
-    claims = pathlib.Path(folder, own).glob("owner-*.json")
+    claims = pathlib.Path(folder, own, "owner").iterdir()
     claimed = [[each.name, each.stat().st_mtime > 0] for each in claims]
     return {**found, "holder": holder, "claims": claimed}
 
@@ -257,8 +257,8 @@ def test_a_directory_that_fails_on_one_rank_ends_no_training_and_a_second_job_is
     assert (
         f"Rank 1: {tmp_path}/in use/1 is in use: process {second['holder']} on" in first["in use"]
     )
-    assert first["claims"] == [["owner-000001.json", False]]  # released again
-    assert second["claims"] == [["owner-000001.json", True]]
+    assert first["claims"] == [["000001.json", False]]  # released again
+    assert second["claims"] == [["000001.json", True]]
 
 
 # ---- SIGTERM ------------------------------------------------------------------------------------

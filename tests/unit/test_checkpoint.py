@@ -235,7 +235,7 @@ def test_who_was_left_out_trains_on_and_pushes_out_nothing(tmp_path, capsys):
     def leave_out(epoch, logs=None):
         if epoch != 1:
             return
-        run = json.loads((tmp_path / "owner-000001.json").read_text())["run"]
+        run = json.loads((tmp_path / "owner" / "000001.json").read_text())["run"]
         other = dataclasses.replace(ownership.Process.this(0), rank=5)
         others = ownership.Ownership(tmp_path)
         others._number = 1  # they were members of the first view, too
@@ -247,7 +247,7 @@ def test_who_was_left_out_trains_on_and_pushes_out_nothing(tmp_path, capsys):
     said = capsys.readouterr().err
     lost = f"was not completed, training goes on. Rank 0: {tmp_path} belongs to view 1 of this run"
     assert said.count(lost) == 2
-    assert [path.name for path in tmp_path.glob("owner-*")] == ["owner-000002.json"]
+    assert [path.name for path in (tmp_path / "owner").iterdir()] == ["000002.json"]
 
 
 def test_the_manifest_names_run_and_view_and_old_ones_are_read(tmp_path):

@@ -58,7 +58,7 @@ def begun(tmp_path):
 
 
 def _claims(folder) -> list[str]:
-    return sorted(path.name for path in folder.glob("*"))
+    return sorted(path.name for path in (folder / "owner").iterdir())
 
 
 # ---- Two jobs -----------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def _claims(folder) -> list[str]:
 def test_a_living_job_keeps_the_directory_until_its_fit_ends(tmp_path, begun):
     first, second = begun(), begun()
     _take(first, "a", 0, _alive(1), _dead(2))
-    since = json.loads((tmp_path / "owner-000001.json").read_text())["since"]
+    since = json.loads((tmp_path / "owner" / "000001.json").read_text())["since"]
     who = f"process {HERE.pid} on {HERE.host} \\(rank 1\\), since {since}"
     words = f"is in use: {who}, writes checkpoints there. Wait until that job has ended"
     with pytest.raises(CheckpointError, match=words):
@@ -77,7 +77,7 @@ def test_a_living_job_keeps_the_directory_until_its_fit_ends(tmp_path, begun):
     first.check()
     first.release()
     _take(second, "b", 0, _alive(3))
-    assert _claims(tmp_path) == ["owner-000002.json"]
+    assert _claims(tmp_path) == ["000002.json"]
     second.check()
 
 
@@ -106,7 +106,7 @@ def test_elsewhere_a_sign_of_life_decides(tmp_path, begun, monkeypatch, capsys):
     monkeypatch.setattr(ownership, "LEASE_S", 0.3)
     first, second = begun(), begun()
     _take(first, "a", 0, _elsewhere(0))
-    path = tmp_path / "owner-000001.json"
+    path = tmp_path / "owner" / "000001.json"
     sleep = time.sleep
 
     def renewing(seconds):
@@ -124,7 +124,7 @@ def test_elsewhere_a_sign_of_life_decides(tmp_path, begun, monkeypatch, capsys):
 
 def test_a_sign_of_life_that_is_old_needs_no_wait(tmp_path, begun, capsys):
     _take(begun(), "a", 0, _elsewhere(0))
-    os.utime(tmp_path / "owner-000001.json", (1e9, 1e9))
+    os.utime(tmp_path / "owner" / "000001.json", (1e9, 1e9))
     _take(begun(), "b", 0, _alive(0))
     assert capsys.readouterr().err == ""
 
@@ -135,7 +135,7 @@ def test_the_sign_of_life_is_renewed_while_training_runs(tmp_path, monkeypatch):
     runs.set()
     owner.begin(runs.is_set)
     _take(owner, "a", 0, _alive(0))
-    path = tmp_path / "owner-000001.json"
+    path = tmp_path / "owner" / "000001.json"
 
     def becomes(renewed: bool):
         ends = time.monotonic() + deadlines.long()
@@ -174,17 +174,27 @@ def test_a_claim_that_cannot_be_read_is_replaced_where_nobody_renews_it(
 ):
     monkeypatch.setattr(ownership, "LEASE_S", 0.2)
     monkeypatch.setattr(ownership, "_WRITING_S", 0.1)
-    (tmp_path / "owner-000004.json").write_bytes(text)
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "000004.json").write_bytes(text)
     owner = begun()
     _take(owner, "a", 0, _alive(0))
-    assert _claims(tmp_path) == ["owner-000005.json"]
+    assert _claims(tmp_path) == ["000005.json"]
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd")])
 def test_a_claim_that_is_a_link_or_no_file_is_an_error_and_not_followed(tmp_path, begun, make):
-    make(tmp_path / "owner-000001.json")
+    (tmp_path / "owner").mkdir()
+    make(tmp_path / "owner" / "000001.json")
     with pytest.raises(OSError, match=r"not a regular file|links are not followed"):
         _take(begun(), "a", 0, _alive(0))
+
+
+def test_a_folder_of_claims_that_is_a_link_is_not_followed(tmp_path, begun):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "owner").symlink_to("elsewhere")
+    with pytest.raises(OSError, match="links are not followed"):
+        _take(begun(), "a", 0, _alive(0))
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 # ---- Views of one run ---------------------------------------------------------------------------
@@ -197,8 +207,8 @@ def test_all_members_of_a_view_make_one_claim(tmp_path, begun):
     for owner in owners:
         owner.check()
         owner.release()
-    assert _claims(tmp_path) == ["owner-000001.json"]
-    assert (tmp_path / "owner-000001.json").stat().st_mtime == 0
+    assert _claims(tmp_path) == ["000001.json"]
+    assert (tmp_path / "owner" / "000001.json").stat().st_mtime == 0
 
 
 @pytest.mark.parametrize("number", [1, 2, 9])
@@ -271,12 +281,12 @@ def test_who_has_joined_goes_on_with_the_run_of_the_others(begun):
 def test_a_directory_that_vanishes_is_claimed_again(tmp_path, begun):
     owner = begun()
     _take(owner, "a", 0, _alive(0))
-    (tmp_path / "owner-000001.json").unlink()
+    (tmp_path / "owner" / "000001.json").unlink()
     with pytest.raises(CheckpointError, match="has lost the claim of this job"):
         owner.check()
     _take(owner, "a", 0, _alive(0))
     owner.check()
-    assert _claims(tmp_path) == ["owner-000002.json"]
+    assert _claims(tmp_path) == ["000002.json"]
 
 
 # ---- Processes ----------------------------------------------------------------------------------

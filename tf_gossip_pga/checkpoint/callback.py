@@ -176,8 +176,8 @@ class Checkpoint(keras.callbacks.Callback):
         )
         self.preempted = False
         code = preemption.code_of_caller("on_train_begin")
-        self._sigterm.begin(code)
         self._writer.begin(code)
+        self._sigterm.begin(code)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._batches = epoch, 0

@@ -183,7 +183,7 @@ class CheckpointFiles:
         """
         path = self.folder(number) / MANIFEST
         with _explained(path):
-            with regular.opened_in_folder(path) as file:
+            with regular.opened(path) as file:
                 text = file.read()
             try:
                 content = json.loads(text)
@@ -225,7 +225,7 @@ def _manifest(content: dict) -> bytes:
 
 
 def _entry(path: pathlib.Path) -> dict:
-    with regular.opened_in_folder(path) as file:
+    with regular.opened(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
 

@@ -1,7 +1,7 @@
 """Let one job at a time write to a directory of checkpoints, and of that job its newest view.
 
     DIRECTORY/
-      owner-000003.json     the claim in force is the one with the highest number
+      owner/000003.json     the claim in force is the one with the highest number
 
 A claim names the run, the number of the view, and the processes that are its members. Only one
 process can create the file of a number, on NFS too, and what it holds never changes; so whoever
@@ -139,6 +139,7 @@ class Ownership:
 
     def __init__(self, directory: pathlib.Path):
         self._directory = directory
+        self._folder = directory / "owner"
         self._number = 0  # of the newest claim known to be of this process's group
         self._run = ""
         self._claim: Claim | None = None  # of this fit
@@ -167,7 +168,7 @@ class Ownership:
         known = next((each["run"] for each in offers if each["run"]), None)
         self._run = _runs[os.getpid()] = known or _digest(processes)
         claim = Claim(self._run, view, tuple(each for each in processes if each.rank in members))
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         while True:
             found = self._newest()
             if found is not None and found.claim == claim:
@@ -195,6 +196,7 @@ class Ownership:
           CheckpointError: it may not, or not any more.
           OSError: the directory cannot be read.
         """
+        self._server_time()  # so that NFS does not answer from its cache of the folder
         found = self._newest()
         if self._claim is None or found is None or found.claim != self._claim:
             raise CheckpointError(self._lost(found))
@@ -237,7 +239,7 @@ class Ownership:
     # ---- Claims ---------------------------------------------------------------------------------
 
     def _path(self, number: int) -> pathlib.Path:
-        return self._directory / f"owner-{number:06d}.json"
+        return self._folder / f"{number:06d}.json"
 
     def _newest(self) -> _Found | None:
         """Return the claim in force; None without any. Wait a moment for one that is written."""
@@ -259,8 +261,8 @@ class Ownership:
 
     def _numbers(self) -> list[int]:
         with contextlib.suppress(FileNotFoundError):
-            names = os.listdir(self._directory)
-            found = (re.fullmatch(r"owner-([0-9]{6,})\.json", name) for name in names)
+            names = os.listdir(self._folder)
+            found = (re.fullmatch(r"([0-9]{6,})\.json", name) for name in names)
             return [int(match[1]) for match in found if match]
         return []
 
@@ -268,15 +270,17 @@ class Ownership:
         """Make a claim and remove earlier ones; return False if another process was faster."""
         now = datetime.datetime.now(datetime.UTC)
         content = {**dataclasses.asdict(claim), "since": f"{now:%Y-%m-%d %H:%M:%S} UTC"}
+        path, flags = self._path(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY
         try:
-            descriptor = os.open(self._path(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            with regular.folder(self._folder) as folder:
+                descriptor = os.open(path.name, flags, 0o644, dir_fd=folder)
         except FileExistsError:
             return False
         try:
             with os.fdopen(descriptor, "w") as file:
                 json.dump(content, file, indent=1)
         except OSError:
-            self._path(number).unlink()
+            path.unlink()
             raise
         for earlier in self._numbers():
             if earlier < number:
@@ -337,10 +341,14 @@ class Ownership:
 
     def _age_s(self, path: pathlib.Path) -> float:
         """Return how long ago a file was modified, by the clock of the file server alone."""
-        clock = self._directory / f".clock-{uuid.uuid4().hex}"
+        return self._server_time() - path.lstat().st_mtime
+
+    def _server_time(self) -> float:
+        """Return what a file that is made now has for its modification time."""
+        clock = self._folder / f".clock-{uuid.uuid4().hex}"
         clock.touch(exist_ok=False)
         try:
-            return clock.stat().st_mtime - path.lstat().st_mtime
+            return clock.stat().st_mtime
         finally:
             clock.unlink()
 

@@ -27,19 +27,19 @@ def folder(path: pathlib.Path) -> Generator[int, None, None]:
 
 
 def opened(path: pathlib.Path) -> io.BufferedReader:
-    """Open a regular file for reading; the folder it lies in may be a link.
+    """Open a regular file of a folder for reading.
 
     Raises:
-      OSError: there is none, it is a link or not a regular file, or it may not be opened.
+      OSError: there is none, it or the folder is a link, it is not a regular file, or it may not be
+        opened.
     """
     # Not blocking: else the open itself waits for somebody to write to a FIFO.
-    return _regular(_open(path, os.O_NONBLOCK))
-
-
-def opened_in_folder(path: pathlib.Path) -> io.BufferedReader:
-    """Open a regular file for reading in a folder that is not a link either; raises as `opened`."""
     with folder(path.parent) as parent:
-        return _regular(_open(path, os.O_NONBLOCK, parent))
+        descriptor = _open(path, os.O_NONBLOCK, parent)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def _open(path: pathlib.Path, flags: int, parent: int | None = None) -> int:
@@ -50,10 +50,3 @@ def _open(path: pathlib.Path, flags: int, parent: int | None = None) -> int:
         if path.is_symlink():
             raise OSError(errno.ELOOP, "it is a link, and links are not followed") from None
         raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def _regular(descriptor: int) -> io.BufferedReader:
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is not a regular file")
-    return os.fdopen(descriptor, "rb")

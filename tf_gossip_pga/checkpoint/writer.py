@@ -74,7 +74,7 @@ class Writer:
         if self._session.is_joining:
             return
         doing = "the beginning of checkpoints"
-        offers = self._sync(doing, self._ownership.offer(self._cluster.rank))
+        offers = self._gossip.sync(doing, self._ownership.offer(self._cluster.rank))
         refused, failed = None, None
         try:
             self._take(offers)
@@ -82,7 +82,7 @@ class Writer:
             refused = f"Rank {self._cluster.rank}: {error}"
         except OSError as error:
             failed = f"Rank {self._cluster.rank}: {error}"
-        reports = self._sync(f"the end of {doing}", [refused, failed])
+        reports = self._gossip.sync(f"the end of {doing}", [refused, failed])
         if refused := next((refused for refused, _ in reports if refused), None):
             self._ownership.release()
             raise CheckpointError(f"{refused}.")
