@@ -220,10 +220,11 @@ def test_a_second_job_is_refused_before_its_first_step(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ownership, "_runs", {})
         _claimed_by(tmp_path, dataclasses.replace(ownership.Process.this(0), rank=5))
-    model = kit.a_model(0)
+    model, handler = kit.a_model(0), signal.getsignal(signal.SIGTERM)
     before = kit.digests(model)
     with pytest.raises(ValueError, match=rf"^Rank 0: {tmp_path} is in use: process {os.getpid()}"):
         _train(tmp_path, model=model)
+    assert signal.getsignal(signal.SIGTERM) is handler
     after = kit.digests(model)
     assert {name: after[name] for name in before} == before
     assert _saved(tmp_path) == []

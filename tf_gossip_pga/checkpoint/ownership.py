@@ -252,7 +252,7 @@ class Ownership:
                 claim = Claim(content["run"], content["view"], members)
                 return _Found(number, claim, str(content["since"]))
             except FileNotFoundError:  # replaced meanwhile
-                continue
+                pass
             except (ValueError, KeyError, TypeError, RecursionError):
                 if time.monotonic() > ends or self._age_s(self._path(number)) > _WRITING_S:
                     return _Found(number, None, "")
@@ -286,7 +286,7 @@ class Ownership:
             if earlier < number:
                 with contextlib.suppress(OSError):
                     self._path(earlier).unlink()
-        return max(self._numbers()) == number
+        return max(self._numbers(), default=0) == number
 
     def _check_replaceable(self, found: _Found, claim: Claim):
         """Return if the claim in force may be replaced; wait until this can be told."""
