@@ -179,11 +179,13 @@ def test_another_number_of_workers_goes_on(pools, tmp_path, size, capfd):
 
 def test_each_rank_may_have_a_disk_of_its_own_and_lose_it(pools, tmp_path, capfd):
     saved = pools.run(_continued, 2, folder=str(tmp_path), disks=True, epochs=3)
-    names = [[path.name for path in sorted((tmp_path / f"{rank}").rglob("*"))] for rank in (0, 1)]
+    names = [[path.name for path in (tmp_path / f"{rank}").rglob("*")] for rank in (0, 1)]
     folders = [f"checkpoint-{number:06d}" for number in (1, 2, 3)]
     mine = ["manifest.json", "model.weights.h5", "rank-0.npz"]
-    assert sorted(names[0]) == sorted([*folders[1:], *mine, *mine])
-    assert sorted(names[1]) == sorted([*folders, *["rank-1.npz"] * 3])  # one checkpoint late
+    claim = ["owner", "000001.json"]
+    assert sorted(names[0]) == sorted([*claim, *folders[1:], *mine, *mine])
+    late = [*folders, *["rank-1.npz"] * 3]  # one checkpoint late
+    assert sorted(names[1]) == sorted([*claim, *late])
     shutil.rmtree(tmp_path / "1" / folders[2])
     _, resumed = pools.run(_continued, 2, folder=str(tmp_path), disks=True)
     assert resumed["start"] == 3
@@ -193,6 +195,70 @@ def test_each_rank_may_have_a_disk_of_its_own_and_lose_it(pools, tmp_path, capfd
     anew = pools.run(_continued, 2, folder=str(tmp_path), disks=True, epochs=1)
     assert [rank["start"] for rank in anew] == [0, 0]
     assert "Rank 0 has no checkpoint in" in capfd.readouterr().out
+
+
+def _odd_directories(cluster, folder):
+    """What happens where the second rank's directory fails, or belongs to another job."""
+    import dataclasses
+
+    import tf_gossip_pga as pga
+    from tf_gossip_pga.checkpoint import ownership
+
+    def fit(name, *more):
+        model, gossip = kit.a_model(cluster.rank), kit.a_gossip()
+        checkpoint = pga.Checkpoint(gossip, f"{folder}/{name}")
+        try:
+            model.fit(
+                *kit.data(cluster.rank),
+                batch_size=kit.BATCH,
+                epochs=3,
+                callbacks=[gossip, checkpoint, *more],
+                verbose=0,
+            )
+        except ValueError as error:
+            return str(error)
+        return gossip.step
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    def deny(epoch, logs=None):
+        if epoch == 1 and cluster.rank == 1:
+            os.listdir = denied
+
+    listdir = os.listdir
+    try:
+        found = {"unlisted": fit("unlisted", kit.a_callback(on_epoch_begin=deny))}
+    finally:
+        os.listdir = listdir
+    own, holder = f"in use/{cluster.rank}", os.getppid()
+    if cluster.rank == 1:  # by a process that lives
+        process = dataclasses.replace(
+            ownership.Process.this(0), pid=holder, started=ownership._started(holder)
+        )
+        offer = {"run": "another", "process": dataclasses.asdict(process)}
+        ownership.Ownership(pathlib.Path(folder, own)).take([offer], 0, (0,))
+        ownership._runs.clear()
+    found["in use"] = fit(own)
+    claims = pathlib.Path(folder, own, "owner").iterdir()
+    claimed = [[each.name, each.stat().st_mtime > 0] for each in claims]
+    return {**found, "holder": holder, "claims": claimed}
+
+
+def test_a_directory_that_fails_on_one_rank_ends_no_training_and_a_second_job_is_refused(
+    pools, tmp_path, capfd
+):
+    first, second = pools.run(_odd_directories, 2, folder=str(tmp_path))
+    assert first["unlisted"] == second["unlisted"] == 3 * kit.STEPS
+    said = capfd.readouterr().out
+    failed = "was not completed, training goes on. Rank 1: [Errno 13] Permission denied."
+    assert said.count(failed) == 2
+    assert first["in use"] == second["in use"]
+    assert (
+        f"Rank 1: {tmp_path}/in use/1 is in use: process {second['holder']} on" in first["in use"]
+    )
+    assert first["claims"] == [["000001.json", False]]  # released again
+    assert second["claims"] == [["000001.json", True]]
 
 
 # ---- SIGTERM ------------------------------------------------------------------------------------
@@ -385,4 +451,4 @@ def test_ranks_that_differ_are_told_apart(tmp_path, capfd):
     assert first["only one backs up"] == second["only one backs up"]
     assert "The ranks took different ways through training" in first["only one backs up"]
     assert first["only one saves"] == second["only one saves"]
-    assert "rank 0 is at the checkpoint after step 5" in first["only one saves"]
+    assert "rank 0 is at the beginning of checkpoints" in first["only one saves"]

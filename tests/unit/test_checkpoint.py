@@ -1,6 +1,8 @@
 """Checkpoints in one process: what is saved when, damaged ones, and SIGTERM."""
 
+import dataclasses
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -137,7 +139,139 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path, capsys, monkeypatch)
     assert _saved(tmp_path) == []
     error = capsys.readouterr().err
     assert error.count("was not completed, training goes on. Rank 0: [Errno 28] No space left") == 2
-    assert list(tmp_path.iterdir()) == []  # no half of one takes the room
+    assert not list(tmp_path.glob("checkpoint-*"))  # no half of one takes the room
+
+
+# ---- Directories that fail, and those of others -------------------------------------------------
+
+
+def _fails_after(epoch: int, monkeypatch, *calls: str, **also):
+    """A callback after which these calls of `os` are denied."""
+
+    def denied(*arguments, **named):
+        raise PermissionError(13, "Permission denied")
+
+    def fail(now, logs=None):
+        if now == epoch:
+            for each in calls:
+                monkeypatch.setattr(os, each, denied)
+
+    return kit.a_callback(on_epoch_begin=fail)
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [("listdir",), ("open",), ("replace",), ("listdir", "open", "replace", "mkdir", "unlink")],
+)
+def test_a_directory_that_fails_in_mid_run_never_ends_training(
+    tmp_path, capsys, monkeypatch, calls
+):
+    with monkeypatch.context() as patch:
+        _, checkpoint = _train(tmp_path, _fails_after(1, patch, *calls), epochs=3)
+    assert checkpoint._gossip.step == 3 * kit.STEPS
+    said = capsys.readouterr().err
+    assert said.count("was not completed, training goes on. Rank 0: ") == 2
+    assert said.count("Permission denied") == 2
+    assert _saved(tmp_path) == [1]
+    assert _restore(tmp_path) == 1
+
+
+def test_a_directory_that_vanishes_in_mid_run_is_made_again(tmp_path):
+    def vanish(epoch, logs=None):
+        if epoch == 1:
+            shutil.rmtree(tmp_path / "new")
+
+    _train(tmp_path / "new", kit.a_callback(on_epoch_begin=vanish), epochs=3)
+    assert _saved(tmp_path / "new") == [2, 3]
+
+
+def test_old_checkpoints_that_cannot_be_removed_cost_no_new_one(tmp_path, capsys, monkeypatch):
+    from tf_gossip_pga.checkpoint import files as files_lib
+
+    def denied(self, newest):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files_lib.CheckpointFiles, "prune", denied)
+    _train(tmp_path, keep=1)
+    assert _saved(tmp_path) == [1, 2]
+    assert "Old checkpoints stay. Rank 0: [Errno 13] Permission denied." in capsys.readouterr().err
+
+
+def test_a_directory_that_cannot_be_listed_is_no_empty_one(folder, monkeypatch):
+    monkeypatch.setattr(os, "listdir", _denied)
+    with pytest.raises(ValueError, match=r"Rank 0 cannot restore .* Permission denied"):
+        _restore(folder)
+
+
+def _denied(*_, **__):
+    raise PermissionError(13, "Permission denied")
+
+
+def _claimed_by(folder, process):
+    from tf_gossip_pga.checkpoint.ownership import Ownership
+
+    offer = {"run": "another", "process": dataclasses.asdict(process)}
+    Ownership(folder).take([offer], 0, (process.rank,))
+
+
+def test_a_second_job_is_refused_before_its_first_step(tmp_path):
+    from tf_gossip_pga.checkpoint import ownership
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ownership, "_runs", {})
+        _claimed_by(tmp_path, dataclasses.replace(ownership.Process.this(0), rank=5))
+    model, handler = kit.a_model(0), signal.getsignal(signal.SIGTERM)
+    before = kit.digests(model)
+    with pytest.raises(ValueError, match=rf"^Rank 0: {tmp_path} is in use: process {os.getpid()}"):
+        _train(tmp_path, model=model)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    after = kit.digests(model)
+    assert {name: after[name] for name in before} == before
+    assert _saved(tmp_path) == []
+
+
+def test_who_was_left_out_trains_on_and_pushes_out_nothing(tmp_path, capsys):
+    from tf_gossip_pga.checkpoint import ownership
+
+    def leave_out(epoch, logs=None):
+        if epoch != 1:
+            return
+        run = json.loads((tmp_path / "owner" / "000001.json").read_text())["run"]
+        other = dataclasses.replace(ownership.Process.this(0), rank=5)
+        others = ownership.Ownership(tmp_path)
+        others._number = 1  # they were members of the first view, too
+        others.take([{"run": run, "process": dataclasses.asdict(other)}], 1, (5,))
+
+    _train(tmp_path, kit.a_callback(on_epoch_begin=leave_out), epochs=3, keep=1)
+    assert _saved(tmp_path) == [1]
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+    said = capsys.readouterr().err
+    lost = f"was not completed, training goes on. Rank 0: {tmp_path} belongs to view 1 of this run"
+    assert said.count(lost) == 2
+    assert [path.name for path in (tmp_path / "owner").iterdir()] == ["000002.json"]
+
+
+def test_the_manifest_names_run_and_view_and_old_ones_are_read(tmp_path):
+    from tf_gossip_pga.checkpoint import files as files_lib
+
+    _train(tmp_path, epochs=1)
+    store = files_lib.CheckpointFiles(tmp_path, keep=1)
+    manifest = store.read(1)
+    assert re.fullmatch("[0-9a-f]{16}", manifest.pop("run"))
+    assert manifest.pop("view") == 0
+    (store.folder(1) / "manifest.json").write_bytes(files_lib._manifest(manifest))
+    assert _restore(tmp_path) == 1
+
+
+def test_who_has_left_fit_by_an_exception_may_go_on_in_the_same_process(tmp_path):
+    def leave(epoch, logs=None):
+        if epoch == 1:
+            raise kit.LeftError
+
+    with pytest.raises(kit.LeftError):
+        _train(tmp_path, kit.a_callback(on_epoch_begin=leave))
+    _train(tmp_path)
+    assert _saved(tmp_path) == [1, 1, 2]
 
 
 def test_the_weights_are_plain_keras(tmp_path):

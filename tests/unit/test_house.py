@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "coordination": {"cluster"},
     "exchange": {"algorithm", "cluster", "coordination"},
     "training": {"algorithm", "cluster", "coordination", "exchange"},
-    "checkpoint": {"cluster", "exchange", "training"},
+    "checkpoint": {"cluster", "coordination", "exchange", "training"},
     "plan": {"algorithm", "exchange", "tools"},
     "simulate": {"algorithm", "tools"},
     "launch": {"cluster", "tools"},
@@ -162,6 +162,7 @@ def test_importing_needs_no_tensorflow():
         "cluster.tf_config",
         "cluster.sharding",
         "checkpoint.files",
+        "checkpoint.ownership",
         "exchange.wire",
         "training.preemption",
     }

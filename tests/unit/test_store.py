@@ -1,6 +1,7 @@
 """Checkpoints on disk: complete or not there, whatever kills the writer or touches the files."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ def _checkpoint(store, **files) -> int:
         for name, data in files.items()
     }
     store.finish(number, CONTENT, entries)
+    store.prune(number)
     return number
 
 
@@ -106,6 +108,69 @@ def test_a_directory_that_cannot_be_written_to_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):
         files_lib.CheckpointFiles(tmp_path / "file", keep=1)
+
+
+# ---- Links, and what is no file ------------------------------------------------------------------
+
+
+def test_what_a_link_points_to_is_neither_read_nor_removed(store, tmp_path):
+    for _ in range(3):
+        _checkpoint(store, a=b"x")
+    elsewhere = store.folder(1).rename(tmp_path / "elsewhere")
+    store.folder(1).symlink_to(elsewhere)
+    _checkpoint(store, a=b"y")
+    store.discard(1)
+    store.forget("a", {2, 3, 4})
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["a", "manifest.json"]
+    assert store.complete() == [4, 3, 2, 1]  # a link takes no other's place
+    with pytest.raises(files_lib.CheckpointError, match="it is a link, and links are not followed"):
+        store.read(1)
+    assert store.unused_number() == 5
+
+
+@pytest.mark.parametrize("name", ["a", "manifest.json"])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.symlink_to(path.parent / "other"), "it is a link, and links are not"),
+        (lambda path: path.symlink_to(path), "it is a link, and links are not followed"),
+        (os.mkfifo, "it is not a regular file"),
+        (lambda path: path.mkdir(), "it is not a regular file"),
+    ],
+)
+def test_only_regular_files_are_opened(store, name, make, words):
+    number = _checkpoint(store, a=b"x", other=b"x")
+    files = store.read(number)["files"]
+    path = store.folder(number) / name
+    path.unlink()
+    make(path)
+    assert store.complete() == [number]
+    with pytest.raises(files_lib.CheckpointError, match=rf"{name} cannot be read: {words}"):
+        store.read(number)
+        store.checked(number, name, files)
+
+
+def test_a_partial_file_that_is_a_link_is_not_written_through(store, tmp_path):
+    (tmp_path / "precious").write_text("x")
+    store.folder(1).mkdir(parents=True)
+    (store.folder(1) / ".partial-a").symlink_to(tmp_path / "precious")
+    store.write(1, "a", lambda path: path.write_bytes(b"a"))
+    assert (tmp_path / "precious").read_text() == "x"
+    assert not (store.folder(1) / "a").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["../checkpoint-000001/a", "/etc/passwd", "b/a"])
+def test_a_file_that_lies_elsewhere_is_an_error(store, name):
+    number = _checkpoint(store, a=b"x")
+    entry = store.read(number)["files"]["a"]
+    with pytest.raises(files_lib.CheckpointError, match="does not lie in the folder of its manif"):
+        store.checked(number, name, {name: entry})
+
+
+def test_huge_numbers_are_counted_on(store):
+    (store.directory / "checkpoint-999999999999999999").mkdir(parents=True)
+    assert _checkpoint(store, a=b"x") == 10**18
+    assert store.complete() == [10**18]
 
 
 # ---- Damage -------------------------------------------------------------------------------------
@@ -215,6 +280,7 @@ def write(store):
                 os.write(progress, b".")
     files = {name: store.write(number, name, save) for name in ("a", "b")}
     store.finish(number, {"number": number}, files)
+    store.prune(number)
 
 def check(store, number):
     manifest = store.read(number)

@@ -8,6 +8,7 @@ leaves alone: its optimizer's variables, its random generators, its integers.
 from __future__ import annotations
 
 import os
+import pathlib
 from typing import Any, cast
 
 import keras
@@ -16,6 +17,7 @@ import numpy as np
 from tf_gossip_pga import _validate
 from tf_gossip_pga.checkpoint import rank_file
 from tf_gossip_pga.checkpoint.files import CheckpointFiles
+from tf_gossip_pga.checkpoint.ownership import Ownership
 from tf_gossip_pga.checkpoint.reader import Reader
 from tf_gossip_pga.checkpoint.writer import Writer
 from tf_gossip_pga.exchange import process
@@ -53,7 +55,13 @@ class Checkpoint(keras.callbacks.Callback):
     state and reports it; the number of workers may change. Nothing is unpickled.
 
     A model with weights that are not finite is not saved: it would push out the last good
-    checkpoints. If a file cannot be written, training continues and the chief reports it.
+    checkpoints. If the directory cannot be listed, read or written, or vanishes, training continues
+    and the chief reports it.
+
+    The directory belongs to one job while `fit` runs (`tf_gossip_pga.checkpoint.ownership`): a
+    second one is refused before its first step. One that is started again takes over where the
+    first one has ended, in whatever way. A worker that the others train without writes and removes
+    nothing there any more.
 
     Args:
       gossip: the `GossipPGA` of the same `fit`, which comes before this in `callbacks`.
@@ -67,7 +75,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     Raises:
       ValueError: at construction for a bad argument; when training starts, if `gossip` does not
-        come before this in `callbacks`.
+        come before this in `callbacks`, or if another job writes to the directory.
 
     Example:
 
@@ -91,7 +99,8 @@ class Checkpoint(keras.callbacks.Callback):
         self._every = _validate.check_whole("every", every, 1, unit="epochs")
         keep = _validate.check_whole("keep", keep, 1, unit="checkpoints")
         try:
-            self._files = CheckpointFiles(directory, keep)
+            self._ownership = Ownership(pathlib.Path(directory))
+            self._files = CheckpointFiles(directory, keep, self._ownership.check)
         except (OSError, TypeError) as error:
             raise ValueError(
                 f"directory must be one that this process may write to, received {directory!r}: "
@@ -158,14 +167,17 @@ class Checkpoint(keras.callbacks.Callback):
         self._fit = cast("dict[str, Any]", self.params)
         self._writer = Writer(
             self._files,
-            self._session.cluster,
+            self._ownership,
+            self._session,
             self._gossip,
             self._sync,
             model,
             preflight.described(model),  # an optimizer built elsewhere has other variables
         )
         self.preempted = False
-        self._sigterm.begin(preemption.code_of_caller("on_train_begin"))
+        code = preemption.code_of_caller("on_train_begin")
+        self._writer.begin(code)
+        self._sigterm.begin(code)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._batches = epoch, 0
@@ -187,6 +199,8 @@ class Checkpoint(keras.callbacks.Callback):
             self._save(epoch + 1, due=True)
 
     def on_train_end(self, logs=None):
+        if self._writer is not None:
+            self._writer.end()
         self._sigterm.end(heeded=self.preempted)
 
     def _save(self, epoch: int, due: bool):

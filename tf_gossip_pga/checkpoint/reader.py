@@ -51,8 +51,12 @@ class Reader:
         Raises:
           ValueError: on every rank, where there are checkpoints but none can be used.
         """
-        unfit = preflight.problem_of_model(model)
-        everyone = self._share([self._files.complete(), self._files.numbers()], unfit)
+        unfit, listed = preflight.problem_of_model(model), [[], []]
+        try:
+            listed = [self._files.complete(), self._files.numbers()]
+        except OSError as error:
+            unfit = unfit or f"{error}."
+        everyone = self._share(listed, unfit)
         self._warn_if_lost(everyone)
         reasons: list[str] = []
         for number in everyone[0][0]:
@@ -113,7 +117,7 @@ class Reader:
         listed, name = manifest["files"], self._own_name
         if self._is_chief and name not in listed:  # it was lost before; another was the chief
             name = next((each for each in sorted(listed) if each.startswith(PREFIX)), name)
-        if self._is_chief or (name in listed and (folder / name).exists()):
+        if self._is_chief or (name in listed and os.path.lexists(folder / name)):
             path = self._files.checked(number, name, listed)
             with explained(path):
                 loaded = rank_file.load(path, model)

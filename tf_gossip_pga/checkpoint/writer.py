@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +14,11 @@ import keras
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.checkpoint import rank_file
 from tf_gossip_pga.checkpoint.files import CheckpointFiles
+from tf_gossip_pga.checkpoint.ownership import Ownership
 from tf_gossip_pga.checkpoint.rank_file import rank_name
-from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.coordination import calls
+from tf_gossip_pga.errors import CheckpointError
+from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training.callback import GossipPGA
 
 # The one file of weights, in Keras' own format.
@@ -24,7 +30,8 @@ class Writer:
 
     Args:
       files: where they lie.
-      cluster: this process's place.
+      ownership: of that directory.
+      session: the exchanges of this process.
       gossip: the callback that averages.
       sync: shares a value between all ranks at a point of training, as `GossipPGA.sync` does.
       model: what is saved.
@@ -34,18 +41,58 @@ class Writer:
     def __init__(
         self,
         files: CheckpointFiles,
-        cluster: Cluster,
+        ownership: Ownership,
+        session: SoloSession,
         gossip: GossipPGA,
         sync: Callable[[str, Any], list],
         model: keras.Model,
         variables: list[str],
     ):
         self._files = files
-        self._cluster = cluster
+        self._ownership = ownership
+        self._session = session
+        self._cluster = session.cluster
         self._gossip = gossip
         self._sync = sync
         self._model = model
         self._variables = variables
+
+    def begin(self, code: types.CodeType):
+        """Take the directory, on all ranks, before the first step; on joining workers do nothing.
+
+        Where that fails for another reason than another job, training goes on, and `save` tries
+        again.
+
+        Args:
+          code: of `fit`; the directory is released as soon as it has returned.
+
+        Raises:
+          CheckpointError: on every rank, if another job writes to the directory of one.
+        """
+        thread = threading.get_ident()
+        self._ownership.begin(lambda: calls.runs(thread, code))
+        if self._session.is_joining:
+            return
+        doing = "the beginning of checkpoints"
+        offers = self._gossip.sync(doing, self._ownership.offer(self._cluster.rank))
+        refused, failed = None, None
+        try:
+            self._take(offers)
+        except CheckpointError as error:
+            refused = f"Rank {self._cluster.rank}: {error}"
+        except OSError as error:
+            failed = f"Rank {self._cluster.rank}: {error}"
+        reports = self._gossip.sync(f"the end of {doing}", [refused, failed])
+        if refused := next((refused for refused, _ in reports if refused), None):
+            self._ownership.release()
+            raise CheckpointError(f"{refused}.")
+        failed = next((failed for _, failed in reports if failed), None)
+        if failed and self._cluster.is_chief:
+            logger.warning(f"No checkpoint can be written yet, training goes on. {failed}.")
+
+    def end(self):
+        """Release the directory."""
+        self._ownership.release()
 
     def save(self, epoch: int, is_due: Callable[[], bool]):
         """Write a checkpoint, on all ranks.
@@ -55,16 +102,21 @@ class Writer:
           is_due: whether to save, once the ranks have met.
         """
         doing = f"the checkpoint after step {self._gossip.step}"
-        everyone = self._sync(doing, [self._files.unused_number(), self._files.complete()])
+        offer = self._ownership.offer(self._cluster.rank)
+        everyone = self._sync(doing, [*self._listed(), offer])
         if not is_due():
             return
         averaged = self._gossip.average(doing)
-        number = max(unused for unused, _ in everyone)
-        if not rank_file.is_finite(self._model):
-            self._report_unsaved(number, "The model has weights that are no finite numbers")
+        number = max(unused for unused, *_ in everyone)
+        problem = next((problem for _, _, problem, _ in everyone if problem), None)
+        if not problem and not rank_file.is_finite(self._model):
+            problem = "The model has weights that are no finite numbers"
+        if problem:
+            self._report_unsaved(number, problem)
             return
         is_chief = self._cluster.is_chief  # a loss may make this rank the next
-        written = self._try_to_write(number, averaged, complete=everyone[0][1])  # the chief's
+        offers = [offer for *_, offer in everyone]
+        written = self._try_to_write(number, averaged, everyone[0][1], offers)  # the chief's
         reports = self._sync(f"the end of {doing}", written)
         problem = next((problem for _, problem in reports if problem), None)
         files = {name: entry for each, _ in reports for name, entry in each.items()}
@@ -75,13 +127,33 @@ class Writer:
         if problem:
             self._report_unsaved(number, problem)
             if self._cluster.is_chief:
-                self._files.discard(number)  # half of one, where there may be no room
+                with contextlib.suppress(OSError, CheckpointError):
+                    self._files.discard(number)  # half of one, where there may be no room
+        elif is_chief:
+            self._prune(number)
 
-    def _try_to_write(self, number: int, averaged: bool, complete: list[int]) -> list:
+    def _listed(self) -> tuple[int, list[int], str | None]:
+        """Return an unused number, those of complete checkpoints, and why there are none to tell.
+
+        Never raises: all ranks learn of the problem, and train on.
+        """
+        try:
+            return self._files.unused_number(), self._files.complete(), None
+        except OSError as error:
+            return 0, [], f"Rank {self._cluster.rank}: {error}"
+
+    def _take(self, offers: list[dict]):
+        view = self._session.view
+        self._ownership.take(offers, view.number, view.members)
+
+    def _try_to_write(
+        self, number: int, averaged: bool, complete: list[int], offers: list[dict]
+    ) -> list:
         """Return `[files, problem]`: what the manifest says of this rank's files, or why not."""
         if not averaged:
             return [{}, "A worker was lost, and this rank missed the average"]
         try:
+            self._take(offers)  # once more, since the view may be a new one
             return [self._write(number, complete), None]
         except Exception as error:  # h5py has several kinds for a full disk
             return [{}, f"Rank {self._cluster.rank}: {error}"]
@@ -94,7 +166,7 @@ class Writer:
         entries = {name: self._files.write(number, name, save_own)}
         if self._cluster.is_chief:
             entries[WEIGHTS] = self._files.write(number, WEIGHTS, self._model.save_weights)
-        else:
+        elif complete:  # none: the chief's disk may be gone, or not mounted
             # One checkpoint late: this one is not complete yet.
             self._files.forget(name, {*complete, number})
         return entries
@@ -102,6 +174,7 @@ class Writer:
     def _finish(self, number: int, epoch: int, files: dict, ranks: int) -> str | None:
         """On the chief, complete a checkpoint; return why it could not, or None."""
         content = {
+            **self._ownership.described(),
             "epoch": epoch,
             "state": self._gossip.state,
             "ranks": ranks,
@@ -109,9 +182,16 @@ class Writer:
         }
         try:
             self._files.finish(number, content, files)
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             return f"Rank {self._cluster.rank}: {error}"
         return None
+
+    def _prune(self, number: int):
+        """On the chief, remove old checkpoints; the new one is complete whether or not it can."""
+        try:
+            self._files.prune(number)
+        except (OSError, CheckpointError) as error:
+            logger.warning(f"Old checkpoints stay. Rank {self._cluster.rank}: {error}.")
 
     def _report_unsaved(self, number: int, problem: str):
         if self._cluster.is_chief:
