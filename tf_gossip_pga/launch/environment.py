@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 
-from tf_gossip_pga.cluster import tf_config
+from tf_gossip_pga.cluster import detect, tf_config
 
 
 def of_worker(
@@ -27,6 +27,7 @@ def of_worker(
         "PYTHONUNBUFFERED": "1",
     }
     environment.pop(tf_config.JOIN, None)
+    environment.pop(detect.CLUSTER, None)
     if joins:
         environment[tf_config.JOIN] = "1"
     # Workers that share the cores are faster when none of them asks for all.
