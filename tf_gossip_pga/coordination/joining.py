@@ -19,6 +19,7 @@ from typing import Any
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.coordination import addresses as addresses_lib
+from tf_gossip_pga.coordination import calls
 from tf_gossip_pga.coordination.channel import JOINING_GREETING, Endpoint
 from tf_gossip_pga.coordination.reports import Waiting
 from tf_gossip_pga.coordination.timing import Timing
@@ -54,8 +55,11 @@ class Invitation:
 
 def await_probe(
     addresses: Sequence[str], rank: int, timing: Timing | None = None
-) -> dict[int, Endpoint]:
+) -> dict[int, Endpoint] | None:
     """Wait at this worker's own port; return the endpoints of the surviving workers, by rank.
+
+    Return None where there is no job yet that could be joined: another worker takes part in a roll
+    call, or all others are to join too.
 
     Args:
       addresses: `"host:port"` of all workers, in rank order.
@@ -75,13 +79,16 @@ def await_probe(
             f"Rank {rank} cannot wait for the others at {addresses[rank]}: {error}. Does the "
             "process that it replaces still run?"
         ) from None
-    waiting, check_at, futile = Waiting(timing.join_report_s), _check_at(timing), 0
+    waiting, check_at, futile = Waiting(timing.join_report_s), time.monotonic(), -1
     with listener:
         while futile < timing.job_checks:
             if endpoints := _probed(listener, timing):
                 return endpoints
             if time.monotonic() > check_at:
-                alive = any(_trains(address, timing) for address in others)
+                found = [calls.greeting_at(address, timing.serve_s) for address in others]
+                if calls.GREETING in found or all(map(_is_joining, found)):
+                    return None
+                alive = any(each is not None and not _is_joining(each) for each in found)
                 futile = 0 if alive else futile + 1
                 check_at = _check_at(timing)
             if waited_s := waiting.due():
@@ -158,15 +165,8 @@ def _endpoints(connection: socket.socket) -> dict[int, Endpoint] | None:
         return None
 
 
-def _trains(address: str, timing: Timing) -> bool:
-    """Return whether TensorFlow listens there, or anything else that is no joining worker."""
-    try:
-        with _connected(address, timing) as connection:
-            return connection.recv(len(JOINING_GREETING)) != JOINING_GREETING
-    except TimeoutError:  # the network may be cut
-        return True
-    except OSError:
-        return False
+def _is_joining(greeting: bytes | None) -> bool:
+    return greeting is not None and greeting.startswith(JOINING_GREETING)
 
 
 def _listens(address: str, timing: Timing) -> bool:
