@@ -83,7 +83,7 @@ def test_who_is_missing_is_named_again_and_again_until_the_deadline(said):
     timing = Timing(start_s=3.0, start_report_s=0.3, start_call_s=0.05)
     lost = [error(start(given, 0, timing=timing), WorkerLost)]
     for rank in (1, 2):
-        assert f"rank {rank}: nobody listens at {given[rank]}; has it been started?" in lost[0]
+        assert f"rank {rank}: nobody listens at {given[rank]} (has it been started?)" in lost[0]
     assert "has waited 3 s" in lost[0] and "waits no longer" in lost[0]
     waited = re.findall(r"Rank 0 of 3 has waited (\d) s for the others to start", said.text)
     assert len(waited) >= 3

@@ -1,15 +1,18 @@
 """What is done before TensorFlow's server starts, and how its errors are explained."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import tensorflow as tf
 
-from tests.support import addresses
+from tests.support import addresses, deadlines
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
-from tf_gossip_pga.exchange import startup
+from tf_gossip_pga.exchange import guard, startup
 
 CLUSTER = Cluster(0, 3, ("localhost:1", "10.0.0.7:2", "[fe80::1]:3"))
 
@@ -74,3 +77,41 @@ def test_what_must_be_equal_has_names_and_values():
         *(f"version of {name}" for name in ("tf_gossip_pga", "TensorFlow", "Keras")),
         "transport",
     }
+
+
+ASLEEP = """
+import signal, sys, time
+from tf_gossip_pga.exchange import guard
+with guard.watched("It is asleep.", *map(float, sys.argv[1:])):
+    print("asleep", flush=True)
+    signal.pause()
+"""
+
+
+def _asleep(report_s: float, deadline_s: float) -> subprocess.Popen:
+    command = [sys.executable, "-c", ASLEEP, str(report_s), str(deadline_s)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "asleep\n"
+    return process
+
+
+def test_a_process_that_runs_no_python_is_spoken_for_and_ended():
+    with _asleep(0.2, 1.5) as process:
+        _, said = process.communicate(timeout=deadlines.long())
+    assert process.returncode == -signal.SIGKILL
+    assert said.count("It is asleep.\n") >= 2 and said.endswith("asleep. It waits no longer.\n")
+
+
+def test_a_process_that_runs_no_python_heeds_sigterm():
+    with _asleep(600, 600) as process:
+        process.terminate()
+        assert process.communicate(timeout=deadlines.long()) == ("", "")
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_guard_leaves_with_what_it_watches():
+    began = signal.getsignal(signal.SIGTERM)
+    with guard.watched("It is awake.", 600, 600):
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert signal.getsignal(signal.SIGTERM) is began

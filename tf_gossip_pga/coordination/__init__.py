@@ -2,6 +2,7 @@
 
 timing: every deadline and interval.
 status: what a worker tells others of itself, and why it may not answer.
+roster, calls, roll_call: all workers meet before TensorFlow starts, or say who is missing.
 addresses, channel: questions and answers between workers, over TCP.
 diagnosis: whom an exchange waits for, and the sentence about it.
 watchdog: looks after the exchange under way, reports it, aborts it.

@@ -108,10 +108,16 @@ class Calls:
                 stack.callback(_start(self._accept, listener, over).join)
             except OSError as error:
                 failed = error
-            stack.callback(over.set)  # before the thread is joined
+            stack.callback(self._end, over)  # before the thread is joined
             for rank in range(len(self.seats)):
                 _start(self._call_again, rank, over)
             yield failed
+
+    def _end(self, over: threading.Event) -> None:
+        """Let all threads end."""
+        over.set()
+        for seat in self.seats:
+            seat.wake.set()
 
     def say(self, **changes: Any) -> None:
         """Change this worker's report, and call all others with it."""
@@ -123,13 +129,16 @@ class Calls:
         """Say a last thing to all others; return when they have received it, or time is up."""
         self.say(**changes)
         ends = time.monotonic() + seconds
-        for rank in self.others:
-            seat = self.seats[rank]
-            while seat.received is not self.own and time.monotonic() < ends:
-                # It knows, or has left; see `_is_complete`.
-                if self.own.complete and (seat.report is None or seat.report.complete):
-                    break
-                time.sleep(self._timing.poll_s / 10)
+        while time.monotonic() < ends and any(map(self._is_untold, self.others)):
+            time.sleep(self._timing.poll_s / 10)
+
+    def _is_untold(self, rank: int) -> bool:
+        seat = self.seats[rank]
+        if seat.received is self.own:
+            return False
+        if self.own.complete:  # one that has left will see where this worker has gone
+            return seat.report is not None and not seat.report.complete
+        return not any(each.rank == rank and each.failure for each in self.heard())
 
     def _call_again(self, rank: int, over: threading.Event) -> None:
         """Call one address, this worker's own included, until it is over."""
@@ -152,9 +161,9 @@ class Calls:
         try:
             connection = addresses_lib.connect(hosts, port, self._timing.ask_s)
         except ConnectionRefusedError:
-            return self._miss(rank, f"nobody listens at {where}; has it been started?")
+            return self._miss(rank, f"nobody listens at {where} (has it been started?)")
         except TimeoutError:
-            why = "does not answer; is it right, and does a firewall pass its port?"
+            why = "does not answer (is it right, and does a firewall pass its port?)"
             return self._miss(rank, f"{where} {why}")
         except OSError as error:
             return self._miss(rank, f"{where} cannot be reached ({error.strerror or error})")

@@ -58,7 +58,7 @@ class Timing:
     start_report_s: float = 5.0
     start_call_s: float = 0.3
     start_settle_s: float = 1.0
-    start_tell_s: float = 6.0
+    start_tell_s: float = 5.0
     between_work_factor: float = 10.0
     restore_s: float = 3000.0
     ask_s: float = 2.0

@@ -17,6 +17,7 @@ from tf_gossip_pga.coordination import addresses as addresses_lib
 from tf_gossip_pga.coordination.reports import Waiting
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
+from tf_gossip_pga.exchange import guard
 from tf_gossip_pga.exchange.runtime import Runtime
 
 # gRPC reads it in small letters only.
@@ -54,13 +55,21 @@ def bypass_proxies(cluster: Cluster) -> None:
 def start(runtime: Runtime, cluster: Cluster, timing: Timing) -> None:
     """Start TensorFlow's server, together with all other workers after the roll call.
 
+    A process whose servers do not find one another within `Timing.start_s` is killed, since nobody
+    else can end it then.
+
     Raises:
       RuntimeError: the port is taken.
-      WorkerLost: another worker's server has not started within `Timing.start_s`.
+      WorkerLost: rank 0's server has not started within `Timing.start_s`.
     """
     _await_chief(cluster, timing)
+    text = (
+        f"Rank {cluster.rank} of {cluster.size} has met all others, and waits until TensorFlow's "
+        "servers have found one another. Has another worker ended meanwhile?"
+    )
     try:
-        runtime.start(timing.start_s)
+        with guard.watched(text, timing.join_report_s, timing.start_s):
+            runtime.start(timing.start_s)
     except tf.errors.OpError as error:
         raise _failure(cluster, error) from error
 
