@@ -13,7 +13,6 @@ import contextlib
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Generator
@@ -30,6 +29,8 @@ def watched(text: str, report_s: float, deadline_s: float) -> Generator[None, No
       report_s: after how many seconds to say it, and again whenever that has doubled.
       deadline_s: after how many seconds to end this process, with SIGKILL.
     """
+    import subprocess  # here, since the other process needs none
+
     command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), text]
     command += [str(report_s), str(deadline_s)]
     with contextlib.ExitStack() as stack:
