@@ -49,7 +49,7 @@ class RollCall:
         self._seats, self._others = self._calls.seats, self._calls.others
         self._port_error: OSError | None = None
         self._trouble_since: float | None = None
-        self._began = time.monotonic()
+        self._began: float | None = None  # the first `run`
         self._waiting = Waiting(self._timing.start_report_s)
         self._warned: set[str] = set()  # nonces
 
@@ -64,11 +64,14 @@ class RollCall:
           ValueError: the workers differ in what must be equal, or two processes have this rank.
           WorkerLost: another worker cannot start, or not all have come in `Timing.start_s`.
         """
+        if self._began is None:
+            self._began = time.monotonic()
+            self._waiting = Waiting(self._timing.start_report_s, self._began)
         with self._calls.under_way() as self._port_error:
-            return self._wait()
+            return self._wait(self._began)
 
-    def _wait(self) -> list[Report] | None:
-        began = time.monotonic()
+    def _wait(self, began: float) -> list[Report] | None:
+        began_now = time.monotonic()
         while True:
             self._calls.changed.wait(self._timing.poll_s)
             self._calls.changed.clear()
@@ -80,10 +83,10 @@ class RollCall:
             if complete and self._trouble_since is None:
                 self._calls.tell(self._timing.closing_s, complete=True)
                 return [self._calls.own if each is None else each for each in self._reports()]
-            if now > began + self._timing.serve_s and self._others_serve():
+            if now > began_now + self._timing.serve_s and self._others_serve():
                 return None
-            if now > self._began + self._timing.start_s:
-                raise WorkerLost(f"{self._waited(now - self._began)} It waits no longer.")
+            if now > began + self._timing.start_s:
+                raise WorkerLost(f"{self._waited(now - began)} It waits no longer.")
             if waited_s := self._waiting.due(now):
                 logger.warning(self._waited(waited_s))
 
