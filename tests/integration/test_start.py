@@ -77,6 +77,6 @@ def test_a_death_before_the_start_ends_a_job_that_would_survive_it_later():
     with pytest.raises(launch.LaunchError) as caught:
         _launch(3, min_workers=2)
     text = str(caught.value)
-    assert "Before the job had started ended rank 1, with exit code 1. The others cannot" in text
+    assert "Before the job had started, rank 1 ended with exit code 1. The other workers" in text
     assert "  it dies before it has begun" in text
     assert [each.returncode for each in caught.value.outcomes] == [None, 1, None]

@@ -131,10 +131,11 @@ class Watch:
             return
         self._look_at = now + _LOOK_S
         if self._is_starting([worker.rank for worker in self._running]):
-            ends = ", then ".join(f"rank {each.rank}, with {each.ending}" for each in self._gone)
+            ends = (f"rank {each.rank} ended with {each.ending}" for each in self._gone)
             self._fail(
-                f"Before the job had started ended {ends}. The others cannot start without it, and "
-                "were stopped. (--rejoins=N starts up to N failed workers again.)",
+                f"Before the job had started, {', then '.join(ends)}. The other workers cannot "
+                "start without it, and were stopped. (With --rejoins=N up to N failed workers are "
+                "started again.)",
                 self._gone,
             )
 
