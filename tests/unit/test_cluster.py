@@ -371,3 +371,46 @@ def test_the_first_starter_that_has_left_a_trace_counts(monkeypatch):
     starters = (lambda environment: None, lambda environment: Cluster(2, 3), detect.tf_config)
     monkeypatch.setattr(detect, "STARTERS", starters)
     assert detect.find() == Cluster(2, 3)
+
+
+SEVERAL = {
+    "SLURM_STEP_NUM_TASKS": "2",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "PMI_SIZE": "3",
+    "WORLD_SIZE": "16",
+    "PET_NNODES": "1:4",
+    "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+    "SM_HOSTS": '["algo-1", "algo-2"]',
+}
+ONE = dict.fromkeys(SEVERAL, "1") | {"SM_HOSTS": '["algo-1"]', "PET_NNODES": "1:1"}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_one_process_of_several_without_a_tf_config_is_refused(name):
+    from tf_gossip_pga.cluster import detect
+
+    assert set(SEVERAL) == set(detect.TASKS)
+    environment = {**ONE, name: SEVERAL[name]}
+    with pytest.raises(ValueError) as caught:
+        detect.find(environment)
+    text = str(caught.value)
+    assert f"one of several ({name}={SEVERAL[name]}), but has no TF_CONFIG" in text
+    assert "TF_CONFIG='{" in text and "set TF_GOSSIP_PGA_CLUSTER=none" in text
+    assert detect.find({**environment, "TF_GOSSIP_PGA_CLUSTER": "none"}) == Cluster()
+    assert detect.find({**environment, "TF_CONFIG": to_tf_config([A, B], 1)}).size == 2
+
+
+@pytest.mark.parametrize("odd", ["", "0", "-2", "two", "1.5", "[", "{}", "[" * 10000, ":", "2 "])
+def test_variables_that_say_nothing_are_passed_over(odd):
+    from tf_gossip_pga.cluster import detect
+
+    assert detect.find(dict.fromkeys(SEVERAL, odd)) == detect.find(ONE) == Cluster()
+
+
+def test_no_cluster_is_asked_for_by_one_word():
+    from tf_gossip_pga.cluster import detect
+
+    with pytest.raises(ValueError, match=r"TF_GOSSIP_PGA_CLUSTER can only be none.* 'None'"):
+        detect.find({"TF_GOSSIP_PGA_CLUSTER": "None"})
+    config = {"TF_CONFIG": to_tf_config([A, B], 1), "TF_GOSSIP_PGA_CLUSTER": "none"}
+    assert detect.find(config) == Cluster()

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "checkpoint": {"cluster", "coordination", "exchange", "training"},
     "plan": {"algorithm", "exchange", "tools"},
     "simulate": {"algorithm", "tools"},
-    "launch": {"cluster", "tools"},
+    "launch": {"cluster", "coordination", "tools"},
 }
 WITHOUT_TENSORFLOW = {"algorithm", "coordination", "tools", "launch", "plan"}
 

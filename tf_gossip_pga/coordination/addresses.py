@@ -20,6 +20,32 @@ def look_up(host: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(each[4][0]) for each in found))
 
 
+def connect(hosts: Sequence[str], port: int, timeout_s: float) -> socket.socket:
+    """Return a connection to the first of a worker's hosts that accepts one.
+
+    Raises:
+      OSError: none of them does; the reason is the last one's.
+      UnicodeError: a name cannot be one of a host.
+    """
+    refused = OSError("no address")
+    for host in hosts:
+        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            connection = socket.socket(family, kind)
+            try:
+                # The operating system may give this end a port of which a worker is to listen soon.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                connection.settimeout(timeout_s)
+                connection.connect(address)
+                # On one machine it may even be the port that is called, where nobody listens.
+                if connection.getsockname() == connection.getpeername():
+                    raise ConnectionRefusedError("connected to itself")
+                return connection
+            except OSError as error:
+                connection.close()
+                refused = error
+    raise refused
+
+
 def listener(hosts: Sequence[str], rank: int) -> socket.socket:
     """Return a socket that listens, on any port, on the interface of this worker's own address.
 

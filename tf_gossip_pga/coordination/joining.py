@@ -21,7 +21,7 @@ from typing import Any
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.coordination import addresses as addresses_lib
-from tf_gossip_pga.coordination import messages
+from tf_gossip_pga.coordination import calling, messages
 from tf_gossip_pga.coordination import secret as secret_lib
 from tf_gossip_pga.coordination.channel import JOINING_GREETING
 from tf_gossip_pga.coordination.messages import Message, Port, Rank
@@ -58,8 +58,11 @@ class Invitation:
 
 def await_probe(
     addresses: Sequence[str], rank: int, secret: bytes | None, timing: Timing | None = None
-) -> dict[int, int]:
+) -> dict[int, int] | None:
     """Wait at this worker's own port; return the endpoints of the surviving workers, by rank.
+
+    Return None where there is no job yet that could be joined: another worker takes part in a roll
+    call, or all others are to join too.
 
     Args:
       addresses: `"host:port"` of all workers, in rank order.
@@ -83,13 +86,16 @@ def await_probe(
             f"Rank {rank} cannot wait for the others at {addresses[rank]}: {error}. Does the "
             "process that it replaces still run?"
         ) from None
-    waiting, check_at, futile = Waiting(timing.join_report_s), _check_at(timing), 0
+    waiting, check_at, futile = Waiting(timing.join_report_s), time.monotonic(), -1
     with _probed(listener, addresses, rank, secret, timing) as probe:
         while futile < timing.job_checks:
             with contextlib.suppress(TimeoutError):
                 return probe.result(timing.probe_every_s)
             if time.monotonic() > check_at:
-                alive = any(_trains(address, timing) for address in others)
+                found = [calling.greeting_at(address, timing.serve_s) for address in others]
+                if calling.GREETING in found or all(map(_is_joining, found)):
+                    return None
+                alive = any(each is not None and not _is_joining(each) for each in found)
                 futile = 0 if alive else futile + 1
                 check_at = _check_at(timing)
             if waited_s := waiting.due():
@@ -162,15 +168,8 @@ def _probed(
         yield brought
 
 
-def _trains(address: str, timing: Timing) -> bool:
-    """Return whether TensorFlow listens there, or anything else that is no joining worker."""
-    try:
-        with _connected(address, timing) as connection:
-            return connection.recv(len(JOINING_GREETING)) != JOINING_GREETING
-    except TimeoutError:  # the network may be cut
-        return True
-    except OSError:
-        return False
+def _is_joining(greeting: bytes | None) -> bool:
+    return greeting is not None and greeting.startswith(JOINING_GREETING)
 
 
 def _listens(address: str, timing: Timing) -> bool:

@@ -14,8 +14,13 @@ class Timing:
     one; nothing else changes them.
 
     Attributes:
-      start_s: how long the first exchange of a starting worker waits for the others.
-      start_report_s: when a worker first reports that it waits for rank 0 to start.
+      start_s: how long a starting worker waits for the others: in the roll call, in TensorFlow's
+        start, and in its first exchange.
+      start_report_s: when a starting worker first reports that it waits for others.
+      start_call_s: how often a starting worker calls the others, at most.
+      start_settle_s: how long a worker that cannot start listens to what others have to say of it,
+        and how long it tries to listen on its port.
+      start_tell_s: how long it then tries to tell them why.
       between_work_factor: how many times longer than `timeout_s` workers wait for one another where
         they come from different work: reading data, compiling, validating, writing a checkpoint.
       restore_s: how long workers wait for one another while checkpoints are read.
@@ -50,7 +55,10 @@ class Timing:
     """
 
     start_s: float = 300.0
-    start_report_s: float = 10.0
+    start_report_s: float = 5.0
+    start_call_s: float = 0.3
+    start_settle_s: float = 1.0
+    start_tell_s: float = 5.0
     between_work_factor: float = 10.0
     restore_s: float = 3000.0
     ask_s: float = 2.0

@@ -7,6 +7,7 @@ From the bottom up:
   gather: JSON values from all members.
   session: the exchanges of a single worker, and of a cluster with fixed members, under deadlines.
   elastic: a session whose members change; it owns the sequence of exchanges.
+  guard: another process, which speaks while TensorFlow's start lets no Python run.
   startup, process: connect this process with its cluster: `initialize`, `active`.
 
   buckets: variables as flat chunks of one dtype.

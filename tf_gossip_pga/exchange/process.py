@@ -15,6 +15,8 @@ from tf_gossip_pga.coordination import secret as secret_lib
 from tf_gossip_pga.coordination.channel import Channel
 from tf_gossip_pga.coordination.departures import Departures
 from tf_gossip_pga.coordination.membership import Membership
+from tf_gossip_pga.coordination.roll_call import RollCall
+from tf_gossip_pga.coordination.roster import Report
 from tf_gossip_pga.coordination.status import Status
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.coordination.watchdog import Watchdog
@@ -31,25 +33,31 @@ _active: Session | None = None
 def initialize(join: bool | None = None) -> Cluster:
     """Join the cluster that `TF_CONFIG` describes; call it before anything else of TensorFlow.
 
-    Start TensorFlow's server and wait until all workers have started theirs. Without a `TF_CONFIG`
-    (or with one of a single worker) start no server. Calling it again returns the same cluster.
+    Meet all other workers, start TensorFlow's server, and wait until all have started theirs. Say
+    who is missing while that takes long. Without a `TF_CONFIG` (or with one of a single worker)
+    start no server. Calling it again returns the same cluster.
 
     Args:
       join: whether the other workers train already, without this one, and shall take it in again.
-        It then waits until they have found it. None: whether `TF_GOSSIP_PGA_JOIN` is set to 1, or
-        all others are running and look for this worker. See `GossipPGA`, `on_worker_lost`.
+        It then waits until they have found it; where they are only starting, it starts with them.
+        None: whether `TF_GOSSIP_PGA_JOIN` is set to 1, or all others are running and look for this
+        worker. See `GossipPGA`, `on_worker_lost`.
 
     Returns:
       The `Cluster`: `rank`, `size`, `addresses`, `is_chief`, `shard(dataset)`, `gather(value)`,
       `barrier()`, and the `strategy` for a worker with several devices.
 
     Raises:
-      ValueError: `TF_CONFIG` cannot be used; the message quotes it and shows an example. Also if a
-        single worker, or one without the job's secret, is to join others; and on every rank, if the
-        workers do not have the same secret. See SECURITY.md.
-      RuntimeError: TensorFlow is already running, so its server can no longer be configured; the
-        message names the line to move.
-      WorkerLost: nobody has looked for this worker, which was to join again.
+      ValueError: `TF_CONFIG` cannot be used; the message quotes it and shows an example. Also if
+        the workers differ in their lists of addresses, in the versions of TensorFlow, Keras or this
+        package, or in the job's secret (SECURITY.md); if a single worker, or one without the
+        secret, is to join others; and if there is no `TF_CONFIG`, but this process is one of
+        several that `srun`, `mpirun` or the like has started (set `TF_GOSSIP_PGA_CLUSTER=none` to
+        train alone on purpose).
+      RuntimeError: this worker's port is taken; or TensorFlow is already running, so its server can
+        no longer be configured, and the message names the line to move.
+      WorkerLost: another worker cannot start, or has not come within five minutes. Also if nobody
+        has looked for this worker, which was to join again.
 
     Example:
 
@@ -94,23 +102,21 @@ def active() -> Session:
 
 def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
     """Start this worker's server and its control plane, and meet the other workers."""
-    # Before any waiting: rank 0 may have ended with this same error.
+    # Before any waiting: another rank may have ended with this same error.
     if runtime_lib.is_running():
         raise startup.too_late()
     secret = secret_lib.find()
     transport = runtime_lib.find_transport()
-    find = joining.await_probe if joins else joining.endpoints_if_probed
-    known = find(cluster.addresses, cluster.rank, secret, timing)
+    known, met = _find_others(cluster, joins, secret, transport, timing)
     is_joining = known is not None
     if is_joining:
         logger.info(f"Rank {cluster.rank} is to join the others, who train already.")
-    else:
-        startup.await_chief(cluster, timing)
+    startup.bypass_proxies(cluster)
     runtime = runtime_lib.Runtime(cluster, transport)
     if is_joining:
         runtime.start_alone()
     else:
-        runtime.start()
+        startup.start(runtime, cluster, timing)
     status = Status()
     channel = Channel(cluster.addresses, cluster.rank, status, timing, secret)
     watchdog = Watchdog(cluster.rank, cluster.size, channel, status, timing, runtime_lib.abort)
@@ -137,7 +143,31 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
         # Here and not in the first `fit`: the others are told if a rank never calls fit.
         channel.learn_all(session.gather(channel.introduction, "the start", timing.start_s))
     _tell_of_exceptions(watchdog.departures)
+    if met and cluster.rank == 0:
+        hosts = len({report.host for report in met})
+        logger.info(
+            f"{cluster.size} workers on {hosts} host{'s' * (hosts > 1)} are connected, over "
+            f"{transport.name}."
+        )
     return session
+
+
+def _find_others(
+    cluster: Cluster,
+    joins: bool,
+    secret: bytes | None,
+    transport: runtime_lib.Transport,
+    timing: Timing,
+) -> tuple[dict[int, int] | None, list[Report] | None]:
+    """Return the endpoints of workers that train already, or the reports of those that start."""
+    roll = RollCall(cluster.addresses, cluster.rank, startup.facts(transport.name), timing)
+    find = joining.await_probe if joins else joining.endpoints_if_probed
+    while (known := find(cluster.addresses, cluster.rank, secret, timing)) is None:
+        if met := roll.run():
+            return None, met
+        if secret is None:  # the others train already, and cannot look for this worker
+            raise secret_lib.missing(cluster.rank)
+    return known, None
 
 
 def _tell_of_exceptions(departures: Departures):

@@ -22,7 +22,7 @@ import dataclasses
 import logging
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import tensorflow as tf
@@ -55,6 +55,11 @@ class Transport:
     device: str
     implementation: tf.distribute.experimental.CommunicationImplementation
     messages_in_flight: int
+
+    @property
+    def name(self) -> str:
+        """Return what carries the exchanges, in words."""
+        return "NCCL between GPUs" if "GPU" in self.device else "gRPC between CPUs"
 
     @property
     def hint(self) -> str:
@@ -113,13 +118,17 @@ class Runtime:
         )
         self._server = tf.train.ServerDef()  # until the server starts
 
-    def start(self):
-        """Start the server together with all other workers; wait until theirs have started."""
-        _disable_heartbeats(self._workers)
+    def start(self, timeout_s: float):
+        """Start the server together with all other workers; wait until theirs have started.
+
+        Raises:
+          tf.errors.OpError: the port is taken, or not all have started in time.
+        """
+        _configure_coordination(self._workers, timeout_s)
         options = tf.distribute.experimental.CommunicationOptions(
             implementation=self._transport.implementation
         )
-        with _interruptible():
+        with _interruptible(), _without_remarks():
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy(self._resolver, options)
         self._server = copy.deepcopy(_context()._collective_ops_server_def)
 
@@ -146,7 +155,7 @@ class Runtime:
             _context().enable_collective_ops(server)
 
 
-def _disable_heartbeats(workers: int):
+def _configure_coordination(workers: int, timeout_s: float):
     """Configure the coordination service as the strategy would, without its heartbeats."""
     config = tf.compat.v1.ConfigProto().experimental.coordination_config
     config.coordinated_job_list.add(name=_JOB, num_tasks=workers)
@@ -154,23 +163,30 @@ def _disable_heartbeats(workers: int):
         "standalone",
         f"/job:{_JOB}/replica:0/task:0",
         coordinated_jobs=list(config.coordinated_job_list),
+        cluster_register_timeout_in_ms=int(1000 * timeout_s),
         heartbeat_timeout_in_ms=int(1000 * _HEARTBEAT_S),
     )
 
 
-@contextlib.contextmanager
-def _without_startup_warning() -> Generator[None, None, None]:
+def _without_startup_warning() -> contextlib.AbstractContextManager[None]:
     """Suppress TensorFlow's warning that tensors made before may not be found again."""
+    text = "Enabling collective ops after program startup"
+    return _filtered("absl", lambda record: text not in record.getMessage())
 
-    def is_other(record: logging.LogRecord) -> bool:
-        return "Enabling collective ops after program startup" not in record.getMessage()
 
-    logger = logging.getLogger("absl")
-    logger.addFilter(is_other)
+def _without_remarks() -> contextlib.AbstractContextManager[None]:
+    """Suppress what the strategy says of itself, in notebooks for example."""
+    return _filtered("tensorflow", lambda record: record.levelno > logging.INFO)
+
+
+@contextlib.contextmanager
+def _filtered(name: str, keeps: Callable[[logging.LogRecord], bool]) -> Generator[None, None, None]:
+    logger = logging.getLogger(name)
+    logger.addFilter(keeps)
     try:
         yield
     finally:
-        logger.removeFilter(is_other)
+        logger.removeFilter(keeps)
 
 
 @contextlib.contextmanager

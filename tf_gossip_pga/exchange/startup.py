@@ -1,36 +1,116 @@
-"""Check and wait for what must hold before TensorFlow's server starts."""
+"""Do what must be done before TensorFlow's server starts, and explain why it does not."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import inspect
-import socket
+import os
 import time
 
+import tensorflow as tf
+
+from tf_gossip_pga import __version__
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster.cluster import Cluster
-from tf_gossip_pga.coordination.addresses import split
+from tf_gossip_pga.coordination import addresses as addresses_lib
 from tf_gossip_pga.coordination.reports import Waiting
 from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.errors import WorkerLost
+from tf_gossip_pga.exchange import guard
+from tf_gossip_pga.exchange.runtime import Runtime
+
+# gRPC reads it in small letters only.
+UNPROXIED = "no_grpc_proxy"
 
 
-def await_chief(cluster: Cluster, timing: Timing):
+def facts(transport: str) -> dict[str, str]:
+    """Return what must be equal on all ranks before they start; see `roll_call`."""
+    found = {
+        "version of tf_gossip_pga": __version__,
+        "version of TensorFlow": tf.__version__,
+        "transport": transport,
+    }
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["version of Keras"] = importlib.metadata.version("keras")
+    return found
+
+
+def bypass_proxies(cluster: Cluster) -> None:
+    """Keep gRPC from asking a proxy for the cluster's hosts, in this process and its children.
+
+    gRPC obeys `grpc_proxy`, `https_proxy` and `http_proxy`, except for hosts in `no_grpc_proxy`, or
+    where that is unset in `no_proxy`.
+    """
+    kept = os.environ.get(UNPROXIED, os.environ.get("no_proxy", ""))
+    hosts = [host for host in kept.split(",") if host]
+    for address in cluster.addresses:
+        host, _ = addresses_lib.split(address)
+        hosts.append(host)
+        with contextlib.suppress(OSError, UnicodeError):
+            hosts += addresses_lib.look_up(host)
+    os.environ[UNPROXIED] = ",".join(dict.fromkeys(hosts))
+
+
+def start(runtime: Runtime, cluster: Cluster, timing: Timing) -> None:
+    """Start TensorFlow's server, together with all other workers after the roll call.
+
+    A process whose servers do not find one another within `Timing.start_s` is killed, since nobody
+    else can end it then.
+
+    Raises:
+      RuntimeError: the port is taken.
+      WorkerLost: rank 0's server has not started within `Timing.start_s`.
+    """
+    _await_chief(cluster, timing)
+    text = (
+        f"Rank {cluster.rank} of {cluster.size} has met all others, and waits until TensorFlow's "
+        "servers have found one another. Has another worker ended meanwhile?"
+    )
+    try:
+        with guard.watched(text, timing.join_report_s, timing.start_s):
+            runtime.start(timing.start_s)
+    except tf.errors.OpError as error:
+        raise _failure(cluster, error) from error
+
+
+def _await_chief(cluster: Cluster, timing: Timing) -> None:
     """Return when rank 0's server is up; report what this rank waits for when that takes long.
 
     TensorFlow would wait without a word, and without letting another Python thread speak.
+
+    Raises:
+      WorkerLost: it is not up within `Timing.start_s`.
     """
-    address = cluster.addresses[0]
-    waiting = Waiting(timing.start_report_s)
-    while not cluster.is_chief:
+    host, port = addresses_lib.split(cluster.addresses[0])
+    waiting, deadline = Waiting(timing.start_report_s), time.monotonic() + timing.start_s
+    while cluster.rank != 0:
         with contextlib.suppress(OSError):
-            socket.create_connection(split(address), timeout=timing.serve_s).close()
+            addresses_lib.connect((host,), port, timing.serve_s).close()
             return
         time.sleep(timing.poll_s)
+        text = (
+            f"Rank {cluster.rank} of {cluster.size} has met rank 0, and waits for TensorFlow's "
+            f"server at {cluster.addresses[0]} since. Has rank 0 ended?"
+        )
+        if time.monotonic() > deadline:
+            raise WorkerLost(f"{text} It waits no longer.")
         if waiting.due():
-            logger.warning(
-                f"Rank {cluster.rank} of {cluster.size} waits for rank 0 at {address}: has it been "
-                "started, and can it be reached from here?"
-            )
+            logger.warning(text)
+
+
+def _failure(cluster: Cluster, error: tf.errors.OpError) -> RuntimeError:
+    """Return the error for a server that has not started, with TensorFlow's reason in its text."""
+    address, reason = cluster.addresses[cluster.rank], f"TensorFlow says: {error}"
+    if "Could not start gRPC server" in str(error):
+        return RuntimeError(
+            f"Rank {cluster.rank} cannot listen on {address}, though the port was free just "
+            f"before: another program has taken it meanwhile. Start the job again. {reason}"
+        )
+    return WorkerLost(
+        f"Rank {cluster.rank} of {cluster.size} has met all other workers, but then TensorFlow's "
+        f"servers did not find one another. Has a worker ended meanwhile? {reason}"
+    )
 
 
 def too_late() -> RuntimeError:

@@ -9,6 +9,8 @@ children.
 
 Scripts that survive a loss may use `--min-workers=N`: the surviving workers train as long as there
 are N of them. With `--rejoins=N` the launcher also restarts up to N failed workers, to join them.
+One that ends before the job has started is restarted into the start, or else the job ends: the
+others cannot start without it.
 Scripts that resume at a checkpoint may use `--max-restarts=N`, which restarts a failed job.
 
 TensorFlow's start-up messages, and warnings that another worker has printed already, are left out

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 
-from tf_gossip_pga.cluster import tf_config
+from tf_gossip_pga.cluster import detect, tf_config
 
 
 def of_worker(
@@ -30,6 +30,7 @@ def of_worker(
     if tf_config.SECRET_FILE not in environment:
         environment.setdefault(tf_config.SECRET, secret)
     environment.pop(tf_config.JOIN, None)
+    environment.pop(detect.CLUSTER, None)
     if joins:
         environment[tf_config.JOIN] = "1"
     # Workers that share the cores are faster when none of them asks for all.

@@ -11,11 +11,15 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tf_gossip_pga import _validate
+from tf_gossip_pga.coordination import calling
 from tf_gossip_pga.errors import LaunchError
 from tf_gossip_pga.launch import environment
 from tf_gossip_pga.launch.watch import Outcome, Watch
 from tf_gossip_pga.launch.workers import Crew, Worker
 from tf_gossip_pga.tools.screen import Screen
+
+# How long a worker on this machine may take to say that it waits for others to start.
+_ANSWER_S = 0.2
 
 # How long workers may save their work when the machine is about to be taken away.
 _SAVE_S = 20.0
@@ -60,11 +64,13 @@ def launch(
     # On a terminal rank 0 gets one too, so that Keras draws its progress bar.
     terminal = write is None and sys.stdout.isatty()
     screen = Screen(write or _write_out, verbose, terminal)
-    with contextlib.closing(Crew(_starter(command, workers, screen, verbose, terminal))) as crew:
+    addresses = environment.free_addresses(workers)
+    start = _starter(command, addresses, screen, verbose, terminal)
+    with contextlib.closing(Crew(start)) as crew:
         crew.start(workers)
         try:
-            watch = Watch(crew, screen, least=least, rejoins=rejoins, deadline_s=deadline_s)
-            return watch.run()
+            limits = {"least": least, "rejoins": rejoins, "deadline_s": deadline_s}
+            return Watch(crew, screen, **limits, is_starting=_starting(addresses)).run()
         except _Terminated:
             crew.signal(signal.SIGTERM)
             with contextlib.suppress(LaunchError):
@@ -73,11 +79,10 @@ def launch(
 
 
 def _starter(
-    command: Sequence[str], workers: int, screen: Screen, verbose: bool, terminal: bool
+    command: Sequence[str], addresses: list[str], screen: Screen, verbose: bool, terminal: bool
 ) -> Callable[[int, bool], Worker]:
     """Return the function that starts the worker of a rank."""
-    addresses = environment.free_addresses(workers)
-    gpus = environment.visible_gpus()
+    workers, gpus = len(addresses), environment.visible_gpus()
     secret = secrets.token_hex(16)
     if 0 < len(gpus) < workers:
         screen.notice(
@@ -92,6 +97,15 @@ def _starter(
         return Worker(command, rank, variables, terminal and rank == 0)
 
     return start
+
+
+def _starting(addresses: list[str]) -> Callable[[list[int]], bool]:
+    """Return the function that tells whether any of some ranks waits for others to start."""
+
+    def is_starting(ranks: list[int]) -> bool:
+        return calling.is_under_way((addresses[rank] for rank in ranks), _ANSWER_S)
+
+    return is_starting
 
 
 def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings: Any) -> int:

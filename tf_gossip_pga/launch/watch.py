@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import selectors
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 from tf_gossip_pga.errors import LaunchError
@@ -13,6 +14,7 @@ from tf_gossip_pga.launch.workers import Crew, Worker
 from tf_gossip_pga.tools.screen import Screen
 
 _POLL_S = 0.1
+_LOOK_S = 1.0
 
 
 @dataclasses.dataclass
@@ -40,16 +42,26 @@ class Watch:
       least: how many workers must end well.
       rejoins: how many failed workers are started again.
       deadline_s: seconds after which the workers are stopped; None: never.
+      is_starting: whether any of these ranks waits for others to start.
     """
 
     def __init__(
-        self, crew: Crew, screen: Screen, *, least: int, rejoins: int, deadline_s: float | None
+        self,
+        crew: Crew,
+        screen: Screen,
+        *,
+        least: int,
+        rejoins: int,
+        deadline_s: float | None,
+        is_starting: Callable[[list[int]], bool] = lambda ranks: False,
     ):
-        self._crew, self._screen = crew, screen
+        self._crew, self._screen, self._is_starting = crew, screen, is_starting
         self._least, self._rejoins, self._deadline_s = least, rejoins, deadline_s
         self._selector = selectors.DefaultSelector()
         self._running: list[Worker] = []
         self._failed: list[Worker] = []
+        self._gone: list[Worker] = []  # that ended, well or not, and were not started again
+        self._look_at = 0.0  # whether the others start without them
 
     def run(self) -> list[Outcome]:
         """Return how the workers ended.
@@ -66,6 +78,7 @@ class Watch:
                     self._relay(key.data)
                 for worker in [each for each in self._running if each.process.poll() is not None]:
                     self._ended(worker)
+                self._check_start(time.monotonic())
                 self._check_deadline(time.monotonic() - started)
             self._drain(self._crew.workers)
         return self._outcomes([worker.process.returncode for worker in self._crew.workers])
@@ -96,6 +109,7 @@ class Watch:
         """Restart a failed worker where that is allowed, or report it."""
         self._running.remove(worker)
         if worker.process.returncode == 0:
+            self._gone.append(worker)
             return
         failure = f"Rank {worker.rank} failed, with {worker.ending}."
         if self._running and self._rejoins:
@@ -106,9 +120,24 @@ class Watch:
             self._screen.notice(f"{failure} It is started again, to join the others.")
             return
         self._failed.append(worker)
+        self._gone.append(worker)
         if len(self._crew.workers) - len(self._failed) < self._least:
             self._fail(self._description(), self._failed)
         self._screen.notice(failure)
+
+    def _check_start(self, now: float) -> None:
+        """Fail where the others wait for the start of one that has ended already."""
+        if not self._gone or not self._running or now < self._look_at:
+            return
+        self._look_at = now + _LOOK_S
+        if self._is_starting([worker.rank for worker in self._running]):
+            ends = (f"rank {each.rank} ended with {each.ending}" for each in self._gone)
+            self._fail(
+                f"Before the job had started, {', then '.join(ends)}. The other workers cannot "
+                "start without it, and were stopped. (With --rejoins=N up to N failed workers are "
+                "started again.)",
+                self._gone,
+            )
 
     def _check_deadline(self, passed_s: float) -> None:
         if self._deadline_s is not None and passed_s > self._deadline_s and self._running:

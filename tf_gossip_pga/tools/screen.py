@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 _LAST_LINES = 20
 
+# Characters of a line that may be one of those below.
+_LONGEST = 10_000
+
 # What TensorFlow and its libraries print at start-up, in the formats of absl and of TensorFlow.
 _NOISE = re.compile(
     r"WARNING: All log messages before absl::InitializeLog"
@@ -16,6 +19,7 @@ _NOISE = re.compile(
     r"|To enable the following instructions:"
     r"|.* failed call to cuInit"
     r"|.* oneDNN supports DT_INT64 only on platforms"
+    r"|E\d{4} .*Unable to register cu(DNN|FFT|BLAS) factory"
 )
 # Printed by the runtimes of the other workers when one has ended, well or not. Kept for reports.
 _RUNTIME_ERROR = re.compile(
@@ -51,7 +55,7 @@ class Screen:
         self._decoders: dict[int, codecs.IncrementalDecoder] = collections.defaultdict(
             lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
         )
-        self._partial: dict[int, str] = collections.defaultdict(str)
+        self._partial: dict[int, _Unfinished] = collections.defaultdict(_Unfinished)
         self._drawn = ""  # rank 0's unfinished line as it stands on the terminal
         self._seen: dict[str, int] = {}  # a warning -> the rank that printed it first
         self.last_lines: dict[int, collections.deque[str]] = collections.defaultdict(
@@ -64,24 +68,25 @@ class Screen:
 
     def feed(self, rank: int, data: bytes) -> None:
         """Take in what a rank has printed."""
-        text = (self._partial[rank] + self._decoders[rank].decode(data)).replace("\r\n", "\n")
-        *lines, rest = text.split("\n")
-        # Before a line is shown, after which SIGTERM may leave this function by an exception. Only
-        # the last state of a progress bar is kept: an epoch may draw it ten thousand times.
-        self._partial[rank] = rest[max(0, rest.rstrip("\r").rfind("\r")) :]
+        *lines, rest = self._decoders[rank].decode(data).split("\n")
+        partial = self._partial[rank]
+        if lines:
+            lines[0] = partial.take() + lines[0]
+        # Before a line is shown, after which SIGTERM may leave this function by an exception.
+        partial.add(rest)
         for line in lines:
             self._line(rank, line)
         if rank == 0:
-            self._redraw(rest)
+            self._redraw()
 
     def close(self, rank: int) -> None:
         """Show a last line that no newline ended."""
-        if self._partial[rank]:
-            self._line(rank, self._partial.pop(rank))
+        if rest := self._partial[rank].take():
+            self._line(rank, rest)
 
     def _line(self, rank: int, line: str):
         line = _last_state(line)
-        if not self._verbose and _NOISE.match(line):
+        if not self._verbose and len(line) <= _LONGEST and _NOISE.match(line):
             return
         self.last_lines[rank].append(line)
         if not self._verbose and self._is_repetition(rank, line):
@@ -91,17 +96,19 @@ class Screen:
         self._clear()
         self._write(f"[{rank}] {line}\n")
         if rank != 0:
-            self._redraw(self._partial[0])
+            self._redraw()
 
     def _is_repetition(self, rank: int, line: str) -> bool:
         """Return whether a line only repeats what another rank or the launcher reports."""
+        if len(line) > _LONGEST:
+            return False
         if _RUNTIME_ERROR.match(line):
             return True
         return bool(_WARNING.match(line)) and self._seen.setdefault(line, rank) != rank
 
-    def _redraw(self, rest: str):
-        state = _last_state(rest)
-        if not self._terminal or state == self._drawn or "\r" not in rest:
+    def _redraw(self):
+        state = self._partial[0].state()
+        if not self._terminal or state is None or state == self._drawn:
             return
         self._clear()
         self._write(f"[0] {state}")
@@ -111,6 +118,34 @@ class Screen:
         if self._drawn:
             self._write("\r\x1b[K")
             self._drawn = ""
+
+
+class _Unfinished:
+    """A line that has not ended yet: its pieces, however many, in linear time.
+
+    Only the last state of a progress bar is kept: an epoch may draw it ten thousand times.
+    """
+
+    def __init__(self):
+        self._pieces: list[str] = []
+        self._is_bar = False
+
+    def add(self, text: str) -> None:
+        self._pieces.append(text)
+        if "\r" in text:
+            whole = "".join(self._pieces)
+            self._pieces = [whole[max(0, whole.rstrip("\r").rfind("\r")) :]]
+            self._is_bar = True
+
+    def take(self) -> str:
+        """Return the line, and forget it."""
+        whole = "".join(self._pieces)
+        self._pieces, self._is_bar = [], False
+        return whole
+
+    def state(self) -> str | None:
+        """Return what a progress bar shows; None of any other line."""
+        return _last_state("".join(self._pieces)) if self._is_bar else None
 
 
 def _last_state(line: str) -> str:

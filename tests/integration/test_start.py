@@ -1,0 +1,82 @@
+"""How workers start, in real processes: each wrong way is told on every rank, with its cause."""
+
+import signal
+import sys
+
+import pytest
+
+from tests.support import deadlines, nursery, starts
+from tf_gossip_pga import launch
+
+pytestmark = pytest.mark.multiprocess
+
+NAMES = [start.name for start in starts.wrong_starts()]
+
+
+@pytest.fixture(scope="module")
+def tried():
+    """All wrong ways, tried at once."""
+    found = starts.wrong_starts()
+    starts.run(found)  # each worker has said what it should
+    return {start.name: start for start in found}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_start_is_told_on_every_rank_and_ends(tried, name):
+    workers = tried[name].workers
+    assert workers
+    print("\n".join(starts.lines(tried[name])))
+    for worker in workers:
+        assert "started" not in worker.output.split()
+        if "has waited" in worker.output:
+            assert worker.returncode == -signal.SIGTERM  # at once, while it waits
+        elif "DIES" in worker.environment:
+            assert worker.returncode == -signal.SIGKILL
+        else:
+            assert worker.returncode == 1
+
+
+PROGRAM = """
+import json, os, sys
+rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+if rank == 1 and "TF_GOSSIP_PGA_JOIN" not in os.environ:
+    sys.exit("it dies before it has begun")
+import tf_gossip_pga as pga
+cluster = pga.initialize()
+print(rank, cluster.gather(rank), os.environ["no_grpc_proxy"], flush=True)
+"""
+
+
+def _launch(workers: int, **settings) -> str:
+    said = []
+    with nursery.forks():
+        launch.launch(
+            [sys.executable, "-c", PROGRAM],
+            workers,
+            deadline_s=deadlines.long(),
+            write=said.append,
+            **settings,
+        )
+    return "".join(said)
+
+
+def test_one_that_dies_before_the_start_is_restarted_into_it_whatever_the_proxies(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("no_proxy", "example.com")
+    said = _launch(2, rejoins=1)
+    assert "Rank 1 failed, with exit code 1. It is started again" in said
+    for rank in range(2):
+        assert f"[{rank}] {rank} [0, 1] example.com,127.0.0.1\n" in said
+    assert said.count("[0] 2 workers on 1 host are connected, over gRPC between CPUs.\n") == 1
+    # Nothing else: no line of TensorFlow's import, and none of its strategy.
+    assert len(said.splitlines()) == 5, said
+
+
+def test_a_death_before_the_start_ends_a_job_that_would_survive_it_later():
+    with pytest.raises(launch.LaunchError) as caught:
+        _launch(3, min_workers=2)
+    text = str(caught.value)
+    assert "Before the job had started, rank 1 ended with exit code 1. The other workers" in text
+    assert "  it dies before it has begun" in text
+    assert [each.returncode for each in caught.value.outcomes] == [None, 1, None]

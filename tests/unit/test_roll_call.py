@@ -1,0 +1,368 @@
+"""The roll call between threads over loopback: who meets, who is missing, and what each is told."""
+
+import concurrent.futures
+import contextlib
+import logging
+import re
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.support import addresses, deadlines
+from tf_gossip_pga.coordination import addresses as addresses_lib
+from tf_gossip_pga.coordination import calling, joining, roll_call, roster
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.errors import WorkerLost
+
+# Nothing here takes seconds unless it must.
+QUICK = Timing(
+    start_s=deadlines.scaled(60),
+    start_report_s=0.3,
+    start_call_s=0.05,
+    start_settle_s=0.4,
+    start_tell_s=2.0,
+    poll_s=0.02,
+    ask_s=deadlines.scaled(1),
+    serve_s=deadlines.scaled(0.5),
+)
+FACTS = {"version of Keras": "3"}
+
+
+def start(given, rank, facts=FACTS, timing=QUICK, after_s=0.0) -> concurrent.futures.Future:
+    """Start a roll call in a thread; the result is what `run` returned or raised."""
+    future = concurrent.futures.Future()
+
+    def run():
+        time.sleep(after_s)
+        try:
+            future.set_result(roll_call.RollCall(given, rank, facts, timing).run())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def error(future, kind) -> str:
+    found = future.exception(deadlines.long())
+    assert type(found) is kind, repr(found)
+    return str(found)
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """What has been logged."""
+    monkeypatch.setattr(logging.getLogger("tf_gossip_pga"), "propagate", True)
+    return caplog
+
+
+def await_said(said, *patterns):
+    def found():
+        return all(re.search(each, said.text) for each in patterns)
+
+    deadlines.Deadline(60).until(found, lambda: said.text)
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_all_meet_whatever_the_order_in_which_they_come(size):
+    given = addresses.free(size)
+    futures = [start(given, rank, after_s=0.1 * (rank % 3)) for rank in reversed(range(size))]
+    for future in futures:
+        met = future.result(deadlines.long())
+        assert [report.rank for report in met] == list(range(size))
+        assert {report.addresses for report in met} == {tuple(given)}
+    # The ports are free at once, for TensorFlow's servers.
+    for address in given:
+        addresses_lib.listener_everywhere(int(address.split(":")[1])).close()
+
+
+def test_who_is_missing_is_named_again_and_again_until_the_deadline(said):
+    given = addresses.free(3)
+    timing = Timing(start_s=3.0, start_report_s=0.3, start_call_s=0.05)
+    lost = [error(start(given, 0, timing=timing), WorkerLost)]
+    for rank in (1, 2):
+        assert f"rank {rank}: nobody listens at {given[rank]} (has it been started?)" in lost[0]
+    assert "has waited 3 s" in lost[0] and "waits no longer" in lost[0]
+    waited = re.findall(r"Rank 0 of 3 has waited (\d) s for the others to start", said.text)
+    assert len(waited) >= 3
+
+
+def test_a_name_that_does_not_resolve_is_said_and_may_resolve_later(said, monkeypatch):
+    given = addresses.free(2)
+    port = given[1].split(":")[1]
+    named = [given[0], f"no-such-host.invalid:{port}"]
+    look_up = addresses_lib.look_up
+    futures = [start(named, rank) for rank in range(2)]
+    await_said(said, r"Rank 0 .*rank 1: the name 'no-such-host.invalid' in .* does not resolve \(")
+    monkeypatch.setattr(
+        addresses_lib,
+        "look_up",
+        lambda host: look_up("127.0.0.1" if host.startswith("no-such") else host),
+    )
+    assert all(len(future.result(deadlines.long())) == 2 for future in futures)
+
+
+def test_a_name_that_is_none_of_a_host(said):
+    given = [*addresses.free(1), "x" * 70 + ".com:5"]
+    assert "does not resolve" in error(start(given, 0, timing=Timing(start_s=1)), WorkerLost)
+
+
+@pytest.mark.parametrize("changed", ["an address", "one more", "the order"])
+def test_lists_that_differ_are_an_error_that_quotes_both_at_all_ranks(changed):
+    given = addresses.free(4)
+    lists = [given[:3]] * 2
+    lists += {
+        "an address": [[given[0], given[3], given[2]]],
+        "one more": [given],
+        "the order": [[given[1], given[0], given[2]]],
+    }[changed]
+    for future in [start(each, rank) for rank, each in enumerate(lists)]:
+        text = error(future, ValueError)
+        assert "The workers have different lists of addresses in TF_CONFIG" in text
+        assert re.search(r"\n  rank 0 \(.*\) and rank 1 \(.*\): " + ", ".join(given[:3]), text)
+        assert re.search(r"\n  rank 2 \(.*\): " + ", ".join(lists[2]), text)
+
+
+def test_facts_that_differ_are_an_error_at_all_ranks():
+    given = addresses.free(3)
+    futures = [start(given, rank, {"version of Keras": str(rank // 2)}) for rank in range(3)]
+    for future in futures:
+        text = error(future, ValueError)
+        assert re.search(r"version of Keras.*: 0 at rank 0 .* and rank 1 .*; 1 at rank 2 ", text)
+
+
+def test_a_port_that_is_taken_is_told_to_all():
+    given = addresses.free(3)
+    with _stranger(given[1]):
+        futures = [start(given, rank) for rank in range(3)]
+        text = error(futures[1], RuntimeError)
+        assert text == (
+            f"Rank 1 cannot listen on {given[1]}: address in use. Is rank 1 already running?"
+        )
+        for rank in (0, 2):
+            told = error(futures[rank], WorkerLost)
+            assert told.startswith(f"Rank {rank} of 3 cannot start: rank 1 cannot listen on ")
+
+
+STRANGERS = {
+    b"": "something listens at {} but does not answer as rank 0 of this job: another program",
+    b"SSH-2.0\r\n": "something listens at {} but does not answer as rank 1 of this job",
+    calling.GREETING + b"?\n": "something listens at {} but does not answer as rank 2 of this",
+    b"\0\0\x06\4\0\0\0\0\0\0\3": "a server of gRPC listens at {} but does not answer as rank 3",
+}
+
+
+def test_strangers_at_the_ports_of_others_are_named():
+    given = addresses.free(6)
+    with contextlib.ExitStack() as stack:
+        for address, begins in zip(given, STRANGERS, strict=False):
+            stack.enter_context(_stranger(address, begins))
+        timing = Timing(start_s=deadlines.scaled(1), ask_s=0.3, start_call_s=0.1)
+        text = error(start(given, 4, timing=timing), WorkerLost)
+    for address, expected in zip(given, STRANGERS.values(), strict=False):
+        assert expected.format(address) in text
+    assert f"rank 5: nobody listens at {given[5]}" in text
+
+
+@contextlib.contextmanager
+def _stranger(address: str, begins: bytes = b""):
+    """Listen there, and say one thing to whoever connects."""
+    over = threading.Event()
+    with addresses_lib.listener_everywhere(int(address.split(":")[1])) as listener:
+        listener.settimeout(0.05)
+
+        def serve():
+            while not over.is_set():
+                with contextlib.suppress(OSError):
+                    connection, _ = listener.accept()
+                    connection.sendall(begins)
+                    held.append(connection)
+
+        held: list[socket.socket] = []
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            for connection in held:
+                connection.close()
+
+
+def test_a_rank_that_is_started_twice_does_no_harm(said):
+    given = addresses.free(3)
+    futures = [start(given, rank) for rank in range(2)]
+    await_said(said, "Rank 0 .*rank 2: nobody listens", "Rank 1 .*rank 2: nobody listens")
+    text = error(start(given, 1), RuntimeError)
+    assert f"Rank 1 cannot listen on {given[1]}: address in use. Is rank 1 already running?" in text
+    assert re.search(r"Yes: process \d+ on \S+ answers there as rank 1\.", text)
+    await_said(said, r"A second process of rank 1 \(process \d+ on .*\) has ended, without harm")
+    futures.append(start(given, 2))
+    assert all(len(future.result(deadlines.long())) == 3 for future in futures)
+    assert said.text.count("A second process") == 1
+
+
+def test_an_index_on_the_wrong_machine_is_named(monkeypatch):
+    given = addresses.free(2)
+    odd = addresses.free(1)[0]
+    listener_everywhere = addresses_lib.listener_everywhere
+    first = start(given, 1)
+    deadlines.Deadline(60).until(lambda: calling.is_under_way(given[1:], 1))
+    # On another machine the same port would be free.
+    monkeypatch.setattr(
+        addresses_lib,
+        "listener_everywhere",
+        lambda port: listener_everywhere(int(odd.split(":")[1])),
+    )
+    text = error(start(given, 1), ValueError)
+    assert "Rank 1 was started twice, or on the wrong machine: at its address" in text
+    monkeypatch.undo()
+    assert len(start(given, 0).result(deadlines.long())) == 2
+    assert len(first.result(deadlines.long())) == 2
+
+
+def test_two_addresses_that_lead_to_one_worker(said):
+    port = addresses.free(1)[0].split(":")[1]
+    given = [f"127.0.0.1:{port}", f"localhost:{port}"]
+    timing = Timing(start_s=deadlines.scaled(1), start_call_s=0.05)
+    text = error(start(given, 0, timing=timing), WorkerLost)
+    assert re.search(r"rank 1: localhost:\d+ \(.*\) leads to this worker itself", text)
+
+
+def test_a_worker_that_answers_at_the_address_of_another(monkeypatch):
+    given = addresses.free(3)
+    swapped = {1: 2, 2: 1}
+    listener_everywhere = addresses_lib.listener_everywhere
+    ports = [int(address.split(":")[1]) for address in given]
+    monkeypatch.setattr(
+        addresses_lib,
+        "listener_everywhere",
+        lambda port: listener_everywhere(ports[swapped.get(ports.index(port), 0)]),
+    )
+    timing = Timing(start_s=deadlines.scaled(1), start_call_s=0.05, start_settle_s=600)
+    futures = [start(given, rank, timing=timing) for rank in range(3)]
+    text = error(futures[0], WorkerLost)
+    assert f"rank 1: at {given[1]} answers rank 2 instead, process " in text
+    assert f"rank 2: at {given[2]} answers rank 1 instead, process " in text
+
+
+def test_a_death_before_all_have_met_is_named_and_a_restart_is_met(said):
+    given = addresses.free(3)
+    first = start(given, 0)
+    with contextlib.closing(_Puppet(given, 1)) as puppet:
+        deadlines.Deadline(60).until(lambda: puppet.called)
+        await_said(said, "start: rank 2: nobody")  # rank 1 has been met
+    await_said(said, r"rank 1: it was here \(process 7 on puppet\) and has ended, or is cut off: ")
+    rest = [start(given, rank) for rank in (1, 2)]
+    assert all(len(each.result(deadlines.long())) == 3 for each in [first, *rest])
+
+
+def test_one_that_hears_no_last_word_follows_to_where_tensorflow_listens():
+    given = addresses.free(2)
+    with contextlib.closing(_Puppet(given, 1, missing=(0,))) as puppet:
+        first = start(given, 0)
+        deadlines.Deadline(60).until(lambda: puppet.called)
+        time.sleep(0.3)
+        assert not first.done()
+    with _stranger(given[1], b"\0\0\x06\4\0\0\0\0\0\0\3"):
+        assert [each.rank for each in first.result(deadlines.long())] == [0, 1]
+
+
+class _Puppet:
+    """A worker that answers, and never learns."""
+
+    def __init__(self, given, rank, **more):
+        report = roster.Report(rank, "puppet", "puppet", 7, tuple(given), FACTS, **more)
+        self.called = 0
+        self._answer = calling.GREETING + report.to_line()
+        self._listener = addresses_lib.listener_everywhere(int(given[rank].split(":")[1]))
+        self._listener.settimeout(0.05)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self):
+        while not self._over.is_set():
+            with contextlib.suppress(OSError):
+                connection, _ = self._listener.accept()
+                with connection:
+                    connection.sendall(self._answer)
+                    connection.recv(1 << 16)
+                    connection.sendall(b"\n")
+                    self.called += 1
+
+    def close(self):
+        self._over.set()
+        self._thread.join()
+        self._listener.close()
+
+
+def test_a_worker_that_is_called_but_cannot_call_back_says_so(said):
+    given = addresses.free(2)
+    puppet = roster.Report(1, "puppet", "puppet", 7, tuple(given), FACTS)
+    future = start(given, 0, timing=Timing(start_s=deadlines.scaled(1), start_call_s=0.05))
+    host, port = given[0].split(":")
+
+    def call():
+        with contextlib.suppress(OSError):
+            connection = socket.create_connection((host, int(port)), timeout=5)
+            with connection, connection.makefile("rb") as lines:
+                assert lines.readline() == calling.GREETING
+                assert roster.from_line(lines.readline()).rank == 0
+                connection.sendall(puppet.to_line())
+                return connection.recv(1)
+        return b""
+
+    deadlines.Deadline(60).until(call)
+    assert f"(but it has called this worker: is {given[1]} right?)" in error(future, WorkerLost)
+
+
+def test_strangers_who_call_are_dropped():
+    given = addresses.free(2)
+    first = start(given, 0)
+    deadlines.Deadline(60).until(lambda: calling.is_under_way(given[:1], 1))
+    host, port = given[0].split(":")
+    held = []
+    for line in [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 100, b"{}\n", b"x" * (1 << 19)] * 20:
+        with contextlib.suppress(OSError):  # too many at once
+            held.append(socket.create_connection((host, int(port)), timeout=5))
+            held[-1].settimeout(0.2)
+            held[-1].sendall(line)
+    second = start(given, 1)
+    try:
+        assert len(first.result(deadlines.long())) == len(second.result(deadlines.long())) == 2
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def test_where_tensorflow_listens_everywhere_it_returns_to_look_for_a_probe():
+    given = addresses.free(3)
+    with _stranger(given[0], b"\0\0\x06\4\0\0\0\0\0"), _stranger(given[2], b"\0\0\x06\4\0\0\0\0\0"):
+        assert start(given, 1).result(deadlines.long()) is None
+
+
+def test_a_worker_that_is_to_join_takes_part_in_a_roll_call_instead():
+    given = addresses.free(3)
+    first = start(given, 0)
+    deadlines.Deadline(60).until(lambda: calling.is_under_way(given[:1], 1))
+    assert joining.await_probe(given, 1, QUICK) is None
+    assert not first.done()
+    rest = [start(given, rank) for rank in (1, 2)]
+    assert all(len(each.result(deadlines.long())) == 3 for each in [first, *rest])
+
+
+def test_workers_that_are_all_to_join_begin():
+    given = addresses.free(3)
+    timing = Timing(job_check_every_s=0.1, probe_every_s=0.05)
+
+    def join(rank):
+        assert joining.await_probe(given, rank, timing) is None
+        return roll_call.RollCall(given, rank, FACTS, QUICK).run()
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        found = [threads.submit(join, rank) for rank in range(3)]
+        assert all(len(each.result(deadlines.long())) == 3 for each in found)

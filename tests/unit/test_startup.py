@@ -1,0 +1,117 @@
+"""What is done before TensorFlow's server starts, and how its errors are explained."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from tests.support import addresses, deadlines
+from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.errors import WorkerLost
+from tf_gossip_pga.exchange import guard, startup
+
+CLUSTER = Cluster(0, 3, ("localhost:1", "10.0.0.7:2", "[fe80::1]:3"))
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        ({}, []),
+        ({"no_proxy": "a.com,.svc"}, ["a.com", ".svc"]),  # which no_grpc_proxy hides
+        ({"no_proxy": "a.com", "no_grpc_proxy": "b.com,localhost"}, ["b.com"]),
+    ],
+)
+def test_no_proxy_applies_to_the_hosts_of_the_cluster(monkeypatch, before, kept):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("no_grpc_proxy", "")
+    monkeypatch.delenv("no_grpc_proxy")
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    startup.bypass_proxies(CLUSTER)
+    hosts = os.environ[startup.UNPROXIED].split(",")
+    assert hosts[: len(kept)] == kept
+    assert set(hosts) - set(kept) - {"::1"} == {"localhost", "127.0.0.1", "10.0.0.7", "fe80::1"}
+    assert os.environ.get("no_proxy") == before.get("no_proxy")
+    startup.bypass_proxies(CLUSTER)
+    assert os.environ[startup.UNPROXIED].split(",") == hosts
+
+
+class _Runtime:
+    """A server that does not start."""
+
+    def __init__(self, reason: str):
+        self._reason = reason
+
+    def start(self, timeout_s: float):
+        raise tf.errors.UnknownError(None, None, self._reason)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "explained"),
+    [
+        ("Could not start gRPC server", RuntimeError, "Rank 0 cannot listen on localhost:1"),
+        ("Barrier timed out", WorkerLost, "servers did not find one another"),
+    ],
+)
+def test_tensorflows_reason_is_explained_and_kept(reason, kind, explained):
+    with pytest.raises(RuntimeError, match=f"{explained}.*{reason}") as caught:
+        startup.start(_Runtime(reason), CLUSTER, Timing())
+    assert type(caught.value) is kind
+    assert isinstance(caught.value.__cause__, tf.errors.UnknownError)
+
+
+def test_a_chief_that_has_gone_is_not_waited_for_forever():
+    cluster = Cluster(1, 2, tuple(addresses.free(2)))
+    with pytest.raises(WorkerLost, match=r"Rank 1 of 2 has met rank 0, and waits .*no longer"):
+        startup.start(_Runtime("not reached"), cluster, Timing(start_s=0.3))
+
+
+def test_what_must_be_equal_has_names_and_values():
+    found = startup.facts("gRPC between CPUs")
+    assert found["version of TensorFlow"] == tf.__version__
+    assert set(found) == {
+        *(f"version of {name}" for name in ("tf_gossip_pga", "TensorFlow", "Keras")),
+        "transport",
+    }
+
+
+ASLEEP = """
+import signal, sys, time
+from tf_gossip_pga.exchange import guard
+with guard.watched("It is asleep.", *map(float, sys.argv[1:])):
+    print("asleep", flush=True)
+    signal.pause()
+"""
+
+
+def _asleep(report_s: float, deadline_s: float) -> subprocess.Popen:
+    command = [sys.executable, "-c", ASLEEP, str(report_s), str(deadline_s)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "asleep\n"
+    return process
+
+
+def test_a_process_that_runs_no_python_is_spoken_for_and_ended():
+    with _asleep(0.2, 1.5) as process:
+        _, said = process.communicate(timeout=deadlines.long())
+    assert process.returncode == -signal.SIGKILL
+    assert said.count("It is asleep.\n") >= 2 and said.endswith("asleep. It waits no longer.\n")
+
+
+def test_a_process_that_runs_no_python_heeds_sigterm():
+    with _asleep(600, 600) as process:
+        process.terminate()
+        assert process.communicate(timeout=deadlines.long()) == ("", "")
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_guard_leaves_with_what_it_watches():
+    began = signal.getsignal(signal.SIGTERM)
+    with guard.watched("It is awake.", 600, 600):
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert signal.getsignal(signal.SIGTERM) is began

@@ -1,0 +1,344 @@
+"""The connections of the roll call (`roll_call`): call all addresses, and answer at one.
+
+Of a connection's two ends,
+
+    who listens sends   GREETING, then its `Report` as a line of JSON
+    who calls sends     its own, and reads one byte that says that it was received
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any
+
+from tf_gossip_pga.coordination import addresses as addresses_lib
+from tf_gossip_pga.coordination import roster
+from tf_gossip_pga.coordination.channel import JOINING_GREETING
+from tf_gossip_pga.coordination.roster import Report
+from tf_gossip_pga.coordination.timing import Timing
+
+GREETING = b"tf_gossip_pga roll call\n"
+
+# How TensorFlow's server begins: a frame of HTTP/2 with settings, after three bytes of length.
+_SETTINGS = b"\x04\0\0\0\0\0"
+
+# Connections that are served at once, and processes that are remembered, beside the workers'.
+_STRANGERS = 64
+
+
+@dataclasses.dataclass
+class Seat:
+    """What calls to the address of one rank have found.
+
+    Attributes:
+      report: of the worker that answers there; None while none does.
+      left: of the worker that answered there last, where none does any more.
+      absence: why none answers, as a sentence without its end.
+      is_server: whether TensorFlow's server, or another of gRPC, listens there.
+      called_by: the nonce of a worker of this rank that has called here.
+      received: the latest report of this process that has been received there.
+      wake: set to call at once.
+    """
+
+    report: Report | None = None
+    left: Report | None = None
+    absence: str = "it has not been called yet"
+    is_server: bool = False
+    called_by: str = ""
+    received: Report | None = None
+    wake: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+
+class Calls:
+    """This worker's calls to all addresses, and its answers at its own.
+
+    Args:
+      addresses: `"host:port"` of all workers, in rank order.
+      rank: this worker's.
+      facts: what must be equal on all ranks, by name; see `Report`.
+      timing: how often to call, and how long to wait for answers.
+
+    Attributes:
+      own: this worker's present report.
+      seats: what calls have found, by rank; this worker's own address is called too.
+      changed: set when a worker has said something new.
+    """
+
+    def __init__(
+        self, addresses: Sequence[str], rank: int, facts: Mapping[str, str], timing: Timing
+    ) -> None:
+        self._timing = timing
+        self._rank = rank
+        self.seats = [Seat() for _ in addresses]
+        self.others = [each for each in range(len(addresses)) if each != rank]
+        self.own = Report(
+            rank=rank,
+            nonce=secrets.token_hex(8),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            addresses=tuple(addresses),
+            facts=facts,
+            missing=tuple(self.others),
+        )
+        self.changed = threading.Event()
+        self._heard: dict[str, Report] = {}  # by nonce
+        self._lock = threading.Lock()
+
+    def heard(self) -> list[Report]:
+        """Return the last report of every other process that has said something."""
+        with self._lock:
+            return list(self._heard.values())
+
+    @contextlib.contextmanager
+    def under_way(self) -> Generator[OSError | None, None, None]:
+        """Call and answer in the context; yield why this worker cannot listen, if it cannot."""
+        over = threading.Event()
+        with contextlib.ExitStack() as stack:
+            failed = None
+            try:
+                listener = stack.enter_context(self._listener())
+                stack.callback(_start(self._accept, listener, over).join)
+            except OSError as error:
+                failed = error
+            stack.callback(self._end, over)  # before the thread is joined
+            for rank in range(len(self.seats)):
+                _start(self._call_again, rank, over)
+            yield failed
+
+    def _end(self, over: threading.Event) -> None:
+        """Let all threads end."""
+        over.set()
+        for seat in self.seats:
+            seat.wake.set()
+
+    def say(self, **changes: Any) -> None:
+        """Change this worker's report, and call all others with it."""
+        self.own = dataclasses.replace(self.own, **changes)
+        for seat in self.seats:
+            seat.wake.set()
+
+    def tell(self, seconds: float, **changes: Any) -> None:
+        """Say a last thing to all others; return when they have received it, or time is up."""
+        self.say(**changes)
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends and any(map(self._is_untold, self.others)):
+            time.sleep(self._timing.poll_s / 10)
+
+    def _is_untold(self, rank: int) -> bool:
+        seat = self.seats[rank]
+        if seat.received is self.own:
+            return False
+        if self.own.complete:  # one that has left will see where this worker has gone
+            return seat.report is not None and not seat.report.complete
+        return not any(each.rank == rank and each.failure for each in self.heard())
+
+    def _call_again(self, rank: int, over: threading.Event) -> None:
+        """Call one address, this worker's own included, until it is over."""
+        # As often as hundreds of others allow.
+        every_s = max(self._timing.start_call_s, 0.01 * len(self.seats))
+        while not over.is_set():
+            self._call(rank)
+            self.seats[rank].wake.wait(every_s)
+            self.seats[rank].wake.clear()
+
+    def _call(self, rank: int) -> None:
+        address = self.own.addresses[rank]
+        host, port = addresses_lib.split(address)
+        try:
+            hosts = addresses_lib.look_up(host)
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or error
+            return self._miss(rank, f"the name {host!r} in {address} does not resolve ({why})")
+        where = address if hosts == (host,) else f"{address} ({', '.join(hosts)})"
+        try:
+            connection = addresses_lib.connect(hosts, port, self._timing.ask_s)
+        except ConnectionRefusedError:
+            return self._miss(rank, f"nobody listens at {where} (has it been started?)")
+        except TimeoutError:
+            why = "does not answer (is it right, and does a firewall pass its port?)"
+            return self._miss(rank, f"{where} {why}")
+        except OSError as error:
+            return self._miss(rank, f"{where} cannot be reached ({error.strerror or error})")
+        with connection:
+            return self._talk(rank, connection, where)
+
+    def _talk(self, rank: int, connection: socket.socket, where: str) -> None:
+        ends = time.monotonic() + self._timing.ask_s
+        own, greeting = self.own, b""
+        try:
+            greeting = read_greeting(connection, ends)
+            if greeting == GREETING:
+                report = roster.from_line(_read_line(connection, ends))
+                connection.sendall(own.to_line())
+                if _read(connection, ends, 1):
+                    self.seats[rank].received = own
+                return self._found(rank, report, where)
+        except (OSError, ValueError):
+            pass
+        if greeting and greeting.startswith(JOINING_GREETING[: len(greeting)]):
+            return self._miss(rank, f"at {where} it still looks for a job to join")
+        if greeting[3:].startswith(_SETTINGS):
+            text = (
+                f"a server of gRPC listens at {where} but does not answer as rank {rank} of this "
+                "start: another program, or a job that already runs. (Set TF_GOSSIP_PGA_JOIN=1 "
+                "to join that)"
+            )
+            return self._miss(rank, text, is_server=True)
+        return self._miss(
+            rank,
+            f"something listens at {where} but does not answer as rank {rank} of this job: "
+            "another program, or a job that already runs",
+        )
+
+    def _miss(self, rank: int, absence: str, is_server: bool = False) -> None:
+        """Note why no worker of a rank answers at its address."""
+        seat = self.seats[rank]
+        with self._lock:
+            seat.left, seat.report = seat.report or seat.left, None
+            seat.absence, seat.is_server = absence, is_server
+
+    def _found(self, rank: int, report: Report, where: str) -> None:
+        """Note who answers at the address of a rank."""
+        self._hear(report)
+        if rank != self._rank:
+            if report.addresses != self.own.addresses:
+                return self._miss(rank, f"{report.process} at {where} has other addresses")
+            if report.nonce == self.own.nonce:
+                return self._miss(rank, f"{where} leads to this worker itself")
+            if report.rank != rank:
+                text = f"at {where} answers rank {report.rank} instead, {report.process}"
+                return self._miss(rank, text)
+        seat = self.seats[rank]
+        with self._lock:
+            is_new = report != seat.report
+            seat.report, seat.is_server = report, False
+        if is_new:
+            self.changed.set()
+        return None
+
+    def _hear(self, report: Report) -> None:
+        if report.nonce == self.own.nonce:
+            return
+        with self._lock:
+            if report.nonce in self._heard or len(self._heard) < 4 * len(self.seats) + _STRANGERS:
+                self._heard[report.nonce] = report
+
+    def _accept(self, listener: socket.socket, over: threading.Event) -> None:
+        slots = threading.BoundedSemaphore(len(self.seats) + _STRANGERS)
+        while not over.is_set():
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:  # out of descriptors, or the peer has gone
+                over.wait(self._timing.poll_s)
+                continue
+            if slots.acquire(blocking=False):
+                _start(self._serve, connection, slots.release)
+            else:
+                connection.close()
+
+    def _serve(self, connection: socket.socket, release: Callable[[], None]) -> None:
+        ends = time.monotonic() + self._timing.serve_s
+        own = self.own
+        with contextlib.ExitStack() as stack:
+            stack.callback(release)
+            stack.enter_context(connection)
+            stack.enter_context(contextlib.suppress(OSError, ValueError))
+            connection.settimeout(self._timing.serve_s)
+            connection.sendall(GREETING + own.to_line())
+            report = roster.from_line(_read_line(connection, ends))
+            self._hear(report)
+            if report.addresses == own.addresses:
+                self._called(self.seats[report.rank], report, own)
+            connection.sendall(b"\n")
+
+    def _called(self, seat: Seat, report: Report, own: Report) -> None:
+        """Note that a worker has called, and has received a report of this one."""
+        with self._lock:
+            seat.received = own
+            if seat.report and seat.report.nonce == report.nonce:
+                seat.report = report
+                self.changed.set()
+            elif report.nonce != own.nonce:
+                seat.called_by = report.nonce
+                seat.wake.set()
+
+    def _listener(self) -> socket.socket:
+        """Return a socket that listens on this worker's port.
+
+        Raises:
+          OSError: that cannot be.
+        """
+        _, port = addresses_lib.split(self.own.addresses[self._rank])
+        deadline = time.monotonic() + self._timing.start_settle_s
+        while True:
+            try:
+                listener = addresses_lib.listener_everywhere(port)
+            except OSError as error:
+                # A passing connection of any program may have the port for a moment.
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise
+                time.sleep(self._timing.poll_s)
+            else:
+                listener.settimeout(self._timing.poll_s)
+                return listener
+
+
+def is_under_way(addresses: Iterable[str], timeout_s: float) -> bool:
+    """Return whether a worker at one of these addresses takes part in a roll call."""
+    return any(greeting_at(address, timeout_s) == GREETING for address in addresses)
+
+
+def greeting_at(address: str, timeout_s: float) -> bytes | None:
+    """Return how whoever listens at an address begins, b"" if silent; None if nobody listens."""
+    host, port = addresses_lib.split(address)
+    try:
+        with addresses_lib.connect((host,), port, timeout_s) as connection:
+            return read_greeting(connection, time.monotonic() + timeout_s)
+    except TimeoutError:  # the network may be cut
+        return b""
+    except (OSError, UnicodeError):
+        return None
+
+
+def read_greeting(connection: socket.socket, ends: float) -> bytes:
+    """Return what the other end says first: `GREETING`, or as much as shows that it is not."""
+    data = b""
+    while GREETING.startswith(data) and len(data) < len(GREETING):
+        chunk = _read(connection, ends, len(GREETING) - len(data))
+        if not chunk:
+            break
+        data += chunk
+    return data
+
+
+def _read_line(connection: socket.socket, ends: float) -> bytes:
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        chunk = _read(connection, ends, 1 << 16)
+        if not chunk or len(data) > roster.LINE_BYTES:
+            raise ValueError("not a line")
+        data += chunk
+    return bytes(data)
+
+
+def _read(connection: socket.socket, ends: float, size: int) -> bytes:
+    """Return what arrives next, up to `size` bytes, before a moment of `time.monotonic`."""
+    connection.settimeout(max(1e-3, ends - time.monotonic()))
+    return connection.recv(size)
+
+
+def _start(function: Callable[..., None], *arguments: Any) -> threading.Thread:
+    # Daemons: looking a name up may take longer than a process that ends should wait.
+    thread = threading.Thread(target=function, args=arguments, name="roll-call", daemon=True)
+    thread.start()
+    return thread

@@ -1,0 +1,196 @@
+"""Call the roll before TensorFlow starts: all workers meet, or say who is missing and why.
+
+TensorFlow's start waits for the others without a word, and without heeding signals. So every worker
+first listens on its own port, where TensorFlow will, and calls all addresses of `TF_CONFIG` again
+and again (`calling`).
+
+A report names the ranks that its sender has not met yet. A worker that has met all, and whose last
+reports of all others name nobody either, knows that the roll call is complete. It says so to all
+before it leaves. Should that be lost: it has left where TensorFlow's server now listens.
+
+Nobody proves who they are here; whoever reaches the ports can prevent a start.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Mapping, Sequence
+
+from tf_gossip_pga._log import logger
+from tf_gossip_pga.coordination import roster
+from tf_gossip_pga.coordination.calling import Calls
+from tf_gossip_pga.coordination.reports import Waiting, named, shortened
+from tf_gossip_pga.coordination.roster import Report
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.errors import WorkerLost
+
+
+class RollCall:
+    """This worker's part in the roll call.
+
+    Args:
+      addresses: `"host:port"` of all workers, in rank order.
+      rank: this worker's.
+      facts: what must be equal on all ranks, by name; see `Report`.
+      timing: how often to call, and how long to wait.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        rank: int,
+        facts: Mapping[str, str],
+        timing: Timing | None = None,
+    ) -> None:
+        self._timing = timing or Timing()
+        self._rank = rank
+        self._calls = Calls(addresses, rank, facts, self._timing)
+        self._seats, self._others = self._calls.seats, self._calls.others
+        self._port_error: OSError | None = None
+        self._trouble_since: float | None = None
+        self._began: float | None = None  # the first `run`
+        self._waiting = Waiting(self._timing.start_report_s)
+        self._warned: set[str] = set()  # nonces
+
+    def run(self) -> list[Report] | None:
+        """Return the reports of all workers, in rank order, once all have met all.
+
+        Return None where TensorFlow's server, or another of gRPC, listens at all other addresses:
+        they may train already, and look for this worker. `run` may be called again then.
+
+        Raises:
+          RuntimeError: this worker's port is taken.
+          ValueError: the workers differ in what must be equal, or two processes have this rank.
+          WorkerLost: another worker cannot start, or not all have come in `Timing.start_s`.
+        """
+        if self._began is None:
+            self._began = time.monotonic()
+            self._waiting = Waiting(self._timing.start_report_s, self._began)
+        with self._calls.under_way() as self._port_error:
+            return self._wait(self._began)
+
+    def _wait(self, began: float) -> list[Report] | None:
+        began_now = time.monotonic()
+        while True:
+            self._calls.changed.wait(self._timing.poll_s)
+            self._calls.changed.clear()
+            now = time.monotonic()
+            self._count()
+            complete = self._is_complete()  # first: whom it has met has been heard
+            if error := self._trouble(now):
+                raise error
+            if complete and self._trouble_since is None:
+                self._calls.tell(self._timing.closing_s, complete=True)
+                return [self._calls.own if each is None else each for each in self._reports()]
+            if now > began_now + self._timing.serve_s and self._others_serve():
+                return None
+            if now > began + self._timing.start_s:
+                raise WorkerLost(f"{self._waited(now - began)} It waits no longer.")
+            if waited_s := self._waiting.due(now):
+                logger.warning(self._waited(waited_s))
+
+    def _reports(self) -> list[Report | None]:
+        """Return the last report of each rank."""
+        return [seat.report or seat.left for seat in self._seats]
+
+    def _count(self) -> None:
+        """Say in this worker's report whom it misses."""
+        missing = tuple(rank for rank in self._others if self._seats[rank].report is None)
+        if missing != self._calls.own.missing:
+            self._calls.say(missing=missing)
+
+    def _is_complete(self) -> bool:
+        others = [self._seats[rank] for rank in self._others]
+        reports = [seat.report for seat in others if seat.report]
+        return (
+            (len(reports) == len(others) and not any(each.missing for each in reports))
+            or any(each.complete for each in reports)
+            or any(seat.left and seat.is_server for seat in others)
+        )
+
+    def _others_serve(self) -> bool:
+        return all(self._seats[rank].is_server for rank in self._others)
+
+    def _trouble(self, now: float) -> Exception | None:
+        """Return why this worker cannot start, after the others have been told."""
+        error = self._error()
+        if error is None:
+            self._trouble_since = None
+            return None
+        if self._trouble_since is None:
+            self._trouble_since = now
+        # Others may hold a third list, or say more.
+        if now < self._trouble_since + self._timing.start_settle_s:
+            return None
+        text = str(error)
+        self._calls.tell(self._timing.start_tell_s, failure=text)
+        if isinstance(error, WorkerLost):  # then it is another that cannot
+            text = f"rank {self._rank} of {len(self._seats)} cannot start: {text}"
+        return type(error)(f"{text[:1].upper()}{text[1:]}")
+
+    def _error(self) -> Exception | None:
+        own, heard = self._calls.own, self._calls.heard()
+        if text := roster.difference([own, *heard]):
+            return ValueError(text)
+        here = self._seats[self._rank].report  # None where this machine cannot call itself
+        address = own.addresses[self._rank]
+        if self._port_error:
+            return RuntimeError(
+                f"rank {self._rank} cannot listen on {address}: {self._why_not(here)}"
+            )
+        if here and here.nonce != own.nonce:
+            return ValueError(
+                f"rank {self._rank} was started twice, or on the wrong machine: at its address "
+                f"{address} answers {here.process} as rank {here.rank}, and this is {own.process}. "
+                "Give each process the index of its own address."
+            )
+        for report in heard:
+            if report.failure and not self._is_spare(report):
+                return WorkerLost(report.failure)
+        return None
+
+    def _why_not(self, here: Report | None) -> str:
+        """Return why this worker cannot listen."""
+        error = self._port_error
+        if error is None or error.errno != errno.EADDRINUSE:
+            return f"{error}."
+        who = f" Yes: {here.process} answers there as rank {here.rank}." if here else ""
+        return f"address in use. Is rank {self._rank} already running?{who}"
+
+    def _is_spare(self, report: Report) -> bool:
+        """Return whether a failed process is the second of its rank; say so once."""
+        met = self._calls.own if report.rank == self._rank else self._seats[report.rank].report
+        if met is None or met.nonce == report.nonce:
+            return False
+        if self._rank == 0 and report.nonce not in self._warned:
+            self._warned.add(report.nonce)
+            logger.warning(
+                f"A second process of rank {report.rank} ({report.process}) has ended, without "
+                f"harm: {report.failure}"
+            )
+        return True
+
+    def _waited(self, seconds: float) -> str:
+        """Return who is missing, in a sentence."""
+        missing = [rank for rank in self._others if not self._seats[rank].report]
+        texts = [f"rank {rank}: {self._absence(rank)}" for rank in missing]
+        if not missing:
+            texts = [
+                f"rank {report.rank} has not met {named(report.missing)}, whom this worker has met"
+                for report in self._reports()
+                if report and report.missing
+            ]
+        return (
+            f"Rank {self._rank} of {len(self._seats)} has waited {seconds:.0f} s for the others to "
+            f"start: {'; '.join(shortened(texts))}."
+        )
+
+    def _absence(self, rank: int) -> str:
+        seat = self._seats[rank]
+        text = seat.absence
+        if seat.left:
+            text = f"it was here ({seat.left.process}) and has ended, or is cut off: {text}"
+        elif seat.called_by:
+            text += f" (but it has called this worker: is {self._calls.own.addresses[rank]} right?)"
+        return text

@@ -1,0 +1,143 @@
+"""What starting workers tell each other, and what their reports show together. No sockets.
+
+Each worker of the roll call (`roll_call`) sends one `Report`, as a line of JSON, to every other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from tf_gossip_pga.coordination.reports import shortened
+
+_Value = TypeVar("_Value")
+
+# Of the line of a report: enough for the addresses of some thousand workers.
+LINE_BYTES = 1 << 18
+
+_TEXT = 2000  # characters of a name or a reason; the rest is cut
+
+# Longer lists of addresses are quoted where they differ.
+_QUOTED = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a starting process says of itself.
+
+    Attributes:
+      rank: its rank.
+      nonce: random characters that no other process has; a restarted worker has others.
+      host: the name of its machine.
+      pid: its process id there.
+      addresses: `"host:port"` of all workers in rank order, as it knows them.
+      facts: what must be equal on all ranks, by name, e.g. `{"version of Keras": "3.15.1"}`.
+      missing: the ranks that it has not met.
+      complete: whether it knows that all workers have met all.
+      failure: why it cannot start, as a sentence; empty if it can.
+    """
+
+    rank: int
+    nonce: str
+    host: str
+    pid: int
+    addresses: tuple[str, ...]
+    facts: Mapping[str, str]
+    missing: tuple[int, ...] = ()
+    complete: bool = False
+    failure: str = ""
+
+    @property
+    def process(self) -> str:
+        """`"process 17 on host1"`."""
+        return f"process {self.pid} on {self.host}"
+
+    def to_line(self) -> bytes:
+        """Return the line that carries this report."""
+        return json.dumps(dataclasses.asdict(self)).encode() + b"\n"
+
+
+def from_line(line: bytes) -> Report:
+    """Return the report that a line carries.
+
+    Raises:
+      ValueError: it carries none; whoever sent it does not take part in the roll call.
+    """
+    try:
+        fields = json.loads(line)
+        report = Report(
+            rank=_whole(fields["rank"]),
+            nonce=_text(fields["nonce"]),
+            host=_text(fields["host"]),
+            pid=_whole(fields["pid"]),
+            addresses=tuple(_text(each) for each in _list(fields["addresses"])),
+            facts={_text(name): _text(fact) for name, fact in fields["facts"].items()},
+            missing=tuple(_whole(each) for each in _list(fields["missing"])),
+            complete=fields["complete"] is True,
+            failure=_text(fields["failure"]),
+        )
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a report: {error}") from None
+    if not all(rank < len(report.addresses) for rank in (report.rank, *report.missing)):
+        raise ValueError("not a report: a rank without an address")
+    return report
+
+
+def difference(reports: Collection[Report]) -> str:
+    """Return what the reports disagree on, as sentences; empty if nothing."""
+    lists = _holders([(report, report.addresses) for report in reports])
+    if len(lists) > 1:
+        quoted = (f"\n  {who}: {_quoted(each, list(lists))}" for each, who in lists.items())
+        return (
+            "the workers have different lists of addresses in TF_CONFIG:"
+            f"{''.join(quoted)}\nGive all of them the same list, in the same order."
+        )
+    for name in sorted({name for report in reports for name in report.facts}):
+        values = _holders([(report, report.facts.get(name, "none")) for report in reports])
+        if len(values) > 1:
+            quoted = "; ".join(f"{value} at {who}" for value, who in values.items())
+            return f"the workers differ in the {name}, which must be the same: {quoted}."
+    return ""
+
+
+def _holders(values: Iterable[tuple[Report, _Value]]) -> dict[_Value, str]:
+    """Return by value which processes hold it, in words and in rank order."""
+    holders: dict[_Value, list[str]] = {}
+    for report, value in sorted(values, key=lambda each: (each[0].rank, each[0].nonce)):
+        holders.setdefault(value, []).append(f"rank {report.rank} ({report.process})")
+    return {value: " and ".join(shortened(who)) for value, who in holders.items()}
+
+
+def _quoted(addresses: Sequence[str], lists: Sequence[Sequence[str]]) -> str:
+    """Return a list in words; of a long one what is not the same in all lists."""
+    if len(addresses) <= _QUOTED:
+        return ", ".join(addresses)
+    odd = [
+        f"rank {rank} is {address}"
+        for rank, address in enumerate(addresses)
+        if any(each[rank : rank + 1] != addresses[rank : rank + 1] for each in lists)
+    ]
+    return f"{len(addresses)} addresses, in which {', '.join(shortened(odd))}"
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    value = value[:_TEXT]
+    if value.isprintable():
+        return value
+    return "".join(each for each in value if each.isprintable() or each == "\n")
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value  # pyright: ignore[reportUnknownVariableType]
