@@ -248,9 +248,12 @@ def _interrupted_fits(cluster, folder):
 
     outcomes = [_outcome_of_fit(fail, on_worker_lost="continue")]
     if cluster.rank < 2:
-        outcomes += [_outcome_of_fit(be_interrupted), _outcome_of_fit(lambda batch, logs: None)]
-        pathlib.Path(folder, f"{cluster.rank} is done").touch()  # nor does a kernel end by itself
-        deadlines.Deadline(120).until(pathlib.Path(folder, f"{1 - cluster.rank} is done").exists)
+        for number, on_batch_end in enumerate((be_interrupted, lambda batch, logs: None)):
+            outcomes.append(_outcome_of_fit(on_batch_end))
+            # In a notebook the next fit is not called, nor the process ended, at once.
+            first, second = (pathlib.Path(folder, f"{number} {rank}") for rank in (0, 1))
+            (second if cluster.rank else first).touch()
+            deadlines.Deadline(120).until(lambda: first.exists() and second.exists())  # noqa: B023
     return {"outcomes": outcomes, "said": "\n".join(said)}
 
 
