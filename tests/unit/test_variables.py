@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tf_gossip_pga as pga
+from tests.support import gan as gans
 from tf_gossip_pga.checkpoint import rank_file
 from tf_gossip_pga.training import preflight, variables
 
@@ -191,3 +193,28 @@ def test_what_cannot_be_sent_is_named_unless_it_is_local(model, monkeypatch):
     assert not said
     preflight.warn_of_variables(model, [])
     assert len(said) == 1 and "its own net/words (string, shape (1,))" in said[0]
+
+
+# Keras' own, where it saves weights under NumPy 2.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+@pytest.mark.parametrize("state", ["local", "average"])
+def test_a_run_with_two_optimizers_resumes_with_both(tmp_path, state):
+    def run(folder, until: int) -> list[np.ndarray]:
+        model, gossip = gans.a_gan(0), pga.GossipPGA(H=2, optimizer_state=state)
+        checkpoint = pga.Checkpoint(gossip, folder)
+        model.fit(
+            gans.data(0),
+            batch_size=8,
+            epochs=until,
+            initial_epoch=checkpoint.restore(model),
+            callbacks=[gossip, checkpoint],
+            shuffle=False,
+            verbose=0,
+        )
+        assert int(model.d_optimizer.iterations) == int(model.steps) == 3 * until
+        return [np.asarray(each.value) for each in variables.held(model)]
+
+    run(tmp_path / "twice", until=1)
+    resumed, whole = run(tmp_path / "twice", until=2), run(tmp_path / "once", until=2)
+    for mine, other in zip(resumed, whole, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5)
