@@ -35,13 +35,10 @@ def test_the_first_step_with_a_number_that_is_not_finite_is_kept(index, bad):
     assert health.first_non_finite(6) == 5
 
 
-def test_a_gossip_looks_before_it_mixes():
-    variables = _variables()
-    health = _averager(variables).health
-    look = tf.function(health.checked)
-    variables[0].assign(tf.fill([10], np.nan))
-    look(tf.constant(3, tf.int64))
-    variables[0].assign(tf.zeros([10]))
+def test_a_gossip_notes_what_it_is_about_to_mix():
+    health = _averager(_variables()).health
+    before = [tf.fill([10], np.nan)]
+    tf.function(health.note)(before, tf.constant(3, tf.int64))
     assert health.first_non_finite(4) == 3
 
 

@@ -116,8 +116,8 @@ class Averager:
         rounds = range(topology.rounds)  # each has peers of its own
         self._gossip_bytes = [self._mixer.bytes_sent(r) for r in rounds]
         self._gossips = [Traced(functools.partial(self._gossip, r)) for r in rounds]
-        self._changes = [Traced(functools.partial(self._mixer.changes, r)) for r in rounds]
-        self._pack = Traced(self.health.checked)
+        self._changes = [Traced(functools.partial(self._changes_of, r)) for r in rounds]
+        self._pack = Traced(self._parameters.pack)
         self._add = Traced(lambda *changes: self._parameters.add(changes))
         self._average_all = Traced(self._global_average)
         self._average_all_slots = Traced(self._mean_of_slots)
@@ -153,7 +153,7 @@ class Averager:
             return
         # The values, not the variables: TensorFlow copies a variable when an optimizer is about to
         # change it in place while somebody else holds its value.
-        exchange = functools.partial(self._changes[round], *self._pack(step))
+        exchange = functools.partial(self._changes[round], step, *self._pack())
         self._session.begin(exchange, doing, self._patience.exchange_s)
         self._started = True
         self.bytes_sent += self._gossip_bytes[round]
@@ -235,7 +235,11 @@ class Averager:
         self.bytes_sent += round(2 * (size - 1) / size * sent)
 
     def _gossip(self, round: int, step):
-        self._parameters.add(self._mixer.changes(round, *self.health.checked(step)))
+        self._parameters.add(self._changes_of(round, step, *self._parameters.pack()))
+
+    def _changes_of(self, round: int, step, *chunks):
+        self.health.note(chunks, step)
+        return self._mixer.changes(round, *chunks)
 
     def _global_average(self):
         self._merge_statistics()

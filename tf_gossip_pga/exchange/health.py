@@ -2,7 +2,7 @@
 
 A NaN travels with every gossip. A few steps later all ranks have it, and whose it was can no longer
 be told, so each rank notes the first step at which its own parameters were not finite. This costs
-one sum over the parameters, in the graph of the gossip, and no wait for its result.
+one sum over the parameters in the graph of the gossip, while messages are under way.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ class Health:
     def __init__(self, parameters: buckets.Bucket):
         self._parameters = parameters
         self._non_finite = tf.Variable(tf.constant(0, tf.int64))  # the first such step
-        self._check = Traced(self._checked_alone)
+        self._check = Traced(self._noted)
         self._sum = Traced(self._sum_of_bits)
 
-    def checked(self, step) -> list:
-        """Return the parameters' chunks, in a graph; note whether they are finite.
+    def note(self, chunks, step):
+        """Note, in a graph, whether the parameters are finite.
 
         Args:
+          chunks: the parameters, as their bucket packs them.
           step: the number of completed steps, `[]` int64.
         """
-        chunks = self._parameters.pack()
         total = tf.constant(0.0, tf.float64)  # not finite if one number is not
         for chunk in chunks:
             total += tf.cast(tf.reduce_sum(buckets.wide(chunk)), tf.float64)
         is_first = (self._non_finite == 0) & ~tf.math.is_finite(total)
         self._non_finite.assign(tf.where(is_first, step, self._non_finite))
-        return chunks
 
     def first_non_finite(self, step: int) -> int:
         """Return the first step at which the parameters were found not to be finite; 0 for none.
@@ -56,8 +55,8 @@ class Health:
         total = int(self._sum())
         return (total ^ total >> 32) % 2**32
 
-    def _checked_alone(self, step):
-        self.checked(step)
+    def _noted(self, step):
+        self.note(self._parameters.pack(), step)
         return self._non_finite.read_value()
 
     def _sum_of_bits(self):

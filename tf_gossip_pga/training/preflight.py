@@ -64,7 +64,8 @@ def problem_of_model(model) -> str | None:
             "steps_per_execution=1."
         )
     has_call = variables_lib.has_call(model)
-    trains = any(each.kind == "trainable" for each in variables_lib.held_by_layers(model))
+    held = variables_lib.held_by_layers(model)
+    trains = any(each.kind == "trainable" and each.is_averaged for each in held)
     if not trains or (has_call and not model.built):
         what = "it" if has_call else "each of the layers that its train_step calls"
         return (
