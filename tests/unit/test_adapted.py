@@ -86,5 +86,16 @@ def test_a_mean_that_another_machine_rounds_differently_is_the_same():
     assert first == second
 
 
+def test_local_layers_and_models_that_adapt_in_another_sense_are_not_compared():
+    class Meta(keras.Model):
+        def adapt(self, task):
+            pass
+
+    model = Meta()
+    model.examples, model.words = np.arange(3), _text(slice(None))
+    assert list(adapted.described(model)) == ["the adapted layer 'text'"]
+    assert adapted.described(model, ["text"]) == {}
+
+
 def test_models_without_such_layers_have_nothing_to_compare():
     assert adapted.described(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])) == {}

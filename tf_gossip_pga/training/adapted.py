@@ -8,6 +8,8 @@ the same word different rows of one embedding.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -20,21 +22,32 @@ from tf_gossip_pga.training.variables import walk
 _BITS = 12
 
 
-def described(model: keras.Model) -> dict[str, str]:
+def described(model: keras.Model, local: Collection[str] = ()) -> dict[str, str]:
     """Return, for each layer of a model with a lookup table or an `adapt` method, what it holds.
+
+    Args:
+      model: what is trained.
+      local: names of layers that each rank keeps for itself.
 
     Returns:
       `{"the adapted layer 'string_lookup'": "150 values (digest 3fa2c81d)"}`
     """
     found: dict[int, tuple[keras.layers.Layer, list[np.ndarray]]] = {}
-    for _, layer, thing in walk(model):
-        if isinstance(thing, keras.layers.Layer) and hasattr(thing, "adapt"):
-            found.setdefault(id(thing), (thing, []))[1].extend(_arrays(thing))
+    around: dict[int, keras.layers.Layer] = {}  # a TextVectorization of its StringLookup
+    for _, holder, thing in walk(model):
+        is_layer = isinstance(thing, keras.layers.Layer) and not isinstance(thing, keras.Model)
+        if is_layer and hasattr(thing, "adapt"):
+            layer = around[id(thing)] = around.get(id(holder), thing)
+            found.setdefault(id(layer), (layer, []))[1].extend(_arrays(thing))
         elif _is_table(thing):
+            layer = around.get(id(holder), holder)
             found.setdefault(id(layer), (layer, []))[1].extend(_exported(thing))
     texts: dict[str, str] = {}
     for layer, arrays in found.values():
-        name = f"the adapted layer {layer.name!r}"
+        if layer.name in local:
+            continue
+        # Keras' numbers of layers mean nothing in another process.
+        name = f"the adapted layer {re.sub(r'_[0-9]+$', '', layer.name)!r}"
         texts[name if name not in texts else f"{name} ({len(texts)})"] = _text(arrays)
     return texts
 
@@ -52,15 +65,19 @@ def _exported(table) -> list[np.ndarray]:
 
 
 def _arrays(layer) -> list[np.ndarray]:
-    """Return the numbers and words that a layer holds as attributes, in the order of names."""
+    """Return the numbers and words that a layer holds as attributes, in the order of names.
+
+    Without its variables, which are broadcast.
+    """
     return [np.asarray(value) for _, value in sorted(vars(layer).items()) if _is_array(value)]
 
 
 def _is_array(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and all(isinstance(each, (bool, int, float, str)) for each in value)
-    is_eager = tf.is_tensor(value) and hasattr(value, "numpy")
-    return is_eager or isinstance(value, (np.ndarray, tf.Variable, keras.Variable))
+    if isinstance(value, (tf.Variable, keras.Variable)):
+        return False
+    return isinstance(value, np.ndarray) or (tf.is_tensor(value) and hasattr(value, "numpy"))
 
 
 def _text(arrays: list[np.ndarray]) -> str:

@@ -104,8 +104,9 @@ class GossipPGA(keras.callbacks.Callback):
       min_workers: with `"continue"`, how many workers must survive; with fewer, all end. Default 1.
       local: names of variables, or of layers for all of their variables, that each rank keeps for
         itself, such as a queue of features of its own examples: `local=["feature_queue"]`. They are
-        neither broadcast nor averaged, and each rank's checkpoint has its own. A name is a part of
-        a variable's `path`. The optimizer's slots of such a variable are treated as all others.
+        neither broadcast nor averaged, nor are such layers' tables compared, and each rank's
+        checkpoint has its own. A name is a part of a variable's `path`. The optimizer's slots of
+        such a variable are treated as all others.
         Default `()`.
 
     Attributes:

@@ -27,7 +27,10 @@ _REMEDIES = {
     "the state of H": " Set the same state on all ranks or on none.",
     "step count": " Give all ranks a new GossipPGA, or none, and the same state.",
 }
-_ADAPT = " Adapt it to the whole dataset, before cluster.shard."
+_ADAPT = (
+    " Adapt it to the whole dataset, before cluster.shard; or name it in GossipPGA(local=…) if the "
+    "ranks are to differ."
+)
 
 
 def problem_of_rank(
@@ -94,8 +97,9 @@ def problem_of_unbuilt(model, optimizers: list) -> str | None:
 def problem_of_local(model, names: Collection[str]) -> str | None:
     """Return which of the names of local variables the model does not have, or None."""
     held = variables_lib.held_by_layers(model)
+    layers = {layer.name for _, layer, _ in variables_lib.walk(model)}  # some have but a table
     for name in names:
-        if not any(each.is_local([name]) for each in held):
+        if name not in layers and not any(each.is_local([name]) for each in held):
             paths = [each.path for each in held]
             return (
                 f"local names {name!r}, but the model has no variable or layer of this name. It "
@@ -181,7 +185,7 @@ def facts(model, settings: dict) -> dict:
             type(optimizer).__name__ for optimizer, _ in variables_lib.optimizers_of(model)
         ),
         "variables": described(model),
-        **adapted.described(model),
+        **adapted.described(model, settings.get("local", ())),
     }
 
 
