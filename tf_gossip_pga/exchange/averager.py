@@ -133,12 +133,11 @@ class Averager:
 
     def gossip(self, round: int, doing: str):
         """Mix the parameters with this round's neighbors: x_i <- sum_j W[i, j] * x_j."""
-        step = tf.constant(round + 1, tf.int64)
-        round %= self._topology.rounds
+        step, round = round + 1, round % self._topology.rounds
         if self._topology.cycle[round].is_empty:
             return
         with self._session.waiting(doing, self._patience.exchange_s):
-            self._gossips[round](step)
+            self._gossips[round](tf.constant(step, tf.int64))
         self.bytes_sent += self._gossip_bytes[round]
 
     def start_gossip(self, round: int, doing: str):
@@ -147,13 +146,13 @@ class Averager:
         The parameters may change meanwhile. `finish_gossip` must follow before the next exchange
         that changes them.
         """
-        step = tf.constant(round + 1, tf.int64)
-        round %= self._topology.rounds
+        step, round = round + 1, round % self._topology.rounds
         if self._topology.cycle[round].is_empty:
             return
         # The values, not the variables: TensorFlow copies a variable when an optimizer is about to
         # change it in place while somebody else holds its value.
-        exchange = functools.partial(self._changes[round], step, *self._pack())
+        chunks = self._pack()
+        exchange = functools.partial(self._changes[round], tf.constant(step, tf.int64), *chunks)
         self._session.begin(exchange, doing, self._patience.exchange_s)
         self._started = True
         self.bytes_sent += self._gossip_bytes[round]

@@ -106,8 +106,7 @@ class GossipPGA(keras.callbacks.Callback):
         itself, such as a queue of features of its own examples: `local=["feature_queue"]`. They are
         neither broadcast nor averaged, nor are such layers' tables compared, and each rank's
         checkpoint has its own. A name is a part of a variable's `path`. The optimizer's slots of
-        such a variable are treated as all others.
-        Default `()`.
+        such a variable are treated as all others. Default `()`.
 
     Attributes:
       step: number of completed batches over the whole run.

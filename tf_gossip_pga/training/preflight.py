@@ -258,7 +258,7 @@ def check(everyone: list[dict], ranks: tuple[int, ...], rank: int):
     for other, each in zip(ranks, everyone, strict=True):
         if each["problem"]:
             raise ValueError(f"Rank {other} cannot start training: {each['problem']}")
-    for name in everyone[0]["facts"]:
+    for name in dict.fromkeys(name for each in everyone for name in each["facts"]):
         values = [each["facts"].get(name) for each in everyone]
         if name == "variables":
             name, values = first_difference(values)
