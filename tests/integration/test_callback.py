@@ -248,7 +248,10 @@ def test_what_was_measured_is_in_the_history(semantics):
 
 def test_nothing_is_traced_twice_not_even_by_a_second_fit(semantics):
     for rank in semantics:
-        assert rank["traced"] == [3, 3]  # a gossip, a global average, a broadcast
+        assert rank["traced"] == [
+            5,
+            5,
+        ]  # a gossip, a global average, a broadcast, two looks at parameters
 
 
 # ---- Overlap ------------------------------------------------------------------------------------
@@ -282,9 +285,9 @@ def test_a_gossip_under_way_lasts_over_validation_and_the_end_of_an_epoch(pools)
     same = (first == second).all(1).tolist()
     assert same == [k == 7 or k == 2 * STEPS + 1 for k in range(1, 2 * STEPS + 2)]
     # 19 parameters of 4 bytes. Rank 1, of two, sends them in each of the gossips of steps 1 to 12
-    # but 6 and 7, and, with the vote to stop, in the global averages of step 7, two validations and
-    # the end.
-    assert ranks[1][1] == 4 * (10 * 19 + 4 * 20)
+    # but 6 and 7, and, with the vote to stop and 2 * 3 symptoms, in the global averages of step 7,
+    # two validations and the end.
+    assert ranks[1][1] == 4 * (10 * 19 + 4 * 26)
 
 
 DIES = """

@@ -105,18 +105,19 @@ def _types(cluster):
     from tf_gossip_pga.algorithm import topology
     from tf_gossip_pga.exchange import averager as averager_lib
 
-    names = ["float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32"]
+    names = ["float16", "bfloat16", "float32", "float64", "complex64"]
+    names += ["int32", "int64", "uint32", "int8", "uint8"]
     start = [1, 2, 3] if cluster.is_chief else [5, 6, 7]
     variables = [tf.Variable(tf.cast(start, name)) for name in names]
     averager = averager_lib.Averager(
         product.active(),
         topology.from_matrix([[0.75, 0.25], [0.25, 0.75]]),
-        averager_lib.Variables(variables[:4], others=variables[4:]),
+        averager_lib.Variables(variables[:5], others=variables[5:]),
         averager_lib.Patience(deadlines.scaled(60), deadlines.scaled(60)),
     )
 
     def values():
-        return [tf.cast(variable, tf.float64).numpy().tolist() for variable in variables]
+        return [variable.numpy().astype(complex).real.tolist() for variable in variables]
 
     averager.gossip(0, "the test")
     gossip, sent = values(), [averager.bytes_sent]
@@ -139,18 +140,18 @@ def _types(cluster):
 def test_every_type_travels(pools):
     first, second = pools.run(_types, 2)
     # 0.75 * 1 + 0.25 * 5 = 2 and 0.25 * 1 + 0.75 * 5 = 4; integers stay.
-    assert first["gossip"] == [[2, 3, 4]] * 4 + [[1, 2, 3]] * 3
-    assert second["gossip"] == [[4, 5, 6]] * 4 + [[5, 6, 7]] * 3
-    assert first["mean"] == [[3, 4, 5]] * 4 + [[1, 2, 3]] * 3
-    assert second["mean"] == [[3, 4, 5]] * 4 + [[5, 6, 7]] * 3
-    # Each of 12 parameters is 1 from its mean; the means are 3, 4, 5, four times over.
-    assert first["distance"] == [12, 4 * 50]
-    assert second["distance"] == [12, 0]
-    assert first["broadcast"] == second["broadcast"] == [[1, 2, 3]] * 7
-    # 3 * (2 + 2 + 4 + 8) bytes of parameters; in a ring of two an all-reduce sends them once.
-    # Rank 0's broadcast is all of that and 3 * (4 + 8 + 4) bytes of integers.
-    assert first["sent"] == [48, 96, 192]
-    assert second["sent"] == [48, 96, 96]
+    assert first["gossip"] == [[2, 3, 4]] * 5 + [[1, 2, 3]] * 5
+    assert second["gossip"] == [[4, 5, 6]] * 5 + [[5, 6, 7]] * 5
+    assert first["mean"] == [[3, 4, 5]] * 5 + [[1, 2, 3]] * 5
+    assert second["mean"] == [[3, 4, 5]] * 5 + [[5, 6, 7]] * 5
+    # Each of 15 parameters is 1 from its mean; the means are 3, 4, 5, five times over.
+    assert first["distance"] == [15, 5 * 50]
+    assert second["distance"] == [15, 0]
+    assert first["broadcast"] == second["broadcast"] == [[1, 2, 3]] * 10
+    # 3 * (2 + 2 + 4 + 8 + 8) bytes of parameters; in a ring of two an all-reduce sends them once.
+    # Rank 0's broadcast is all of that and 3 * (4 + 8 + 4 + 1 + 1) bytes of integers.
+    assert first["sent"] == [72, 144, 270]
+    assert second["sent"] == [72, 144, 144]
 
 
 def _gathered(cluster):

@@ -91,8 +91,21 @@ def test_reset_must_not_erase_what_is_not_momentum(arguments, message, scaled):
 
 
 def test_an_unbuilt_model_is_refused():
-    with pytest.raises(ValueError, match=r"no trainable variables yet.*model\.build"):
+    with pytest.raises(ValueError, match=r"no trainable variables yet.*call it on a batch"):
         _unbuilt().fit(*DATA, callbacks=[_pga().GossipPGA()], verbose=0)
+
+
+@pytest.mark.parametrize("local", ["bank", [3], None])
+def test_local_takes_a_list_of_names(local):
+    with pytest.raises(ValueError, match="local must be a list of names") as error:
+        _pga().GossipPGA(local=local)
+    assert repr(local) in str(error.value)
+
+
+def test_a_name_of_nothing_cannot_be_local():
+    callback = _pga().GossipPGA(local=["bank"])
+    with pytest.raises(ValueError, match=r"local names 'bank', but .* It has .*/kernel"):
+        _model().fit(*DATA, callbacks=[callback], verbose=0)
 
 
 def test_one_worker_is_a_quiet_no_op():

@@ -54,6 +54,32 @@ def test_assign_puts_every_element_where_pack_took_it(chunk_bytes):
         np.testing.assert_array_equal(variable.numpy(), old + 1)
 
 
+def test_complex_numbers_travel_as_pairs_and_booleans_as_bytes():
+    values = [
+        tf.constant([[1 + 2j, 3 - 4j]], tf.complex64),
+        tf.constant([5.0]),
+        tf.constant([True, False, True]),
+        tf.constant(6 - 7j, tf.complex128),
+    ]
+    variables = [tf.Variable(value) for value in values]
+    mine = buckets.Bucket(variables)
+    chunks = [(chunk.dtype.name, chunk.numpy().tolist()) for chunk in mine.pack()]
+    assert chunks == [("float32", [1, 2, 3, -4, 5]), ("uint8", [1, 0, 1]), ("float64", [6, -7])]
+    assert mine.bytes == 2 * 8 + 4 + 3 + 16
+    doubled = [2 * mine.pack()[0], 1 - mine.pack()[1], -mine.pack()[2]]
+    mine.assign(doubled)
+    assert variables[0].numpy().tolist() == [[2 + 4j, 6 - 8j]]
+    assert variables[2].numpy().tolist() == [False, True, False]
+    assert variables[3].numpy() == -6 + 7j
+
+
+def test_changes_are_added_to_complex_numbers():
+    variables = [tf.Variable([1 + 2j, 3 - 4j])]
+    mine = buckets.Bucket(variables)
+    mine.add([tf.constant([0, 1, 10, 0], tf.float64)])
+    assert variables[0].numpy().tolist() == [1 + 3j, 13 - 4j]
+
+
 def test_no_variables_make_no_chunks():
     assert buckets.Bucket([]).pack() == []
     assert buckets.Bucket([tf.Variable(tf.zeros([0]))]).pack() == []

@@ -94,13 +94,13 @@ def test_places_follow_the_members():
     assert [ops.place for ops in places] == [0, 1, 2]
 
 
-def test_types_of_one_byte_cannot_be_sent():
+def test_types_of_one_byte_travel_by_fours():
     ops = group_ops.GroupOps(ALL, 0, 3, _transport())
-    with (
-        tf.Graph().as_default(),
-        pytest.raises(TypeError, match="Variables of type int8 cannot be sent"),
-    ):
-        ops.broadcast([tf.zeros([3], tf.int8)], 1)
+    with tf.Graph().as_default() as graph:
+        received = ops.broadcast([tf.zeros([5], tf.int8)], 1)
+    (sent,) = [op for op in graph.get_operations() if op.type == "CollectiveBcastSendV2"]
+    assert (sent.inputs[0].dtype, sent.inputs[0].shape) == (tf.int32, [2])
+    assert (received[0].dtype, received[0].shape) == (tf.int8, [5])
 
 
 def test_more_than_ten_ranks_come_in_rank_order():

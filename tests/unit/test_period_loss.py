@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from tf_gossip_pga.algorithm import schedule
@@ -47,17 +48,18 @@ def test_batches_between_are_not_looked_at():
     assert loss.needs(False)
 
 
+@pytest.mark.parametrize("sums", [None, (0.0, 0.0)])  # no metric, or one that nobody updates
 @pytest.mark.parametrize("logged", [0.5, math.nan, None])
-def test_without_sums_the_logged_loss_counts(logged):
+def test_without_sums_the_logged_loss_counts(logged, sums):
     loss = _loss()
-    loss.observe(None, logged, is_global=False)
+    loss.observe(sums, logged, is_global=False)
     assert loss.value == pytest.approx(math.nan if logged is None else logged, nan_ok=True)
 
 
-def test_a_batch_without_weight_has_no_loss():
+def test_a_loss_for_each_example_counts_with_its_mean():
     loss = _loss()
-    loss.observe((0.0, 0.0), 1.0, is_global=False)
-    assert math.isnan(loss.value)
+    loss.observe(None, np.array([1.0, 3.0]), is_global=False)
+    assert loss.value == 2.0
 
 
 def test_the_averaged_loss_chooses_the_next_period():

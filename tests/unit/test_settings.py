@@ -16,6 +16,7 @@ DEFAULTS = {
     "timeout_s": 300.0,
     "on_worker_lost": "raise",
     "min_workers": 1,
+    "local": (),
 }
 
 

@@ -165,7 +165,8 @@ class AdaptiveSchedule:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"The training loss at step {step} is {loss}, from which no period can be derived: "
+                f"The training loss at step {step} is {loss}, from which no period can be derived "
+                "(train_step must return it among its logs, as 'loss'): "
                 f"global averages follow every {self.H} steps until it is a number >= 0 again.",
                 stacklevel=2,
             )

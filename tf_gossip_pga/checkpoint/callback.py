@@ -24,6 +24,7 @@ from tf_gossip_pga.exchange import process
 from tf_gossip_pga.exchange.elastic import ElasticSession
 from tf_gossip_pga.training import preemption, preflight
 from tf_gossip_pga.training.callback import GossipPGA
+from tf_gossip_pga.training.variables import Held
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -112,7 +113,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._reader = Reader(self._files, self._session, gossip)
         self._writer: Writer | None = None  # of the present fit
         self._fit: dict[str, Any] = {}  # what Keras tells of it: "epochs", "steps"
-        self._kept: list[tuple[keras.Variable, np.ndarray]] = []  # while rank 0's are broadcast
+        self._kept: list[tuple[Held, np.ndarray]] = []  # while rank 0's are broadcast
         self._epoch = self._batches = 0  # of this fit; those of this epoch
         self._sigterm = preemption.Sigterm(
             gossip.request_stop,

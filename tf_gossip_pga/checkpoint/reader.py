@@ -19,6 +19,7 @@ from tf_gossip_pga.errors import CheckpointError
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training import preflight
 from tf_gossip_pga.training.callback import GossipPGA
+from tf_gossip_pga.training.variables import Held
 
 
 class Reader:
@@ -34,7 +35,7 @@ class Reader:
     """
 
     def __init__(self, files: CheckpointFiles, session: SoloSession, gossip: GossipPGA):
-        self.restored: list[keras.Variable] = []
+        self.restored: list[Held] = []
         self._files = files
         self._session = session
         self._gossip = gossip

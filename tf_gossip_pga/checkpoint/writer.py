@@ -160,7 +160,8 @@ class Writer:
 
     def _write(self, number: int, complete: list[int]) -> dict[str, dict]:
         """Write this rank's files; return what the manifest says of them."""
-        places = rank_file.places(self._model, self._gossip.optimizer_state != "local")
+        averages_slots = self._gossip.optimizer_state != "local"
+        places = rank_file.places(self._model, averages_slots, self._gossip.local)
         save_own = functools.partial(rank_file.save, model=self._model, places=places)
         name = rank_name(self._cluster.rank)
         entries = {name: self._files.write(number, name, save_own)}

@@ -13,6 +13,7 @@ From the bottom up:
   buckets: variables as flat chunks of one dtype.
   wire: how gossips encode chunks.
   mixing: the graph of a gossip.
+  health: what a rank knows of its own parameters: finite or not, a fingerprint.
   traced: functions that TensorFlow traces once.
   averager: gossip, global average, broadcast and state transfer of one model's variables.
 """

@@ -18,6 +18,7 @@ import tensorflow as tf
 from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.exchange import buckets
 from tf_gossip_pga.exchange import wire as wire_lib
+from tf_gossip_pga.exchange.health import Health
 from tf_gossip_pga.exchange.mixing import Mixer
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.exchange.traced import Traced
@@ -30,7 +31,7 @@ class Variables:
     Attributes:
       parameters: what every gossip and every global average mixes.
       statistics: what only global averages mix (BatchNorm's moving mean and variance).
-      others: what is only broadcast (the optimizer's variables).
+      others: what is only broadcast (integers, the optimizer's variables).
       slots: those of `others` that `Averager.average_slots` mixes (momentum and the like).
     """
 
@@ -73,6 +74,7 @@ class Averager:
       wire: in what form a gossip sends parameters.
 
     Attributes:
+      health: what this rank knows of its own parameters.
       bytes_sent: payload in bytes that this rank has sent since the averager was built. A broadcast
         counts as one copy, though rank 0 sends several when there are many ranks.
     """
@@ -94,6 +96,7 @@ class Averager:
         self._patience = patience
         self._wire = wire
         self._parameters = buckets.Bucket(variables.parameters)
+        self.health = Health(self._parameters)
         self._statistics = buckets.Bucket(variables.statistics)
         self._slots = buckets.Bucket(variables.slots)
         self._everything = buckets.Bucket(
@@ -112,8 +115,8 @@ class Averager:
         self._key_of_slots = self._key_of_means + means
         rounds = range(topology.rounds)  # each has peers of its own
         self._gossip_bytes = [self._mixer.bytes_sent(r) for r in rounds]
-        self._gossips = [Traced(functools.partial(self._mixer.gossip, r)) for r in rounds]
-        self._changes = [Traced(functools.partial(self._mixer.changes, r)) for r in rounds]
+        self._gossips = [Traced(functools.partial(self._gossip, r)) for r in rounds]
+        self._changes = [Traced(functools.partial(self._changes_of, r)) for r in rounds]
         self._pack = Traced(self._parameters.pack)
         self._add = Traced(lambda *changes: self._parameters.add(changes))
         self._average_all = Traced(self._global_average)
@@ -130,11 +133,11 @@ class Averager:
 
     def gossip(self, round: int, doing: str):
         """Mix the parameters with this round's neighbors: x_i <- sum_j W[i, j] * x_j."""
-        round %= self._topology.rounds
+        step, round = round + 1, round % self._topology.rounds
         if self._topology.cycle[round].is_empty:
             return
         with self._session.waiting(doing, self._patience.exchange_s):
-            self._gossips[round]()
+            self._gossips[round](tf.constant(step, tf.int64))
         self.bytes_sent += self._gossip_bytes[round]
 
     def start_gossip(self, round: int, doing: str):
@@ -143,12 +146,13 @@ class Averager:
         The parameters may change meanwhile. `finish_gossip` must follow before the next exchange
         that changes them.
         """
-        round %= self._topology.rounds
+        step, round = round + 1, round % self._topology.rounds
         if self._topology.cycle[round].is_empty:
             return
         # The values, not the variables: TensorFlow copies a variable when an optimizer is about to
         # change it in place while somebody else holds its value.
-        exchange = functools.partial(self._changes[round], *self._pack())
+        chunks = self._pack()
+        exchange = functools.partial(self._changes[round], tf.constant(step, tf.int64), *chunks)
         self._session.begin(exchange, doing, self._patience.exchange_s)
         self._started = True
         self.bytes_sent += self._gossip_bytes[round]
@@ -228,6 +232,13 @@ class Averager:
         # In a ring every piece travels n-1 times to be summed and n-1 times to be copied.
         size = self._session.size
         self.bytes_sent += round(2 * (size - 1) / size * sent)
+
+    def _gossip(self, round: int, step):
+        self._parameters.add(self._changes_of(round, step, *self._parameters.pack()))
+
+    def _changes_of(self, round: int, step, *chunks):
+        self.health.note(chunks, step)
+        return self._mixer.changes(round, *chunks)
 
     def _global_average(self):
         self._merge_statistics()

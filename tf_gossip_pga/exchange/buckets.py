@@ -11,6 +11,9 @@ import tensorflow as tf
 # Bytes of one message. Smaller costs round trips, larger leaves sending and mixing no overlap.
 CHUNK_BYTES = 4 << 20
 
+# Collectives know neither type, and sum complex numbers as pairs of real ones.
+_CARRIERS = {tf.bool: tf.uint8, tf.complex64: tf.float32, tf.complex128: tf.float64}
+
 # A variable of at least this share of a chunk travels alone.
 _SHARE = 4
 
@@ -32,6 +35,8 @@ class _Piece:
 class Bucket:
     """A list of variables as a list of 1-D chunks of one dtype each.
 
+    Complex numbers travel as pairs of real ones, Booleans as integers of a byte.
+
     Args:
       variables: `tf.Variable`s with static shapes.
       chunk_bytes: the largest size of a chunk.
@@ -43,7 +48,7 @@ class Bucket:
         self._pieces: list[_Piece] = []
         self._lengths: list[int] = []  # of the chunks, in elements
         self._dtypes: list[tf.DType] = []
-        for dtype in dict.fromkeys(v.dtype for v in self.variables):
+        for dtype in dict.fromkeys(_carrier(v.dtype) for v in self.variables):
             self._plan(dtype, max(1, chunk_bytes // dtype.size))
 
     def __len__(self) -> int:
@@ -59,8 +64,8 @@ class Bucket:
         """Place the variables of one dtype in chunks of at most `limit` elements."""
         shared = None  # the chunk that small variables fill now
         for index, variable in enumerate(self.variables):
-            size = variable.shape.num_elements()
-            if variable.dtype != dtype or not size:
+            size = variable.shape.num_elements() * (2 if variable.dtype.is_complex else 1)
+            if _carrier(variable.dtype) != dtype or not size:
                 continue
             if size >= limit / _SHARE:
                 # Alone it is sent from where it lies: a chunk of several variables is a copy.
@@ -76,7 +81,7 @@ class Bucket:
         """Append a piece to a chunk, or to a new one for None; return the chunk."""
         if chunk is None:
             self._lengths.append(0)
-            self._dtypes.append(self.variables[variable].dtype)
+            self._dtypes.append(_carrier(self.variables[variable].dtype))
             chunk = len(self) - 1
         self._pieces.append(_Piece(variable, start, stop, chunk, self._lengths[chunk]))
         self._lengths[chunk] += stop - start
@@ -84,7 +89,7 @@ class Bucket:
 
     def pack(self):
         """Return the chunks with the variables' present values."""
-        flat = [tf.reshape(variable, [-1]) for variable in self.variables]
+        flat = [_carried(variable) for variable in self.variables]
         parts = [[] for _ in self._lengths]
         for piece in self._pieces:
             parts[piece.chunk].append(flat[piece.variable][piece.start : piece.stop])
@@ -93,15 +98,15 @@ class Bucket:
     def assign(self, chunks):
         """Set the variables from chunks as `pack` returns them."""
         for variable, value in self._unpacked(chunks):
-            variable.assign(tf.reshape(value, variable.shape))
+            variable.assign(_restored(value, variable))
 
     def add(self, changes):
         """Add chunks of the same lengths, at least float32, to the variables."""
         for variable, change in self._unpacked(changes):
-            change = tf.reshape(change, variable.shape)
-            if change.dtype == variable.dtype:
-                variable.assign_add(change)  # in place
+            if change.dtype == _carrier(variable.dtype):
+                variable.assign_add(_restored(change, variable))  # in place
             else:
+                change = tf.reshape(change, variable.shape)
                 variable.assign(tf.cast(wide(variable) + change, variable.dtype))
 
     def _unpacked(self, chunks):
@@ -113,6 +118,26 @@ class Bucket:
         for variable, part in zip(self.variables, parts, strict=True):
             if part:
                 yield variable, tf.concat(part, 0)
+
+
+def _carrier(dtype: tf.DType) -> tf.DType:
+    """Return the dtype in which numbers of a dtype travel."""
+    return _CARRIERS.get(dtype, dtype)
+
+
+def _carried(variable):
+    """Return a variable's numbers in the dtype in which they travel, flat."""
+    flat = tf.reshape(variable, [-1])
+    if flat.dtype.is_complex:
+        return tf.reshape(tf.bitcast(flat, _carrier(flat.dtype)), [-1])
+    return tf.cast(flat, _carrier(flat.dtype))
+
+
+def _restored(flat, variable):
+    """Return numbers as `_carried` returned them in the variable's own dtype and shape."""
+    if variable.dtype.is_complex:
+        flat = tf.bitcast(tf.reshape(flat, [-1, 2]), variable.dtype)
+    return tf.reshape(tf.cast(flat, variable.dtype), variable.shape)
 
 
 def wide(chunk):

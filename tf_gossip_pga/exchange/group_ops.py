@@ -39,9 +39,10 @@ _FIRST_GROUP_KEY = 1 << 20
 _FIRST_INSTANCE_KEY = 1 << 20
 FIRST_FREE_KEY = _FIRST_INSTANCE_KEY + 32
 
-# Broadcast kernels know these types; other dtypes are bitcast to one of the same width.
+# Broadcast kernels know these types; other dtypes are bitcast to one of the same width, those of
+# one byte, of which there is none, by fours.
 _BCAST_TYPES = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
-_SAME_WIDTH = {1: None, 2: tf.float16, 4: tf.int32, 8: tf.int64}
+_SAME_WIDTH = {2: tf.float16, 4: tf.int32, 8: tf.int64}
 
 # An edge coloring: groups of (sender, receiver) edges without a common rank.
 Colors = Sequence[Sequence[tuple[int, int]]]
@@ -179,9 +180,13 @@ class GroupOps:
 
     def _bcast(self, chunk, sender: int, group_size: int, group_key: int, instance_key: int):
         """Return the sender's chunk on every member of a group."""
+        if chunk.dtype.size == 1:
+            length = chunk.shape[0]
+            fours = tf.reshape(tf.concat([chunk, tf.zeros([-length % 4], chunk.dtype)], 0), [-1, 4])
+            words = tf.bitcast(fours, tf.int32)
+            words = self._bcast(words, sender, group_size, group_key, instance_key)
+            return tf.reshape(tf.bitcast(words, chunk.dtype), [-1])[:length]
         kind = chunk.dtype if chunk.dtype in _BCAST_TYPES else _SAME_WIDTH[chunk.dtype.size]
-        if kind is None:
-            raise TypeError(f"Variables of type {chunk.dtype.name} cannot be sent to workers.")
         arguments = {
             "group_size": group_size,
             "group_key": group_key,

@@ -51,10 +51,6 @@ class Mixer:
             for reference, chunk in zip(self._reference, chunks, strict=True):
                 reference.assign(chunk)
 
-    def gossip(self, round: int):
-        """Mix the parameters in place: x_i <- sum_j W[i, j] * x_j."""
-        self._parameters.add(self.changes(round, *self._parameters.pack()))
-
     def changes(self, round: int, *chunks):
         """Return what a gossip adds to each chunk: sum_j W[i, j] * x_j - x_i, at least float32."""
         weights, _ = self._topology.neighbors(round, self._ops.place)

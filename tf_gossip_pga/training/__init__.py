@@ -10,6 +10,8 @@ sync_point: what ranks tell one another at a point of training.
 period_loss: the loss that an adaptive period follows.
 
 preflight: what each rank checks, and what must be equal on all, before the first exchange.
-variables: which variables are averaged.
+variables: the variables and optimizers of a model, and what becomes of each.
+adapted: what layers have adapted to, for comparison.
+symptoms: what ranks tell of their parameters with a global average.
 preemption: SIGTERM while `fit` runs.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any, cast
 
 import keras
@@ -33,11 +34,22 @@ class GossipPGA(keras.callbacks.Callback):
     (Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021, Algorithm 1;
     parameters are averaged, not gradients.)
 
-    Training starts from rank 0's weights and optimizer variables. Validation inside `fit` runs on
-    the averaged model; training then continues from the local one. When training ends, a last
-    global average leaves the same model on every rank. Global averages also average BatchNorm
-    statistics and other floating-point non-trainable variables; gossips do not. Integer variables
-    and the states of random generators are never averaged. A single worker exchanges nothing.
+    Training starts from rank 0's variables: those of the model, also a `tf.Variable` that a layer
+    holds and Keras does not know, and those of its optimizers. The states of random generators stay
+    each rank's own. Validation inside `fit` runs on the averaged model; training then continues
+    from the local one. When training ends, a last global average leaves the same model on every
+    rank. Global averages also average BatchNorm statistics and other floating-point or complex
+    non-trainable variables; gossips do not. Integers and Booleans are never averaged. A single
+    worker exchanges nothing.
+
+    The model's optimizers are the one of `compile` and those that the model or its layers hold as
+    attributes, also in lists and dicts (a GAN has two). One that is not built is built for all
+    trainable variables of the model or layer that holds it. To save memory, build it for those that
+    it trains: `model.d_optimizer.build(model.discriminator.trainable_variables)`.
+
+    Layers with lookup tables or an `adapt` method that belong to the model must be adapted to the
+    same data on every rank: to the whole dataset, before `cluster.shard`. This holds too where they
+    are mapped over the dataset, which this callback does not see.
 
     On a worker with several devices, build and compile the model in the scope of
     `cluster.strategy`: all devices compute each step, and the first one exchanges for all.
@@ -90,6 +102,11 @@ class GossipPGA(keras.callbacks.Callback):
         that cannot reach each other the larger continues. A lost worker that is started again
         (`initialize(join=True)`) joins where an epoch begins. Default `"raise"`.
       min_workers: with `"continue"`, how many workers must survive; with fewer, all end. Default 1.
+      local: names of variables, or of layers for all of their variables, that each rank keeps for
+        itself, such as a queue of features of its own examples: `local=["feature_queue"]`. They are
+        neither broadcast nor averaged, nor are such layers' tables compared, and each rank's
+        checkpoint has its own. A name is a part of a variable's `path`. The optimizer's slots of
+        such a variable are treated as all others. Default `()`.
 
     Attributes:
       step: number of completed batches over the whole run.
@@ -137,6 +154,7 @@ class GossipPGA(keras.callbacks.Callback):
         timeout_s: float = 300.0,
         on_worker_lost: str = "raise",
         min_workers: int = 1,
+        local: Sequence[str] = (),
     ):
         super().__init__()
         self._session = process.active()
@@ -149,9 +167,10 @@ class GossipPGA(keras.callbacks.Callback):
             timeout_s=timeout_s,
             on_worker_lost=on_worker_lost,
             min_workers=min_workers,
+            local=local,
             size=self._session.size,
         )
-        self._run = RunState(self._settings, self._session.size)
+        self._run = RunState(self._settings, self._session)
         self._fit: Fit | None = None  # while training
 
     @property
@@ -207,6 +226,11 @@ class GossipPGA(keras.callbacks.Callback):
     def optimizer_state(self) -> str:
         """Return the argument of this name."""
         return self._settings.optimizer_state
+
+    @property
+    def local(self) -> tuple[str, ...]:
+        """Return the argument of this name."""
+        return tuple(self._settings.local)
 
     @property
     def in_fit(self) -> bool:

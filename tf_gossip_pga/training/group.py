@@ -129,8 +129,11 @@ class Group:
 
     def average_globally(self, doing: str):
         """Set the model to the mean over ranks."""
+        symptoms, session = self._run.symptoms, self._session
         with self._run.communicating():
+            symptoms.tell(self.averager.health, self._run.step)
             measured = self.averager.global_average(doing)
+        symptoms.report(session.view.members, session.cluster.is_chief)
         if not self.replica.is_equal:
             self._unreported.append((self._run.step, measured))
         self.replica.equalize()

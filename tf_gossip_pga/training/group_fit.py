@@ -14,12 +14,11 @@ from tf_gossip_pga.errors import TrainingFinished
 from tf_gossip_pga.exchange.averager import Averager, Variables
 from tf_gossip_pga.exchange.elastic import ElasticSession
 from tf_gossip_pga.exchange.session import MISSED
-from tf_gossip_pga.training import preflight, sync_point
+from tf_gossip_pga.training import preflight, sync_point, variables
 from tf_gossip_pga.training.fit import Fit
 from tf_gossip_pga.training.group import Group
 from tf_gossip_pga.training.phase import Phase
 from tf_gossip_pga.training.run_state import RunState
-from tf_gossip_pga.training.variables import variables_of
 
 
 class GroupFit(Fit):
@@ -36,6 +35,7 @@ class GroupFit(Fit):
         self.group = Group(session, run, model, self.vote)
         run.scalars.clear_votes()
         self._digest = ""  # of what must be equal on all ranks
+        self._known: list[variables.Held] = []  # what the model holds before the first batch
 
     # ---- The start ------------------------------------------------------------------------------
 
@@ -65,6 +65,8 @@ class GroupFit(Fit):
             self.group.patience.start_s,
         )
         preflight.check(everyone, session.view.members, session.cluster.rank)
+        if session.cluster.is_chief:
+            preflight.warn_of_variables(self.model, run.settings.local)
         # Building an averager is an exchange too: all ranks do it or none.
         if not all(each["known"] for each in everyone):
             run.use_averager(self._new_averager(run.topology))
@@ -73,6 +75,7 @@ class GroupFit(Fit):
     def _facts(self) -> dict:
         """Return what must be equal on all ranks; build the optimizer."""
         run = self.run
+        self._known = variables.held_by_layers(self.model)
         return preflight.facts(
             self.model,
             {
@@ -88,7 +91,10 @@ class GroupFit(Fit):
 
     @property
     def _variables(self) -> Variables:
-        return variables_of(self.model, self.run.settings.optimizer_state, self.run.scalars)
+        run = self.run
+        shared = [*run.scalars.variables, *run.symptoms.variables]
+        settings = run.settings
+        return variables.variables_of(self.model, settings.optimizer_state, settings.local, shared)
 
     def _new_averager(self, topology: Topology) -> Averager:
         return Averager(
@@ -113,6 +119,7 @@ class GroupFit(Fit):
             if epoch:
                 # BackupAndRestore sets weights in on_train_begin, perhaps after our broadcast.
                 self._broadcast_start()
+            self.run.symptoms.begin(self.group.averager.health)
             # Until all replicas are equal the survivors' average would be nobody's model.
             self.session.begin_sequence(self.group.loss_policy)
 
@@ -120,11 +127,13 @@ class GroupFit(Fit):
         """Exchange after an optimizer step; return whether it was a global average."""
         if self.phase is Phase.WARMING_UP:  # absorbs the ranks' differences in compiling
             self.group.sync("the first batch", timed=False)
+            preflight.check_no_late_variables(self.model, self._known)
         self.phase = self.phase.after("batch")
         if self.model.stop_training:
             # Alone this rank would leave the others waiting: all stop at the next global average.
             self.vote.request()
             self.model.stop_training = False
+        self.run.symptoms.after_step(self.group.averager.health)
         was_global = self.session.run(self._exchange)
         return is_global if was_global is MISSED else was_global
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 
 from tf_gossip_pga.algorithm.schedule import AdaptiveSchedule
 
@@ -47,17 +48,17 @@ class PeriodLoss:
         """Take what is known of the loss after a batch for which `needs` is true.
 
         Args:
-          sums: Keras' sum of losses since the beginning of the epoch and its weight; None for a
-            `train_step` that does not keep them.
-          logged: the loss in the batch's logs, used in that case; None if there is none.
+          sums: Keras' sum of losses since the beginning of the epoch and its weight; None, or as
+            before, for a `train_step` that does not keep them.
+          logged: the loss in the batch's logs, a number or an array, used in that case; None if
+            there is none.
           is_global: whether a global average follows this batch.
         """
-        if sums is None:
-            loss = math.nan if logged is None else float(logged)
-        else:
+        loss = math.nan if logged is None else float(np.mean(logged))
+        if sums is not None:
             total, count = (now - then for now, then in zip(sums, self._before, strict=True))
             self._before = sums
-            loss = total / count if count else math.nan
+            loss = total / count if count else loss
         if self._follows_average:
             self.value = loss
         self._follows_average = is_global

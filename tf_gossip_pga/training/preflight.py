@@ -8,20 +8,29 @@ reaches the same verdict.
 import hashlib
 import json
 import re
+from collections.abc import Collection
 
 import keras
 import tensorflow as tf
 
 from tf_gossip_pga import __version__
+from tf_gossip_pga._log import logger
 from tf_gossip_pga.coordination.joining import Invitation
 from tf_gossip_pga.exchange.session import SoloSession
+from tf_gossip_pga.training import adapted
+from tf_gossip_pga.training import variables as variables_lib
 from tf_gossip_pga.training.settings import Settings
+from tf_gossip_pga.training.variables import Held
 
 _REMEDIES = {
     "steps per epoch": " cluster.shard(dataset) makes equal parts; or pass steps_per_epoch to fit.",
     "the state of H": " Set the same state on all ranks or on none.",
     "step count": " Give all ranks a new GossipPGA, or none, and the same state.",
 }
+_ADAPT = (
+    " Adapt it to the whole dataset, before cluster.shard; or name it in GossipPGA(local=…) if the "
+    "ranks are to differ."
+)
 
 
 def problem_of_rank(
@@ -35,9 +44,10 @@ def problem_of_rank(
       session: the exchanges of this process.
       steps: batches of an epoch as Keras tells its callbacks; None where Keras does not know.
     """
-    found = problem_of_model(model)
+    found = problem_of_model(model) or problem_of_local(model, settings.local)
     if not found and settings.optimizer_state == "reset":
-        found = problem_of_reset(model.optimizer)
+        optimizers = [optimizer for optimizer, _ in variables_lib.optimizers_of(model)]
+        found = next(filter(None, map(problem_of_reset, optimizers)), None)
     if session.cluster.size == 1:  # its data concern no other rank
         return found
     if not found and settings.survives and (unreachable := session.unreachable()):
@@ -56,13 +66,45 @@ def problem_of_model(model) -> str | None:
             f"steps_per_execution={model.steps_per_execution}. Compile it with "
             "steps_per_execution=1."
         )
-    if not model.built or not model.trainable_variables:
+    has_call = variables_lib.has_call(model)
+    held = variables_lib.held_by_layers(model)
+    trains = any(each.kind == "trainable" and each.is_averaged for each in held)
+    if not trains or (has_call and not model.built):
+        what = "it" if has_call else "each of the layers that its train_step calls"
         return (
-            f"The model {model.name!r} has no trainable variables yet. Build it before fit: give "
-            "it an Input layer, call model.build(input_shape), or call it on a batch."
+            f"The model {model.name!r} has no trainable variables yet, or not all. Build it before "
+            f"fit: call {what} on a batch, or begin with an Input layer."
         )
-    if model.optimizer is None:
+    optimizers = variables_lib.optimizers_of(model)
+    if not optimizers:
         return f"The model {model.name!r} was compiled without an optimizer. Give compile one."
+    return problem_of_unbuilt(model, optimizers)
+
+
+def problem_of_unbuilt(model, optimizers: list) -> str | None:
+    """Return why an optimizer that a model holds cannot be built before it trains, or None."""
+    for optimizer, _ in optimizers:
+        inner = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
+        if optimizer is not model.optimizer and not optimizer.built and inner.use_ema:
+            # Built for more than it trains, it would overwrite the weights of others.
+            return (
+                f"The model holds the optimizer {optimizer.name!r} with use_ema=True, and nothing "
+                "says which variables it trains. Build it before fit: optimizer.build(variables)."
+            )
+    return None
+
+
+def problem_of_local(model, names: Collection[str]) -> str | None:
+    """Return which of the names of local variables the model does not have, or None."""
+    held = variables_lib.held_by_layers(model)
+    layers = {layer.name for _, layer, _ in variables_lib.walk(model)}  # some have but a table
+    for name in names:
+        if name not in layers and not any(each.is_local([name]) for each in held):
+            paths = [each.path for each in held]
+            return (
+                f"local names {name!r}, but the model has no variable or layer of this name. It "
+                f"has {', '.join(paths[:20])}{', …' * (len(paths) > 20)}."
+            )
     return None
 
 
@@ -139,22 +181,58 @@ def facts(model, settings: dict) -> dict:
         "the version of Keras": keras.__version__,
         "the version of tf_gossip_pga": __version__,
         **settings,
-        "the optimizer": type(model.optimizer).__name__,
+        "the optimizer": ", ".join(
+            type(optimizer).__name__ for optimizer, _ in variables_lib.optimizers_of(model)
+        ),
         "variables": described(model),
+        **adapted.described(model, settings.get("local", ())),
     }
 
 
 def described(model) -> list[str]:
-    """Describe every variable of a model and its optimizer, in their order.
+    """Describe every variable of a model and its optimizers, in the order of `variables.held`.
 
-    Build the optimizer's variables if Keras has not done so yet.
+    Build the optimizers' variables if Keras has not done so yet.
     """
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
-    return [
-        *(_described(v, "trainable" if v.trainable else "frozen") for v in model.variables),
-        *(_described(v, "optimizer") for v in model.optimizer.variables),
+    variables_lib.build(model)
+    return [_described(each) for each in variables_lib.held(model)]
+
+
+def check_no_late_variables(model, known: list[Held]):
+    """Raise where a batch has made variables that ranks did not start with.
+
+    Args:
+      model: after its first batch.
+      known: the variables that it had before.
+
+    Raises:
+      ValueError: it has more; the message names them.
+    """
+    before = {id(each.value) for each in known}
+    late = [
+        each.path
+        for each in variables_lib.held_by_layers(model)
+        if id(each.value) not in before and each.kind != "random"
     ]
+    if late:
+        raise ValueError(
+            f"The first batch has made variables, which differ between ranks: {', '.join(late)}. "
+            "Build all layers before fit: call the model, or each of its layers, on a batch."
+        )
+
+
+def warn_of_variables(model, local: Collection[str]):
+    """Warn of variables that can be neither made equal nor averaged, unless they are local."""
+    left = [
+        f"{each.path} ({each.value.dtype.name}, shape {each.value.shape})"
+        for each in variables_lib.held_by_layers(model)
+        if not each.is_sendable and not each.is_local(local)
+    ]
+    if left:
+        logger.warning(
+            f"Each rank keeps its own {', '.join(left)}: only numbers of a known shape can be sent "
+            "to other ranks. Name them in GossipPGA(local=…) if this is meant."
+        )
 
 
 def digest(facts: dict) -> str:
@@ -180,14 +258,14 @@ def check(everyone: list[dict], ranks: tuple[int, ...], rank: int):
     for other, each in zip(ranks, everyone, strict=True):
         if each["problem"]:
             raise ValueError(f"Rank {other} cannot start training: {each['problem']}")
-    for name in everyone[0]["facts"]:
-        values = [each["facts"][name] for each in everyone]
+    for name in dict.fromkeys(name for each in everyone for name in each["facts"]):
+        values = [each["facts"].get(name) for each in everyone]
         if name == "variables":
             name, values = first_difference(values)
         if found := difference(values, ranks):
             raise ValueError(
                 f"The ranks differ in {name}: {found}. It must be the same on every rank."
-                + _REMEDIES.get(name, "")
+                + _REMEDIES.get(name, _ADAPT if "adapted" in name else "")
             )
 
 
@@ -229,11 +307,14 @@ def _are_equal(values: list) -> bool:
     return all(value == values[0] for value in values[1:])
 
 
-def _described(variable, kind: str) -> str:
+def _described(held: Held) -> str:
     # Keras numbers the layers of a process as they are made; the numbers mean nothing elsewhere.
     # An optimizer's variables have them in mid-name: adam/sequential_2_dense_3_kernel_momentum.
-    path = re.sub(r"_\d+(?=[_/]|$)", "", variable.path)
-    return f"{path} {list(variable.shape)} {variable.dtype} {kind}"
+    path = re.sub(r"_\d+(?=[_/]|$)", "", held.path)
+    shape = held.value.shape
+    sizes = None if shape.rank is None else shape.as_list()
+    kind = "frozen" if held.kind == "random" else held.kind
+    return f"{path} {sizes} {held.value.dtype.name} {kind}"
 
 
 def first_difference(lists: list[list[str]]) -> tuple[str, list[str]]:

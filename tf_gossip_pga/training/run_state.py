@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from tf_gossip_pga.algorithm import schedule
 from tf_gossip_pga.algorithm import topology as topology_lib
 from tf_gossip_pga.exchange.averager import Averager
+from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training.settings import Settings
+from tf_gossip_pga.training.symptoms import Symptoms
 from tf_gossip_pga.training.variables import SharedScalars
 
 
@@ -19,7 +21,7 @@ class RunState:
 
     Args:
       settings: the callback's arguments.
-      size: the number of workers.
+      session: the exchanges of this process.
 
     Attributes:
       settings: the callback's arguments.
@@ -34,12 +36,14 @@ class RunState:
       communication_seconds: time spent in exchanges.
     """
 
-    def __init__(self, settings: Settings, size: int):
+    def __init__(self, settings: Settings, session: SoloSession):
         self.settings = settings
         self.schedule = schedule.resolve(settings.H)
-        self.topology = topology_lib.resolve(settings.topology, size)
+        self.topology = topology_lib.resolve(settings.topology, session.size)
         self.averager: Averager | None = None
         self._scalars: SharedScalars | None = None
+        self._symptoms: Symptoms | None = None
+        self._cluster = session.cluster
         self.step = 0
         self.gossip_steps = 0
         self.global_steps = 0
@@ -58,6 +62,13 @@ class RunState:
         if self._scalars is None:  # made late: TensorFlow's server must start before
             self._scalars = SharedScalars(with_loss=self.adaptive is not None)
         return self._scalars
+
+    @property
+    def symptoms(self) -> Symptoms:
+        """Return what ranks notice of their parameters and tell with the global averages."""
+        if self._symptoms is None:
+            self._symptoms = Symptoms(self._cluster.rank, self._cluster.size)
+        return self._symptoms
 
     @property
     def period_state(self) -> schedule.AdaptiveState | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Sequence
 
 from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import schedule
@@ -36,6 +37,7 @@ class Settings:
     timeout_s: float
     on_worker_lost: str
     min_workers: int
+    local: Sequence[str]
     size: dataclasses.InitVar[int]
 
     def __post_init__(self, size: int):
@@ -62,6 +64,12 @@ class Settings:
                 "min_workers must be a whole number, from 1 to the number of workers, "
                 f"{size}; received {self.min_workers!r}."
             )
+        is_list = isinstance(self.local, Collection) and not isinstance(self.local, str)
+        if not is_list or not all(isinstance(name, str) for name in self.local):
+            raise ValueError(
+                f"local must be a list of names of variables or layers, received {self.local!r}."
+            )
+        object.__setattr__(self, "local", tuple(self.local))
         object.__setattr__(self, "overlap", bool(self.overlap))
         object.__setattr__(self, "timeout_s", timeout_s)
         object.__setattr__(self, "min_workers", min_workers)
@@ -89,4 +97,5 @@ class Settings:
             "timeout_s": self.timeout_s,
             "on_worker_lost": self.on_worker_lost,
             "min_workers": self.min_workers if self.survives else None,
+            "local": sorted(self.local),
         }

@@ -1,0 +1,96 @@
+"""Describe what layers have adapted to, so that ranks can compare it.
+
+`adapt` leaves lookup tables, means and boundaries that are no Keras variables, or have been copied
+from them. No broadcast reaches them. Ranks that have adapted to their own parts of the data give
+the same word different rows of one embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_gossip_pga.training.variables import walk
+
+# Bits of a number that are compared: machines may round a mean differently in its last ones.
+_BITS = 12
+
+
+def described(model: keras.Model, local: Collection[str] = ()) -> dict[str, str]:
+    """Return, for each layer of a model with a lookup table or an `adapt` method, what it holds.
+
+    Args:
+      model: what is trained.
+      local: names of layers that each rank keeps for itself.
+
+    Returns:
+      `{"the adapted layer 'string_lookup'": "150 values (digest 3fa2c81d)"}`
+    """
+    found: dict[int, tuple[keras.layers.Layer, list[np.ndarray]]] = {}
+    around: dict[int, keras.layers.Layer] = {}  # a TextVectorization of its StringLookup
+    for _, holder, thing in walk(model):
+        is_layer = isinstance(thing, keras.layers.Layer) and not isinstance(thing, keras.Model)
+        if is_layer and hasattr(thing, "adapt"):
+            layer = around[id(thing)] = around.get(id(holder), thing)
+            found.setdefault(id(layer), (layer, []))[1].extend(_arrays(thing))
+        elif _is_table(thing):
+            layer = around.get(id(holder), holder)
+            found.setdefault(id(layer), (layer, []))[1].extend(_exported(thing))
+    texts: dict[str, str] = {}
+    for layer, arrays in found.values():
+        if layer.name in local:
+            continue
+        # Keras' numbers of layers mean nothing in another process.
+        name = f"the adapted layer {re.sub(r'_[0-9]+$', '', layer.name)!r}"
+        texts[name if name not in texts else f"{name} ({len(texts)})"] = _text(arrays)
+    return texts
+
+
+def _is_table(thing) -> bool:
+    is_resource = isinstance(thing, tf.saved_model.experimental.TrackableResource)
+    return is_resource and hasattr(thing, "export")
+
+
+def _exported(table) -> list[np.ndarray]:
+    """Return the keys and values of a lookup table, sorted by its keys."""
+    keys, values = (np.asarray(each) for each in table.export())
+    order = np.argsort(keys, kind="stable", axis=0)
+    return [keys[order], values[order]]
+
+
+def _arrays(layer) -> list[np.ndarray]:
+    """Return the numbers and words that a layer holds as attributes, in the order of names.
+
+    Without its variables, which are broadcast.
+    """
+    return [np.asarray(value) for _, value in sorted(vars(layer).items()) if _is_array(value)]
+
+
+def _is_array(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(each, (bool, int, float, str)) for each in value)
+    if isinstance(value, (tf.Variable, keras.Variable)):
+        return False
+    return isinstance(value, np.ndarray) or (tf.is_tensor(value) and hasattr(value, "numpy"))
+
+
+def _text(arrays: list[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(_rounded(array).tobytes())
+    return f"{sum(array.size for array in arrays)} values (digest {digest.hexdigest()[:8]})"
+
+
+def _rounded(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "O":  # words, as bytes of any length
+        return np.array(repr(array.tolist()))
+    if array.dtype.kind != "f":
+        return array
+    mantissas, exponents = np.frexp(array.astype("float64"))
+    return np.ldexp(np.round(np.ldexp(mantissas, _BITS)), exponents - _BITS)
