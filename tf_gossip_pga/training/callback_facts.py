@@ -84,7 +84,8 @@ def check(everyone: list[list[Fact] | None], ranks: tuple[int, ...]) -> list[str
 
 def learning_rates(optimizer) -> str:
     """Return an optimizer's learning rates, as far as callbacks can set them, in six digits."""
-    rates = [each.learning_rate for each in getattr(optimizer, "optimizers", [optimizer])]
+    optimizers = getattr(optimizer, "optimizers", [optimizer])
+    rates = [getattr(each, "learning_rate", None) for each in optimizers]
     return ", ".join(
         f"{float(each):.6g}" if isinstance(each, keras.Variable) else "a schedule" for each in rates
     )
@@ -108,19 +109,20 @@ def _fact(callback: keras.callbacks.Callback, is_before: bool) -> Fact:
     if kind is not None:
         arguments = ", ".join(f"{name}={getattr(callback, name)!r}" for name in _DECIDING[kind])
         decides = f"{type(callback).__name__}({arguments})"
-    paths = [getattr(callback, name, None) for name in _PATHS]
+    own = vars(callback)  # a property of a user's callback might need what is not there yet
+    paths = [own.get(name) for name in _PATHS]
     follows = isinstance(
         callback, keras.callbacks.EarlyStopping | keras.callbacks.ReduceLROnPlateau
     )
-    follows |= getattr(callback, "save_best_only", False)
+    follows |= bool(own.get("save_best_only"))
     return {
         "name": type(callback).__name__,
         "kind": kind.__name__ if kind else None,
         "decides": decides,
         # An EarlyStopping that restores no weights does alone what all do together.
-        "strict": getattr(callback, "restore_best_weights", True),
+        "strict": own.get("restore_best_weights", True),
         "swaps": isinstance(callback, keras.callbacks.SwapEMAWeights),
-        "monitor": getattr(callback, "monitor", None) if is_before and follows else None,
+        "monitor": own.get("monitor") if is_before and follows else None,
         "paths": [_absolute(each) for each in paths if isinstance(each, str | os.PathLike)],
     }
 
