@@ -134,12 +134,18 @@ def _semantics(cluster):
     def statistics(model):
         return _flat([norm.moving_mean, norm.moving_variance])
 
-    before = _recorder(on_train_batch_end=statistics, on_test_begin=trainable)
+    before = _recorder(
+        on_train_batch_end=statistics,
+        on_test_begin=trainable,
+        on_epoch_begin=trainable,
+        on_epoch_end=trainable,
+        on_train_end=trainable,
+    )
     after = _recorder(
         on_train_begin=lambda model: trainable(model) + _flat(model.optimizer.variables),
         on_train_batch_end=statistics,
         on_test_begin=trainable,
-        on_test_end=trainable,
+        on_epoch_end=trainable,
     )
     gossip = _gossip(H=4)
     callbacks = [before, gossip, after]
@@ -198,15 +204,23 @@ def test_statistics_are_averaged_at_global_averages_only(semantics):
             assert (mixed == mine).all()
 
 
-def test_validation_sees_the_average_and_training_goes_on_from_the_local_weights(semantics):
+def test_what_was_validated_stays_until_the_epochs_end_and_training_goes_on_locally(semantics):
     local = np.array([rank["before"]["on_test_begin"] for rank in semantics])  # [rank, epoch, …]
     seen = np.array([rank["after"]["on_test_begin"] for rank in semantics])
-    restored = np.array([rank["after"]["on_test_end"] for rank in semantics])
+    restored = np.array(
+        [
+            [rank["before"]["on_epoch_begin"][1], *rank["before"]["on_train_end"]]
+            for rank in semantics
+        ]
+    )
     # The first epoch ends with step 6, a gossip; the second with step 12, a global average.
     assert (local[0, 0] != local[1, 0]).any()
     assert (local[0, 1] == local[1, 1]).all()
     np.testing.assert_allclose(seen[0], local.mean(0), rtol=1e-5, atol=1e-7)
     assert (seen[0] == seen[1]).all()
+    for order in ("before", "after"):  # what a ModelCheckpoint saves, wherever it is in the list
+        saved = np.array([rank[order]["on_epoch_end"] for rank in semantics])
+        assert (saved == seen).all()
     assert (restored == local).all()
 
 
@@ -839,20 +853,17 @@ def _early_stopping(cluster, folder):
     import keras
 
     x, y = _data(0)  # every rank validates on the same data
-    rank_0_is_at_epoch_2 = pathlib.Path(folder, "epoch 2")
-
-    def tell(epoch, logs=None):
-        if cluster.rank == 0 and epoch == 1:
-            rank_0_is_at_epoch_2.touch()
+    rank_0_is_done = pathlib.Path(folder, "done")
 
     def keep_waiting(epoch, logs=None):
-        if cluster.rank == 1 and epoch == 0:
-            deadlines.Deadline(60).until(rank_0_is_at_epoch_2.exists)
+        if cluster.rank == 0:
+            rank_0_is_done.touch()
+        elif epoch == 0:
+            deadlines.Deadline(60).until(rank_0_is_done.exists)
             time.sleep(1)
 
     model = _dense_model(cluster.rank, keras.optimizers.SGD(0.3))
     stop = keras.callbacks.EarlyStopping(patience=1, restore_best_weights=True)
-    telling = keras.callbacks.LambdaCallback(on_epoch_begin=tell)
     slow = keras.callbacks.LambdaCallback(on_epoch_end=keep_waiting)
     gossip = _gossip(H=None)
     history = model.fit(
@@ -860,7 +871,7 @@ def _early_stopping(cluster, folder):
         batch_size=BATCH,
         epochs=20,
         validation_data=(x, y),
-        callbacks=[stop, telling, gossip, slow],
+        callbacks=[stop, gossip, slow],
         verbose=0,
     )
     losses = history.history

@@ -80,8 +80,12 @@ def _semantics(cluster):
         def on_test_begin(self, logs=None):
             self.look("validation")
 
-        def on_test_end(self, logs=None):
-            self.look("validated")
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch:
+                self.look("restored")
+
+        def on_train_end(self, logs=None):
+            self.look("restored")
 
     x, y = _data(cluster.rank)
     before, after = Look(), Look()
@@ -114,7 +118,7 @@ def _seen(semantics, order: str, name: str) -> np.ndarray:
 
 
 def test_parameters_and_optimizer_are_the_same_on_all_devices(semantics):
-    for order, names in (("before", ["step"]), ("after", ["start", "step", "validated", "end"])):
+    for order, names in (("before", ["step"]), ("after", ["start", "step", "restored", "end"])):
         for name in names:
             values = _seen(semantics, order, f"{name} parameters")
             assert values.shape[2] == DEVICES
@@ -142,7 +146,7 @@ def test_validation_sees_the_average_and_every_device_goes_on_from_its_own(seman
     for kind in ("parameters", "statistics"):
         local = _seen(semantics, "before", f"validation {kind}")
         seen = _seen(semantics, "after", f"validation {kind}")
-        restored = _seen(semantics, "after", f"validated {kind}")
+        restored = _seen(semantics, "before", f"restored {kind}")
         assert (local[0, 0] != local[1, 0]).any()
         assert (restored == local).all()
         if kind == "statistics":

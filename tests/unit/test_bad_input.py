@@ -113,7 +113,10 @@ def test_one_worker_is_a_quiet_no_op():
     history = _model().fit(*DATA, batch_size=2, callbacks=[callback], verbose=0)
     assert (callback.step, callback.gossip_steps, callback.global_steps) == (4, 2, 2)
     assert callback.bytes_sent == 0 and callback.communication_seconds == 0
-    assert set(history.history) == {"loss", "global_averages", "communication_seconds"}
+    logs = history.history
+    added = {"consensus_distance", "global_averages", "communication_seconds"}  # as of several
+    assert set(logs) == {"loss", *added}
+    assert logs["consensus_distance"] == [0.0]
 
 
 def test_one_worker_counts_as_an_adaptive_period_says():

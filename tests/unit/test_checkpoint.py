@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import signal
+import warnings
 
 import hypothesis
 import numpy as np
@@ -85,6 +86,24 @@ def test_an_ignored_sigterm_stays_ignored(tmp_path):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert not checkpoint.preempted
+
+
+def test_a_forked_child_does_not_note_its_parents_sigterm(tmp_path, received):
+    statuses = []
+
+    def fork(batch, logs=None):
+        if batch == 0:
+            pid = os.fork()
+            if not pid:
+                os._exit(signal.getsignal(signal.SIGTERM) is not before)
+            statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            assert signal.getsignal(signal.SIGTERM) is not before  # the parent's own stays
+
+    before = signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # this process has threads
+        _train(tmp_path, kit.a_callback(on_train_batch_begin=fork), epochs=1)
+    assert statuses == [0]
 
 
 # ---- What is saved when -------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 import atexit
 import contextlib
+import dataclasses
+import os
+import sys
 import threading
 import types
 
@@ -116,8 +119,6 @@ def _test_body(action):
 
 
 def _elastic(*views, in_fit: bool = True, timing: Timing | None = None) -> ElasticSession:
-    import dataclasses
-
     # A cluster of its own: a session marks its lost workers.
     cluster = dataclasses.replace(CLUSTER, lost=set())
     return ElasticSession(
@@ -437,3 +438,32 @@ def test_a_script_does_not_gather_inside_of_a_fit_that_survives_losses():
     session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
     with pytest.raises(RuntimeError, match=r"cluster.gather cannot be called inside of a fit"):
         _test_body(lambda: session.gather(1, "cluster.gather", 60))
+
+
+# ---- A script that never averages ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rank", "doings", "pid", "failed", "is_warned"),
+    [
+        (0, [], os.getpid(), None, True),
+        (0, ["cluster.barrier"], os.getpid(), None, True),
+        (0, ["cluster.barrier", "the start of training"], os.getpid(), None, False),
+        (0, ["cluster.gather"], os.getpid(), None, False),  # a script that evaluates, perhaps
+        (1, [], os.getpid(), None, False),
+        (0, [], 1, None, False),  # a forked child
+        (0, [], os.getpid(), OSError("its own words are enough"), False),
+    ],
+)
+def test_workers_that_never_exchange_are_warned_of_when_the_script_ends(
+    rank, doings, pid, failed, is_warned, capsys, monkeypatch
+):
+    session = _elastic()
+    session.cluster = dataclasses.replace(session.cluster, rank=rank)
+    session._gather = lambda value: [value] * 3
+    monkeypatch.setattr(sys, "last_value", failed, raising=False)
+    for doing in doings:
+        session.gather(None, doing, 60)
+    process._warn_of_no_average(session, pid)
+    said = "Joined 3 workers, but nothing was averaged" in capsys.readouterr().err
+    assert said is is_warned

@@ -66,6 +66,18 @@ def test_distances_put_the_ranks_parts_together():
     assert sync_point.distances(reports) == [(4, 0.5), (6, 0.0)]
 
 
+def test_ranks_that_resume_at_different_epochs_learn_which_backup_to_replace():
+    wheres = {
+        0: "the beginning of epoch 4",
+        1: "the beginning of epoch 4",
+        3: "the beginning of epoch 3",
+    }
+    reports = [_report(rank, where=where) for rank, where in wheres.items()]
+    with pytest.raises(RuntimeError, match="begin with different epochs: rank 0 is at") as error:
+        sync_point.check_same_point(reports)
+    assert "replace the backup of rank 3 with a copy of rank 0's" in str(error.value)
+
+
 def test_ranks_that_measured_a_different_number_of_averages_are_an_error():
     reports = [_report(0, measured=[[4, [1.0, 4.0]]]), _report(1)]
     with pytest.raises(ValueError, match="zip"):
@@ -77,14 +89,36 @@ def test_logs_become_means_where_all_ranks_have_them():
     assert sync_point.mean_logs(reports, ["loss", "own"]) == {"loss": 1.5}
 
 
-def test_only_scalars_are_numbers():
+def test_arrays_become_means_where_their_shapes_agree():
+    reports = [
+        _report(0, logs={"f1": [1.0, 2.0, 3.0], "other": [1.0]}),
+        _report(1, logs={"f1": [3.0, 2.0, 5.0], "other": [1.0, 2.0]}),
+    ]
+    means = sync_point.mean_logs(reports, ["f1", "other"])
+    assert list(means) == ["f1"]
+    assert means["f1"].tolist() == [2.0, 2.0, 4.0]
+
+
+def test_scalars_and_arrays_are_numbers():
     logs = {
         "loss": np.float32(0.5),
         "count": 3,
         "zero_d": np.array(2.0),
-        "vector": np.array([1.0, 2.0]),
+        "vector": np.array([1.0, 2.0], np.float32),
+        "matrix": [[1, 2], [3, 4]],
         "text": "abc",
+        "texts": np.array(["a", "b"]),
+        "complex": np.array(1j),
+        "ragged": [[1.0], [2.0, 3.0]],
+        "large": np.zeros(100_001),
+        "none": None,
     }
-    assert sync_point.numbers_in(logs) == {"loss": 0.5, "count": 3.0, "zero_d": 2.0}
+    assert sync_point.numbers_in(logs) == {
+        "loss": 0.5,
+        "count": 3.0,
+        "zero_d": 2.0,
+        "vector": [1.0, 2.0],
+        "matrix": [[1.0, 2.0], [3.0, 4.0]],
+    }
     assert sync_point.numbers_in(None) == {}
     assert math.isnan(sync_point.numbers_in({"loss": math.nan})["loss"])

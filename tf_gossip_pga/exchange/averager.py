@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 
 import numpy as np
 import tensorflow as tf
@@ -228,6 +229,10 @@ class Averager:
         for variable, value in zip(self._on_all_devices(), snapshot, strict=True):
             variable.assign(value)
 
+    def digests(self) -> tuple[str, str]:
+        """Return digests of the parameters and of the statistics, equal where all bits are."""
+        return _digest(self._parameters.variables), _digest(self._statistics.variables)
+
     def _count_all_reduce(self, sent: int):
         # In a ring every piece travels n-1 times to be summed and n-1 times to be copied.
         size = self._session.size
@@ -283,6 +288,14 @@ class Averager:
             self._mixer.remember(self._parameters.pack())
         with tf.control_dependencies(received):
             return tf.constant(0)
+
+
+def _digest(variables: list) -> str:
+    """Return 16 bytes, as hexadecimal digits, that stand for the values of variables."""
+    digest = hashlib.blake2b(digest_size=16)
+    for variable in variables:
+        digest.update(variable.numpy().reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 def consensus_distance(distances: list[tuple[float, float]]) -> float:

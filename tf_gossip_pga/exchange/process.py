@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import os
+import sys
 import threading
 
 from tf_gossip_pga._log import logger
@@ -142,6 +143,8 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
         session.admission.listen()
         # Here and not in the first `fit`: the others are told if a rank never calls fit.
         channel.learn_all(session.gather(channel.introduction, "the start", timing.start_s))
+    session.has_exchanged = False  # by the script
+    atexit.register(_warn_of_no_average, session, os.getpid())
     _tell_of_exceptions(watchdog.departures)
     if met and cluster.rank == 0:
         hosts = len({report.host for report in met})
@@ -183,3 +186,17 @@ def _tell_of_exceptions(departures: Departures):
         before(args)
 
     threading.excepthook = tell
+
+
+def _warn_of_no_average(session: ElasticSession, pid: int):
+    """Warn, when the process ends, where the workers may have trained each for itself."""
+    has_failed = getattr(sys, "last_value", None) is not None
+    is_child = os.getpid() != pid
+    if session.has_exchanged or has_failed or is_child or not session.cluster.is_chief:
+        return
+    logger.warning(
+        f"Joined {session.cluster.size} workers, but nothing was averaged: no fit of this script "
+        "has called a GossipPGA. Where it trains, each worker has trained for itself. Pass "
+        "callbacks=[pga.GossipPGA()] to model.fit; where you call train_on_batch, call the "
+        "hooks of a keras.callbacks.CallbackList with it too."
+    )

@@ -40,6 +40,7 @@ class SoloSession:
       ops: the collective ops of the present view.
       timing: every deadline of the control plane.
       is_joining: whether this worker waits to be taken in by the others.
+      has_exchanged: whether anything but barriers was exchanged.
       all_workers: the `tf.distribute.MultiWorkerMirroredStrategy` that started TensorFlow's server;
         None for a single worker, and for one that has joined others.
     """
@@ -47,6 +48,7 @@ class SoloSession:
     def __init__(self, cluster: Cluster, timing: Timing | None = None):
         self.cluster = cluster
         self.is_joining = False
+        self.has_exchanged = False
         self.all_workers: tf.distribute.Strategy | None = None
         self.timing = timing or Timing()
         self.ops: group_ops.Ops = group_ops.LoneOps()
@@ -180,6 +182,7 @@ class FixedSession(SoloSession):
         """
         if self.ops.size == 1:  # the last survivor
             return [value]
+        self.has_exchanged |= doing != "cluster.barrier"
         with self.waiting(doing, timeout_s):
             everyone = self._gather([doing, value])
         self.heard_all()

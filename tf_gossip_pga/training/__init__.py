@@ -7,11 +7,14 @@ fit, group_fit: one `fit` of a single worker, and of a worker among others.
 phase: where a fit is, the stop vote, the replica; their states and transitions.
 group: the other ranks of one fit: sync points, averages, reconciliation after a loss.
 sync_point: what ranks tell one another at a point of training.
+ending: what follows all callbacks of an epoch and of a fit: the same stop, the same model.
 period_loss: the loss that an adaptive period follows.
 
 preflight: what each rank checks, and what must be equal on all, before the first exchange.
 variables: the variables and optimizers of a model, and what becomes of each.
 adapted: what layers have adapted to, for comparison.
 symptoms: what ranks tell of their parameters with a global average.
+callback_list: how the other callbacks of a fit are reached, and followed.
+callback_facts: what their callbacks must have in common on all ranks.
 preemption: SIGTERM while `fit` runs.
 """

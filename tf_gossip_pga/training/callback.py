@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import keras
 
@@ -12,7 +12,7 @@ from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.algorithm.schedule import AdaptivePeriod
 from tf_gossip_pga.exchange import process
 from tf_gossip_pga.exchange.elastic import ElasticSession
-from tf_gossip_pga.training import preemption, preflight
+from tf_gossip_pga.training import callback_facts, callback_list, preemption, preflight
 from tf_gossip_pga.training.fit import Fit
 from tf_gossip_pga.training.group_fit import GroupFit
 from tf_gossip_pga.training.run_state import RunState
@@ -36,8 +36,9 @@ class GossipPGA(keras.callbacks.Callback):
 
     Training starts from rank 0's variables: those of the model, also a `tf.Variable` that a layer
     holds and Keras does not know, and those of its optimizers. The states of random generators stay
-    each rank's own. Validation inside `fit` runs on the averaged model; training then continues
-    from the local one. When training ends, a last global average leaves the same model on every
+    each rank's own. Validation inside `fit` runs on the averaged model, which callbacks at the end
+    of that epoch see and save too; training then continues from the local one, or from weights that
+    a callback has set. When training ends, a last global average leaves the same model on every
     rank. Global averages also average BatchNorm statistics and other floating-point or complex
     non-trainable variables; gossips do not. Integers and Booleans are never averaged. A single
     worker exchanges nothing.
@@ -55,13 +56,13 @@ class GossipPGA(keras.callbacks.Callback):
     `cluster.strategy`: all devices compute each step, and the first one exchanges for all.
 
     If one rank sets `model.stop_training`, all ranks stop together: at the end of the epoch, or, if
-    it was set after a batch (`TerminateOnNaN`), at the next global average within it. The callback
-    that sets it must come before this one in the list, or decide from `logs`, which are the same on
-    all ranks after it.
+    it was set after a batch (`TerminateOnNaN`), at the next global average within it.
 
-    A callback that sets weights when training ends (`EarlyStopping(restore_best_weights=True)`)
-    must come before this one in the list. A callback that swaps weights around validation
-    (`SwapEMAWeights`) cannot be combined with it.
+    Put it first in the list of callbacks. `logs` are means over ranks after it, so that callbacks
+    that follow them (`EarlyStopping`, `ReduceLROnPlateau`, `ModelCheckpoint(save_best_only=True)`)
+    decide alike on all ranks. Those, and all that set weights, must be given to every rank; those
+    that write files, to rank 0 alone. After all callbacks of `fit` the ranks compare their models.
+    `SwapEMAWeights`, which exchanges weights around validation, cannot be combined with it.
 
     Args:
       H: the period of global averages in steps, >= 1. `H=1` is Parallel SGD; `None` never averages
@@ -121,17 +122,22 @@ class GossipPGA(keras.callbacks.Callback):
       bytes_sent: bytes of payload that this rank has sent.
 
     Logs at the end of an epoch, also in `History`. Every number that Keras and earlier callbacks
-    have logged, such as `loss` or `val_accuracy`, becomes its mean over ranks. Added are
+    have logged, such as `loss` or `val_accuracy`, becomes its mean over ranks; so does every array
+    of up to 100,000 numbers whose shape is the same on all. Added are
       consensus_distance: root mean square distance of the replicas from their mean, divided by the
-        norm of the mean, at the epoch's last global average; NaN in an epoch without one.
+        norm of the mean, at the epoch's last global average; NaN in an epoch without one, 0 for a
+        single worker.
       global_averages: number of steps of the epoch that ended with one.
       communication_seconds: of the epoch.
       H: the present period, if it is adaptive.
 
     Raises:
       ValueError: at construction for a bad argument; when training starts, on every rank, if the
-        ranks' models or settings differ or a rank cannot train.
-      RuntimeError: `TF_CONFIG` names several workers, but `initialize` was not called.
+        ranks' models, settings or callbacks differ or a rank cannot train.
+      RuntimeError: `TF_CONFIG` names several workers, but `initialize` was not called; on every
+        rank, if the ranks take different ways, or another callback sets the weights of some ranks
+        alone when training ends.
+      TypeError: the model is not one of Keras 3.
       WorkerLost: another worker died, left `fit` or did not answer.
 
     Example:
@@ -172,6 +178,7 @@ class GossipPGA(keras.callbacks.Callback):
         )
         self._run = RunState(self._settings, self._session)
         self._fit: Fit | None = None  # while training
+        self._calls_last = False  # whether the fit's own last callback follows all others
 
     @property
     def step(self) -> int:
@@ -284,6 +291,7 @@ class GossipPGA(keras.callbacks.Callback):
     # ---- Keras calls these ----------------------------------------------------------------------
 
     def set_model(self, model):
+        callback_list.check_model(model)
         super().set_model(model)
         # fit calls this before on_train_begin, but so does an evaluate of its own, which may follow
         # a fit that was interrupted; the validation inside fit does not.
@@ -291,26 +299,46 @@ class GossipPGA(keras.callbacks.Callback):
         _driver[model] = weakref.ref(self)
 
     def on_train_begin(self, logs=None):
+        model = self.model
+        if model is None:
+            raise RuntimeError(
+                "GossipPGA has no model yet: where you call its hooks yourself, call "
+                "set_model(model) and set_params before on_train_begin."
+            )
         self._session.enter_fit(preemption.code_of_caller("on_train_begin"))
-        # Keras has set both.
-        model, params = cast(keras.Model, self.model), cast("dict[str, Any]", self.params)
+        params = {"epochs": None, "steps": None, **(self.params or {})}
         if isinstance(self._session, ElasticSession):
             fit = GroupFit(model, params, self._run, self._session)
         else:
             fit = Fit(model, params, self._run, self._session)
         fit.report("at the start of training")
-        problem = "fit received two GossipPGA callbacks; pass one."
-        if _driver[model]() is self:
-            steps = params["steps"]
-            problem = preflight.problem_of_rank(model, self._settings, self._session, steps)
-        fit.begin(problem)
+        siblings = callback_list.find(self)
+        fit.callbacks = callback_facts.facts(siblings)
+        fit.begin(self._problem(model, fit))
         self._fit = fit
+        self._calls_last = siblings is not None
+        if siblings is not None:
+            siblings.call_last(fit)
+
+    def _problem(self, model: keras.Model, fit: Fit) -> str | None:
+        """Return why this rank cannot train, or None if it can."""
+        if _driver[model]() is not self:
+            return "fit received two GossipPGA callbacks; pass one."
+        steps = fit.params["steps"]
+        return (
+            callback_list.problem_of_hooks(self.params)
+            or (callback_facts.problem_of_rank(fit.callbacks) if self._session.size > 1 else None)
+            or preflight.problem_of_rank(model, self._settings, self._session, steps)
+        )
 
     def on_epoch_begin(self, epoch, logs=None):
         self._in_training().begin_epoch(epoch)
 
     def on_train_batch_end(self, batch, logs=None):
-        self._in_training().end_batch(logs)
+        fit = self._in_training()
+        fit.end_batch(logs)
+        if not self._calls_last:
+            fit.after_batch()
 
     def on_test_begin(self, logs=None):
         if self._fit is not None:  # an evaluation outside of fit exchanges nothing
@@ -321,8 +349,13 @@ class GossipPGA(keras.callbacks.Callback):
             self._fit.end_test()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._in_training().end_epoch(epoch, logs)
+        fit = self._in_training()
+        fit.end_epoch(epoch, logs)
+        if not self._calls_last:
+            fit.after_epoch(epoch)
 
     def on_train_end(self, logs=None):
         fit, self._fit = self._in_training(), None
         fit.end()
+        if not self._calls_last:
+            fit.after_end()

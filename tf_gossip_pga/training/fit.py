@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from tf_gossip_pga.exchange.session import SoloSession
-from tf_gossip_pga.training import period_loss
+from tf_gossip_pga.training import callback_facts, period_loss
 from tf_gossip_pga.training.phase import Phase, StopVote
 from tf_gossip_pga.training.run_state import RunState
 
@@ -30,6 +30,7 @@ class Fit:
       vote: whether training is to stop in mid-epoch.
       epoch: the present epoch, counted from 1.
       batches: completed batches of this epoch.
+      callbacks: the `callback_facts.facts` of this rank.
     """
 
     def __init__(self, model: keras.Model, params: dict, run: RunState, session: SoloSession):
@@ -41,6 +42,7 @@ class Fit:
         self.vote = StopVote()
         self.epoch = 0
         self.batches = 0
+        self.callbacks: list[callback_facts.Fact] | None = None
         self._loss = period_loss.PeriodLoss(run.adaptive) if run.adaptive else None
         self._at_epoch_begin = (0, 0, 0.0)  # distances, global steps, communication seconds
 
@@ -78,10 +80,10 @@ class Fit:
         self._report_step()
 
     def begin_test(self):
-        """Put the averaged model in place for the validation inside `fit`."""
+        """Put the averaged model in place, for the validation and for what follows the epoch."""
 
     def end_test(self):
-        """Put this rank's own model back after the validation inside `fit`."""
+        """Note that the validation inside `fit` is over."""
         self._report_step()
 
     def end_epoch(self, epoch: int, logs: dict | None):
@@ -99,6 +101,17 @@ class Fit:
         """End training with the same model on all ranks."""
         self.phase = self.phase.after("end")
         self.report("at the end of training")
+
+    # ---- After all callbacks: see `callback_list.Follower` --------------------------------------
+
+    def after_batch(self):
+        """Let all ranks stop together where a callback has stopped this one."""
+
+    def after_epoch(self, epoch: int):
+        """Go on from this rank's own model, and with the same stop on all ranks."""
+
+    def after_end(self):
+        """Make sure that no callback has left this rank with a model of its own."""
 
     # ---- What `Checkpoint` needs ----------------------------------------------------------------
 
@@ -131,7 +144,7 @@ class Fit:
 
     def _distance_log(self, measured: int) -> dict[str, float]:
         """Return the log of the consensus distance; `measured`: distances before this epoch."""
-        return {}
+        return {"consensus_distance": 0.0}
 
     def _begin_step_count(self, epoch: int):
         # The epoch tells more than our own count when a checkpoint was restored in a new process.

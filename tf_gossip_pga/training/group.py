@@ -39,6 +39,7 @@ class Group:
         self._run = run
         self._model = model
         self._vote = vote
+        self._lent = ""  # digest of the parameters that were lent
         self._unreported: Measured = []
         self._last_reports: list[dict] = []  # of the last sync point
 
@@ -148,6 +149,7 @@ class Group:
 
     def settle(self, doing: str):
         """Average globally, so that no gossip is under way afterwards."""
+        self.take_back()
         self.averager.finish_gossip(apply=False)
         self.average_globally(doing)
 
@@ -155,12 +157,16 @@ class Group:
         """Put the average in place of this rank's model, until `take_back`."""
         local = self.averager.snapshot()
         self.average_globally(doing)
+        self._lent = self.averager.digests()[0]
         self.replica.lend(local)
 
     def take_back(self):
-        """Put this rank's own model back in place, if the average was lent."""
+        """Put this rank's own model back in place, if the average was lent.
+
+        Where a callback has set weights in place of the average, training goes on from those.
+        """
         local = self.replica.take_back()
-        if local is not None:
+        if local is not None and self.averager.digests()[0] == self._lent:
             self.averager.restore(local)
 
     # ---- Changes of the view --------------------------------------------------------------------
@@ -193,6 +199,7 @@ class Group:
         }
         everyone = self._session.gather(own, doing, self.patience.start_s)
         first = max(everyone, key=lambda each: each["completed"])
+        self.take_back()  # an average of averages and local models would move the mean
         self.use_view(self.averager.rebuilt)
         self.averager.global_average(doing)
         self.average_slots(doing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import keras
 
 from tf_gossip_pga.algorithm.graph import Topology
-from tf_gossip_pga.errors import TrainingFinished
 from tf_gossip_pga.exchange.averager import Averager, Variables
 from tf_gossip_pga.exchange.elastic import ElasticSession
 from tf_gossip_pga.exchange.session import MISSED
-from tf_gossip_pga.training import preflight, sync_point, variables
+from tf_gossip_pga.training import callback_facts, preflight, sync_point, variables
+from tf_gossip_pga.training.ending import Ending
 from tf_gossip_pga.training.fit import Fit
 from tf_gossip_pga.training.group import Group
 from tf_gossip_pga.training.phase import Phase
@@ -36,6 +35,7 @@ class GroupFit(Fit):
         run.scalars.clear_votes()
         self._digest = ""  # of what must be equal on all ranks
         self._known: list[variables.Held] = []  # what the model holds before the first batch
+        self._ending = Ending(session, self.group, model, params["epochs"])
 
     # ---- The start ------------------------------------------------------------------------------
 
@@ -60,13 +60,15 @@ class GroupFit(Fit):
             preflight.check_joining(session.cluster.rank, invitation, self._digest, problem)
             return
         everyone = session.gather(
-            {"problem": problem, "facts": facts, "known": known},
+            {"problem": problem, "facts": facts, "known": known, "callbacks": self.callbacks},
             "the start of training",
             self.group.patience.start_s,
         )
         preflight.check(everyone, session.view.members, session.cluster.rank)
         if session.cluster.is_chief:
             preflight.warn_of_variables(self.model, run.settings.local)
+        found = callback_facts.check([each["callbacks"] for each in everyone], session.view.members)
+        callback_facts.warn(session.cluster, *found)
         # Building an averager is an exchange too: all ranks do it or none.
         if not all(each["known"] for each in everyone):
             run.use_averager(self._new_averager(run.topology))
@@ -112,7 +114,7 @@ class GroupFit(Fit):
             self._enter(epoch)
         is_first = self.phase is Phase.STARTING
         self.phase = self.phase.after("epoch")
-        where = f"the beginning of epoch {epoch + 1}"
+        where = sync_point.beginning_of(epoch)
         while joining := self._sync_with_joining(where):
             self._admit(joining, epoch)
         if is_first:
@@ -129,10 +131,7 @@ class GroupFit(Fit):
             self.group.sync("the first batch", timed=False)
             preflight.check_no_late_variables(self.model, self._known)
         self.phase = self.phase.after("batch")
-        if self.model.stop_training:
-            # Alone this rank would leave the others waiting: all stop at the next global average.
-            self.vote.request()
-            self.model.stop_training = False
+        self.after_batch()  # of callbacks that come before GossipPGA
         self.run.symptoms.after_step(self.group.averager.health)
         was_global = self.session.run(self._exchange)
         return is_global if was_global is MISSED else was_global
@@ -159,18 +158,13 @@ class GroupFit(Fit):
     # ---- Validation, and the ends ---------------------------------------------------------------
 
     def begin_test(self):
-        """Put the averaged model in place for the validation inside `fit`."""
+        """Put the averaged model in place, for the validation and for what follows the epoch."""
         self._check_whole_epoch()  # validation comes before the end of the epoch
         validation = f"the validation after step {self.run.step}"
         self.report(f"in {validation}")
         # After a loss some ranks may know that the replicas are equal, and others not.
         if not all(self.group.sync(validation, self.group.replica.is_equal)):
             self.session.run(lambda: self.group.lend_average(validation))
-
-    def end_test(self):
-        """Put this rank's own model back after the validation inside `fit`."""
-        super().end_test()
-        self.group.take_back()
 
     def end_epoch(self, epoch: int, logs: dict | None):
         """Write what this epoch has measured, means over ranks, into Keras' logs."""
@@ -185,14 +179,7 @@ class GroupFit(Fit):
     def end(self):
         """End training with the same model on all ranks."""
         super().end()
-        where = "the end of training"
-        self.group.sync(where)
-        # Even if all replicas are equal: another callback may have set one rank's weights, or the
-        # optimizer its moving averages.
-        self.session.run(lambda: self.group.settle(where))
-        with contextlib.suppress(TrainingFinished):  # nothing is missing, though this was lost
-            self.group.sync(where)
-        self.session.end_sequence()
+        self._ending.average()
 
     def _check_whole_epoch(self):
         """Raise where this rank leaves an epoch early: the others would wait for it in vain."""
@@ -204,6 +191,24 @@ class GroupFit(Fit):
                 self.params["steps"],
                 is_stopped=self.model.stop_training,
             )
+
+    # ---- After all callbacks --------------------------------------------------------------------
+
+    def after_batch(self):
+        """Let all ranks stop together where a callback has stopped this one."""
+        if self.model.stop_training and not self.vote.is_agreed:
+            # Alone this rank would leave the others waiting: all stop at the next global average.
+            self.vote.request()
+            self.model.stop_training = False
+
+    def after_epoch(self, epoch: int):
+        """Go on from this rank's own model, and with the same stop on all ranks."""
+        self._ending.follow_epoch(epoch + 1)
+
+    def after_end(self):
+        """Make sure that no callback has left this rank with a model of its own."""
+        self._ending.check()
+        self.session.end_sequence()
 
     # ---- What `Checkpoint` needs ----------------------------------------------------------------
 

@@ -96,7 +96,7 @@ class Replica:
         EQUAL    --diverge-->    DIVERGED    an optimizer step, or another callback
         any      --equalize-->   EQUAL       a global average, a broadcast, a state transfer
         EQUAL    --lend-->       LENT        the average is validated, the local model put aside
-        LENT     --take_back-->  DIVERGED    the local model is back
+        LENT     --take_back-->  DIVERGED    the epoch's callbacks are over, the local model is back
 
     Attributes:
       is_equal: whether all replicas are bit-identical at this moment.
@@ -104,7 +104,7 @@ class Replica:
 
     def __init__(self):
         self.is_equal = False
-        self._local: Any = None  # this rank's own weights, while it validates the average
+        self._local: Any = None  # this rank's own weights, while the model holds the average
 
     @property
     def is_lent(self) -> bool:

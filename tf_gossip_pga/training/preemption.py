@@ -19,7 +19,7 @@ class Sigterm:
 
     Only the main thread can do so; in other threads, and where the signal is ignored, nothing
     changes. Another SIGTERM, a second later or after that, has its usual effect. So has one that
-    arrives after an exception has left `fit`.
+    arrives after an exception has left `fit`, and one that a forked child receives.
 
     Args:
       answer: called when the signal arrives, between any two instructions of the main thread.
@@ -68,6 +68,16 @@ class Sigterm:
         with contextlib.suppress(OSError, ValueError):
             os.write(sys.stderr.fileno(), f"{self._text}\n".encode())
         self._answer()
+
+
+def _leave_to_parent():
+    """In a forked child, give the signal the effect that it had before the parent's `begin`."""
+    owner = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(owner, Sigterm):
+        owner.end(heeded=True)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def code_of_caller(name: str) -> types.CodeType:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
+from tf_gossip_pga.coordination.reports import named
 from tf_gossip_pga.exchange.averager import consensus_distance
 
 # (step, (squared distance from the mean, squared norm of the mean)) of each global average.
 Measured = list[tuple[int, tuple[float, float]]]
+
+# Larger arrays in logs stay each rank's own: reports travel as text.
+_LARGEST_LOG = 100_000
+
+_BEGINNING = "the beginning of epoch "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Report:
       step: completed steps.
       stop: whether this rank wants to stop.
       measured: what its global averages since the last sync point have measured.
-      logs: the numbers in Keras' logs.
+      logs: the numbers in Keras' logs, arrays as nested lists.
       value: what else it tells.
     """
 
@@ -30,8 +38,13 @@ class Report:
     step: int
     stop: bool
     measured: Measured
-    logs: dict[str, float]
+    logs: dict[str, Any]
     value: Any
+
+
+def beginning_of(epoch: int) -> str:
+    """Return the name of the sync point where an epoch begins, counted from 0."""
+    return f"{_BEGINNING}{epoch + 1}"
 
 
 def check_same_point(reports: list[Report]):
@@ -44,6 +57,13 @@ def check_same_point(reports: list[Report]):
         places = "; ".join(
             f"rank {each.rank} is at {each.where}, step {each.step}" for each in reports
         )
+        odd = [each.rank for each in reports if each.where != reports[0].where]
+        if odd and all(each.where.startswith(_BEGINNING) for each in reports):
+            raise RuntimeError(
+                f"The ranks begin with different epochs: {places}. Pass the same initial_epoch to "
+                "fit on all ranks. If BackupAndRestore has chosen it, replace the backup of "
+                f"{named(odd)} with a copy of rank {reports[0].rank}'s."
+            )
         raise RuntimeError(
             f"The ranks took different ways through training: {places}. Every rank must run the "
             "same epochs and validations, and stop at the same step: give all ranks the same "
@@ -88,19 +108,33 @@ def distances(reports: list[Report]) -> list[tuple[int, float]]:
     ]
 
 
-def mean_logs(reports: list[Report], names) -> dict[str, float]:
-    """Return the mean over ranks of each named number that all ranks have logged."""
-    return {
-        name: sum(each.logs[name] for each in reports) / len(reports)
-        for name in names
-        if all(name in each.logs for each in reports)
-    }
+def mean_logs(reports: list[Report], names) -> dict[str, float | np.ndarray]:
+    """Return the mean over ranks of each named log that all ranks have, in one shape."""
+    means = {}
+    for name in names:
+        if not all(name in each.logs for each in reports):
+            continue
+        values = [np.asarray(each.logs[name]) for each in reports]
+        if len({value.shape for value in values}) == 1:
+            mean = np.asarray(sum(values) / len(values))
+            means[name] = mean if mean.shape else float(mean)
+    return means
 
 
-def numbers_in(logs: dict | None) -> dict[str, float]:
-    """Return the scalars among Keras' logs, as plain numbers."""
-    return {name: float(value) for name, value in (logs or {}).items() if _is_scalar(value)}
+def numbers_in(logs: dict | None) -> dict[str, float | list]:
+    """Return the numbers among Keras' logs as JSON can hold them; arrays as nested lists."""
+    found = {name: _number(value) for name, value in (logs or {}).items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _is_scalar(value) -> bool:
-    return isinstance(value, (float, int)) or (hasattr(value, "shape") and value.shape == ())
+def _number(value) -> float | list | None:
+    """Return a number, or an array of numbers, as JSON can hold it; None for all else."""
+    if not isinstance(value, (float, int, list, tuple)) and not hasattr(value, "shape"):
+        return None
+    try:
+        array = np.asarray(value)
+        if array.size > _LARGEST_LOG or not np.can_cast(array.dtype, np.float64, "same_kind"):
+            return None
+        return array.astype(np.float64).tolist()
+    except (TypeError, ValueError):  # ragged
+        return None

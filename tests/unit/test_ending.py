@@ -1,0 +1,138 @@
+"""The end of a fit: what the ranks make of one another's weights, with threads for ranks."""
+
+import threading
+
+import keras
+import pytest
+
+from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.errors import TrainingFinished, WorkerLost
+from tf_gossip_pga.training.ending import Ending, check_alike
+
+
+class FakeRank:
+    """A session, a group, an averager and a model in one whose weights are a number."""
+
+    def __init__(self, rank: int, size: int, box: dict):
+        self.cluster = Cluster(rank, size)
+        self.averager = self
+        self.loss_policy = None
+        self.model = float(rank)
+        self.stop_training = False
+        self.optimizer = keras.optimizers.SGD(0.1)
+        self.averages = 0
+        self.raises: Exception | None = None
+        self._box = box
+
+    def digests(self):
+        return [str(self.model), "statistics"]
+
+    def take_back(self):
+        pass
+
+    def sync(self, where, value=None):
+        if self.raises:
+            raise self.raises
+        return self._meet(value)
+
+    def run(self, exchange):
+        exchange()
+
+    def settle(self, where):
+        models = self._meet(self.model)
+        self.model = sum(models) / len(models)
+        self.averages += 1
+
+    def _meet(self, value):
+        self._box[self.cluster.rank] = value
+        self._box["barrier"].wait(10)
+        everyone = [self._box[rank] for rank in range(self.cluster.size)]
+        self._box["barrier"].wait(10)
+        return everyone
+
+
+def _end(before: dict, after: dict, size: int = 4) -> list:
+    """Let ranks end a fit, in which callbacks set some models before and after GossipPGA's turn.
+
+    Returns:
+      For each rank its model and how often it was averaged, or the error.
+    """
+    box = {"barrier": threading.Barrier(size)}
+    results: list = [None] * size
+
+    def end(rank: int):
+        fake = FakeRank(rank, size, box)
+        ending = Ending(fake, fake, fake, epochs=3)
+        try:
+            ending.follow_epoch(3)
+            fake.model = before.get(rank, fake.model)
+            ending.average()
+            fake.model = after.get(rank, fake.model)
+            ending.check()
+            results[rank] = (fake.model, fake.averages)
+        except RuntimeError as error:
+            results[rank] = str(error)
+
+    threads = [threading.Thread(target=end, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+ALL = range(4)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "model", "averages"),
+    [
+        ({}, {}, 1.5, 1),
+        # EarlyStopping before GossipPGA, and after it: all ranks restore one model.
+        (dict.fromkeys(ALL, 7.0), {}, 7.0, 1),
+        ({}, dict.fromkeys(ALL, 7.0), 7.0, 1),
+        # Each rank its own best: their mean.
+        ({}, {rank: 10.0 + rank for rank in ALL}, 11.5, 2),
+    ],
+)
+def test_all_ranks_end_with_one_model(before, after, model, averages):
+    assert _end(before, after) == [(model, averages)] * 4
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_weights_that_a_callback_sets_on_some_ranks_alone_are_an_error_on_all(where):
+    changes = {0: 7.0, 2: 8.0}
+    errors = _end(**{"before": {}, "after": {}, where: changes})
+    assert len(set(errors)) == 1
+    assert (
+        "set the weights of rank 0 and rank 2 when training ended, but not those of rank 1 and"
+        in (errors[0])
+    )
+
+
+def test_a_rank_that_does_not_know_is_no_error():
+    check_alike({0: None, 1: True})
+    check_alike({0: None, 1: None})
+    check_alike({0: False, 1: False})
+
+
+def _check_alone(raises: Exception, changed: bool, survives: bool = False):
+    fake = FakeRank(0, 1, {"barrier": threading.Barrier(1)})
+    ending = Ending(fake, fake, fake, epochs=3)
+    ending.follow_epoch(3)
+    fake.model += changed
+    fake.raises = raises
+    fake.loss_policy = object() if survives else None
+    ending.check()
+
+
+def test_a_worker_that_is_lost_after_the_last_average_costs_nothing(capsys):
+    _check_alone(WorkerLost("Rank 0 has ended."), changed=False)
+    assert "the model is the same on all ranks. Rank 0 has ended." in capsys.readouterr().err
+    _check_alone(TrainingFinished(), changed=True)  # the others would not have finished otherwise
+
+
+@pytest.mark.parametrize(("changed", "survives"), [(True, False), (False, True)])
+def test_it_does_where_models_may_differ(changed, survives):
+    with pytest.raises(WorkerLost):
+        _check_alone(WorkerLost("Rank 0 has ended."), changed, survives)

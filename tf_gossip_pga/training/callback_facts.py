@@ -1,0 +1,183 @@
+"""Compare the callbacks of all ranks before the first step: what differs, and what collides.
+
+What is certainly wrong is an error on every rank. What may be meant is a warning from the chief.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from typing import Any
+
+import keras
+
+from tf_gossip_pga._log import logger
+from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.training.callback_list import Siblings
+
+# Callbacks that must be the same on all ranks, and the arguments that they decide by.
+_DECIDING = {
+    keras.callbacks.BackupAndRestore: ("save_freq",),
+    keras.callbacks.EarlyStopping: (
+        "monitor",
+        "patience",
+        "baseline",
+        "start_from_epoch",
+        "restore_best_weights",
+    ),
+    keras.callbacks.LearningRateScheduler: (),
+    keras.callbacks.ReduceLROnPlateau: ("monitor", "factor", "patience", "cooldown", "min_lr"),
+}
+# Where callbacks of Keras and of others keep the path that they write to.
+_PATHS = ("backup_dir", "directory", "filename", "filepath", "log_dir")
+
+# What one rank tells of one of its callbacks, as JSON can hold it.
+Fact = dict[str, Any]
+
+
+def facts(siblings: Siblings | None) -> list[Fact] | None:
+    """Describe the other callbacks of this rank; None where they cannot be seen."""
+    if siblings is None:
+        return None
+    placed = [(each, True) for each in siblings.before]
+    placed += [(each, False) for each in siblings.after]
+    return [_fact(callback, is_before) for callback, is_before in placed]
+
+
+def problem_of_rank(facts: list[Fact] | None) -> str | None:
+    """Return why a rank cannot train with others beside these callbacks, or None if it can."""
+    if any(each["swaps"] for each in facts or ()):
+        return (
+            "SwapEMAWeights exchanges the weights around validations, and so does GossipPGA. Leave "
+            "it out: with use_ema=True alone the optimizer sets its averages when fit ends."
+        )
+    return None
+
+
+def check(everyone: list[list[Fact] | None], ranks: tuple[int, ...]) -> list[str]:
+    """Compare the callbacks of all ranks.
+
+    Args:
+      everyone: the `facts` of each rank.
+      ranks: the rank of each, in this order.
+
+    Returns:
+      What to warn of.
+
+    Raises:
+      ValueError: two ranks would train differently.
+    """
+    seen = [each for each in everyone if each is not None]
+    if len(seen) < len(everyone):
+        return [
+            "GossipPGA cannot see which other callbacks its hooks are called with, and does not "
+            "compare them: they are not called from a keras.callbacks.CallbackList. Call its "
+            "on_train_end after those of callbacks that set weights."
+        ]
+    return [
+        *_differences(seen, ranks),
+        *_own_logs(seen),
+        *_shared_paths(seen, ranks),
+    ]
+
+
+def learning_rates(optimizer) -> str:
+    """Return an optimizer's learning rates, as far as callbacks can set them, in six digits."""
+    optimizers = getattr(optimizer, "optimizers", [optimizer])
+    rates = [getattr(each, "learning_rate", None) for each in optimizers]
+    return ", ".join(
+        f"{float(each):.6g}" if isinstance(each, keras.Variable) else "a schedule" for each in rates
+    )
+
+
+def warn(cluster: Cluster, *texts: str):
+    """Log warnings that all ranks know of: the chief each once, the others none."""
+    if cluster.is_chief:
+        for text in texts:
+            _warn_once(text)
+
+
+@functools.cache
+def _warn_once(text: str):
+    logger.warning(text)
+
+
+def _fact(callback: keras.callbacks.Callback, is_before: bool) -> Fact:
+    kind = next((each for each in _DECIDING if isinstance(callback, each)), None)
+    decides = None
+    if kind is not None:
+        arguments = ", ".join(f"{name}={getattr(callback, name)!r}" for name in _DECIDING[kind])
+        decides = f"{type(callback).__name__}({arguments})"
+    own = vars(callback)  # a property of a user's callback might need what is not there yet
+    paths = [own.get(name) for name in _PATHS]
+    follows = isinstance(
+        callback, keras.callbacks.EarlyStopping | keras.callbacks.ReduceLROnPlateau
+    )
+    follows |= bool(own.get("save_best_only"))
+    return {
+        "name": type(callback).__name__,
+        "kind": kind.__name__ if kind else None,
+        "decides": decides,
+        # An EarlyStopping that restores no weights does alone what all do together.
+        "strict": own.get("restore_best_weights", True),
+        "swaps": isinstance(callback, keras.callbacks.SwapEMAWeights),
+        "monitor": own.get("monitor") if is_before and follows else None,
+        "paths": [_absolute(each) for each in paths if isinstance(each, str | os.PathLike)],
+    }
+
+
+def _absolute(path: str | os.PathLike) -> str:
+    text = os.fspath(path)
+    return text if "://" in text else os.path.abspath(text)
+
+
+def _differences(everyone: list[list[Fact]], ranks: tuple[int, ...]):
+    """Yield a warning for each kind of callback that differs harmlessly; raise for the others."""
+    for kind in sorted(each.__name__ for each in _DECIDING):
+        chosen = [[each for each in own if each["kind"] == kind] for own in everyone]
+        texts = [" and ".join(each["decides"] for each in own) or f"no {kind}" for own in chosen]
+        if len(set(texts)) == 1:
+            continue
+        have = ", ".join(f"rank {rank} has {text}" for rank, text in zip(ranks, texts, strict=True))
+        if any(each["strict"] for own in chosen for each in own):
+            raise ValueError(
+                f"The ranks differ in their callbacks: {have}. It sets weights, learning rates or "
+                "the epoch to begin with on its own rank alone. Give the same one to every rank."
+            )
+        yield (
+            f"The ranks differ in their callbacks: {have}. Where it stops one rank, all ranks stop."
+        )
+
+
+def _own_logs(everyone: list[list[Fact]]):
+    """Yield a warning where callbacks come before GossipPGA that follow logs."""
+    found = {each["name"]: each["monitor"] for own in everyone for each in own if each["monitor"]}
+    for name, monitor in found.items():
+        yield (
+            f"{name} comes before GossipPGA in the list of callbacks, so that it follows each "
+            f"rank's own {monitor!r} instead of the mean over ranks. Put GossipPGA before it."
+        )
+
+
+def _shared_paths(everyone: list[list[Fact]], ranks: tuple[int, ...]):
+    """Yield a warning for each path that several ranks write to."""
+    written = [
+        (each["name"], path, rank)
+        for own, rank in zip(everyone, ranks, strict=True)
+        for each in own
+        for path in each["paths"]
+    ]
+    for (name, path), found in itertools.groupby(sorted(written), key=lambda each: each[:2]):
+        writers = sorted({rank for *_, rank in found})
+        if len(writers) == 1:
+            continue
+        advice = (
+            f"give it to rank 0 alone: if cluster.is_chief: callbacks.append({name}(…))"
+            if name != "BackupAndRestore"  # each rank resumes from its own
+            else 'give each rank a path of its own: BackupAndRestore(f"backup/{cluster.rank}")'
+        )
+        yield (
+            f"{name} writes to the same path on ranks {', '.join(map(str, writers))}: {path}. "
+            f"Unless each rank has a disk of its own, {advice}."
+        )
