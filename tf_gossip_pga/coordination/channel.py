@@ -146,9 +146,9 @@ class Channel:
         return self._on_loop(self._ask_all(kind, timeout_s, details))
 
     def unreachable(self) -> list[int]:
-        """Return the others that give no answer now, though there is plenty of time."""
+        """Return the others that live and give no answer now, though there is plenty of time."""
         answers = self.ask_all("status", timeout_s=self._timing.reachable_s)
-        return [rank for rank, answer in answers.items() if isinstance(answer, Absence)]
+        return [rank for rank, answer in answers.items() if answer is Absence.SUSPECTED]
 
     def close(self) -> None:
         """End the thread, and close its sockets."""

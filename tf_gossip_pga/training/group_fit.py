@@ -45,20 +45,25 @@ class GroupFit(Fit):
         Raises:
           ValueError: on every rank, if one cannot train, or the ranks do not fit together.
         """
-        run, session = self.run, self.session
-        session.begin_sequence(None)
-        run.use_topology_for(session.size)
-        if run.averager is not None:  # an interrupted fit may have left a gossip under way
-            run.averager.finish_gossip(apply=False)
-        facts, known = None, False
-        if not problem:
-            facts = self._facts()
-            self._digest = preflight.digest(facts)
-            known = run.averager is not None and run.averager.serves(self._variables)
+        session = self.session
         if session.is_joining:
+            session.begin_sequence(None)
+            self.run.use_topology_for(session.size)
+            self._facts(problem)
             invitation = session.admission.invitation
             preflight.check_joining(session.cluster.rank, invitation, self._digest, problem)
             return
+        session.begin_sequence(self.group.loss_policy)
+        session.start(lambda: self._start(problem))
+
+    def _start(self, problem: str | None):
+        """Start all present members equal."""
+        run, session = self.run, self.session
+        run.use_topology_for(session.size)
+        if run.averager is not None:  # an interrupted fit may have left a gossip under way
+            run.averager.finish_gossip(apply=False)
+        facts = self._facts(problem)
+        known = not problem and run.averager is not None and run.averager.serves(self._variables)
         everyone = session.gather(
             {"problem": problem, "facts": facts, "known": known},
             "the start of training",
@@ -68,12 +73,17 @@ class GroupFit(Fit):
         # Building an averager is an exchange too: all ranks do it or none.
         if not all(each["known"] for each in everyone):
             run.use_averager(self._new_averager(run.topology))
-        self._broadcast_start()
+        self.group.averager.broadcast("the start of training")
 
-    def _facts(self) -> dict:
-        """Return what must be equal on all ranks; build the optimizer."""
+    def _facts(self, problem: str | None) -> dict | None:
+        """Return what must be equal on all ranks, and keep its digest; None where it cannot train.
+
+        Build the optimizer.
+        """
+        if problem:
+            return None
         run = self.run
-        return preflight.facts(
+        facts = preflight.facts(
             self.model,
             {
                 "H": str(run.settings.H),
@@ -85,6 +95,8 @@ class GroupFit(Fit):
                 "step count": run.step,
             },
         )
+        self._digest = preflight.digest(facts)
+        return facts
 
     @property
     def _variables(self) -> Variables:
@@ -95,9 +107,6 @@ class GroupFit(Fit):
             self.session, topology, self._variables, self.group.patience, self.run.settings.wire
         )
 
-    def _broadcast_start(self):
-        self.group.averager.broadcast("the start of training")
-
     # ---- Epochs and batches ---------------------------------------------------------------------
 
     def _gather_ranks(self, epoch: int):
@@ -107,14 +116,18 @@ class GroupFit(Fit):
         is_first = self.phase is Phase.STARTING
         self.phase = self.phase.after("epoch")
         where = f"the beginning of epoch {epoch + 1}"
-        while joining := self._sync_with_joining(where):
+        if is_first and epoch:
+            self.session.start(lambda: self._start_again(where))
+        # All that complete this know that all have begun equal: from here on survivors average.
+        joining = self._sync_with_joining(where, may_join=not is_first)
+        while joining:
             self._admit(joining, epoch)
-        if is_first:
-            if epoch:
-                # BackupAndRestore sets weights in on_train_begin, perhaps after our broadcast.
-                self._broadcast_start()
-            # Until all replicas are equal the survivors' average would be nobody's model.
-            self.session.begin_sequence(self.group.loss_policy)
+            joining = self._sync_with_joining(where)
+
+    def _start_again(self, where: str):
+        # BackupAndRestore sets weights in on_train_begin, perhaps after our broadcast.
+        self.group.sync(where, in_sequence=False)
+        self.group.averager.broadcast("the start of training")
 
     def _average(self, is_global: bool) -> bool:
         """Exchange after an optimizer step; return whether it was a global average."""
@@ -219,9 +232,9 @@ class GroupFit(Fit):
 
     # ---- Joining workers ------------------------------------------------------------------------
 
-    def _sync_with_joining(self, where: str) -> dict[str, dict]:
+    def _sync_with_joining(self, where: str, may_join: bool = True) -> dict[str, dict]:
         """Sync, and return the endpoints of lost workers that wait to join, by rank."""
-        everyone = self.group.sync(where, self.session.joining())
+        everyone = self.group.sync(where, self.session.joining() if may_join else {})
         return {rank: endpoint for each in everyone for rank, endpoint in each.items()}
 
     def _admit(self, joining: dict[str, dict], epoch: int):
