@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -79,7 +78,7 @@ def run(victim: int, after_s: float, fits: int) -> tuple[dict[int, dict], list[i
         try:
             deadline.until(lambda: all((folder / f"{r}.began").exists() for r in range(WORKERS)))
             time.sleep(after_s)
-            processes[victim].send_signal(signal.SIGKILL)
+            processes[victim].kill()
             deadline.until(lambda: all(each.poll() is not None for each in processes))
         except TimeoutError:
             pass  # the exit codes tell

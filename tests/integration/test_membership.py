@@ -11,7 +11,7 @@ import pytest
 from tf_gossip_pga.coordination import channel, membership
 from tf_gossip_pga.coordination.status import Absence, Status
 from tf_gossip_pga.coordination.timing import Timing
-from tf_gossip_pga.coordination.view import View
+from tf_gossip_pga.coordination.view import Standing, View
 from tf_gossip_pga.errors import TrainingFinished, ViewAbandoned, WorkerLost
 
 # Twice as long as one question, at least.
@@ -228,6 +228,27 @@ def test_one_that_answers_and_does_not_come_is_left_out_and_named(capfd):
         assert "Rank 1 has waited 1 s for rank 0 to go on without a lost worker" in (
             capfd.readouterr().err
         )
+
+
+def test_who_was_left_out_and_comes_when_the_others_have_ended_goes_on_with_nobody():
+    with _crew(3, Timing(silent_s=2.0)) as crew:
+        crew.enter(2)  # this thread answers as rank 2, and does not come
+        assert crew.regroup({0: 5, 1: 5}, timeout_s=2.0) == {0: 5, 1: 5}
+        crew.die(0)
+        crew.die(1)
+        crew.in_fit = threading.Barrier(1)
+        crew.start(2, 5)
+        crew.wait([2])
+        assert "Of rank 0 and rank 1 it only knows that the process has ended" in crew.results[2]
+        assert crew.joined[2] == []
+
+
+def test_who_asks_once_in_a_while_learns_that_it_is_excluded():
+    with _crew(3, Timing(ping_every_s=0.0)) as crew:
+        crew.memberships[0]._protocol._standing = Standing(view=1, view_members=(0, 1), wants=1)
+        mine = crew.memberships[2]
+        mine._run(mine._protocol.ping(), lambda view: None)
+        assert crew.called_off == [[], [], ["others have gone on without this rank"]]
 
 
 def test_nobody_regroups_with_one_that_has_trained_to_the_end():

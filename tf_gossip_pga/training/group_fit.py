@@ -36,6 +36,7 @@ class GroupFit(Fit):
         self.group = Group(session, run, model, self.vote)
         run.scalars.clear_votes()
         self._digest = ""  # of what must be equal on all ranks
+        self._step_at_start = run.step
 
     # ---- The start ------------------------------------------------------------------------------
 
@@ -92,7 +93,7 @@ class GroupFit(Fit):
                 **run.settings.facts(),
                 "steps per epoch": self.params["steps"],
                 "epochs": self.params["epochs"],
-                "step count": run.step,
+                "step count": self._step_at_start,  # a rank that starts again may be ahead
             },
         )
         self._digest = preflight.digest(facts)
