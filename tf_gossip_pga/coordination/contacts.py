@@ -67,9 +67,12 @@ class Contacts:
             self._met = (*self._met[-2:], now)
 
     def answer(
-        self, others: Collection[int], answers: Mapping[int, Standing | Absence], asked: float,
+        self,
+        others: Collection[int],
+        answers: Mapping[int, Standing | Absence],
+        asked: float,
         now: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Note the answers to a question, and who is gone.
 
         Args:

@@ -120,10 +120,8 @@ class GroupFit(Fit):
         if is_first and epoch:
             self.session.start(lambda: self._start_again(where))
         # All that complete this know that all have begun equal: from here on survivors average.
-        joining = self._sync_with_joining(where, may_join=not is_first)
-        while joining:
+        while joining := self._sync_with_joining(where, may_join=not is_first):
             self._admit(joining, epoch)
-            joining = self._sync_with_joining(where)
 
     def _start_again(self, where: str):
         # BackupAndRestore sets weights in on_train_begin, perhaps after our broadcast.
@@ -233,7 +231,7 @@ class GroupFit(Fit):
 
     # ---- Joining workers ------------------------------------------------------------------------
 
-    def _sync_with_joining(self, where: str, may_join: bool = True) -> dict[str, dict]:
+    def _sync_with_joining(self, where: str, may_join: bool) -> dict[str, dict]:
         """Sync, and return the endpoints of lost workers that wait to join, by rank."""
         everyone = self.group.sync(where, self.session.joining() if may_join else {})
         return {rank: endpoint for each in everyone for rank, endpoint in each.items()}
