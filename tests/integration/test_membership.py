@@ -11,7 +11,7 @@ import pytest
 from tf_gossip_pga.coordination import channel, membership
 from tf_gossip_pga.coordination.status import Absence, Status
 from tf_gossip_pga.coordination.timing import Timing
-from tf_gossip_pga.coordination.view import View
+from tf_gossip_pga.coordination.view import Standing, View
 from tf_gossip_pga.errors import TrainingFinished, ViewAbandoned, WorkerLost
 
 # Twice as long as one question, at least.
@@ -41,11 +41,19 @@ class Crew:
             membership.Membership(*pair, rank, size, timing, self.called_off[rank].append)
             for rank, pair in enumerate(zip(self.channels, self.statuses, strict=True))
         ]
+        for each in self.memberships:  # all have heard of one another
+            each._run(each._protocol.ping(), lambda view: None)
         self.joined = [[] for _ in range(size)]
         self.silent = socket.create_server(("127.0.0.1", 0))
         self.results = {}
         self.in_fit = threading.Barrier(1)  # nobody asks before all train
         self.ended = threading.Event()
+
+    def enter(self, rank: int):
+        """Let the function that calls this be the first `fit` of a rank."""
+        status = self.statuses[rank]
+        status.enter_fit(inspect.currentframe().f_back.f_code)
+        status._fits = 1
 
     def die(self, rank: int):
         self.channels[rank].close()
@@ -74,7 +82,7 @@ class Crew:
         """Lets a thread do `action(membership, join)`, and then train on."""
 
         def fit():
-            self.statuses[rank].enter_fit(inspect.currentframe().f_code)
+            self.enter(rank)
             in_fit.wait()
 
             def join(view):
@@ -165,7 +173,7 @@ def test_one_that_dies_while_they_regroup_is_left_out():
 def test_the_others_are_called_off_and_waited_for():
     with _crew(3) as crew:
         crew.die(0)
-        crew.statuses[2].enter_fit(inspect.currentframe().f_code)  # this thread stands for rank 2
+        crew.enter(2)  # this thread stands for rank 2
         crew.start(1, 9)
         while not crew.called_off[2]:
             threading.Event().wait(0.05)
@@ -198,31 +206,23 @@ def test_who_reaches_others_than_the_rest_do_is_in_no_group_of_its_own():
         assert "rank 2 and others have gone on without it" in results[1]
         assert crew.memberships[0].view.members == crew.memberships[2].view.members == (0, 2)
         called_off = list(crew.called_off[2])
-        assert crew.channels[1].ask_all("regroup", rank=1, wants=2)[2]["wants"] == 1
+        assert crew.channels[1].ask_all("regroup", rank=1, wants=2, fit=1)[2]["wants"] == 1
         assert crew.called_off[2] == called_off  # nor does it disturb them
 
 
 def test_of_two_that_cannot_reach_each_other_the_higher_is_left_out():
     with _crew(3) as crew:
         crew.cut(1, 2)  # rank 0, which decides, reaches both
-        crew.statuses[2].enter_fit(inspect.currentframe().f_code)
-        crew.in_fit = threading.Barrier(2)
-        crew.start(0, 5)
-        crew.start(1, 5)
-        crew.in_fit = threading.Barrier(1)
-        while not any(crew.memberships[rank]._protocol._standing.silent for rank in (0, 1)):
-            threading.Event().wait(0.05)  # it comes when rank 1 knows that it is silent
-        crew.start(2, 5)
-        crew.wait(range(3))
-        crew.ended.set()
-        assert (crew.results[0], crew.results[1]) == (5, 5)
-        assert "others have gone on without it" in crew.results[2]
-        assert crew.memberships[0].view.members == crew.memberships[1].view.members == (0, 1)
+        results = crew.regroup({0: 5, 1: 5, 2: 5})
+        assert (results[0], results[1]) == (5, 5)
+        assert "others have gone on without it" in results[2]
+        # No view has been formed in vain.
+        assert crew.joined == [[(1, (0, 1))], [(1, (0, 1))], []]
 
 
 def test_one_that_answers_and_does_not_come_is_left_out_and_named(capfd):
     with _crew(3, Timing(report_s=0.5, silent_s=2.0)) as crew:
-        crew.statuses[0].enter_fit(inspect.currentframe().f_code)  # this thread hangs as rank 0
+        crew.enter(0)  # this thread hangs as rank 0
         assert crew.regroup({1: 5, 2: 4}, timeout_s=2.0) == {1: 5, 2: 5}
         assert crew.memberships[1].view.members == (1, 2)
         assert "Rank 1 has waited 1 s for rank 0 to go on without a lost worker" in (
@@ -230,9 +230,30 @@ def test_one_that_answers_and_does_not_come_is_left_out_and_named(capfd):
         )
 
 
+def test_who_was_left_out_and_comes_when_the_others_have_ended_goes_on_with_nobody():
+    with _crew(3, Timing(silent_s=2.0)) as crew:
+        crew.enter(2)  # this thread answers as rank 2, and does not come
+        assert crew.regroup({0: 5, 1: 5}, timeout_s=2.0) == {0: 5, 1: 5}
+        crew.die(0)
+        crew.die(1)
+        crew.in_fit = threading.Barrier(1)
+        crew.start(2, 5)
+        crew.wait([2])
+        assert "Of rank 0 and rank 1 it only knows that the process has ended" in crew.results[2]
+        assert crew.joined[2] == []
+
+
+def test_who_asks_once_in_a_while_learns_that_it_is_excluded():
+    with _crew(3, Timing(ping_every_s=0.0)) as crew:
+        crew.memberships[0]._protocol._standing = Standing(view=1, view_members=(0, 1), wants=1)
+        mine = crew.memberships[2]
+        mine._run(mine._protocol.ping(), lambda view: None)
+        assert crew.called_off == [[], [], ["others have gone on without this rank"]]
+
+
 def test_nobody_regroups_with_one_that_has_trained_to_the_end():
     with _crew(2) as crew:
-        crew.memberships[0].has_finished = True
+        crew.memberships[0]._protocol.finished = 1
         mine = crew.memberships[1]
         with pytest.raises(TrainingFinished):
             mine.regroup(9, 1, 60, lambda view: None)

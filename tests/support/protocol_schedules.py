@@ -6,7 +6,7 @@ import dataclasses
 import random
 from collections.abc import Callable
 
-_KINDS = ("crash", "crash", "crash", "stop", "stop", "one_way", "two_way", "vanish", "loss")
+_KINDS = ("crash", "crash", "crash", "stop", "stop", "busy", "one_way", "two_way", "vanish", "loss")
 
 # Virtual seconds from one exchange to the next, about: faults are to hit the training.
 _EXCHANGE_S = 5.0
@@ -21,6 +21,7 @@ class Fault:
       kind: `"crash"`: the process ends; with `until`, it is restarted then, to join.
         `"vanish"`: the machine is gone, so that nobody refuses connections any more.
         `"stop"`: SIGSTOP; with `until`, SIGCONT then.
+        `"busy"`: it answers, and gets nowhere until `until`.
         `"one_way"`: packets from `ranks` to `others` alone are dropped.
         `"two_way"`: packets between `ranks` and `others` are dropped.
         `"loss"`: a third of all answers come too late.
@@ -43,9 +44,10 @@ class Schedule:
     Attributes:
       seed: of everything else that is random: delays, computing times.
       size: number of workers.
-      exchanges: how many exchanges complete the training.
+      exchanges: how many exchanges complete each `fit`.
       min_workers: how many surviving workers go on.
       faults: in the order of their beginning.
+      fits: how many times each worker trains.
     """
 
     seed: int
@@ -53,10 +55,11 @@ class Schedule:
     exchanges: int
     min_workers: int
     faults: tuple[Fault, ...]
+    fits: int = 1
 
     def __str__(self) -> str:
         lines = [
-            f"seed {self.seed}: {self.size} workers, {self.exchanges} exchanges, "
+            f"seed {self.seed}: {self.size} workers, {self.fits} times {self.exchanges} exchanges, "
             f"min_workers={self.min_workers}"
         ]
         for fault in self.faults:
@@ -69,14 +72,17 @@ class Schedule:
 def from_seed(seed: int) -> Schedule:
     """Return the schedule of a seed: 2 to 8 workers and up to 5 faults."""
     draw = random.Random(seed)
-    size, exchanges = draw.randint(2, 8), draw.randint(4, 14)
+    size, exchanges, fits = draw.randint(2, 8), draw.randint(4, 14), draw.choice([1, 1, 1, 2, 3])
+    if fits > 1:
+        exchanges = exchanges // 2
     count = draw.choice([0, 1, 1, 2, 2, 2, 3, 3, 4, 5])
-    faults = [_fault(draw, size, exchanges * _EXCHANGE_S) for _ in range(count)]
+    horizon_s = fits * exchanges * _EXCHANGE_S
+    faults = [_fault(draw, size, horizon_s) for _ in range(count)]
     faults.sort(key=lambda fault: fault.at)
     if draw.random() < 0.7:  # the later ones hit what the first one has started
         faults = _close_together(draw, faults)
     min_workers = draw.choice([1, 1, 1, 1, 2, max(1, size // 2)])
-    return Schedule(seed, size, exchanges, min_workers, tuple(faults))
+    return Schedule(seed, size, exchanges, min_workers, tuple(faults), fits)
 
 
 def shortened(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:
@@ -89,6 +95,11 @@ def shortened(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule
             schedule, index = candidate, 0
         else:
             index += 1
+    for fits in range(1, schedule.fits):
+        candidate = dataclasses.replace(schedule, fits=fits)
+        if fails(candidate):
+            schedule = candidate
+            break
     for exchanges in range(1, schedule.exchanges):
         candidate = dataclasses.replace(schedule, exchanges=exchanges)
         if fails(candidate):
@@ -101,6 +112,8 @@ def _fault(draw: random.Random, size: int, horizon_s: float) -> Fault:
     at = draw.uniform(0.0, horizon_s)
     until = at + draw.choice([draw.uniform(1, 20), draw.uniform(10, 120)])
     ranks = draw.sample(range(size), size)
+    if kind == "busy":
+        return Fault(at, kind, (ranks[0],), until=at + draw.uniform(10, 300))
     if kind in ("crash", "stop", "vanish"):
         ends = draw.random() < (0.8 if kind == "stop" else 0.5) and kind != "vanish"
         return Fault(at, kind, (ranks[0],), until=until if ends else None)

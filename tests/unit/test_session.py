@@ -78,9 +78,9 @@ class StandInMembership:
 
     def __init__(self, *views):
         self.view = View(0, (0, 1, 2))
-        self.has_finished = False
         self._views = list(views)
         self.asked = []
+        self.told = []
 
     def regroup(self, completed, min_workers, timeout_s, join):
         self.asked.append((completed, min_workers, timeout_s))
@@ -94,6 +94,18 @@ class StandInMembership:
 
     def recheck(self):
         pass
+
+    def watch(self):
+        self.told.append("watch")
+
+    def begin_fit(self, patience_s):
+        self.told.append(("begin", patience_s))
+
+    def end_fit(self):
+        self.told.append("end")
+
+    def meet(self):
+        self.told.append("meet")
 
 
 class StandInRuntime:
@@ -306,7 +318,7 @@ def test_the_new_chief_probes_the_lost_workers():
 
 
 def test_a_loss_while_reconciling_makes_all_reconcile_again():
-    session, seen = _elastic(((0, 1), 0), ((1,), 0)), []
+    session, seen = _elastic(((0, 1), 1), ((1,), 1)), []
 
     def reconcile(completed):
         seen.append(session.view.members)
@@ -314,14 +326,15 @@ def test_a_loss_while_reconciling_makes_all_reconcile_again():
             with session.waiting("the reconciliation", 60):
                 raise ExchangeBroken("the reconciliation", "another has died")
 
-    session.begin_sequence(LossPolicy(1, 60.0, reconcile))
+    session.begin_sequence(LossPolicy(1, 60.0, reconcile), completed=1)
     assert _test_body(lambda: _failing_once(session, [])("breaks")) == "breaks"
     assert seen == [(0, 1), (1,)]
 
 
 def test_another_ranks_loss_is_met_before_reconciling():
-    session, seen = _elastic(((0, 1), 0), ((1,), 0)), []
-    session.begin_sequence(LossPolicy(1, 60.0, lambda n: seen.append(session.view.members)))
+    session, seen = _elastic(((0, 1), 1), ((1,), 1)), []
+    policy = LossPolicy(1, 60.0, lambda n: seen.append(session.view.members))
+    session.begin_sequence(policy, completed=1)
     resume = session._watchdog.resume
 
     def called_off_at_once():  # another worker already wants the next view
@@ -357,8 +370,8 @@ def test_training_that_others_have_finished_is_reported_and_exchanges_may_go_on(
 
 
 def test_an_attempt_that_changes_the_view_is_reconciled_by_the_next_exchange():
-    session, seen = _elastic(((0, 1), 0)), []
-    session.begin_sequence(LossPolicy(1, 60.0, lambda n: seen.append("reconciled")))
+    session, seen = _elastic(((0, 1), 1)), []
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: seen.append("reconciled")), completed=1)
 
     def action():
         with session.waiting("the admission", 60):
@@ -395,9 +408,76 @@ def test_the_end_of_training_is_told():
     session = _elastic()
     session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
     session.end_sequence()
-    assert session._membership.has_finished
     session.begin_sequence(None)
-    assert not session._membership.has_finished
+    assert session._membership.told == ["watch", ("begin", 60.0), "end", ("begin", None)]
+
+
+def test_a_lost_worker_is_no_reason_against_the_next_fit():
+    session = _elastic()
+    session._channel.unreachable = lambda: [2]
+    assert session.unreachable() == [2]
+    session.enter_fit(_test_body.__code__)
+    assert session.unreachable() == []
+
+
+def test_an_exchange_with_all_shows_that_they_live():
+    session = _elastic()
+    session.heard_all()
+    assert (session._channel.heard, session._membership.told) == (1, ["watch", "meet"])
+
+
+# ---- The start ----------------------------------------------------------------------------------
+
+
+def _noting(session, log: list, name: str, fails: int):
+    """A part of the start, which fails so many times."""
+
+    def exchange():
+        with session.waiting(name, 60):
+            log.append(name)
+            if log.count(name) <= fails:
+                raise ExchangeBroken(name, "a worker has died")
+
+    return exchange
+
+
+@pytest.mark.parametrize(
+    ("breaks", "log"),
+    [
+        ("none", ["facts", "weights", "first"]),
+        ("facts", ["facts", "facts", "weights", "first"]),
+        ("weights", ["facts", "weights", "facts", "weights", "first"]),
+        # Nobody has completed the first exchange, so that others may still be in the start.
+        ("first", ["facts", "weights", "first", "facts", "weights", "first"]),
+    ],
+)
+def test_where_a_worker_is_lost_in_the_start_all_start_again(breaks, log):
+    session, seen = _elastic(((0, 1), 0)), []
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: seen.append("reconciled")))
+
+    def fit():
+        for name in ("facts", "weights"):
+            session.start(_noting(session, seen, name, fails=int(name == breaks)))
+        session.run(_noting(session, seen, "first", fails=int(breaks == "first")))
+
+    _test_body(fit)
+    assert seen == log
+
+
+def test_who_has_missed_the_first_exchange_does_not_start_again():
+    session, seen = _elastic(((0, 1), 1)), []
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: seen.append("reconciled")))
+    session.start(lambda: seen.append("weights"))
+    assert _test_body(lambda: _failing_once(session, seen)("breaks")) is MISSED
+    assert seen == ["weights", "breaks", "reconciled"]
+
+
+def test_a_second_loss_in_the_start_makes_all_start_once_more():
+    session, seen = _elastic(((0, 1), 0), ((1,), 0)), []
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
+    _test_body(lambda: session.start(_noting(session, seen, "weights", fails=2)))
+    assert seen == ["weights"] * 3
+    assert session.view == View(2, (1,))
 
 
 def test_view_changed_never_leaves_the_sequence():

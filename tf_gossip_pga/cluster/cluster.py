@@ -94,7 +94,9 @@ class Cluster:
         Raises:
           TypeError: JSON cannot hold `value`.
           ValueError: `timeout_s` is no number > 0.
-          WorkerLost: another worker died, or did not call `gather` before the deadline.
+          WorkerLost: another worker died, or did not call `gather` before the deadline. The next
+            `fit` with `on_worker_lost="continue"` begins with the survivors, if the script catches
+            it.
 
         Example:
 
@@ -114,7 +116,7 @@ class Cluster:
 
         Raises:
           ValueError: `timeout_s` is no number > 0.
-          WorkerLost: another worker died, or did not call `barrier` before the deadline.
+          WorkerLost: as `gather`.
 
         Example:
 

@@ -13,6 +13,7 @@ watchdog: looks after the exchange under way, reports it, aborts it.
 reports: when a wait is worth a line, ranks by name.
 
 view: `View`, a numbered list of members; `Standing`, what a worker says while one is formed.
+contacts: when workers have spoken, and what a dead one may have done since.
 decide: what a worker does with the others' answers. Pure.
 protocol: the agreement on a new view, as generators that yield effects (see docs/protocol.md).
 membership: the protocol over the real channel and clock.

@@ -196,9 +196,9 @@ class Channel:
         return self._server.run(self._ask_all(timeout_s, {**details, "kind": kind}))
 
     def unreachable(self) -> list[int]:
-        """Return the others that give no answer now, though there is plenty of time."""
+        """Return the others that live and give no answer now, though there is plenty of time."""
         answers = self.ask_all("status", timeout_s=self._timing.reachable_s)
-        return [rank for rank, answer in answers.items() if isinstance(answer, Absence)]
+        return [rank for rank, answer in answers.items() if answer is Absence.SUSPECTED]
 
     def close(self) -> None:
         """End the thread, and close its sockets."""

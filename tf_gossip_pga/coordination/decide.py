@@ -5,6 +5,7 @@ Moments are numbers on any one clock, in seconds.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
 
@@ -24,44 +25,72 @@ class Attempt:
       rank: this worker's.
       view: the present one.
       number: that of the wanted view.
+      fit: the number of the `fit` that this worker is in.
       min_workers: how many members it must have.
-      deadline: until when to wait for workers that answer and do not want the view yet.
-      silent_s: how long a worker may give no answer before the view is formed without it.
+      patience_s: how long to wait for a worker that answers and does not want the view yet.
+      silent_s: how long a worker may show no sign of life before the view is formed without it.
     """
 
     rank: int
     view: View
     number: int
+    fit: int
     min_workers: int
-    deadline: float
+    patience_s: float
     silent_s: float
-
-    def is_over(self, since: float, now: float) -> bool:
-        """Return whether what began at `since` has lasted too long."""
-        return now > min(since + self.silent_s, self.deadline)
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What earlier answers of the same attempt have shown.
+    """What earlier answers have shown.
 
     Attributes:
       silent_since: when each rank that gives no answer gave none for the first time.
-      torn_since: the same for pairs of ranks, the lower first, that want the view and cannot reach
-        each other.
+      late_since: when each rank that is to come answered for the first time.
+      asked_by: when each rank last asked this worker.
+      gone: dead ranks that cannot have begun a view without this worker (see `contacts`).
     """
 
     silent_since: Mapping[int, float] = dataclasses.field(default_factory=dict[int, float])
-    torn_since: Mapping[Pair, float] = dataclasses.field(default_factory=dict[Pair, float])
+    late_since: Mapping[int, float] = dataclasses.field(default_factory=dict[int, float])
+    asked_by: Mapping[int, float] = dataclasses.field(default_factory=dict[int, float])
+    gone: frozenset[int] = frozenset()
 
-    def updated(self, attempt: Attempt, answers: Answers, now: float) -> Memory:
+    def updated(
+        self,
+        attempt: Attempt,
+        answers: Answers,
+        now: float,
+        asked_by: Mapping[int, float],
+        gone: frozenset[int],
+    ) -> Memory:
         """Return the memory after these answers."""
         silent = [rank for rank, each in answers.items() if each is Absence.SUSPECTED]
-        torn = _torn(_willing(attempt, answers), answers)
+        late_since = {
+            rank: since
+            for rank, since in self.late_since.items()
+            if rank not in _willing(attempt, answers)
+        }
         return Memory(
             {rank: self.silent_since.get(rank, now) for rank in silent},
-            {pair: self.torn_since.get(pair, now) for pair in torn},
+            {**dict.fromkeys(_late(attempt, answers), now), **late_since},
+            dict(asked_by),
+            gone,
         )
+
+    def for_next_attempt(self) -> Memory:
+        """Return what holds for the next view, too."""
+        return Memory(late_since=self.late_since)
+
+    def silence_s(self, rank: int, attempt: Attempt, now: float) -> float:
+        """Return for how long a rank that gives no answer has shown no sign of life.
+
+        One that asks and never answers does not keep the others waiting longer than one that is
+        late: a firewall may let its packets pass in one direction.
+        """
+        since = self.silent_since[rank]
+        asked = min(self.asked_by.get(rank, since), since + attempt.patience_s)
+        return now - max(since, asked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +134,15 @@ def decide(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> De
 
     Every member of the present view is one of these:
 
-        willing    wants the same view
-        suspected  has given no answer for `silent_s`: it may live on the other side of a cut
-        undecided  has given no answer, but not for long; or answers and does not want the view yet
-        nobody     dead; or has left `fit`; or answers and did not come before the deadline
+        willing    wants the same view, in the same `fit`
+        undecided  has given no answer, but not for long; or answers and may still come
+        away       has shown no sign of life for `silent_s`, or has not come for `patience_s`, or is
+                   dead: it may have gone on without this worker
+        nobody     dead, and gone on with nobody (`Memory.gone`); or has left `fit` by an exception
 
-    The lowest willing rank is the leader. It decides as soon as nobody is undecided; the others
-    adopt what it has decided. Where two willing ranks do not reach each other for `silent_s`, the
-    higher one is excluded.
+    The lowest willing rank is the leader. It decides as soon as nobody is undecided, and all that
+    are willing have reached one another; the others adopt what it has decided. Of two that do not
+    reach each other for `silent_s` one is away.
 
     Args:
       attempt: what to agree on.
@@ -120,22 +150,21 @@ def decide(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> De
       memory: up to these answers; see `Memory.updated`.
       now: the moment of the answers.
     """
-    if any(_has_finished(each) for each in answers.values()):
+    if any(_has_finished(attempt, each) for each in answers.values()):
         return Finish()
     willing = _willing(attempt, answers)
-    suspected = _suspected(attempt, memory, now)
-    undecided = _undecided(attempt, answers, memory, now)
-    for (_, higher), since in memory.torn_since.items():
-        if attempt.is_over(since, now):
-            willing.discard(higher)
-        else:
-            undecided.add(higher)
+    away = _away(attempt, answers, memory, now)
+    undecided = _undecided(attempt, answers, memory) - away
     leader = min(willing)
     if leader != attempt.rank:
         return _follow(attempt, leader, answers[leader], undecided)
+    torn = _torn(willing, answers)
+    undecided |= {higher for (_, higher), since_s in torn.items() if since_s < attempt.silent_s}
     if undecided:
         return Wait(frozenset(undecided))
-    reason = _why_not(attempt, willing, suspected)
+    left_out = _cover(torn, leader)
+    willing, away = willing - left_out, away | left_out
+    reason = _why_not(attempt, willing, away, answers)
     return Fail(reason) if reason else Lead(tuple(sorted(willing)))
 
 
@@ -187,48 +216,82 @@ def excluded_text(rank: int, by: int) -> str:
     )
 
 
-def _has_finished(answer: Standing | Absence) -> bool:
-    return isinstance(answer, Standing) and not answer.in_fit and answer.has_finished
+def _has_finished(attempt: Attempt, answer: Standing | Absence) -> bool:
+    return isinstance(answer, Standing) and answer.finished >= attempt.fit
 
 
 def _willing(attempt: Attempt, answers: Answers) -> set[int]:
     wanting = {
         rank
         for rank, each in answers.items()
-        if isinstance(each, Standing) and each.in_fit and each.wants == attempt.number
+        if isinstance(each, Standing)
+        and each.in_fit
+        and (each.wants, each.fit) == (attempt.number, attempt.fit)
     }
     return {attempt.rank} | wanting
 
 
-def _suspected(attempt: Attempt, memory: Memory, now: float) -> set[int]:
-    # A joining worker that was not taken in is no side of a cut.
-    silent = memory.silent_since.items()
-    members = attempt.view.members
-    return {rank for rank, since in silent if rank in members and attempt.is_over(since, now)}
-
-
-def _undecided(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> set[int]:
-    silent = set(memory.silent_since) - _suspected(attempt, memory, now)
-    late = {
+def _late(attempt: Attempt, answers: Answers) -> set[int]:
+    """Return the ranks that answer and may still come to want the view: in this fit, or before."""
+    willing = _willing(attempt, answers)
+    return {
         rank
         for rank, each in answers.items()
         if isinstance(each, Standing)
-        and each.in_fit
-        and each.wants != attempt.number
-        and now < attempt.deadline
+        and rank not in willing
+        and (each.fit < attempt.fit or (each.fit == attempt.fit and each.in_fit))
     }
-    return (silent | late) & set(attempt.view.members)
 
 
-def _torn(willing: set[int], answers: Answers) -> set[Pair]:
-    """Return pairs of willing ranks, the lower first, of which one does not reach the other."""
-    return {
-        (min(rank, other), max(rank, other))
-        for rank, each in answers.items()
-        if rank in willing and isinstance(each, Standing)
-        for other in each.silent
-        if other in willing
+def _away(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> set[int]:
+    silent = {
+        rank
+        for rank in memory.silent_since
+        if memory.silence_s(rank, attempt, now) >= attempt.silent_s
     }
+    late = {
+        rank
+        for rank in _late(attempt, answers)
+        if now >= memory.late_since[rank] + max(attempt.patience_s, attempt.silent_s)
+    }
+    dead = {rank for rank, each in answers.items() if each is Absence.DEAD} - memory.gone
+    # A joining worker that was not taken in is no side of a cut.
+    return (silent | late | dead) & set(attempt.view.members)
+
+
+def _undecided(attempt: Attempt, answers: Answers, memory: Memory) -> set[int]:
+    may_come = set(memory.silent_since) | _late(attempt, answers)
+    return may_come & set(attempt.view.members)
+
+
+def _torn(willing: set[int], answers: Answers) -> dict[Pair, float]:
+    """Return pairs of willing ranks, the lower first, that have not reached each other.
+
+    Also for how many seconds they have not.
+    """
+    torn: dict[Pair, float] = {}
+    for rank, each in answers.items():
+        if rank in willing and isinstance(each, Standing):
+            for other, silent_s in each.silent:
+                if other in willing:
+                    pair = min(rank, other), max(rank, other)
+                    torn[pair] = max(silent_s, torn.get(pair, 0.0))
+    return torn
+
+
+def _cover(pairs: Iterable[Pair], leader: int) -> set[int]:
+    """Return ranks without which no pair is left: first that of most pairs, the highest of these.
+
+    One that all others do not reach is left out alone, and the leader never.
+    """
+    left: set[Pair] = set(pairs)
+    found: set[int] = set()
+    while left:
+        counts = collections.Counter(rank for pair in left for rank in pair if rank != leader)
+        worst = max(counts, key=lambda rank: (counts[rank], rank))
+        found.add(worst)
+        left = {pair for pair in left if worst not in pair}
+    return found
 
 
 def _follow(
@@ -242,18 +305,23 @@ def _follow(
     return Fail(excluded_text(attempt.rank, leader))
 
 
-def _why_not(attempt: Attempt, willing: set[int], suspected: set[int]) -> str | None:
+def _why_not(attempt: Attempt, willing: set[int], away: set[int], answers: Answers) -> str | None:
     """Return why these may not go on, or None.
 
-    Suspected workers may decide the same about these. The side with more workers goes on, or of
+    Those that are away may decide the same about these. The side with more workers goes on, or of
     equal sides that with the lowest rank.
     """
-    ahead = len(willing) - len(suspected)
-    if ahead < 0 or (ahead == 0 and min(suspected) < min(willing)):
+    ahead = len(willing) - len(away)
+    if ahead < 0 or (ahead == 0 and min(away) < min(willing)):
+        dead = [rank for rank in away if answers.get(rank) is Absence.DEAD]
+        ended = (
+            f" Of {named(dead)} it only knows that the process has ended, not what it did while "
+            f"rank {attempt.rank} was stopped or cut off."
+        )
         return (
-            f"Rank {attempt.rank}: {named(suspected)} cannot be reached, and may be going on "
+            f"Rank {attempt.rank}: {named(away)} cannot be reached, and may be going on "
             f"without {named(willing)}: the side with more workers goes on, or of equal sides "
-            "that with the lowest rank. This side ends."
+            f"that with the lowest rank. This side ends.{ended if dead else ''}"
         )
     if len(willing) < attempt.min_workers:
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
@@ -53,7 +54,9 @@ class Membership:
         self._status = status
         self._rank = rank
         self._size = size
+        self._timing = timing
         self._protocol = Protocol(rank, size, timing, time.monotonic, call_off)
+        self._pinging: threading.Thread | None = None
         channel.handlers["regroup"] = self._answer
 
     @property
@@ -61,14 +64,33 @@ class Membership:
         """The present view."""
         return self._protocol.view
 
-    @property
-    def has_finished(self) -> bool:
-        """Whether this worker has trained to the end. The caller sets it."""
-        return self._protocol.has_finished
+    def watch(self) -> None:
+        """Know of the others, from now on, whether they live: ask them once in a while."""
+        if self._pinging is None:
+            self._pinging = threading.Thread(target=self._ping, name="gossip-ping", daemon=True)
+            self._pinging.start()
 
-    @has_finished.setter
-    def has_finished(self, value: bool) -> None:
-        self._protocol.has_finished = value
+    def begin_fit(self, patience_s: float | None) -> None:
+        """Note that a `fit` begins.
+
+        Args:
+          patience_s: how long workers that form a view wait for those that do something else; None
+            where a loss ends training, so that no view is ever formed.
+        """
+        if patience_s is None:
+            self._pinging = None
+        else:
+            self._protocol.contacts.patience_s = max(patience_s, self._timing.silent_s)
+            self.watch()
+
+    def end_fit(self) -> None:
+        """Note that this worker has trained to the end of its present `fit`."""
+        self._protocol.finished = self._status.tell().fits
+        self._protocol.contacts.patience_s = self._timing.silent_s  # the next fit may have another
+
+    def meet(self) -> None:
+        """Note that an exchange with all members of the view has succeeded."""
+        self._protocol.contacts.meet(time.monotonic())
 
     def restrict(self, members: Collection[int]) -> None:
         """Regard only these ranks as members of the present view.
@@ -96,7 +118,8 @@ class Membership:
           TrainingFinished: there is nothing left to do together.
           WorkerLost: too few are left, or others have gone on without this worker.
         """
-        return self._run(self._protocol.regroup(completed, min_workers, timeout_s), join)
+        fit = self._status.tell().fits
+        return self._run(self._protocol.regroup(completed, min_workers, timeout_s, fit), join)
 
     def grow(
         self,
@@ -123,6 +146,12 @@ class Membership:
         """Call off what has begun if another worker already wants a newer view."""
         self._protocol.recheck()
 
+    def _ping(self) -> None:
+        """Ask the others once in a while. One thread a process, nearly always asleep."""
+        while self._pinging is threading.current_thread():
+            self._run(self._protocol.ping(), lambda view: None)
+            time.sleep(self._timing.ping_every_s)
+
     def _run(self, steps: Steps[_Result], join: Callable[[View], None]) -> _Result:
         try:
             effect = next(steps)
@@ -134,7 +163,8 @@ class Membership:
     def _perform(self, effect: Effect, join: Callable[[View], None]) -> RawAnswers:
         match effect:
             case Ask(wants):
-                return self._channel.ask_all("regroup", rank=self._rank, wants=wants)
+                fit = self._status.tell().fits
+                return self._channel.ask_all("regroup", rank=self._rank, wants=wants, fit=fit)
             case Pause(seconds):
                 time.sleep(seconds)
             case Join(view):
@@ -145,6 +175,7 @@ class Membership:
 
     def _answer(self, request: Message) -> Message:
         """Answer another worker. On the channel's thread."""
-        asker = messages.checked(request, self._size, rank=Rank, wants=int)
-        standing = self._protocol.answer(asker["rank"], asker["wants"], self._status.tell().in_fit)
+        asker = messages.checked(request, self._size, rank=Rank, wants=int, fit=int)
+        own = self._status.tell()
+        standing = self._protocol.answer(**asker, own_fit=own.fits, in_fit=own.in_fit)
         return dataclasses.asdict(standing)

@@ -10,16 +10,21 @@ list. Each makes itself a member and says so; when the leader has heard it from 
 Whatever fails on the way makes all of them want the view after that. So no exchange of a view
 begins before every member is in it (TensorFlow's group leader would forget a member that came too
 early), and no worker is a member of two views: a list counts once all on it have adopted it.
+
+Between losses each worker asks the others once in a while (`ping`), so that it knows of a dead one
+whether that may have gone on without this worker (`contacts`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any, TypeVar
 
 from tf_gossip_pga.coordination import decide as decide_lib
+from tf_gossip_pga.coordination.contacts import Contacts
 from tf_gossip_pga.coordination.messages import parse_answer
 from tf_gossip_pga.coordination.reports import Waiting, named
 from tf_gossip_pga.coordination.status import Absence
@@ -78,7 +83,9 @@ class Protocol:
 
     Attributes:
       view: the present one. A joining worker is alone in its view until it is taken in.
-      has_finished: whether this worker has trained to the end. The caller sets it.
+      finished: the number of the last `fit` that this worker has trained to the end. The caller
+        sets it.
+      contacts: when this worker and the others have spoken. The caller notes exchanges in it.
     """
 
     def __init__(
@@ -90,7 +97,7 @@ class Protocol:
         call_off: Callable[[str], None],
     ) -> None:
         self.view = View(0, tuple(range(size)))
-        self.has_finished = False
+        self.finished = 0
         self._rank = rank
         self._size = size
         self._timing = timing
@@ -98,8 +105,10 @@ class Protocol:
         self._call_off = call_off
         self._wanted = 0  # the latest view that anybody wants
         self._standing = Standing()
+        self.contacts = Contacts(timing.silent_s)
+        self._memory = decide_lib.Memory()
 
-    def answer(self, rank: int, wants: int, in_fit: bool) -> Standing:
+    def answer(self, rank: int, wants: int, fit: int, own_fit: int, in_fit: bool) -> Standing:
         """Return this worker's standing to another one, which may want a new view.
 
         Any thread may call it.
@@ -107,32 +116,61 @@ class Protocol:
         Args:
           rank: of the worker that asks.
           wants: the number of the view that it wants.
-          in_fit: whether this worker trains.
+          fit: how many times it has called `fit`.
+          own_fit: how many times this worker has.
+          in_fit: whether this worker is still in the last one.
         """
-        if wants > self._wanted and rank in self.view.members and not self.has_finished:
-            self._wanted = wants
-            self._call_off("another rank has lost a worker")
-        return dataclasses.replace(self._standing, in_fit=in_fit, has_finished=self.has_finished)
+        now = self._clock()
+        self.contacts.asked_by[rank] = now
+        if rank in self.view.members and fit > self.finished:
+            if wants > self._standing.wants:
+                # One that has left the asker's fit by an exception is not waited for.
+                has_left = own_fit > fit or (own_fit == fit and not in_fit)
+                self.contacts.call(-math.inf if has_left else now)
+            if wants > self._wanted:
+                self._wanted = wants
+                self._call_off("another rank has lost a worker")
+        standing, now_is = self._standing, (own_fit, in_fit, self.finished)
+        if (standing.fit, standing.in_fit, standing.finished) == now_is:
+            return standing
+        return dataclasses.replace(standing, fit=own_fit, in_fit=in_fit, finished=self.finished)
+
+    def ping(self) -> Steps[None]:
+        """Ask the other members whether they live, unless it is known; for a thread of its own."""
+        view = self.view
+        others = view.others(self._rank)
+        now = self._clock()
+        oldest_s = max((self.contacts.age_s(rank, now) for rank in others), default=0.0)
+        if self._standing.wants > view.number or oldest_s < self._timing.ping_every_s:
+            return
+        raw = yield Ask(0)
+        answers = {rank: parse_answer(Standing, each, self._size) for rank, each in raw.items()}
+        if self.view != view:
+            return
+        self.contacts.answer(others, answers, now, self._clock())
+        if decide_lib.excluding(self._rank, view, self._standing, answers) is not None:
+            self.contacts.call(-math.inf)
+            self._call_off("others have gone on without this rank")
 
     def recheck(self) -> None:
         """Call off what has begun if another worker already wants a newer view."""
         if self._wanted > self.view.number:
             self._call_off("another rank has lost a worker")
 
-    def regroup(self, completed: int, min_workers: int, timeout_s: float) -> Steps[int]:
+    def regroup(self, completed: int, min_workers: int, timeout_s: float, fit: int) -> Steps[int]:
         """Form the next view with all surviving workers, as `Membership.regroup` does."""
-        deadline = self._clock() + timeout_s
         number = max(self._wanted, self.view.number + 1)
+        self._memory = decide_lib.Memory()
         for _ in range(self._timing.attempts):
-            standing = self._standing_at(number, completed)
-            # Workers that have just come to want it, too, take a moment to say so.
-            soonest = self._clock() + self._timing.silent_s
+            self.contacts.come(self._clock())
+            standing = self._standing_at(number, completed, fit)
             attempt = decide_lib.Attempt(
                 rank=self._rank,
                 view=self.view,
                 number=number,
+                fit=fit,
                 min_workers=min_workers,
-                deadline=max(deadline, soonest),
+                patience_s=timeout_s,
                 silent_s=self._timing.silent_s,
             )
             try:
@@ -148,6 +186,7 @@ class Protocol:
     def grow(self, number: int, members: Sequence[int], joining: Sequence[int]) -> Steps[None]:
         """Form a view of members and joining workers, as `Membership.grow` does."""
         self.view = View(number - 1, tuple(members))
+        self.contacts.forget()  # a joining worker's rank was another process before
         standing = self._standing_at(number)
         deadline = self._clock() + self._timing.admit_s
         others = [rank for rank in members if rank != self._rank]
@@ -181,17 +220,26 @@ class Protocol:
 
     def _agree(self, attempt: decide_lib.Attempt, standing: Standing) -> Steps[tuple[int, ...]]:
         """Return the members of the wanted view, the same for all of them."""
-        memory = decide_lib.Memory()
+        self._memory = memory = self._memory.for_next_attempt()
         waiting = Waiting(self._timing.report_s, self._clock())
+        # A leader leads nobody before all have reached one another.
+        unheard = dict.fromkeys(attempt.view.others(self._rank), 0.0)
+        standing = dataclasses.replace(standing, silent=tuple(unheard.items()))
         while True:
             answers = yield from self._poll(standing)
             now = self._clock()
-            memory = memory.updated(attempt, answers, now)
+            contacts = self.contacts
+            self._memory = memory = memory.updated(
+                attempt, answers, now, contacts.asked_by, contacts.gone
+            )
+            silent = {rank: memory.silence_s(rank, attempt, now) for rank in memory.silent_since}
+            standing = dataclasses.replace(standing, silent=tuple(silent.items()))
+            self._standing = standing
             match decide_lib.decide(attempt, answers, memory, now):
                 case decide_lib.Adopt(members):
                     return members
                 case decide_lib.Lead(members):
-                    self._publish(dataclasses.replace(standing, members=members))
+                    self._standing = dataclasses.replace(standing, members=members)
                     return members
                 case decide_lib.Fail(reason):
                     raise WorkerLost(reason)
@@ -255,11 +303,11 @@ class Protocol:
           ViewAbandoned: somebody wants a later view.
           WorkerLost: somebody has begun a view without this worker.
         """
-        self._publish(standing)
+        self._standing = standing
+        asked = self._clock()
         raw = yield Ask(standing.wants if calls_off else 0)
         answers = {rank: parse_answer(Standing, each, self._size) for rank, each in raw.items()}
-        silent = tuple(rank for rank, each in answers.items() if each is Absence.SUSPECTED)
-        self._standing = dataclasses.replace(standing, silent=silent)
+        self.contacts.answer(self.view.others(self._rank), answers, asked, self._clock())
         by = decide_lib.excluding(self._rank, self.view, standing, answers)
         if by is not None:
             raise WorkerLost(decide_lib.excluded_text(self._rank, by))
@@ -271,31 +319,23 @@ class Protocol:
     def _begin(self, standing: Standing, most_completed: int) -> None:
         self.view = View(standing.wants, standing.members or ())
         self._wanted = max(self._wanted, standing.wants)
-        self._publish(
-            dataclasses.replace(
-                standing,
-                view=standing.wants,
-                view_members=standing.members,
-                most_completed=most_completed,
-            )
+        self.contacts.begin()
+        self._standing = dataclasses.replace(
+            standing,
+            view=standing.wants,
+            view_members=standing.members,
+            most_completed=most_completed,
         )
 
-    def _standing_at(self, wants: int, completed: int = 0) -> Standing:
+    def _standing_at(self, wants: int, completed: int = 0, fit: int = 1) -> Standing:
         """Return the standing of this worker, in its view, when it begins to want another."""
         return Standing(
             view=self.view.number,
             view_members=self.view.members,
             wants=wants,
             completed=completed,
+            fit=fit,
         )
-
-    def _publish(self, standing: Standing) -> None:
-        """Let others see this standing, and whom this worker has not reached last time it asked.
-
-        A leader that hears of it first thing in the next attempt can exclude one of two workers
-        that do not reach each other, instead of forming the same view again and again.
-        """
-        self._standing = dataclasses.replace(standing, silent=self._standing.silent)
 
 
 def _late(standing: Standing, others: Sequence[int], answers: decide_lib.Answers) -> set[int]:

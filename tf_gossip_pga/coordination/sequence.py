@@ -32,6 +32,11 @@ class Sequence:
         """Whether the other members have completed the next exchange without this worker."""
         return self._missed > 0
 
+    @property
+    def is_at_start(self) -> bool:
+        """Whether no member has completed any exchange."""
+        return self.completed + self._missed == 0
+
     def complete(self) -> None:
         """Count the next exchange, completed or skipped."""
         self.completed += 1

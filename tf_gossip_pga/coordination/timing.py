@@ -40,6 +40,8 @@ class Timing:
       poll_s: how often workers ask one another while they form a view.
       silent_s: how long a worker may be silent, after the exchange was aborted, before a view is
         formed without it: a silent worker is lost after `suspect_s + silent_s`.
+      ping_every_s: how often a worker asks the members that have shown nothing else of themselves.
+        With the time of an answer it is to be far below `silent_s`.
       report_s: when a worker first reports that it waits for others to form a view.
       attempts: how many views in a row may be abandoned before a worker gives up.
       futile_regroups: how often the same exchange may fail, though nobody is lost, before a worker
@@ -73,6 +75,7 @@ class Timing:
     closing_checks: int = 3
     poll_s: float = 0.1
     silent_s: float = 15.0
+    ping_every_s: float = 4.0
     report_s: float = 5.0
     attempts: int = 20
     futile_regroups: int = 3

@@ -22,6 +22,10 @@ class View:
     number: int
     members: tuple[int, ...]
 
+    def others(self, rank: int) -> list[int]:
+        """Return the other members."""
+        return [member for member in self.members if member != rank]
+
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
@@ -36,9 +40,11 @@ class Standing:
       is_member: whether it has made itself one of them.
       most_completed: once it has begun the wanted view, the most exchanges any member had
         completed.
-      in_fit: whether it still trains.
-      has_finished: whether it has trained to the end.
-      silent: the ranks that gave it no answer when it last asked.
+      fit: how many times it has called `fit`.
+      in_fit: whether it is still inside the last of these.
+      finished: the number of the last `fit` that it has trained to the end.
+      silent: each rank that it has yet to reach since it wants the view, and for how many seconds
+        that rank has shown no sign of life meanwhile.
     """
 
     view: int = 0
@@ -48,6 +54,7 @@ class Standing:
     members: tuple[Rank, ...] | None = None
     is_member: bool = False
     most_completed: int = 0
+    fit: int = 1
     in_fit: bool = True
-    has_finished: bool = False
-    silent: tuple[Rank, ...] = ()
+    finished: int = 0
+    silent: tuple[tuple[Rank, float], ...] = ()

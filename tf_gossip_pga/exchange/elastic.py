@@ -2,7 +2,8 @@
 
 The exchanges of one `fit` are one sequence, counted alike by all members. After a loss the
 surviving workers form a new view and agree on the largest count. A worker that is behind skips the
-exchanges that others have completed, after all have reconciled what the loss made different.
+exchanges that others have completed, after all have reconciled what the loss made different. Before
+the first of them is completed, the survivors start once more instead.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class LossPolicy:
       min_workers: how many workers must survive for training to go on.
       patience_s: how long the surviving workers wait for those of them that are busy.
       reconcile: called with the number of exchanges that this worker has completed, once the
-        surviving workers have a new view; gives them one model and one state. All of them call it.
+        surviving workers have a new view; gives them one model and one state. All of them call it,
+        where one of them has completed any exchange.
     """
 
     min_workers: int
@@ -86,11 +88,13 @@ class ElasticSession(FixedSession):
         self._runtime = runtime
         self._membership = membership
         self._policy: LossPolicy | None = None  # None: a loss ends training
+        self._starts: list[Callable[[], None]] = []  # what this `fit` has started with so far
         super().__init__(cluster, transport, channel, status, watchdog, timing)
         self._sequence = Sequence(self.timing.futile_regroups)
         self.is_joining = is_joining
         self.all_workers = runtime.strategy
         self.admission = Admission(cluster, channel, status, self.timing)
+        membership.watch()  # the callback may say that a loss is survived
 
     @property
     def view(self) -> View:
@@ -116,24 +120,51 @@ class ElasticSession(FixedSession):
             )
         return super().gather(value, doing, timeout_s)
 
+    def unreachable(self) -> list[int]:
+        """Return the ranks that do not answer questions; later than in the first `fit`, none."""
+        return super().unreachable() if self._status.tell().fits == 1 else []
+
+    def heard_all(self):
+        """Note that an exchange with all members has just succeeded."""
+        super().heard_all()
+        self._membership.meet()
+
     # ---- The sequence of exchanges --------------------------------------------------------------
 
     def begin_sequence(self, policy: LossPolicy | None, completed: int = 0):
-        """Count exchanges from here on; all members call it in step.
+        """Begin a `fit`: count exchanges from here on.
 
         Args:
           policy: what a lost worker means from now on; None: it ends training.
           completed: where the count begins, for a worker that has joined others.
         """
         self._policy = policy
+        self._starts = []
         self._sequence = Sequence(self.timing.futile_regroups, completed)
-        self._membership.has_finished = False
+        self._membership.begin_fit(policy.patience_s if policy else None)
 
     def end_sequence(self):
         """Note that this rank has trained to the end, together with all others."""
-        self.begin_sequence(None)
-        self._membership.has_finished = True
+        self._policy = None
+        self._membership.end_fit()
         self._status.end_fit()
+
+    def start(self, exchange: Callable[[], None]):
+        """Run exchanges before the first of the sequence.
+
+        Where a worker is lost before the first of the sequence is completed, the surviving workers
+        run all that they have passed here once more, in this order.
+        """
+        self._starts.append(exchange)
+        while True:
+            try:
+                if self._sequence.must_reconcile:
+                    self._reconcile()
+                else:
+                    exchange()
+                return
+            except ViewChanged:
+                continue
 
     def run(self, exchange: Callable[[], Any]) -> Any:
         """Run the next exchange of the sequence.
@@ -149,7 +180,6 @@ class ElasticSession(FixedSession):
         while True:
             try:
                 if sequence.must_reconcile:
-                    self._check_not_called_off()
                     self._reconcile()
                 result = MISSED if sequence.skips_next else exchange()
                 sequence.complete()
@@ -167,15 +197,16 @@ class ElasticSession(FixedSession):
             action()
 
     def _reconcile(self):
+        if self.size > 1 and self._watchdog.called_off:  # another rank has lost a worker since
+            self._on_broken(ExchangeBroken("no exchange", self._watchdog.called_off))
         if self._policy is None:  # a view only changes where a policy lets it
             raise RuntimeError("Training has ended, so that there is nothing to reconcile.")
-        self._policy.reconcile(self._sequence.completed)
+        if self._sequence.is_at_start:
+            for exchange in self._starts:
+                exchange()
+        else:
+            self._policy.reconcile(self._sequence.completed)
         self._sequence.must_reconcile = False
-
-    def _check_not_called_off(self):
-        """Form a new view where another rank has lost a worker since the last exchange."""
-        if self.size > 1 and self._watchdog.called_off:
-            self._on_broken(ExchangeBroken("no exchange", self._watchdog.called_off))
 
     # ---- Losing workers -------------------------------------------------------------------------
 
@@ -190,7 +221,9 @@ class ElasticSession(FixedSession):
         if policy is None or not self._status.tell().in_fit:
             super()._on_broken(broken)
         self._watchdog.call_off(broken.reason)
-        self._drain()
+        if self._under_way is not None:  # nothing of the old view may be in flight
+            concurrent.futures.wait([self._under_way])
+            self._under_way = None
         before = {*self.view.members, *joining}
         try:
             most = self._membership.regroup(
@@ -213,12 +246,6 @@ class ElasticSession(FixedSession):
             f"are left. It was at {broken.doing}."
         )
         raise ViewChanged from None
-
-    def _drain(self):
-        """Wait until nothing of the old view is in flight."""
-        if self._under_way is not None:
-            concurrent.futures.wait([self._under_way])
-            self._under_way = None
 
     def _begin_view(self):
         """Make what follows from new members."""

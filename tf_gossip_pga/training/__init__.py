@@ -5,6 +5,7 @@ settings: its arguments, checked. They never change.
 run_state: what survives one `fit`: step, period, totals, averager.
 fit, group_fit: one `fit` of a single worker, and of a worker among others.
 phase: where a fit is, the stop vote, the replica; their states and transitions.
+start: what the ranks of one fit agree on, and the state that they begin with.
 group: the other ranks of one fit: sync points, averages, reconciliation after a loss.
 sync_point: what ranks tell one another at a point of training.
 ending: what follows all callbacks of an epoch and of a fit: the same stop, the same model.

@@ -93,8 +93,9 @@ class GossipPGA(keras.callbacks.Callback):
         ten times as long at the start and between epochs. Much earlier, a line on standard error
         says which worker it waits for, and it does not wait for a worker that has ended or left
         `fit`. Default 300.
-      on_worker_lost: `"raise"`: a lost worker ends all others with `WorkerLost`. `"continue"`: from
-        the first step on the surviving workers continue without it, in the same `fit`. They agree
+      on_worker_lost: `"raise"`: a lost worker ends all others with `WorkerLost`. `"continue"`: the
+        surviving workers continue without it, in the same `fit`, or in the next one where it was
+        lost between two. They agree
         on a new list of members, average once, and gossip on a graph for their number (of the same
         name, or else one-peer exponential). No step is lost or repeated. The lost worker's part of
         the data is lost with it, the learning rate stays the same, and the lowest surviving rank

@@ -45,7 +45,7 @@ class Group:
 
     @property
     def loss_policy(self) -> LossPolicy | None:
-        """Return what a lost worker means once all ranks have begun equal."""
+        """Return what a lost worker means; None where it ends training."""
         settings = self._run.settings
         if not settings.survives:
             return None
@@ -68,7 +68,12 @@ class Group:
     # ---- Sync points ----------------------------------------------------------------------------
 
     def sync(
-        self, where: str, value: Any = None, logs: dict | None = None, timed: bool = True
+        self,
+        where: str,
+        value: Any = None,
+        logs: dict | None = None,
+        timed: bool = True,
+        in_sequence: bool = True,
     ) -> list:
         """Wait for all ranks at the same point of training, and share what each has measured.
 
@@ -77,6 +82,7 @@ class Group:
           value: what else this rank tells the others, as JSON can hold it.
           logs: Keras' logs; the numbers in it become their means over ranks.
           timed: whether the wait counts as communication.
+          in_sequence: whether it is the next exchange of the sequence; else of the start.
 
         Returns:
           What the ranks have passed as `value`, in rank order; also that of a rank lost since then.
@@ -101,7 +107,10 @@ class Group:
             )
 
         with self._run.communicating() if timed else contextlib.nullcontext():
-            self._session.run(gather)
+            if in_sequence:
+                self._session.run(gather)
+            else:
+                gather()
         # If this rank missed the exchange, the others have passed on its reports.
         reports = [Report(**each) for each in self._last_reports]
         self._model.stop_training = any(each.stop for each in reports)

@@ -9,15 +9,16 @@ from typing import Any
 import keras
 
 from tf_gossip_pga.algorithm.graph import Topology
-from tf_gossip_pga.exchange.averager import Averager, Variables
+from tf_gossip_pga.exchange.averager import Averager
 from tf_gossip_pga.exchange.elastic import ElasticSession
 from tf_gossip_pga.exchange.session import MISSED
-from tf_gossip_pga.training import callback_facts, preflight, sync_point, variables
+from tf_gossip_pga.training import sync_point
 from tf_gossip_pga.training.ending import Ending
 from tf_gossip_pga.training.fit import Fit
 from tf_gossip_pga.training.group import Group
 from tf_gossip_pga.training.phase import Phase
 from tf_gossip_pga.training.run_state import RunState
+from tf_gossip_pga.training.start import Start
 
 
 class GroupFit(Fit):
@@ -33,8 +34,7 @@ class GroupFit(Fit):
         super().__init__(model, params, run, session)
         self.group = Group(session, run, model, self.vote)
         run.scalars.clear_votes()
-        self._digest = ""  # of what must be equal on all ranks
-        self._known: list[variables.Held] = []  # what the model holds before the first batch
+        self._start = Start(session, self.group, run, model, params)
         self._ending = Ending(session, self.group, model, params["epochs"])
 
     # ---- The start ------------------------------------------------------------------------------
@@ -45,66 +45,12 @@ class GroupFit(Fit):
         Raises:
           ValueError: on every rank, if one cannot train, or the ranks do not fit together.
         """
-        run, session = self.run, self.session
-        session.begin_sequence(None)
-        run.use_topology_for(session.size)
-        if run.averager is not None:  # an interrupted fit may have left a gossip under way
-            run.averager.finish_gossip(apply=False)
-        facts, known = None, False
-        if not problem:
-            facts = self._facts()
-            self._digest = preflight.digest(facts)
-            known = run.averager is not None and run.averager.serves(self._variables)
-        if session.is_joining:
-            invitation = session.admission.invitation
-            preflight.check_joining(session.cluster.rank, invitation, self._digest, problem)
-            return
-        everyone = session.gather(
-            {"problem": problem, "facts": facts, "known": known, "callbacks": self.callbacks},
-            "the start of training",
-            self.group.patience.start_s,
-        )
-        preflight.check(everyone, session.view.members, session.cluster.rank)
-        if session.cluster.is_chief:
-            preflight.warn_of_variables(self.model, run.settings.local)
-        found = callback_facts.check([each["callbacks"] for each in everyone], session.view.members)
-        callback_facts.warn(session.cluster, *found)
-        # Building an averager is an exchange too: all ranks do it or none.
-        if not all(each["known"] for each in everyone):
-            run.use_averager(self._new_averager(run.topology))
-        self._broadcast_start()
-
-    def _facts(self) -> dict:
-        """Return what must be equal on all ranks; build the optimizer."""
-        run = self.run
-        self._known = variables.held_by_layers(self.model)
-        return preflight.facts(
-            self.model,
-            {
-                "H": str(run.settings.H),
-                "the state of H": run.period_state,
-                "topology": run.topology.digest,
-                **run.settings.facts(),
-                "steps per epoch": self.params["steps"],
-                "epochs": self.params["epochs"],
-                "step count": run.step,
-            },
-        )
-
-    @property
-    def _variables(self) -> Variables:
-        run = self.run
-        shared = [*run.scalars.variables, *run.symptoms.variables]
-        settings = run.settings
-        return variables.variables_of(self.model, settings.optimizer_state, settings.local, shared)
-
-    def _new_averager(self, topology: Topology) -> Averager:
-        return Averager(
-            self.session, topology, self._variables, self.group.patience, self.run.settings.wire
-        )
-
-    def _broadcast_start(self):
-        self.group.averager.broadcast("the start of training")
+        if self.session.is_joining:
+            self.session.begin_sequence(None)
+            self._start.join(problem)
+        else:
+            self.session.begin_sequence(self.group.loss_policy)
+            self.session.start(lambda: self._start.agree(problem, self.callbacks))
 
     # ---- Epochs and batches ---------------------------------------------------------------------
 
@@ -115,21 +61,19 @@ class GroupFit(Fit):
         is_first = self.phase is Phase.STARTING
         self.phase = self.phase.after("epoch")
         where = sync_point.beginning_of(epoch)
-        while joining := self._sync_with_joining(where):
+        if is_first and epoch:
+            self.session.start(lambda: self._start.broadcast_again(where))
+        # All that complete this know that all have begun equal: from here on survivors average.
+        while joining := self._sync_with_joining(where, may_join=not is_first):
             self._admit(joining, epoch)
         if is_first:
-            if epoch:
-                # BackupAndRestore sets weights in on_train_begin, perhaps after our broadcast.
-                self._broadcast_start()
             self.run.symptoms.begin(self.group.averager.health)
-            # Until all replicas are equal the survivors' average would be nobody's model.
-            self.session.begin_sequence(self.group.loss_policy)
 
     def _average(self, is_global: bool) -> bool:
         """Exchange after an optimizer step; return whether it was a global average."""
         if self.phase is Phase.WARMING_UP:  # absorbs the ranks' differences in compiling
             self.group.sync("the first batch", timed=False)
-            preflight.check_no_late_variables(self.model, self._known)
+            self._start.check_no_late_variables()
         self.phase = self.phase.after("batch")
         self.after_batch()  # of callbacks that come before GossipPGA
         self.run.symptoms.after_step(self.group.averager.health)
@@ -233,9 +177,9 @@ class GroupFit(Fit):
 
     # ---- Joining workers ------------------------------------------------------------------------
 
-    def _sync_with_joining(self, where: str) -> dict[str, int]:
+    def _sync_with_joining(self, where: str, may_join: bool) -> dict[str, int]:
         """Sync, and return the endpoints of lost workers that wait to join, by rank."""
-        everyone = self.group.sync(where, self.session.joining())
+        everyone = self.group.sync(where, self.session.joining() if may_join else {})
         return {rank: endpoint for each in everyone for rank, endpoint in each.items()}
 
     def _admit(self, joining: dict[str, int], epoch: int):
@@ -250,7 +194,7 @@ class GroupFit(Fit):
 
         def admit():
             with self.run.communicating():
-                session.admit(joining, epoch, self._digest, self.run.snapshot)
+                session.admit(joining, epoch, self._start.digest, self.run.snapshot)
                 self._transfer_state(source, self.group.averager.rebuilt, is_new=False)
 
         session.attempt(admit)
@@ -265,7 +209,7 @@ class GroupFit(Fit):
                 "leave other callbacks that resume (BackupAndRestore) out."
             )
         session.enter()
-        self._transfer_state(invitation.members[0], self._new_averager, is_new=True)
+        self._transfer_state(invitation.members[0], self._start.new_averager, is_new=True)
         self.phase = self.phase.after("admission")
         session.begin_sequence(self.group.loss_policy, invitation.completed)
 
