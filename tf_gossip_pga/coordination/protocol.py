@@ -279,7 +279,7 @@ class Protocol:
         while True:
             found = yield from self._poll(standing, calls_off=not joining)
             answers = {rank: each for rank, each in found.items() if rank in others}
-            if self._is_lost(answers, joining) or self._clock() > deadline:
+            if _is_lost(answers, joining) or self._clock() > deadline:
                 raise ViewAbandoned
             result = happened(answers)
             if result is not None:
@@ -288,13 +288,6 @@ class Protocol:
                 late = named(_late(standing, others, answers))
                 yield Report(f"Rank {self._rank} has waited {waited_s:.0f} s for {late}.")
             yield Pause(self._timing.poll_s)
-
-    def _is_lost(self, answers: decide_lib.Answers, joining: Collection[int]) -> bool:
-        left = any(
-            isinstance(each, Standing) and not each.in_fit and rank not in joining
-            for rank, each in answers.items()
-        )
-        return left or Absence.DEAD in answers.values()
 
     def _poll(self, standing: Standing, calls_off: bool = True) -> Steps[decide_lib.Answers]:
         """Ask the others for their standing; unless it `calls_off`, they go on with what they do.
@@ -336,6 +329,15 @@ class Protocol:
             completed=completed,
             fit=fit,
         )
+
+
+def _is_lost(answers: decide_lib.Answers, joining: Collection[int]) -> bool:
+    """Return whether a worker has died or left `fit`; a joining one may still enter it."""
+    left = any(
+        isinstance(each, Standing) and not each.in_fit and rank not in joining
+        for rank, each in answers.items()
+    )
+    return left or Absence.DEAD in answers.values()
 
 
 def _late(standing: Standing, others: Sequence[int], answers: decide_lib.Answers) -> set[int]:

@@ -113,11 +113,8 @@ class ElasticSession(FixedSession):
           RuntimeError: also for a call of the user's script inside of a `fit` that survives losses,
             which could not be run again after a loss.
         """
-        if doing.startswith("cluster.") and self._policy is not None and self._status.tell().in_fit:
-            raise RuntimeError(
-                f"{doing} cannot be called inside of a fit with on_worker_lost='continue'. Call it "
-                "before or after fit; numbers in Keras' logs become means over ranks by themselves."
-            )
+        if self._policy is not None and self._status.tell().in_fit:
+            _check_not_of_script(doing)
         return super().gather(value, doing, timeout_s)
 
     def unreachable(self) -> list[int]:
@@ -321,3 +318,12 @@ class ElasticSession(FixedSession):
         )
         self.admission.forget()
         self._begin_view()
+
+
+def _check_not_of_script(doing: str):
+    """Raise for `cluster.gather` and `cluster.barrier`."""
+    if doing.startswith("cluster."):
+        raise RuntimeError(
+            f"{doing} cannot be called inside of a fit with on_worker_lost='continue'. Call it "
+            "before or after fit; numbers in Keras' logs become means over ranks by themselves."
+        )
