@@ -524,19 +524,19 @@ def test_a_script_does_not_gather_inside_of_a_fit_that_survives_losses():
 
 
 @pytest.mark.parametrize(
-    ("rank", "doings", "pid", "failed", "is_warned"),
+    ("rank", "doings", "is_child", "failed", "is_warned"),
     [
-        (0, [], os.getpid(), None, True),
-        (0, ["cluster.barrier"], os.getpid(), None, True),
-        (0, ["cluster.barrier", "the start of training"], os.getpid(), None, False),
-        (0, ["cluster.gather"], os.getpid(), None, False),  # a script that evaluates, perhaps
-        (1, [], os.getpid(), None, False),
-        (0, [], 1, None, False),  # a forked child
-        (0, [], os.getpid(), OSError("its own words are enough"), False),
+        (0, [], False, None, True),
+        (0, ["cluster.barrier"], False, None, True),
+        (0, ["cluster.barrier", "the start of training"], False, None, False),
+        (0, ["cluster.gather"], False, None, False),  # a script that evaluates, perhaps
+        (1, [], False, None, False),
+        (0, [], True, None, False),  # a forked child
+        (0, [], False, OSError("its own words are enough"), False),
     ],
 )
 def test_workers_that_never_exchange_are_warned_of_when_the_script_ends(
-    rank, doings, pid, failed, is_warned, capsys, monkeypatch
+    rank, doings, is_child, failed, is_warned, capsys, monkeypatch
 ):
     session = _elastic()
     session.cluster = dataclasses.replace(session.cluster, rank=rank)
@@ -544,6 +544,6 @@ def test_workers_that_never_exchange_are_warned_of_when_the_script_ends(
     monkeypatch.setattr(sys, "last_value", failed, raising=False)
     for doing in doings:
         session.gather(None, doing, 60)
-    process._warn_of_no_average(session, pid)
+    process._warn_of_no_average(session, os.getpid() + is_child)
     said = "Joined 3 workers, but nothing was averaged" in capsys.readouterr().err
     assert said is is_warned
