@@ -316,7 +316,7 @@ def _why_not(attempt: Attempt, willing: set[int], away: set[int], answers: Answe
         dead = [rank for rank in away if answers.get(rank) is Absence.DEAD]
         ended = (
             f" Of {named(dead)} it only knows that the process has ended, not what it did while "
-            f"rank {attempt.rank} was stopped or cut off."
+            f"rank {attempt.rank} was stopped, busy or cut off."
         )
         return (
             f"Rank {attempt.rank}: {named(away)} cannot be reached, and may be going on "
