@@ -87,7 +87,10 @@ def learning_rates(optimizer) -> str:
     optimizers = getattr(optimizer, "optimizers", [optimizer])
     rates = [getattr(each, "learning_rate", None) for each in optimizers]
     return ", ".join(
-        f"{float(each):.6g}" if isinstance(each, keras.Variable) else "a schedule" for each in rates
+        f"{each.value.numpy():.6g}"  # on several devices it is mirrored, which float does not take
+        if isinstance(each, keras.Variable)
+        else "a schedule"
+        for each in rates
     )
 
 
