@@ -51,19 +51,6 @@ def test_every_worker_gets_its_place_in_one_cluster():
         assert configs[rank]["task"] == {"type": "worker", "index": rank}
 
 
-def test_workers_of_a_job_share_a_secret_that_no_other_job_has(monkeypatch):
-    monkeypatch.delenv("TF_GOSSIP_PGA_SECRET", raising=False)
-    script = "print(os.environ.get('TF_GOSSIP_PGA_SECRET'), sys.argv)"
-    jobs = [{line[4:].split()[0] for line in _launch(script).splitlines()} for _ in range(2)]
-    ((one,), (other,)) = jobs
-    assert len(one) == 32 and one != other
-    monkeypatch.setenv("TF_GOSSIP_PGA_SECRET", "the user's own secret")
-    assert _launch(script, 1) == "[0] the user's own secret ['-c']\n"
-    monkeypatch.delenv("TF_GOSSIP_PGA_SECRET")
-    monkeypatch.setenv("TF_GOSSIP_PGA_SECRET_FILE", "/home/user/secret")
-    assert _launch(script, 1) == "[0] None ['-c']\n"
-
-
 NOISE = """
 print('I0000 00:00:1795167544.070526    2402 port.cc:153] oneDNN custom', file=sys.stderr)
 print('2026-11-20 09:00:00.1: I tensorflow/core/util/port.cc:153] hello', file=sys.stderr)

@@ -1,0 +1,28 @@
+"""The environment that the launcher gives to its workers."""
+
+import pytest
+
+from tf_gossip_pga.launch import environment
+
+MADE = "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("users", "secret", "file"),
+    [
+        ({}, MADE, None),
+        ({"TF_GOSSIP_PGA_SECRET": "the user's own secret"}, "the user's own secret", None),
+        ({"TF_GOSSIP_PGA_SECRET_FILE": "/home/user/secret"}, None, "/home/user/secret"),
+    ],
+)
+def test_workers_share_the_secret_of_the_user_or_one_that_is_made(users, secret, file, monkeypatch):
+    for name in ("TF_GOSSIP_PGA_SECRET", "TF_GOSSIP_PGA_SECRET_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in users.items():
+        monkeypatch.setenv(name, value)
+    for rank in (0, 1):
+        given = environment.of_worker(
+            ["a:1", "b:1"], rank, [], verbose=False, joins=False, secret=MADE
+        )
+        assert given.get("TF_GOSSIP_PGA_SECRET") == secret
+        assert given.get("TF_GOSSIP_PGA_SECRET_FILE") == file
