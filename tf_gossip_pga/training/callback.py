@@ -39,6 +39,11 @@ class GossipPGA(keras.callbacks.Callback):
     statistics and other floating-point non-trainable variables; gossips do not. Integer variables
     and the states of random generators are never averaged. A single worker exchanges nothing.
 
+    Take the learning rate that one process needs for the batch of all n workers together. With SGD
+    use it as it is. With Adam and AdamW use sqrt(n) times as much, and divide AdamW's weight decay
+    by sqrt(n): on its smaller, noisier batch a worker takes steps up to sqrt(n) times shorter, and
+    averaging leaves them so, whatever `H` and `optimizer_state` (docs/results/optimizers.md).
+
     On a worker with several devices, build and compile the model in the scope of
     `cluster.strategy`: all devices compute each step, and the first one exchanges for all.
 
@@ -62,9 +67,9 @@ class GossipPGA(keras.callbacks.Callback):
         floating-point variables other than scalars: momentum, Adam's moments. `"local"`: each rank
         keeps its own, as the authors' library does. `"average"`: they are averaged too, which sends
         as many bytes again for each slot. `"reset"`: they are set to zero if there are several
-        workers; Adam's next steps are then at first 3, after a dozen steps 7 times as long, since
-        its step count is kept. (Wang et al., "SlowMo", ICLR 2020, compares these.) Default
-        `"local"`.
+        workers; do not use it with Adam, whose next steps are then at first 3, after a dozen steps
+        7 times as long, since its step count is kept. (Wang et al., "SlowMo", ICLR 2020, compares
+        these.) Default `"local"`.
       overlap: whether a gossip runs during the next step's computation instead of after its own
         step. It mixes the parameters that step k left, and its effect is added after the update u
         of step k+1: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k), which is D-PSGD's
@@ -122,8 +127,9 @@ class GossipPGA(keras.callbacks.Callback):
         import tf_gossip_pga as pga
 
         cluster = pga.initialize()          # before anything else of TensorFlow
-        dataset = cluster.shard(dataset).shuffle(10_000).batch(32)
-        model.compile("adam", "sparse_categorical_crossentropy")
+        dataset = cluster.shard(dataset).shuffle(10_000).batch(128 // cluster.size)
+        adam = keras.optimizers.Adam(1e-3 * cluster.size**0.5)
+        model.compile(adam, "sparse_categorical_crossentropy")
         model.fit(dataset, epochs=5, callbacks=[pga.GossipPGA(H=6)])
     """
 
