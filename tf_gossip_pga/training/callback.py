@@ -67,9 +67,9 @@ class GossipPGA(keras.callbacks.Callback):
         floating-point variables other than scalars: momentum, Adam's moments. `"local"`: each rank
         keeps its own, as the authors' library does. `"average"`: they are averaged too, which sends
         as many bytes again for each slot. `"reset"`: they are set to zero if there are several
-        workers; do not use it with Adam, whose next steps are then at first 3, after a dozen steps
-        7 times as long, since its step count is kept. (Wang et al., "SlowMo", ICLR 2020, compares
-        these.) Default `"local"`.
+        workers. With Adam this acts as a learning rate several times as high: its next steps are
+        at first 3, after a dozen steps 7 times as long, since its step count is kept. (Wang et al.,
+        "SlowMo", ICLR 2020, compares these.) Default `"local"`.
       overlap: whether a gossip runs during the next step's computation instead of after its own
         step. It mixes the parameters that step k left, and its effect is added after the update u
         of step k+1: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k), which is D-PSGD's
