@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-all test-quick exchange network compare input paper scale lint clean
+.PHONY: train test test-all test-quick exchange network compare optimizers input paper scale lint clean
 
 train: $(VENV)/ready
 	$(RUN) train.py
@@ -31,6 +31,10 @@ network: $(VENV)/ready
 compare: $(VENV)/ready
 	$(RUN) benchmarks/compare.py --seeds=5 --workers=16 --topology=ring --model=mlp \
 	  --classes_per_worker=2 --epochs=10 --steps_per_epoch=30 --output=output/compare.json
+
+# SGD, Adam and AdamW with four virtual workers: which learning rate? Some minutes on an idle core.
+optimizers: $(VENV)/ready
+	$(RUN) benchmarks/optimizers.py --output=output/optimizers.json
 
 input: $(VENV)/ready
 	$(RUN) benchmarks/input.py --output=output/input.json

@@ -164,12 +164,13 @@ def train(
 def compiled_model(cluster: "pga.Cluster", job: Job) -> "keras.Model":
     """Return the model, compiled for all devices of this worker."""
     recipe = job.recipe
+    global_batch = recipe.batch_size * cluster.size
     with cluster.strategy.scope():
         model = models.build(FLAGS.model, **job.data.arguments)
         if FLAGS.initial_model:
             model.load_weights(FLAGS.initial_model)
         model.compile(
-            recipes.optimizer(recipe, model, job.steps, recipe.batch_size * cluster.size),
+            recipes.optimizer(recipe, model, job.steps, global_batch, cluster.size),
             recipes.loss(recipe, job.data.kind),
             weighted_metrics=["accuracy"],
         )

@@ -74,7 +74,12 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("batch_size", None, f"Examples in a worker's batch. {_RECIPE}")
 flags.DEFINE_enum("optimizer", None, recipes.OPTIMIZERS, _RECIPE)
-flags.DEFINE_float("learning_rate", None, f"The highest, after the warm-up. {_RECIPE}")
+flags.DEFINE_float(
+    "learning_rate",
+    None,
+    "The highest, after the warm-up, of one process with the global batch. With adamw each of n "
+    f"workers multiplies it by sqrt(n), and divides the weight decay by as much. {_RECIPE}",
+)
 flags.DEFINE_integer(
     "reference_batch",
     None,

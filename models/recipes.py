@@ -52,7 +52,8 @@ class Recipe:
       epochs: number of passes over the data.
       batch_size: examples in one worker's batch.
       optimizer: "sgd" (Nesterov momentum 0.9), "adamw" or "lamb".
-      learning_rate: the highest, at the end of the warm-up.
+      learning_rate: the highest, at the end of the warm-up, of one process that takes the global
+        batch; see `averaging_factor`.
       reference_batch: the global batch that `learning_rate` is meant for; for another one it is
         scaled in proportion (Goyal et al. 2017, section 2.1). 0: it is meant for any.
       schedule: what follows the warm-up: "cosine" and "linear" fall to 0, "steps" is divided by 10
@@ -142,16 +143,17 @@ RECIPES = {
         weight_decay=1e-4,
         augment=True,
     ),
-    # Ours; schedule, weight decay and clipping are BERT's.
+    # Ours; schedule and clipping are BERT's. For four workers, with which it was tried, this is a
+    # learning rate of 2e-3 and BERT's weight decay of 0.01.
     "bert_tiny": Recipe(
         dataset="python_docs",
         epochs=55,
         batch_size=32,
         optimizer="adamw",
-        learning_rate=2e-3,
+        learning_rate=1e-3,
         schedule="linear",
         warmup=0.1,
-        weight_decay=0.01,
+        weight_decay=0.02,
         clip_norm=1.0,
     ),
     "bert_base": _YOU_ET_AL,
@@ -159,8 +161,19 @@ RECIPES = {
 }
 
 
+def averaging_factor(recipe: Recipe, workers: int) -> float:
+    """By what `workers` multiply the learning rate of one process with the same global batch.
+
+    Adam divides by the root of the squared gradients' mean, and a gradient of an n-th of the batch
+    has n times the variance. Where noise prevails, each worker's step, and so the mean of all, is
+    shorter by sqrt(n). SGD's steps are linear in the gradients: their mean is one process's step.
+    LAMB is left alone, since it has not been measured. See docs/results/optimizers.md.
+    """
+    return math.sqrt(workers) if recipe.optimizer == "adamw" else 1.0
+
+
 def schedule(
-    recipe: Recipe, steps: int, global_batch: int
+    recipe: Recipe, steps: int, global_batch: int, workers: int = 1
 ) -> "keras.optimizers.schedules.LearningRateSchedule":
     """A `keras.optimizers.schedules.LearningRateSchedule` over `steps` steps, the first is 0.
 
@@ -170,11 +183,12 @@ def schedule(
       recipe: as it is trained.
       steps: number of all steps of the run.
       global_batch: examples in one step of all workers together.
+      workers: how many share it.
     """
     from keras.optimizers import schedules
 
     scale = global_batch / recipe.reference_batch if recipe.reference_batch else 1
-    rate = recipe.learning_rate * scale
+    rate = recipe.learning_rate * scale * averaging_factor(recipe, workers)
     warmup = min(round(recipe.warmup * steps), steps - 1)
     if recipe.schedule == "cosine":
         return schedules.CosineDecay(0.0, steps - warmup, warmup_target=rate, warmup_steps=warmup)
@@ -191,7 +205,7 @@ def schedule(
 
 
 def optimizer(
-    recipe: Recipe, model: "keras.Model", steps: int, global_batch: int
+    recipe: Recipe, model: "keras.Model", steps: int, global_batch: int, workers: int = 1
 ) -> "keras.optimizers.Optimizer":
     """A `keras.optimizers.Optimizer` for this model, with `schedule` in it.
 
@@ -199,6 +213,8 @@ def optimizer(
     and the reported loss holds no penalty. Biases and the normalizations' scales and offsets do not
     decay. Not the same as in the papers:
 
+    * adamw: `decay` is divided by `averaging_factor`, so that `learning_rate * decay` is the same
+      for any number of workers.
     * sgd: an L2 penalty's gradient goes through the momentum, and each is felt 1/(1-momentum) times
       as strongly in the end; `decay` is therefore `weight_decay / (1-momentum)`.
     * lamb: in You et al. the decay is part of the update whose norm is fitted to the weight's; and
@@ -211,11 +227,13 @@ def optimizer(
       model: a built `keras.Model`.
       steps: number of all steps of the run.
       global_batch: examples in one step of all workers together.
+      workers: how many share it.
     """
     from keras import optimizers
 
-    rate: Any = schedule(recipe, steps, global_batch)  # Keras annotates no schedule
-    decay, clip = recipe.weight_decay, recipe.clip_norm or None
+    rate: Any = schedule(recipe, steps, global_batch, workers)  # Keras annotates no schedule
+    decay = recipe.weight_decay / averaging_factor(recipe, workers)
+    clip = recipe.clip_norm or None
     if recipe.optimizer == "sgd":
         made = optimizers.SGD(
             rate,

@@ -147,6 +147,23 @@ def test_compare_sets_the_algorithms_side_by_side(tmp_path):
     )
 
 
+@pytest.mark.slow  # test_simulate holds its replicas against real processes
+def test_optimizers_writes_a_row_for_each_kind_of_run(tmp_path):
+    output = tmp_path / "optimizers.json"
+    flags = ["--optimizers", "adam", "adamw", "--rates=1e-3", "--steps=7", "--seeds=2"]
+    ended = _run("optimizers", flags, output)
+    rows = json.loads(output.read_text())["rows"]
+    tasks = ("digits", "text", "regression")
+    assert {row["name"] for row in rows} == {
+        f"{optimizer} on {task}" for optimizer in ("adam", "adamw") for task in tasks
+    }
+    assert len(rows) == 6 * (4 + 6)  # the grid's one line, and the comparison's
+    for row in rows:
+        assert len(row["val_loss"]) == 2
+        assert row["val_loss_std"] > 0  # seeds differ
+        assert f"{row['val_loss_mean']:.4f} ± {row['val_loss_std']:.4f}" in ended.stdout
+
+
 @pytest.mark.slow  # test_plan measures and predicts too
 def test_predict_sets_measured_beside_predicted(tmp_path):
     output = tmp_path / "predict.json"

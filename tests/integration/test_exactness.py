@@ -42,7 +42,7 @@ def _names(n: int) -> list[str]:
     return names
 
 
-def train_cases(cluster, cases, copies=1, momentum=MOMENTUM, **arguments):
+def train_cases(cluster, cases, copies=1, momentum=MOMENTUM, adam=False, **arguments):
     """For each case: weights before and after the averaging of every step, and at the end."""
     import keras
 
@@ -66,7 +66,8 @@ def train_cases(cluster, cases, copies=1, momentum=MOMENTUM, **arguments):
                 keras.layers.Dense(reference.OUTPUTS),
             ]
         )
-        model.compile(keras.optimizers.SGD(RATE, momentum=momentum), "mse")
+        sgd = keras.optimizers.SGD(RATE, momentum=momentum)
+        model.compile(keras.optimizers.Adam(RATE) if adam else sgd, "mse")
     results = []
     for name, H in cases:  # noqa: N806
         # Ranks begin apart, so that a broadcast that does nothing fails the test.

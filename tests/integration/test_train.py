@@ -224,7 +224,7 @@ def test_the_flags_reach_data_optimizer_and_callback(tmp_path):
     for rank, asked in enumerate(ranks):
         assert asked["training"] == [rank, 2, 8, 3, True]
         assert asked["validation"] == [rank, 2, 8]
-        assert asked["optimizer"] == [6, 16]  # steps, global batch
+        assert asked["optimizer"] == [6, 16, 2]  # steps, global batch, workers
         assert asked["state"][0] == "average"
         # Longer than AdaptivePeriod's own longest of 64.
         assert "initial=100, warmup_steps=2, exponent=1.0, maximum=100" in asked["state"][1]

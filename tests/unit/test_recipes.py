@@ -20,8 +20,8 @@ TINY = recipes.RECIPES["bert_tiny"]
 STILL = ("bias", "gamma", "beta")
 
 
-def _rates(recipe, steps: int, global_batch: int, at: list[int]) -> list[float]:
-    schedule = recipes.schedule(recipe, steps, global_batch)
+def _rates(recipe, steps: int, global_batch: int, at: list[int], workers: int = 1) -> list[float]:
+    schedule = recipes.schedule(recipe, steps, global_batch, workers)
     return [float(schedule(step)) for step in at]
 
 
@@ -85,7 +85,7 @@ def test_cosine_of_the_main_job():
 
 def test_linear_rises_for_a_tenth_and_falls_to_zero():
     rates = _rates(TINY, 100, 64, [0, 1, 9, 10, 55, 99, 100])
-    expected = [0, 2e-4, 18e-4, 2e-3, 1e-3, 2e-3 / 90, 0]
+    expected = [0, 1e-4, 9e-4, 1e-3, 5e-4, 1e-3 / 90, 0]
     assert rates == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
@@ -93,7 +93,25 @@ def test_learning_rate_is_scaled_to_the_global_batch():
     # Goyal et al.: 256 workers with 32 each, 3.2.
     assert _rates(RESNET50, 120, 8192, [5]) == pytest.approx([3.2])
     assert _rates(RESNET20, 100, 64, [10]) == pytest.approx([0.05])
-    assert _rates(TINY, 100, 8192, [10]) == pytest.approx([2e-3])  # no reference
+    assert _rates(TINY, 100, 8192, [10]) == pytest.approx([1e-3])  # no reference
+
+
+def test_learning_rate_of_adamw_alone_goes_with_the_root_of_the_workers():
+    # They share one global batch. LAMB has not been measured.
+    at = [10]
+    assert _rates(TINY, 100, 128, at, workers=4) == pytest.approx([2e-3])
+    assert _rates(TINY, 100, 128, at, workers=16) == pytest.approx([4e-3])
+    assert _rates(RESNET20, 100, 128, at, workers=4) == _rates(RESNET20, 100, 128, at)
+    lamb = dataclasses.replace(TINY, optimizer="lamb")
+    assert _rates(lamb, 100, 128, at, workers=4) == _rates(lamb, 100, 128, at)
+
+
+@pytest.mark.parametrize(("optimizer", "decay"), [("sgd", 0.1), ("adamw", 0.005), ("lamb", 0.01)])
+def test_what_four_workers_decay_by(optimizer, decay):
+    # Learning rate times decay is that of one process: adamw has twice the one, half the other.
+    recipe = _without_schedule(optimizer, weight_decay=0.01)
+    made = recipes.optimizer(recipe, _small_model(), steps=10, global_batch=4, workers=4)
+    assert made.weight_decay == pytest.approx(decay)
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -52,6 +52,11 @@ class GossipPGA(keras.callbacks.Callback):
     same data on every rank: to the whole dataset, before `cluster.shard`. This holds too where they
     are mapped over the dataset, which this callback does not see.
 
+    Take the learning rate that one process needs for the batch of all n workers together. With SGD
+    use it as it is. With Adam and AdamW use sqrt(n) times as much, and divide AdamW's weight decay
+    by sqrt(n): on its smaller, noisier batch a worker takes steps up to sqrt(n) times shorter, and
+    averaging leaves them so, whatever `H` and `optimizer_state` (docs/results/optimizers.md).
+
     On a worker with several devices, build and compile the model in the scope of
     `cluster.strategy`: all devices compute each step, and the first one exchanges for all.
 
@@ -75,9 +80,9 @@ class GossipPGA(keras.callbacks.Callback):
         floating-point variables other than scalars: momentum, Adam's moments. `"local"`: each rank
         keeps its own, as the authors' library does. `"average"`: they are averaged too, which sends
         as many bytes again for each slot. `"reset"`: they are set to zero if there are several
-        workers; Adam's next steps are then at first 3, after a dozen steps 7 times as long, since
-        its step count is kept. (Wang et al., "SlowMo", ICLR 2020, compares these.) Default
-        `"local"`.
+        workers. With Adam this acts as a learning rate several times as high: its next steps are
+        at first 3, after a dozen steps 7 times as long, since its step count is kept. (Wang et al.,
+        "SlowMo", ICLR 2020, compares these.) Default `"local"`.
       overlap: whether a gossip runs during the next step's computation instead of after its own
         step. It mixes the parameters that step k left, and its effect is added after the update u
         of step k+1: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k), which is D-PSGD's
@@ -146,8 +151,9 @@ class GossipPGA(keras.callbacks.Callback):
         import tf_gossip_pga as pga
 
         cluster = pga.initialize()          # before anything else of TensorFlow
-        dataset = cluster.shard(dataset).shuffle(10_000).batch(32)
-        model.compile("adam", "sparse_categorical_crossentropy")
+        dataset = cluster.shard(dataset).shuffle(10_000).batch(128 // cluster.size)
+        adam = keras.optimizers.Adam(1e-3 * cluster.size**0.5)
+        model.compile(adam, "sparse_categorical_crossentropy")
         model.fit(dataset, epochs=5, callbacks=[pga.GossipPGA(H=6)])
     """
 
