@@ -55,6 +55,9 @@ def test_a_worker_answers_where_it_is(secret):
         "waits_at": "the gossip of step 7",
         "fits": 0,
         "in_fit": False,
+        "left": None,
+        "unfinished": "the gossip of step 7",
+        "view": 0,
     }
 
 
@@ -153,8 +156,11 @@ def test_the_last_sign_of_life_is_an_answer_or_an_exchange_with_all():
         assert channels[0].last_heard_s()[2] < before[2]
 
 
-def test_workers_that_do_not_answer_are_unreachable():
+def test_workers_that_live_and_do_not_answer_are_unreachable():
     with _channels(3) as (channels, _):
+        channels[2].close()
+        assert channels[0].unreachable() == []  # it has ended
+    with _channels(3, main_open=True) as (channels, _):
         channels[2].close()
         assert channels[0].unreachable() == [2]
         channels[0].keep({0, 1})

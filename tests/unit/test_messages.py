@@ -68,8 +68,9 @@ def test_an_answer_that_is_none_counts_as_no_answer():
 
 INVITATION = joining.Invitation(1, 12, [0, 1], [2], {0: 7, 1: 8, 2: 9}, 3, "digest", {"step": 12})
 MESSAGES = [
-    view.Standing(view=1, view_members=(0, 2), wants=2, members=(0,), silent=(1,)),
+    view.Standing(view=1, view_members=(0, 2), wants=2, members=(0,), silent=((1, 2.5),)),
     status.Status().tell(),
+    status.Departure("raised OSError", ends=True),
     INVITATION,
     Introduction(7, None, "f"),
     admission._Announcement(1, 7),
@@ -102,8 +103,9 @@ def test_messages_survive_json_and_random_fields_only_ever_raise_value_errors(me
 
 
 def _check_ranks_and_ports(parsed):
-    for name in ("members", "joining", "view_members", "silent"):
+    for name in ("members", "joining", "view_members"):
         assert set(getattr(parsed, name, None) or ()) <= set(range(SIZE))
+    assert {rank for rank, _ in getattr(parsed, "silent", ())} <= set(range(SIZE))
     for rank, port in (getattr(parsed, "endpoints", None) or {}).items():
         assert 0 <= rank < SIZE and 1 <= port <= 65535
 

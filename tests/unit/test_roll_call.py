@@ -27,6 +27,7 @@ QUICK = Timing(
     ask_s=deadlines.scaled(1),
     serve_s=deadlines.scaled(0.5),
 )
+SECRET = b"sixteen characters"
 FACTS = {"version of Keras": "3"}
 
 
@@ -349,7 +350,7 @@ def test_a_worker_that_is_to_join_takes_part_in_a_roll_call_instead():
     given = addresses.free(3)
     first = start(given, 0)
     deadlines.Deadline(60).until(lambda: calling.is_under_way(given[:1], 1))
-    assert joining.await_probe(given, 1, QUICK) is None
+    assert joining.await_probe(given, 1, SECRET, QUICK) is None
     assert not first.done()
     rest = [start(given, rank) for rank in (1, 2)]
     assert all(len(each.result(deadlines.long())) == 3 for each in [first, *rest])
@@ -360,7 +361,7 @@ def test_workers_that_are_all_to_join_begin():
     timing = Timing(job_check_every_s=0.1, probe_every_s=0.05)
 
     def join(rank):
-        assert joining.await_probe(given, rank, timing) is None
+        assert joining.await_probe(given, rank, SECRET, timing) is None
         return roll_call.RollCall(given, rank, FACTS, QUICK).run()
 
     with concurrent.futures.ThreadPoolExecutor() as threads:
