@@ -106,6 +106,8 @@ def _whole(least: int, most: int, value: Any, size: int) -> int:
 
 
 def _rank(value: Any, size: int) -> int:
+    if type(value) is int and 0 <= value < size:  # nearly always, and most of what is checked
+        return value
     return _whole(0, size - 1, value, size)
 
 
@@ -152,7 +154,7 @@ def _check(declared: Any) -> _Check:
 
 
 def _items(kind: type, check: _Check, value: Any, size: int) -> Any:
-    return kind(check(each, size) for each in _list(value))
+    return kind([check(each, size) for each in _list(value)])
 
 
 def _fixed(checks: tuple[_Check, ...], value: Any, size: int) -> tuple[Any, ...]:
