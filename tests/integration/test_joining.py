@@ -37,6 +37,11 @@ second, every = settings.pop("second", None), settings.pop("every", 1)
 dies_beside = settings.pop("dies_beside", None)
 if first_life:
     second = None
+others = []
+if settings.pop("restores", False) and second != "leaves callbacks out":
+    # The best epoch for who has trained from the start is not one of those that come back.
+    others = [keras.callbacks.EarlyStopping("val_loss", mode="max", patience=100,
+                                            restore_best_weights=True)]
 
 class Fate(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):  # invited, but not yet a member
@@ -69,9 +74,12 @@ if second == "has another epoch":
     first_epoch = 0
 history = model.fit(x, y, batch_size=8, epochs=8, verbose=0, validation_data=(x, y),
                     initial_epoch=first_epoch,
-                    callbacks=[Fate(), gossip, checkpoint])
+                    callbacks=[Fate(), gossip, *others, checkpoint])
+def flat(weights):
+    return [float(v) for w in weights for v in np.ravel(w)]
 result = {
-    "weights": [float(v) for w in model.get_weights() for v in np.ravel(w)],
+    "weights": flat(model.get_weights()),
+    "best": flat(others[0].best_weights if others else model.get_weights()),
     "step": gossip.step, "state": gossip.state, "members": cluster.members,
     "iterations": int(model.optimizer.iterations), "logs": history.history,
     "epochs": history.epoch, "period": gossip.state["period"],
@@ -111,7 +119,16 @@ def _run(
         ),
         ({"H": "adaptive", "every": 2}, [0, 1]),
         # In no consensus where the fourth epoch begins.
-        ({"H": 5, "every": 100, "optimizer_state": "reset", "nobody says so": True}, [1]),
+        (
+            {
+                "H": 5,
+                "every": 100,
+                "optimizer_state": "reset",
+                "nobody says so": True,
+                "restores": True,
+            },
+            [1],
+        ),
     ],
 )
 def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying):
@@ -121,9 +138,10 @@ def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying)
         assert each["members"] == [0, 1, 2]
         assert (each["step"], each["iterations"]) == (64, 64)
         assert each["state"] == results[0]["state"]
-        np.testing.assert_array_equal(each["weights"], results[0]["weights"])
     came_back = results[dying[0]]
     others = [each for rank, each in results.items() if rank not in dying]
+    for each in results.values():
+        np.testing.assert_array_equal(each["weights"], others[0]["best"])
     for rank in dying:
         assert f"Rank {rank} failed, with signal SIGKILL. It is started again, to join" in said
     epochs = came_back["epochs"]
@@ -140,6 +158,11 @@ def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying)
     [
         ("differs", "Rank 1 cannot join the others again: it differs from them in the model"),
         pytest.param(
+            "leaves callbacks out",
+            "the callbacks that set weights or learning rates (EarlyStopping",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             "has another epoch",
             "Rank 1 begins epoch 1, and the others epoch 4.",
             marks=pytest.mark.slow,
@@ -148,7 +171,8 @@ def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying)
     ],
 )
 def test_the_others_go_on_without_one_that_cannot_be_taken_in(tmp_path, second, why):
-    results, said = _run(tmp_path, {"H": 5, "second": second}, dying=[1], min_workers=2)
+    settings = {"H": 5, "second": second, "restores": second == "leaves callbacks out"}
+    results, said = _run(tmp_path, settings, dying=[1], min_workers=2)
     assert sorted(results) == [0, 2]
     for each in results.values():
         assert (each["members"], each["step"]) == ([0, 2], 64)

@@ -83,6 +83,18 @@ def test_subclasses_count_as_their_kind():
         _check([Mine("loss")], [])
 
 
+def test_a_joining_worker_must_have_what_decides_but_no_backup():
+    def strict(*others):
+        return callback_facts.strict(_facts(*others))
+
+    assert strict(callbacks.CSVLogger("a"), callbacks.EarlyStopping("loss")) == strict() == []
+    assert strict(callbacks.BackupAndRestore("a"), _restoring()) == strict(_restoring())
+    assert strict(_restoring(), _plateau()) == strict(_plateau(), _restoring())
+    different = [strict(), strict(_restoring()), strict(_restoring(patience=2)), strict(_plateau())]
+    assert all(different.count(each) == 1 for each in different)
+    assert callback_facts.strict(None) is None
+
+
 @pytest.mark.parametrize(
     ("callback", "name", "monitor"),
     [

@@ -16,11 +16,11 @@ class FakeRank:
     def __init__(self, rank: int, size: int, box: dict):
         self.cluster = Cluster(rank, size)
         self.averager = self
-        self.loss_policy = None
         self.model = float(rank)
         self.stop_training = False
         self.optimizer = keras.optimizers.SGD(0.1)
         self.averages = 0
+        self.reconciled: float | None = None  # the model after a loss in the next sync point
         self.raises: Exception | None = None
         self._box = box
 
@@ -31,9 +31,16 @@ class FakeRank:
         pass
 
     def sync(self, where, value=None):
+        own = value() if callable(value) else value
+        if self.reconciled is not None:
+            self.model, self.reconciled = self.reconciled, None
+            own = value() if callable(value) else value  # the exchange runs again
         if self.raises:
             raise self.raises
-        return self._meet(value)
+        return self._meet(own)
+
+    def follow(self, leaders):
+        self.model = self._meet(self.model)[min(leaders)]
 
     def run(self, exchange):
         exchange()
@@ -51,8 +58,15 @@ class FakeRank:
         return everyone
 
 
-def _end(before: dict, after: dict, size: int = 4) -> list:
+def _end(before: dict, after: dict, size: int = 4, joined=(), reconciled=None) -> list:
     """Let ranks end a fit, in which callbacks set some models before and after GossipPGA's turn.
+
+    Args:
+      before: the models that are set before, by rank.
+      after: those that are set after.
+      size: the number of ranks.
+      joined: those that have joined during this fit.
+      reconciled: models that some have after a loss where they compare them, by rank.
 
     Returns:
       For each rank its model and how often it was averaged, or the error.
@@ -63,11 +77,13 @@ def _end(before: dict, after: dict, size: int = 4) -> list:
     def end(rank: int):
         fake = FakeRank(rank, size, box)
         ending = Ending(fake, fake, fake, epochs=3)
+        ending.has_joined = rank in joined
         try:
             ending.follow_epoch(3)
             fake.model = before.get(rank, fake.model)
             ending.average()
             fake.model = after.get(rank, fake.model)
+            fake.reconciled = (reconciled or {}).get(rank)
             ending.check()
             results[rank] = (fake.model, fake.averages)
         except RuntimeError as error:
@@ -110,29 +126,59 @@ def test_weights_that_a_callback_sets_on_some_ranks_alone_are_an_error_on_all(wh
     )
 
 
+def test_a_reconciliation_where_models_are_compared_is_seen():
+    # Rank 0 had completed the average, and restored the best model. Rank 1 had not: both
+    # reconciled, the one with that model, and the other restores it only now.
+    assert _end({}, {0: 7.0, 1: 7.0}, size=2, reconciled={0: 5.0}) == [(6.0, 2)] * 2
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize(
+    ("changes", "joined", "model"),
+    [
+        # EarlyStopping on all: who has joined may remember another best model, or none.
+        ({0: 7.0, 1: 7.0, 2: 9.0, 3: 7.0}, {2}, 7.0),
+        ({0: 7.0, 1: 7.0, 3: 7.0}, {2}, 7.0),
+        ({0: 9.0, 1: 8.0, 2: 7.0, 3: 7.0}, {0, 1}, 7.0),
+        # On those alone that have trained from the start, or that have joined.
+        ({0: 7.0}, {1, 2, 3}, 7.0),
+        # Nobody is left who has trained from the start.
+        ({0: 4.0, 1: 5.0, 2: 6.0, 3: 7.0}, {0, 1, 2, 3}, 5.5),
+    ],
+)
+def test_who_has_joined_ends_with_the_model_of_the_others(where, changes, joined, model):
+    ends = _end(**{"before": {}, "after": {}, where: changes}, joined=joined)
+    assert [each for each, _ in ends] == [model] * 4
+
+
+def test_who_has_joined_is_no_excuse_for_the_others():
+    errors = _end({}, {0: 7.0}, joined={3})
+    assert len(set(errors)) == 1
+    assert "of rank 0 when training ended, but not those of rank 1 and rank 2," in errors[0]
+
+
 def test_a_rank_that_does_not_know_is_no_error():
     check_alike({0: None, 1: True})
     check_alike({0: None, 1: None})
     check_alike({0: False, 1: False})
 
 
-def _check_alone(raises: Exception, changed: bool, survives: bool = False):
+def _check_alone(raises: Exception, changed: bool, reconciled: float | None = None):
     fake = FakeRank(0, 1, {"barrier": threading.Barrier(1)})
     ending = Ending(fake, fake, fake, epochs=3)
     ending.follow_epoch(3)
     fake.model += changed
-    fake.raises = raises
-    fake.loss_policy = object() if survives else None
+    fake.raises, fake.reconciled = raises, reconciled
     ending.check()
 
 
 def test_a_worker_that_is_lost_after_the_last_average_costs_nothing(capsys):
     _check_alone(WorkerLost("Rank 0 has ended."), changed=False)
-    assert "the model is the same on all ranks. Rank 0 has ended." in capsys.readouterr().err
+    assert "the model is the average of all ranks. Rank 0 has ended." in capsys.readouterr().err
     _check_alone(TrainingFinished(), changed=True)  # the others would not have finished otherwise
 
 
-@pytest.mark.parametrize(("changed", "survives"), [(True, False), (False, True)])
-def test_it_does_where_models_may_differ(changed, survives):
+@pytest.mark.parametrize(("changed", "reconciled"), [(True, None), (False, 5.0), (True, 5.0)])
+def test_it_does_where_models_may_differ(changed, reconciled):
     with pytest.raises(WorkerLost):
-        _check_alone(WorkerLost("Rank 0 has ended."), changed, survives)
+        _check_alone(WorkerLost("Rank 0 has ended."), changed, reconciled)

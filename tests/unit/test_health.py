@@ -42,6 +42,17 @@ def test_a_gossip_notes_what_it_is_about_to_mix():
     assert health.first_non_finite(4) == 3
 
 
+def test_a_rebuilt_averager_remembers():
+    variables = _variables()
+    averager = _averager(variables)
+    variables[0].assign(tf.fill([10], np.nan))
+    assert averager.health.first_non_finite(5) == 5
+    variables[0].assign(tf.zeros([10]))
+    rebuilt = averager.rebuilt(topology.disconnected(1))
+    assert rebuilt is not averager
+    assert rebuilt.health.first_non_finite(6) == 5
+
+
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_a_fingerprint_changes_with_any_variable_and_with_nothing_else(index):
     variables = _variables()

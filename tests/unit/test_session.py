@@ -472,6 +472,45 @@ def test_who_has_missed_the_first_exchange_does_not_start_again():
     assert seen == ["weights", "breaks", "reconciled"]
 
 
+@pytest.mark.parametrize(
+    ("breaks", "views", "log"),
+    [
+        ([], [], "facts callback weights first"),
+        # Lost in the callback's exchange. Nobody has completed it: all start again.
+        (["callback"], [0], "facts callback facts callback weights first"),
+        # Others have completed it, and are called off at the weights; or this worker is.
+        (["callback"], [1], "facts callback reconciled weights first"),
+        (["weights"], [1], "facts callback weights reconciled weights first"),
+        # Lost while weights are sent: others have them, or this worker alone has.
+        (["weights"], [2], "facts callback weights reconciled first"),
+        (["first"], [2], "facts callback weights first reconciled first"),
+        # Lost twice.
+        (
+            ["callback", "weights"],
+            [1, 1],
+            "facts callback reconciled weights reconciled weights first",
+        ),
+        (["weights"] * 2, [1, 2], "facts callback weights reconciled weights reconciled first"),
+        (["callback"] * 2, [0, 1], "facts callback facts callback reconciled weights first"),
+    ],
+)
+def test_a_start_after_an_exchange_of_a_callback_is_counted(breaks, views, log):
+    session, seen = _elastic(*[((0, 1), most) for most in views]), []
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: seen.append("reconciled")))
+
+    def part(name):
+        return _noting(session, seen, name, fails=breaks.count(name))
+
+    def fit():
+        session.start(part("facts"))
+        session.run(part("callback"))
+        session.start(part("weights"))
+        session.run(part("first"))
+
+    _test_body(fit)
+    assert seen == log.split()
+
+
 def test_a_second_loss_in_the_start_makes_all_start_once_more():
     session, seen = _elastic(((0, 1), 0), ((1,), 0)), []
     session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))

@@ -44,17 +44,18 @@ def test_ranks_at_different_points_are_named(other, text):
 
 
 @pytest.mark.parametrize(
-    ("is_stopped", "cause"),
+    ("is_stopped", "cause", "advice"),
     [
-        (True, "comes after GossipPGA in the list set model.stop_training"),
-        (False, "ran out of data"),
+        (True, "set model.stop_training after GossipPGA's turn", "call those of a CallbackList"),
+        (False, "ran out of data", "dataset.repeat() helps"),
     ],
 )
-def test_a_rank_that_leaves_an_epoch_early_is_told_the_cause(is_stopped, cause):
+def test_a_rank_that_leaves_an_epoch_early_is_told_the_cause(is_stopped, cause, advice):
     sync_point.check_whole_epoch(1, 2, 6, 6, is_stopped)
     with pytest.raises(RuntimeError, match=r"Rank 1 left epoch 2 after 5 of 6 batches") as error:
         sync_point.check_whole_epoch(1, 2, 5, 6, is_stopped)
     assert cause in str(error.value)
+    assert advice in str(error.value)
 
 
 def test_distances_put_the_ranks_parts_together():

@@ -126,7 +126,9 @@ class Averager:
 
     def rebuilt(self, topology: Topology) -> Averager:
         """Return an averager for the same variables and the present members."""
-        return Averager(self._session, topology, self._variables, self._patience, self._wire)
+        made = Averager(self._session, topology, self._variables, self._patience, self._wire)
+        made.health = self.health  # which remembers, of the same variables
+        return made
 
     def serves(self, variables: Variables) -> bool:
         """Return whether it was built for exactly these variables and the present view."""

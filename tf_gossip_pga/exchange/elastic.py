@@ -147,21 +147,23 @@ class ElasticSession(FixedSession):
         self._status.end_fit()
 
     def start(self, exchange: Callable[[], None]):
-        """Run exchanges before the first of the sequence.
+        """Run exchanges that belong to the start of a `fit`.
 
         Where a worker is lost before the first of the sequence is completed, the surviving workers
-        run all that they have passed here once more, in this order.
+        run all that they have passed here once more, in this order. After that, which is where a
+        callback has exchanged already, `exchange` is the next of the sequence.
         """
+        if not self._sequence.is_at_start:
+            self.run(exchange)
+            return
         self._starts.append(exchange)
         while True:
-            try:
+            with contextlib.suppress(ViewChanged):
                 if self._sequence.must_reconcile:
                     self._reconcile()
                 else:
                     exchange()
                 return
-            except ViewChanged:
-                continue
 
     def run(self, exchange: Callable[[], Any]) -> Any:
         """Run the next exchange of the sequence.

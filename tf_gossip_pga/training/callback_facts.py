@@ -45,6 +45,21 @@ def facts(siblings: Siblings | None) -> list[Fact] | None:
     return [_fact(callback, is_before) for callback, is_before in placed]
 
 
+def strict(facts: list[Fact] | None) -> list[str] | None:
+    """Return what joining workers must have in common with the others; None where it is unknown.
+
+    That is what must be the same on all ranks, but for `BackupAndRestore`: who joins begins where
+    the others are.
+    """
+    if facts is None:
+        return None
+    return sorted(
+        each["decides"]
+        for each in facts
+        if each["decides"] and each["strict"] and each["kind"] != "BackupAndRestore"
+    )
+
+
 def problem_of_rank(facts: list[Fact] | None) -> str | None:
     """Return why a rank cannot train with others beside these callbacks, or None if it can."""
     if any(each["swaps"] for each in facts or ()):

@@ -25,6 +25,10 @@ class Ending:
       group: the other ranks.
       model: the model that Keras trains.
       epochs: the epoch that ends training, counted from 1.
+
+    Attributes:
+      has_joined: whether this rank has joined the others in this fit, so that its callbacks do not
+        remember what theirs do.
     """
 
     def __init__(self, session: ElasticSession, group: Group, model: keras.Model, epochs: int):
@@ -33,7 +37,9 @@ class Ending:
         self._model = model
         self._epochs = epochs
         self._has_warned = False  # of learning rates
-        self._parameters: str | None = None  # their digest, where it was last noted
+        self.has_joined = False
+        # Digests of parameters and statistics, where they were last noted.
+        self._noted: tuple[str, str] | None = None
 
     def follow_epoch(self, epoch: int):
         """Go on from this rank's own model, and with the same stop, after an epoch's callbacks.
@@ -65,10 +71,11 @@ class Ending:
           RuntimeError: on every rank, if callbacks have set the weights of some ranks alone.
         """
         where = "the end of training"
-        changed = None  # not known after a fit without an epoch
-        if self._parameters is not None:
-            changed = self._group.averager.digests()[0] != self._parameters
-        check_alike(dict(self._group.sync(where, [self._session.cluster.rank, changed])))
+        own = [self._session.cluster.rank, self._has_changed()]
+        changed = dict(self._group.sync(where, own))
+        check_alike(changed)
+        if {True, None} <= set(changed.values()):
+            self._session.run(lambda: self._group.follow(_that_know(changed)))
         # Even if all replicas are equal: callbacks may have set weights, or the optimizer its
         # moving averages.
         self._session.run(lambda: self._group.settle(where))
@@ -77,38 +84,66 @@ class Ending:
     def check(self):
         """Compare the models of all ranks, and average once more where callbacks have set them.
 
+        Where some ranks have joined, all take the model of the lowest that has trained from the
+        start instead.
+
         Raises:
           RuntimeError: on every rank, if callbacks have set the weights of some ranks alone.
         """
         where = "the end of fit"
-        now = self._group.averager.digests()
-        changed = now[0] != self._parameters
+        has_changed = self._has_changed()
+
+        def own():  # a reconciliation changes the model, but not what callbacks have done
+            return [self._session.cluster.rank, has_changed, self._group.averager.digests()]
+
         try:
-            everyone = self._group.sync(where, [self._session.cluster.rank, changed, now])
+            everyone = self._group.sync(where, own)
         except TrainingFinished:  # the others have found all models equal
             return
         except WorkerLost as error:
-            if changed or self._group.loss_policy is not None:
+            if self._group.averager.digests() != self._noted:  # by callbacks, or a reconciliation
                 raise
-            logger.warning(f"Training had ended, and the model is the same on all ranks. {error}")
+            logger.warning(
+                f"Training had ended, and the model is the average of all ranks. {error}"
+            )
             return
-        check_alike({rank: changed for rank, changed, _ in everyone})
+        changed = {rank: has_changed for rank, has_changed, _ in everyone}
+        check_alike(changed)
         if all(digests == everyone[0][2] for *_, digests in everyone):
             return
-        if changed:
-            self._warn(
-                "Callbacks after GossipPGA have set other weights on each rank when training "
-                "ended. The model is now the mean of these."
-            )
-        self._session.run(lambda: self._group.settle(where))
+        trained = _that_know(changed)
+        if 0 < len(trained) < len(changed):
+            self._session.run(lambda: self._group.follow(trained))
+        else:
+            if has_changed:
+                self._warn(
+                    "Callbacks after GossipPGA have set other weights on each rank when training "
+                    "ended. The model is now the mean of these."
+                )
+            self._session.run(lambda: self._group.settle(where))
         with contextlib.suppress(TrainingFinished):  # nothing is missing, though this was lost
             self._group.sync(where)
 
     def _note(self):
-        self._parameters = self._group.averager.digests()[0]
+        self._noted = self._group.averager.digests()
+
+    def _has_changed(self) -> bool | None:
+        """Return whether callbacks have set the parameters since; None where it is not known.
+
+        It is not after a fit without an epoch. A rank that has joined cannot be compared: its
+        callbacks have other memories.
+        """
+        if self._noted is None or self.has_joined:
+            return None
+        return self._group.averager.digests()[0] != self._noted[0]
 
     def _warn(self, text: str):
         callback_facts.warn(self._session.cluster, text)
+
+
+def _that_know(changed: dict[int, bool | None]) -> list[int]:
+    """Return the ranks that have trained from the start, of `check_alike`'s argument."""
+    return [rank for rank, has_changed in changed.items() if has_changed is not None]
 
 
 def check_alike(changed: dict[int, bool | None]):
@@ -120,10 +155,10 @@ def check_alike(changed: dict[int, bool | None]):
     Raises:
       RuntimeError: they have; the message names these ranks.
     """
-    if set(changed.values()) != {True, False}:
+    if not {True, False} <= set(changed.values()):
         return
     some = [rank for rank, has_changed in changed.items() if has_changed]
-    others = [rank for rank, has_changed in changed.items() if not has_changed]
+    others = [rank for rank, has_changed in changed.items() if has_changed is False]
     raise RuntimeError(
         f"A callback has set the weights of {named(some)} when training ended, but not those of "
         f"{named(others)}, so that the ranks would not return the same model. Give that callback "

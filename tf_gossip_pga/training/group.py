@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -79,7 +79,8 @@ class Group:
 
         Args:
           where: the point.
-          value: what else this rank tells the others, as JSON can hold it.
+          value: what else this rank tells the others, as JSON can hold it; or a function that
+            returns it, called each time the exchange runs, after a reconciliation too.
           logs: Keras' logs; the numbers in it become their means over ranks.
           timed: whether the wait counts as communication.
           in_sequence: whether it is the next exchange of the sequence; else of the start.
@@ -100,7 +101,7 @@ class Group:
                 stop=bool(self._vote.is_requested or self._model.stop_training),
                 measured=self._unreported,
                 logs=numbers,
-                value=value,
+                value=value() if callable(value) else value,
             )
             self._last_reports = self._session.gather(
                 dataclasses.asdict(report), where, self.patience.start_s
@@ -161,6 +162,13 @@ class Group:
         self.take_back()
         self.averager.finish_gossip(apply=False)
         self.average_globally(doing)
+
+    def follow(self, leaders: Collection[int]):
+        """Set all variables to those of the lowest member among `leaders`, if one is left."""
+        members = self._session.view.members
+        place = next((place for place, rank in enumerate(members) if rank in leaders), None)
+        if place is not None:
+            self.averager.transfer_state(place, is_new=self._session.place != place)
 
     def lend_average(self, doing: str):
         """Put the average in place of this rank's model, until `take_back`."""

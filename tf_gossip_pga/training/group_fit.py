@@ -47,7 +47,7 @@ class GroupFit(Fit):
         """
         if self.session.is_joining:
             self.session.begin_sequence(None)
-            self._start.join(problem)
+            self._start.join(problem, self.callbacks)
         else:
             self.session.begin_sequence(self.group.loss_policy)
             self.session.start(lambda: self._start.agree(problem, self.callbacks))
@@ -209,6 +209,7 @@ class GroupFit(Fit):
                 "leave other callbacks that resume (BackupAndRestore) out."
             )
         session.enter()
+        self._ending.has_joined = True
         self._transfer_state(invitation.members[0], self._start.new_averager, is_new=True)
         self.phase = self.phase.after("admission")
         session.begin_sequence(self.group.loss_policy, invitation.completed)

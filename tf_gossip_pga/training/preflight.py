@@ -14,7 +14,6 @@ import keras
 import tensorflow as tf
 
 from tf_gossip_pga import __version__
-from tf_gossip_pga._log import logger
 from tf_gossip_pga.coordination.joining import Invitation
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training import adapted
@@ -221,18 +220,19 @@ def check_no_late_variables(model, known: list[Held]):
         )
 
 
-def warn_of_variables(model, local: Collection[str]):
-    """Warn of variables that can be neither made equal nor averaged, unless they are local."""
+def warnings_of_variables(model, local: Collection[str]) -> list[str]:
+    """Return what to warn of: variables, not local, that can be neither made equal nor averaged."""
     left = [
         f"{each.path} ({each.value.dtype.name}, shape {each.value.shape})"
         for each in variables_lib.held_by_layers(model)
         if not each.is_sendable and not each.is_local(local)
     ]
-    if left:
-        logger.warning(
-            f"Each rank keeps its own {', '.join(left)}: only numbers of a known shape can be sent "
-            "to other ranks. Name them in GossipPGA(local=…) if this is meant."
-        )
+    if not left:
+        return []
+    return [
+        f"Each rank keeps its own {', '.join(left)}: only numbers of a known shape can be sent to "
+        "other ranks. Name them in GossipPGA(local=…) if this is meant."
+    ]
 
 
 def digest(facts: dict) -> str:
@@ -289,7 +289,9 @@ def check_joining(rank: int, invitation: Invitation | None, digest: str, problem
     elif invitation.facts != digest:
         problem = problem or (
             "it differs from them in the model, the optimizer, the arguments of fit or "
-            "GossipPGA, or in versions. Start it with the script and packages that they have."
+            "GossipPGA, the callbacks that set weights or learning rates "
+            "(EarlyStopping(restore_best_weights=True), ReduceLROnPlateau), or in versions. Start "
+            "it with the script and packages that they have."
         )
     if problem:
         raise ValueError(f"Rank {rank} cannot join the others again: {problem}")

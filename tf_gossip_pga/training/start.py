@@ -45,14 +45,18 @@ class Start:
         self._step = run.step
         self._known: list[variables.Held] = []  # what the model holds before the first batch
 
-    def join(self, problem: str | None):
-        """Check that this joining worker fits the others; `problem`: why it cannot train, or None.
+    def join(self, problem: str | None, callbacks: list[callback_facts.Fact] | None):
+        """Check that this joining worker fits the others.
+
+        Args:
+          problem: why this rank cannot train, or None.
+          callbacks: the `callback_facts.facts` of this rank.
 
         Raises:
           ValueError: it does not.
         """
         self._run.use_topology_for(self._session.size)
-        self._facts(problem)
+        self._facts(problem, callbacks)
         invitation = self._session.admission.invitation
         preflight.check_joining(self._session.cluster.rank, invitation, self.digest, problem)
 
@@ -70,7 +74,7 @@ class Start:
         run.use_topology_for(session.size)
         if run.averager is not None:  # an interrupted fit may have left a gossip under way
             run.averager.finish_gossip(apply=False)
-        facts = self._facts(problem)
+        facts = self._facts(problem, callbacks)
         known = not problem and run.averager is not None and run.averager.serves(self._variables)
         everyone = session.gather(
             {"problem": problem, "facts": facts, "known": known, "callbacks": callbacks},
@@ -78,9 +82,10 @@ class Start:
             self._group.patience.start_s,
         )
         preflight.check(everyone, session.view.members, session.cluster.rank)
-        if session.cluster.is_chief:
-            preflight.warn_of_variables(self._model, run.settings.local)
-        found = callback_facts.check([each["callbacks"] for each in everyone], session.view.members)
+        found = preflight.warnings_of_variables(self._model, run.settings.local)
+        found += callback_facts.check(
+            [each["callbacks"] for each in everyone], session.view.members
+        )
         callback_facts.warn(session.cluster, *found)
         # Building an averager is an exchange too: all ranks do it or none.
         if not all(each["known"] for each in everyone):
@@ -92,7 +97,7 @@ class Start:
 
         BackupAndRestore sets weights in on_train_begin, perhaps after the broadcast there.
         """
-        self._group.sync(where, in_sequence=False)
+        self._group.sync(where, {}, in_sequence=False)  # nobody joins here
         self._group.averager.broadcast("the start of training")
 
     def new_averager(self, topology: Topology) -> Averager:
@@ -113,7 +118,9 @@ class Start:
         """
         preflight.check_no_late_variables(self._model, self._known)
 
-    def _facts(self, problem: str | None) -> dict | None:
+    def _facts(
+        self, problem: str | None, callbacks: list[callback_facts.Fact] | None
+    ) -> dict | None:
         """Return what must be equal on all ranks, and keep its digest; None where it cannot train.
 
         Build the optimizers.
@@ -134,7 +141,8 @@ class Start:
                 "step count": self._step,  # a rank that starts again may be ahead
             },
         )
-        self.digest = preflight.digest(facts)
+        # Callbacks have a comparison of their own at the start, but none when a worker joins.
+        self.digest = preflight.digest({**facts, "callbacks": callback_facts.strict(callbacks)})
         return facts
 
     @property

@@ -87,16 +87,15 @@ def check_whole_epoch(rank: int, epoch: int, batches: int, steps: int, is_stoppe
     """
     if batches >= steps:
         return
-    cause = (
-        "a callback that comes after GossipPGA in the list set model.stop_training"
-        if is_stopped
-        else "its dataset ran out of data"
-    )
+    if is_stopped:  # a CallbackList would have let all ranks stop together
+        cause = "a callback set model.stop_training after GossipPGA's turn"
+        advice = "Where you call hooks of callbacks yourself, call those of a CallbackList of Keras"
+    else:
+        cause = "its dataset ran out of data"
+        advice = "Give each as many (cluster.shard does, dataset.repeat() helps)"
     raise RuntimeError(
         f"Rank {rank} left epoch {epoch} after {batches} of {steps} batches: {cause}. The other "
-        "ranks may wait for it in vain, so every rank must take all batches. Give each as many "
-        "(cluster.shard does, dataset.repeat() helps), and put callbacks that stop training before "
-        "GossipPGA."
+        f"ranks may wait for it in vain, so every rank must take all batches. {advice}."
     )
 
 
