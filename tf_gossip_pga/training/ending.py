@@ -90,7 +90,10 @@ class Ending:
         except WorkerLost as error:
             if changed or self._group.loss_policy is not None:
                 raise
-            logger.warning(f"Training had ended, and the model is the same on all ranks. {error}")
+            logger.warning(
+                "Training had ended, and the model is the same on all ranks. No further fit of "
+                f"these processes is possible. {error}"
+            )
             return
         check_alike({rank: changed for rank, changed, _ in everyone})
         if all(digests == everyone[0][2] for *_, digests in everyone):
