@@ -29,7 +29,9 @@ class GossipError(Exception):
 class WorkerLost(GossipError, RuntimeError):  # noqa: N818 (the name that users know)
     """Another worker died, left, or did not answer before the deadline; the exchange is lost.
 
-    The process cannot exchange any more: end it and start the job again.
+    Where `fit` raises it, the process cannot exchange any more: end it and start the job again.
+    Where `cluster.gather` or `cluster.barrier` raises it between fits, a script may catch it: the
+    next `fit` with `on_worker_lost="continue"` goes on with the surviving workers.
     """
 
 

@@ -55,6 +55,7 @@ def test_a_worker_answers_where_it_is(secret):
         "waits_at": "the gossip of step 7",
         "fits": 0,
         "in_fit": False,
+        "can_regroup": False,
         "left": None,
         "unfinished": "the gossip of step 7",
         "view": 0,
@@ -66,6 +67,20 @@ def test_another_kind_of_request_is_a_row_of_the_table():
         channels[1].handlers["double"] = lambda request: {"text": 2 * request["text"]}
         assert channels[0].ask_all("double", text="ab")[1] == {"text": "abab"}
         assert channels[0].ask_all("unknown")[1] is Absence.SUSPECTED
+
+
+def test_what_is_told_at_exit_arrives_and_nothing_holds_the_exit_up():
+    with _channels(timing=Timing(ask_s=0.1)) as (channels, _):
+        told, release = [], threading.Event()
+        channels[1].handlers["departure"] = lambda request: told.append(request) or {}
+        channels[0].tell_at_exit("departure", text="raised OSError")
+        channels[0].handlers["hang"] = lambda request: {"waited": release.wait(60)}
+        channels[1].ask_all("hang")  # the thread of the first does nothing more
+        channels[0].tell_at_exit("departure", text="raised KeyError")
+        assert not release.is_set()
+        release.set()
+        assert isinstance(channels[1].ask_all("status", timeout_s=60.0)[0], dict)
+    assert told[0] == {"text": "raised OSError"}
 
 
 def test_a_handler_that_fails_gives_no_answer_and_says_why(capfd):

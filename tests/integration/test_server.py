@@ -1,6 +1,8 @@
 """Strangers at a process's port: malformed bytes, and more connections than it has descriptors."""
 
+import asyncio
 import contextlib
+import errno
 import random
 import socket
 import subprocess
@@ -18,13 +20,20 @@ GREETING = b"tf_gossip_pga channel"
 
 
 @contextlib.contextmanager
-def _serving(serve_s=2.0):
-    """Yield the port of a server with one kind of request, which doubles a number."""
+def _running(serve_s=2.0):
+    """Yield a server with one kind of request, which doubles a number, and its port."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = Server(listener, KEY, GREETING, 2, serve_s)
     server.handlers["double"] = lambda request: {"number": 2 * request["number"]}
     with contextlib.closing(server):
-        yield listener.getsockname()[1]
+        yield server, listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _serving(serve_s=2.0):
+    """Yield the port of such a server."""
+    with _running(serve_s) as (_, port):
+        yield port
 
 
 def _told(port: int, line) -> bytes:
@@ -116,15 +125,52 @@ def test_one_who_never_asks_is_dropped_in_time():
 def test_of_too_many_connections_the_oldest_is_closed():
     with _serving(serve_s=600.0) as port, contextlib.ExitStack() as stack:
         held = []
-        for _ in range(40):  # 32 and one for each worker are allowed
+        for _ in range(46):  # 32 and four for each of two workers are allowed
             each = socket.create_connection(("127.0.0.1", port), timeout=deadlines.long())
             assert stack.enter_context(each).recv(100).startswith(GREETING)
             held.append(each)
-        assert _works(port)
         assert held[0].recv(100) == b""
+        for each in held[6:8]:
+            each.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                each.recv(100)
+        assert _works(port)  # in the place of one more
         held[-1].settimeout(0.1)
         with pytest.raises(TimeoutError):
             held[-1].recv(100)
+
+
+@pytest.mark.parametrize(
+    ("code", "is_dropped"),
+    [(errno.EMFILE, True), (errno.ENOMEM, True), (errno.ECONNABORTED, False)],
+)
+def test_connections_are_dropped_only_where_there_is_no_room(code, is_dropped, monkeypatch):
+    with _running(serve_s=600.0) as (server, port):
+        accept = server._loop.sock_accept
+
+        async def fail_once(listener):
+            monkeypatch.setattr(server._loop, "sock_accept", accept)
+            raise OSError(code, "no connection")
+
+        address = ("127.0.0.1", port)
+        with socket.create_connection(address, timeout=deadlines.long()) as held:
+            assert held.recv(100).startswith(GREETING)
+            monkeypatch.setattr(server._loop, "sock_accept", fail_once)
+            with socket.create_connection(address):  # it is accepted, and the next one fails
+                assert _works(port)
+            held.settimeout(0.1)
+            if is_dropped:
+                assert held.recv(100) == b""
+            else:
+                with pytest.raises(TimeoutError):
+                    held.recv(100)
+
+
+def test_a_coroutine_that_does_not_end_is_waited_for_as_long_as_one_likes():
+    with _running() as (server, port):
+        with pytest.raises(TimeoutError):
+            server.run(asyncio.sleep(600.0), timeout_s=0.1)
+        assert _works(port)
 
 
 # ---- More connections than descriptors ----------------------------------------------------------

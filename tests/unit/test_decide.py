@@ -197,6 +197,12 @@ def test_the_memory_begins_with_the_first_silence_and_ends_with_an_answer():
     assert memory == Memory({3: 12.0})
 
 
+def test_one_that_asks_while_this_worker_decides_is_not_silent_for_less_than_no_time():
+    memory = Memory({1: 10.0}, asked_by={1: 12.0})
+    assert memory.silence_s(1, _attempt(), 11.5) == 0.0
+    assert memory.silence_s(1, _attempt(), 13.0) == 1.0
+
+
 def test_a_late_worker_is_late_until_it_comes_also_where_it_misses_a_question():
     memory = _updated(Memory(), {1: BUSY, 2: BUSY, 3: BUSY}, 10.0)
     memory = _updated(memory, {1: SUSPECTED, 2: WILLING, 3: BUSY}, 11.0)

@@ -28,6 +28,8 @@ RAISED = dataclasses.replace(LEFT, left="raised OSError: disk full")
 BROKE_OFF = dataclasses.replace(
     RAISED, exchanges=2, left="raised KeyboardInterrupt", unfinished="the gossip of step 2"
 )
+# An exchange was broken between fits.
+GAVE_UP = dataclasses.replace(LEFT, exchanges=2, unfinished="cluster.barrier", can_regroup=True)
 IN_ANOTHER_FIT = dataclasses.replace(COMPUTING, fits=2)
 ELSEWHERE = dataclasses.replace(AHEAD, waits_at="the end of training")
 DEAD, SUSPECTED = Absence.DEAD, Absence.SUSPECTED
@@ -84,6 +86,7 @@ def _diagnose(*others, own=AHEAD, ending=(), departed=None) -> Findings:
             "rank 1 has left fit; 3 s ago it was computing step 2",
         ),
         ([AHEAD, BROKE_OFF], (2,), True, f"rank 2 raised KeyboardInterrupt{CANNOT}"),
+        ([AHEAD, GAVE_UP], (2,), True, "rank 2 has lost a worker at cluster.barrier"),
         # A worker that only takes long is not blamed next to one that never comes.
         ([COMPUTING, LEFT], (2,), True, "rank 2 has left fit; 3 s ago it was computing step 2"),
         ([DEAD, COMPUTING], (1,), True, f"rank 1 {GONE}"),

@@ -66,6 +66,8 @@ class StandInWatchdog:
     def call_off(self, reason):
         self.called_off = reason
 
+    give_up = call_off
+
     def resume(self):
         self.called_off = None
 
@@ -252,11 +254,28 @@ def test_without_a_policy_a_loss_is_the_end():
     assert not session._membership.asked
 
 
-def test_outside_of_fit_a_loss_is_the_end():
-    session = _elastic(((0, 1), 0), in_fit=False)
+def test_a_loss_between_fits_is_raised_and_the_next_fit_regroups():
+    session, seen = _elastic(((0, 1), 0), in_fit=False), []
+    with pytest.raises(WorkerLost, match="next fit with on_worker_lost='continue' goes on with"):
+        _exchange(session, "cluster.barrier", ExchangeBroken("cluster.barrier", "x"))
+    with pytest.raises(WorkerLost, match=r"lost at cluster.gather: x"):
+        _exchange(session, "cluster.gather")
+    assert not session._membership.asked
+    session._status.enter_fit(_test_body.__code__)
     session.begin_sequence(LossPolicy(1, 60.0, lambda completed: None))
+    _test_body(lambda: session.start(_noting(session, seen, "the start", fails=0)))
+    assert (seen, session.view) == (["the start"], View(1, (0, 1)))
+
+
+def test_where_a_loss_ends_training_the_fit_after_one_between_fits_fails_too():
+    session = _elastic(in_fit=False)
     with pytest.raises(WorkerLost):
-        _exchange(session, error=ExchangeBroken("the gossip", "x"))
+        _exchange(session, "cluster.barrier", ExchangeBroken("cluster.barrier", "x"))
+    session._status.enter_fit(_test_body.__code__)
+    session.begin_sequence(None)
+    text = "lost at the start: x With on_worker_lost='continue' the surviving workers go on"
+    with pytest.raises(WorkerLost, match=text):
+        _test_body(lambda: session.start(_noting(session, [], "the start", fails=0)))
 
 
 def _failing_once(session, log: list):
@@ -356,7 +375,7 @@ def test_the_same_exchange_does_not_fail_forever():
         with session.waiting("the gossip", 60):
             raise ExchangeBroken("the gossip", "cut")
 
-    with pytest.raises(WorkerLost, match="lost at the gossip: cut"):
+    with pytest.raises(WorkerLost, match=r"lost at the gossip: cut$"):
         _test_body(lambda: session.run(always))
     assert len(session._membership.asked) == 1 + 3
 

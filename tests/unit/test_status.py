@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import threading
+import time
 
 import pytest
 
@@ -54,6 +55,21 @@ def test_exchanges_are_counted_when_they_begin():
     status.wait("the gossip of step 3")
     status.arrive(completed=False)
     assert (status.tell().waits_at, status.tell().unfinished) == (None, "the gossip of step 3")
+
+
+def test_no_span_is_negative_where_another_thread_records_meanwhile(monkeypatch):
+    status, now = Status(), time.monotonic
+
+    def late():
+        moment = now()
+        monkeypatch.setattr(time, "monotonic", now)
+        status.at("computing step 3", 2)
+        status.wait("the gossip of step 3")
+        return moment
+
+    monkeypatch.setattr(time, "monotonic", late)
+    where = status.tell()
+    assert where.where_s >= 0 and where.waits_s >= 0
 
 
 # ---- How fit was left ---------------------------------------------------------------------------

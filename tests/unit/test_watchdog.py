@@ -24,11 +24,16 @@ class Others:
         self.handlers = {}
         self.asked = []
         self.told = []
+        self.at_exit = False
 
     def ask_all(self, kind, timeout_s=None, **details):
         self.asked.append(kind)
         self.told += [details] if kind == "departure" else []
         return self.answers
+
+    def tell_at_exit(self, kind, **details):
+        self.at_exit = True
+        self.ask_all(kind, **details)
 
     def last_heard_s(self):
         return dict.fromkeys(self.answers, 3.0)
@@ -142,6 +147,24 @@ def test_after_an_exchange_that_was_not_completed_no_other_begins(error):
             pass
 
 
+def test_after_one_that_was_broken_between_fits_the_next_fit_may_regroup():
+    with _watched({}) as watched:
+        with pytest.raises(ExchangeBroken), watched.dog.deadline("cluster.barrier", 60.0):
+            raise ExchangeBroken("cluster.barrier", "rank 1 has ended")
+        watched.dog.give_up("rank 1 has ended")
+        told = watched.status.tell()  # others that wait there know that it does not
+        assert (told.unfinished, told.can_regroup) == ("cluster.barrier", True)
+        with (
+            pytest.raises(ExchangeBroken, match="rank 1 has ended"),
+            watched.dog.deadline("the start", 60.0),
+        ):
+            pass
+        assert not watched.reasons
+        watched.dog.resume()
+        told = watched.status.tell()
+        assert (told.unfinished, told.can_regroup) == (None, False)
+
+
 # ---- Exceptions that leave fit ------------------------------------------------------------------
 
 
@@ -162,7 +185,9 @@ def test_the_others_are_told_once_of_an_exception_that_has_left_fit():
             while not watched.channel.told:
                 threading.Event().wait(0.01)
         watched.dog.departures.tell()
+        assert not watched.channel.at_exit
         watched.dog.departures.tell(ends=True)
+        assert watched.channel.at_exit
         raised = "raised OSError: disk full"
         watched.dog.departures.tell()  # nothing after its last
         assert watched.channel.told == [

@@ -195,6 +195,12 @@ class Channel:
         timeout_s = self._timing.ask_s if timeout_s is None else timeout_s
         return self._server.run(self._ask_all(timeout_s, {**details, "kind": kind}))
 
+    def tell_at_exit(self, kind: str, **details: Any) -> None:
+        """Tell all others something while this process ends, which nothing here may hold up."""
+        ask_s = self._timing.ask_s
+        with contextlib.suppress(TimeoutError):
+            self._server.run(self._ask_all(ask_s, {**details, "kind": kind}), ask_s + 1.0)
+
     def unreachable(self) -> list[int]:
         """Return the others that live and give no answer now, though there is plenty of time."""
         answers = self.ask_all("status", timeout_s=self._timing.reachable_s)

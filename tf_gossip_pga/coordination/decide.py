@@ -90,7 +90,7 @@ class Memory:
         """
         since = self.silent_since[rank]
         asked = min(self.asked_by.get(rank, since), since + attempt.patience_s)
-        return now - max(since, asked)
+        return max(0.0, now - max(since, asked))  # it may have asked since `now`
 
 
 @dataclasses.dataclass(frozen=True)

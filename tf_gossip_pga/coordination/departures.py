@@ -53,7 +53,8 @@ class Departures:
         if departure != self._told:
             self._told = departure
             if departure:
-                self._channel.ask_all("departure", rank=self._rank, **dataclasses.asdict(departure))
+                tell = self._channel.tell_at_exit if ends else self._channel.ask_all
+                tell("departure", rank=self._rank, **dataclasses.asdict(departure))
 
     def learn(self, answers: Mapping[int, dict[str, Any] | Absence]) -> None:
         """Learn from answers to the question where workers are; forget all that train."""

@@ -96,7 +96,7 @@ def _is_late(where: Where, own: Whereabouts) -> bool:
 
 
 def _cannot_exchange(where: Whereabouts) -> bool:
-    """Return whether an exception has left an exchange of a worker: it takes part in no other."""
+    """Return whether an exception has left an exchange: it takes part in no other of this view."""
     return where.unfinished is not None and where.waits_at is None and not where.in_fit
 
 
@@ -148,8 +148,7 @@ def _predicate(where: Where, own: Whereabouts, last_heard_s: float) -> str:
     if where.view > own.view:
         return "has gone on without this worker"
     if _cannot_exchange(where):
-        how = where.left or "was interrupted"
-        return f"{how} in {where.unfinished}, and cannot exchange before it is restarted"
+        return _broken_off(where)
     if _never_comes(where, own):
         return f"{where.left or LEFT}; {where.where_s:.0f} s ago it was {where.where}"
     if where.waits_at is not None:
@@ -159,3 +158,10 @@ def _predicate(where: Where, own: Whereabouts, last_heard_s: float) -> str:
     if not where.in_fit:
         return f"has not called fit with GossipPGA {'again' if where.fits else 'yet'}"
     return f"has not reached it; for {where.where_s:.0f} s it has been {where.where}"
+
+
+def _broken_off(where: Whereabouts) -> str:
+    if where.can_regroup:
+        return f"has lost a worker at {where.unfinished}"
+    how = where.left or "was interrupted"
+    return f"{how} in {where.unfinished}, and cannot exchange before it is restarted"

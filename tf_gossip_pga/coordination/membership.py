@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
@@ -149,7 +150,10 @@ class Membership:
     def _ping(self) -> None:
         """Ask the others once in a while. One thread a process, nearly always asleep."""
         while self._pinging is threading.current_thread():
-            self._run(self._protocol.ping(), lambda view: None)
+            try:
+                self._run(self._protocol.ping(), lambda view: None)
+            except Exception:  # without this thread nobody would know who lives
+                traceback.print_exc()
             time.sleep(self._timing.ping_every_s)
 
     def _run(self, steps: Steps[_Result], join: Callable[[View], None]) -> _Result:

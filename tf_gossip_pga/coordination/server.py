@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import threading
 import traceback
@@ -28,11 +29,14 @@ LINE_BYTES = 1 << 16  # endpoints of thousands of workers
 # How a connection may end: it fails, takes too long, or brings what is no message of this job.
 BROKEN = (OSError, ValueError, RecursionError)
 
-# How long to wait when the process has no descriptor left for another connection.
+# What the system says where there is no room for another connection, and how long to wait then.
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _RETRY_S = 0.1
 
-# Connections at the same time: of strangers, and of the other workers.
+# Connections at the same time: of strangers, and of each worker, which may ask where this one is,
+# want a view, and tell of an exception and of its end at once.
 _STRANGERS = 32
+_OF_EACH_WORKER = 4
 
 
 class Server:
@@ -59,7 +63,7 @@ class Server:
         self._listener = listener
         self._key = key
         self._greeting = greeting
-        self._most = _STRANGERS + size
+        self._most = _STRANGERS + _OF_EACH_WORKER * size
         self._serve_s = serve_s
         self._serving: dict[asyncio.Task[None], None] = {}  # the oldest first
         # An event loop of its own: the thread that makes the server may have another.
@@ -69,9 +73,15 @@ class Server:
         self._thread = threading.Thread(target=self._run, name="gossip-channel", daemon=True)
         self._thread.start()
 
-    def run(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
-        """Run a coroutine on the server's thread, and return its result."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    def run(
+        self, coroutine: Coroutine[Any, Any, _Result], timeout_s: float | None = None
+    ) -> _Result:
+        """Run a coroutine on the server's thread, and return its result.
+
+        Raises:
+          TimeoutError: there is none after `timeout_s`, if one is given.
+        """
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine on the server's thread until the server is closed."""
@@ -103,8 +113,9 @@ class Server:
         while True:
             try:
                 connection, _ = await self._loop.sock_accept(self._listener)
-            except OSError:  # no descriptor left, as a rule
-                self._drop(len(self._serving))
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self._drop(len(self._serving))
                 await asyncio.sleep(_RETRY_S)
                 continue
             task = self._loop.create_task(self._serve(connection))

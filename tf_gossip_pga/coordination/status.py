@@ -52,6 +52,8 @@ class Whereabouts:
         `LEFT`; None while it trains and after the end.
       unfinished: the exchange that it has begun and not completed, after which it cannot exchange
         any more; or None.
+      can_regroup: whether the next `fit` may regroup nevertheless: that exchange was broken, and
+        between fits.
       view: number of the view whose exchanges these are.
     """
 
@@ -65,6 +67,7 @@ class Whereabouts:
     in_fit: bool
     left: str | None = None
     unfinished: str | None = None
+    can_regroup: bool = False
     view: int = 0
 
 
@@ -72,12 +75,13 @@ class Status:
     """Where this process is; kept by the threads that train, read by the channel's thread.
 
     Attributes:
-      exchanges: see `Whereabouts`, and so is `unfinished`.
+      exchanges: see `Whereabouts`, and so are `unfinished` and `can_regroup`.
     """
 
     def __init__(self) -> None:
         self.exchanges = 0
         self.unfinished: str | None = None
+        self.can_regroup = False
         self._view = 0
         # Each is replaced as a whole, so that the channel's thread never sees half of it.
         self._at: tuple[str, int, float] = ("", 0, time.monotonic())
@@ -136,7 +140,8 @@ class Status:
 
     def tell(self) -> Whereabouts:
         """Return where this process is; any thread may call it."""
-        now, (where, step, since), waits = time.monotonic(), self._at, self._waits
+        (where, step, since), waits = self._at, self._waits
+        now = time.monotonic()  # last: no span may be negative
         fit, left = self._fit, None
         if fit is not None and fit.was_left:
             left = fit.raised() or LEFT
@@ -151,5 +156,6 @@ class Status:
             in_fit=left is None and fit is not None and fit.is_running,
             left=left,
             unfinished=self.unfinished,
+            can_regroup=self.can_regroup,
             view=self._view,
         )

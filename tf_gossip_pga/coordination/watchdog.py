@@ -117,12 +117,12 @@ class Watchdog:
 
         Raises:
           ExchangeBroken: exchanges are called off.
-          WorkerLost: an earlier exchange was not completed.
+          WorkerLost: an earlier exchange was not completed, and no new view can make up for it.
         """
         wait = Wait(doing, timeout_s)
         completed = False
         with self._lock:
-            if self._status.unfinished:
+            if self._status.unfinished and not self._status.can_regroup:
                 raise WorkerLost(self._text_of_unfinished(self._status.unfinished))
             if self.called_off:
                 raise ExchangeBroken(doing, self.called_off)
@@ -144,11 +144,20 @@ class Watchdog:
                 if self._wait is not None:
                     self._abort(reason)
 
+    def give_up(self, reason: str) -> None:
+        """Call off all exchanges of this view after one that was broken between fits.
+
+        The script may catch what this raises there, and the next `fit` forms a new view.
+        """
+        self._status.can_regroup = True
+        self.call_off(reason)
+
     def resume(self) -> None:
         """Let exchanges begin again."""
         with self._lock:
             self.called_off = None
             self._status.unfinished = None
+            self._status.can_regroup = False
             self._ending.clear()
             self.departures.forget()
 
@@ -169,8 +178,7 @@ class Watchdog:
             f"{findings.names or broken.peer or 'another worker'} at {broken.doing}: {reason}.\n"
             "Look at the other workers' output for the cause (did each of them call fit with "
             "GossipPGA?), then start the job again. Where a worker was only slow, give every "
-            "GossipPGA a longer timeout_s. With on_worker_lost='continue' the surviving workers "
-            "go on."
+            "GossipPGA a longer timeout_s."
         )
 
     def _text_of_unfinished(self, doing: str) -> str:

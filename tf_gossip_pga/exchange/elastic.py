@@ -236,7 +236,7 @@ class ElasticSession(FixedSession):
             raise
         lost = before - set(self.view.members)
         if not self._sequence.regroup(most, is_lost=bool(lost)):
-            super()._on_broken(broken)
+            self._end(broken)
         told = {rank: each.text for rank, each in self._watchdog.departures.known.items()}
         self._begin_view()  # which forgets them
         how = f"without {named(lost, told)}" if lost else "with all"

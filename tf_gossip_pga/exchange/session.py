@@ -264,7 +264,17 @@ class FixedSession(SoloSession):
 
     def _on_broken(self, broken: ExchangeBroken) -> NoReturn:
         """Raise what a broken exchange means for training."""
-        raise WorkerLost(self._watchdog.text_of_loss(broken)) from None
+        advice = "With on_worker_lost='continue' the surviving workers go on."
+        if not self._status.tell().in_fit:
+            self._watchdog.give_up(broken.reason)
+            advice = (
+                "If the script catches this between fits, its next fit with "
+                "on_worker_lost='continue' goes on with the surviving workers."
+            )
+        self._end(broken, advice)
+
+    def _end(self, broken: ExchangeBroken, advice: str = "") -> NoReturn:
+        raise WorkerLost(f"{self._watchdog.text_of_loss(broken)} {advice}".rstrip()) from None
 
 
 def _check_that_calls_meet(members: tuple[int, ...], doings: list[str]):

@@ -104,7 +104,8 @@ class Ending:
             if self._group.averager.digests() != self._noted:  # by callbacks, or a reconciliation
                 raise
             logger.warning(
-                f"Training had ended, and the model is the average of all ranks. {error}"
+                "Training had ended, and the model is the average of all ranks. No further fit of "
+                f"these processes is possible. {error}"
             )
             return
         changed = {rank: has_changed for rank, has_changed, _ in everyone}
