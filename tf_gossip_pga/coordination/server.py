@@ -105,14 +105,18 @@ class Server:
             accepting = asyncio.create_task(self._accept())
             await self._closed.wait()
             accepting.cancel()
+            await asyncio.sleep(0)  # a connection is closed only by a task that has begun
             self._drop(len(self._serving))
             await asyncio.gather(accepting, *self._serving, return_exceptions=True)
             await asyncio.sleep(0)  # the loop closes the sockets in its next round
 
     async def _accept(self) -> None:
         while True:
+            await self._readable()
             try:
-                connection, _ = await self._loop.sock_accept(self._listener)
+                connection, _ = self._listener.accept()
+            except BlockingIOError:  # whoever called has hung up
+                continue
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     self._drop(len(self._serving))
@@ -122,8 +126,15 @@ class Server:
             self._serving[task] = None
             task.add_done_callback(self._serving.pop)
             self._drop(len(self._serving) - self._most)
-            # `sock_accept` itself lets nothing else run while there is something to accept.
-            await asyncio.sleep(0)
+
+    async def _readable(self) -> None:
+        """Return when there may be something to accept; `sock_accept` may lose what it accepts."""
+        is_readable = self._loop.create_future()
+        self._loop.add_reader(self._listener, _settle, is_readable)
+        try:
+            await is_readable
+        finally:
+            self._loop.remove_reader(self._listener)
 
     def _drop(self, count: int) -> None:
         """Close the oldest connections; one of a worker is served within milliseconds."""
@@ -154,3 +165,8 @@ class Server:
         except Exception:  # the others ask again; this thread must live
             traceback.print_exc()
             raise ValueError(f"failed to answer {kind}") from None
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
