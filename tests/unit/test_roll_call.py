@@ -12,7 +12,14 @@ import pytest
 
 from tests.support import addresses, deadlines
 from tf_gossip_pga.coordination import addresses as addresses_lib
-from tf_gossip_pga.coordination import calling, greetings, joining, roll_call, roster, secret
+from tf_gossip_pga.coordination import (
+    greetings,
+    joining,
+    roll_call,
+    roll_call_sockets,
+    roster,
+    secret,
+)
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
 
@@ -211,7 +218,7 @@ def test_an_index_on_the_wrong_machine_is_named(monkeypatch):
     odd = addresses.free(1)[0]
     listener_everywhere = addresses_lib.listener_everywhere
     first = start(given, 1)
-    deadlines.Deadline(60).until(lambda: calling.is_under_way(given[1:], 1))
+    deadlines.Deadline(60).until(lambda: roll_call_sockets.is_under_way(given[1:], 1))
     # On another machine the same port would be free.
     monkeypatch.setattr(
         addresses_lib,
@@ -324,7 +331,7 @@ def test_a_worker_that_is_called_but_cannot_call_back_says_so(said):
 def test_strangers_who_call_are_dropped():
     given = addresses.free(2)
     first = start(given, 0)
-    deadlines.Deadline(60).until(lambda: calling.is_under_way(given[:1], 1))
+    deadlines.Deadline(60).until(lambda: roll_call_sockets.is_under_way(given[:1], 1))
     host, port = given[0].split(":")
     held = []
     for line in [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 100, b"{}\n", b"x" * (1 << 19)] * 20:
@@ -349,7 +356,7 @@ def test_where_tensorflow_listens_everywhere_it_returns_to_look_for_a_probe():
 def test_a_worker_that_is_to_join_takes_part_in_a_roll_call_instead():
     given = addresses.free(3)
     first = start(given, 0)
-    deadlines.Deadline(60).until(lambda: calling.is_under_way(given[:1], 1))
+    deadlines.Deadline(60).until(lambda: roll_call_sockets.is_under_way(given[:1], 1))
     assert joining.await_probe(given, 1, SECRET, QUICK) is None
     assert not first.done()
     rest = [start(given, rank) for rank in (1, 2)]

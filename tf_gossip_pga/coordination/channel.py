@@ -26,7 +26,7 @@ from tf_gossip_pga.coordination import greetings, messages
 from tf_gossip_pga.coordination import secret as secret_lib
 from tf_gossip_pga.coordination.messages import Message, Port
 from tf_gossip_pga.coordination.reports import named
-from tf_gossip_pga.coordination.server import BROKEN, LINE_BYTES, Server
+from tf_gossip_pga.coordination.server import BROKEN, MESSAGE_BYTES, Server
 from tf_gossip_pga.coordination.status import Absence, Status
 from tf_gossip_pga.coordination.timing import Timing
 
@@ -288,5 +288,5 @@ async def _connected(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     for host in hosts[:-1]:
         with contextlib.suppress(OSError):
-            return await asyncio.open_connection(host, port, limit=LINE_BYTES)
-    return await asyncio.open_connection(hosts[-1], port, limit=LINE_BYTES)
+            return await asyncio.open_connection(host, port, limit=MESSAGE_BYTES)
+    return await asyncio.open_connection(hosts[-1], port, limit=MESSAGE_BYTES)

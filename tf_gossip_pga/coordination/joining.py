@@ -21,7 +21,7 @@ from typing import Any
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.coordination import addresses as addresses_lib
-from tf_gossip_pga.coordination import calling, greetings, messages
+from tf_gossip_pga.coordination import greetings, messages, roll_call_sockets
 from tf_gossip_pga.coordination import secret as secret_lib
 from tf_gossip_pga.coordination.messages import Message, Port, Rank
 from tf_gossip_pga.coordination.reports import Waiting
@@ -91,7 +91,7 @@ def await_probe(
             with contextlib.suppress(TimeoutError):
                 return probe.result(timing.probe_every_s)
             if time.monotonic() > check_at:
-                found = [calling.greeting_at(address, timing.serve_s) for address in others]
+                found = [roll_call_sockets.greeting_at(each, timing.serve_s) for each in others]
                 alive = any(each is not None and not greetings.is_own(each) for each in found)
                 starting = greetings.ROLL_CALL in found or all(map(greetings.is_joining, found))
                 if starting and not alive:

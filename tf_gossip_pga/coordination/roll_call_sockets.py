@@ -322,7 +322,7 @@ def _read_line(connection: socket.socket, ends: float) -> bytes:
     data = bytearray()
     while not data.endswith(b"\n"):
         chunk = _read(connection, ends, 1 << 16)
-        if not chunk or len(data) > roster.LINE_BYTES:
+        if not chunk or len(data) > roster.REPORT_BYTES:
             raise ValueError("not a line")
         data += chunk
     return bytes(data)
