@@ -185,8 +185,8 @@ def _stranger(address: str, begins: bytes = b""):
             while not over.is_set():
                 with contextlib.suppress(OSError):
                     connection, _ = listener.accept()
-                    connection.sendall(begins)
                     held.append(connection)
+                    connection.sendall(begins)
 
         held: list[socket.socket] = []
         thread = threading.Thread(target=serve)
