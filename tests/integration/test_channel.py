@@ -1,5 +1,6 @@
 """Questions between workers, over real sockets: who answers, who does not."""
 
+import concurrent.futures
 import contextlib
 import os
 import socket
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from tests.support import deadlines
-from tf_gossip_pga.coordination import addresses, channel
+from tf_gossip_pga.coordination import addresses, channel, greetings
 from tf_gossip_pga.coordination.status import Absence, Status
 from tf_gossip_pga.coordination.timing import Timing
 
@@ -148,6 +149,31 @@ def test_a_refused_port_is_an_ended_process_only_if_the_main_port_is_refused_too
         assert channels[0].ask_all("status")[1] is absence
 
 
+@pytest.mark.parametrize(
+    ("begins", "absence"),
+    [
+        (greetings.JOINING + b" 00\n", Absence.DEAD),
+        (greetings.ROLL_CALL, Absence.DEAD),  # restarted without being told to join
+        (b"\0\0\x06\4\0\0\0\0\0", Absence.SUSPECTED),  # TensorFlow's server
+        (b"SSH-2.0\r\n", Absence.SUSPECTED),
+    ],
+)
+def test_a_restarted_process_at_the_main_port_shows_that_the_old_one_is_gone(begins, absence):
+    with _channels() as (channels, _), socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound but not listening
+        channels[0].learn(1, unused.getsockname()[1])
+        main = addresses.split(channels[0]._addresses[1])
+        with (
+            socket.create_server(main) as listener,
+            concurrent.futures.ThreadPoolExecutor() as threads,
+        ):
+            listener.settimeout(deadlines.long())
+            asked = threads.submit(channels[0].ask_all, "status")
+            with listener.accept()[0] as connection:
+                connection.sendall(begins)
+                assert asked.result(deadlines.long())[1] is absence
+
+
 def test_nothing_is_left_behind():
     with _channels() as (channels, _):
         channels[0].ask_all("status")
@@ -191,13 +217,14 @@ def test_without_a_secret_nobody_is_probed_and_the_log_says_so(capfd):
         _channels(3, timing=Timing(probe_every_s=0.01), secret=None) as (channels, _),
         socket.create_server(addresses.split(channels[0]._addresses[1])) as listener,
     ):
-        channels[0].probe([1, 2])
-        channels[0].probe([])
+        for lost in ([1], [1], [1, 2], []):
+            channels[0].probe(lost)
         listener.settimeout(0.2)
         with pytest.raises(TimeoutError):
             listener.accept()
     said = capfd.readouterr().err
-    assert said.count("Rank 1 and rank 2 cannot join again after a restart: the workers were") == 1
+    for rank in (1, 2):
+        assert said.count(f"Rank {rank} cannot join again after a restart: the workers were") == 1
     assert "without a common TF_GOSSIP_PGA_SECRET" in said
 
 
@@ -222,13 +249,13 @@ def test_what_a_stranger_that_poses_as_a_joining_worker_receives_opens_nothing()
             channels[0].probe([1])
             listener.settimeout(deadlines.long())
             with listener.accept()[0] as connection, connection.makefile("rb") as lines:
-                connection.sendall(channel.JOINING_GREETING + b" 00\n")
+                connection.sendall(greetings.JOINING + b" 00\n")
                 probe = lines.readline()
         assert b"endpoints" in probe  # ports, and the proof that it is for this conversation
         with socket.create_connection(("127.0.0.1", channels[1].endpoint)) as replayed:
             replayed.sendall(probe)
             with replayed.makefile("rb") as lines:
-                assert lines.readline().startswith(channel.GREETING)
+                assert lines.readline().startswith(greetings.CHANNEL)
                 assert lines.read() == b""
 
 

@@ -14,7 +14,7 @@ import pytest
 import tf_gossip_pga
 from tests.support import deadlines, nursery
 from tf_gossip_pga import launch
-from tf_gossip_pga.coordination import channel, joining, secret
+from tf_gossip_pga.coordination import greetings, joining, secret
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
 
@@ -209,7 +209,7 @@ def _probe(port: int, line: Callable[[str], bytes]) -> bytes:
             continue
         with connection, connection.makefile("rb") as lines:
             greeting, _, nonce = lines.readline().decode().rstrip().rpartition(" ")
-            assert greeting.encode() == channel.JOINING_GREETING
+            assert greeting.encode() == greetings.JOINING
             connection.sendall(line(nonce))
             with contextlib.suppress(ConnectionResetError):
                 return lines.readline()

@@ -63,8 +63,8 @@ def test_the_exchange_before_the_one_before_the_last_shows_that_all_were_there()
 @pytest.mark.parametrize(("now", "gone"), [(79.0, {2}), (81.0, set())])
 def test_who_was_asked_to_come_and_did_not_may_be_excluded_though_it_answers(now, gone):
     contacts = _contacts(patience_s=60.0)
-    contacts.call(20.0)
-    contacts.call(70.0)  # the first call counts
+    contacts.summon(20.0)
+    contacts.summon(70.0)  # the first one counts
     contacts.answer(OTHERS, {1: ALIVE, 2: ALIVE}, asked=now - 2.0, now=now - 1.0)
     contacts.answer(OTHERS, {1: ALIVE, 2: DEAD}, asked=now, now=now)
     assert contacts.gone == gone
@@ -75,7 +75,7 @@ def test_who_was_asked_to_come_and_did_not_may_be_excluded_though_it_answers(now
 
 def test_who_comes_in_time_is_late_no_more():
     contacts = _contacts(patience_s=60.0)
-    contacts.call(20.0)
+    contacts.summon(20.0)
     contacts.come(30.0)
     contacts.answer(OTHERS, {1: ALIVE, 2: ALIVE}, asked=90.0, now=90.0)
     contacts.answer(OTHERS, {1: ALIVE, 2: DEAD}, asked=91.0, now=91.0)

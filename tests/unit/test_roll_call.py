@@ -12,7 +12,14 @@ import pytest
 
 from tests.support import addresses, deadlines
 from tf_gossip_pga.coordination import addresses as addresses_lib
-from tf_gossip_pga.coordination import calling, joining, roll_call, roster
+from tf_gossip_pga.coordination import (
+    greetings,
+    joining,
+    roll_call,
+    roll_call_sockets,
+    roster,
+    secret,
+)
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
 
@@ -27,8 +34,8 @@ QUICK = Timing(
     ask_s=deadlines.scaled(1),
     serve_s=deadlines.scaled(0.5),
 )
-SECRET = b"sixteen characters"
 FACTS = {"version of Keras": "3"}
+SECRET = b"sixteen characters"
 
 
 def start(given, rank, facts=FACTS, timing=QUICK, after_s=0.0) -> concurrent.futures.Future:
@@ -150,7 +157,7 @@ def test_a_port_that_is_taken_is_told_to_all():
 STRANGERS = {
     b"": "something listens at {} but does not answer as rank 0 of this job: another program",
     b"SSH-2.0\r\n": "something listens at {} but does not answer as rank 1 of this job",
-    calling.GREETING + b"?\n": "something listens at {} but does not answer as rank 2 of this",
+    greetings.ROLL_CALL + b"?\n": "something listens at {} but does not answer as rank 2 of this",
     b"\0\0\x06\4\0\0\0\0\0\0\3": "a server of gRPC listens at {} but does not answer as rank 3",
 }
 
@@ -178,8 +185,8 @@ def _stranger(address: str, begins: bytes = b""):
             while not over.is_set():
                 with contextlib.suppress(OSError):
                     connection, _ = listener.accept()
-                    connection.sendall(begins)
                     held.append(connection)
+                    connection.sendall(begins)
 
         held: list[socket.socket] = []
         thread = threading.Thread(target=serve)
@@ -211,7 +218,7 @@ def test_an_index_on_the_wrong_machine_is_named(monkeypatch):
     odd = addresses.free(1)[0]
     listener_everywhere = addresses_lib.listener_everywhere
     first = start(given, 1)
-    deadlines.Deadline(60).until(lambda: calling.is_under_way(given[1:], 1))
+    deadlines.Deadline(60).until(lambda: roll_call_sockets.is_under_way(given[1:], 1))
     # On another machine the same port would be free.
     monkeypatch.setattr(
         addresses_lib,
@@ -278,7 +285,7 @@ class _Puppet:
     def __init__(self, given, rank, **more):
         report = roster.Report(rank, "puppet", "puppet", 7, tuple(given), FACTS, **more)
         self.called = 0
-        self._answer = calling.GREETING + report.to_line()
+        self._answer = greetings.ROLL_CALL + report.to_line()
         self._listener = addresses_lib.listener_everywhere(int(given[rank].split(":")[1]))
         self._listener.settimeout(0.05)
         self._over = threading.Event()
@@ -311,7 +318,7 @@ def test_a_worker_that_is_called_but_cannot_call_back_says_so(said):
         with contextlib.suppress(OSError):
             connection = socket.create_connection((host, int(port)), timeout=5)
             with connection, connection.makefile("rb") as lines:
-                assert lines.readline() == calling.GREETING
+                assert lines.readline() == greetings.ROLL_CALL
                 assert roster.from_line(lines.readline()).rank == 0
                 connection.sendall(puppet.to_line())
                 return connection.recv(1)
@@ -324,7 +331,7 @@ def test_a_worker_that_is_called_but_cannot_call_back_says_so(said):
 def test_strangers_who_call_are_dropped():
     given = addresses.free(2)
     first = start(given, 0)
-    deadlines.Deadline(60).until(lambda: calling.is_under_way(given[:1], 1))
+    deadlines.Deadline(60).until(lambda: roll_call_sockets.is_under_way(given[:1], 1))
     host, port = given[0].split(":")
     held = []
     for line in [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 100, b"{}\n", b"x" * (1 << 19)] * 20:
@@ -349,11 +356,43 @@ def test_where_tensorflow_listens_everywhere_it_returns_to_look_for_a_probe():
 def test_a_worker_that_is_to_join_takes_part_in_a_roll_call_instead():
     given = addresses.free(3)
     first = start(given, 0)
-    deadlines.Deadline(60).until(lambda: calling.is_under_way(given[:1], 1))
+    deadlines.Deadline(60).until(lambda: roll_call_sockets.is_under_way(given[:1], 1))
     assert joining.await_probe(given, 1, SECRET, QUICK) is None
     assert not first.done()
     rest = [start(given, rank) for rank in (1, 2)]
     assert all(len(each.result(deadlines.long())) == 3 for each in [first, *rest])
+
+
+def test_a_roll_call_beside_a_running_job_keeps_nobody_from_joining_it():
+    given = addresses.free(3)
+    timing = Timing(job_check_every_s=0.1, probe_every_s=0.05, serve_s=0.5)
+    key = secret.key_of(SECRET, given, 1)
+
+    def probe():
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(addresses_lib.split(given[1]), 5) as connection,
+            connection.makefile("rb") as lines,
+        ):
+            nonce = lines.readline().split()[-1].decode()
+            request = {"kind": "probe", "endpoints": {"2": 7}}
+            connection.sendall(secret.seal_request(key, nonce, request)[0])
+            return lines.readline()
+
+    with (
+        concurrent.futures.ThreadPoolExecutor() as threads,
+        _stranger(given[0], greetings.ROLL_CALL),
+        _stranger(given[2], b"\0\0\x06\4\0\0\0\0\0\0\3"),
+    ):
+        found = threads.submit(joining.await_probe, given, 1, SECRET, timing)
+        time.sleep(0.5)
+        assert not found.done()
+        deadlines.Deadline(60).until(probe)
+        assert found.result(deadlines.long()) == {2: 7}
+
+
+def test_an_address_that_no_host_can_have_is_no_running_job():
+    assert joining.endpoints_if_probed(["127.0.0.1:1", "a..b:2"], 0, SECRET) is None
 
 
 def test_workers_that_are_all_to_join_begin():

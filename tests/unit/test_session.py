@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 import threading
@@ -560,6 +561,34 @@ def test_a_joining_worker_counts_all_workers_until_it_is_alone_no_longer():
     )
     assert (session.size, session.ops.size) == (3, 1)
     assert session.gather("own", "the start", 60) == ["own"]
+
+
+def test_only_the_first_fit_can_be_joined():
+    session = _elastic()
+    session.admission.announced = lambda: {"2": 7}
+    assert session.joining() == {}  # a loss ends training
+    session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
+    assert session.joining() == {"2": 7}
+    session.enter_fit(_test_body.__code__)
+    assert session.joining() == {}
+
+
+def test_a_worker_that_comes_back_to_a_later_fit_ends_and_says_why():
+    members, own = _elastic(), _elastic()
+    members.admission.listen()
+    members._channel.endpoints = {0: 7}
+    own._channel.endpoint = 8
+    own._channel.learn = lambda rank, endpoint: None
+
+    def ask_all(kind, **details):
+        answer = members._channel.handlers[kind](details)
+        return {0: json.loads(json.dumps(answer))}
+
+    own._channel.ask_all = ask_all
+    members.enter_fit(_test_body.__code__)
+    text = "Rank 1 cannot join the others again: rank 0 is in a later fit of its script"
+    with pytest.raises(WorkerLost, match=text):
+        own.admission.await_invitation()
 
 
 def test_the_last_survivor_waits_for_nobody():

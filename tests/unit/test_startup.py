@@ -1,15 +1,19 @@
 """What is done before TensorFlow's server starts, and how its errors are explained."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import tensorflow as tf
 
 from tests.support import addresses, deadlines
 from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.coordination import greetings
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
 from tf_gossip_pga.exchange import guard, startup
@@ -68,6 +72,38 @@ def test_a_chief_that_has_gone_is_not_waited_for_forever():
     cluster = Cluster(1, 2, tuple(addresses.free(2)))
     with pytest.raises(WorkerLost, match=r"Rank 1 of 2 has met rank 0, and waits .*no longer"):
         startup.start(_Runtime("not reached"), cluster, Timing(start_s=0.3))
+
+
+@pytest.mark.parametrize(
+    ("begins", "kind", "text"),
+    [
+        (greetings.ROLL_CALL, WorkerLost, "waits for TensorFlow's server .* no longer"),
+        (b"\0\0\x06\4\0\0\0\0\0\0\3", RuntimeError, "cannot listen"),  # its own start begins
+    ],
+)
+def test_the_roll_call_of_rank_0_is_not_taken_for_tensorflows_server(begins, kind, text):
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.05)
+
+        def serve():
+            while not over.is_set():
+                with contextlib.suppress(OSError), listener.accept()[0] as connection:
+                    connection.sendall(begins)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        chief = f"127.0.0.1:{listener.getsockname()[1]}"
+        cluster = Cluster(1, 2, (chief, "127.0.0.1:1"))
+        timing = Timing(start_s=0.5, poll_s=0.02, serve_s=deadlines.scaled(1))
+        runtime = _Runtime("Could not start gRPC server")
+        try:
+            with pytest.raises(kind, match=text) as caught:
+                startup.start(runtime, cluster, timing)
+        finally:
+            over.set()
+            thread.join()
+    assert type(caught.value) is kind
 
 
 def test_what_must_be_equal_has_names_and_values():

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tf_gossip_pga.coordination import calls
+from tf_gossip_pga.coordination import running_call
 from tf_gossip_pga.coordination.status import LEFT, Departure, Status
 
 # A package of its own, as Keras is. Its wrapper cuts `fit` out of tracebacks, as Keras' does.
@@ -188,5 +188,5 @@ def test_exceptions_are_worded_in_one_line():
         def __str__(self):
             raise RuntimeError
 
-    assert calls.worded(UnprintableError()) == "raised UnprintableError"
-    assert calls.worded(ValueError("x" * 1000)) == f"raised ValueError: {'x' * 300}…"
+    assert running_call.worded(UnprintableError()) == "raised UnprintableError"
+    assert running_call.worded(ValueError("x" * 1000)) == f"raised ValueError: {'x' * 300}…"

@@ -16,7 +16,7 @@ from tf_gossip_pga.checkpoint import rank_file
 from tf_gossip_pga.checkpoint.files import CheckpointFiles
 from tf_gossip_pga.checkpoint.ownership import Ownership
 from tf_gossip_pga.checkpoint.rank_file import rank_name
-from tf_gossip_pga.coordination import calls
+from tf_gossip_pga.coordination import running_call
 from tf_gossip_pga.errors import CheckpointError
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training.callback import GossipPGA
@@ -70,7 +70,7 @@ class Writer:
           CheckpointError: on every rank, if another job writes to the directory of one.
         """
         thread = threading.get_ident()
-        self._ownership.begin(lambda: calls.runs(thread, code))
+        self._ownership.begin(lambda: running_call.runs(thread, code))
         if self._session.is_joining:
             return
         doing = "the beginning of checkpoints"

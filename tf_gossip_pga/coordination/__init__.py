@@ -1,10 +1,10 @@
 """The control plane: who is alive, who is late, who is a member. No TensorFlow.
 
 timing: every deadline and interval.
-calls: whether a function still runs, and which exception has left it.
+running_call: whether a function still runs, and which exception has left it.
 status: what a worker tells others of itself, and why it may not answer.
-roster, calling, roll_call: all workers meet before TensorFlow starts, or say who is missing.
-addresses, server, channel: questions and answers between workers, over TCP.
+roster, roll_call_sockets, roll_call: all meet before TensorFlow starts, or say who is missing.
+addresses, greetings, server, channel: questions and answers between workers, over TCP.
 messages: the types of the fields of messages, and their checks.
 secret: what a job's workers share, and how they prove it.
 departures: what workers tell of an exception that has left `fit`, or ended them.

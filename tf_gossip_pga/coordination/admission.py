@@ -28,10 +28,11 @@ class _Announcement:
 
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-    """What a member answers: how to ask all members, and what it does."""
+    """What a member answers: how to ask all members, and what it does; see `Whereabouts`."""
 
     endpoints: dict[Rank, Port]
     where: str
+    fits: int
 
 
 class Admission:
@@ -100,7 +101,7 @@ class Admission:
         """Announce this joining worker to all members until they invite it.
 
         Raises:
-          WorkerLost: the members have ended.
+          WorkerLost: the members have ended, or the `fit` that can be joined.
         """
         waiting = Waiting(self._timing.join_report_s)
         while self.invitation is None:
@@ -117,6 +118,12 @@ class Admission:
                 for rank, each in answers.items()
             }
             answered = {rank: each for rank, each in parsed.items() if isinstance(each, _Answer)}
+            if later := [rank for rank, each in answered.items() if each.fits > 1]:
+                raise WorkerLost(
+                    f"Rank {self._cluster.rank} cannot join the others again: rank {later[0]} is "
+                    "in a later fit of its script, and only the first can be joined. Let the "
+                    "others end without this worker, or start the whole job again."
+                )
             for each in answered.values():  # other workers may have joined since
                 self._learn(each.endpoints)
             if waited_s := waiting.due():
@@ -150,7 +157,8 @@ class Admission:
         message = messages.parse(_Announcement, request, self._cluster.size)
         heard = (message.endpoint, time.monotonic())
         self._announced = {**self._announced, message.rank: heard}
-        answer = _Answer(self._channel.endpoints, self._status.tell().where)
+        own = self._status.tell()
+        answer = _Answer(self._channel.endpoints, own.where, own.fits)
         return dataclasses.asdict(answer)
 
     def _take_invitation(self, request: Message) -> Message:

@@ -2,7 +2,8 @@
 
 Each process listens on a TCP port that the operating system chooses (`server`). A connection
 carries one request and its answer, one line of JSON each, which both sides prove to come from a
-process of the job (`secret`). Nothing is sent unless somebody asks, except for probes of the
+process of the job (`secret`). Nothing is sent unless somebody asks: who waits or forms a view
+(`watchdog`, `protocol`), pings (`Protocol.ping`), announces itself (`admission`), or probes the
 addresses of lost workers.
 
 The kinds of requests are the rows of a table, `Channel.handlers`.
@@ -21,18 +22,13 @@ from typing import Any
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster.tf_config import SECRET
 from tf_gossip_pga.coordination import addresses as addresses_lib
-from tf_gossip_pga.coordination import messages
+from tf_gossip_pga.coordination import greetings, messages
 from tf_gossip_pga.coordination import secret as secret_lib
 from tf_gossip_pga.coordination.messages import Message, Port
 from tf_gossip_pga.coordination.reports import named
-from tf_gossip_pga.coordination.server import BROKEN, LINE_BYTES, Server
+from tf_gossip_pga.coordination.server import BROKEN, MESSAGE_BYTES, Server
 from tf_gossip_pga.coordination.status import Absence, Status
 from tf_gossip_pga.coordination.timing import Timing
-
-# What a process sends to those that connect, before a nonce: to its channel's port, and to its main
-# port while it waits there for a probe; see `joining`.
-GREETING = b"tf_gossip_pga channel"
-JOINING_GREETING = b"tf_gossip_pga joining"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +85,7 @@ class Channel:
         self._timing = timing or Timing()
         self._secret = secret
         self._peers: dict[int, _Peer] = {}
+        self._lost: tuple[int, ...] = ()
         self._probed: tuple[int, ...] = ()
         self._heard: dict[int, float] = {}  # when a rank last answered
         self._heard_all = time.monotonic()  # when an exchange with all ranks last succeeded
@@ -105,7 +102,9 @@ class Channel:
             fingerprint = secret_lib.fingerprint(secret, addresses)
             introduction = Introduction(self.endpoint, None, fingerprint)
         self.introduction: Message = dataclasses.asdict(introduction)
-        self._server = Server(listener, key, GREETING, len(addresses), self._timing.serve_s)
+        self._server = Server(
+            listener, key, greetings.CHANNEL, len(addresses), self._timing.serve_s
+        )
         self.handlers = self._server.handlers
         self.handlers["status"] = lambda request: dataclasses.asdict(status.tell())
         self._server.start(self._probe_until_closed())
@@ -158,17 +157,17 @@ class Channel:
     def probe(self, ranks: Iterable[int]) -> None:
         """Probe the main ports of these ranks from now on, and tell all endpoints there.
 
-        A restarted worker listens there; see `joining`. Where the job has no secret, say that the
-        ranks cannot join again, since no restarted worker could prove that it is one of them.
+        A restarted worker listens there; see `joining`. Where the job has no secret, say once that
+        the ranks cannot join again, since no restarted worker could prove that it is one of them.
         """
-        ranks = tuple(ranks)
-        if ranks and self._secret is None:
+        before, self._lost = self._lost, tuple(ranks)
+        if self._secret is not None:
+            self._probed = self._lost
+        elif new := [rank for rank in self._lost if rank not in before]:
             logger.info(
-                f"{named(ranks).capitalize()} cannot join again after a restart: the workers were "
+                f"{named(new).capitalize()} cannot join again after a restart: the workers were "
                 f"started without a common {SECRET}."
             )
-            return
-        self._probed = ranks
 
     def heard_all(self) -> None:
         """Record that all others lived just now, as an exchange with them has shown."""
@@ -222,7 +221,7 @@ class Channel:
         request = {"kind": "probe", "endpoints": self.endpoints}
         with contextlib.suppress(*BROKEN):
             async with asyncio.timeout(self._timing.serve_s):
-                await _ask((host,), port, self._key_of(rank), JOINING_GREETING, request)
+                await _ask((host,), port, self._key_of(rank), greetings.JOINING, request)
 
     async def _ask_all(self, timeout_s: float, request: Message) -> dict[int, Message | Absence]:
         peers = self._peers
@@ -234,7 +233,7 @@ class Channel:
     ) -> Message | Absence:
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await _ask(peer.hosts, peer.port, peer.key, GREETING, request)
+                answer = await _ask(peer.hosts, peer.port, peer.key, greetings.CHANNEL, request)
         except ConnectionRefusedError:
             return await _refused(peer, timeout_s)
         except BROKEN:
@@ -275,13 +274,13 @@ async def _refused(peer: _Peer, timeout_s: float) -> Absence:
         async with asyncio.timeout(timeout_s):
             reader, writer = await _connected(peer.hosts, peer.main_port)
             with contextlib.closing(writer):
-                # TensorFlow's server does not begin like a worker that waits for a probe.
-                greeting = await reader.read(len(JOINING_GREETING))
+                greeting = await reader.read(greetings.LONGEST)
     except ConnectionRefusedError:
         return Absence.DEAD
     except OSError:
         return Absence.SUSPECTED
-    return Absence.DEAD if greeting == JOINING_GREETING else Absence.SUSPECTED
+    # A new process of this rank starts there, or waits to join; the old one is gone.
+    return Absence.DEAD if greetings.is_own(greeting) else Absence.SUSPECTED
 
 
 async def _connected(
@@ -289,5 +288,5 @@ async def _connected(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     for host in hosts[:-1]:
         with contextlib.suppress(OSError):
-            return await asyncio.open_connection(host, port, limit=LINE_BYTES)
-    return await asyncio.open_connection(hosts[-1], port, limit=LINE_BYTES)
+            return await asyncio.open_connection(host, port, limit=MESSAGE_BYTES)
+    return await asyncio.open_connection(hosts[-1], port, limit=MESSAGE_BYTES)

@@ -40,22 +40,22 @@ class Contacts:
         self._silent_s = silent_s
         self._answered: dict[int, float] = {}  # when the last question that was answered was asked
         self._met: tuple[float, ...] = ()  # when the last three exchanges with all were over
-        self._called_at: float | None = None  # since when this worker is asked to come
+        self._summoned_at: float | None = None  # since when this worker is asked to come
 
-    def call(self, at: float) -> None:
+    def summon(self, at: float) -> None:
         """Note that another worker wants a view to which this one has yet to come.
 
         Args:
           at: since when it is waited for.
         """
         with self._lock:
-            self._called_at = at if self._called_at is None else min(at, self._called_at)
+            self._summoned_at = at if self._summoned_at is None else min(at, self._summoned_at)
 
     def come(self, now: float) -> None:
         """Note that this worker comes; too late, it can no longer tell what the dead ones did."""
         with self._lock:
             self._forget_if_late(now)
-            self._called_at = None
+            self._summoned_at = None
 
     def meet(self, now: float) -> None:
         """Note that an exchange with all members has succeeded.
@@ -110,7 +110,7 @@ class Contacts:
             self._met = ()
 
     def _forget_if_late(self, now: float) -> bool:
-        is_late = self._called_at is not None and now >= self._called_at + self.patience_s
+        is_late = self._summoned_at is not None and now >= self._summoned_at + self.patience_s
         if is_late:
             self.forget()
         return is_late

@@ -21,9 +21,8 @@ from typing import Any
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.coordination import addresses as addresses_lib
-from tf_gossip_pga.coordination import calling, messages
+from tf_gossip_pga.coordination import greetings, messages, roll_call_sockets
 from tf_gossip_pga.coordination import secret as secret_lib
-from tf_gossip_pga.coordination.channel import JOINING_GREETING
 from tf_gossip_pga.coordination.messages import Message, Port, Rank
 from tf_gossip_pga.coordination.reports import Waiting
 from tf_gossip_pga.coordination.server import Server
@@ -61,8 +60,8 @@ def await_probe(
 ) -> dict[int, int] | None:
     """Wait at this worker's own port; return the endpoints of the surviving workers, by rank.
 
-    Return None where there is no job yet that could be joined: another worker takes part in a roll
-    call, or all others are to join too.
+    Return None where there is no job yet that could be joined: nobody may train at the other
+    addresses, and a worker takes part in a roll call there, or all others are to join too.
 
     Args:
       addresses: `"host:port"` of all workers, in rank order.
@@ -92,10 +91,11 @@ def await_probe(
             with contextlib.suppress(TimeoutError):
                 return probe.result(timing.probe_every_s)
             if time.monotonic() > check_at:
-                found = [calling.greeting_at(address, timing.serve_s) for address in others]
-                if calling.GREETING in found or all(map(_is_joining, found)):
+                found = [roll_call_sockets.greeting_at(each, timing.serve_s) for each in others]
+                alive = any(each is not None and not greetings.is_own(each) for each in found)
+                starting = greetings.ROLL_CALL in found or all(map(greetings.is_joining, found))
+                if starting and not alive:
                     return None
-                alive = any(each is not None and not _is_joining(each) for each in found)
                 futile = 0 if alive else futile + 1
                 check_at = _check_at(timing)
             if waited_s := waiting.due():
@@ -162,22 +162,15 @@ def _probed(
             brought.set_result(endpoints)
         return {}
 
-    server = Server(listener, key, JOINING_GREETING, size, timing.serve_s)
+    server = Server(listener, key, greetings.JOINING, size, timing.serve_s)
     server.handlers["probe"] = take
     with contextlib.closing(server):
         yield brought
 
 
-def _is_joining(greeting: bytes | None) -> bool:
-    return greeting is not None and greeting.startswith(JOINING_GREETING)
-
-
 def _listens(address: str, timing: Timing) -> bool:
-    with contextlib.suppress(OSError):
-        _connected(address, timing).close()
+    host, port = addresses_lib.split(address)
+    with contextlib.suppress(OSError, UnicodeError):
+        addresses_lib.connect((host,), port, timing.serve_s).close()
         return True
     return False
-
-
-def _connected(address: str, timing: Timing) -> socket.socket:
-    return socket.create_connection(addresses_lib.split(address), timeout=timing.serve_s)

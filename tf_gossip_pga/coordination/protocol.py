@@ -126,7 +126,7 @@ class Protocol:
             if wants > self._standing.wants:
                 # One that has left the asker's fit by an exception is not waited for.
                 has_left = own_fit > fit or (own_fit == fit and not in_fit)
-                self.contacts.call(-math.inf if has_left else now)
+                self.contacts.summon(-math.inf if has_left else now)
             if wants > self._wanted:
                 self._wanted = wants
                 self._call_off("another rank has lost a worker")
@@ -149,7 +149,7 @@ class Protocol:
             return
         self.contacts.answer(others, answers, now, self._clock())
         if decide_lib.excluding(self._rank, view, self._standing, answers) is not None:
-            self.contacts.call(-math.inf)
+            self.contacts.summon(-math.inf)
             self._call_off("others have gone on without this rank")
 
     def recheck(self) -> None:

@@ -2,7 +2,7 @@
 
 TensorFlow's start waits for the others without a word, and without heeding signals. So every worker
 first listens on its own port, where TensorFlow will, and calls all addresses of `TF_CONFIG` again
-and again (`calling`).
+and again (`roll_call_sockets`).
 
 A report names the ranks that its sender has not met yet. A worker that has met all, and whose last
 reports of all others name nobody either, knows that the roll call is complete. It says so to all
@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.coordination import roster
-from tf_gossip_pga.coordination.calling import Calls
 from tf_gossip_pga.coordination.reports import Waiting, named, shortened
+from tf_gossip_pga.coordination.roll_call_sockets import Calls
 from tf_gossip_pga.coordination.roster import Report
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost

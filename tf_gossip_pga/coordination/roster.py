@@ -14,8 +14,8 @@ from tf_gossip_pga.coordination.reports import shortened
 
 _Value = TypeVar("_Value")
 
-# Of the line of a report: enough for the addresses of some thousand workers.
-LINE_BYTES = 1 << 18
+# Of the line of a report, at most: enough for the addresses of some thousand workers.
+REPORT_BYTES = 1 << 18
 
 _TEXT = 2000  # characters of a name or a reason; the rest is cut
 

@@ -24,7 +24,7 @@ _Result = TypeVar("_Result")
 
 Handler = Callable[[Message], Message]
 
-LINE_BYTES = 1 << 16  # endpoints of thousands of workers
+MESSAGE_BYTES = 1 << 16  # endpoints of thousands of workers
 
 # How a connection may end: it fails, takes too long, or brings what is no message of this job.
 BROKEN = (OSError, ValueError, RecursionError)
@@ -144,7 +144,7 @@ class Server:
     async def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(*BROKEN):
             async with asyncio.timeout(self._serve_s):
-                reader, writer = await asyncio.open_connection(sock=connection, limit=LINE_BYTES)
+                reader, writer = await asyncio.open_connection(sock=connection, limit=MESSAGE_BYTES)
                 with contextlib.closing(writer):
                     nonce = secret_lib.nonce()
                     writer.write(self._greeting + b" " + nonce.encode() + b"\n")

@@ -7,7 +7,7 @@ import enum
 import time
 import types
 
-from tf_gossip_pga.coordination import calls
+from tf_gossip_pga.coordination import running_call
 
 
 class Absence(enum.Enum):
@@ -86,7 +86,7 @@ class Status:
         # Each is replaced as a whole, so that the channel's thread never sees half of it.
         self._at: tuple[str, int, float] = ("", 0, time.monotonic())
         self._waits: tuple[str, float] | None = None
-        self._fit: calls.Call | None = None
+        self._fit: running_call.Call | None = None
         self._fits = 0
 
     def at(self, where: str, step: int) -> None:
@@ -98,7 +98,7 @@ class Status:
 
         An exception leaves `fit` without calling any callback, but the thread's stack shows it.
         """
-        self._fit = calls.Call(code)
+        self._fit = running_call.Call(code)
         self._fits += 1
 
     def end_fit(self) -> None:
@@ -131,7 +131,7 @@ class Status:
         """
         text = self.tell().left
         if ends:
-            raised = calls.uncaught() if text in (None, LEFT) else text
+            raised = running_call.uncaught() if text in (None, LEFT) else text
             if raised:
                 text = f"{raised}, and has ended"
             elif text:

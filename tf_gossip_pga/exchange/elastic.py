@@ -261,8 +261,8 @@ class ElasticSession(FixedSession):
     # ---- Joining workers ------------------------------------------------------------------------
 
     def joining(self) -> dict[str, int]:
-        """Return the endpoints of lost workers that wait to join, by rank in decimal digits."""
-        return self.admission.announced() if self._policy is not None else {}
+        """Return the endpoints of lost workers that wait to join, in the first `fit`, by rank."""
+        return self.admission.announced() if self._policy and self._status.tell().fits == 1 else {}
 
     def admit(self, joining: dict[str, int], epoch: int, facts: str, state: dict):
         """Take workers in; the present members call it in step, right after a sync point.

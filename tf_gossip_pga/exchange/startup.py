@@ -14,6 +14,7 @@ from tf_gossip_pga import __version__
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination import addresses as addresses_lib
+from tf_gossip_pga.coordination import greetings, roll_call_sockets
 from tf_gossip_pga.coordination.reports import Waiting
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
@@ -82,11 +83,10 @@ def _await_chief(cluster: Cluster, timing: Timing) -> None:
     Raises:
       WorkerLost: it is not up within `Timing.start_s`.
     """
-    host, port = addresses_lib.split(cluster.addresses[0])
     waiting, deadline = Waiting(timing.start_report_s), time.monotonic() + timing.start_s
     while cluster.rank != 0:
-        with contextlib.suppress(OSError):
-            addresses_lib.connect((host,), port, timing.serve_s).close()
+        greeting = roll_call_sockets.greeting_at(cluster.addresses[0], timing.serve_s)
+        if greeting and not greetings.is_own(greeting):  # no longer that of the roll call
             return
         time.sleep(timing.poll_s)
         text = (

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tf_gossip_pga import _validate
-from tf_gossip_pga.coordination import calling
+from tf_gossip_pga.coordination import roll_call_sockets
 from tf_gossip_pga.errors import LaunchError
 from tf_gossip_pga.launch import environment
 from tf_gossip_pga.launch.watch import Outcome, Watch
@@ -103,7 +103,7 @@ def _starting(addresses: list[str]) -> Callable[[list[int]], bool]:
     """Return the function that tells whether any of some ranks waits for others to start."""
 
     def is_starting(ranks: list[int]) -> bool:
-        return calling.is_under_way((addresses[rank] for rank in ranks), _ANSWER_S)
+        return roll_call_sockets.is_under_way((addresses[rank] for rank in ranks), _ANSWER_S)
 
     return is_starting
 

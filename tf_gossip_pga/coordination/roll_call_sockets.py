@@ -2,7 +2,7 @@
 
 Of a connection's two ends,
 
-    who listens sends   GREETING, then its `Report` as a line of JSON
+    who listens sends   `greetings.ROLL_CALL`, then its `Report` as a line of JSON
     who calls sends     its own, and reads one byte that says that it was received
 """
 
@@ -20,12 +20,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 from tf_gossip_pga.coordination import addresses as addresses_lib
-from tf_gossip_pga.coordination import roster
-from tf_gossip_pga.coordination.channel import JOINING_GREETING
+from tf_gossip_pga.coordination import greetings, roster
 from tf_gossip_pga.coordination.roster import Report
 from tf_gossip_pga.coordination.timing import Timing
-
-GREETING = b"tf_gossip_pga roll call\n"
 
 # How TensorFlow's server begins: a frame of HTTP/2 with settings, after three bytes of length.
 _SETTINGS = b"\x04\0\0\0\0\0"
@@ -175,7 +172,7 @@ class Calls:
         own, greeting = self.own, b""
         try:
             greeting = read_greeting(connection, ends)
-            if greeting == GREETING:
+            if greeting == greetings.ROLL_CALL:
                 report = roster.from_line(_read_line(connection, ends))
                 connection.sendall(own.to_line())
                 if _read(connection, ends, 1):
@@ -183,7 +180,7 @@ class Calls:
                 return self._found(rank, report, where)
         except (OSError, ValueError):
             pass
-        if greeting and greeting.startswith(JOINING_GREETING[: len(greeting)]):
+        if greeting and greeting.startswith(greetings.JOINING[: len(greeting)]):
             return self._miss(rank, f"at {where} it still looks for a job to join")
         if greeting[3:].startswith(_SETTINGS):
             text = (
@@ -254,7 +251,7 @@ class Calls:
             stack.enter_context(connection)
             stack.enter_context(contextlib.suppress(OSError, ValueError))
             connection.settimeout(self._timing.serve_s)
-            connection.sendall(GREETING + own.to_line())
+            connection.sendall(greetings.ROLL_CALL + own.to_line())
             report = roster.from_line(_read_line(connection, ends))
             self._hear(report)
             if report.addresses == own.addresses:
@@ -295,7 +292,7 @@ class Calls:
 
 def is_under_way(addresses: Iterable[str], timeout_s: float) -> bool:
     """Return whether a worker at one of these addresses takes part in a roll call."""
-    return any(greeting_at(address, timeout_s) == GREETING for address in addresses)
+    return any(greeting_at(address, timeout_s) == greetings.ROLL_CALL for address in addresses)
 
 
 def greeting_at(address: str, timeout_s: float) -> bytes | None:
@@ -311,10 +308,10 @@ def greeting_at(address: str, timeout_s: float) -> bytes | None:
 
 
 def read_greeting(connection: socket.socket, ends: float) -> bytes:
-    """Return what the other end says first: `GREETING`, or as much as shows that it is not."""
+    """Return what the other end says first, up to what shows whether it takes part in this."""
     data = b""
-    while GREETING.startswith(data) and len(data) < len(GREETING):
-        chunk = _read(connection, ends, len(GREETING) - len(data))
+    while greetings.ROLL_CALL.startswith(data) and len(data) < len(greetings.ROLL_CALL):
+        chunk = _read(connection, ends, len(greetings.ROLL_CALL) - len(data))
         if not chunk:
             break
         data += chunk
@@ -325,7 +322,7 @@ def _read_line(connection: socket.socket, ends: float) -> bytes:
     data = bytearray()
     while not data.endswith(b"\n"):
         chunk = _read(connection, ends, 1 << 16)
-        if not chunk or len(data) > roster.LINE_BYTES:
+        if not chunk or len(data) > roster.REPORT_BYTES:
             raise ValueError("not a line")
         data += chunk
     return bytes(data)
