@@ -22,7 +22,7 @@ def test_the_survivors_of_a_kill_complete_all_fits(victim, after_s):
 
 
 CATCHES = """
-import os
+import os, pathlib, sys, time
 import tf_gossip_pga as pga
 cluster = pga.initialize()
 import keras, numpy as np
@@ -35,8 +35,12 @@ def fit():
     model.fit(x, x[:, :1], batch_size=10, callbacks=[gossip], verbose=0)
 
 fit()
+folder = pathlib.Path(sys.argv[1])
 if cluster.rank == 2:
+    while len(list(folder.iterdir())) < 2:  # until the others have left fit
+        time.sleep(0.1)
     os._exit(0)
+(folder / str(cluster.rank)).touch()
 try:
     cluster.barrier()
 except pga.WorkerLost as error:
@@ -46,10 +50,10 @@ print("members", cluster.members, "gathered", cluster.gather(cluster.rank), "ste
 """
 
 
-def test_a_loss_that_a_script_catches_between_fits_does_not_end_the_next():
+def test_a_loss_that_a_script_catches_between_fits_does_not_end_the_next(tmp_path):
     output = []
     with nursery.forks():
-        command = [sys.executable, "-c", CATCHES]
+        command = [sys.executable, "-c", CATCHES, str(tmp_path)]
         launch.launch(command, 3, write=output.append, deadline_s=deadlines.long())
     said = "".join(output)
     assert len(re.findall("caught: .* lost rank 2 at cluster.barrier: ", said)) == 2, said
