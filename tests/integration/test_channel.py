@@ -201,7 +201,8 @@ def test_workers_that_live_and_do_not_answer_are_unreachable():
     with _channels(3) as (channels, _):
         channels[2].close()
         assert channels[0].unreachable() == []  # it has ended
-    with _channels(3, main_open=True) as (channels, _):
+    soon = Timing(reachable_s=deadlines.scaled(1))
+    with _channels(3, main_open=True, timing=soon) as (channels, _):
         channels[2].close()
         assert channels[0].unreachable() == [2]
         channels[0].keep({0, 1})

@@ -344,6 +344,7 @@ def _preempted_at_random(cluster, folder):
     return ends
 
 
+@pytest.mark.slow
 def test_sigterm_at_any_moment_stops_all_at_one_step_with_a_checkpoint(tmp_path):
     first, second = workers.run(_preempted_at_random, 2, folder=str(tmp_path))
     assert first == second

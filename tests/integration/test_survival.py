@@ -161,7 +161,7 @@ def _lossy_fit(cluster, folder, **arguments):
     }
 
 
-@pytest.mark.parametrize("H", [4, "adaptive"])
+@pytest.mark.parametrize("H", [4, pytest.param("adaptive", marks=pytest.mark.slow)])
 def test_who_misses_an_exchange_learns_what_it_has_decided(tmp_path, H):  # noqa: N803
     settings = {"optimizer_state": "average"} if H == 4 else {"overlap": True}
     results = workers.run(_lossy_fit, 3, folder=str(tmp_path), H=H, **settings)

@@ -236,7 +236,13 @@ def test_loss_of_text_is_the_mean_over_the_masks(smoothing):
 # Keras 3.15 gives NumPy its variables when it saves them, and these have no `copy=`.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't:DeprecationWarning")
 @pytest.mark.parametrize("optimizer", recipes.OPTIMIZERS)
-@pytest.mark.parametrize("schedule", recipes.SCHEDULES)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "cosine"))
+        for name in recipes.SCHEDULES
+    ],
+)
 def test_a_compiled_model_can_be_saved(optimizer, schedule, tmp_path):
     changes = {"optimizer": optimizer, "schedule": schedule, "label_smoothing": 0.1}
     recipe = dataclasses.replace(TINY, **changes)
