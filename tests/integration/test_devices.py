@@ -196,6 +196,7 @@ def _settings(cluster):
     return results
 
 
+@pytest.mark.slow
 def test_every_setting_trains_as_on_one_device(pools):
     alone, together = (pools.run(_settings, 2, devices=devices) for devices in (1, DEVICES))
     for name in alone[0]:
