@@ -12,7 +12,7 @@ MADE = "0123456789abcdef"
     [
         ({}, MADE, None),
         ({"TF_GOSSIP_PGA_SECRET": "the user's own secret"}, "the user's own secret", None),
-        ({"TF_GOSSIP_PGA_SECRET_FILE": "/home/user/secret"}, None, "/home/user/secret"),
+        ({"TF_GOSSIP_PGA_SECRET_FILE": "/run/secrets/gossip"}, None, "/run/secrets/gossip"),
     ],
 )
 def test_workers_share_the_secret_of_the_user_or_one_that_is_made(users, secret, file, monkeypatch):
