@@ -11,8 +11,14 @@ from tf_gossip_pga.exchange.session import SoloSession
 
 
 def _averager(variables) -> Averager:
-    session = SoloSession(Cluster(0, ("127.0.0.1:1",)))
+    session = SoloSession(Cluster())
     return Averager(session, topology.disconnected(1), Variables(variables), Patience(1, 1))
+
+
+def _first_non_finite(averager: Averager, step: int) -> int:
+    """Return what a global average after so many steps tells of its only rank."""
+    (found,) = averager.global_average("the test", step).non_finite
+    return int(found)
 
 
 def _variables() -> list[tf.Variable]:
@@ -27,30 +33,30 @@ def _variables() -> list[tf.Variable]:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_step_with_a_number_that_is_not_finite_is_kept(index, bad):
     variables = _variables()
-    health = _averager(variables).health
-    assert health.first_non_finite(4) == 0
+    averager = _averager(variables)
+    assert _first_non_finite(averager, 4) == 0
     variables[index].assign(tf.cast(tf.fill(variables[index].shape, bad), variables[index].dtype))
-    assert health.first_non_finite(5) == 5
+    assert _first_non_finite(averager, 5) == 5
     variables[index].assign(tf.zeros_like(variables[index]))
-    assert health.first_non_finite(6) == 5
+    assert _first_non_finite(averager, 6) == 5
 
 
 def test_a_gossip_notes_what_it_is_about_to_mix():
-    health = _averager(_variables()).health
+    averager = _averager(_variables())
     before = [tf.fill([10], np.nan)]
-    tf.function(health.note)(before, tf.constant(3, tf.int64))
-    assert health.first_non_finite(4) == 3
+    tf.function(averager.health.note)(before, tf.constant(3, tf.int64))
+    assert _first_non_finite(averager, 4) == 3
 
 
 def test_a_rebuilt_averager_remembers():
     variables = _variables()
     averager = _averager(variables)
     variables[0].assign(tf.fill([10], np.nan))
-    assert averager.health.first_non_finite(5) == 5
+    assert _first_non_finite(averager, 5) == 5
     variables[0].assign(tf.zeros([10]))
     rebuilt = averager.rebuilt(topology.disconnected(1))
     assert rebuilt is not averager
-    assert rebuilt.health.first_non_finite(6) == 5
+    assert _first_non_finite(rebuilt, 6) == 5
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -65,5 +71,5 @@ def test_a_fingerprint_changes_with_any_variable_and_with_nothing_else(index):
 
 
 def test_no_parameters_are_no_problem():
-    health = _averager([]).health
-    assert (health.first_non_finite(3), health.fingerprint()) == (0, 0)
+    averager = _averager([])
+    assert (_first_non_finite(averager, 3), averager.health.fingerprint()) == (0, 0)

@@ -1,24 +1,21 @@
-"""What ranks tell of their own parameters, and what the chief says; no process is started."""
+"""What ranks notice of their own parameters, and what the chief says; no process is started."""
 
 import numpy as np
 import pytest
 
-from tf_gossip_pga.training import symptoms
+from tf_gossip_pga.training import piggyback, symptoms
+from tf_gossip_pga.training.piggyback import Heard, Piggyback
 from tf_gossip_pga.training.symptoms import Symptoms
 
 
 class _Health:
     """The parameters of a rank, as one number."""
 
-    def __init__(self, value: int = 7, ill_since: int = 0):
-        self.value = value
-        self.ill_since = ill_since
+    def __init__(self):
+        self.value = 7
 
     def fingerprint(self) -> int:
         return self.value
-
-    def first_non_finite(self, step: int) -> int:
-        return self.ill_since
 
 
 class _Ranks:
@@ -26,8 +23,9 @@ class _Ranks:
 
     def __init__(self, members, ranks):
         self.members = members
+        self.ranks = ranks
         self.health = {rank: _Health() for rank in members}
-        self.symptoms = {rank: Symptoms(rank, ranks) for rank in members}
+        self.symptoms = {rank: Symptoms() for rank in members}
         for rank in members:
             self.symptoms[rank].begin(self.health[rank])
 
@@ -37,13 +35,19 @@ class _Ranks:
             self.symptoms[rank].after_step(self.health[rank])
 
     def average(self):
+        encoded = [
+            Piggyback(fingerprint=each.fingerprint).encode(rank, self.ranks)
+            for rank, each in self.symptoms.items()
+        ]
+        heard = _heard(encoded)
         for rank, each in self.symptoms.items():
-            each.tell(self.health[rank], step=12)
-        # As float32, which the wire carries.
-        mean = np.mean([each.variables[0].numpy() for each in self.symptoms.values()], axis=0)
-        for rank, each in self.symptoms.items():
-            each.variables[0].assign(mean.astype("float32"))
-            each.report(self.members, is_chief=rank == self.members[0])
+            each.check_steps(heard.fingerprints, self.members, rank == self.members[0])
+
+
+def _heard(encoded: list[np.ndarray]) -> Heard:
+    """Return what ranks hear of what they have encoded; averages are of float32."""
+    mean = np.mean(encoded, axis=0, dtype=np.float32)
+    return Heard.decode(mean.astype(np.float64) * len(encoded), len(encoded))
 
 
 @pytest.fixture
@@ -97,22 +101,42 @@ def test_a_lone_survivor_is_not_asked_for_its_data(said):
     assert not said
 
 
-@pytest.mark.parametrize(("members", "ranks"), MEMBERS)
+@pytest.mark.parametrize(
+    ("non_finite", "expected"),
+    [
+        ([11, 0, 10], "By step 10 the parameters of rank 2 were no longer finite"),
+        ([3_000_001, 0, 3_000_001], "By step 3000001 the parameters of ranks 0, 2 were"),
+    ],
+)
 def test_the_first_rank_and_step_with_numbers_that_are_not_finite_are_named_once(
-    said, members, ranks
+    said, non_finite, expected
 ):
-    run = _Ranks(members, ranks)
-    run.step({rank: rank for rank in members})
-    run.health[members[0]].ill_since = 11  # by the gossip of step 10
-    run.health[members[-1]].ill_since = 10
-    run.average()
-    run.average()
-    assert len(said) == 1
-    assert f"By step 10 the parameters of rank {members[-1]} were no longer finite" in said[0]
+    ranks = [Symptoms(), Symptoms()]
+    for rank, each in enumerate(ranks):
+        each.check_finite(np.zeros(3), is_chief=rank == 0)
+    assert not said
+    for _ in range(2):
+        for rank, each in enumerate(ranks):
+            each.check_finite(np.array(non_finite, float), is_chief=rank == 0)
+    assert len(said) == 1 and expected in said[0]
 
 
-def test_ranks_that_fail_in_one_step_are_all_named(said):
-    run = _Ranks((0, 1, 2), 3)
-    run.health[0].ill_since = run.health[2].ill_since = 3_000_001
-    run.average()
-    assert "By step 3000001 the parameters of ranks 0, 2 were" in said[0]
+@pytest.mark.parametrize("stops", [(), (1,), (0, 1, 2)])
+def test_what_ranks_tell_is_heard(stops):
+    prints = [0, 0xFFFFFFFF, 0x10000]
+    heard = _heard(
+        [
+            Piggyback(rank in stops, loss=float(rank), fingerprint=each).encode(rank, 3)
+            for rank, each in enumerate(prints)
+        ]
+    )
+    assert heard.is_stop == bool(stops)
+    assert heard.loss == pytest.approx(1.0)
+    assert heard.fingerprints.tolist() == [list(divmod(each, 1 << 16)) for each in prints]
+    assert len(Piggyback().encode(0, 3)) == piggyback.length(3)
+
+
+def test_a_loss_that_is_nan_spoils_nothing_else():
+    heard = _heard([Piggyback(loss=np.nan, fingerprint=7).encode(0, 2), Piggyback().encode(1, 2)])
+    assert np.isnan(heard.loss) and not heard.is_stop
+    assert heard.fingerprints.tolist() == [[0, 7], [0, 0]]

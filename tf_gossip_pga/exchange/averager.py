@@ -22,7 +22,7 @@ from tf_gossip_pga.exchange import wire as wire_lib
 from tf_gossip_pga.exchange.health import Health
 from tf_gossip_pga.exchange.mixing import Mixer
 from tf_gossip_pga.exchange.session import SoloSession
-from tf_gossip_pga.exchange.traced import Traced
+from tf_gossip_pga.exchange.traced import Integers, Traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,24 @@ class Patience:
     start_s: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Averaged:
+    """What a global average has found beside the means.
+
+    Attributes:
+      squares: `(|x_i - mean|^2, |mean|^2)` of the parameters, with this rank's x_i before
+        averaging. The mean is the same everywhere: rank 0 computes its norm for all, the others
+        have 0.
+      non_finite: the first step after which each rank's own parameters were not finite, `[ranks]`
+        float64; 0 for none.
+      sums: the sums over ranks of the numbers that they passed, float64.
+    """
+
+    squares: tuple[float, float]
+    non_finite: np.ndarray
+    sums: np.ndarray
+
+
 class Averager:
     """Gossip, global average and broadcast of one model's variables.
 
@@ -73,6 +91,8 @@ class Averager:
       variables: what is averaged.
       patience: how long exchanges wait for other workers.
       wire: in what form a gossip sends parameters.
+      numbers: how many numbers of each rank a global average sums beside the variables.
+      health: what is known of the same parameters; None for nothing yet.
 
     Attributes:
       health: what this rank knows of its own parameters.
@@ -87,6 +107,8 @@ class Averager:
         variables: Variables,
         patience: Patience,
         wire: wire_lib.Wire = wire_lib.BY_NAME["float32"],
+        numbers: int = 0,
+        health: Health | None = None,
     ):
         self.bytes_sent = 0
         self._session = session
@@ -97,17 +119,21 @@ class Averager:
         self._patience = patience
         self._wire = wire
         self._parameters = buckets.Bucket(variables.parameters)
-        self.health = Health(self._parameters)
+        self.health = health or Health(self._parameters)
         self._statistics = buckets.Bucket(variables.statistics)
+        self._numbers = numbers
+        self._passed = tf.Variable(tf.zeros([session.cluster.size + numbers]))
+        self._passengers = buckets.Bucket([*variables.statistics, self._passed])
         self._slots = buckets.Bucket(variables.slots)
         self._everything = buckets.Bucket(
             [*variables.parameters, *variables.statistics, *variables.others]
         )
         self._started = False  # a gossip in the background that is not finished
+        self._integers = Integers()
         # A key is bound to one group, one kind of exchange and one length. A gossip and a broadcast
         # may share some, since their groups differ.
         sent = max(len(self._parameters), len(self._everything))
-        means = len(self._parameters) + len(self._statistics)
+        means = len(self._parameters) + len(self._passengers)
         first_key = session.reserve_keys(
             sent + means + len(self._slots), "the start", patience.start_s
         )
@@ -126,9 +152,15 @@ class Averager:
 
     def rebuilt(self, topology: Topology) -> Averager:
         """Return an averager for the same variables and the present members."""
-        made = Averager(self._session, topology, self._variables, self._patience, self._wire)
-        made.health = self.health  # which remembers, of the same variables
-        return made
+        return Averager(
+            self._session,
+            topology,
+            self._variables,
+            self._patience,
+            self._wire,
+            self._numbers,
+            self.health,
+        )
 
     def serves(self, variables: Variables) -> bool:
         """Return whether it was built for exactly these variables and the present view."""
@@ -140,7 +172,7 @@ class Averager:
         if self._topology.cycle[round].is_empty:
             return
         with self._session.waiting(doing, self._patience.exchange_s):
-            self._gossips[round](tf.constant(step, tf.int64))
+            self._gossips[round](self._integers[step])
         self.bytes_sent += self._gossip_bytes[round]
 
     def start_gossip(self, round: int, doing: str):
@@ -155,7 +187,7 @@ class Averager:
         # The values, not the variables: TensorFlow copies a variable when an optimizer is about to
         # change it in place while somebody else holds its value.
         chunks = self._pack()
-        exchange = functools.partial(self._changes[round], tf.constant(step, tf.int64), *chunks)
+        exchange = functools.partial(self._changes[round], self._integers[step], *chunks)
         self._session.begin(exchange, doing, self._patience.exchange_s)
         self._started = True
         self.bytes_sent += self._gossip_bytes[round]
@@ -172,18 +204,22 @@ class Averager:
             if apply and changes is not None:
                 self._add(*changes)
 
-    def global_average(self, doing: str) -> tuple[float, float]:
+    def global_average(self, doing: str, step: int = 0, numbers=None) -> Averaged:
         """Set parameters and statistics to their means over ranks: x_i <- 1/n sum_j x_j.
 
-        Returns:
-          `(|x_i - mean|^2, |mean|^2)` of the parameters, with this rank's x_i before averaging. The
-          mean is the same everywhere: rank 0 computes its norm for all, the others return 0.
+        Args:
+          doing: the exchange's name in messages.
+          step: the number of completed steps.
+          numbers: what else to sum over ranks, as many float32 as were announced; None for zeros.
         """
         with self._session.waiting(doing, self._patience.exchange_s):
-            distance, norm = self._average_all().numpy()
+            passed = tf.constant(0.0 if numbers is None else numbers, tf.float32, [self._numbers])
+            found = self._average_all(self._integers[step], passed).numpy()
         self._session.heard_all()
-        self._count_all_reduce(self._parameters.bytes + self._statistics.bytes)
-        return float(distance), float(norm)
+        self._count_all_reduce(self._parameters.bytes + self._passengers.bytes)
+        distance, norm, *_ = found.tolist()
+        ends = len(found) - self._numbers
+        return Averaged((distance, norm), np.rint(found[2:ends]), found[ends:])
 
     def average_slots(self, doing: str):
         """Set the slots to their means over ranks."""
@@ -247,19 +283,22 @@ class Averager:
         self.health.note(chunks, step)
         return self._mixer.changes(round, *chunks)
 
-    def _global_average(self):
+    def _global_average(self, step, numbers):
         self._merge_statistics()
         chunks = self._parameters.pack()
-        means = self._ops.mean([*chunks, *self._statistics.pack()], self._key_of_means)
+        cluster, first = self._session.cluster, self.health.note(chunks, step)
+        non_finite = tf.one_hot(cluster.rank, cluster.size) * tf.cast(first, tf.float32)
+        self._passed.assign(tf.concat([non_finite, numbers], 0))
+        means = self._ops.mean([*chunks, *self._passengers.pack()], self._key_of_means)
         squares = tf.zeros([2], tf.float64)  # of the distance and of the norm
         for chunk, mean in zip(chunks, means[: len(chunks)], strict=True):
             distance = tf.nn.l2_loss(buckets.wide(chunk) - buckets.wide(mean))
             norm = tf.nn.l2_loss(buckets.wide(mean)) if self._session.place == 0 else 0.0
             squares += 2 * tf.stack([tf.cast(distance, tf.float64), tf.cast(norm, tf.float64)])
         self._parameters.assign(means[: len(chunks)])
-        self._statistics.assign(means[len(chunks) :])
+        self._passengers.assign(means[len(chunks) :])
         self._mixer.remember(means[: len(chunks)])
-        return squares
+        return tf.concat([squares, tf.cast(self._passed, tf.float64) * self._ops.size], 0)
 
     def _merge_statistics(self):
         """Set the statistics to their means over this worker's devices.
@@ -304,7 +343,7 @@ def consensus_distance(distances: list[tuple[float, float]]) -> float:
     """Return the replicas' root mean square distance from their mean, over the norm of the mean.
 
     Args:
-      distances: what `Averager.global_average` returned on each rank.
+      distances: `Averaged.squares` of each rank.
     """
     squares = np.array(distances)  # [ranks, 2] float64
     return float(np.sqrt(squares[:, 0].mean() / max(squares[0, 1], 1e-300)))

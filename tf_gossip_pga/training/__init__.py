@@ -14,7 +14,8 @@ period_loss: the loss that an adaptive period follows.
 preflight: what each rank checks, and what must be equal on all, before the first exchange.
 variables: the variables and optimizers of a model, and what becomes of each.
 adapted: what layers have adapted to, for comparison.
-symptoms: what ranks tell of their parameters with a global average.
+piggyback: the numbers that ranks tell one another along with a global average.
+symptoms: what ranks notice of their parameters: identical steps, numbers that are not finite.
 callback_list: how the other callbacks of a fit are reached, and followed.
 callback_facts: what their callbacks must have in common on all ranks.
 preemption: SIGTERM while `fit` runs.

@@ -14,6 +14,7 @@ from tf_gossip_pga.exchange.averager import Averager, Patience
 from tf_gossip_pga.exchange.elastic import ElasticSession, LossPolicy
 from tf_gossip_pga.training import sync_point
 from tf_gossip_pga.training.phase import Replica, StopVote
+from tf_gossip_pga.training.piggyback import Heard, Piggyback
 from tf_gossip_pga.training.run_state import RunState
 from tf_gossip_pga.training.sync_point import Measured, Report
 
@@ -138,16 +139,26 @@ class Group:
             if not self._run.schedule.is_global(step + 1):
                 averager.start_gossip(round, doing)
 
-    def average_globally(self, doing: str):
-        """Set the model to the mean over ranks."""
-        symptoms, session = self._run.symptoms, self._session
-        with self._run.communicating():
-            symptoms.tell(self.averager.health, self._run.step)
-            measured = self.averager.global_average(doing)
-        symptoms.report(session.view.members, session.cluster.is_chief)
+    def average_globally(self, doing: str, stop: bool = False, loss: float = 0.0) -> Heard:
+        """Set the model to the mean over ranks, and return what they have told along with it.
+
+        Args:
+          doing: the exchange's name in messages.
+          stop: whether this rank wants to stop.
+          loss: its training loss; 0 where nobody needs it.
+        """
+        run, symptoms, cluster = self._run, self._run.symptoms, self._session.cluster
+        with run.communicating():
+            own = Piggyback(stop, loss, symptoms.fingerprint).encode(cluster.rank, cluster.size)
+            averaged = self.averager.global_average(doing, run.step, own)
+        members = self._session.view.members
+        heard = Heard.decode(averaged.sums, len(members))
+        symptoms.check_steps(heard.fingerprints, members, cluster.is_chief)
+        symptoms.check_finite(averaged.non_finite, cluster.is_chief)
         if not self.replica.is_equal:
-            self._unreported.append((self._run.step, measured))
+            self._unreported.append((run.step, averaged.squares))
         self.replica.equalize()
+        return heard
 
     def average_slots(self, doing: str):
         """Average or clear the optimizer's slots, as the settings say."""
@@ -218,7 +229,7 @@ class Group:
         first = max(everyone, key=lambda each: each["completed"])
         self.take_back()  # an average of averages and local models would move the mean
         self.use_view(self.averager.rebuilt)
-        self.averager.global_average(doing)
+        self.averager.global_average(doing, run.step)
         self.average_slots(doing)
         self._last_reports = first["reports"]
         if first["stopped"]:

@@ -33,7 +33,6 @@ class GroupFit(Fit):
     def __init__(self, model: keras.Model, params: dict, run: RunState, session: ElasticSession):
         super().__init__(model, params, run, session)
         self.group = Group(session, run, model, self.vote)
-        run.scalars.clear_votes()
         self._start = Start(session, self.group, run, model, params)
         self._ending = Ending(session, self.group, model, params["epochs"])
 
@@ -88,15 +87,14 @@ class GroupFit(Fit):
             group.gossip(run.step)
             return False
         doing = f"the global average of step {run.step}"
-        run.scalars.tell(self.vote.is_requested, self._loss and self._loss.value)
-        group.average_globally(doing)
-        mean_loss = run.scalars.loss
-        if run.scalars.is_stop:
+        loss = self._loss.value if self._loss else 0.0
+        heard = group.average_globally(doing, self.vote.is_requested, loss)
+        if heard.is_stop:
             self.vote.agree()
             self.model.stop_training = True
         group.average_slots(doing)
         if self._loss:
-            self._loss.average(run.step, mean_loss)
+            self._loss.average(run.step, heard.loss)
         return True
 
     # ---- Validation, and the ends ---------------------------------------------------------------

@@ -13,7 +13,6 @@ from tf_gossip_pga.exchange.averager import Averager
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training.settings import Settings
 from tf_gossip_pga.training.symptoms import Symptoms
-from tf_gossip_pga.training.variables import SharedScalars
 
 
 class RunState:
@@ -29,6 +28,7 @@ class RunState:
       topology: who gossips with whom among the present members.
       averager: what exchanges the model's variables; None before the first `fit`, and for a single
         worker.
+      symptoms: what this rank has noticed of its parameters.
       step: the number of completed batches.
       gossip_steps: how many of them ended with a gossip, or with nothing.
       global_steps: how many of them ended with a global average.
@@ -41,9 +41,7 @@ class RunState:
         self.schedule = schedule.resolve(settings.H)
         self.topology = topology_lib.resolve(settings.topology, session.size)
         self.averager: Averager | None = None
-        self._scalars: SharedScalars | None = None
-        self._symptoms: Symptoms | None = None
-        self._cluster = session.cluster
+        self.symptoms = Symptoms()
         self.step = 0
         self.gossip_steps = 0
         self.global_steps = 0
@@ -55,20 +53,6 @@ class RunState:
     def adaptive(self) -> schedule.AdaptiveSchedule | None:
         """Return the schedule where the period follows the loss, else None."""
         return self.schedule if isinstance(self.schedule, schedule.AdaptiveSchedule) else None
-
-    @property
-    def scalars(self) -> SharedScalars:
-        """Return what travels with the global averages next to the model."""
-        if self._scalars is None:  # made late: TensorFlow's server must start before
-            self._scalars = SharedScalars(with_loss=self.adaptive is not None)
-        return self._scalars
-
-    @property
-    def symptoms(self) -> Symptoms:
-        """Return what ranks notice of their parameters and tell with the global averages."""
-        if self._symptoms is None:
-            self._symptoms = Symptoms(self._cluster.rank, self._cluster.size)
-        return self._symptoms
 
     @property
     def period_state(self) -> schedule.AdaptiveState | None:

@@ -9,7 +9,7 @@ import keras
 from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.exchange.averager import Averager, Variables
 from tf_gossip_pga.exchange.elastic import ElasticSession
-from tf_gossip_pga.training import callback_facts, preflight, variables
+from tf_gossip_pga.training import callback_facts, piggyback, preflight, variables
 from tf_gossip_pga.training.group import Group
 from tf_gossip_pga.training.run_state import RunState
 
@@ -108,6 +108,7 @@ class Start:
             self._variables,
             self._group.patience,
             self._run.settings.wire,
+            numbers=piggyback.length(self._session.cluster.size),
         )
 
     def check_no_late_variables(self):
@@ -147,7 +148,5 @@ class Start:
 
     @property
     def _variables(self) -> Variables:
-        run = self._run
-        shared = [*run.scalars.variables, *run.symptoms.variables]
-        state, local = run.settings.optimizer_state, run.settings.local
-        return variables.variables_of(self._model, state, local, shared)
+        settings = self._run.settings
+        return variables.variables_of(self._model, settings.optimizer_state, settings.local)

@@ -7,7 +7,6 @@ made itself, an optimizer beside that of `compile`. They are found by a walk thr
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -70,66 +69,20 @@ class Held:
         self.value.assign(value)
 
 
-class SharedScalars:
-    """Numbers that travel with the global averages next to the model.
-
-    Args:
-      with_loss: whether the training loss is one of them.
-    """
-
-    def __init__(self, with_loss: bool):
-        self._votes = _scalar("votes")
-        self._loss = _scalar("loss") if with_loss else None
-
-    @property
-    def variables(self) -> list:
-        """The `tf.Variable`s behind them."""
-        return [each.value for each in (self._votes, self._loss) if each is not None]
-
-    def clear_votes(self):
-        """Begin a fit, in which nobody has voted yet."""
-        self._votes.assign(0.0)
-
-    def tell(self, stop: bool, loss: float | None):
-        """Set what this rank contributes to the next global average.
-
-        Args:
-          stop: whether this rank wants to stop.
-          loss: its training loss; None where it is not one of the numbers.
-        """
-        if self._loss is not None:
-            self._loss.assign(loss)
-        if stop:
-            self._votes.assign(1.0)
-
-    @property
-    def is_stop(self) -> bool:
-        """Whether some rank wanted to stop at the last global average."""
-        return bool(self._votes.numpy() > 0)
-
-    @property
-    def loss(self) -> float:
-        """The mean over ranks of the loss, after a global average; NaN without it."""
-        return math.nan if self._loss is None else float(self._loss.numpy())
-
-
-def variables_of(
-    model: keras.Model, optimizer_state: str, local: Collection[str], shared: list
-) -> Variables:
+def variables_of(model: keras.Model, optimizer_state: str, local: Collection[str]) -> Variables:
     """Return what a run exchanges.
 
     Args:
       model: compiled, with built optimizers.
       optimizer_state: what becomes of the optimizer's slots; see `GossipPGA`.
       local: names of what each rank keeps for itself; see `GossipPGA`.
-      shared: further `tf.Variable`s that global averages average.
     """
     sent = [each for each in held(model) if each.is_sendable and not each.is_local(local)]
     averaged = [each for each in sent if each.is_averaged]
     slots = [each.value for each in sent if each.is_slot]
     return Variables(
         parameters=[each.value for each in averaged if each.kind == "trainable"],
-        statistics=[*(each.value for each in averaged if each.kind == "frozen"), *shared],
+        statistics=[each.value for each in averaged if each.kind == "frozen"],
         others=[each.value for each in sent if not each.is_averaged and each.kind != "random"],
         slots=[] if optimizer_state == "local" else slots,
     )
@@ -253,7 +206,3 @@ def _unique(variables: list[Held]) -> list[Held]:
 
 def _kind(variable) -> str:
     return "trainable" if variable.trainable else "frozen"
-
-
-def _scalar(name: str) -> keras.Variable:
-    return keras.Variable(0.0, trainable=False, dtype="float32", name=name)
