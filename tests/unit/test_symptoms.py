@@ -104,8 +104,8 @@ def test_a_lone_survivor_is_not_asked_for_its_data(said):
 @pytest.mark.parametrize(
     ("non_finite", "expected"),
     [
-        ([11, 0, 10], "By step 10 the parameters of rank 2 were no longer finite"),
-        ([3_000_001, 0, 3_000_001], "By step 3000001 the parameters of ranks 0, 2 were"),
+        ({0: 11, 2: 10}, "By step 10 the parameters of rank 2 were no longer finite"),
+        ({0: 3_000_001, 2: 3_000_001}, "By step 3000001 the parameters of ranks 0, 2 were"),
     ],
 )
 def test_the_first_rank_and_step_with_numbers_that_are_not_finite_are_named_once(
@@ -113,11 +113,11 @@ def test_the_first_rank_and_step_with_numbers_that_are_not_finite_are_named_once
 ):
     ranks = [Symptoms(), Symptoms()]
     for rank, each in enumerate(ranks):
-        each.check_finite(np.zeros(3), is_chief=rank == 0)
+        each.check_finite({}, is_chief=rank == 0)
     assert not said
     for _ in range(2):
         for rank, each in enumerate(ranks):
-            each.check_finite(np.array(non_finite, float), is_chief=rank == 0)
+            each.check_finite(non_finite, is_chief=rank == 0)
     assert len(said) == 1 and expected in said[0]
 
 

@@ -14,6 +14,6 @@ From the bottom up:
   wire: how gossips encode chunks.
   mixing: the graph of a gossip.
   health: what a rank knows of its own parameters: finite or not, a fingerprint.
-  traced: functions that TensorFlow traces once, and their integer arguments.
+  traced: functions that TensorFlow traces once.
   averager: gossip, global average, broadcast and state transfer of one model's variables.
 """

@@ -22,7 +22,7 @@ from tf_gossip_pga.exchange import wire as wire_lib
 from tf_gossip_pga.exchange.health import Health
 from tf_gossip_pga.exchange.mixing import Mixer
 from tf_gossip_pga.exchange.session import SoloSession
-from tf_gossip_pga.exchange.traced import Integers, Traced
+from tf_gossip_pga.exchange.traced import Traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +72,13 @@ class Averaged:
       squares: `(|x_i - mean|^2, |mean|^2)` of the parameters, with this rank's x_i before
         averaging. The mean is the same everywhere: rank 0 computes its norm for all, the others
         have 0.
-      non_finite: the first step after which each rank's own parameters were not finite, `[ranks]`
-        float64; 0 for none.
+      non_finite: the first step since the last global average after which a rank's own parameters
+        were not finite, by rank.
       sums: the sums over ranks of the numbers that they passed, float64.
     """
 
     squares: tuple[float, float]
-    non_finite: np.ndarray
+    non_finite: dict[int, int]
     sums: np.ndarray
 
 
@@ -129,7 +129,6 @@ class Averager:
             [*variables.parameters, *variables.statistics, *variables.others]
         )
         self._started = False  # a gossip in the background that is not finished
-        self._integers = Integers()
         # A key is bound to one group, one kind of exchange and one length. A gossip and a broadcast
         # may share some, since their groups differ.
         sent = max(len(self._parameters), len(self._everything))
@@ -171,8 +170,9 @@ class Averager:
         step, round = round + 1, round % self._topology.rounds
         if self._topology.cycle[round].is_empty:
             return
+        self.health.steps.append(step)
         with self._session.waiting(doing, self._patience.exchange_s):
-            self._gossips[round](self._integers[step])
+            self._gossips[round]()
         self.bytes_sent += self._gossip_bytes[round]
 
     def start_gossip(self, round: int, doing: str):
@@ -187,7 +187,8 @@ class Averager:
         # The values, not the variables: TensorFlow copies a variable when an optimizer is about to
         # change it in place while somebody else holds its value.
         chunks = self._pack()
-        exchange = functools.partial(self._changes[round], self._integers[step], *chunks)
+        exchange = functools.partial(self._changes[round], *chunks)
+        self.health.steps.append(step)
         self._session.begin(exchange, doing, self._patience.exchange_s)
         self._started = True
         self.bytes_sent += self._gossip_bytes[round]
@@ -212,14 +213,15 @@ class Averager:
           step: the number of completed steps.
           numbers: what else to sum over ranks, as many float32 as were announced; None for zeros.
         """
+        self.health.steps.append(step)
         with self._session.waiting(doing, self._patience.exchange_s):
             passed = tf.constant(0.0 if numbers is None else numbers, tf.float32, [self._numbers])
-            found = self._average_all(self._integers[step], passed).numpy()
+            found = self._average_all(passed).numpy()
         self._session.heard_all()
         self._count_all_reduce(self._parameters.bytes + self._passengers.bytes)
         distance, norm, *_ = found.tolist()
         ends = len(found) - self._numbers
-        return Averaged((distance, norm), np.rint(found[2:ends]), found[ends:])
+        return Averaged((distance, norm), self.health.first_steps(found[2:ends]), found[ends:])
 
     def average_slots(self, doing: str):
         """Set the slots to their means over ranks."""
@@ -276,18 +278,19 @@ class Averager:
         size = self._session.size
         self.bytes_sent += round(2 * (size - 1) / size * sent)
 
-    def _gossip(self, round: int, step):
-        self._parameters.add(self._changes_of(round, step, *self._parameters.pack()))
+    def _gossip(self, round: int):
+        self._parameters.add(self._changes_of(round, *self._parameters.pack()))
 
-    def _changes_of(self, round: int, step, *chunks):
-        self.health.note(chunks, step)
+    def _changes_of(self, round: int, *chunks):
+        self.health.note(chunks)
         return self._mixer.changes(round, *chunks)
 
-    def _global_average(self, step, numbers):
+    def _global_average(self, numbers):
         self._merge_statistics()
         chunks = self._parameters.pack()
-        cluster, first = self._session.cluster, self.health.note(chunks, step)
-        non_finite = tf.one_hot(cluster.rank, cluster.size) * tf.cast(first, tf.float32)
+        self.health.note(chunks)
+        cluster = self._session.cluster
+        non_finite = tf.one_hot(cluster.rank, cluster.size) * self.health.take_count()
         self._passed.assign(tf.concat([non_finite, numbers], 0))
         means = self._ops.mean([*chunks, *self._passengers.pack()], self._key_of_means)
         squares = tf.zeros([2], tf.float64)  # of the distance and of the norm

@@ -1,4 +1,4 @@
-"""Trace a function of tensors once and never again; make its integer arguments cheaply."""
+"""Trace a function of tensors once and never again."""
 
 from __future__ import annotations
 
@@ -36,25 +36,3 @@ class Traced:
     def _count(self, *tensors):
         Traced.total += 1  # Python runs this when it traces
         return self._body(*tensors)
-
-
-class Integers:
-    """Successive integers as tensors, `[]` int64 on the CPU.
-
-    TensorFlow takes 20 microseconds and more to make one, and 1 for each of many.
-    """
-
-    _MANY = 1000
-
-    def __init__(self):
-        self._first = 0
-        self._tensors: list[tf.Tensor] = []
-
-    def __getitem__(self, number: int) -> tf.Tensor:
-        """Return a number >= 0 as a tensor."""
-        if not 0 <= number - self._first < len(self._tensors):
-            self._first = number
-            with tf.device("CPU:0"):
-                numbers = tf.range(number, number + self._MANY, dtype=tf.int64)
-                self._tensors = tf.unstack(numbers)
-        return self._tensors[number - self._first]

@@ -148,8 +148,8 @@ class Group:
           loss: its training loss; 0 where nobody needs it.
         """
         run, symptoms, cluster = self._run, self._run.symptoms, self._session.cluster
+        own = Piggyback(stop, loss, symptoms.fingerprint).encode(cluster.rank, cluster.size)
         with run.communicating():
-            own = Piggyback(stop, loss, symptoms.fingerprint).encode(cluster.rank, cluster.size)
             averaged = self.averager.global_average(doing, run.step, own)
         members = self._session.view.members
         heard = Heard.decode(averaged.sums, len(members))
@@ -229,7 +229,8 @@ class Group:
         first = max(everyone, key=lambda each: each["completed"])
         self.take_back()  # an average of averages and local models would move the mean
         self.use_view(self.averager.rebuilt)
-        self.averager.global_average(doing, run.step)
+        averaged = self.averager.global_average(doing, run.step)
+        run.symptoms.check_finite(averaged.non_finite, self._session.cluster.is_chief)
         self.average_slots(doing)
         self._last_reports = first["reports"]
         if first["stopped"]:

@@ -56,21 +56,21 @@ class Symptoms:
                 "its own part of the data: dataset = cluster.shard(dataset)."
             )
 
-    def check_finite(self, non_finite: np.ndarray, is_chief: bool):
+    def check_finite(self, non_finite: dict[int, int], is_chief: bool):
         """Warn, on the chief, where parameters are not finite.
 
         Args:
-          non_finite: the first step after which each rank's were not, `[ranks]`; 0 for none.
+          non_finite: the first step after which a rank's were not, by rank.
           is_chief: whether this rank is the chief.
         """
-        if self._warned_of_nan or not non_finite.any():
+        if self._warned_of_nan or not non_finite:
             return
         self._warned_of_nan = True
-        first = non_finite[non_finite > 0].min()
-        ranks = [str(rank) for rank, step in enumerate(non_finite) if step == first]
+        first = min(non_finite.values())
+        ranks = [str(rank) for rank, step in non_finite.items() if step == first]
         if is_chief:
             logger.warning(
-                f"By step {first:.0f} the parameters of rank{'s' * (len(ranks) > 1)} "
+                f"By step {first} the parameters of rank{'s' * (len(ranks) > 1)} "
                 f"{', '.join(ranks)} were no longer finite (NaN or infinite), before "
                 "those of any other rank. Averages carry this to all ranks. Look at that "
                 "rank's data, or take a smaller learning rate."
