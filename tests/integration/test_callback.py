@@ -262,10 +262,8 @@ def test_what_was_measured_is_in_the_history(semantics):
 
 def test_nothing_is_traced_twice_not_even_by_a_second_fit(semantics):
     for rank in semantics:
-        assert rank["traced"] == [
-            5,
-            5,
-        ]  # a gossip, a global average, a broadcast, two looks at parameters
+        # A gossip, a global average, a broadcast, a fingerprint.
+        assert rank["traced"] == [4, 4]
 
 
 # ---- Overlap ------------------------------------------------------------------------------------

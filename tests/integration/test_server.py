@@ -1,6 +1,7 @@
 """Strangers at a process's port: malformed bytes, and more connections than it has descriptors."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import random
@@ -12,7 +13,8 @@ import types
 
 import pytest
 
-from tests.support import deadlines
+from tests.support import deadlines, nursery
+from tf_gossip_pga import launch
 from tf_gossip_pga.coordination import secret
 from tf_gossip_pga.coordination.server import Server
 
@@ -239,3 +241,60 @@ def test_a_flood_uses_up_no_descriptors_and_requests_still_come_through():
     assert works == "True"
     assert int(answered) > 0  # in the middle of the flood
     assert int(most) < 150
+
+
+# Two ranks train with few descriptors, until the test has flooded the channel of rank 1.
+TRAINING = """
+import pathlib, resource, sys, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+import tf_gossip_pga as pga
+cluster = pga.initialize()
+import keras, numpy as np
+from tests.support import deadlines, product
+folder = pathlib.Path(sys.argv[1])
+
+class Flooded(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        time.sleep(0.05)
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1 and cluster.rank == 1:
+            (folder / "new").write_text(str(product.active()._channel.endpoint))
+            (folder / "new").rename(folder / "port")
+        if epoch == 3:
+            deadlines.Deadline(120).until((folder / "flooded").exists)
+
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+x, y = np.ones((80, 4), "float32"), np.ones((80, 1), "float32")
+gossip = pga.GossipPGA(H=3, on_worker_lost="continue")
+model.fit(x, y, batch_size=4, epochs=6, verbose=0, callbacks=[gossip, Flooded()])
+print("trained", gossip.step, "of", cluster.members, flush=True)
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_a_flood_does_not_disturb_training(tmp_path):
+    said = []
+
+    def flood():
+        deadlines.Deadline(240).until((tmp_path / "port").exists)
+        with contextlib.ExitStack() as stack:
+            _flood(int((tmp_path / "port").read_text()), stack)
+            (tmp_path / "flooded").touch()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        flooded = threads.submit(flood)
+        with nursery.forks():
+            launch.launch(
+                [sys.executable, "-c", TRAINING, str(tmp_path)],
+                workers=2,
+                deadline_s=deadlines.long(),
+                write=said.append,
+            )
+        flooded.result(deadlines.long())
+    lines = sorted("".join(said).splitlines())
+    assert [line for line in lines if "trained" in line] == [
+        f"[{rank}] trained 120 of (0, 1)" for rank in (0, 1)
+    ]
+    assert not [line for line in lines if "lost" in line or "goes on" in line]
