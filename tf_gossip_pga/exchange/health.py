@@ -38,7 +38,7 @@ class Health:
     def __init__(self, parameters: buckets.Bucket):
         self.steps: collections.deque[int] = collections.deque(maxlen=_REMEMBERED)
         self._parameters = parameters
-        self._count = tf.Variable(tf.constant(0.0))  # of the exchanges at which they were not finite
+        self._count = tf.Variable(tf.constant(0.0))  # of exchanges at which they were not finite
         self._sum = Traced(self._sum_of_bits)
 
     def note(self, chunks):
