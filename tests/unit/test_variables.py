@@ -78,7 +78,7 @@ def test_every_variable_is_found_once_with_its_kind(model):
 
 
 def test_floats_and_complex_numbers_are_averaged_and_all_but_seeds_is_broadcast(model):
-    made = variables.variables_of(model, "local", (), [])
+    made = variables.variables_of(model, "local", ())
 
     def ends(tensors) -> set[str]:
         return {name.rpartition("/")[2] for name in _names(model, tensors)}
@@ -91,8 +91,8 @@ def test_floats_and_complex_numbers_are_averaged_and_all_but_seeds_is_broadcast(
 
 
 def test_local_variables_are_left_alone_by_their_own_name_or_that_of_a_layer(model):
-    everything = variables.variables_of(model, "average", (), [])
-    some = variables.variables_of(model, "average", ["bank", "norm", "net/mask"], [])
+    everything = variables.variables_of(model, "average", ())
+    some = variables.variables_of(model, "average", ["bank", "norm", "net/mask"])
     kept = [
         name
         for kind in ("parameters", "statistics", "others")
@@ -108,7 +108,7 @@ def test_optimizers_are_found_on_attributes_and_built_for_what_their_layer_train
     found = [optimizer for optimizer, _ in variables.optimizers_of(model)]
     assert found == [model.first, model.others[0]]
     # Two slots of Adam and one of momentum for each of the 5 variables that Keras trains.
-    assert len(variables.variables_of(model, "average", (), []).slots) == 3 * 5
+    assert len(variables.variables_of(model, "average", ()).slots) == 3 * 5
     model.compile("sgd")
     assert [type(each).__name__ for each, _ in variables.optimizers_of(model)] == [
         "SGD", "Adam", "SGD"
