@@ -5,9 +5,9 @@ gossiping when `k % H == 0` (Chen et al., ICML 2021, Algorithm 1). The edge valu
 their own: `H=1` is Parallel SGD, and `H=None` is Gossip SGD. Gossip-AGA chooses a new H at each
 global average, from the training loss (Algorithm 2).
 
-A schedule answers `is_global(step)`, and the caller reports each global average with `observe(step,
-loss)`. Every rank must get the same answers. The ranks therefore compare H, and the state of an
-adaptive period, before they train, and all of them observe the same loss.
+A schedule answers `is_global(step)`, and the caller reports each global average with
+`observe(step, loss)`. Every rank must get the same answers. The ranks therefore compare H, and the
+state of an adaptive period, before they train, and all of them observe the same loss.
 """
 
 # pyright: reportConstantRedefinition=false

@@ -90,9 +90,8 @@ class Cluster:
         """Return the values that all surviving workers passed, in rank order.
 
         Every surviving worker must call `gather` outside of `fit`, in the same order relative to
-        its other calls of `gather` and `barrier`. If only some workers call it, as in `if
-        cluster.is_chief: cluster.gather(…)`, they wait until the deadline, and then all workers
-        fail.
+        its other calls of `gather` and `barrier`. If only the chief calls it, for example, the
+        chief waits until the deadline, and then all workers fail.
 
         Args:
           value: any value that JSON can hold, including NaN and infinity. Tuples come back as
