@@ -104,7 +104,8 @@ class Cluster:
         Raises:
           TypeError: JSON cannot hold `value`.
           ValueError: `timeout_s` is not a number > 0.
-          RuntimeError: another worker is in a different exchange, e.g. in `barrier` or `fit`.
+          RuntimeError: another worker is in a different exchange, e.g. in `barrier`; or this worker
+            is inside a `fit` with `on_worker_lost="continue"`.
           WorkerLost: another worker died, or did not call `gather` before the deadline. If the
             script catches it, the next `fit` with `on_worker_lost="continue"` begins with the
             surviving workers.
@@ -128,7 +129,7 @@ class Cluster:
 
         Raises:
           ValueError: `timeout_s` is not a number > 0.
-          RuntimeError: another worker is in a different exchange, e.g. in `gather` or `fit`.
+          RuntimeError: as in `gather`.
           WorkerLost: another worker died, or did not call `barrier` before the deadline, as in
             `gather`.
 
