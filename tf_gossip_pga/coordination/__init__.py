@@ -1,4 +1,4 @@
-"""The control plane: track which workers are alive, late, and members. No TensorFlow.
+"""Track which workers are alive, late, and members: the control plane, without TensorFlow.
 
 Contents, for all exchanges:
   timing: every deadline and interval.
