@@ -1,4 +1,6 @@
-"""Define every exception of this package, in one tree::
+"""Define every exception of this package, in one tree.
+
+The built-in base class is in parentheses::
 
     GossipError
     ├── WorkerLost (RuntimeError)        another worker died, left or did not answer

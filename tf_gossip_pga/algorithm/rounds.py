@@ -47,7 +47,7 @@ def metropolis_hastings(n: int, edges: Iterable[tuple[int, int]]) -> Round:
 
 
 def hops(n: int) -> list[int]:
-    """Return the ceil(log2 n) powers of two below n: 1, 2, 4, …"""
+    """Return the powers of two below n, 1, 2, 4, …; there are ceil(log2 n) of them."""
     return [1 << k for k in range((n - 1).bit_length())]
 
 
