@@ -86,7 +86,7 @@ class Admission:
         self._announced = {}
 
     def invite(self, invitation: Invitation, joining: Mapping[str, int], asks: bool) -> None:
-        """Learn the endpoints of joining workers, and send the invitation from one of the members.
+        """Learn the endpoints of joining workers; one of the members also sends the invitation.
 
         Args:
           invitation: the invitation, to which the endpoints are added.

@@ -3,8 +3,8 @@
 Each process listens on a TCP port that the operating system chooses (`server`). A connection
 carries one request and its answer, one line of JSON each. Both sides prove that they belong to the
 job (`secret`). A worker sends requests only while it waits or forms a view (`watchdog`,
-`protocol`), to ping (`Protocol.ping`), to announce itself (`admission`), or to probe the addresses
-of lost workers.
+`protocol`), to ping (`Protocol.ping`), to announce itself (`admission`), to report that it ends
+(`departures`, `watchdog`), or to probe the addresses of lost workers.
 
 Each kind of request is an entry of `Channel.handlers`.
 """
@@ -33,7 +33,9 @@ from tf_gossip_pga.coordination.timing import Timing
 
 @dataclasses.dataclass(frozen=True)
 class Introduction:
-    """How to send requests to a starting worker; gathered over TensorFlow's transport at the start.
+    """The data that others need to send requests to a starting worker.
+
+    Workers gather it over TensorFlow's transport at the start.
 
     Attributes:
       port: the port of its channel.

@@ -97,7 +97,7 @@ class Contacts:
                 self.gone |= {rank for rank in known if answers.get(rank) is Absence.DEAD}
 
     def age_s(self, rank: int, now: float) -> float:
-        """Return how many seconds old this worker's latest knowledge of a rank is."""
+        """Return how many seconds old this worker's latest knowledge of a rank is; inf if none."""
         met = self._met
         met_at = met[0] if len(met) == 3 else -math.inf
         return now - max(met_at, self._answered.get(rank, -math.inf))

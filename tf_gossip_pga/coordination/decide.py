@@ -282,10 +282,10 @@ def _torn(willing: set[int], answers: Answers) -> dict[Pair, float]:
 
 
 def _cover(pairs: Iterable[Pair], leader: int) -> set[int]:
-    """Return ranks without which no pair is left.
+    """Return ranks to leave out, so that no pair remains.
 
-    Repeatedly pick the rank in the most pairs, the highest of several, and never the leader. So a
-    rank that no other reaches is left out alone.
+    Repeatedly pick the rank in the most pairs, the highest of several, and never the leader. So if
+    no other rank reaches one rank, only that one is left out.
     """
     left: set[Pair] = set(pairs)
     found: set[int] = set()

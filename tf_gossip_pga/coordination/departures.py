@@ -1,4 +1,4 @@
-"""Report an exception that ends this worker's part to the others, and record their reports."""
+"""Report to the others an exception that ends this worker's part, and record their reports."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Departures:
         channel.handlers["departure"] = self._note
 
     def tell(self, ends: bool = False) -> None:
-        """Report an exception that has left this worker's `fit` since the last call to all others.
+        """Report to all others an exception that has left this worker's `fit` since the last call.
 
         Args:
           ends: whether this process is ending. If so, also report an exception that ended it

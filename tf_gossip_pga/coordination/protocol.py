@@ -139,7 +139,7 @@ class Protocol:
     def ping(self) -> Steps[None]:
         """Ask the other members whether they are alive, unless recent contact has shown it.
 
-        A thread of its own drives this generator.
+        A separate thread drives this generator.
         """
         view = self.view
         others = view.others(self._rank)

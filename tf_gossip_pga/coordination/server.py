@@ -67,7 +67,7 @@ class Server:
         self._most = _STRANGERS + _OF_EACH_WORKER * size
         self._serve_s = serve_s
         self._serving: dict[asyncio.Task[None], None] = {}  # the oldest first
-        # Create a new event loop: the calling thread may already have one.
+        # Create a new event loop, and leave alone the one that the calling thread may have.
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
         self._closed = asyncio.Event()
