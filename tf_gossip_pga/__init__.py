@@ -16,15 +16,16 @@ workers on one machine, run::
     python -m tf_gossip_pga.launch --workers=4 SCRIPT
 
 Contents:
-  initialize, Cluster: connect this process to the other workers.
-  GossipPGA: the callback that averages.
-  Checkpoint: the callback that saves a run and resumes it.
-  AdaptivePeriod: a period H that follows the training loss.
-  WorkerLost: the exception raised when another worker died or does not answer.
-  topology, Topology: who averages with whom, and with what weights.
-  plan: predict the time of a step and recommend an algorithm, with `pga.plan.predict(…)` or
-    `python -m tf_gossip_pga.plan`.
-  simulate: run the same algorithms with virtual workers on one device.
+
+- `initialize`, `Cluster`: connect this process to the other workers.
+- `GossipPGA`: the callback that averages.
+- `Checkpoint`: the callback that saves a run and resumes it.
+- `AdaptivePeriod`: a period H that follows the training loss.
+- `WorkerLost`: the exception raised when another worker died or does not answer.
+- `topology`, `Topology`: who averages with whom, and with what weights.
+- `plan`: predict the time of a step and recommend an algorithm, with `pga.plan.predict(…)` or
+  `python -m tf_gossip_pga.plan`.
+- `simulate`: run the same algorithms with virtual workers on one device.
 
 Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021.
 """

@@ -142,7 +142,7 @@ class Topology:
           rank: the receiving rank.
 
         Returns:
-          `{sender: weight}` and the weight of the rank's own parameters.
+          A dict from sender to weight, and the weight of the rank's own parameters.
         """
         each = self._at(round)
         chosen = each.receivers == rank

@@ -1,10 +1,11 @@
 """Find this process's place among the workers: rank, size, addresses, devices, part of the data.
 
 Contents:
-  cluster: `Cluster`, the result of `pga.initialize`.
-  detect: find the cluster that a starter (`srun`, the launcher, …) has described to this process.
-  tf_config: convert `TF_CONFIG` to a `Cluster` and back.
-  sharding: select the part of a dataset that one worker reads.
-  devices: choose the devices of one worker. The only module here that imports TensorFlow at import
-    time.
+
+- `cluster`: `Cluster`, the result of `pga.initialize`.
+- `detect`: find the cluster that a starter (`srun`, the launcher, …) has described to this process.
+- `tf_config`: convert `TF_CONFIG` to a `Cluster` and back.
+- `sharding`: select the part of a dataset that one worker reads.
+- `devices`: choose the devices of one worker. The only module here that imports TensorFlow at
+  import time.
 """
