@@ -3,7 +3,7 @@
 Contents:
 
 - `cluster`: `Cluster`, the result of `pga.initialize`.
-- `detect`: find the cluster that a starter (`srun`, the launcher, …) has described to this process.
+- `detect`: find the cluster that the environment describes, and refuse to train alone by mistake.
 - `tf_config`: convert `TF_CONFIG` to a `Cluster` and back.
 - `sharding`: select the part of a dataset that one worker reads.
 - `devices`: choose the devices of one worker. The only module here that imports TensorFlow at
