@@ -1,32 +1,39 @@
-"""Decentralized training for Keras 3 on TensorFlow: Gossip-PGA and its family in one callback.
+"""Train Keras 3 models without an all-reduce in every step: Gossip-PGA in one callback.
+
+Each worker takes a local optimizer step, then averages its parameters with its neighbors in a graph
+(gossip). On every H-th batch all workers average globally::
 
     import tf_gossip_pga as pga
 
-    cluster = pga.initialize()                        # reads TF_CONFIG, before the first tensor
-    dataset = cluster.shard(dataset).batch(32)        # this worker's part
+    cluster = pga.initialize()                        # reads TF_CONFIG; call it before any tensor
+    dataset = cluster.shard(dataset).batch(32)        # 32 per worker, 32 * cluster.size globally
     model.fit(dataset, callbacks=[pga.GossipPGA(H=6)])
 
-Settings make the family: `H=1` is Parallel SGD, `H=None` Gossip SGD, `topology="disconnected"`
-Local SGD, `H=AdaptivePeriod()` Gossip-AGA. Start several workers on one machine with
+Settings select the algorithm: `H=1` is Parallel SGD, `H=None` is Gossip SGD,
+`topology="disconnected"` is Local SGD, and `H=AdaptivePeriod()` is Gossip-AGA. To start several
+workers on one machine, run::
 
     python -m tf_gossip_pga.launch --workers=4 SCRIPT
 
 Contents:
-  initialize, Cluster: this process's place among the workers.
-  GossipPGA: the callback.
-  Checkpoint: saves the run, and resumes it.
-  AdaptivePeriod: a period H that follows the training loss.
-  WorkerLost: the exception raised when another worker died or does not answer.
-  topology, Topology: who averages with whom.
-  plan: predicts the time of a step, and recommends an algorithm: `pga.plan.predict(…)`, or
-    `python -m tf_gossip_pga.plan`.
-  simulate: the same algorithms with virtual workers, on one device.
+
+- `initialize`, `Cluster`: connect this process to the other workers.
+- `GossipPGA`: the callback that averages.
+- `Checkpoint`: the callback that saves a run and resumes it.
+- `AdaptivePeriod`: a period H that follows the training loss.
+- `WorkerLost`: the exception raised when another worker died or does not answer.
+- `topology`, `Topology`: who averages with whom, and with what weights.
+- `plan`: predict the time of a step and recommend an algorithm, with `pga.plan.predict(…)` or
+  `python -m tf_gossip_pga.plan`.
+- `simulate`: run the same algorithms with virtual workers on one device.
+
+Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what editors and type checkers see of the names in `_ROOM_OF`
+if TYPE_CHECKING:  # editors and type checkers resolve the names in `_ROOM_OF` here
     from tf_gossip_pga import plan, simulate
     from tf_gossip_pga.algorithm import topology
     from tf_gossip_pga.algorithm.graph import Topology
@@ -52,7 +59,7 @@ __all__ = [
     "topology",
 ]
 
-# Loaded when first used, so that the launcher and TF_CONFIG's errors need no TensorFlow.
+# Loaded on first use, so that the launcher and errors about TF_CONFIG do not import TensorFlow.
 _ROOM_OF = {
     "AdaptivePeriod": "algorithm.schedule",
     "Checkpoint": "checkpoint.callback",
@@ -67,7 +74,7 @@ _ROOM_OF = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker would accept any name of a module that has __getattr__
+if not TYPE_CHECKING:  # with __getattr__ visible, a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
         if name not in _ROOM_OF:

@@ -1,11 +1,11 @@
-"""Write what users should read, as plain lines on standard error, through `logging`.
+"""Write messages for users as plain lines on standard error, through `logging`.
 
-By default each message of the logger `"tf_gossip_pga"` is one line on standard error, below a
-progress bar where there is one. Configure it as any other logger:
+By default the logger `"tf_gossip_pga"` writes each message as one line on standard error, below a
+progress bar if there is one. Configure it like any other logger::
 
     logger = logging.getLogger("tf_gossip_pga")
-    logger.setLevel(logging.WARNING)     # leave reports of progress out
-    logger.handlers.clear()              # use the handlers of the root logger instead
+    logger.setLevel(logging.WARNING)     # hide progress reports
+    logger.handlers.clear()              # use the root logger's handlers instead
     logger.propagate = True
 """
 
@@ -15,10 +15,10 @@ import sys
 
 
 class _PlainLines(logging.Handler):
-    """Write each message as a line of its own, without a prefix."""
+    """Write each message on its own line, without a prefix."""
 
     def emit(self, record: logging.LogRecord):
-        """Write one message to the present `sys.stderr`, which may be closed."""
+        """Write one message to the current `sys.stderr`, which may be closed."""
         with contextlib.suppress(OSError, ValueError):
             line_end = "\n" if sys.stderr.isatty() else ""  # after an unfinished progress bar
             print(line_end + self.format(record), file=sys.stderr, flush=True)

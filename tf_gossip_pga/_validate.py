@@ -1,4 +1,4 @@
-"""Convert and check the numbers that users pass."""
+"""Convert and check numbers that users pass."""
 
 import math
 import numbers
@@ -6,9 +6,9 @@ import operator
 
 
 def whole(value: object, at_least: int, at_most: int | None = None) -> int | None:
-    """Return `value` as an `int`, or None if it is no whole number in the given range.
+    """Return `value` as an `int`, or None if it is not a whole number in the given range.
 
-    Booleans are refused; NumPy's integers are accepted.
+    Reject booleans; accept NumPy integers.
     """
     try:
         result = at_least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
@@ -18,7 +18,7 @@ def whole(value: object, at_least: int, at_most: int | None = None) -> int | Non
 
 
 def number(value: object) -> float | None:
-    """Return `value` as a `float`, or None if it is no finite real number."""
+    """Return `value` as a `float`, or None if it is not a finite real number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     try:
@@ -31,17 +31,20 @@ def number(value: object) -> float | None:
 def check_whole(
     name: str, value: object, at_least: int, at_most: int | None = None, unit: str = ""
 ) -> int:
-    """Return `value` as an `int`.
+    """Return `value` as an `int`, or raise an error that says what is accepted.
 
     Args:
-      name: the argument's name, for the message.
-      value: what was received.
-      at_least: the smallest number accepted.
-      at_most: the largest number accepted; None for no limit.
-      unit: what is counted, e.g. `"epochs"`.
+      name: name of the argument, for the error message.
+      value: the value received.
+      at_least: smallest number accepted.
+      at_most: largest number accepted; None for no limit.
+      unit: what the number counts, e.g. `"epochs"`, for the error message.
+
+    Returns:
+      `value` as an `int`.
 
     Raises:
-      ValueError: `value` is no whole number in this range.
+      ValueError: `value` is not a whole number in this range.
     """
     result = whole(value, at_least, at_most)
     if result is None:

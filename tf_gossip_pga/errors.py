@@ -1,5 +1,7 @@
 """Define every exception of this package, in one tree.
 
+The built-in base class is in parentheses::
+
     GossipError
     ├── WorkerLost (RuntimeError)        another worker died, left or did not answer
     ├── CheckpointError (ValueError)     a checkpoint cannot be used
@@ -10,7 +12,7 @@
         ├── ViewAbandoned                a wanted view cannot be formed; the next one may
         └── TrainingFinished             another worker has trained to the end
 
-Users catch the first three. A wrong argument is a plain `ValueError` or `TypeError`.
+Users catch the first three. A wrong argument raises a plain `ValueError` or `TypeError`.
 """
 
 from __future__ import annotations
@@ -23,27 +25,37 @@ if TYPE_CHECKING:
 
 
 class GossipError(Exception):
-    """Base class of the exceptions of this package."""
+    """Base class of this package's exceptions."""
 
 
 class WorkerLost(GossipError, RuntimeError):  # noqa: N818 (the name that users know)
-    """Another worker died, left, or did not answer before the deadline; the exchange is lost.
+    """Another worker died, left, or did not answer before the deadline, so the exchange failed.
 
-    Where `fit` raises it, the process cannot exchange any more: end it and start the job again.
-    Where `cluster.gather` or `cluster.barrier` raises it between fits, a script may catch it: the
-    next `fit` with `on_worker_lost="continue"` goes on with the surviving workers.
+    If `fit` raises it, this process cannot exchange any more: end all processes and start the job
+    again. If `cluster.gather` or `cluster.barrier` raises it between two fits, a script may catch
+    it; the next `fit` with `on_worker_lost="continue"` then continues with the surviving workers.
+
+    Example:
+      >>> import tf_gossip_pga as pga
+      >>> cluster = pga.Cluster()  # in a script: pga.initialize()
+      >>> try:
+      ...     losses = cluster.gather(0.25, timeout_s=60)
+      ... except pga.WorkerLost as error:
+      ...     print(error)
+      >>> losses
+      [0.25]
     """
 
 
 class CheckpointError(GossipError, ValueError):
-    """A checkpoint cannot be used; the message names the file and what is wrong with it."""
+    """A checkpoint cannot be used. The message names the file and what is wrong with it."""
 
 
 class LaunchError(GossipError, RuntimeError):
-    """A worker process failed, or too many did, or the deadline passed.
+    """A worker process failed, too many worker processes failed, or the deadline passed.
 
     Attributes:
-      outcomes: one `launch.Outcome` for each rank.
+      outcomes: one `launch.Outcome` per rank.
     """
 
     def __init__(self, message: str, outcomes: list[Outcome]):
@@ -52,18 +64,21 @@ class LaunchError(GossipError, RuntimeError):
 
 
 class ExchangeInterrupted(GossipError):  # noqa: N818 (says what happened, as do the next four)
-    """Base class of what interrupts an exchange. Internal: users see `WorkerLost`, or nothing."""
+    """Base class of exceptions that interrupt an exchange.
+
+    Internal: the package turns each into `WorkerLost` or handles it.
+    """
 
 
 class ExchangeBroken(ExchangeInterrupted):
     """An exchange failed.
 
     Attributes:
-      doing: what was exchanged, e.g. `"the gossip of step 7"`.
+      doing: the exchange that failed, e.g. `"the gossip of step 7"`.
       reason: why it failed, in words.
       peer: the worker that TensorFlow blames, in words, or None.
-      findings: what the watchdog found before it aborted the exchange; None where TensorFlow or
-        another rank noticed first.
+      findings: what the watchdog found before it aborted the exchange; None if TensorFlow or
+        another rank noticed the failure first.
     """
 
     def __init__(
@@ -79,13 +94,16 @@ class ExchangeBroken(ExchangeInterrupted):
 class ViewChanged(ExchangeInterrupted):
     """An exchange failed, and the surviving workers have formed a new view.
 
-    Whatever was built for the old view must be built again.
+    Rebuild everything that was built for the old view.
     """
 
 
 class ViewAbandoned(ExchangeInterrupted):
-    """The wanted view cannot be formed, since another worker was lost; the next view may."""
+    """The wanted view cannot be formed because another worker was lost.
+
+    The next view may succeed.
+    """
 
 
 class TrainingFinished(ExchangeInterrupted):
-    """Another worker has trained to the end, so that no exchange is left to take part in."""
+    """Another worker has trained to the end, so no exchange remains to take part in."""

@@ -1,10 +1,11 @@
 """Represent who averages with whom: a cycle of sparse, doubly stochastic mixing matrices.
 
-In every round each rank replaces its parameters by a weighted mean of its own and its neighbors':
+In every round each rank replaces its parameters by a weighted mean of its own and its neighbors'
+parameters::
 
     x_i <- sum_j W[i, j] * x_j
 
-`W` is doubly stochastic. Rows sum to one, so that a mean stays a mean; columns sum to one, so that
+`W` is doubly stochastic. Its rows sum to one, so the result is a mean. Its columns sum to one, so
 the mean over ranks does not move.
 """
 
@@ -21,13 +22,25 @@ import numpy.typing as npt
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ranks: TypeAlias = npt.NDArray[np.int64]
 
-# The rounding in float64 that is accepted: of a row or column sum, and of a weight below zero.
+# Accepted float64 rounding error of a row or column sum, and of a weight below zero.
 _TOLERANCE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Round:
-    """One doubly stochastic matrix W, kept sparse: its off-diagonal entries and its diagonal."""
+    """One doubly stochastic matrix W, stored as its off-diagonal entries and its diagonal.
+
+    Attributes:
+      receivers: rank i of each edge, `[edges]` int64.
+      senders: rank j of each edge, `[edges]` int64.
+      edge_weights: `W[i, j]` of each edge, `[edges]` float64.
+      self_weights: the diagonal `W[i, i]`, `[size]` float64.
+
+    Example:
+      >>> from tf_gossip_pga import topology
+      >>> topology.ring(3).cycle[0].receivers
+      array([0, 0, 1, 1, 2, 2])
+    """
 
     receivers: Ranks  # [edges]
     senders: Ranks  # [edges]
@@ -36,17 +49,17 @@ class Round:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nobody gossips in this round."""
+        """Whether no rank gossips in this round."""
         return not len(self.edge_weights)
 
     @property
     def arrays(self) -> tuple[Ranks, Ranks, Floats, Floats]:
-        """The four arrays, in the order of their declaration."""
+        """The four arrays, in the order of declaration."""
         return self.receivers, self.senders, self.edge_weights, self.self_weights
 
     @property
     def matrix(self) -> Floats:
-        """The dense matrix W, `[size, size]`."""
+        """The dense matrix W, `[size, size]` float64."""
         matrix = np.diag(self.self_weights)
         matrix[self.receivers, self.senders] = self.edge_weights
         return matrix
@@ -56,15 +69,26 @@ class Round:
 class Topology:
     """A cycle of mixing matrices over `size` ranks.
 
-    Build one with the functions of `pga.topology` rather than by hand.
+    Build one with the functions of `pga.topology` rather than with this constructor.
 
     Attributes:
-      name: the name of the function that built it, e.g. `"ring"`.
+      name: name of the function that built it, e.g. `"ring"`.
       size: number of ranks.
       cycle: the rounds, each a sparse doubly stochastic matrix.
 
     Raises:
       ValueError: a weight is negative or not finite, or a row or column does not sum to one.
+
+    Example:
+      >>> import tf_gossip_pga as pga
+      >>> topology = pga.topology.one_peer_exponential(4)
+      >>> topology
+      Topology('one_peer_exponential', size=4, rounds=2)
+      >>> topology.weights(0)
+      array([[0.5, 0. , 0. , 0.5],
+             [0.5, 0.5, 0. , 0. ],
+             [0. , 0.5, 0.5, 0. ],
+             [0. , 0. , 0.5, 0.5]])
     """
 
     name: str
@@ -87,22 +111,39 @@ class Topology:
         return len(self.cycle)
 
     def weights(self, round: int) -> Floats:
-        """Return the mixing matrix W of a round, counted from 0 and cyclic: `[size, size]` float64.
+        """Return the mixing matrix W of a round.
 
-        `W[i, j]` is the weight that rank `i` gives to what it receives from rank `j`.
+        `W[i, j]` is the weight that rank `i` gives to the parameters it receives from rank `j`.
+
+        Args:
+          round: number of the round, from 0; the rounds repeat cyclically.
+
+        Returns:
+          The dense matrix, `[size, size]` float64.
         """
         return self._at(round).matrix
 
     @functools.cached_property
     def beta(self) -> float:
-        """Spectral norm of W - 11'/n for one whole cycle: 0 averages exactly, 1 never agrees."""
+        """Spectral norm of `W - 11'/n`, W being the product of the matrices of one cycle.
+
+        With 0 one cycle averages exactly; with 1 the ranks never agree.
+        """
         product = np.eye(self.size)
         for round in range(self.rounds):
             product = self.weights(round) @ product
         return float(np.linalg.norm(product - 1 / self.size, 2))
 
     def neighbors(self, round: int, rank: int) -> tuple[dict[int, float], float]:
-        """Return what `rank` mixes in a round: `({sender: weight}, its own weight)`."""
+        """Return the weights with which `rank` mixes parameters in a round.
+
+        Args:
+          round: number of the round, from 0; the rounds repeat cyclically.
+          rank: the receiving rank.
+
+        Returns:
+          A dict from sender to weight, and the weight of the rank's own parameters.
+        """
         each = self._at(round)
         chosen = each.receivers == rank
         senders: list[int] = each.senders[chosen].tolist()
@@ -110,17 +151,20 @@ class Topology:
         return dict(zip(senders, weights, strict=True)), float(each.self_weights[rank])
 
     def colors(self, round: int) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Return an edge coloring: groups of `(sender, receiver)` edges without a common rank.
+        """Return an edge coloring: groups of `(sender, receiver)` edges that share no rank.
 
-        When every rank works through the groups in this order, each rank has at most one message in
-        a group, and no cycle of ranks can wait for one another. The coloring is greedy: a rank with
-        d messages to send or receive sees at most 2d - 1 colors.
+        If every rank works through the groups in this order, each rank handles at most one message
+        per group, and no cycle of ranks can wait for one another. The coloring is greedy: a rank
+        with d messages to send or receive sees at most 2d - 1 colors.
+
+        Args:
+          round: number of the round, from 0; the rounds repeat cyclically.
         """
         each = self._at(round)
         senders: list[int] = each.senders.tolist()
         receivers: list[int] = each.receivers.tolist()
         colors: list[list[tuple[int, int]]] = []
-        busy: list[set[int]] = []  # the ranks that a color already occupies
+        busy: list[set[int]] = []  # ranks that already have an edge of this color
         for edge in zip(senders, receivers, strict=True):
             free = (k for k, ranks in enumerate(busy) if ranks.isdisjoint(edge))
             color = next(free, len(colors))
@@ -133,7 +177,7 @@ class Topology:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A short text that two topologies share exactly when name and all weights are equal."""
+        """A short text, equal for two topologies only if their name and all weights are equal."""
         content = hashlib.sha256()
         for each in self.cycle:
             for array in each.arrays:

@@ -1,4 +1,4 @@
-"""Build single rounds of a topology: nobody, circulant graphs, undirected graphs."""
+"""Build single rounds of a topology: no edges, circulant graphs, undirected graphs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tf_gossip_pga.algorithm.graph import Round
 
 
 def identity(n: int) -> Round:
-    """Return W = I: nobody averages with anybody."""
+    """Return W = I: no rank averages with another."""
     none = np.zeros(0, dtype=np.int64)
     return Round(none, none.copy(), np.zeros(0), np.ones(n))
 
@@ -26,9 +26,13 @@ def circulant(n: int, weights: Mapping[int, float]) -> Round:
 
 
 def metropolis_hastings(n: int, edges: Iterable[tuple[int, int]]) -> Round:
-    """Return the round of an undirected graph: W[i, j] = 1 / (1 + max(deg_i, deg_j)) on its edges.
+    """Return the round of an undirected graph, with Metropolis-Hastings weights.
 
-    Self-loops are ignored; each pair of ranks must occur once.
+    `W[i, j] = 1 / (1 + max(deg_i, deg_j))` on the graph's edges. Ignore self-loops.
+
+    Args:
+      n: number of ranks.
+      edges: pairs of ranks; each pair must occur once.
     """
     distinct = sorted((i, j) for i, j in edges if i != j)
     pairs = np.array(distinct, dtype=np.int64).reshape(-1, 2)
@@ -43,16 +47,16 @@ def metropolis_hastings(n: int, edges: Iterable[tuple[int, int]]) -> Round:
 
 
 def hops(n: int) -> list[int]:
-    """Return the powers of two below n: 1, 2, 4, …, ceil(log2 n) of them."""
+    """Return the powers of two below n, 1, 2, 4, …; there are ceil(log2 n) of them."""
     return [1 << k for k in range((n - 1).bit_length())]
 
 
 def most_square(n: int) -> tuple[int, int]:
-    """Return the rows and columns of the rectangle of n ranks that is nearest to a square."""
+    """Return the number of rows and columns of the most nearly square rectangle of n ranks."""
     rows = next(rows for rows in range(math.isqrt(n), 0, -1) if n % rows == 0)
     return rows, n // rows
 
 
 def undirected(a: int, b: int) -> tuple[int, int]:
-    """Return the edge between two ranks, lower rank first, so that a set keeps it once."""
+    """Return the edge between two ranks with the lower rank first, so that a set stores it once."""
     return (a, b) if a < b else (b, a)

@@ -1,17 +1,17 @@
 """Decide when to average globally: the period H, fixed or adaptive.
 
-Step k counts completed batches from 1 over the whole run. Gossip-PGA averages globally, instead of
-gossiping, when `k % H == 0` (Chen et al., ICML 2021, Algorithm 1). The edge values are whole
-algorithms: `H=1` is Parallel SGD, `H=None` is Gossip SGD. Gossip-AGA chooses a new H at each global
-average, from the training loss (Algorithm 2).
+Step k counts completed batches from 1 over the whole run. Gossip-PGA averages globally instead of
+gossiping when `k % H == 0` (Chen et al., ICML 2021, Algorithm 1). The edge values are algorithms of
+their own: `H=1` is Parallel SGD, and `H=None` is Gossip SGD. Gossip-AGA chooses a new H at each
+global average, from the training loss (Algorithm 2).
 
-A schedule answers `is_global(step)`, and receives `observe(step, loss)` after each global average.
-Every rank must get the same answers. Ranks therefore compare H and, if it is adaptive, its state
-before they train, and all observe the same number.
+A schedule answers `is_global(step)`, and the caller reports each global average with
+`observe(step, loss)`. Every rank must get the same answers. The ranks therefore compare H, and the
+state of an adaptive period, before they train, and all of them observe the same loss.
 """
 
 # pyright: reportConstantRedefinition=false
-# (H is the paper's name of the period, and Gossip-AGA changes it.)
+# (H is the paper's name for the period, and Gossip-AGA changes it.)
 from __future__ import annotations
 
 import dataclasses
@@ -25,13 +25,14 @@ from tf_gossip_pga import _validate
 
 @dataclasses.dataclass(frozen=True)
 class FixedPeriod:
-    """Average globally on every H-th step, or never where `H` is None.
-
-        >>> [k for k in range(1, 10) if FixedPeriod(3).is_global(k)]
-        [3, 6, 9]
+    """Average globally on every H-th step, or never if `H` is None.
 
     Attributes:
       H: the period in steps, at least 1, or None.
+
+    Example:
+      >>> [k for k in range(1, 10) if FixedPeriod(3).is_global(k)]
+      [3, 6, 9]
     """
 
     H: int | None
@@ -46,36 +47,39 @@ class FixedPeriod:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptivePeriod:
-    """Settings of Gossip-AGA: the lower the training loss, the rarer the global averages.
+    """Lengthen the period H as the training loss falls (Gossip-AGA).
 
-    Gradients are large and replicas drift apart quickly at first; later they agree for longer. F is
-    the mean over ranks of the loss of the first batch after a global average. That is the averaged
-    model's loss; between averages each replica fits its own data. At the global average of step k
+    Early gradients are large and replicas drift apart quickly; later the replicas stay close for
+    longer. F is the mean over ranks of the loss of the first batch after a global average. It is
+    the loss of the averaged model, whereas between averages each replica fits its own data. At the
+    global average of step k::
 
         F_initial <- (F_initial + F) / 2                        if k <= warmup_steps; H stays
         H <- ceil((F_initial / F)^exponent * initial)           afterwards, within 1 … maximum
 
     Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021,
-    Algorithm 2, reconstructed without the text of the box at hand. Possible departures: the
+    Algorithm 2, reconstructed without the text of the algorithm box. Possible departures: the
     exponent (1 and 1/4 are both mentioned), the bound `maximum`, and the batch whose loss is F. The
-    other choice is the last batch before the average. Where ranks see different data, its loss is
-    small because the replicas have drifted apart, and would ask for even fewer averages.
-
-        >>> run = AdaptivePeriod(initial=4, warmup_steps=4).start()
-        >>> run.observe(4, 2.0)             # still warming up: remembers the loss
-        >>> run.observe(8, 0.5)             # a quarter of the loss, four times the period
-        >>> run.H, [k for k in range(9, 30) if run.is_global(k)][:1]
-        (16, [24])
+    alternative for F is the last batch before the average. If ranks see different data, that loss
+    is small because the replicas have drifted apart, and it would ask for even fewer averages.
 
     Args:
-      initial: the first period in steps, >= 1. Default 4, the paper's.
-      warmup_steps: steps in which the period stays `initial` and the loss is remembered, >= 0. They
-        should span the learning rate's warm-up and the loss's first, steep fall. Default 100.
+      initial: the first period in steps, >= 1. Default 4, as in the paper.
+      warmup_steps: number of first steps, >= 0, during which the period stays `initial` and the
+        loss is recorded. They should span the warm-up of the learning rate and the first, steep
+        fall of the loss. Default 100.
       exponent: how strongly the period follows the loss, >= 0. Default 1.
-      maximum: the longest period, >= initial. Default 64.
+      maximum: the longest period in steps, >= `initial`. Default 64.
 
     Raises:
       ValueError: an argument is out of its range.
+
+    Example:
+      >>> run = AdaptivePeriod(initial=4, warmup_steps=4).start()
+      >>> run.observe(4, 2.0)  # still warming up: records the loss
+      >>> run.observe(8, 0.5)  # a quarter of the loss, four times the period
+      >>> run.H, [k for k in range(9, 30) if run.is_global(k)][:1]
+      (16, [24])
     """
 
     initial: int = 4
@@ -106,18 +110,18 @@ class AdaptivePeriod:
 
 
 class AdaptiveState(TypedDict):
-    """What a resumed run needs of an `AdaptiveSchedule`, as JSON can hold it."""
+    """State of an `AdaptiveSchedule` that a resumed run needs; JSON can hold it."""
 
-    H: int  # the present period in steps
+    H: int  # current period in steps
     last: int  # step of the last global average
     initial_loss: float | None  # F_initial
 
 
 class AdaptiveSchedule:
-    """Follow the period of one run with an `AdaptivePeriod`.
+    """Track the period of one run with an `AdaptivePeriod`.
 
     Attributes:
-      H: the present period in steps.
+      H: the current period in steps.
     """
 
     def __init__(self, settings: AdaptivePeriod):
@@ -135,7 +139,12 @@ class AdaptiveSchedule:
         return step - self._last >= self.H
 
     def observe(self, step: int, loss: float) -> None:
-        """Take in F at the global average of step `step`: the same number on every rank."""
+        """Update the period at a global average.
+
+        Args:
+          step: the step that ended with this global average.
+          loss: F; every rank must pass the same number.
+        """
         self._last = step
         if not 0 <= loss < math.inf:  # true for NaN
             self.H = self._settings.initial
@@ -154,8 +163,8 @@ class AdaptiveSchedule:
         settings = self._settings
         if loss == 0:
             return settings.maximum
-        # Decimal powers are the same on every machine. Those of C differ in the last bit, and ranks
-        # that round up differently would wait for one another forever.
+        # Decimal powers are the same on every machine. Those of the C library differ in the last
+        # bit, and ranks that round up differently would wait for one another forever.
         with decimal.localcontext(prec=28, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN):
             ratio = decimal.Decimal(initial_loss) / decimal.Decimal(loss)
             period = ratio ** decimal.Decimal(settings.exponent) * settings.initial
@@ -173,7 +182,7 @@ class AdaptiveSchedule:
 
     @property
     def state(self) -> AdaptiveState:
-        """What a resumed run needs, as JSON can hold it; may be set."""
+        """State that a resumed run needs; JSON can hold it. Assign to it to restore a run."""
         return {"H": self.H, "last": self._last, "initial_loss": self._initial_loss}
 
     @state.setter
@@ -188,10 +197,13 @@ class AdaptiveSchedule:
 
 
 def resolve(H: object) -> FixedPeriod | AdaptiveSchedule:  # noqa: N803 (the paper's name)
-    """Return the schedule that a user's `H` stands for, at the beginning of a run.
+    """Return the schedule for a user's `H`, at the beginning of a run.
+
+    Args:
+      H: whole number of steps >= 1, None for no global average, or an `AdaptivePeriod`.
 
     Raises:
-      ValueError: `H` is neither a whole number >= 1 nor None nor an `AdaptivePeriod`.
+      ValueError: `H` is none of these.
     """
     if isinstance(H, AdaptivePeriod):
         return H.start()

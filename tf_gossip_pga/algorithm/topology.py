@@ -1,15 +1,17 @@
 """Build topologies: who averages with whom, and with what weights.
 
-    >>> from tf_gossip_pga import topology
-    >>> topology.ring(4).weights(0)[0]
-    array([0.33333333, 0.33333333, 0.        , 0.33333333])
-    >>> topology.one_peer_exponential(8).rounds
-    3
+Ranks are numbered 0 … size-1. `Topology.beta` tells how fast gossip reaches agreement.
 
-Ranks are 0 … size-1. `Topology.beta` says how fast gossip reaches agreement.
+To add a topology, write a function of `n` in this module, and add it to `BY_NAME` and `__all__`.
+The planner computes beta from the matrices up to 512 ranks; above that, it needs a formula in
+`plan.cost.beta_of`.
 
-To add a topology, write a function of `n` here, list it in `BY_NAME` and `__all__`. Above 512
-ranks the planner knows its beta only if `plan.cost.beta_of` has a formula for it.
+Example:
+  >>> from tf_gossip_pga import topology
+  >>> topology.ring(4).weights(0)[0]
+  array([0.33333333, 0.33333333, 0.        , 0.33333333])
+  >>> topology.one_peer_exponential(8).rounds
+  3
 
 Sources: ring, grid and static exponential weights: Chen et al., "Accelerating Gossip SGD with
 Periodic Global Averaging", ICML 2021. One-peer exponential: Assran et al., "Stochastic Gradient
@@ -49,7 +51,7 @@ __all__ = [
     "torus",
 ]
 
-_BYTES_AN_EDGE = 224  # of the complete graph, while its edges are Python objects
+_BYTES_AN_EDGE = 224  # of memory in `complete`, where edges are Python objects first
 
 
 class UndirectedGraph(Protocol):
@@ -57,31 +59,62 @@ class UndirectedGraph(Protocol):
 
     @property
     def nodes(self) -> Iterable[Hashable]:
-        """The nodes, in the order of the ranks."""
+        """The nodes, in rank order."""
         ...
 
     def edges(self) -> Iterable[tuple[Hashable, Hashable]]:
-        """Return the pairs of joined nodes."""
+        """Return the edges as pairs of nodes."""
         ...
 
     def is_directed(self) -> bool:
-        """Return whether edges have a direction."""
+        """Return whether the edges have a direction."""
         ...
 
 
 def ring(n: int) -> Topology:
-    """Join each rank with its two neighbors on a circle, weights 1/3 (n = 2: 1/2).
+    """Connect each rank with its two neighbors on a circle, weights 1/3 (n = 2: weights 1/2).
 
-    beta = 1/3 + 2/3 cos(2 pi / n) for n >= 3 (Chen et al. 2021).
+    `beta = 1/3 + 2/3 cos(2 pi / n)` for n >= 3.
+
+    Source: Chen et al., ICML 2021.
+
+    Args:
+      n: number of ranks, >= 1.
+
+    Returns:
+      A `Topology` of one round.
+
+    Raises:
+      ValueError: `n` is not a whole number >= 1.
+
+    Example:
+      >>> ring(8).neighbors(0, rank=0)[0]
+      {1: 0.3333333333333333, 7: 0.3333333333333333}
     """
     n = _ranks("ring", n)
     return _undirected("ring", n, {rounds.undirected(i, (i + 1) % n) for i in range(n)})
 
 
 def grid(n: int) -> Topology:
-    """Join ranks to the rectangle nearest to a square, edges not wrapped (n prime: a path).
+    """Connect the ranks of the most nearly square rectangle, without wrapping (n prime: a path).
 
-    Metropolis-Hastings weights 1 / (1 + max(deg_i, deg_j)); 4 x 4 gives the 0.868 of Chen et al.
+    Metropolis-Hastings weights, `1 / (1 + max(deg_i, deg_j))`. With 16 ranks beta is 0.8686,
+    printed as 0.868 in the source.
+
+    Source: Chen et al., ICML 2021.
+
+    Args:
+      n: number of ranks, >= 1.
+
+    Returns:
+      A `Topology` of one round.
+
+    Raises:
+      ValueError: `n` is not a whole number >= 1.
+
+    Example:
+      >>> sorted(grid(6).neighbors(0, rank=0)[0])  # ranks 0 1 2 above ranks 3 4 5
+      [1, 3]
     """
     n = _ranks("grid", n)
     columns = rounds.most_square(n)[1]
@@ -91,7 +124,23 @@ def grid(n: int) -> Topology:
 
 
 def torus(n: int) -> Topology:
-    """Join the opposite sides of the grid (n prime: a ring). Metropolis-Hastings weights."""
+    """Connect the ranks of a grid and also its opposite sides (n prime: a ring).
+
+    Metropolis-Hastings weights, `1 / (1 + max(deg_i, deg_j))`.
+
+    Args:
+      n: number of ranks, >= 1.
+
+    Returns:
+      A `Topology` of one round.
+
+    Raises:
+      ValueError: `n` is not a whole number >= 1.
+
+    Example:
+      >>> torus(9).neighbors(0, rank=0)[0]
+      {1: 0.2, 2: 0.2, 3: 0.2, 6: 0.2}
+    """
     n = _ranks("torus", n)
     rows, columns = rounds.most_square(n)
     edges: set[tuple[int, int]] = set()
@@ -106,7 +155,22 @@ def torus(n: int) -> Topology:
 def static_exponential(n: int) -> Topology:
     """Let each rank receive from the ranks 1, 2, 4, … before it, weights 1 / (1 + ceil(log2 n)).
 
-    Directed. beta = 1 - 2 / (2 + floor(log2(n - 1))) for even n (Ying et al. 2021).
+    The graph is directed. `beta = 1 - 2 / (2 + floor(log2(n - 1)))` for even n.
+
+    Source: Ying et al., NeurIPS 2021.
+
+    Args:
+      n: number of ranks, >= 1.
+
+    Returns:
+      A `Topology` of one round.
+
+    Raises:
+      ValueError: `n` is not a whole number >= 1.
+
+    Example:
+      >>> static_exponential(8).neighbors(0, rank=0)
+      ({7: 0.25, 6: 0.25, 4: 0.25}, 0.25)
     """
     n = _ranks("static_exponential", n)
     hops = rounds.hops(n)
@@ -115,10 +179,25 @@ def static_exponential(n: int) -> Topology:
 
 
 def one_peer_exponential(n: int) -> Topology:
-    """Let each rank receive from one in round k, 2^(k mod ceil(log2 n)) before it; weights 1/2.
+    """Let each rank receive from one rank in round k, 2^(k mod ceil(log2 n)) before it.
 
-    Directed: every rank sends one message and receives one. For n a power of two, any log2 n
-    rounds in a row average exactly; for other n they do not (Ying et al. 2021).
+    The weights are 1/2. The graph is directed: every rank sends one message and receives one. If n
+    is a power of two, any log2 n consecutive rounds average exactly. For other n they do not.
+
+    Source: Assran et al., ICML 2019; exact averaging: Ying et al., NeurIPS 2021.
+
+    Args:
+      n: number of ranks, >= 1.
+
+    Returns:
+      A `Topology` of ceil(log2 n) rounds, or of one round if n is 1.
+
+    Raises:
+      ValueError: `n` is not a whole number >= 1.
+
+    Example:
+      >>> [one_peer_exponential(8).neighbors(k, rank=0)[0] for k in range(3)]
+      [{7: 0.5}, {6: 0.5}, {4: 0.5}]
     """
     n = _ranks("one_peer_exponential", n)
     cycle = tuple(rounds.circulant(n, {hop: 0.5}) for hop in rounds.hops(n))
@@ -126,10 +205,22 @@ def one_peer_exponential(n: int) -> Topology:
 
 
 def hypercube(n: int) -> Topology:
-    """Pair rank i with rank i xor 2^k in round k, weights 1/2; log2 n rounds average exactly.
+    """Pair rank i with rank i xor 2^k in round k, weights 1/2.
+
+    One cycle of log2 n rounds averages exactly.
+
+    Args:
+      n: number of ranks, a power of two.
+
+    Returns:
+      A `Topology` of log2 n rounds, or of one round if n is 1.
 
     Raises:
-      ValueError: n is not a power of two.
+      ValueError: `n` is not a power of two.
+
+    Example:
+      >>> hypercube(8).neighbors(1, rank=5)
+      ({7: 0.5}, 0.5)
     """
     n = _ranks("hypercube", n)
     if n & (n - 1):
@@ -147,10 +238,21 @@ def hypercube(n: int) -> Topology:
 
 
 def complete(n: int) -> Topology:
-    """Join everybody with everybody, weights 1/n: one round is a global average (Parallel SGD).
+    """Connect every rank with every other, weights 1/n: a round is a global average (Parallel SGD).
+
+    Args:
+      n: number of ranks, >= 1.
+
+    Returns:
+      A `Topology` of one round.
 
     Raises:
-      MemoryError: n^2 / 2 edges would not fit into this machine's memory.
+      ValueError: `n` is not a whole number >= 1.
+      MemoryError: the graph's n^2 / 2 edges do not fit into this machine's memory.
+
+    Example:
+      >>> complete(4).weights(0)[0]
+      array([0.25, 0.25, 0.25, 0.25])
     """
     n = _ranks("complete", n)
     memory.check(_BYTES_AN_EDGE * n * n // 2, f"The complete graph of {n} ranks")
@@ -158,7 +260,21 @@ def complete(n: int) -> Topology:
 
 
 def disconnected(n: int) -> Topology:
-    """Join nobody with anybody, W = I: with a period H this is Local SGD."""
+    """Connect no ranks, W = I: with a period H this is Local SGD.
+
+    Args:
+      n: number of ranks, >= 1.
+
+    Returns:
+      A `Topology` of one round.
+
+    Raises:
+      ValueError: `n` is not a whole number >= 1.
+
+    Example:
+      >>> disconnected(4).neighbors(0, rank=3)
+      ({}, 1.0)
+    """
     n = _ranks("disconnected", n)
     return Topology("disconnected", n, (rounds.identity(n),))
 
@@ -167,16 +283,19 @@ def from_matrix(W: npt.ArrayLike) -> Topology:  # noqa: N803 (the literature's n
     """Return a topology of one round with your own doubly stochastic matrix.
 
     Args:
-      W: array-like `[n, n]`; `W[i, j]` is the weight that rank i gives to rank j.
+      W: array-like `[n, n]`, converted to float64; `W[i, j]` is the weight that rank i gives to the
+        parameters of rank j.
+
+    Returns:
+      A `Topology` of one round.
 
     Raises:
-      ValueError: not a square matrix, or not doubly stochastic (says which row or column, and by
-        how much).
+      ValueError: the matrix is not square, or not doubly stochastic; the message names the row or
+        column and its deviation from 1.
 
     Example:
-
-        >>> from_matrix([[0.75, 0.25], [0.25, 0.75]]).beta
-        0.5
+      >>> from_matrix([[0.75, 0.25], [0.25, 0.75]]).beta
+      0.5
     """
     matrix = np.array(W, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
@@ -193,16 +312,19 @@ def from_matrix(W: npt.ArrayLike) -> Topology:  # noqa: N803 (the literature's n
 def from_networkx(graph: UndirectedGraph) -> Topology:
     """Return the topology of an undirected networkx graph, with Metropolis-Hastings weights.
 
-    Ranks follow the order of `graph.nodes`; self-loops are ignored.
+    Args:
+      graph: a `networkx.Graph`. Ranks follow the order of `graph.nodes`; self-loops are ignored.
+
+    Returns:
+      A `Topology` of one round.
 
     Raises:
       ValueError: the graph is directed or empty.
 
     Example:
-
-        >>> import networkx
-        >>> from_networkx(networkx.petersen_graph()).size
-        10
+      >>> import networkx
+      >>> from_networkx(networkx.petersen_graph()).size
+      10
     """
     if graph.is_directed():
         raise ValueError(
@@ -212,7 +334,7 @@ def from_networkx(graph: UndirectedGraph) -> Topology:
         )
     rank = {node: i for i, node in enumerate(graph.nodes)}
     n = _ranks("from_networkx", len(rank))
-    # The call of edges() leaves the keys of parallel edges out.
+    # Unlike the attribute, the call edges() omits the keys of parallel edges.
     edges = {rounds.undirected(rank[a], rank[b]) for a, b in graph.edges()}
     return _undirected("from_networkx", n, edges)
 
@@ -233,15 +355,23 @@ BY_NAME: dict[str, Callable[[int], Topology]] = {
 
 
 def resolve(topology: str | Topology, size: int) -> Topology:
-    """Return the topology for `size` ranks that a user named or built.
+    """Return the topology for a user's `topology` argument.
 
     Args:
       topology: one of the names in `BY_NAME`, or a `Topology`.
-      size: number of ranks it must have.
+      size: number of ranks that the topology must have.
+
+    Returns:
+      A `Topology` of `size` ranks.
 
     Raises:
-      ValueError: the name is unknown, or the topology has another size.
-      TypeError: neither a name nor a `Topology`.
+      ValueError: the name is unknown, its graph does not exist for `size` ranks, or the `Topology`
+        has another size.
+      TypeError: `topology` is neither a name nor a `Topology`.
+
+    Example:
+      >>> resolve("ring", 4)
+      Topology('ring', size=4, rounds=1)
     """
     if isinstance(topology, str):
         if topology not in BY_NAME:
@@ -264,10 +394,21 @@ def resolve(topology: str | Topology, size: int) -> Topology:
 
 
 def resolve_for_survivors(topology: str | Topology, size: int) -> Topology:
-    """Return the topology for the `size` surviving ranks of a run that began with `topology`.
+    """Return the topology for the surviving workers of a run that began with `topology`.
 
-    This is the same name, where its graph exists for this size. Otherwise, and for a `Topology`
-    of another size, it is the one-peer exponential graph.
+    Keep the name if its graph exists for `size` ranks. Otherwise, and for a `Topology` of another
+    size, return the one-peer exponential graph.
+
+    Args:
+      topology: one of the names in `BY_NAME`, or a `Topology`.
+      size: number of surviving workers.
+
+    Returns:
+      A `Topology` of `size` ranks.
+
+    Example:
+      >>> resolve_for_survivors("hypercube", 6)
+      Topology('one_peer_exponential', size=6, rounds=3)
     """
     try:
         return resolve(topology, size)

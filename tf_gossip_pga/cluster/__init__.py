@@ -1,9 +1,11 @@
-"""Find this process's place among the workers: rank, size, addresses, devices, share of the data.
+"""Find this process's place among the workers: rank, size, addresses, devices, part of the data.
 
 Contents:
-  cluster: `Cluster`, what `pga.initialize` returns.
-  detect: find the cluster that a starter has described to this process.
-  tf_config: `TF_CONFIG` -> `Cluster`, and back.
-  sharding: the part of a dataset that one worker reads.
-  devices: the devices of one worker. The only module here that imports TensorFlow at its top.
+
+- `cluster`: `Cluster`, the result of `pga.initialize`.
+- `detect`: find the cluster that the environment describes, and refuse to train alone by mistake.
+- `tf_config`: convert `TF_CONFIG` to a `Cluster` and back.
+- `sharding`: select the part of a dataset that one worker reads.
+- `devices`: choose the devices of one worker. The only module here that imports TensorFlow at
+  import time.
 """

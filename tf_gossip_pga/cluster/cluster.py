@@ -16,20 +16,27 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """One process's place among the workers. `pga.initialize` makes it.
+    """One process's place among the workers, as `pga.initialize` returns it.
 
     Attributes:
       rank: this worker's number, 0 … size-1.
-      size: number of workers.
+      size: number of workers at the start.
       addresses: `"host:port"` of every worker in rank order; empty for a single worker without a
         `TF_CONFIG`.
-      strategy: the `tf.distribute.Strategy` to build and compile the model in. Where this worker
-        has several devices it splits each batch over them; with one it is TensorFlow's default,
-        and the scope changes nothing. None in a `Cluster` made by hand.
-      lost: ranks without which the surviving workers train (`on_worker_lost="continue"`).
-      exchange_values: exchanges a value with the other surviving workers, as
-        `exchange_values(value, doing, timeout_s)`, for `gather` and `barrier`. None for one worker,
-        and in a `Cluster` made by hand.
+      strategy: the `tf.distribute.Strategy` in whose scope to build and compile the model. If this
+        worker has several devices, the strategy splits each batch over them. With one device it is
+        TensorFlow's default strategy, and the scope changes nothing. None in a `Cluster`
+        constructed directly.
+      lost: ranks of lost workers, without which the others continue (`on_worker_lost="continue"`).
+      exchange_values: function that exchanges a value with the other surviving workers for `gather`
+        and `barrier`, called as `exchange_values(value, doing, timeout_s)`. None in a `Cluster`
+        constructed directly.
+
+    Example:
+      >>> import tf_gossip_pga as pga
+      >>> cluster = pga.Cluster(rank=1, size=4)  # in a script: pga.initialize()
+      >>> cluster.is_chief, cluster.members
+      (False, (0, 1, 2, 3))
     """
 
     rank: int = 0
@@ -43,7 +50,7 @@ class Cluster:
 
     @property
     def members(self) -> tuple[int, ...]:
-        """The surviving ranks, in order."""
+        """The surviving ranks, in increasing order."""
         return tuple(rank for rank in range(self.size) if rank not in self.lost)
 
     @property
@@ -54,55 +61,61 @@ class Cluster:
     def shard(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Return this worker's part of a dataset: the same number of elements on every rank.
 
-        Of n surviving workers, the i-th gets element e if `e % n == i`; up to `n - 1` last elements
-        are dropped to keep the parts equal. Call it before `shuffle` (or shuffle with the same seed
-        on every rank) and before `batch`.
+        Of n surviving workers, the i-th gets element e if `e % n == i`. Up to `n - 1` elements at
+        the end are dropped to keep the parts equal. Call `shard` before `batch`, and before
+        `shuffle` (or shuffle with the same seed on every rank).
 
         Args:
           dataset: a `tf.data.Dataset` that yields the same elements in the same order on every
-            rank. One of unknown length works too, but every rank then reads all of it.
+            rank. Its length may be unknown, but every rank then reads all of it.
 
         Returns:
           A `tf.data.Dataset`.
 
         Raises:
-          TypeError: not a `tf.data.Dataset`.
-          ValueError: fewer elements than workers.
+          TypeError: `dataset` is not a `tf.data.Dataset`.
+          ValueError: the dataset has fewer elements than there are workers.
 
         Example:
-
-            dataset = cluster.shard(dataset).shuffle(10_000).batch(32)
+          >>> import tensorflow as tf
+          >>> part = Cluster(rank=1, size=4).shard(tf.data.Dataset.range(10))
+          >>> [int(each) for each in part]  # 8 and 9 are dropped
+          [1, 5]
+          >>> batches = part.shuffle(10_000).batch(32)
         """
         members = self.members
         return sharding.shard(dataset, members.index(self.rank), len(members))
 
     def gather(self, value: object, timeout_s: float = 300.0) -> list:
-        """Return what every surviving worker passed, in the order of ranks.
+        """Return the values that all surviving workers passed, in rank order.
 
-        Every surviving worker must call it, in the same order among its other calls of `gather` and
-        `barrier`, and outside of `fit`. A worker that calls it alone, as in
-        `if cluster.is_chief: cluster.gather(…)`, waits until the deadline, and then all fail.
+        Every surviving worker must call `gather` outside of `fit`, in the same order relative to
+        its other calls of `gather` and `barrier`. If only the chief calls it, for example, the
+        chief waits until the deadline, and then all workers fail.
 
         Args:
-          value: anything JSON can hold; NaN and infinity too. Tuples come back as lists, and the
-            keys of dicts as strings.
+          value: any value that JSON can hold, including NaN and infinity. Tuples come back as
+            lists, and keys of dicts as strings.
           timeout_s: seconds to wait for the other workers, > 0. Default 300.
 
         Returns:
-          A list with one value for each of `members`; with one worker `[value]`.
+          A list with one value per rank in `members`; with one worker `[value]`.
 
         Raises:
           TypeError: JSON cannot hold `value`.
-          ValueError: `timeout_s` is no number > 0.
-          WorkerLost: another worker died, or did not call `gather` before the deadline. The next
-            `fit` with `on_worker_lost="continue"` begins with the survivors, if the script catches
-            it.
+          ValueError: `timeout_s` is not a number > 0.
+          RuntimeError: another worker is in a different exchange, e.g. in `barrier`; or this worker
+            is inside a `fit` with `on_worker_lost="continue"`.
+          WorkerLost: another worker died, or did not call `gather` before the deadline. If the
+            script catches it, the next `fit` with `on_worker_lost="continue"` begins with the
+            surviving workers.
 
         Example:
-
-            losses = cluster.gather(float(loss))     # on every rank
-            if cluster.is_chief:
-                print(sum(losses) / len(losses))
+          >>> cluster, loss = Cluster(), 0.25  # in a script: pga.initialize()
+          >>> losses = cluster.gather(loss)  # on every rank
+          >>> if cluster.is_chief:
+          ...     print(sum(losses) / len(losses))
+          0.25
         """
         return self._exchange(_as_json_holds(value), "cluster.gather", timeout_s)
 
@@ -115,14 +128,16 @@ class Cluster:
           timeout_s: seconds to wait for the other workers, > 0. Default 300.
 
         Raises:
-          ValueError: `timeout_s` is no number > 0.
-          WorkerLost: as `gather`.
+          ValueError: `timeout_s` is not a number > 0.
+          RuntimeError: as in `gather`.
+          WorkerLost: another worker died, or did not call `barrier` before the deadline, as in
+            `gather`.
 
         Example:
-
-            if cluster.is_chief:
-                prepare("data")                      # the other workers read it afterwards
-            cluster.barrier(timeout_s=3600)
+          >>> cluster = Cluster()  # in a script: pga.initialize()
+          >>> if cluster.is_chief:
+          ...     pass  # download the data, which the other workers read after the barrier
+          >>> cluster.barrier(timeout_s=3600)
         """
         self._exchange(None, "cluster.barrier", timeout_s)
 
@@ -141,7 +156,7 @@ def _as_json_holds(value: object) -> Any:
     """Return a copy of `value` as the other workers receive it."""
     try:
         return json.loads(json.dumps(value))
-    except (TypeError, ValueError, RecursionError) as error:  # ValueError: it contains itself
+    except (TypeError, ValueError, RecursionError) as error:  # ValueError: circular reference
         raise TypeError(
             "cluster.gather needs a value that JSON can hold (None, a bool, number or string, or "
             f"lists and dicts of such), received {type(value).__name__}: {error}. Convert NumPy "

@@ -1,12 +1,12 @@
 """Find the cluster that this process belongs to.
 
-`srun`, `mpirun` and the like start several processes, each of which would train alone without a
-`TF_CONFIG`. Their variables are therefore looked at, if only to refuse that.
+`srun`, `mpirun` and other starters run several processes. Without a `TF_CONFIG` each of them would
+train alone. This module reads the starters' own variables only to refuse that.
 
-To add a starter (Slurm, Kubernetes, …): write a function of the environment that returns a
-`Cluster`, or None where the starter has left no trace, and list it in `STARTERS`. Nothing else
-reads the starter's variables, except that `train.py` and the benchmarks start workers of their own
-where `TF_CONFIG` is unset.
+To add a starter (Slurm, Kubernetes, …), write a function that takes the environment and returns a
+`Cluster`, or None if the starter left no trace, and add it to `STARTERS`. No other module reads the
+starters' variables, except that `train.py` and the benchmarks start local workers if `TF_CONFIG` is
+unset.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tf_gossip_pga.cluster.tf_config import from_tf_config, to_tf_config
 
 
 def tf_config(environment: Mapping[str, str]) -> Cluster | None:
-    """Return the cluster that `TF_CONFIG` describes, or None where it is unset or blank."""
+    """Return the cluster that `TF_CONFIG` describes, or None if it is unset or blank."""
     text = environment.get("TF_CONFIG", "")
     return from_tf_config(text) if text.strip() else None
 
@@ -30,12 +30,12 @@ def _number(text: str) -> int:
 
 
 def _most(text: str) -> int:
-    """Return the largest number of a range, as in "1:4"."""
+    """Return the largest number of a range such as "1:4"."""
     return max(map(_number, text.split(":")))
 
 
 def _length(text: str) -> int:
-    """Return the length of a JSON list."""
+    """Return the length of a JSON list, or 0 if the text is not one."""
     try:
         hosts = json.loads(text)
     except (ValueError, RecursionError):
@@ -43,10 +43,10 @@ def _length(text: str) -> int:
     return len(hosts) if isinstance(hosts, list) else 0
 
 
-# The variable that, set to "none", makes this process a single worker.
+# Environment variable; "none" makes this process a single worker.
 CLUSTER = "TF_GOSSIP_PGA_CLUSTER"
 
-# Where starters say how many processes they have started, and how to read it.
+# Variables in which starters report the number of processes, and how to parse each.
 TASKS: dict[str, Callable[[str], int]] = {
     "SLURM_STEP_NUM_TASKS": _number,  # srun
     "OMPI_COMM_WORLD_SIZE": _number,  # mpirun of Open MPI
@@ -57,26 +57,28 @@ TASKS: dict[str, Callable[[str], int]] = {
     "SM_HOSTS": _length,  # SageMaker
 }
 
-# Asked in this order; the first that has left a trace counts.
+# In order of precedence: the first that returns a cluster wins.
 STARTERS = (tf_config,)
 
 
 def find(environment: Mapping[str, str] | None = None) -> Cluster:
-    """Return this process's place; a single worker where no starter has left a trace.
+    """Return this process's place among the workers; a single worker if no starter left a trace.
 
-    With `TF_GOSSIP_PGA_CLUSTER=none` it is a single worker whatever starters have left.
+    With `TF_GOSSIP_PGA_CLUSTER=none` this process is a single worker, whatever started it.
 
     Args:
-      environment: the variables to look at; default: those of this process.
+      environment: the environment variables to read; by default those of this process.
+
+    Returns:
+      A `Cluster` without a `strategy`.
 
     Raises:
-      ValueError: what a starter has left cannot be used; the message quotes it. Also if there is
-        no `TF_CONFIG`, but variables say that this process is one of several.
+      ValueError: a variable cannot be used; the message quotes it. Also if there is no `TF_CONFIG`,
+        but other variables show that this process is one of several.
 
     Example:
-
-        >>> find({}).size
-        1
+      >>> find({}).size
+      1
     """
     environment = os.environ if environment is None else environment
     chosen = environment.get(CLUSTER, "")
@@ -94,7 +96,7 @@ def find(environment: Mapping[str, str] | None = None) -> Cluster:
 
 
 def _check_alone(environment: Mapping[str, str]) -> None:
-    """Raise `ValueError` where a starter's variables say that this is one process of several."""
+    """Raise `ValueError` if a starter's variables show that this process is one of several."""
     seen = [
         f"{name}={environment[name]}"
         for name, tasks in TASKS.items()

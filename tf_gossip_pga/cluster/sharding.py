@@ -1,6 +1,6 @@
 """Return the part of a `tf.data.Dataset` that one of several workers reads.
 
-TensorFlow is imported where a dataset is there already, so that a launcher needs none of it.
+TensorFlow is imported only once a dataset exists, so that a launcher does not need it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,19 @@ _INFINITE, _UNKNOWN = -1, -2  # tf.data.INFINITE_CARDINALITY and UNKNOWN_CARDINA
 
 
 def shard(dataset: tf.data.Dataset, place: int, workers: int) -> tf.data.Dataset:
-    """Return every element e with `e % workers == place`, as many for each place.
+    """Return every element e with `e % workers == place`, the same number for each place.
+
+    Args:
+      dataset: a `tf.data.Dataset` that yields the same elements in the same order on every rank.
+      place: index of this worker among the surviving workers, from 0.
+      workers: number of surviving workers.
+
+    Returns:
+      A `tf.data.Dataset`.
 
     Raises:
-      TypeError: not a `tf.data.Dataset`.
-      ValueError: fewer elements than workers.
+      TypeError: `dataset` is not a `tf.data.Dataset`.
+      ValueError: the dataset has fewer elements than there are workers.
     """
     if not hasattr(dataset, "cardinality"):
         raise TypeError(
@@ -42,12 +50,12 @@ def shard(dataset: tf.data.Dataset, place: int, workers: int) -> tf.data.Dataset
 
 
 def _shard_of_unknown_length(dataset: Any, place: int, workers: int) -> tf.data.Dataset:
-    """Return one element of each whole group of `workers` elements."""
+    """Return one element of each complete group of `workers` elements."""
     import tensorflow as tf
 
     def own(_: Any, group: Any) -> tf.data.Dataset:
-        # The group is a dataset, or a nest of them.
+        # The group is a dataset or a nested structure of datasets.
         return tf.data.Dataset.zip(group).skip(place).take(1)
 
-    # enumerate: the window then is a pair, whatever the elements are.
+    # With enumerate, a window is a pair whatever the structure of the elements.
     return dataset.enumerate().window(workers, drop_remainder=True).flat_map(own)

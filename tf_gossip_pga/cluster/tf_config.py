@@ -1,6 +1,6 @@
 """Read and write `TF_CONFIG`: rank, size and addresses of the workers.
 
-`TF_CONFIG` is TensorFlow's convention: a JSON text in the environment of each process.
+`TF_CONFIG` is TensorFlow's convention, a JSON text in the environment of each process::
 
     {"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}
 """
@@ -18,40 +18,42 @@ _EXAMPLE = (
     '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 )
 
-# A name, an IPv4 address, or an IPv6 address in brackets; no scheme, no leading zero.
+# Host name, IPv4 address, or IPv6 address in brackets; no scheme, no leading zero in the port.
 _ADDRESS = re.compile(r"(\[[^\s\[\]/]+\]|[^\s\[\]/:]+):(?P<port>[1-9][0-9]{0,4})")
 
-# The environment variable that, set to 1, lets a worker join a running job.
+# Environment variable; "1" lets this worker join a running job.
 JOIN = "TF_GOSSIP_PGA_JOIN"
 
-# Those with the secret that a job's workers share, or with the name of a file that holds it.
+# Environment variables with the secret that a job's workers share, or the name of its file.
 SECRET = "TF_GOSSIP_PGA_SECRET"
 SECRET_FILE = "TF_GOSSIP_PGA_SECRET_FILE"
 
 
 def from_tf_config(text: str | None) -> Cluster:
-    """Return the place that a `TF_CONFIG` gives to this process.
+    """Return the place that a `TF_CONFIG` assigns to this process.
 
-    The roles `worker` and `chief` train; a chief is rank 0, before the workers.
+    Workers with the roles `worker` and `chief` train. A chief is rank 0, before the workers.
 
     Args:
       text: the content of `TF_CONFIG`; None or blank means a single worker.
 
+    Returns:
+      A `Cluster` without a `strategy`.
+
     Raises:
-      ValueError: anything this project cannot run exactly as written; the message quotes what was
-        received and shows an example.
+      ValueError: this package cannot run the cluster exactly as written; the message quotes the
+        text received and shows an example.
 
     Example:
-
-        >>> from_tf_config('{"cluster": {"worker": ["a:1", "b:1"]},'
-        ...                ' "task": {"type": "worker", "index": 1}}').rank
-        1
+      >>> from_tf_config('{"cluster": {"worker": ["a:1", "b:1"]},'
+      ...                ' "task": {"type": "worker", "index": 1}}').rank
+      1
     """
     if text is None or not text.strip():
         return Cluster()
     try:
         config = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also an integer of too many digits
+    except (ValueError, RecursionError) as error:  # or an integer has too many digits
         raise _error(f"is not JSON ({error})", text) from None
     cluster = _field(config, "cluster", dict, text)
     task = _field(config, "task", dict, text)
@@ -60,7 +62,12 @@ def from_tf_config(text: str | None) -> Cluster:
 
 
 def to_tf_config(addresses: Iterable[str], rank: int) -> str:
-    """Return the `TF_CONFIG` of worker `rank` among workers at `addresses`."""
+    """Return the `TF_CONFIG` of a worker.
+
+    Args:
+      addresses: `"host:port"` of all workers, in rank order.
+      rank: rank of the worker that gets this `TF_CONFIG`.
+    """
     return json.dumps(
         {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": rank}}
     )
@@ -118,7 +125,7 @@ def _is_address(address: object) -> bool:
 
 
 def _field(parent: object, name: str, kind: type, text: str, of: str | None = None) -> Any:
-    """Return a member of a JSON object, which must be of the given kind."""
+    """Return a field of a JSON object, which must be of the given type."""
     where = f'"{of}"' if of else "TF_CONFIG"
     if not isinstance(parent, dict):
         raise _error(f"must be a JSON object, received {type(parent).__name__}", text)

@@ -1,4 +1,4 @@
-"""Take addresses of `TF_CONFIG` apart, look names up, and listen."""
+"""Parse addresses of `TF_CONFIG`, resolve host names, connect and listen."""
 
 from __future__ import annotations
 
@@ -23,20 +23,25 @@ def look_up(host: str) -> tuple[str, ...]:
 def connect(hosts: Sequence[str], port: int, timeout_s: float) -> socket.socket:
     """Return a connection to the first of a worker's hosts that accepts one.
 
+    Args:
+      hosts: names or numeric addresses, in the order to try.
+      port: the port to connect to.
+      timeout_s: seconds for each attempt, which also becomes the timeout of the connection.
+
     Raises:
-      OSError: none of them does; the reason is the last one's.
-      UnicodeError: a name cannot be one of a host.
+      OSError: no host accepts; this is the last host's error.
+      UnicodeError: a text is not a valid host name.
     """
     refused = OSError("no address")
     for host in hosts:
         for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             connection = socket.socket(family, kind)
             try:
-                # The operating system may give this end a port of which a worker is to listen soon.
+                # The system may assign this end a port on which a worker will listen soon.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 connection.settimeout(timeout_s)
                 connection.connect(address)
-                # On one machine it may even be the port that is called, where nobody listens.
+                # On one machine it may even assign the port being called, if nobody listens there.
                 if connection.getsockname() == connection.getpeername():
                     raise ConnectionRefusedError("connected to itself")
                 return connection
@@ -49,16 +54,16 @@ def connect(hosts: Sequence[str], port: int, timeout_s: float) -> socket.socket:
 def listener(hosts: Sequence[str], rank: int) -> socket.socket:
     """Return a socket that listens, on any port, on the interface of this worker's own address.
 
-    It listens on all interfaces where this machine does not have that address, behind NAT or in a
-    container.
+    If this machine does not have that address (behind NAT or in a container), the socket listens on
+    all interfaces.
 
     Args:
-      hosts: of all workers, in rank order.
-      rank: this worker's.
+      hosts: host names of all workers, in rank order.
+      rank: this worker's rank.
     """
     with contextlib.suppress(OSError):
         address = look_up(hosts[rank])[0]
-        # Some machines call themselves 127.0.1.1, which no other machine could reach.
+        # Some machines resolve their own name to 127.0.1.1, which no other machine can reach.
         if not ipaddress.ip_address(address).is_loopback or len(set(hosts)) == 1:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             return socket.create_server((address, 0), family=family)
@@ -66,7 +71,7 @@ def listener(hosts: Sequence[str], rank: int) -> socket.socket:
 
 
 def listener_everywhere(port: int) -> socket.socket:
-    """Return a socket that listens at a port on all interfaces, as TensorFlow's server does."""
+    """Return a socket that listens at `port` on all interfaces, as TensorFlow's server does."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))

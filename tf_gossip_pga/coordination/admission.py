@@ -1,4 +1,4 @@
-"""Bring joining workers and members together: announcements and invitations."""
+"""Bring joining workers and members together with announcements and invitations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tf_gossip_pga.errors import WorkerLost
 
 @dataclasses.dataclass(frozen=True)
 class _Announcement:
-    """What a joining worker asks members with: its rank, and the port of its channel."""
+    """A joining worker's request to the members: its rank, and the port of its channel."""
 
     rank: Rank
     endpoint: Port
@@ -28,7 +28,7 @@ class _Announcement:
 
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-    """What a member answers: how to ask all members, and what it does; see `Whereabouts`."""
+    """A member's answer: the endpoints of all members, and what it is doing; see `Whereabouts`."""
 
     endpoints: dict[Rank, Port]
     where: str
@@ -36,20 +36,19 @@ class _Answer:
 
 
 class Admission:
-    """What joining workers and members tell each other before a view grows.
+    """The messages between joining workers and members before a view grows.
 
-    A joining worker announces itself to the members until they invite it. The members take it in
-    where an epoch begins.
+    A joining worker announces itself to the members until they invite it. The members admit it at
+    the beginning of an epoch.
 
     Args:
-      cluster: this process's place.
-      channel: what the other workers are asked through.
-      status: of this process, for joining workers that ask where it is.
+      cluster: this process's place among the workers.
+      channel: sends requests to the other workers.
+      status: this process's status, for joining workers that ask for it.
       timing: every deadline of the control plane.
 
     Attributes:
-      invitation: what this joining worker was told when the members were ready to take it in; None
-        before.
+      invitation: the invitation that this joining worker has received; None before.
     """
 
     def __init__(self, cluster: Cluster, channel: Channel, status: Status, timing: Timing) -> None:
@@ -58,22 +57,22 @@ class Admission:
         self._channel = channel
         self._status = status
         self._timing = timing
-        # Endpoint, and when it was received.
+        # rank -> its endpoint, and when the announcement was received
         self._announced: dict[int, tuple[int, float]] = {}
 
     def listen(self) -> None:
-        """Take announcements of joining workers from now on, as a member."""
+        """Accept announcements of joining workers from now on, as a member."""
         self._channel.handlers["join"] = self._take_announcement
 
     def await_members(self) -> None:
-        """Take an invitation of the members from now on, as a joining worker."""
+        """Accept an invitation from the members from now on, as a joining worker."""
         self._channel.handlers["invite"] = self._take_invitation
 
     def announced(self) -> dict[str, int]:
-        """Return the endpoints of lost workers that have announced themselves just now.
+        """Return the endpoints of lost workers that have announced themselves recently.
 
         Returns:
-          Ports, by rank in decimal digits, as JSON can hold it.
+          Ports by rank. The ranks are in decimal digits, so that JSON can hold the dict.
         """
         soonest = time.monotonic() - self._timing.announced_s
         return {
@@ -83,14 +82,19 @@ class Admission:
         }
 
     def forget(self) -> None:
-        """Forget all announcements; whoever still wants to join makes another."""
+        """Forget all announcements; a worker that still wants to join announces itself again."""
         self._announced = {}
 
     def invite(self, invitation: Invitation, joining: Mapping[str, int], asks: bool) -> None:
-        """Learn the endpoints of joining workers; the one member that `asks` invites them.
+        """Learn the endpoints of joining workers; one of the members also sends the invitation.
+
+        Args:
+          invitation: the invitation, to which the endpoints are added.
+          joining: endpoints by rank in decimal digits, as `announced` returns them.
+          asks: whether this member is the one that sends the invitation.
 
         Raises:
-          OSError: the host name of a joining worker is not known here.
+          OSError: the host name of a joining worker cannot be resolved here.
         """
         self._learn({int(rank): endpoint for rank, endpoint in joining.items()})
         if asks:
@@ -100,8 +104,11 @@ class Admission:
     def await_invitation(self) -> Invitation:
         """Announce this joining worker to all members until they invite it.
 
+        Returns:
+          The invitation.
+
         Raises:
-          WorkerLost: the members have ended, or the `fit` that can be joined.
+          WorkerLost: the members have ended, or are in a later `fit`, which cannot be joined.
         """
         waiting = Waiting(self._timing.join_report_s)
         while self.invitation is None:
@@ -124,7 +131,7 @@ class Admission:
                     "in a later fit of its script, and only the first can be joined. Let the "
                     "others end without this worker, or start the whole job again."
                 )
-            for each in answered.values():  # other workers may have joined since
+            for each in answered.values():  # other workers may have joined meanwhile
                 self._learn(each.endpoints)
             if waited_s := waiting.due():
                 first = min(answered, default=None)
@@ -139,7 +146,7 @@ class Admission:
         return self.invitation
 
     def accepted(self) -> Invitation:
-        """Return the invitation of this joining worker.
+        """Return the invitation that this joining worker has received.
 
         Raises:
           RuntimeError: it has not been invited.
@@ -153,7 +160,7 @@ class Admission:
             self._channel.learn(rank, endpoint)
 
     def _take_announcement(self, request: Message) -> Message:
-        """Note that a worker wants to join. On the channel's thread."""
+        """Record that a worker wants to join. Runs on the channel's thread."""
         message = messages.parse(_Announcement, request, self._cluster.size)
         heard = (message.endpoint, time.monotonic())
         self._announced = {**self._announced, message.rank: heard}
@@ -162,6 +169,6 @@ class Admission:
         return dataclasses.asdict(answer)
 
     def _take_invitation(self, request: Message) -> Message:
-        """Note that the members are ready. On the channel's thread."""
+        """Record that the members are ready. Runs on the channel's thread."""
         self.invitation = messages.parse(Invitation, request, self._cluster.size)
         return {}

@@ -1,12 +1,12 @@
-"""Carry questions between workers, next to the exchanges of TensorFlow, which wait in silence.
+"""Send requests to other workers and answer theirs, independently of TensorFlow's exchanges.
 
 Each process listens on a TCP port that the operating system chooses (`server`). A connection
-carries one request and its answer, one line of JSON each, which both sides prove to come from a
-process of the job (`secret`). Nothing is sent unless somebody asks: who waits or forms a view
-(`watchdog`, `protocol`), pings (`Protocol.ping`), announces itself (`admission`), or probes the
-addresses of lost workers.
+carries one request and its answer, one line of JSON each. Both sides prove that they belong to the
+job (`secret`). A worker sends requests only while it waits or forms a view (`watchdog`,
+`protocol`), to ping (`Protocol.ping`), to announce itself (`admission`), to report that it ends
+(`departures`, `watchdog`), or to probe the addresses of lost workers.
 
-The kinds of requests are the rows of a table, `Channel.handlers`.
+Each kind of request is an entry of `Channel.handlers`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ from tf_gossip_pga.coordination.timing import Timing
 
 @dataclasses.dataclass(frozen=True)
 class Introduction:
-    """What a starting worker tells all others, over TensorFlow's transport.
+    """The data that others need to send requests to a starting worker.
+
+    Workers gather it over TensorFlow's transport at the start.
 
     Attributes:
-      port: that of its channel.
-      key: in hexadecimal digits, where the job has no secret.
-      fingerprint: of the job's secret, where it has one; all must have the same.
+      port: the port of its channel.
+      key: its key in hexadecimal digits, if the job has no secret.
+      fingerprint: fingerprint of the job's secret, if it has one; all workers must have the same.
     """
 
     port: Port
@@ -48,28 +50,29 @@ class Introduction:
 
 @dataclasses.dataclass(frozen=True)
 class _Peer:
-    hosts: tuple[str, ...]  # numeric addresses, to be tried in this order
+    hosts: tuple[str, ...]  # numeric addresses, in the order to try
     port: int
     key: bytes
-    main_port: int  # TensorFlow's
+    main_port: int  # the port of TensorFlow's server
 
 
 class Channel:
-    """Answer the questions of other workers, and ask them.
+    """Send requests to other workers, and answer theirs.
 
     Args:
       addresses: `"host:port"` of all workers' TensorFlow servers, in rank order.
-      rank: this worker's.
-      status: what it answers to the question where it is.
+      rank: this worker's rank.
+      status: answers the request `"status"`.
       timing: how long to wait for answers, and how often to probe.
-      secret: the job's. Without one, workers have keys of their own, which they tell one another in
-        their introductions, and lost workers cannot join again.
+      secret: the job's secret. Without one, each worker generates a key and sends it to the others
+        in its introduction, and lost workers cannot join again.
 
     Attributes:
       endpoint: the port of this process's channel.
-      endpoints: that of this process and of those that it asks, by rank.
-      introduction: what all others need to ask this process, as JSON can hold it.
-      handlers: kind of request -> function of the request that returns the answer; see `Server`.
+      endpoints: the ports of this process and of the workers it can send requests to, by rank.
+      introduction: an `Introduction` of this process, as JSON can hold it.
+      handlers: kind of request -> function that takes the request and returns the answer; see
+        `Server`.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class Channel:
         self._lost: tuple[int, ...] = ()
         self._probed: tuple[int, ...] = ()
         self._heard: dict[int, float] = {}  # when a rank last answered
-        self._heard_all = time.monotonic()  # when an exchange with all ranks last succeeded
+        self._heard_all = time.monotonic()  # when an exchange with all members last succeeded
         listener = addresses_lib.listener(
             [addresses_lib.split(address)[0] for address in addresses], rank
         )
@@ -110,11 +113,14 @@ class Channel:
         self._server.start(self._probe_until_closed())
 
     def learn_all(self, introductions: Iterable[Message]) -> None:
-        """Learn how to ask every worker, from their introductions in rank order.
+        """Learn the endpoint and key of every worker from their introductions.
+
+        Args:
+          introductions: those of all workers, in rank order.
 
         Raises:
           OSError: the host name of a worker cannot be resolved.
-          ValueError: they do not all have the same secret.
+          ValueError: the workers do not all have the same secret.
         """
         parsed = [messages.parse(Introduction, each, 0) for each in introductions]
         fingerprints = [each.fingerprint for each in parsed]
@@ -124,10 +130,11 @@ class Channel:
             self._learn(rank, each.port, each.key)
 
     def learn(self, rank: int, endpoint: int) -> None:
-        """Learn how to ask a worker that has joined, or that this one joins.
+        """Learn the endpoint of a worker that joins this one, or that this one joins.
 
         Raises:
           OSError: its host name cannot be resolved.
+          ValueError: the job has no secret.
         """
         self._learn(rank, endpoint, None)
 
@@ -141,7 +148,7 @@ class Channel:
                 bytes.fromhex(key) if key else self._key_of(rank),
                 main_port,
             )
-            # Replaced as a whole: the channel's thread may be asking.
+            # Replace the whole dict: the channel's thread may be iterating over it.
             self._peers = {**self._peers, rank: peer}
 
     def _key_of(self, rank: int) -> bytes:
@@ -150,15 +157,16 @@ class Channel:
         return secret_lib.key_of(self._secret, self._addresses, rank)
 
     def keep(self, ranks: Collection[int]) -> None:
-        """Forget all workers but these."""
+        """Forget all workers except these ranks."""
         self._peers = {rank: peer for rank, peer in self._peers.items() if rank in ranks}
         self.endpoints = {rank: each for rank, each in self.endpoints.items() if rank in ranks}
 
     def probe(self, ranks: Iterable[int]) -> None:
-        """Probe the main ports of these ranks from now on, and tell all endpoints there.
+        """Probe the main ports of these lost ranks from now on, and send them all endpoints.
 
-        A restarted worker listens there; see `joining`. Where the job has no secret, say once that
-        the ranks cannot join again, since no restarted worker could prove that it is one of them.
+        A restarted worker listens there; see `joining`. If the job has no secret, report once that
+        the ranks cannot join again, because a restarted worker could not prove that it belongs to
+        the job.
         """
         before, self._lost = self._lost, tuple(ranks)
         if self._secret is not None:
@@ -170,11 +178,11 @@ class Channel:
             )
 
     def heard_all(self) -> None:
-        """Record that all others lived just now, as an exchange with them has shown."""
+        """Record that an exchange has just shown all other members to be alive."""
         self._heard_all = time.monotonic()
 
     def last_heard_s(self) -> dict[int, float]:
-        """Return how many seconds ago each of the others showed that it lives."""
+        """Return how many seconds ago each of the others last showed that it is alive, by rank."""
         now = time.monotonic()
         return {
             rank: now - max(self._heard_all, self._heard.get(rank, self._heard_all))
@@ -184,24 +192,29 @@ class Channel:
     def ask_all(
         self, kind: str, timeout_s: float | None = None, **details: Any
     ) -> dict[int, Message | Absence]:
-        """Return the answers of all others to one request, by rank, or why there is none.
+        """Send one request to all others, and return their answers by rank, or why there is none.
 
         Args:
-          kind: one of their `handlers`.
-          timeout_s: how long to wait for them; by default `Timing.ask_s`.
-          **details: what else the request holds, as JSON can hold it.
+          kind: the kind of request, a key of their `handlers`.
+          timeout_s: seconds to wait for each answer; by default `Timing.ask_s`.
+          **details: further fields of the request, as JSON can hold them.
         """
         timeout_s = self._timing.ask_s if timeout_s is None else timeout_s
         return self._server.run(self._ask_all(timeout_s, {**details, "kind": kind}))
 
     def tell_at_exit(self, kind: str, **details: Any) -> None:
-        """Tell all others something while this process ends, which nothing here may hold up."""
+        """Send one request to all others while this process ends, and wait only briefly.
+
+        Args:
+          kind: the kind of request, a key of their `handlers`.
+          **details: further fields of the request, as JSON can hold them.
+        """
         ask_s = self._timing.ask_s
         with contextlib.suppress(TimeoutError):
             self._server.run(self._ask_all(ask_s, {**details, "kind": kind}), ask_s + 1.0)
 
     def unreachable(self) -> list[int]:
-        """Return the others that live and give no answer now, though there is plenty of time."""
+        """Return the others that may be alive but do not answer within `Timing.reachable_s`."""
         answers = self.ask_all("status", timeout_s=self._timing.reachable_s)
         return [rank for rank, answer in answers.items() if answer is Absence.SUSPECTED]
 
@@ -248,15 +261,15 @@ async def _ask(
     """Send a request to a `Server`, and return the answer.
 
     Args:
-      hosts: its addresses, to be tried in this order.
+      hosts: its addresses, in the order to try.
       port: its port.
-      key: what it proves to know.
-      greeting: how it must begin.
+      key: the server's key, which both sides prove to know.
+      greeting: the greeting that the server must begin with.
       request: the request, with its `"kind"`.
 
     Raises:
-      OSError: there is no connection.
-      ValueError: what listens there is no process of this job, or it has dropped the request.
+      OSError: the connection failed.
+      ValueError: the listener is not a process of this job, or it has dropped the request.
     """
     reader, writer = await _connected(hosts, port)
     with contextlib.closing(writer):
@@ -269,7 +282,10 @@ async def _ask(
 
 
 async def _refused(peer: _Peer, timeout_s: float) -> Absence:
-    """Return what a refused connection means: a firewall may refuse this port and pass the main."""
+    """Return what a refused connection to a worker's channel means.
+
+    A firewall may refuse the channel's port and pass the main port, so try that one too.
+    """
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await _connected(peer.hosts, peer.main_port)
@@ -279,7 +295,7 @@ async def _refused(peer: _Peer, timeout_s: float) -> Absence:
         return Absence.DEAD
     except OSError:
         return Absence.SUSPECTED
-    # A new process of this rank starts there, or waits to join; the old one is gone.
+    # If a new process of this rank starts there or waits to join, the old process is dead.
     return Absence.DEAD if greetings.is_own(greeting) else Absence.SUSPECTED
 
 

@@ -1,9 +1,11 @@
-"""Remember when this worker last spoke with each other one, and which dead ones are of no account.
+"""Track when this worker last communicated with each other worker, and which dead ones are gone.
 
-A dead worker may have excluded this one and gone on, if this one was stopped or cut off before.
-Nobody excludes a worker that it has heard within `silent_s`, or that has not been asked to come for
-`patience_s`. So while all others have answered this worker's questions of the last `silent_s`,
-there is no view without it, and a worker found dead then is gone: no view has it as a member.
+If this worker was stopped or cut off, a worker that is dead now may have excluded it and formed a
+view without it before it died. But this worker is excluded only if a member has not heard from it
+for `silent_s`, or has waited for it to come to a view for `patience_s`. So suppose that nobody has
+waited that long, and that all others have answered a question that this worker asked within the
+last `silent_s`. Then no view without this worker exists, and a worker found dead at that moment is
+*gone*: it has begun no view without this worker.
 
 Moments are numbers on any one clock, in seconds.
 """
@@ -19,16 +21,14 @@ from tf_gossip_pga.coordination.view import Standing
 
 
 class Contacts:
-    """When one worker and the others have spoken.
-
-    Several threads may use it.
+    """Record when one worker and the others have communicated. Thread-safe.
 
     Args:
       silent_s: how long a worker may show no sign of life before a view is formed without it.
 
     Attributes:
-      patience_s: how long the others wait for this worker after it was asked to come.
-      asked_by: when each rank last asked this worker: a sign of its life.
+      patience_s: how long the others wait for this worker to come to a wanted view.
+      asked_by: when each rank last asked this worker, which is a sign of life.
       gone: dead ranks that have begun no view without this worker.
     """
 
@@ -38,30 +38,35 @@ class Contacts:
         self.gone: frozenset[int] = frozenset()
         self._lock = threading.RLock()
         self._silent_s = silent_s
-        self._answered: dict[int, float] = {}  # when the last question that was answered was asked
-        self._met: tuple[float, ...] = ()  # when the last three exchanges with all were over
-        self._summoned_at: float | None = None  # since when this worker is asked to come
+        self._answered: dict[int, float] = {}  # when the last question it answered was asked
+        self._met: tuple[float, ...] = ()  # when the last three exchanges of all members ended
+        self._summoned_at: float | None = None  # since when others wait for this worker
 
     def summon(self, at: float) -> None:
-        """Note that another worker wants a view to which this one has yet to come.
+        """Record that another worker wants a view to which this worker has not come yet.
 
         Args:
-          at: since when it is waited for.
+          at: the moment since which that worker waits.
         """
         with self._lock:
             self._summoned_at = at if self._summoned_at is None else min(at, self._summoned_at)
 
     def come(self, now: float) -> None:
-        """Note that this worker comes; too late, it can no longer tell what the dead ones did."""
+        """Record that this worker comes to the wanted view.
+
+        If it comes too late, it can no longer tell what dead workers have done, and forgets all it
+        heard.
+        """
         with self._lock:
             self._forget_if_late(now)
             self._summoned_at = None
 
     def meet(self, now: float) -> None:
-        """Note that an exchange with all members has succeeded.
+        """Record that an exchange of all members has succeeded.
 
-        Each of them began it after the exchange before, which needed this worker, which began that
-        one after the exchange before that: then, at the latest, all were in this view.
+        Call the last three such exchanges 1, 2 and 3. Each member began 3 after it had completed 2.
+        Exchange 2 needed this worker, which began it after 1 had ended. So every member was still
+        in this view at some moment after the end of 1.
         """
         with self._lock:
             self._met = (*self._met[-2:], now)
@@ -73,13 +78,13 @@ class Contacts:
         asked: float,
         now: float,
     ) -> None:
-        """Note the answers to a question, and who is gone.
+        """Record the answers to a question, and update which ranks are gone.
 
         Args:
           others: the other members of the view.
-          answers: of each worker that was asked.
+          answers: the answers, by rank.
           asked: when the question was asked.
-          now: when the answers were there.
+          now: when the answers had arrived.
         """
         with self._lock:
             if self._forget_if_late(now):
@@ -92,19 +97,19 @@ class Contacts:
                 self.gone |= {rank for rank in known if answers.get(rank) is Absence.DEAD}
 
     def age_s(self, rank: int, now: float) -> float:
-        """Return for how many seconds a rank may have done what this worker does not know of."""
+        """Return how many seconds old this worker's latest knowledge of a rank is; inf if none."""
         met = self._met
         met_at = met[0] if len(met) == 3 else -math.inf
         return now - max(met_at, self._answered.get(rank, -math.inf))
 
     def begin(self) -> None:
-        """Begin a view, whose members have all just answered."""
+        """Record that a view begins, whose members have all just answered."""
         with self._lock:
             self.gone = frozenset()
             self._met = ()
 
     def forget(self) -> None:
-        """Forget what this worker has heard: it was away, or a rank is another process now."""
+        """Forget what this worker has heard: it was away, or a rank is a different process now."""
         with self._lock:
             self._answered.clear()
             self._met = ()

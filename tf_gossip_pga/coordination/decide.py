@@ -1,4 +1,4 @@
-"""Decide what to do with what the others have answered: pure functions, without clock or channel.
+"""Decide what to do with the others' answers, in pure functions without a clock or a channel.
 
 Moments are numbers on any one clock, in seconds.
 """
@@ -19,14 +19,14 @@ Pair = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """What a worker tries to agree on with the others.
+    """The agreement that a worker tries to reach with the others.
 
     Attributes:
-      rank: this worker's.
-      view: the present one.
-      number: that of the wanted view.
-      fit: the number of the `fit` that this worker is in.
-      min_workers: how many members it must have.
+      rank: this worker's rank.
+      view: the current view.
+      number: number of the wanted view.
+      fit: number of the `fit` that this worker is in.
+      min_workers: how many members the wanted view must have.
       patience_s: how long to wait for a worker that answers and does not want the view yet.
       silent_s: how long a worker may show no sign of life before the view is formed without it.
     """
@@ -45,8 +45,9 @@ class Memory:
     """What earlier answers have shown.
 
     Attributes:
-      silent_since: when each rank that gives no answer gave none for the first time.
-      late_since: when each rank that is to come answered for the first time.
+      silent_since: moment of the first missing answer, for each rank that does not answer.
+      late_since: moment of the first answer, for each rank that answers and has yet to want the
+        view.
       asked_by: when each rank last asked this worker.
       gone: dead ranks that cannot have begun a view without this worker (see `contacts`).
     """
@@ -79,14 +80,15 @@ class Memory:
         )
 
     def for_next_attempt(self) -> Memory:
-        """Return what holds for the next view, too."""
+        """Return the part of the memory that also holds for the next view."""
         return Memory(late_since=self.late_since)
 
     def silence_s(self, rank: int, attempt: Attempt, now: float) -> float:
-        """Return for how long a rank that gives no answer has shown no sign of life.
+        """Return for how many seconds a rank that does not answer has shown no sign of life.
 
-        One that asks and never answers does not keep the others waiting longer than one that is
-        late: a firewall may let its packets pass in one direction.
+        A question from the rank is a sign of life, but only for `patience_s` after its first
+        missing answer. A firewall may pass the rank's packets in one direction only, and then the
+        others would wait for it without end.
         """
         since = self.silent_since[rank]
         asked = min(self.asked_by.get(rank, since), since + attempt.patience_s)
@@ -116,7 +118,7 @@ class Lead:
 
 @dataclasses.dataclass(frozen=True)
 class Finish:
-    """Stop: a worker has trained to the end, so that nothing is left to do together."""
+    """Stop: a worker has trained to the end, so nothing is left to do together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,22 +134,22 @@ Decision = Wait | Adopt | Lead | Finish | Fail
 def decide(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> Decision:
     """Return what a worker that wants a view does next.
 
-    Every member of the present view is one of these:
+    Every member of the current view is in one of these states::
 
         willing    wants the same view, in the same `fit`
-        undecided  has given no answer, but not for long; or answers and may still come
+        undecided  has not answered, but not for long; or answers and may still come
         away       has shown no sign of life for `silent_s`, or has not come for `patience_s`, or is
-                   dead: it may have gone on without this worker
-        nobody     dead, and gone on with nobody (`Memory.gone`); or has left `fit` by an exception
+                   dead: it may have continued without this worker
+        no side    dead and `gone` (see `Memory`), or has left `fit` by an exception
 
-    The lowest willing rank is the leader. It decides as soon as nobody is undecided, and all that
-    are willing have reached one another; the others adopt what it has decided. Of two that do not
-    reach each other for `silent_s` one is away.
+    The lowest willing rank is the leader. It decides as soon as no member is undecided and all
+    willing workers have reached one another; the others adopt its list. If two willing workers have
+    not reached each other for `silent_s`, one of them counts as away.
 
     Args:
-      attempt: what to agree on.
+      attempt: the agreement to reach.
       answers: the last answer of each other worker.
-      memory: up to these answers; see `Memory.updated`.
+      memory: the memory after these answers; see `Memory.updated`.
       now: the moment of the answers.
     """
     if any(_has_finished(attempt, each) for each in answers.values()):
@@ -184,7 +186,7 @@ def begun_by(rank: int, own: Standing, answers: Answers) -> int | None:
     """Return the most exchanges any member has completed, once the view may begin; else None.
 
     The leader begins when all members have joined. The others begin when the leader has begun, and
-    take the number from it: they may have missed a member's answer.
+    take the number from the leader, because they may have missed a member's answer.
     """
     members = own.members or ()
     leader = min(members)
@@ -203,13 +205,13 @@ def begun_by(rank: int, own: Standing, answers: Answers) -> int | None:
 
 
 def all_want(number: int, ranks: Iterable[int], answers: Answers) -> bool:
-    """Return whether all these ranks want a view of this number or a later one."""
+    """Return whether all these ranks want the view of this number or a later one."""
     found = [answers.get(rank) for rank in ranks]
     return all(isinstance(each, Standing) and each.wants >= number for each in found)
 
 
 def excluded_text(rank: int, by: int) -> str:
-    """Return what a worker ends with that the others have excluded."""
+    """Return the message with which an excluded worker ends."""
     return (
         f"Rank {rank}: rank {by} and others have gone on without it, since it did not "
         "answer for long. Start it again, to join them (initialize(join=True))."
@@ -232,7 +234,7 @@ def _willing(attempt: Attempt, answers: Answers) -> set[int]:
 
 
 def _late(attempt: Attempt, answers: Answers) -> set[int]:
-    """Return the ranks that answer and may still come to want the view: in this fit, or before."""
+    """Return the ranks that answer and may still come: they are in this `fit`, or before it."""
     willing = _willing(attempt, answers)
     return {
         rank
@@ -255,7 +257,7 @@ def _away(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> set
         if now >= memory.late_since[rank] + max(attempt.patience_s, attempt.silent_s)
     }
     dead = {rank for rank, each in answers.items() if each is Absence.DEAD} - memory.gone
-    # A joining worker that was not taken in is no side of a cut.
+    # A joining worker that was not admitted is on no side of a partition.
     return (silent | late | dead) & set(attempt.view.members)
 
 
@@ -265,9 +267,9 @@ def _undecided(attempt: Attempt, answers: Answers, memory: Memory) -> set[int]:
 
 
 def _torn(willing: set[int], answers: Answers) -> dict[Pair, float]:
-    """Return pairs of willing ranks, the lower first, that have not reached each other.
+    """Return pairs of willing ranks that have not reached each other, with the seconds since when.
 
-    Also for how many seconds they have not.
+    The lower rank of a pair comes first.
     """
     torn: dict[Pair, float] = {}
     for rank, each in answers.items():
@@ -280,9 +282,10 @@ def _torn(willing: set[int], answers: Answers) -> dict[Pair, float]:
 
 
 def _cover(pairs: Iterable[Pair], leader: int) -> set[int]:
-    """Return ranks without which no pair is left: first that of most pairs, the highest of these.
+    """Return ranks to leave out, so that no pair remains.
 
-    One that all others do not reach is left out alone, and the leader never.
+    Repeatedly pick the rank in the most pairs, the highest of several, and never the leader. So if
+    no other rank reaches one rank, only that one is left out.
     """
     left: set[Pair] = set(pairs)
     found: set[int] = set()
@@ -306,10 +309,10 @@ def _follow(
 
 
 def _why_not(attempt: Attempt, willing: set[int], away: set[int], answers: Answers) -> str | None:
-    """Return why these may not go on, or None.
+    """Return why the willing workers may not continue, or None.
 
-    Those that are away may decide the same about these. The side with more workers goes on, or of
-    equal sides that with the lowest rank.
+    The workers that are away may decide the same about the willing ones. The side with more workers
+    continues; of two equal sides, the one with the lowest rank.
     """
     ahead = len(willing) - len(away)
     if ahead < 0 or (ahead == 0 and min(away) < min(willing)):

@@ -1,4 +1,4 @@
-"""Tell the other workers of an exception that ends this one's part, and keep what they tell."""
+"""Report to the others an exception that ends this worker's part, and record their reports."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tf_gossip_pga.coordination.status import Absence, Departure, Status
 
 
 class Departures:
-    """Which workers have left `fit`, or ended, by an exception, and by which.
+    """The workers that have left `fit`, or ended, by an exception.
 
     Args:
-      rank: this worker's.
-      size: number of workers.
-      channel: through which workers tell one another.
-      status: of this worker.
+      rank: this worker's rank.
+      size: number of workers at the start.
+      channel: carries the reports between workers.
+      status: this worker's status.
 
     Attributes:
-      known: what others have told, by rank.
-      heard: when something was last told, until the caller resets it to None.
+      known: the other workers' departures, by rank.
+      heard: when the last report arrived; the caller resets it to None.
     """
 
     def __init__(self, rank: int, size: int, channel: Channel, status: Status) -> None:
@@ -41,13 +41,14 @@ class Departures:
         channel.handlers["departure"] = self._note
 
     def tell(self, ends: bool = False) -> None:
-        """Tell all others of an exception that has left this worker's `fit` since the last call.
+        """Report to all others an exception that has left this worker's `fit` since the last call.
 
         Args:
-          ends: whether this process ends now; then also of one that has ended it anywhere else.
+          ends: whether this process is ending. If so, also report an exception that ended it
+            outside of `fit`.
         """
         is_told = self._told is not None and self._told.ends
-        if is_told or os.getpid() != self._process:  # or in a forked child
+        if is_told or os.getpid() != self._process:  # a forked child reports nothing
             return
         departure = self._status.departure(ends)
         if departure != self._told:
@@ -57,7 +58,10 @@ class Departures:
                 tell("departure", rank=self._rank, **dataclasses.asdict(departure))
 
     def learn(self, answers: Mapping[int, dict[str, Any] | Absence]) -> None:
-        """Learn from answers to the question where workers are; forget all that train."""
+        """Update `known` from answers to the request "status".
+
+        Forget workers that are back in `fit`.
+        """
         with self._lock:
             self.known = {
                 rank: departure
@@ -66,11 +70,11 @@ class Departures:
             }
 
     def forget(self) -> None:
-        """Forget everything: the members have changed."""
+        """Forget all departures: the members have changed."""
         self.known = {}
 
     def _note(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Take note of what another worker tells. On the channel's thread."""
+        """Record a report from another worker. Runs on the channel's thread."""
         told = checked(request, self._size, rank=Rank, text=str, ends=bool)
         with self._lock:
             self.known = {**self.known, told["rank"]: Departure(told["text"], told["ends"])}
@@ -79,7 +83,7 @@ class Departures:
 
 
 def _latest(answer: dict[str, Any] | Absence, known: Departure | None) -> Departure | None:
-    """Return what is known of a worker after an answer; what it has told as its last is final."""
+    """Return a worker's departure after an answer; the report of a process that ends is final."""
     if isinstance(answer, Absence) or (known and known.ends):
         return known
     left = answer.get("left")

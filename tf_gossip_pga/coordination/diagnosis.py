@@ -1,4 +1,4 @@
-"""Find who keeps a worker waiting, and word it: from answers alone, without asking anybody."""
+"""Find which workers an exchange waits for and describe them, from answers alone."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from tf_gossip_pga.coordination.messages import parse_answer
 from tf_gossip_pga.coordination.reports import shortened
 from tf_gossip_pga.coordination.status import LEFT, Absence, Departure, Whereabouts
 
-Where = Whereabouts | Absence | Departure  # what is known of another worker
+Where = Whereabouts | Absence | Departure  # what is known about another worker
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What asking all other workers has shown.
+    """The result of asking all other workers.
 
     Attributes:
-      ranks: those that keep this one waiting.
-      never: whether one of them will never come, since it has ended or left `fit`.
-      text: about each of them, in one line.
-      suspected: whether one of them gives no answer.
-      reached_s: where nobody is late, for how many seconds all of them have been there.
+      ranks: the ranks that this worker waits for.
+      never: whether one of them will never come, because it has ended or left `fit`.
+      text: one line that describes each of them.
+      suspected: whether one of them does not answer.
+      reached_s: for how many seconds all ranks have been in the exchange, if none is late.
     """
 
     ranks: tuple[int, ...] = ()
@@ -33,7 +33,7 @@ class Findings:
 
     @property
     def names(self) -> str:
-        """`"rank 3"`, or `"rank 1 and rank 3"`; a long list is cut."""
+        """`"rank 3"`, or `"rank 1 and rank 3"`; a long list is shortened."""
         return " and ".join(shortened([f"rank {rank}" for rank in self.ranks]))
 
 
@@ -44,14 +44,14 @@ def diagnose(
     ending: Collection[int] = (),
     departed: Mapping[int, Departure] | None = None,
 ) -> Findings:
-    """Return who keeps this worker waiting, and why.
+    """Return which workers keep this worker waiting, and why.
 
     Args:
-      answers: of the other workers to the question where they are; empty where nobody is known.
-      own: where this worker is.
-      last_heard_s: how many seconds ago each of the others showed that it lives.
-      ending: ranks that end because they have lost another, so that they are not to blame.
-      departed: what ranks have told that have left `fit`, or ended, by an exception.
+      answers: the other workers' answers to the request "status", by rank; empty if none is known.
+      own: this worker's own status.
+      last_heard_s: how many seconds ago each of the others showed that it is alive.
+      ending: ranks that end because they have lost another worker, and so are not to blame.
+      departed: the departures that workers have reported, by rank.
     """
     departed = departed or {}
     if not answers:
@@ -60,11 +60,11 @@ def diagnose(
     late = {rank: where for rank, where in found.items() if _is_late(where, own)}
     if not late:
         return _elsewhere(found, own)
-    # Those that wait themselves are late because of others.
+    # Ranks that wait themselves are late because of others.
     causes = {r: where for r, where in late.items() if not _waits(where, own)} or late
     lost = {rank: where for rank, where in causes.items() if _is_lost(where, own)}
     never = any(_never_comes(where, own) for where in causes.values())
-    if never:  # then a worker that is only slow is not to blame
+    if never:  # then do not blame a worker that is only slow
         causes = {rank: where for rank, where in lost.items() if rank not in ending} or lost
     sentences = [
         f"rank {rank} {_predicate(where, own, last_heard_s.get(rank, 0.0))}"
@@ -79,15 +79,15 @@ def diagnose(
 
 
 def _parsed(answer: dict[str, Any] | Absence, departure: Departure | None) -> Where:
-    # It names no ranks, so that their number does not matter.
+    # A status contains no ranks, so the size does not matter.
     found = parse_answer(Whereabouts, answer, size=0)
-    # One that ends is silent for a moment before it closes its sockets.
+    # A process that ends is silent for a moment before its sockets close.
     is_over = found is Absence.DEAD or (found is Absence.SUSPECTED and departure and departure.ends)
     return departure if departure and is_over else found
 
 
 def _is_late(where: Where, own: Whereabouts) -> bool:
-    """Return whether a worker is missing in the exchange that this one waits for."""
+    """Return whether a worker is missing from the exchange that this one waits in."""
     if not isinstance(where, Whereabouts):
         return True
     if where.view > own.view or _cannot_exchange(where):
@@ -96,12 +96,15 @@ def _is_late(where: Where, own: Whereabouts) -> bool:
 
 
 def _cannot_exchange(where: Whereabouts) -> bool:
-    """Return whether an exception has left an exchange: it takes part in no other of this view."""
+    """Return whether an exception has left an exchange, which rules out any other of this view."""
     return where.unfinished is not None and where.waits_at is None and not where.in_fit
 
 
 def _elsewhere(found: Mapping[int, Where], own: Whereabouts) -> Findings:
-    """Return those that wait at another exchange of the same number: neither will ever end."""
+    """Return the ranks that wait in another exchange of the same number.
+
+    Neither exchange will ever complete.
+    """
     here = [
         (rank, where)
         for rank, where in found.items()
@@ -128,7 +131,7 @@ def _is_lost(where: Where, own: Whereabouts) -> bool:
 
 
 def _never_comes(where: Where, own: Whereabouts) -> bool:
-    """Return whether a late worker will not take part in what this one waits for."""
+    """Return whether a late worker will not take part in the exchange that this one waits in."""
     if not isinstance(where, Whereabouts):
         return where is not Absence.SUSPECTED
     if where.view > own.view or _cannot_exchange(where):
@@ -138,7 +141,7 @@ def _never_comes(where: Where, own: Whereabouts) -> bool:
 
 
 def _predicate(where: Where, own: Whereabouts, last_heard_s: float) -> str:
-    """Return what a late worker does, as the rest of a sentence that begins with its name."""
+    """Return what a late worker does, to follow its name in a sentence."""
     if where is Absence.SUSPECTED:
         return f"{where.value}; last heard from it {last_heard_s:.0f} s ago"
     if isinstance(where, Absence):

@@ -1,12 +1,13 @@
 """Let a worker that was lost and restarted find the surviving workers.
 
-It knows their addresses from `TF_CONFIG`, but TensorFlow listens there, and their channels' ports
-are chosen by the operating system. Before TensorFlow binds the port, the restarted worker therefore
-listens on it; the lowest surviving rank probes it again and again (`Channel.probe`) and tells it
-the endpoints of all surviving workers. From then on the joining worker can ask all of them, and
-announces itself until they take it in, at the beginning of an epoch.
+The restarted worker knows the addresses in `TF_CONFIG`, but TensorFlow listens there, and the
+operating system has chosen the ports of the surviving workers' channels. Therefore, before
+TensorFlow binds the port, the restarted worker listens on its own address. The lowest surviving
+rank probes it repeatedly (`Channel.probe`), and sends it the endpoints of all surviving workers.
+From then on the joining worker can ask all of them. It announces itself until they admit it, at the
+beginning of an epoch.
 
-Both sides prove that they know the secret of the job (`secret`). Without one nobody can join.
+Both sides prove that they know the job's secret (`secret`). Without a secret no worker can join.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ from tf_gossip_pga.errors import WorkerLost
 
 @dataclasses.dataclass(frozen=True)
 class Invitation:
-    """What a joining worker learns when the members are ready to take it in.
+    """The message that members send to a joining worker when they are ready to admit it.
 
     Attributes:
-      view_number: of the view that it is to be a member of.
-      completed: exchanges that the members have completed.
-      members: the ranks of the present view.
-      joining: the ranks that are taken in.
-      endpoints: of all of these, by rank; see `Channel.endpoint`.
+      view_number: number of the view that it will be a member of.
+      completed: number of exchanges that the members have completed.
+      members: the ranks of the current view.
+      joining: the ranks being admitted.
+      endpoints: the endpoints of all of these, by rank; see `Channel.endpoint`.
       epoch: the epoch that begins, counted from 0.
       facts: a digest of what must be equal on all ranks.
-      state: the callback's.
+      state: the callback's state.
     """
 
     view_number: int
@@ -58,21 +59,25 @@ class Invitation:
 def await_probe(
     addresses: Sequence[str], rank: int, secret: bytes | None, timing: Timing | None = None
 ) -> dict[int, int] | None:
-    """Wait at this worker's own port; return the endpoints of the surviving workers, by rank.
+    """Wait at this worker's own port for a probe, and return the endpoints that it brings.
 
-    Return None where there is no job yet that could be joined: nobody may train at the other
-    addresses, and a worker takes part in a roll call there, or all others are to join too.
+    Return None if no job can be joined yet. This is so if none of the other addresses can belong to
+    a worker that trains, and either a worker takes part in a roll call there or all other workers
+    wait to join as well.
 
     Args:
       addresses: `"host:port"` of all workers, in rank order.
-      rank: this worker's.
-      secret: the job's.
+      rank: this worker's rank.
+      secret: the job's secret.
       timing: how long to wait.
+
+    Returns:
+      The endpoints of all surviving workers by rank, or None.
 
     Raises:
       ValueError: there is no secret.
       RuntimeError: another process has the port.
-      WorkerLost: nobody is left who could probe it: there is no job to join.
+      WorkerLost: no worker is left that could probe this one, so there is no job to join.
     """
     if secret is None:
         raise secret_lib.missing(rank)
@@ -112,20 +117,20 @@ def await_probe(
 def endpoints_if_probed(
     addresses: Sequence[str], rank: int, secret: bytes | None, timing: Timing | None = None
 ) -> dict[int, int] | None:
-    """Return the endpoints of those that have lost this worker; None where a job starts.
+    """Return the endpoints of workers that have lost this worker; None if a job is starting.
 
-    It hardly waits unless TensorFlow already listens at all other addresses, as it does where this
-    worker alone was restarted without being told that it is to join.
+    This covers a worker that was restarted without being told to join. It waits only if something,
+    such as TensorFlow's server, already listens at all other addresses.
 
     Args:
       addresses: as in `await_probe`.
       rank: as in `await_probe`.
-      secret: as in `await_probe`; None: nobody looks for this worker.
+      secret: as in `await_probe`; None if there is none, so that no worker can probe this one.
       timing: as in `await_probe`.
     """
     timing = timing or Timing()
     others = _others(addresses, rank)
-    # The port is taken, which TensorFlow will report, or there was no probe in time.
+    # OSError: the port is taken, which TensorFlow will report; or no probe arrived in time.
     with contextlib.suppress(OSError):
         if secret and others and all(_listens(address, timing) for address in others):
             listener = _listener(addresses[rank])
@@ -150,7 +155,7 @@ def _listener(address: str) -> socket.socket:
 def _probed(
     listener: socket.socket, addresses: Sequence[str], rank: int, secret: bytes, timing: Timing
 ) -> Generator[concurrent.futures.Future[dict[int, int]], None, None]:
-    """Listen; yield the endpoints that a probe will bring."""
+    """Listen, and yield a future for the endpoints that a probe will bring."""
     size, key = len(addresses), secret_lib.key_of(secret, addresses, rank)
     brought: concurrent.futures.Future[dict[int, int]] = concurrent.futures.Future()
 

@@ -1,4 +1,4 @@
-"""Run the agreement on who the members are (`protocol`) over the real channel and clock."""
+"""Run the agreement on the members (`protocol`) over the real channel and clock."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _Result = TypeVar("_Result")
 
 
 class Membership:
-    """One worker's knowledge of who the members are.
+    """One worker's knowledge of the members.
 
     Args:
-      channel: through which it asks the others.
-      status: of this worker, for whether it still trains.
-      rank: this worker's.
-      size: number of workers at first.
-      timing: how long to wait for what.
+      channel: sends requests to the other workers.
+      status: this worker's status, for the `fit` that it is in.
+      rank: this worker's rank.
+      size: number of workers at the start.
+      timing: every deadline of the control plane.
       call_off: called with a reason when another worker wants a new view.
     """
 
@@ -62,21 +62,21 @@ class Membership:
 
     @property
     def view(self) -> View:
-        """The present view."""
+        """The current view."""
         return self._protocol.view
 
     def watch(self) -> None:
-        """Know of the others, from now on, whether they live: ask them once in a while."""
+        """Start to ask the others periodically whether they are alive."""
         if self._pinging is None:
             self._pinging = threading.Thread(target=self._ping, name="gossip-ping", daemon=True)
             self._pinging.start()
 
     def begin_fit(self, patience_s: float | None) -> None:
-        """Note that a `fit` begins.
+        """Record that a `fit` begins.
 
         Args:
-          patience_s: how long workers that form a view wait for those that do something else; None
-            where a loss ends training, so that no view is ever formed.
+          patience_s: how long workers that form a view wait for workers that are busy; None if a
+            loss ends training, so that no view is ever formed.
         """
         if patience_s is None:
             self._pinging = None
@@ -85,39 +85,40 @@ class Membership:
             self.watch()
 
     def end_fit(self) -> None:
-        """Note that this worker has trained to the end of its present `fit`."""
+        """Record that this worker has trained to the end of its current `fit`."""
         self._protocol.finished = self._status.tell().fits
-        self._protocol.contacts.patience_s = self._timing.silent_s  # the next fit may have another
+        self._protocol.contacts.patience_s = self._timing.silent_s  # the next fit may differ
 
     def meet(self) -> None:
-        """Note that an exchange with all members of the view has succeeded."""
+        """Record that an exchange of all members of the view has succeeded."""
         self._protocol.contacts.meet(time.monotonic())
 
     def restrict(self, members: Collection[int]) -> None:
-        """Regard only these ranks as members of the present view.
+        """Treat only these ranks as members of the current view.
 
-        A joining worker is the only member it knows until it is taken in: the losses of others do
-        not concern it.
+        Until it is admitted, a joining worker is the only member of its own view, so that losses of
+        other workers do not concern it.
         """
         self._protocol.view = View(self.view.number, tuple(sorted(members)))
 
     def regroup(
         self, completed: int, min_workers: int, timeout_s: float, join: Callable[[View], None]
     ) -> int:
-        """Form the next view with all surviving workers; this one is a member when it returns.
+        """Form the next view with all surviving workers. When it returns, this worker is a member.
 
         Args:
-          completed: exchanges this worker has completed.
+          completed: number of exchanges that this worker has completed.
           min_workers: how many members there must be.
-          timeout_s: how long to wait for workers that live and do something else.
-          join: called with the view, makes this process a member.
+          timeout_s: how long to wait for workers that are alive and busy.
+          join: called with the view to make this process a member.
 
         Returns:
           The most exchanges that any member has completed.
 
         Raises:
-          TrainingFinished: there is nothing left to do together.
-          WorkerLost: too few are left, or others have gone on without this worker.
+          TrainingFinished: another worker has trained to the end, so nothing is left to do
+            together.
+          WorkerLost: too few workers survive, or others have continued without this worker.
         """
         fit = self._status.tell().fits
         return self._run(self._protocol.regroup(completed, min_workers, timeout_s, fit), join)
@@ -129,30 +130,31 @@ class Membership:
         joining: Sequence[int],
         join: Callable[[View], None],
     ) -> None:
-        """Form a view of members and joining workers; all of them call it.
+        """Form a view of members and joining workers; all of them call this.
 
         Args:
-          view_number: one more than that of the present view.
-          members: those of the present view, which have just completed the same exchange.
-          joining: the ranks to take in.
+          view_number: the number of the current view plus one.
+          members: members of the current view, which have just completed the same exchange.
+          joining: the ranks to admit.
           join: as in `regroup`.
 
         Raises:
-          ViewAbandoned: another worker was lost meanwhile, or did not come; members may regroup.
-          WorkerLost: others have gone on without this worker.
+          ViewAbandoned: another worker was lost meanwhile, or did not come; the members may
+            regroup.
+          WorkerLost: others have continued without this worker.
         """
         self._run(self._protocol.grow(view_number, members, joining), join)
 
     def recheck(self) -> None:
-        """Call off what has begun if another worker already wants a newer view."""
+        """Call off exchanges if another worker already wants a newer view."""
         self._protocol.recheck()
 
     def _ping(self) -> None:
-        """Ask the others once in a while. One thread a process, nearly always asleep."""
+        """Ask the others periodically. One thread per process, nearly always asleep."""
         while self._pinging is threading.current_thread():
             try:
                 self._run(self._protocol.ping(), lambda view: None)
-            except Exception:  # without this thread nobody would know who lives
+            except Exception:  # this thread must survive: it tracks which workers are alive
                 traceback.print_exc()
             time.sleep(self._timing.ping_every_s)
 
@@ -178,7 +180,7 @@ class Membership:
         return {}
 
     def _answer(self, request: Message) -> Message:
-        """Answer another worker. On the channel's thread."""
+        """Answer another worker. Runs on the channel's thread."""
         asker = messages.checked(request, self._size, rank=Rank, wants=int, fit=int)
         own = self._status.tell()
         standing = self._protocol.answer(**asker, own_fit=own.fits, in_fit=own.in_fit)

@@ -1,12 +1,12 @@
-"""Check what other processes send, field by field, against declared types.
+"""Check messages from other processes, field by field, against declared types.
 
-A message is what JSON holds. The names of its fields and their types are declared once, by the
-annotations of a dataclass or by keywords:
+A message is a JSON object. The names and types of its fields are declared once, by the annotations
+of a dataclass or by keywords::
 
     rank = checked(request, size, rank=Rank)["rank"]
     standing = parse(Standing, answer, size)
 
-A message that does not fit its declaration is a `ValueError`, and nothing else is ever raised.
+A message that does not match its declaration raises `ValueError`; no other exception is raised.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ Rank = Annotated[int, "rank"]  # 0 … size - 1
 Port = Annotated[int, "port"]  # 1 … 65535
 
 _Result = TypeVar("_Result")
-_Check = Callable[[Any, int], Any]  # a value and the number of workers -> the value
+_Check = Callable[[Any, int], Any]  # (value, number of workers) -> checked value
 
-_LARGEST = 2**53  # the largest integer that every JSON parser keeps
+_LARGEST = 2**53  # the largest integer that every JSON parser keeps exact
 
 
 def checked(message: Mapping[str, Any], size: int, **declared: Any) -> Message:
-    """Return the fields of a message.
+    """Return the fields of a message, each checked against its type.
 
     Args:
-      message: what another process has sent.
-      size: number of workers at the start, above every rank.
+      message: the message from another process.
+      size: number of workers at the start; every rank is below it.
       **declared: the type of each field: `Rank`, `Port`, `int` (0 … 2**53), `float` (finite, >= 0),
-        `bool`, `str`, `Any`, `X | None`, `list[X]`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`
+        `bool`, `str`, `Any`, `X | None`, `list[X]`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`,
         or `dict[Rank, X]`, whose keys JSON holds as decimal digits.
 
     Raises:
@@ -50,7 +50,7 @@ def checked(message: Mapping[str, Any], size: int, **declared: Any) -> Message:
 
 
 def parse(kind: type[_Result], message: Mapping[str, Any], size: int) -> _Result:
-    """Return a message as an instance of a dataclass, whose annotations declare its fields.
+    """Return a message as an instance of a dataclass, whose annotations declare the fields.
 
     Fields with a default may be missing.
 
@@ -68,7 +68,7 @@ def parse(kind: type[_Result], message: Mapping[str, Any], size: int) -> _Result
 def parse_answer(
     kind: type[_Result], answer: Mapping[str, Any] | Absence, size: int
 ) -> _Result | Absence:
-    """Return an answer as `parse` does; `SUSPECTED` where it does not fit its declaration."""
+    """Return an answer as `parse` does, or `SUSPECTED` if it does not match its declaration."""
     if isinstance(answer, Absence):
         return answer
     try:
@@ -106,7 +106,7 @@ def _whole(least: int, most: int, value: Any, size: int) -> int:
 
 
 def _rank(value: Any, size: int) -> int:
-    if type(value) is int and 0 <= value < size:  # nearly always, and most of what is checked
+    if type(value) is int and 0 <= value < size:  # fast path: most checked values are ranks
         return value
     return _whole(0, size - 1, value, size)
 

@@ -1,18 +1,20 @@
-"""The agreement on who the members are, without clock and network: generators that yield effects.
+"""Agree on the members, without a clock or a network, in generators that yield effects.
 
-Whoever drives such a generator performs each effect and sends the answers to an `Ask` back into it:
-`membership` with the real channel and clock, a simulation with a virtual network. docs/protocol.md
-specifies the protocol.
+A driver performs each effect and sends the answers to an `Ask` back into the generator.
+`membership` drives it with the real channel and clock, and a simulation with a virtual network.
+docs/protocol.md specifies the protocol.
 
-A worker whose exchange has failed wants the next view, and asks the others until it can decide who
-its members are (`decide`). The lowest rank that wants the view is the leader; the others adopt its
-list. Each makes itself a member and says so; when the leader has heard it from all, they begin.
-Whatever fails on the way makes all of them want the view after that. So no exchange of a view
-begins before every member is in it (TensorFlow's group leader would forget a member that came too
-early), and no worker is a member of two views: a list counts once all on it have adopted it.
+A worker whose exchange has failed wants the next view. It asks the others until it can decide on
+the members (`decide`). The lowest rank that wants the view is the leader, and the others adopt its
+list. Each worker makes itself a member and reports it; when the leader has heard this from all of
+them, they begin. After any failure on the way, all of them want the view after that.
 
-Between losses each worker asks the others once in a while (`ping`), so that it knows of a dead one
-whether that may have gone on without this worker (`contacts`).
+Two properties follow. No exchange of a view begins before every member is in it; TensorFlow's group
+leader would forget a member that came too early. And no worker is a member of two views: a list
+counts once all workers on it have adopted it.
+
+Between losses each worker asks the others periodically (`ping`). So it knows whether a dead worker
+may have continued without it (`contacts`).
 """
 
 from __future__ import annotations
@@ -35,10 +37,10 @@ from tf_gossip_pga.errors import TrainingFinished, ViewAbandoned, WorkerLost
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """Ask all known workers for their standing; the answers, by rank, are to be sent back.
+    """Ask all known workers for their standing; the driver sends back their answers by rank.
 
     Attributes:
-      wants: the number of the wanted view, for which they give up what they do; 0: no view.
+      wants: number of the wanted view, for which they call off their exchanges; 0 for no view.
     """
 
     wants: int
@@ -46,7 +48,7 @@ class Ask:
 
 @dataclasses.dataclass(frozen=True)
 class Pause:
-    """Wait for so many seconds."""
+    """Wait for this many seconds."""
 
     seconds: float
 
@@ -60,7 +62,7 @@ class Join:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Tell the user."""
+    """Show a text to the user."""
 
     text: str
 
@@ -72,20 +74,21 @@ Steps = Generator[Effect, RawAnswers, _Result]
 
 
 class Protocol:
-    """One worker's part of the agreement.
+    """One worker's part in the agreement.
 
     Args:
-      rank: this worker's.
-      size: number of workers at first.
-      timing: how long to wait for what.
-      clock: returns the present moment, in seconds.
+      rank: this worker's rank.
+      size: number of workers at the start.
+      timing: every deadline of the control plane.
+      clock: returns the current moment, in seconds.
       call_off: called with a reason when another worker wants a new view.
 
     Attributes:
-      view: the present one. A joining worker is alone in its view until it is taken in.
-      finished: the number of the last `fit` that this worker has trained to the end. The caller
-        sets it.
-      contacts: when this worker and the others have spoken. The caller notes exchanges in it.
+      view: the current view. A joining worker is alone in its view until it is admitted.
+      finished: number of the last `fit` that this worker has trained to the end. The caller sets
+        it.
+      contacts: when this worker and the others have communicated. The caller records exchanges in
+        it.
     """
 
     def __init__(
@@ -103,28 +106,26 @@ class Protocol:
         self._timing = timing
         self._clock = clock
         self._call_off = call_off
-        self._wanted = 0  # the latest view that anybody wants
+        self._wanted = 0  # the latest view that any worker wants
         self._standing = Standing()
         self.contacts = Contacts(timing.silent_s)
         self._memory = decide_lib.Memory()
 
     def answer(self, rank: int, wants: int, fit: int, own_fit: int, in_fit: bool) -> Standing:
-        """Return this worker's standing to another one, which may want a new view.
-
-        Any thread may call it.
+        """Return this worker's standing to another worker, which may want a new view. Thread-safe.
 
         Args:
-          rank: of the worker that asks.
-          wants: the number of the view that it wants.
+          rank: rank of the worker that asks.
+          wants: number of the view that it wants; 0 for no view.
           fit: how many times it has called `fit`.
-          own_fit: how many times this worker has.
-          in_fit: whether this worker is still in the last one.
+          own_fit: how many times this worker has called `fit`.
+          in_fit: whether this worker is still inside its last `fit`.
         """
         now = self._clock()
         self.contacts.asked_by[rank] = now
         if rank in self.view.members and fit > self.finished:
             if wants > self._standing.wants:
-                # One that has left the asker's fit by an exception is not waited for.
+                # Nobody waits for a worker that has left the asker's fit by an exception.
                 has_left = own_fit > fit or (own_fit == fit and not in_fit)
                 self.contacts.summon(-math.inf if has_left else now)
             if wants > self._wanted:
@@ -136,7 +137,10 @@ class Protocol:
         return dataclasses.replace(standing, fit=own_fit, in_fit=in_fit, finished=self.finished)
 
     def ping(self) -> Steps[None]:
-        """Ask the other members whether they live, unless it is known; for a thread of its own."""
+        """Ask the other members whether they are alive, unless recent contact has shown it.
+
+        A separate thread drives this generator.
+        """
         view = self.view
         others = view.others(self._rank)
         now = self._clock()
@@ -153,7 +157,7 @@ class Protocol:
             self._call_off("others have gone on without this rank")
 
     def recheck(self) -> None:
-        """Call off what has begun if another worker already wants a newer view."""
+        """Call off exchanges if another worker already wants a newer view."""
         if self._wanted > self.view.number:
             self._call_off("another rank has lost a worker")
 
@@ -186,12 +190,12 @@ class Protocol:
     def grow(self, number: int, members: Sequence[int], joining: Sequence[int]) -> Steps[None]:
         """Form a view of members and joining workers, as `Membership.grow` does."""
         self.view = View(number - 1, tuple(members))
-        self.contacts.forget()  # a joining worker's rank was another process before
+        self.contacts.forget()  # a joining worker's rank belonged to a different process before
         standing = self._standing_at(number)
         deadline = self._clock() + self._timing.admit_s
         others = [rank for rank in members if rank != self._rank]
         try:
-            # While a member is still inside the exchange before, none may leave its cluster.
+            # No member may leave TensorFlow's cluster while another is in the previous exchange.
             yield from self._until(
                 standing,
                 others,
@@ -219,10 +223,10 @@ class Protocol:
         return most_completed
 
     def _agree(self, attempt: decide_lib.Attempt, standing: Standing) -> Steps[tuple[int, ...]]:
-        """Return the members of the wanted view, the same for all of them."""
+        """Return the members of the wanted view, the same on all of them."""
         self._memory = memory = self._memory.for_next_attempt()
         waiting = Waiting(self._timing.report_s, self._clock())
-        # A leader leads nobody before all have reached one another.
+        # Report all others as not reached yet, so that no leader decides before they have been.
         unheard = dict.fromkeys(attempt.view.others(self._rank), 0.0)
         standing = dataclasses.replace(standing, silent=tuple(unheard.items()))
         while True:
@@ -269,11 +273,11 @@ class Protocol:
         happened: Callable[[decide_lib.Answers], _Result | None],
         joining: Collection[int] = (),
     ) -> Steps[_Result]:
-        """Ask the others until `happened` returns something else than None; return that.
+        """Ask the others until `happened(answers)` returns a value other than None; return it.
 
         Raises:
-          ViewAbandoned: one of them is dead, or has left `fit` (a joining worker may still enter
-            it), or it takes too long.
+          ViewAbandoned: one of `others` is dead or has left `fit` (a joining worker may still enter
+            it), or the deadline has passed.
         """
         waiting = Waiting(self._timing.report_s, self._clock())
         while True:
@@ -290,11 +294,15 @@ class Protocol:
             yield Pause(self._timing.poll_s)
 
     def _poll(self, standing: Standing, calls_off: bool = True) -> Steps[decide_lib.Answers]:
-        """Ask the others for their standing; unless it `calls_off`, they go on with what they do.
+        """Ask the others for their standing.
+
+        Args:
+          standing: this worker's standing, which others receive as an answer from now on.
+          calls_off: whether the others call off their exchanges for the wanted view.
 
         Raises:
-          ViewAbandoned: somebody wants a later view.
-          WorkerLost: somebody has begun a view without this worker.
+          ViewAbandoned: another worker wants a later view.
+          WorkerLost: another worker has begun a view without this one.
         """
         self._standing = standing
         asked = self._clock()
@@ -304,7 +312,7 @@ class Protocol:
         by = decide_lib.excluding(self._rank, self.view, standing, answers)
         if by is not None:
             raise WorkerLost(decide_lib.excluded_text(self._rank, by))
-        # While joining workers are taken in, nobody may want to regroup.
+        # While workers are admitted, regrouping takes precedence; it wants the same number.
         if self._wanted > standing.wants - (not calls_off):
             raise ViewAbandoned
         return answers
@@ -321,7 +329,7 @@ class Protocol:
         )
 
     def _standing_at(self, wants: int, completed: int = 0, fit: int = 1) -> Standing:
-        """Return the standing of this worker, in its view, when it begins to want another."""
+        """Return this worker's standing when it begins to want a view after its current one."""
         return Standing(
             view=self.view.number,
             view_members=self.view.members,
@@ -332,7 +340,7 @@ class Protocol:
 
 
 def _is_lost(answers: decide_lib.Answers, joining: Collection[int]) -> bool:
-    """Return whether a worker has died or left `fit`; a joining one may still enter it."""
+    """Return whether a worker has died or left `fit`; a joining worker may still enter it."""
     left = any(
         isinstance(each, Standing) and not each.in_fit and rank not in joining
         for rank, each in answers.items()
@@ -341,7 +349,11 @@ def _is_lost(answers: decide_lib.Answers, joining: Collection[int]) -> bool:
 
 
 def _late(standing: Standing, others: Sequence[int], answers: decide_lib.Answers) -> set[int]:
-    """Return whom a worker waits for: those not at the view, else not members of it, else all."""
+    """Return the ranks to wait for.
+
+    These are the ranks that do not want the view; if there are none, those that have not joined it;
+    and if there are none either, all others.
+    """
     known = {rank: each for rank, each in answers.items() if isinstance(each, Standing)}
     away = {r for r in others if r not in known or known[r].wants != standing.wants}
     return away or {r for r in others if not known[r].is_member} or set(others)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-# How many items a list in a sentence has, before it ends with a count.
+# Items that a list in a sentence names before it ends with a count.
 _LISTED = 8
 
 
 class Waiting:
-    """When to report a wait that begins now: after `first_s`, then whenever it has doubled.
+    """Decide when to report a wait: after `first_s` seconds, then each time it has doubled.
 
     Args:
-      first_s: seconds before it is worth a word.
-      now: the moment that it begins; by default that of `time.monotonic`.
+      first_s: seconds before the first report.
+      now: moment at which the wait begins; by default the current `time.monotonic()`.
     """
 
     def __init__(self, first_s: float, now: float | None = None) -> None:
@@ -22,7 +22,7 @@ class Waiting:
         self._report_at = self._began + first_s
 
     def due(self, now: float | None = None) -> float | None:
-        """Return the seconds waited where they are to be reported now, else None."""
+        """Return the seconds waited if a report is due now, else None."""
         now = time.monotonic() if now is None else now
         if now <= self._report_at:
             return None
@@ -31,11 +31,11 @@ class Waiting:
 
 
 def named(ranks: Iterable[int], told: Mapping[int, str] | None = None) -> str:
-    """Return all ranks in a phrase: `"rank 1 and rank 3, which raised OSError: disk full"`.
+    """Return a phrase that names all ranks: `"rank 1 and rank 3, which raised OSError: disk full"`.
 
     Args:
-      ranks: to be named.
-      told: predicates about some of them.
+      ranks: the ranks to name.
+      told: predicates about some of the ranks.
     """
     told = told or {}
     return " and ".join(
@@ -45,6 +45,6 @@ def named(ranks: Iterable[int], told: Mapping[int, str] | None = None) -> str:
 
 
 def shortened(texts: Sequence[str]) -> list[str]:
-    """Return the first texts, and how many more there are."""
+    """Return the first texts, and the number of further ones."""
     more = len(texts) - _LISTED
     return [*texts[:_LISTED], f"{more} more"] if more > 0 else list(texts)

@@ -1,14 +1,15 @@
-"""Call the roll before TensorFlow starts: all workers meet, or say who is missing and why.
+"""Connect all workers before TensorFlow starts, or report who is missing and why.
 
-TensorFlow's start waits for the others without a word, and without heeding signals. So every worker
-first listens on its own port, where TensorFlow will, and calls all addresses of `TF_CONFIG` again
-and again (`roll_call_sockets`).
+TensorFlow waits for the other workers silently when it starts, and ignores signals meanwhile. So
+every worker first listens on its own port, where TensorFlow's server will listen later, and calls
+all addresses of `TF_CONFIG` repeatedly (`roll_call_sockets`).
 
-A report names the ranks that its sender has not met yet. A worker that has met all, and whose last
-reports of all others name nobody either, knows that the roll call is complete. It says so to all
-before it leaves. Should that be lost: it has left where TensorFlow's server now listens.
+A worker's report names the ranks that it has not met yet. The roll call is complete for a worker
+that has met all others, and whose last reports from all others name no missing rank. It tells all
+others before it leaves. If that message is lost, they see that it has left, because TensorFlow's
+server now listens at its address.
 
-Nobody proves who they are here; whoever reaches the ports can prevent a start.
+Workers do not authenticate here; whoever reaches the ports can prevent a start.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class RollCall:
 
     Args:
       addresses: `"host:port"` of all workers, in rank order.
-      rank: this worker's.
-      facts: what must be equal on all ranks, by name; see `Report`.
+      rank: this worker's rank.
+      facts: facts that must be equal on all ranks, by name; see `Report`.
       timing: how often to call, and how long to wait.
     """
 
@@ -49,20 +50,21 @@ class RollCall:
         self._seats, self._others = self._calls.seats, self._calls.others
         self._port_error: OSError | None = None
         self._trouble_since: float | None = None
-        self._began: float | None = None  # the first `run`
+        self._began: float | None = None  # when `run` was first called
         self._waiting = Waiting(self._timing.start_report_s)
-        self._warned: set[str] = set()  # nonces
+        self._warned: set[str] = set()  # nonces of second processes already reported
 
     def run(self) -> list[Report] | None:
-        """Return the reports of all workers, in rank order, once all have met all.
+        """Return the reports of all workers in rank order, once all have met all.
 
-        Return None where TensorFlow's server, or another of gRPC, listens at all other addresses:
-        they may train already, and look for this worker. `run` may be called again then.
+        Return None if TensorFlow's server, or another gRPC server, listens at all other addresses.
+        The others may be training already and probing for this worker. The caller may then call
+        `run` again.
 
         Raises:
           RuntimeError: this worker's port is taken.
-          ValueError: the workers differ in what must be equal, or two processes have this rank.
-          WorkerLost: another worker cannot start, or not all have come in `Timing.start_s`.
+          ValueError: the workers differ in facts or addresses, or two processes have this rank.
+          WorkerLost: another worker cannot start, or some have not come within `Timing.start_s`.
         """
         if self._began is None:
             self._began = time.monotonic()
@@ -77,7 +79,7 @@ class RollCall:
             self._calls.changed.clear()
             now = time.monotonic()
             self._count()
-            complete = self._is_complete()  # first: whom it has met has been heard
+            complete = self._is_complete()  # before `_trouble`, which checks all reports used here
             if error := self._trouble(now):
                 raise error
             if complete and self._trouble_since is None:
@@ -95,7 +97,7 @@ class RollCall:
         return [seat.report or seat.left for seat in self._seats]
 
     def _count(self) -> None:
-        """Say in this worker's report whom it misses."""
+        """Update the missing ranks in this worker's report."""
         missing = tuple(rank for rank in self._others if self._seats[rank].report is None)
         if missing != self._calls.own.missing:
             self._calls.say(missing=missing)
@@ -113,19 +115,19 @@ class RollCall:
         return all(self._seats[rank].is_server for rank in self._others)
 
     def _trouble(self, now: float) -> Exception | None:
-        """Return why this worker cannot start, after the others have been told."""
+        """Return the error with which this worker cannot start, after telling it to the others."""
         error = self._error()
         if error is None:
             self._trouble_since = None
             return None
         if self._trouble_since is None:
             self._trouble_since = now
-        # Others may hold a third list, or say more.
+        # Wait a little: other workers may have a third list, or report a better reason.
         if now < self._trouble_since + self._timing.start_settle_s:
             return None
         text = str(error)
         self._calls.tell(self._timing.start_tell_s, failure=text)
-        if isinstance(error, WorkerLost):  # then it is another that cannot
+        if isinstance(error, WorkerLost):  # then another worker is the one that cannot start
             text = f"rank {self._rank} of {len(self._seats)} cannot start: {text}"
         return type(error)(f"{text[:1].upper()}{text[1:]}")
 
@@ -133,7 +135,7 @@ class RollCall:
         own, heard = self._calls.own, self._calls.heard()
         if text := roster.difference([own, *heard]):
             return ValueError(text)
-        here = self._seats[self._rank].report  # None where this machine cannot call itself
+        here = self._seats[self._rank].report  # None if this machine cannot call itself
         address = own.addresses[self._rank]
         if self._port_error:
             return RuntimeError(
@@ -159,7 +161,7 @@ class RollCall:
         return f"address in use. Is rank {self._rank} already running?{who}"
 
     def _is_spare(self, report: Report) -> bool:
-        """Return whether a failed process is the second of its rank; say so once."""
+        """Return whether a failed process is a second one of its rank, and report that once."""
         met = self._calls.own if report.rank == self._rank else self._seats[report.rank].report
         if met is None or met.nonce == report.nonce:
             return False
@@ -172,7 +174,7 @@ class RollCall:
         return True
 
     def _waited(self, seconds: float) -> str:
-        """Return who is missing, in a sentence."""
+        """Return a sentence that says who is missing."""
         missing = [rank for rank in self._others if not self._seats[rank].report]
         texts = [f"rank {rank}: {self._absence(rank)}" for rank in missing]
         if not missing:

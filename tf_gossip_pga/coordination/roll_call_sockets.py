@@ -1,9 +1,9 @@
-"""The connections of the roll call (`roll_call`): call all addresses, and answer at one.
+"""Handle the connections of the roll call (`roll_call`): call all addresses, and answer at one.
 
-Of a connection's two ends,
+Each end of a connection sends its `Report` as a line of JSON::
 
-    who listens sends   `greetings.ROLL_CALL`, then its `Report` as a line of JSON
-    who calls sends     its own, and reads one byte that says that it was received
+    listener sends     `greetings.ROLL_CALL`, then its report
+    caller sends       its report, then reads one byte that confirms receipt
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from tf_gossip_pga.coordination import greetings, roster
 from tf_gossip_pga.coordination.roster import Report
 from tf_gossip_pga.coordination.timing import Timing
 
-# How TensorFlow's server begins: a frame of HTTP/2 with settings, after three bytes of length.
+# TensorFlow's server begins with an HTTP/2 SETTINGS frame; three bytes of length precede this.
 _SETTINGS = b"\x04\0\0\0\0\0"
 
-# Connections that are served at once, and processes that are remembered, beside the workers'.
+# Connections served at once, and processes remembered, in addition to those of the workers.
 _STRANGERS = 64
 
 
 @dataclasses.dataclass
 class Seat:
-    """What calls to the address of one rank have found.
+    """The results of calls to the address of one rank.
 
     Attributes:
-      report: of the worker that answers there; None while none does.
-      left: of the worker that answered there last, where none does any more.
-      absence: why none answers, as a sentence without its end.
-      is_server: whether TensorFlow's server, or another of gRPC, listens there.
-      called_by: the nonce of a worker of this rank that has called here.
-      received: the latest report of this process that has been received there.
-      wake: set to call at once.
+      report: report of the worker that answers there; None if none does.
+      left: report of the last worker that answered there, if none does any more.
+      absence: why no worker answers, as a sentence without its final period.
+      is_server: whether TensorFlow's server, or another gRPC server, listens there.
+      called_by: nonce of a worker of this rank that has called this one.
+      received: this process's latest report that was received there.
+      wake: set to call immediately.
     """
 
     report: Report | None = None
@@ -59,14 +59,14 @@ class Calls:
 
     Args:
       addresses: `"host:port"` of all workers, in rank order.
-      rank: this worker's.
-      facts: what must be equal on all ranks, by name; see `Report`.
+      rank: this worker's rank.
+      facts: facts that must be equal on all ranks, by name; see `Report`.
       timing: how often to call, and how long to wait for answers.
 
     Attributes:
-      own: this worker's present report.
-      seats: what calls have found, by rank; this worker's own address is called too.
-      changed: set when a worker has said something new.
+      own: this worker's current report.
+      seats: the results of calls, by rank; this worker calls its own address too.
+      changed: set when a worker has reported something new.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class Calls:
         self._lock = threading.Lock()
 
     def heard(self) -> list[Report]:
-        """Return the last report of every other process that has said something."""
+        """Return the last report of every other process that has sent one."""
         with self._lock:
             return list(self._heard.values())
 
     @contextlib.contextmanager
     def under_way(self) -> Generator[OSError | None, None, None]:
-        """Call and answer in the context; yield why this worker cannot listen, if it cannot."""
+        """Call and answer inside the context; yield the error if this worker cannot listen."""
         over = threading.Event()
         with contextlib.ExitStack() as stack:
             failed = None
@@ -105,13 +105,13 @@ class Calls:
                 stack.callback(_start(self._accept, listener, over).join)
             except OSError as error:
                 failed = error
-            stack.callback(self._end, over)  # before the thread is joined
+            stack.callback(self._end, over)  # callbacks run in reverse: before the thread is joined
             for rank in range(len(self.seats)):
                 _start(self._call_again, rank, over)
             yield failed
 
     def _end(self, over: threading.Event) -> None:
-        """Let all threads end."""
+        """Tell all threads to end."""
         over.set()
         for seat in self.seats:
             seat.wake.set()
@@ -123,7 +123,12 @@ class Calls:
             seat.wake.set()
 
     def tell(self, seconds: float, **changes: Any) -> None:
-        """Say a last thing to all others; return when they have received it, or time is up."""
+        """Send a last report to all others; return when they have received it, or time is up.
+
+        Args:
+          seconds: how long to wait for them.
+          **changes: the fields of the report to change.
+        """
         self.say(**changes)
         ends = time.monotonic() + seconds
         while time.monotonic() < ends and any(map(self._is_untold, self.others)):
@@ -133,13 +138,13 @@ class Calls:
         seat = self.seats[rank]
         if seat.received is self.own:
             return False
-        if self.own.complete:  # one that has left will see where this worker has gone
+        if self.own.complete:  # a worker that is gone or complete does not need the report
             return seat.report is not None and not seat.report.complete
         return not any(each.rank == rank and each.failure for each in self.heard())
 
     def _call_again(self, rank: int, over: threading.Event) -> None:
-        """Call one address, this worker's own included, until it is over."""
-        # As often as hundreds of others allow.
+        """Call one address, which may be this worker's own, until the event `over` is set."""
+        # With hundreds of workers, call less often.
         every_s = max(self._timing.start_call_s, 0.01 * len(self.seats))
         while not over.is_set():
             self._call(rank)
@@ -196,14 +201,14 @@ class Calls:
         )
 
     def _miss(self, rank: int, absence: str, is_server: bool = False) -> None:
-        """Note why no worker of a rank answers at its address."""
+        """Record why no worker of a rank answers at its address."""
         seat = self.seats[rank]
         with self._lock:
             seat.left, seat.report = seat.report or seat.left, None
             seat.absence, seat.is_server = absence, is_server
 
     def _found(self, rank: int, report: Report, where: str) -> None:
-        """Note who answers at the address of a rank."""
+        """Record which process answers at the address of a rank."""
         self._hear(report)
         if rank != self._rank:
             if report.addresses != self.own.addresses:
@@ -235,7 +240,7 @@ class Calls:
                 connection, _ = listener.accept()
             except TimeoutError:
                 continue
-            except OSError:  # out of descriptors, or the peer has gone
+            except OSError:  # out of descriptors, or the peer has hung up
                 over.wait(self._timing.poll_s)
                 continue
             if slots.acquire(blocking=False):
@@ -259,7 +264,7 @@ class Calls:
             connection.sendall(b"\n")
 
     def _called(self, seat: Seat, report: Report, own: Report) -> None:
-        """Note that a worker has called, and has received a report of this one."""
+        """Record that a worker has called, and has received a report of this one."""
         with self._lock:
             seat.received = own
             if seat.report and seat.report.nonce == report.nonce:
@@ -273,7 +278,7 @@ class Calls:
         """Return a socket that listens on this worker's port.
 
         Raises:
-          OSError: that cannot be.
+          OSError: the port is taken, or listening fails.
         """
         _, port = addresses_lib.split(self.own.addresses[self._rank])
         deadline = time.monotonic() + self._timing.start_settle_s
@@ -281,7 +286,7 @@ class Calls:
             try:
                 listener = addresses_lib.listener_everywhere(port)
             except OSError as error:
-                # A passing connection of any program may have the port for a moment.
+                # A short-lived connection of any program may hold the port for a moment.
                 if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                     raise
                 time.sleep(self._timing.poll_s)
@@ -296,19 +301,23 @@ def is_under_way(addresses: Iterable[str], timeout_s: float) -> bool:
 
 
 def greeting_at(address: str, timeout_s: float) -> bytes | None:
-    """Return how whoever listens at an address begins, b"" if silent; None if nobody listens."""
+    """Return the greeting of the listener at an address.
+
+    Returns:
+      The first bytes that the listener sends; b"" if it is silent; None if nothing listens.
+    """
     host, port = addresses_lib.split(address)
     try:
         with addresses_lib.connect((host,), port, timeout_s) as connection:
             return read_greeting(connection, time.monotonic() + timeout_s)
-    except TimeoutError:  # the network may be cut
+    except TimeoutError:  # there may be a partition
         return b""
     except (OSError, UnicodeError):
         return None
 
 
 def read_greeting(connection: socket.socket, ends: float) -> bytes:
-    """Return what the other end says first, up to what shows whether it takes part in this."""
+    """Return the first bytes that the other end sends, enough to recognize ROLL_CALL."""
     data = b""
     while greetings.ROLL_CALL.startswith(data) and len(data) < len(greetings.ROLL_CALL):
         chunk = _read(connection, ends, len(greetings.ROLL_CALL) - len(data))
@@ -329,13 +338,13 @@ def _read_line(connection: socket.socket, ends: float) -> bytes:
 
 
 def _read(connection: socket.socket, ends: float, size: int) -> bytes:
-    """Return what arrives next, up to `size` bytes, before a moment of `time.monotonic`."""
+    """Return what arrives next, up to `size` bytes, before `ends` (of `time.monotonic`)."""
     connection.settimeout(max(1e-3, ends - time.monotonic()))
     return connection.recv(size)
 
 
 def _start(function: Callable[..., None], *arguments: Any) -> threading.Thread:
-    # Daemons: looking a name up may take longer than a process that ends should wait.
+    # Daemon: resolving a name may take longer than a process that ends should wait.
     thread = threading.Thread(target=function, args=arguments, name="roll-call", daemon=True)
     thread.start()
     return thread

@@ -1,6 +1,6 @@
-"""What starting workers tell each other, and what their reports show together. No sockets.
+"""Define the reports that starting workers exchange, and compare them. No sockets.
 
-Each worker of the roll call (`roll_call`) sends one `Report`, as a line of JSON, to every other.
+In the roll call (`roll_call`) each worker sends one `Report`, as a line of JSON, to every other.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from tf_gossip_pga.coordination.reports import shortened
 
 _Value = TypeVar("_Value")
 
-# Of the line of a report, at most: enough for the addresses of some thousand workers.
+# Maximum length of a report's line: enough for the addresses of some thousand workers.
 REPORT_BYTES = 1 << 18
 
-_TEXT = 2000  # characters of a name or a reason; the rest is cut
+_TEXT = 2000  # characters kept of a name or a reason
 
-# Longer lists of addresses are quoted where they differ.
+# Of longer lists of addresses, quote only the entries that differ.
 _QUOTED = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a starting process says of itself.
+    """A starting process's report about itself.
 
     Attributes:
       rank: its rank.
-      nonce: random characters that no other process has; a restarted worker has others.
-      host: the name of its machine.
+      nonce: random characters that identify the process; a restarted worker has others.
+      host: name of its machine.
       pid: its process id there.
-      addresses: `"host:port"` of all workers in rank order, as it knows them.
-      facts: what must be equal on all ranks, by name, e.g. `{"version of Keras": "3.15.1"}`.
+      addresses: `"host:port"` of all workers in rank order, from its `TF_CONFIG`.
+      facts: facts that must be equal on all ranks, by name, e.g. `{"version of Keras": "3.15.1"}`.
       missing: the ranks that it has not met.
       complete: whether it knows that all workers have met all.
       failure: why it cannot start, as a sentence; empty if it can.
@@ -51,7 +51,7 @@ class Report:
 
     @property
     def process(self) -> str:
-        """`"process 17 on host1"`."""
+        """The process in words: `"process 17 on host1"`."""
         return f"process {self.pid} on {self.host}"
 
     def to_line(self) -> bytes:
@@ -63,7 +63,7 @@ def from_line(line: bytes) -> Report:
     """Return the report that a line carries.
 
     Raises:
-      ValueError: it carries none; whoever sent it does not take part in the roll call.
+      ValueError: the line is not a report, so its sender does not take part in the roll call.
     """
     try:
         fields = json.loads(line)
@@ -86,7 +86,7 @@ def from_line(line: bytes) -> Report:
 
 
 def difference(reports: Collection[Report]) -> str:
-    """Return what the reports disagree on, as sentences; empty if nothing."""
+    """Return what the reports disagree on, as sentences; empty if they agree."""
     lists = _holders([(report, report.addresses) for report in reports])
     if len(lists) > 1:
         quoted = (f"\n  {who}: {_quoted(each, list(lists))}" for each, who in lists.items())
@@ -103,7 +103,7 @@ def difference(reports: Collection[Report]) -> str:
 
 
 def _holders(values: Iterable[tuple[Report, _Value]]) -> dict[_Value, str]:
-    """Return by value which processes hold it, in words and in rank order."""
+    """Return, for each value, the processes that hold it, in words and in rank order."""
     holders: dict[_Value, list[str]] = {}
     for report, value in sorted(values, key=lambda each: (each[0].rank, each[0].nonce)):
         holders.setdefault(value, []).append(f"rank {report.rank} ({report.process})")
@@ -111,7 +111,7 @@ def _holders(values: Iterable[tuple[Report, _Value]]) -> dict[_Value, str]:
 
 
 def _quoted(addresses: Sequence[str], lists: Sequence[Sequence[str]]) -> str:
-    """Return a list in words; of a long one what is not the same in all lists."""
+    """Return a list in words; of a long list only the entries that differ between the lists."""
     if len(addresses) <= _QUOTED:
         return ", ".join(addresses)
     odd = [

@@ -1,4 +1,4 @@
-"""Observe a call from other threads: whether it still runs, and which exception has left it."""
+"""Observe a call from other threads: whether it still runs, and which exception left it."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ import traceback
 import types
 from collections.abc import Iterator
 
-# How much of an exception's text others are told.
+# Characters of an exception's text that other workers receive.
 _LONGEST = 300
 
 
 class Call:
-    """A running call of a function on the thread that makes this object.
+    """A running call of a function on the thread that creates this object.
 
-    An exception leaves Keras' `fit` without calling any callback. Python shows it all the same: the
-    function is gone from the thread's stack, and the exception is the one that the thread handles
-    (in `except`, `finally` or `with`), or the last one that nobody has caught.
+    An exception leaves Keras' `fit` without calling any callback, but Python shows it. The function
+    is no longer on the thread's stack. The exception is the one that the thread handles (in
+    `except`, `finally` or `with`), or the last uncaught one.
 
     Args:
       code: the function's code object. It must be on the stack.
 
     Attributes:
-      has_ended: whether it has come to its end, though it may not have returned yet. The caller
-        sets it.
+      has_ended: whether the function has finished its work, even if it has not returned yet. The
+        caller sets it.
     """
 
     def __init__(self, code: types.CodeType) -> None:
         self._thread = threading.get_ident()
         self._code = code
         self._codes = _with_wrappers(code)
-        self._seen_before = id(_uncaught())  # not itself, which would keep its frames alive
+        self._seen_before = id(_uncaught())  # a reference would keep the exception's frames alive
         self.has_ended = False
         self._raised: str | None = None
 
     @property
     def is_running(self) -> bool:
-        """Return whether the function is on its thread's stack."""
+        """Whether the function is on its thread's stack."""
         return runs(self._thread, self._code)
 
     @property
     def was_left(self) -> bool:
-        """Return whether an exception has left it."""
+        """Whether an exception has left the function."""
         return not self.has_ended and not self.is_running
 
     def raised(self) -> str | None:
-        """Return which exception has left it: `"raised OSError: disk full"`.
+        """Return which exception has left the function: `"raised OSError: disk full"`.
 
-        Once found it is remembered. None: it could not be seen when somebody asked. That of
-        `sys.exit` seldom can.
+        The result is remembered once found. None means that no call so far could see the exception.
+        That of `sys.exit` is seldom visible.
         """
         if self._raised is None:
             for error in self._visible():
@@ -60,9 +60,9 @@ class Call:
         return self._raised
 
     def _visible(self) -> Iterator[BaseException]:
-        """Yield the exceptions that the thread handles, the innermost first; an uncaught one."""
+        """Yield the exceptions that the thread handles, innermost first; then an uncaught one."""
         handled = sys._current_exceptions().get(self._thread)  # pyright: ignore[reportPrivateUsage]
-        error: object = handled[1] if isinstance(handled, tuple) else handled  # until Python 3.12
+        error: object = handled[1] if isinstance(handled, tuple) else handled  # before Python 3.12
         while isinstance(error, BaseException):
             yield error
             error = error.__context__
@@ -78,19 +78,19 @@ def runs(thread: int, code: types.CodeType) -> bool:
 
 
 def uncaught() -> str | None:
-    """Return the exception that ends this program, in words; None where there is none.
+    """Return the exception that ends this program, in words, or None.
 
-    In a notebook or at a prompt, where exceptions do not end it, there is none.
+    In a notebook or at a prompt exceptions do not end the program, so return None.
     """
     error = _uncaught()
     return worded(error) if isinstance(error, BaseException) and not hasattr(sys, "ps1") else None
 
 
 def worded(error: BaseException) -> str:
-    """Return a predicate about who raised `error`, in one line: `"raised OSError: disk full"`."""
+    """Return a predicate about a worker that raised `error`: `"raised OSError: disk full"`."""
     try:
         text = " ".join(str(error).split())
-    except Exception:  # somebody else's class
+    except Exception:  # a user's class may fail in __str__
         text = ""
     if len(text) > _LONGEST:
         text = text[:_LONGEST] + "…"
@@ -98,14 +98,14 @@ def worded(error: BaseException) -> str:
 
 
 def _uncaught() -> object:
-    """Return the exception that Python has last reported as uncaught."""
+    """Return the exception that Python last reported as uncaught."""
     return getattr(sys, "last_value", None)
 
 
 def _with_wrappers(code: types.CodeType) -> set[types.CodeType]:
-    """Return the code of a function on the stack, and of callers in its package that wrap it.
+    """Return the code of a function on the stack, and of the callers in its package that wrap it.
 
-    Keras' own wrapper of `fit` cuts `fit` out of tracebacks.
+    Keras' own wrapper of `fit` removes `fit` from tracebacks.
     """
     codes = {code}
     package = None

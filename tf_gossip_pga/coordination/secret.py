@@ -1,17 +1,17 @@
-"""The secret of a job: find it, and let two processes prove to each other that they know it.
+"""Find a job's secret, and let two processes prove to each other that they know it.
 
-All workers of a job may share a secret. A worker that was lost and restarted shows with it that it
-belongs to the job, and the members show the same to the restarted worker. The secret itself never
-travels. What a process listens with is its *key*, 32 bytes, which others derive from the secret
-and the process's place in the job.
+All workers of a job may share a secret. With it a worker that was lost and restarted proves that it
+belongs to the job, and the members prove the same to the restarted worker. The secret itself is
+never sent. Each process listens with a *key* of 32 bytes, which others derive from the secret and
+the process's place in the job.
 
-A request and its answer are sealed with the key of the process that listens:
+Requests and answers are authenticated with the key of the process that listens::
 
     listener -> asker      nonce
     asker -> listener      HMAC(key, nonce, request), request       the request has a nonce as well
     listener -> asker      HMAC(key, HMAC of the request, answer), answer
 
-Both nonces are random, so that neither message can be used a second time. Nothing is encrypted.
+Both nonces are random, so that neither message can be replayed. Nothing is encrypted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tf_gossip_pga.coordination.messages import Message
 from tf_gossip_pga.coordination.reports import named
 
 _SHORTEST, _LONGEST = 16, 4096  # characters
-_MAC_BYTES = 64  # in hexadecimal digits
+_MAC_BYTES = 64  # of a MAC in hexadecimal digits
 
 _HOW = (
     "Give every worker of the job the same random text of at least "
@@ -41,13 +41,14 @@ _HOW = (
 def find(environment: Mapping[str, str] | None = None) -> bytes | None:
     """Return the secret of the job that this process belongs to, or None if it has none.
 
-    `TF_GOSSIP_PGA_SECRET` holds it, or `TF_GOSSIP_PGA_SECRET_FILE` names a file that does.
+    `TF_GOSSIP_PGA_SECRET` holds the secret, or `TF_GOSSIP_PGA_SECRET_FILE` names a file that does.
 
     Args:
-      environment: the variables to look at; default: those of this process.
+      environment: the environment variables to read; by default those of this process.
 
     Raises:
-      ValueError: both are set, the file cannot be read, or the secret is too short.
+      ValueError: both variables are set, the file cannot be read, or the secret is too short or too
+        long.
     """
     environment = os.environ if environment is None else environment
     if SECRET in environment and SECRET_FILE in environment:
@@ -75,7 +76,11 @@ def missing(rank: int) -> ValueError:
 
 
 def differing(fingerprints: Sequence[str | None]) -> ValueError:
-    """Return the error for workers, in rank order, that do not have the same secret."""
+    """Return the error for workers that do not have the same secret.
+
+    Args:
+      fingerprints: the fingerprint of each worker's secret, in rank order; None for no secret.
+    """
     ranks: dict[str | None, list[int]] = {}
     for rank, each in enumerate(fingerprints):
         ranks.setdefault(each, []).append(rank)
@@ -87,38 +92,49 @@ def differing(fingerprints: Sequence[str | None]) -> ValueError:
 
 
 def key_of(secret: bytes, addresses: Sequence[str], rank: int) -> bytes:
-    """Return the key with which the process of a rank listens, in the job at these addresses."""
+    """Return the key of the process of a rank, in the job at these addresses."""
     return hmac.digest(secret, json.dumps(["key", rank, *addresses]).encode(), "sha256")
 
 
 def fingerprint(secret: bytes, addresses: Sequence[str]) -> str:
-    """Return what is equal for equal secrets, and does not give the secret away."""
+    """Return a text that is equal for equal secrets, and does not reveal the secret."""
     text = json.dumps(["fingerprint", *addresses])
     return hmac.digest(secret, text.encode(), "sha256").hex()[:16]
 
 
 def nonce() -> str:
-    """Return what a listener begins a conversation with."""
+    """Return a random text with which a listener begins a conversation."""
     return secrets.token_hex(16)
 
 
 def seal_request(key: bytes, begins_with: str, request: Message) -> tuple[bytes, str]:
-    """Return a request as a line, and what the answer must be sealed with.
+    """Return a request as an authenticated line, and the context of its answer.
 
     Args:
-      key: of the process that is asked.
+      key: key of the process that is asked.
       begins_with: the nonce that it has sent.
-      request: what JSON can hold.
+      request: a dict that JSON can hold.
+
+    Returns:
+      The line, and the text that `open_answer` needs.
     """
     line = _seal(key, "request " + begins_with, {**request, "nonce": nonce()})
     return line, _mac_of(line)
 
 
 def open_request(key: bytes, begins_with: str, line: bytes) -> tuple[Message, str]:
-    """Return a request, and what the answer is to be sealed with.
+    """Return a request, and the context of its answer.
+
+    Args:
+      key: key of this process.
+      begins_with: the nonce that this process has sent.
+      line: the line that it has received.
+
+    Returns:
+      The request, and the text that `seal_answer` needs.
 
     Raises:
-      ValueError: the asker does not know the key, or the request is none.
+      ValueError: the asker does not know the key, or the line is not a request.
     """
     request = _open(key, "request " + begins_with, line)
     request.pop("nonce", None)
@@ -126,7 +142,7 @@ def open_request(key: bytes, begins_with: str, line: bytes) -> tuple[Message, st
 
 
 def seal_answer(key: bytes, to: str, answer: Message) -> bytes:
-    """Return an answer as a line; `to` comes from `open_request`."""
+    """Return an answer as an authenticated line; `to` comes from `open_request`."""
     return _seal(key, "answer " + to, answer)
 
 
@@ -134,18 +150,18 @@ def open_answer(key: bytes, to: str, line: bytes) -> Message:
     """Return an answer; `to` comes from `seal_request`.
 
     Raises:
-      ValueError: whoever answered does not know the key, or the answer is none.
+      ValueError: the answering process does not know the key, or the line is not an answer.
     """
     return _open(key, "answer " + to, line)
 
 
 def _contents(path: str) -> tuple[str, str]:
-    """Return a name for messages, and what the file holds."""
+    """Return the file's name for messages, and its contents."""
     name = f"{SECRET_FILE}, {path!r},"
     file = pathlib.Path(path).expanduser()
     try:
         status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
             raise ValueError(f"{name} is not a regular file. {_HOW}, in a file.")
         if status.st_mode & 0o077:
             logger.warning(f"{name} can be read by others on this machine. Run chmod 600 {path}")

@@ -1,4 +1,4 @@
-"""Count the exchanges of one `fit`, which all members do in one order, across losses."""
+"""Count the exchanges of one `fit`, which all members run in the same order, across losses."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from __future__ import annotations
 class Sequence:
     """This worker's place in the sequence of exchanges.
 
-    After a loss the surviving workers have one model again (they reconcile), and agree on the
-    largest count. A worker that is behind skips what others have completed.
+    After a loss the surviving workers agree on the largest count, and reconcile their models. A
+    worker that is behind skips the exchanges that others have completed.
 
     Args:
-      futile_regroups: how often the same exchange may fail, though nobody is lost, before it is
-        given up.
-      completed: where the count begins.
+      futile_regroups: how often the same exchange may fail without a lost worker before this worker
+        gives up.
+      completed: the initial count.
 
     Attributes:
-      completed: exchanges that this worker has completed or skipped.
-      must_reconcile: whether the view has changed since the members last had one model.
+      completed: number of exchanges that this worker has completed or skipped.
+      must_reconcile: whether the view has changed since the members last reconciled.
     """
 
     def __init__(self, futile_regroups: int, completed: int = 0) -> None:
         self.completed = completed
         self.must_reconcile = False
-        self._missed = 0  # exchanges that others have completed and this worker has not
+        self._missed = 0  # exchanges that others have completed without this worker
         self._futile_regroups = futile_regroups
         self._futile = 0
         self._completed_at_regroup: int | None = None
@@ -43,14 +43,14 @@ class Sequence:
         self._missed = max(0, self._missed - 1)
 
     def regroup(self, most_completed: int, is_lost: bool) -> bool:
-        """Note a new view; return whether that helps.
+        """Record a new view, and return whether another attempt is worthwhile.
 
         Args:
-          most_completed: the largest count of all its members.
+          most_completed: the largest count among all its members.
           is_lost: whether a worker was lost.
 
         Returns:
-          False once the same exchange has failed too often, though nobody was lost.
+          False if the same exchange has failed too often without a lost worker.
         """
         helps = is_lost or self.completed != self._completed_at_regroup
         self._futile = 0 if helps else self._futile + 1

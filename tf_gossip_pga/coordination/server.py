@@ -1,9 +1,9 @@
-"""Answer requests of other processes of the job, on a thread with an event loop of its own.
+"""Answer requests from other processes of the job, on a thread with its own event loop.
 
-Whoever connects is sent a greeting with a nonce, and must send one request that proves that it
-knows the listener's key (`secret`); anything else is dropped. The number of connections and the
-time that each may take are limited, so that strangers cannot use up the descriptors of a process
-that trains: with more connections than the limit, the oldest is closed.
+The server sends a greeting with a nonce to every process that connects. The process must send one
+request which proves that it knows the server's key (`secret`); the server drops anything else. The
+number of connections and the time of each are limited, so that strangers cannot exhaust the file
+descriptors of a training process. Above the limit, the server closes the oldest connection.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _Result = TypeVar("_Result")
 
 Handler = Callable[[Message], Message]
 
-MESSAGE_BYTES = 1 << 16  # endpoints of thousands of workers
+MESSAGE_BYTES = 1 << 16  # enough for the endpoints of thousands of workers
 
-# How a connection may end: it fails, takes too long, or brings what is no message of this job.
+# Raised when a connection fails, takes too long, or carries anything but a message of this job.
 BROKEN = (OSError, ValueError, RecursionError)
 
-# What the system says where there is no room for another connection, and how long to wait then.
+# System errors that mean no room for another connection, and the pause after an error.
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _RETRY_S = 0.1
 
-# Connections at the same time: of strangers, and of each worker, which may ask where this one is,
-# want a view, and tell of an exception and of its end at once.
+# Limits of simultaneous connections. One worker may at the same time ask for the status, want a
+# view, report an exception, and report its end.
 _STRANGERS = 32
 _OF_EACH_WORKER = 4
 
@@ -42,18 +42,19 @@ _OF_EACH_WORKER = 4
 class Server:
     """Answer requests that arrive at a socket.
 
-    The kinds of requests are the rows of a table, `handlers`. A handler runs on the only thread: it
-    must be quick and must not wait for anything. A request that it cannot use is a `ValueError`.
+    Each kind of request is an entry of `handlers`. Handlers run on the server's only thread: they
+    must be quick and must not wait for anything. A handler raises `ValueError` for a request that
+    it cannot use.
 
     Args:
       listener: a socket that listens; the server closes it.
-      key: what those that ask must know.
-      greeting: what to tell those that connect; see `secret` for what follows.
+      key: the key that askers must know.
+      greeting: sent to every process that connects; see `secret` for the rest of the conversation.
       size: number of workers.
-      serve_s: how long a connection may take.
+      serve_s: seconds that a connection may take.
 
     Attributes:
-      handlers: kind of request -> function of the request that returns the answer.
+      handlers: kind of request -> function that takes the request and returns the answer.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Server:
         self._most = _STRANGERS + _OF_EACH_WORKER * size
         self._serve_s = serve_s
         self._serving: dict[asyncio.Task[None], None] = {}  # the oldest first
-        # An event loop of its own: the thread that makes the server may have another.
+        # Create a new event loop, and leave alone the one that the calling thread may have.
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
         self._closed = asyncio.Event()
@@ -78,8 +79,12 @@ class Server:
     ) -> _Result:
         """Run a coroutine on the server's thread, and return its result.
 
+        Args:
+          coroutine: the coroutine.
+          timeout_s: seconds to wait for the result; None for no limit.
+
         Raises:
-          TimeoutError: there is none after `timeout_s`, if one is given.
+          TimeoutError: there is no result after `timeout_s`.
         """
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
 
@@ -105,17 +110,17 @@ class Server:
             accepting = asyncio.create_task(self._accept())
             await self._closed.wait()
             accepting.cancel()
-            await asyncio.sleep(0)  # a connection is closed only by a task that has begun
+            await asyncio.sleep(0)  # let tasks begin: only then do they close their connections
             self._drop(len(self._serving))
             await asyncio.gather(accepting, *self._serving, return_exceptions=True)
-            await asyncio.sleep(0)  # the loop closes the sockets in its next round
+            await asyncio.sleep(0)  # the loop closes the sockets in its next iteration
 
     async def _accept(self) -> None:
         while True:
             await self._readable()
             try:
                 connection, _ = self._listener.accept()
-            except BlockingIOError:  # whoever called has hung up
+            except BlockingIOError:  # the peer has hung up
                 continue
             except OSError as error:
                 if error.errno in _NO_ROOM:
@@ -128,7 +133,7 @@ class Server:
             self._drop(len(self._serving) - self._most)
 
     async def _readable(self) -> None:
-        """Return when there may be something to accept; `sock_accept` may lose what it accepts."""
+        """Return when a connection may be waiting; `sock_accept` may lose one that it accepts."""
         is_readable = self._loop.create_future()
         self._loop.add_reader(self._listener, _settle, is_readable)
         try:
@@ -137,7 +142,7 @@ class Server:
             self._loop.remove_reader(self._listener)
 
     def _drop(self, count: int) -> None:
-        """Close the oldest connections; one of a worker is served within milliseconds."""
+        """Close the oldest connections; those of workers are served within milliseconds."""
         for task in list(self._serving)[: max(0, count)]:
             task.cancel()
 
@@ -162,7 +167,7 @@ class Server:
             return self.handlers[kind](request)
         except ValueError:
             raise
-        except Exception:  # the others ask again; this thread must live
+        except Exception:  # the others ask again, and this thread must survive
             traceback.print_exc()
             raise ValueError(f"failed to answer {kind}") from None
 

@@ -1,4 +1,4 @@
-"""Where a worker is: what it answers to those that wait for it, and what no answer means."""
+"""Describe where a worker is, for others that wait for it, and why a worker may not answer."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from tf_gossip_pga.coordination import running_call
 
 
 class Absence(enum.Enum):
-    """Why a worker gave no answer, as the end of a sentence."""
+    """Why a worker did not answer, as a predicate in a sentence."""
 
     SUSPECTED = "does not answer (its process is stopped, or the network between is cut)"
     DEAD = "has ended: its process does not listen any more"
 
 
-# How a worker has left `fit`, where the exception is not known.
+# How a worker has left `fit`, if the exception is not known.
 LEFT = "has left fit"
 
 
 @dataclasses.dataclass(frozen=True)
 class Departure:
-    """What a worker has told the others because an exception has left its `fit`, or ended it.
+    """A worker's report that an exception has left its `fit`, or ended the worker.
 
     Attributes:
-      text: a predicate about it: `"raised OSError: disk full"`.
+      text: a predicate about the worker: `"raised OSError: disk full"`.
       ends: whether its process ends.
     """
 
@@ -36,24 +36,25 @@ class Departure:
 
 @dataclasses.dataclass(frozen=True)
 class Whereabouts:
-    """Where a worker is, as it reports it to others.
+    """A worker's report about where it is.
 
     Attributes:
-      where: what it does in `fit`, after "is": `"computing step 7"`; empty before its first `fit`.
-      where_s: seconds since when.
-      step: completed steps.
+      where: what it does in `fit`, to follow "is": `"computing step 7"`; empty before its first
+        `fit`.
+      where_s: for how many seconds it has done this.
+      step: number of completed steps.
       exchanges: how many exchanges it has begun. All ranks take part in the same exchanges in the
         same order, so a rank that has begun fewer is late.
       waits_at: the exchange that it waits in, or None.
-      waits_s: seconds since when.
+      waits_s: for how many seconds it has waited there.
       fits: how many times it has called `fit`.
-      in_fit: whether it is still inside the last of these.
-      left: how it has left the last of these before its end: `"raised OSError: disk full"`, or
+      in_fit: whether it is still inside the last of these calls.
+      left: how it has left the last of these calls before its end, `"raised OSError: disk full"` or
         `LEFT`; None while it trains and after the end.
-      unfinished: the exchange that it has begun and not completed, after which it cannot exchange
-        any more; or None.
-      can_regroup: whether the next `fit` may regroup nevertheless: that exchange was broken, and
-        between fits.
+      unfinished: the exchange that it has begun and not completed, or None. After such an exchange
+        fails, the worker cannot exchange any more.
+      can_regroup: whether the next `fit` may regroup nevertheless, because that exchange failed
+        between two fits.
       view: number of the view whose exchanges these are.
     """
 
@@ -72,10 +73,12 @@ class Whereabouts:
 
 
 class Status:
-    """Where this process is; kept by the threads that train, read by the channel's thread.
+    """This process's status. The threads that train update it; the channel's thread reads it.
 
     Attributes:
-      exchanges: see `Whereabouts`, and so are `unfinished` and `can_regroup`.
+      exchanges: see `Whereabouts`.
+      unfinished: see `Whereabouts`.
+      can_regroup: see `Whereabouts`.
     """
 
     def __init__(self) -> None:
@@ -83,7 +86,7 @@ class Status:
         self.unfinished: str | None = None
         self.can_regroup = False
         self._view = 0
-        # Each is replaced as a whole, so that the channel's thread never sees half of it.
+        # Tuples, replaced as a whole: the channel's thread never reads a half-updated value.
         self._at: tuple[str, int, float] = ("", 0, time.monotonic())
         self._waits: tuple[str, float] | None = None
         self._fit: running_call.Call | None = None
@@ -102,12 +105,15 @@ class Status:
         self._fits += 1
 
     def end_fit(self) -> None:
-        """Record that this process has trained to the end, though `fit` has not returned yet."""
+        """Record that this process has trained to the end, although `fit` has not returned yet."""
         if self._fit is not None:
             self._fit.has_ended = True
 
     def begin_view(self, number: int) -> None:
-        """Record that this process is a member of another view: all members count from 0 again."""
+        """Record that this process is a member of a new view.
+
+        All members count exchanges from 0 again.
+        """
         self._view = number
         self.exchanges = 0
 
@@ -118,16 +124,21 @@ class Status:
         self._waits = (doing, time.monotonic())
 
     def arrive(self, completed: bool = True) -> None:
-        """Record that the exchange is over; `completed`: with a result."""
+        """Record that the exchange is over.
+
+        Args:
+          completed: whether it has produced a result.
+        """
         self._waits = None
         if completed:
             self.unfinished = None
 
     def departure(self, ends: bool = False) -> Departure | None:
-        """Return which exception has left `fit`; None: none has.
+        """Return which exception has left `fit`, or None if none has.
 
         Args:
-          ends: whether this process ends now: then also which has ended it anywhere else.
+          ends: whether this process is ending. If so, also return an exception that ended it
+            outside of `fit`.
         """
         text = self.tell().left
         if ends:
@@ -139,9 +150,9 @@ class Status:
         return Departure(text, ends) if text else None
 
     def tell(self) -> Whereabouts:
-        """Return where this process is; any thread may call it."""
+        """Return where this process is. Thread-safe."""
         (where, step, since), waits = self._at, self._waits
-        now = time.monotonic()  # last: no span may be negative
+        now = time.monotonic()  # read last, so that no duration is negative
         fit, left = self._fit, None
         if fit is not None and fit.was_left:
             left = fit.raised() or LEFT

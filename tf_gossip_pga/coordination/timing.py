@@ -1,4 +1,4 @@
-"""Hold every deadline and interval of the control plane in one place.
+"""Define every deadline and interval of the control plane in one place.
 
 The timeouts that users choose (`GossipPGA(timeout_s=…)`) are in `training.settings`.
 """
@@ -10,50 +10,50 @@ import dataclasses
 class Timing:
     """Deadlines and intervals, in seconds unless the name says otherwise.
 
-    One object is handed to everything that waits. Tests and the protocol simulation pass another
-    one; nothing else changes them.
+    Everything that waits receives one such object. Tests and the protocol simulation pass other
+    values; nothing else changes them.
 
     Attributes:
-      start_s: how long a starting worker waits for the others: in the roll call, in TensorFlow's
-        start, and in its first exchange.
+      start_s: how long a starting worker waits for the others: in the roll call, while TensorFlow
+        starts, and in its first exchange.
       start_report_s: when a starting worker first reports that it waits for others.
-      start_call_s: how often a starting worker calls the others, at most.
-      start_settle_s: how long a worker that cannot start listens to what others have to say of it,
-        and how long it tries to listen on its port.
-      start_tell_s: how long it then tries to tell them why.
-      between_work_factor: how many times longer than `timeout_s` workers wait for one another where
-        they come from different work: reading data, compiling, validating, writing a checkpoint.
+      start_call_s: shortest interval at which a starting worker calls the others.
+      start_settle_s: how long a worker that cannot start listens for further reports about the
+        cause, and how long it tries to listen on its port.
+      start_tell_s: how long it then tries to send the cause to the others.
+      between_work_factor: how many times longer than `timeout_s` workers wait for one another after
+        different work: reading data, compiling, validating, writing a checkpoint.
       restore_s: how long workers wait for one another while checkpoints are read.
-      ask_s: how long a question to another worker may take; long for a live process, short next to
+      ask_s: how long a request to another worker may take; long for a live process, short next to
         any timeout.
-      reachable_s: the same for the one question whether a worker can be reached at all.
+      reachable_s: how long the one request may take that checks whether a worker can be reached at
+        all.
       serve_s: how long an unknown peer may hold a connection.
-      watch_every_s: how often the watchdog looks at the exchange under way.
+      watch_every_s: how often the watchdog checks the exchange in progress.
       patience_s: how long an exchange may take, at least, before the watchdog asks and reports.
-      patience_steps: the same as a number of this worker's own steps.
+      patience_steps: the same, as a number of this worker's own steps.
       suspect_s: how long a worker may be silent before the watchdog aborts an exchange with it.
       linger_s: how long a worker that ends after a loss still answers, so that the others do not
         blame it.
-      closing_s: how long a worker that ends may take to close its sockets, before it is asked once
-        more.
-      closing_checks: how often it is asked once more.
+      closing_s: how long to wait for an ending worker to close its sockets before asking it again.
+      closing_checks: how many times to ask it again.
       poll_s: how often workers ask one another while they form a view.
       silent_s: how long a worker may be silent, after the exchange was aborted, before a view is
-        formed without it: a silent worker is lost after `suspect_s + silent_s`.
-      ping_every_s: how often a worker asks the members that have shown nothing else of themselves.
-        With the time of an answer it is to be far below `silent_s`.
+        formed without it. A silent worker is lost after `suspect_s + silent_s`.
+      ping_every_s: how often a worker asks members whose recent activity it has not seen. Together
+        with the time of an answer it must be far below `silent_s`.
       report_s: when a worker first reports that it waits for others to form a view.
       attempts: how many views in a row may be abandoned before a worker gives up.
-      futile_regroups: how often the same exchange may fail, though nobody is lost, before a worker
+      futile_regroups: how often the same exchange may fail without a lost worker before a worker
         gives up.
       probe_every_s: how often the chief probes the ports of lost workers.
       announce_every_s: how often a joining worker announces itself.
       announced_s: for how long such an announcement counts.
-      admit_s: how long the members wait for joining workers they have invited.
+      admit_s: how long the members wait for joining workers that they have invited.
       join_report_s: when a joining worker first reports that it waits.
       job_check_every_s: how often a worker that waits for a probe checks whether a job is left.
-      job_checks: after how many such checks in vain it gives up.
-      unannounced_probe_s: how long a starting worker listens for a probe nobody has announced.
+      job_checks: after how many such checks without a sign of a job it gives up.
+      unannounced_probe_s: how long a starting worker that was not told to join listens for a probe.
     """
 
     start_s: float = 300.0

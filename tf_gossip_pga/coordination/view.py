@@ -1,4 +1,4 @@
-"""What workers agree on, a `View`, and what each tells the others on the way, its `Standing`."""
+"""Define `View`, on which workers agree, and `Standing`, which they send one another meanwhile."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tf_gossip_pga.coordination.messages import Rank
 class View:
     """A numbered list of members.
 
-    View 0 is all workers. Each later view has the surviving workers of an earlier one, or these and
-    joining workers.
+    View 0 contains all workers. Each later view contains the surviving workers of an earlier one,
+    possibly with joining workers.
 
     Attributes:
-      number: counted from 0.
-      members: their ranks, in order.
+      number: number of the view, from 0.
+      members: the members' ranks, in increasing order.
     """
 
     number: int
@@ -29,22 +29,22 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """What a worker answers to those that form a view.
+    """A worker's answer to those that form a view.
 
     Attributes:
       view: number of the last view whose exchanges it has begun.
-      view_members: the members of that view; None where it is not known.
+      view_members: members of that view; None if it is not known.
       wants: number of the view that it wants, or is in.
-      completed: exchanges it has completed in this `fit`.
-      members: those of the wanted view, as soon as it has decided on them or adopted them.
+      completed: number of exchanges that it has completed in this `fit`.
+      members: members of the wanted view, once it has decided on them or adopted them.
       is_member: whether it has made itself one of them.
-      most_completed: once it has begun the wanted view, the most exchanges any member had
+      most_completed: once it has begun the wanted view, the most exchanges that any member had
         completed.
       fit: how many times it has called `fit`.
-      in_fit: whether it is still inside the last of these.
-      finished: the number of the last `fit` that it has trained to the end.
-      silent: each rank that it has yet to reach since it wants the view, and for how many seconds
-        that rank has shown no sign of life meanwhile.
+      in_fit: whether it is still inside the last of these calls.
+      finished: number of the last `fit` that it has trained to the end.
+      silent: each rank that it has not reached since it began to want the view, and for how many
+        seconds that rank has shown no sign of life.
     """
 
     view: int = 0

@@ -1,8 +1,9 @@
-"""Look after the exchange under way: ask whom it waits for, report it, and abort it in the end.
+"""Watch the exchange in progress: ask which ranks it waits for, report the wait, and abort it.
 
-TensorFlow's collectives wait in silence, forever, and their own timeouts cost two threads each.
-One thread looks after the exchange under way: when it lasts long, the thread asks the other
-workers, through `channel`, where they are, and when it has lasted too long, the thread aborts it.
+TensorFlow's collectives wait silently and without limit, and their own timeouts cost two threads
+each. Here one thread watches the exchange in progress. When the exchange takes long, the thread
+asks the other workers through `channel` where they are. When it takes too long, the thread aborts
+it.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from tf_gossip_pga.errors import ExchangeBroken, WorkerLost
 
 @dataclasses.dataclass
 class Wait:
-    """An exchange under way. Moments are those of `time.monotonic`.
+    """An exchange in progress. Moments are those of `time.monotonic`.
 
     Attributes:
-      doing: what is exchanged, e.g. `"the gossip of step 7"`.
-      timeout_s: how long it may take.
+      doing: the exchange, e.g. `"the gossip of step 7"`.
+      timeout_s: how many seconds it may take.
       started: when it began.
       ask_at: when to ask the other workers again.
       report_at: when to report the wait again.
-      suspected_since: since when a worker that it waits for has given no answer; None: none is.
-      findings: what the watchdog found before it aborted the exchange; None while it goes on, or
-        where another has noticed first.
+      suspected_since: since when a worker that it waits for has not answered; None if all answer.
+      findings: what the watchdog found before it aborted the exchange; None while the exchange
+        runs, or if another worker noticed the failure first.
     """
 
     doing: str
@@ -52,19 +53,19 @@ class Wait:
 
 
 class Watchdog:
-    """Look after what this process waits for.
+    """Watch the exchange in progress of this process.
 
     Args:
-      rank: this worker's.
+      rank: this worker's rank.
       size: number of workers at the start.
-      channel: through which it asks the others.
-      status: what others learn about this process.
-      timing: how long to wait for what.
-      abort: called with a reason, makes every exchange under way and every later one fail.
+      channel: sends requests to the other workers.
+      status: this worker's status.
+      timing: every deadline of the control plane.
+      abort: called with a reason, makes the exchange in progress and every later one fail.
 
     Attributes:
       called_off: why no exchange may begin, or None.
-      departures: which workers have left `fit`, or ended, by an exception.
+      departures: the workers that have left `fit`, or ended, by an exception.
     """
 
     def __init__(
@@ -82,12 +83,12 @@ class Watchdog:
         self._status = status
         self._timing = timing
         self._abort = abort
-        self._lock = threading.Lock()  # an abort must hit the exchange that it is for
+        self._lock = threading.Lock()  # an abort must not hit a later exchange
         self._wait: Wait | None = None
         self.called_off: str | None = None
         self._step_s: collections.deque[float] = collections.deque(maxlen=50)
         self._last_step = (0, 0.0)  # its number, and when it was completed
-        self._ending: set[int] = set()  # ranks that have lost another, and end
+        self._ending: set[int] = set()  # ranks that have lost another worker, and end
         self._closed = threading.Event()
         self.departures = Departures(rank, size, channel, status)
         channel.handlers["ending"] = self._note_ending
@@ -97,7 +98,7 @@ class Watchdog:
         """Record what this process does now, and how long its last step took.
 
         Args:
-          where: as the end of a sentence that begins with "It is".
+          where: the activity, to follow "It is" in a sentence.
           step: number of completed steps.
         """
         last, since = self._last_step
@@ -112,12 +113,16 @@ class Watchdog:
     def deadline(self, doing: str, timeout_s: float) -> Generator[Wait, None, None]:
         """Run exchanges under a deadline, after which they are aborted.
 
-        The caller translates the error that an aborted exchange ends with, and finds in the yielded
-        object's `findings` why the watchdog has aborted it.
+        The caller translates the error that an aborted exchange ends with. The `findings` of the
+        yielded object say why the watchdog aborted it.
+
+        Args:
+          doing: the exchange, e.g. `"the gossip of step 7"`.
+          timeout_s: how many seconds it may take.
 
         Raises:
           ExchangeBroken: exchanges are called off.
-          WorkerLost: an earlier exchange was not completed, and no new view can make up for it.
+          WorkerLost: an earlier exchange was not completed, and no new view can repair that.
         """
         wait = Wait(doing, timeout_s)
         completed = False
@@ -137,7 +142,7 @@ class Watchdog:
             self._status.arrive(completed)
 
     def call_off(self, reason: str) -> None:
-        """Abort the exchange under way, if any, and refuse every later one until `resume`."""
+        """Abort the exchange in progress, if any, and refuse every later one until `resume`."""
         with self._lock:
             if self.called_off is None:
                 self.called_off = reason
@@ -145,15 +150,15 @@ class Watchdog:
                     self._abort(reason)
 
     def give_up(self, reason: str) -> None:
-        """Call off all exchanges of this view after one that was broken between fits.
+        """Call off all exchanges of this view after one that failed between two fits.
 
-        The script may catch what this raises there, and the next `fit` forms a new view.
+        The script may catch the resulting exception, and the next `fit` forms a new view.
         """
         self._status.can_regroup = True
         self.call_off(reason)
 
     def resume(self) -> None:
-        """Let exchanges begin again."""
+        """Allow exchanges to begin again."""
         with self._lock:
             self.called_off = None
             self._status.unfinished = None
@@ -162,10 +167,9 @@ class Watchdog:
             self.departures.forget()
 
     def text_of_loss(self, broken: ExchangeBroken) -> str:
-        """Return what to report where an exchange has failed for good.
+        """Return the report of an exchange that has failed for good.
 
-        It lingers before it returns: if this process ended at once, the others would take it for
-        the one to blame.
+        This lingers before it returns: if this process ended at once, the others would blame it.
         """
         self._channel.ask_all("ending", rank=self._rank)
         findings, reason = broken.findings, broken.reason
@@ -190,11 +194,11 @@ class Watchdog:
         )
 
     def close(self) -> None:
-        """Let the thread end; for tests, since a process keeps its watchdog until it ends."""
+        """Let the thread end. Only tests call this; a process keeps its watchdog until it ends."""
         self._closed.set()
 
     def _findings(self) -> Findings:
-        """Ask all others where they are, and return who keeps this process waiting."""
+        """Ask all others where they are, and return which of them keep this process waiting."""
         self.departures.heard = None
         answers = self._channel.ask_all("status")
         self.departures.learn(answers)
@@ -207,9 +211,9 @@ class Watchdog:
         )
 
     def _settled_findings(self) -> Findings:
-        """Ask again while a worker is suspected, and blame as few as possible.
+        """Ask again while a worker is suspected, and return the findings that blame fewest.
 
-        A worker that ends closes its sockets one by one, and a live one may miss a question on a
+        A worker that ends closes its sockets one by one, and a live worker may miss a request on a
         busy machine.
         """
         fewest = self._findings()
@@ -223,12 +227,15 @@ class Watchdog:
         return fewest
 
     def _note_ending(self, request: Message) -> Message:
-        """Take note that a rank has lost another: lose patience, while all still answer."""
+        """Record that a rank ends because it has lost another.
+
+        The watchdog then asks immediately, while all workers still answer.
+        """
         self._ending.add(messages.checked(request, self._size, rank=Rank)["rank"])
         return {}
 
     def _patience_s(self, timeout_s: float) -> float:
-        """Return how long an exchange may take before the watchdog asks about it."""
+        """Return how many seconds an exchange may take before the watchdog asks about it."""
         if self._ending:
             return 0.0
         if not self._step_s:
@@ -237,7 +244,7 @@ class Watchdog:
         return max(self._timing.patience_s, min(longest_s, timeout_s / 10))
 
     def _run(self) -> None:
-        """Look after exchanges that last long. One thread a process, nearly always asleep."""
+        """Watch exchanges that take long. One thread per process, nearly always asleep."""
         while not self._closed.wait(self._timing.watch_every_s):
             try:
                 self.departures.tell()
@@ -247,7 +254,7 @@ class Watchdog:
                 traceback.print_exc()
 
     def _look_after(self, wait: Wait) -> None:
-        """Ask whom an exchange waits for, if it lasts long; report it, or abort the exchange."""
+        """If an exchange takes long, ask which ranks it waits for, and report or abort it."""
         now = time.monotonic()
         overdue = now > wait.started + wait.timeout_s
         if not overdue and not self._has_news(now):
@@ -258,35 +265,35 @@ class Watchdog:
         silent = self._silent_too_long(wait, findings, now)
         if (overdue or silent) and findings.suspected and not findings.never:
             findings = self._settled_findings()
-            silent = silent and findings.suspected  # it may have answered just now
+            silent = silent and findings.suspected  # the worker may have answered just now
         found = findings.text or self._text_of_all_there(findings.reached_s)
         if overdue or findings.never or silent:
             reason = f"no answer within {wait.timeout_s:g} s; {found}" if overdue else found
             with self._lock:
-                if self._wait is wait:  # the missing ranks may have come meanwhile
+                if self._wait is wait:  # else the exchange has completed meanwhile
                     wait.findings = findings
                     self._abort(reason)
         elif now > wait.report_at and self._wait is wait and self._is_worth_a_line(findings):
             waited_s = now - wait.started
             logger.info(f"Rank {self._rank} has waited {waited_s:.0f} s at {wait.doing}: {found}.")
-            wait.report_at = now + waited_s  # when it has waited twice as long
+            wait.report_at = now + waited_s  # when the wait has doubled
         wait.ask_at = now + min(self._patience_s(wait.timeout_s), self._timing.suspect_s / 4)
 
     def _has_news(self, now: float) -> bool:
-        """Return whether a worker has told of an exception.
+        """Return whether a worker has reported an exception, at least `closing_s` ago.
 
-        If it completed the exchange before that, this worker gets a moment to complete it, too.
+        If that worker completed the exchange first, this gives the others time to complete it too.
         """
         heard = self.departures.heard
         return heard is not None and now > heard + self._timing.closing_s
 
     def _is_worth_a_line(self, findings: Findings) -> bool:
-        """Return whether a wait is worth a line: not while all have only just come."""
+        """Return whether to report a wait; not if all ranks have only just reached the exchange."""
         return bool(findings.text) or findings.reached_s > self._timing.patience_s
 
     def _text_of_all_there(self, reached_s: float) -> str:
         text = f"all ranks have reached it, the last of them {reached_s:.0f} s ago"
-        if reached_s < self._timing.suspect_s:  # they may still be tracing it
+        if reached_s < self._timing.suspect_s:  # they may still be tracing the function
             return text
         return f"{text}, so that the network between them is slow or cut"
 

@@ -1,7 +1,8 @@
-"""Serve the commands: output files, memory estimates, the merged output of several workers.
+"""Help the commands with output files, memory estimates, and the merged output of workers.
 
 Contents:
-  memory: refuse what does not fit into this machine's memory.
-  output: a JSON file, and a picture next to it.
-  screen: merge what several workers print.
+
+- `memory`: refuse work that does not fit into this machine's memory.
+- `output`: write a JSON file, and a picture next to it.
+- `screen`: merge the output of several workers.
 """

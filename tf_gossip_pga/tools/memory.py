@@ -1,14 +1,19 @@
-"""Compare what something needs with the memory that is available, before it is allocated."""
+"""Compare the memory that a computation needs with what is available, before allocating it."""
 
 import os
 import pathlib
 
 _KNOWN = pathlib.Path("/proc/meminfo")
-_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # of a container, by cgroup v2; or "max"
+_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # a container's limit (cgroup v2), or "max"
 
 
 def check(needed: int, what: str) -> None:
-    """Raise `MemoryError` unless `needed` bytes of memory are available for `what`."""
+    """Raise `MemoryError` unless `needed` bytes of memory are available.
+
+    Args:
+      needed: the memory needed, in bytes.
+      what: what needs it, as the start of the error message.
+    """
     has = available()
     if needed > has:
         raise MemoryError(
@@ -18,9 +23,9 @@ def check(needed: int, what: str) -> None:
 
 
 def available() -> int:
-    """Return the available memory in bytes: as Linux reports it, at most a container's limit.
+    """Return the available memory in bytes: what Linux reports, at most a container's limit.
 
-    Return the size of all memory where the system does not report what is available.
+    If the system does not report available memory, return the size of all memory.
     """
     try:
         lines = _KNOWN.read_text().splitlines()

@@ -11,10 +11,13 @@ from typing import Any
 
 
 def check(given: str) -> pathlib.Path:
-    """Return the path of the JSON file, and make its folder. Call it before any work.
+    """Return the path of the JSON file and create its folder. Call this before any work.
+
+    Args:
+      given: value of the flag `--output`.
 
     Raises:
-      ValueError: the name does not end in .json, or such a file cannot be written.
+      ValueError: the name does not end in .json, or the file cannot be written.
     """
     path = pathlib.Path(given)
     if path.suffix != ".json":
@@ -22,9 +25,9 @@ def check(given: str) -> pathlib.Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
-        path.open("a").close()  # keeps the content of a file
+        path.open("a").close()  # keeps the content of an existing file
         if is_new:
-            path.unlink(missing_ok=True)  # another rank may have done so
+            path.unlink(missing_ok=True)  # another rank may have removed it
     except OSError as error:
         raise ValueError(f"--output={given} cannot be written: {error}") from error
     return path
@@ -36,13 +39,14 @@ def write(
     content: Mapping[str, object],
     draw: Callable[[pathlib.Path], object],
 ) -> None:
-    """Write what a command has found.
+    """Write the results of a command, and print where they are.
 
     Args:
       path: path of the JSON file.
       module: name of the command, as in `python -m NAME`.
-      content: content of the JSON file, to which the command line is added.
-      draw: writes a picture to a path by matplotlib; not called where matplotlib is missing.
+      content: content of the JSON file; the command line is added to it.
+      draw: function that writes a picture to a path with matplotlib; not called if matplotlib is
+        not installed.
     """
     command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     path.write_text(as_json({"command": command, **content}))
@@ -56,12 +60,12 @@ def write(
 
 
 def as_json(value: object) -> str:
-    """Return strict JSON, with null for NaN and infinity."""
+    """Return `value` as strict JSON, with null for NaN and infinity."""
     return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
-    """Return the same with None for each number that is not finite."""
+    """Return a copy of `value` with None for each number that is not finite."""
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

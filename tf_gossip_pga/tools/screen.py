@@ -1,4 +1,4 @@
-"""Merge the output of several workers for one terminal or file; `launch` feeds it."""
+"""Merge the output of several workers for one terminal or file. The launcher feeds it."""
 
 import codecs
 import collections
@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 _LAST_LINES = 20
 
-# Characters of a line that may be one of those below.
+# Longer lines, in characters, are not matched against the patterns below.
 _LONGEST = 10_000
 
-# What TensorFlow and its libraries print at start-up, in the formats of absl and of TensorFlow.
+# Start-up messages of TensorFlow and its libraries, in the formats of absl and TensorFlow.
 _NOISE = re.compile(
     r"WARNING: All log messages before absl::InitializeLog"
     r"|[IW]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\]"
@@ -21,58 +21,58 @@ _NOISE = re.compile(
     r"|.* oneDNN supports DT_INT64 only on platforms"
     r"|E\d{4} .*Unable to register cu(DNN|FFT|BLAS) factory"
 )
-# Printed by the runtimes of the other workers when one has ended, well or not. Kept for reports.
+# The surviving runtimes print these when a worker has ended, normally or not. Kept for reports.
 _RUNTIME_ERROR = re.compile(
     r"(E\d{4}|\d{4}-\d\d-\d\d) .*(base_collective_executor|coordination_service\w*)\.cc:\d+\]"
     r"|Additional GRPC error information from|:UNKNOWN:Error received from peer"
     r"|/job:\w+/replica:\d+/task:\d+$|The tasks have crashed\. Check the task logs"
 )
-# A warning, and the source line that Python prints after it.
+# A warning, and the source line that Python prints below it.
 _WARNING = re.compile(r".*Warning: |WARNING:|  \S.*\($|  warnings\.warn\(")
-# What colors text on a terminal, or moves its cursor.
+# Terminal sequences that color text or move the cursor.
 _ESCAPE = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
 
 class Screen:
-    """Merge the workers' output: whole lines, each with its rank, and rank 0's progress bar.
+    """Merge the workers' output: complete lines with their rank, and rank 0's progress bar.
 
     Args:
-      write: receives the merged output, piece by piece.
-      verbose: show everything; otherwise start-up messages, runtime errors and warnings that
-        another rank has printed already are left out.
-      terminal: whether a terminal shows it. Elsewhere only whole lines are written, without colors:
-        of a progress bar its last state.
+      write: receives the merged output piece by piece.
+      verbose: whether to show everything. Otherwise omit start-up messages, runtime errors, and
+        warnings that another rank already printed.
+      terminal: whether the output goes to a terminal. Otherwise write only complete lines without
+        colors, and of a progress bar only its last state.
 
     Attributes:
-      last_lines: the end of each rank's output with its runtime errors, for failure reports.
+      last_lines: the last lines of each rank, including its runtime errors, for failure reports.
     """
 
     def __init__(self, write: Callable[[str], object], verbose: bool, terminal: bool = True):
         self._write = write
         self._verbose = verbose
         self._terminal = terminal
-        # A read may end within a character.
+        # A read may end in the middle of a character.
         self._decoders: dict[int, codecs.IncrementalDecoder] = collections.defaultdict(
             lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
         )
         self._partial: dict[int, _Unfinished] = collections.defaultdict(_Unfinished)
-        self._drawn = ""  # rank 0's unfinished line as it stands on the terminal
-        self._seen: dict[str, int] = {}  # a warning -> the rank that printed it first
+        self._drawn = ""  # rank 0's unfinished line as the terminal shows it
+        self._seen: dict[str, int] = {}  # warning -> first rank that printed it
         self.last_lines: dict[int, collections.deque[str]] = collections.defaultdict(
             lambda: collections.deque(maxlen=_LAST_LINES)
         )
 
     def notice(self, text: str) -> None:
-        """Show a line of the launcher's own."""
+        """Show a line from the launcher itself."""
         self._write(f"{text}\n")
 
     def feed(self, rank: int, data: bytes) -> None:
-        """Take in what a rank has printed."""
+        """Process a piece of a rank's output."""
         *lines, rest = self._decoders[rank].decode(data).split("\n")
         partial = self._partial[rank]
         if lines:
             lines[0] = partial.take() + lines[0]
-        # Before a line is shown, after which SIGTERM may leave this function by an exception.
+        # Store the rest before showing a line: SIGTERM may raise an exception while one is shown.
         partial.add(rest)
         for line in lines:
             self._line(rank, line)
@@ -80,7 +80,7 @@ class Screen:
             self._redraw()
 
     def close(self, rank: int) -> None:
-        """Show a last line that no newline ended."""
+        """Show a rank's last line if no newline ended it."""
         if rest := self._partial[rank].take():
             self._line(rank, rest)
 
@@ -121,9 +121,9 @@ class Screen:
 
 
 class _Unfinished:
-    """A line that has not ended yet: its pieces, however many, in linear time.
+    """A line that has not ended yet, collected from any number of pieces in linear time.
 
-    Only the last state of a progress bar is kept: an epoch may draw it ten thousand times.
+    Of a progress bar only the last state is kept, because an epoch may draw it ten thousand times.
     """
 
     def __init__(self):
@@ -138,16 +138,16 @@ class _Unfinished:
             self._is_bar = True
 
     def take(self) -> str:
-        """Return the line, and forget it."""
+        """Return the line and clear it."""
         whole = "".join(self._pieces)
         self._pieces, self._is_bar = [], False
         return whole
 
     def state(self) -> str | None:
-        """Return what a progress bar shows; None of any other line."""
+        """Return what a progress bar shows; None if the line is not a progress bar."""
         return _last_state("".join(self._pieces)) if self._is_bar else None
 
 
 def _last_state(line: str) -> str:
-    """Return what remains of a line that was overwritten in place, such as a progress bar."""
+    """Return what remains visible of a line that was overwritten in place, e.g. a progress bar."""
     return line.rstrip("\r").rpartition("\r")[2].replace("\b", "")
