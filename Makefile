@@ -1,61 +1,61 @@
-# `make train`: the main job. `make test`: the tests. Both first install what they need into .venv.
-# Three tests at a time on two cores: many of them wait.
+# `make help` lists the targets. All of them first install what they need into .venv.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-all test-quick exchange network compare optimizers input paper scale lint clean
+.PHONY: train test test-all test-quick exchange network compare optimizers input paper scale lint help clean
 
-train: $(VENV)/ready
+train: $(VENV)/ready  ## Train ResNet-20 on handwritten digits with 4 local workers. 1 minute.
 	$(RUN) train.py
 
-test: $(VENV)/ready lint
+# Three tests at a time on two cores: many of them wait.
+test: $(VENV)/ready lint  ## Check style, spelling and types, and run all but the slow tests. 20 minutes.
 	$(RUN) -m pytest -n 3 --dist=worksteal -m "not slow"
 
 # Also the models of the paper at full size, more chaos, the wheel in an environment of its own.
-test-all: test
+test-all: test  ## Run `make test`, then the slow tests: everything that proves the project.
 	$(RUN) -m pytest -n 2 --dist=worksteal -m slow
 
-test-quick: $(VENV)/ready
+test-quick: $(VENV)/ready  ## Run the tests that start no worker processes. Some minutes.
 	$(RUN) -m pytest -m "not multiprocess"
 
-exchange: $(VENV)/ready
+lint: $(VENV)/ready  ## Check style (ruff), spelling (codespell) and types (pyright).
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(VENV)/bin/codespell
+	$(RUN) -m pyright --project pyproject.toml
+
+exchange: $(VENV)/ready  ## Measure exchanges next to MultiWorkerMirroredStrategy's all-reduce, on loopback.
 	$(RUN) benchmarks/exchange.py --workers=4 --output=output/exchange.json
 
-# Hosts behind slow links, on one machine: needs root. Beside PyTorch and tf_keras. Half an hour.
-network: $(VENV)/ready
+network: $(VENV)/ready  ## Measure behind slow links, next to PyTorch. Needs root. 30 minutes.
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	$(RUN) benchmarks/network.py --hosts=8 --mbit=250 --output=output/network.json
 
-# Sixteen workers on a ring, each with two of the ten digits: where averaging matters. 20 minutes.
-compare: $(VENV)/ready
+compare: $(VENV)/ready  ## Compare all algorithms: 16 workers on a ring, two of ten digits each. 20 minutes.
 	$(RUN) benchmarks/compare.py --seeds=5 --workers=16 --topology=ring --model=mlp \
 	  --classes_per_worker=2 --epochs=10 --steps_per_epoch=30 --output=output/compare.json
 
-# SGD, Adam and AdamW with four virtual workers: which learning rate? Some minutes on an idle core.
-optimizers: $(VENV)/ready
+optimizers: $(VENV)/ready  ## Compare learning rates of SGD, Adam and AdamW on 4 virtual workers. 30 minutes.
 	$(RUN) benchmarks/optimizers.py --output=output/optimizers.json
 
-input: $(VENV)/ready
+input: $(VENV)/ready  ## Measure the input pipelines.
 	$(RUN) benchmarks/input.py --output=output/input.json
 
-# The paper's logistic regression with virtual workers, and how large a simulation may be. 6 and 2 minutes.
-paper: $(VENV)/ready
+paper: $(VENV)/ready  ## Simulate the paper's logistic regression: transient stages. 6 minutes.
 	$(RUN) benchmarks/paper.py --output=output/paper.json
 
-scale: $(VENV)/ready
+scale: $(VENV)/ready  ## Measure how large a simulation may be. 2 minutes.
 	$(RUN) benchmarks/scale.py --output=output/scale.json
 
-lint: $(VENV)/ready
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
-	$(RUN) -m pyright --project pyproject.toml
+help:  ## Print this table.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+clean:  ## Remove the environment and everything that was built or measured.
+	rm -rf $(VENV) output build *.egg-info
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
-
-clean:
-	rm -rf $(VENV) output build *.egg-info
