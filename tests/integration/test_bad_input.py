@@ -39,7 +39,7 @@ DATA = (np.ones((8, 4), np.float32), np.ones((8, 1), np.float32))
         (
             "import tensorflow as tf; tf.constant(1)\nimport tf_gossip_pga\n"
             "tf_gossip_pga.initialize()",
-            r"initialize\(\) came too late.*<string>:3 to the top",
+            r"initialize\(\) was called too late.*<string>:3 to the top",
         ),
         (
             "import tf_gossip_pga\ntf_gossip_pga.GossipPGA()",
@@ -47,7 +47,7 @@ DATA = (np.ones((8, 4), np.float32), np.ones((8, 1), np.float32))
         ),
         (
             "import tf_gossip_pga, os\nos.environ['TF_CONFIG'] = '{'\ntf_gossip_pga.initialize()",
-            r"TF_CONFIG is not JSON.*received: \{.*an example",
+            r"TF_CONFIG is not JSON.*received: \{.*example",
         ),
     ],
 )

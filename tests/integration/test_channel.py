@@ -225,7 +225,7 @@ def test_without_a_secret_nobody_is_probed_and_the_log_says_so(capfd):
             listener.accept()
     said = capfd.readouterr().err
     for rank in (1, 2):
-        assert said.count(f"Rank {rank} cannot join again after a restart: the workers were") == 1
+        assert said.count(f"Rank {rank} cannot rejoin after a restart: the workers were") == 1
     assert "without a common TF_GOSSIP_PGA_SECRET" in said
 
 

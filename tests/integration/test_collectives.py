@@ -188,7 +188,7 @@ def test_waiting_ends_at_the_deadline(tmp_path):
     assert second == "stayed away"
     assert "Rank 0 of 2 lost rank 1 at the meeting: no answer within 3 s; rank 1 " in first
     # On a busy machine its answer, which would have said this, may be late.
-    late = "does not answer (its process is stopped, or the network between is cut)"
+    late = "does not answer (its process is stopped, or the network to it is cut)"
     assert re.search(rf"rank 1 (has not called fit|{re.escape(late)})", first), first
 
 

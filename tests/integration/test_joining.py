@@ -167,7 +167,11 @@ def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying)
             "Rank 1 begins epoch 1, and the others epoch 4.",
             marks=pytest.mark.slow,
         ),
-        ("dies", "goes on without rank 1: 2 of 3 workers are left. It was at taking in rank 1."),
+        (
+            "dies",
+            "continues without rank 1: 2 of 3 workers remain. The failure interrupted the "
+            "admission of rank 1.",
+        ),
     ],
 )
 def test_the_others_go_on_without_one_that_cannot_be_taken_in(tmp_path, second, why):
@@ -256,7 +260,7 @@ def test_a_proven_probe_leaves_endpoints_and_unknown_peers_do_not(capfd):
 
 def test_a_worker_without_a_secret_cannot_join_and_is_told_what_to_set():
     given = ["127.0.0.1:1", "127.0.0.1:2"]
-    with pytest.raises(ValueError, match=r"Rank 1 is to join .* Set TF_GOSSIP_PGA_SECRET, or"):
+    with pytest.raises(ValueError, match=r"Rank 1 cannot join .* Set TF_GOSSIP_PGA_SECRET to"):
         joining.await_probe(given, 1, None)
     assert joining.endpoints_if_probed(given, 1, None) is None
 
@@ -274,12 +278,12 @@ def test_a_worker_that_nobody_probes_ends_and_says_so():
 def test_a_port_that_is_taken_is_told():
     with socket.create_server(("", 0)) as taken:
         taken.listen()
-        with pytest.raises(RuntimeError, match="Does the process that it replaces still run"):
+        with pytest.raises(RuntimeError, match="Is the process that it replaces still running"):
             _awaited(port=taken.getsockname()[1])
 
 
 def test_who_is_to_join_must_know_whom(monkeypatch):
     # Another test of this process may have called `initialize` already.
     monkeypatch.setattr("tf_gossip_pga.exchange.process._active", None)
-    with pytest.raises(ValueError, match="needs the TF_CONFIG that it had"):
+    with pytest.raises(ValueError, match="needs the TF_CONFIG of its first start"):
         tf_gossip_pga.initialize(join=True)

@@ -263,12 +263,12 @@ def test_the_others_know_what_was_raised_and_what_was_interrupted(tmp_path):
     # Rank 0 has completed the exchange in which rank 1 was interrupted, and fails in the next one.
     for survivor, unfinished in ((first, 6), (second, 5)):
         assert survivor["outcomes"][0] == "trained"
-        assert "goes on without rank 2, which raised OSError: disk full" in survivor["said"]
+        assert "continues without rank 2, which raised OSError: disk full" in survivor["said"]
         restart = f"it has not completed the gossip of step {unfinished}: it was interrupted there"
         assert restart in survivor["outcomes"][2]
     assert second["outcomes"][1] == "KeyboardInterrupt: "
     assert "lost rank 1 at" in first["outcomes"][1]
     assert (
-        "rank 1 raised KeyboardInterrupt in the gossip of step 5, and cannot exchange before"
+        "rank 1 raised KeyboardInterrupt in the gossip of step 5, and must be restarted"
         in (first["outcomes"][1])
     )

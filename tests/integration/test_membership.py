@@ -192,10 +192,10 @@ def test_fewer_than_wanted_end_with_the_reason():
         crew.start(0, 1, least=3)
         crew.start(1, 1, least=3)
         crew.wait([0])  # which decides
-        assert "2 of 3 workers are left, fewer than min_workers=3" in crew.results[0]
+        assert "2 of 3 workers survive, fewer than min_workers=3" in crew.results[0]
         crew.ended.set()  # it leaves fit, so that rank 1 has to decide
         crew.wait([1])
-        assert "1 of 3 workers are left, fewer than min_workers=3" in crew.results[1]
+        assert "1 of 3 workers survive, fewer than min_workers=3" in crew.results[1]
 
 
 def test_who_reaches_others_than_the_rest_do_is_in_no_group_of_its_own():
@@ -203,7 +203,7 @@ def test_who_reaches_others_than_the_rest_do_is_in_no_group_of_its_own():
         crew.cut(0, 1)  # rank 2 reaches both
         results = crew.regroup({0: 5, 1: 5, 2: 5})
         assert (results[0], results[2]) == (5, 5)
-        assert "rank 2 and others have gone on without it" in results[1]
+        assert "rank 2 has continued without it" in results[1]
         assert crew.memberships[0].view.members == crew.memberships[2].view.members == (0, 2)
         called_off = list(crew.called_off[2])
         assert crew.channels[1].ask_all("regroup", rank=1, wants=2, fit=1)[2]["wants"] == 1
@@ -215,7 +215,7 @@ def test_of_two_that_cannot_reach_each_other_the_higher_is_left_out():
         crew.cut(1, 2)  # rank 0, which decides, reaches both
         results = crew.regroup({0: 5, 1: 5, 2: 5})
         assert (results[0], results[1]) == (5, 5)
-        assert "others have gone on without it" in results[2]
+        assert "has continued without it" in results[2]
         # No view has been formed in vain.
         assert crew.joined == [[(1, (0, 1))], [(1, (0, 1))], []]
 
@@ -225,7 +225,7 @@ def test_one_that_answers_and_does_not_come_is_left_out_and_named(capfd):
         crew.enter(0)  # this thread hangs as rank 0
         assert crew.regroup({1: 5, 2: 4}, timeout_s=2.0) == {1: 5, 2: 5}
         assert crew.memberships[1].view.members == (1, 2)
-        assert "Rank 1 has waited 1 s for rank 0 to go on without a lost worker" in (
+        assert "Rank 1 has waited 1 s for rank 0 to regroup without a lost worker" in (
             capfd.readouterr().err
         )
 
@@ -239,7 +239,7 @@ def test_who_was_left_out_and_comes_when_the_others_have_ended_goes_on_with_nobo
         crew.in_fit = threading.Barrier(1)
         crew.start(2, 5)
         crew.wait([2])
-        assert "Of rank 0 and rank 1 it only knows that the process has ended" in crew.results[2]
+        assert "It knows only that rank 0 and rank 1 ended" in crew.results[2]
         assert crew.joined[2] == []
 
 
@@ -248,7 +248,7 @@ def test_who_asks_once_in_a_while_learns_that_it_is_excluded():
         crew.memberships[0]._protocol._standing = Standing(view=1, view_members=(0, 1), wants=1)
         mine = crew.memberships[2]
         mine._run(mine._protocol.ping(), lambda view: None)
-        assert crew.called_off == [[], [], ["others have gone on without this rank"]]
+        assert crew.called_off == [[], [], ["other workers have continued without this rank"]]
 
 
 def test_nobody_regroups_with_one_that_has_trained_to_the_end():
@@ -294,7 +294,7 @@ def test_of_two_sides_of_a_cut_one_goes_on(rank, silent, goes_on):
         assert mine.regroup(3, 1, 60, lambda view: None) == 3
         assert mine.view.members == (rank,)
     else:
-        with pytest.raises(WorkerLost, match="cannot be reached, and may be going on"):
+        with pytest.raises(WorkerLost, match="which may be continuing without"):
             mine.regroup(3, 1, 60, lambda view: None)
 
 
@@ -302,7 +302,7 @@ def test_one_that_was_silent_for_long_learns_that_others_have_gone_on():
     gone_on = {"view": 1, "wants": 1, "completed": 5, "members": None}
     answers = {1: {**gone_on, "is_member": False, "in_fit": True}}
     mine = _membership(answers, 0, 2)
-    with pytest.raises(WorkerLost, match="rank 1 and others have gone on without it"):
+    with pytest.raises(WorkerLost, match="rank 1 has continued without it"):
         mine.regroup(3, 1, 60, lambda view: None)
 
 

@@ -85,7 +85,10 @@ def test_of_two_sides_of_a_cut_the_larger_goes_on(undisturbed_loss):
         pytest.skip(f"no hosts of their own here: {reason}")
     assert chaos.problem(events, outcome, undisturbed_loss) is None, outcome.output
     assert outcome.exit_codes[0]
-    assert "Rank 0: rank 1 and rank 2 cannot be reached, and may be going on" in outcome.output
+    assert (
+        "Rank 0 ends: it cannot regroup with rank 1 and rank 2, which may be continuing"
+        in outcome.output
+    )
 
 
 # Exchanges that a rank loses though the others have completed them, or go on meanwhile; the last

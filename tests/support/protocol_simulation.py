@@ -281,7 +281,7 @@ class Worker:
         self.protocol.view = View(0, (self.rank,))
         while not (chief := self.world.probing(self)):
             if not any(each.alive for each in self.world.newest.values() if each is not self):
-                raise WorkerLost("nobody trains")
+                raise WorkerLost("no worker is training")
             yield protocol_lib.Pause(2.0)
         self.serving = True
         self.peers = {**chief.peers, chief.rank: chief}
@@ -303,7 +303,7 @@ class Worker:
             self.sequence = Sequence(TIMING.futile_regroups, invitation["completed"])
             yield from self._step()  # the state transfer
         except (ViewAbandoned, ExchangeBroken):
-            raise WorkerLost("it was not taken in") from None
+            raise WorkerLost("it was not admitted") from None
         self.protocol.contacts.patience_s = _REGROUP_S
         self.world.ping(self)
         yield from self._fit(starts=False)

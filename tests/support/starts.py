@@ -78,7 +78,7 @@ def waits(given: list[str], rank: int, missing: int, why: str) -> Worker:
 
 def wrong_starts() -> list[Start]:
     """Return all wrong ways, each with addresses of its own."""
-    nobody = "nobody listens at .*has it been started"
+    nobody = "nothing listens at .*was it started"
     either = "Rank 1 cannot listen on .*: address in use|Rank 1 of 3 has waited .*rank 2: {}"
     lists = r"different lists of addresses in TF_CONFIG(.|\n)*rank 0 .*: {}\n.*rank 2 .*: {}\n"
     starts = []

@@ -74,12 +74,12 @@ REFUSED = [
     (no_task(type="worker", index=None), 'needs "index" to be a whole number, received None'),
     (
         config({"worker": [A, B]}, index=2),
-        "has the task index 2, but 'worker' has 2 addresses, so the index must lie in 0 … 1",
+        "has the task index 2, but 'worker' has 2 addresses, so the index must be from 0 to 1",
     ),
     (config({"worker": [A, B]}, index=-1), "has the task index -1, but 'worker' has 2 addresses"),
     (
         config({"chief": [A], "worker": [B]}, "chief", 1),
-        "has the task index 1, but 'chief' has 1 addresses, so the index must lie in 0 … 0",
+        "has the task index 1, but 'chief' has 1 addresses, so the index must be from 0 to 0",
     ),
     (
         config({"worker": [A]}, "chief"),
@@ -99,7 +99,7 @@ REFUSED = [
     ),
     (config({"worker": A}), f"needs a list of \"host:port\" for 'worker', received '{A}'"),
     (config({"worker": {"0": A}}), "needs a list of \"host:port\" for 'worker', received {'0'"),
-    (config({"chief": [A, B]}, "chief"), "has 2 chiefs; there can be one"),
+    (config({"chief": [A, B]}, "chief"), "has 2 chiefs; there can be only one"),
     (config({"worker": [A, B, A]}), f"has the address '{A}' twice"),
     (config({"chief": [A], "worker": [A]}), f"has the address '{A}' twice"),
     *(
@@ -115,7 +115,7 @@ def test_from_tf_config_says_what_is_wrong(text, problem):
         from_tf_config(text)
     assert f"\n  received: {text}\n" in str(caught.value)
     # The example that is shown must itself be right.
-    example = re.search("an example: (.*)", str(caught.value))[1]
+    example = re.search("example: (.*)", str(caught.value))[1]
     assert from_tf_config(example) == Cluster(0, 2, ("host0:2222", "host1:2222"))
 
 
@@ -338,7 +338,7 @@ def _endless():
 )
 @pytest.mark.parametrize("exchange_values", [None, _recorder([])], ids=["one", "two"])
 def test_gather_refuses_what_json_cannot_hold(value, kind, exchange_values):
-    message = rf"needs a value that JSON can hold .*, received {kind}: .* float\(…\), or \.tolist"
+    message = rf"needs a value that JSON can hold .*, received {kind}: .* float\(…\) or \.tolist"
     with pytest.raises(TypeError, match=message):
         Cluster(exchange_values=exchange_values).gather(value)
 
@@ -394,7 +394,7 @@ def test_one_process_of_several_without_a_tf_config_is_refused(name):
     with pytest.raises(ValueError) as caught:
         detect.find(environment)
     text = str(caught.value)
-    assert f"one of several ({name}={SEVERAL[name]}), but has no TF_CONFIG" in text
+    assert f"one of several ({name}={SEVERAL[name]}), but TF_CONFIG is not set" in text
     assert "TF_CONFIG='{" in text and "set TF_GOSSIP_PGA_CLUSTER=none" in text
     assert detect.find({**environment, "TF_GOSSIP_PGA_CLUSTER": "none"}) == Cluster()
     assert detect.find({**environment, "TF_CONFIG": to_tf_config([A, B], 1)}).size == 2
@@ -410,7 +410,7 @@ def test_variables_that_say_nothing_are_passed_over(odd):
 def test_no_cluster_is_asked_for_by_one_word():
     from tf_gossip_pga.cluster import detect
 
-    with pytest.raises(ValueError, match=r"TF_GOSSIP_PGA_CLUSTER can only be none.* 'None'"):
+    with pytest.raises(ValueError, match=r"TF_GOSSIP_PGA_CLUSTER must be unset, .* 'None'"):
         detect.find({"TF_GOSSIP_PGA_CLUSTER": "None"})
     config = {"TF_CONFIG": to_tf_config([A, B], 1), "TF_GOSSIP_PGA_CLUSTER": "none"}
     assert detect.find(config) == Cluster()

@@ -89,7 +89,10 @@ def test_a_worker_that_answers_is_waited_for_until_the_deadline(late_since, deci
 
 def test_a_late_worker_may_be_on_another_side():
     found = _decide({0: BUSY}, rank=1, size=2, late_since=NOW - 60.1)
-    assert "Rank 1: rank 0 cannot be reached, and may be going on" in found.reason
+    assert (
+        "Rank 1 ends: it cannot regroup with rank 0, which may be continuing without"
+        in found.reason
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,7 @@ def test_a_late_worker_may_be_on_another_side():
 def test_the_others_adopt_what_the_leader_decides(leader, decision):
     found = _decide({0: leader, 2: WILLING, 3: DEAD}, rank=1)
     if decision is Fail:
-        assert "Rank 1: rank 0 and others have gone on without it" in found.reason
+        assert "rank 0 has continued without it" in found.reason
     else:
         assert found == decision
 
@@ -123,15 +126,15 @@ def test_of_two_sides_of_a_cut_one_goes_on(rank, silent, leads):
     if leads:
         assert found == Lead((rank,))
     else:
-        assert "cannot be reached, and may be going on" in found.reason
+        assert "which may be continuing without" in found.reason
 
 
 def test_dead_workers_are_on_no_side_where_they_cannot_have_gone_on():
     answers = {1: DEAD, 2: DEAD, 3: SUSPECTED}
     assert _decide(answers, since=LONG_AGO) == Lead((0,))
     found = _decide(answers, since=LONG_AGO, gone={1})
-    assert "rank 2 and rank 3 cannot be reached, and may be going on without rank 0" in found.reason
-    assert "Of rank 2 it only knows that the process has ended" in found.reason
+    assert "regroup with rank 2 and rank 3, which may be continuing without rank 0" in found.reason
+    assert "It knows only that rank 2 ended" in found.reason
     assert _decide({1: WILLING, 2: DEAD, 3: WILLING}, gone=()) == Lead((0, 1, 3))
 
 
@@ -146,7 +149,7 @@ def test_one_that_asks_is_not_silent():
 
 def test_too_few_surviving_workers_end():
     found = _decide({1: WILLING, 2: DEAD, 3: DEAD}, min_workers=3)
-    assert "2 of 4 workers are left, fewer than min_workers=3" in found.reason
+    assert "2 of 4 workers survive, fewer than min_workers=3" in found.reason
 
 
 def _silent_about(**seconds: float) -> Standing:
@@ -181,7 +184,7 @@ def test_those_that_are_left_out_may_be_a_side_of_their_own():
         rank: _silent_about(**{f"_{other}": 15.0 for other in range(1, 5) if other != rank})
         for rank in range(1, 5)
     }
-    assert "may be going on without rank 0 and rank 1" in _decide(nobody, size=5).reason
+    assert "may be continuing without rank 0 and rank 1" in _decide(nobody, size=5).reason
 
 
 def _updated(memory: Memory, answers, now: float) -> Memory:

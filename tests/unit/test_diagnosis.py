@@ -35,9 +35,9 @@ ELSEWHERE = dataclasses.replace(AHEAD, waits_at="the end of training")
 DEAD, SUSPECTED = Absence.DEAD, Absence.SUSPECTED
 
 SLOW = "rank 1 has not reached it; for 3 s it has been computing step 2"
-CANNOT = " in the gossip of step 2, and cannot exchange before it is restarted"
-GONE = "has ended: its process does not listen any more"
-SILENT = "does not answer (its process is stopped, or the network between is cut)"
+CANNOT = " in the gossip of step 2, and must be restarted before it can exchange again"
+GONE = "has ended: its process no longer listens"
+SILENT = "does not answer (its process is stopped, or the network to it is cut)"
 
 
 def _diagnose(*others, own=AHEAD, ending=(), departed=None) -> Findings:
@@ -94,7 +94,7 @@ def _diagnose(*others, own=AHEAD, ending=(), departed=None) -> Findings:
             [ELSEWHERE, AHEAD],
             (1,),
             True,
-            "rank 1 waits at the end of training: the ranks took different ways",
+            "rank 1 waits at the end of training: the ranks are in different exchanges",
         ),
     ],
 )
@@ -129,7 +129,7 @@ ENDED = Departure("raised OSError: disk full, and has ended", ends=True)
             SUSPECTED,
             Departure("raised OSError", ends=False),
             False,
-            f"rank 1 {SILENT}; last heard from it 10 s ago",
+            f"rank 1 {SILENT}; last heard from 10 s ago",
         ),
     ],
 )
@@ -141,7 +141,7 @@ def test_a_worker_that_has_told_why_it_ends_is_quoted(answer, departure, never, 
 def test_a_worker_that_does_not_answer_is_suspected():
     found = _diagnose(AHEAD, SUSPECTED)
     assert found == Findings(
-        (2,), False, f"rank 2 {SILENT}; last heard from it 20 s ago", suspected=True
+        (2,), False, f"rank 2 {SILENT}; last heard from 20 s ago", suspected=True
     )
 
 
@@ -184,7 +184,7 @@ def test_workers_with_a_later_view_have_gone_on_without_this_one(elsewhere):
     # This worker has left a fit and called it again, while they still train in the first.
     own, later = dataclasses.replace(AHEAD, fits=2), dataclasses.replace(elsewhere, view=1)
     found = _diagnose(later, own=own)
-    assert found == Findings((1,), True, "rank 1 has gone on without this worker")
+    assert found == Findings((1,), True, "rank 1 has continued without this worker")
 
 
 def test_where_this_worker_has_raised_too_the_exception_is_no_news():
@@ -197,7 +197,7 @@ def test_another_program_at_the_port_is_no_worker():
 
 
 def test_nobody_can_be_asked_before_all_have_started():
-    text = "the others cannot be asked before all have started"
+    text = "the other workers cannot be asked until all have started"
     assert diagnose({}, AHEAD, {}) == Findings(text=text)
 
 

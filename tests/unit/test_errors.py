@@ -28,10 +28,12 @@ def test_the_drawn_tree_is_the_real_one():
 
 
 def test_what_interrupts_an_exchange_keeps_its_reason():
-    broken = errors.ExchangeBroken("the gossip of step 7", "socket closed", "the worker of index 1")
+    broken = errors.ExchangeBroken(
+        "the gossip of step 7", "socket closed", "the worker with index 1"
+    )
     assert str(broken) == "socket closed"
     assert (broken.doing, broken.peer, broken.findings) == (
         "the gossip of step 7",
-        "the worker of index 1",
+        "the worker with index 1",
         None,
     )

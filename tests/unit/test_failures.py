@@ -16,13 +16,13 @@ from tf_gossip_pga.exchange import failures
             tf.errors.UnavailableError,
             "Socket closed\nError reported from /job:worker/task:3: Socket closed",
             "Socket closed\nError reported from /job:worker/task:3: Socket closed",
-            "the worker of index 3",
+            "the worker with index 3",
         ),
         (
             tf.errors.DeadlineExceededError,
             "target /job:chief/replica:0/task:0 took too long",
             "target /job:chief/replica:0/task:0 took too long",
-            "the chief of index 0",
+            "the chief with index 0",
         ),
         # An abort of ours may come out of the op as an error of any kind.
         (

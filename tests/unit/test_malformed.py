@@ -71,7 +71,7 @@ def test_a_tf_config_is_understood_or_answered(text):
         found = cluster_lib.from_tf_config(text)
     except ValueError as error:
         assert str(error).startswith("TF_CONFIG ")
-        assert "an example: " in str(error)
+        assert "example: " in str(error)
         return
     config = json.loads(text)
     task, hosts = config["task"], config["cluster"]

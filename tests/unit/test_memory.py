@@ -38,7 +38,7 @@ def test_available_is_what_linux_and_a_container_leave(machine, meminfo, limit, 
     machine(meminfo, limit)
     assert memory.available() == expected
     memory.check(expected, "this")
-    with pytest.raises(MemoryError, match=r"^this needs about 0\.0 GiB of memory, and this mach"):
+    with pytest.raises(MemoryError, match=r"^this needs about 0\.0 GiB of memory, but this mach"):
         memory.check(expected + 1, "this")
 
 

@@ -21,7 +21,7 @@ def test_a_name_is_checked_before_anything_is_written(tmp_path):
 
 @pytest.mark.parametrize("name", ["plan.png", "plan", "plan.json.txt"])
 def test_another_name_is_refused(name):
-    with pytest.raises(ValueError, match=f"--output={name}: its name must end in .json"):
+    with pytest.raises(ValueError, match=f"--output={name}: the name must end in .json"):
         output.check(name)
 
 
@@ -51,7 +51,7 @@ def test_without_matplotlib_there_is_no_picture_and_it_says_so(tmp_path, monkeyp
     path = tmp_path / "found.json"
     output.write(path, "tf_gossip_pga.plan", {}, lambda path: pytest.fail("drawn"))
     assert path.exists()
-    assert "matplotlib is not installed: pip install matplotlib" in capsys.readouterr().out
+    assert "matplotlib is not installed. Run pip install matplotlib" in capsys.readouterr().out
 
 
 def test_json_has_no_number_that_is_none():

@@ -450,7 +450,7 @@ def test_the_command_prints_a_table_and_writes_json_and_a_picture(tmp_path):
         (("--measure", "--parameters=9"), "plan: Measuring needs a running cluster"),
         (("--measure", *GIVEN, "--H=1"), "plan: H must be a whole number"),  # before it measures
         ((*GIVEN, "--model=model.keras"), "plan: give either --parameters or --model"),
-        ((*GIVEN, "--output=plan.png"), "plan: --output=plan.png: its name must end in .json"),
+        ((*GIVEN, "--output=plan.png"), "plan: --output=plan.png: the name must end in .json"),
         ((*GIVEN, "--output=/proc/no/plan.json"), "plan: --output=/proc/no/plan.json cannot be"),
         ((*GIVEN, "ring"), "plan: unknown arguments: ring"),
         ((*GIVEN, "--mbit=fast"), "flag --mbit=fast"),

@@ -102,9 +102,9 @@ def test_who_is_missing_is_named_again_and_again_until_the_deadline(said):
     timing = Timing(start_s=3.0, start_report_s=0.3, start_call_s=0.05)
     lost = [error(start(given, 0, timing=timing), WorkerLost)]
     for rank in (1, 2):
-        assert f"rank {rank}: nobody listens at {given[rank]} (has it been started?)" in lost[0]
-    assert re.search(r"has waited \d+ s", lost[0]) and "waits no longer" in lost[0]
-    waited = re.findall(r"Rank 0 of 3 has waited (\d) s for the others to start", said.text)
+        assert f"rank {rank}: nothing listens at {given[rank]} (was it started?)" in lost[0]
+    assert re.search(r"has waited \d+ s", lost[0]) and "The deadline has passed" in lost[0]
+    waited = re.findall(r"Rank 0 of 3 has waited (\d) s for the other workers to start", said.text)
     assert len(waited) >= 3
 
 
@@ -169,7 +169,7 @@ STRANGERS = {
     b"": "something listens at {} but does not answer as rank 0 of this job: another program",
     b"SSH-2.0\r\n": "something listens at {} but does not answer as rank 1 of this job",
     greetings.ROLL_CALL + b"?\n": "something listens at {} but does not answer as rank 2 of this",
-    b"\0\0\x06\4\0\0\0\0\0\0\3": "a server of gRPC listens at {} but does not answer as rank 3",
+    b"\0\0\x06\4\0\0\0\0\0\0\3": "a gRPC server listens at {} but does not answer as rank 3",
 }
 
 
@@ -181,7 +181,7 @@ def test_strangers_at_the_ports_of_others_are_named():
         timing = Timing(start_s=1, ask_s=0.3, start_call_s=0.1)
         until_error(
             *map(str.format, STRANGERS.values(), given),
-            f"rank 5: nobody listens at {given[5]}",
+            f"rank 5: nothing listens at {given[5]}",
             begin=lambda: start(given, 4, timing=timing),
         )
 
@@ -215,11 +215,11 @@ def _stranger(address: str, begins: bytes = b""):
 def test_a_rank_that_is_started_twice_does_no_harm(said):
     given = addresses.free(3)
     futures = [start(given, rank) for rank in range(2)]
-    await_said(said, "Rank 0 .*rank 2: nobody listens", "Rank 1 .*rank 2: nobody listens")
+    await_said(said, "Rank 0 .*rank 2: nothing listens", "Rank 1 .*rank 2: nothing listens")
     text = error(start(given, 1), RuntimeError)
     assert f"Rank 1 cannot listen on {given[1]}: address in use. Is rank 1 already running?" in text
     assert re.search(r"Yes: process \d+ on \S+ answers there as rank 1\.", text)
-    await_said(said, r"A second process of rank 1 \(process \d+ on .*\) has ended, without harm")
+    await_said(said, r"A second process of rank 1 \(process \d+ on .*\) has ended, which does not")
     futures.append(start(given, 2))
     assert all(len(future.result(deadlines.long())) == 3 for future in futures)
     assert said.text.count("A second process") == 1
@@ -238,7 +238,7 @@ def test_an_index_on_the_wrong_machine_is_named(monkeypatch):
         lambda port: listener_everywhere(int(odd.split(":")[1])),
     )
     text = error(start(given, 1), ValueError)
-    assert "Rank 1 was started twice, or on the wrong machine: at its address" in text
+    assert "Rank 1 was started twice, or on the wrong machine: process" in text
     monkeypatch.undo()
     assert len(start(given, 0).result(deadlines.long())) == 2
     assert len(first.result(deadlines.long())) == 2
@@ -273,8 +273,8 @@ def test_a_worker_that_answers_at_the_address_of_another(monkeypatch):
         return start(given, 0, timing=timing)
 
     until_error(
-        f"rank 1: at {given[1]} answers rank 2 instead, process ",
-        f"rank 2: at {given[2]} answers rank 1 instead, process ",
+        " answers at {} as rank 2 instead".format(given[1]),
+        " answers at {} as rank 1 instead".format(given[2]),
         begin=begin,
     )
 
@@ -284,8 +284,10 @@ def test_a_death_before_all_have_met_is_named_and_a_restart_is_met(said):
     first = start(given, 0)
     with contextlib.closing(_Puppet(given, 1)) as puppet:
         deadlines.Deadline(60).until(lambda: puppet.called)
-        await_said(said, "start: rank 2: nobody")  # rank 1 has been met
-    await_said(said, r"rank 1: it was here \(process 7 on puppet\) and has ended, or is cut off: ")
+        await_said(said, "start: rank 2: nothing")  # rank 1 has been met
+    await_said(
+        said, r"rank 1: it answered earlier \(process 7 on puppet\), then ended or was cut off: "
+    )
     rest = [start(given, rank) for rank in (1, 2)]
     assert all(len(each.result(deadlines.long())) == 3 for each in [first, *rest])
 
@@ -347,7 +349,7 @@ def test_a_worker_that_is_called_but_cannot_call_back_says_so(said):
         return b""
 
     deadlines.Deadline(60).until(call)
-    assert f"(but it has called this worker: is {given[1]} right?)" in error(future, WorkerLost)
+    assert f"(but it has called this worker: is {given[1]} correct?)" in error(future, WorkerLost)
 
 
 def test_strangers_who_call_are_dropped():

@@ -80,14 +80,14 @@ def test_of_long_lists_only_the_differences_are_quoted():
     many = tuple(f"h{index}:1" for index in range(100))
     other = (*many[:70], "odd:1", *many[71:], "more:1")
     text = roster.difference([report(0, addresses=many), report(1, addresses=other)])
-    assert "host0): 100 addresses, in which rank 70 is h70:1\n" in text
-    assert "host1): 101 addresses, in which rank 70 is odd:1, rank 100 is more:1\n" in text
+    assert "host0): 100 addresses, with rank 70 at h70:1\n" in text
+    assert "host1): 101 addresses, with rank 70 at odd:1, rank 100 at more:1\n" in text
 
 
 def test_facts_that_differ_are_quoted_with_their_holders():
     odd = report(1, facts={"version of Keras": "3.14.0"})
     assert roster.difference([odd, report(0)]) == (
-        "the workers differ in the version of Keras, which must be the same: 3.15.1 at rank 0 "
-        "(process 10 on host0); 3.14.0 at rank 1 (process 10 on host1)."
+        "the workers differ in the version of Keras, which must be the same: 3.15.1 on rank 0 "
+        "(process 10 on host0); 3.14.0 on rank 1 (process 10 on host1)."
     )
-    assert "none at rank 1" in roster.difference([report(0), report(1, facts={})])
+    assert "none on rank 1" in roster.difference([report(0), report(1, facts={})])

@@ -28,15 +28,21 @@ def test_a_file_that_others_can_read_is_used_with_a_warning(tmp_path, capfd):
     path.write_text(TEXT)
     path.chmod(0o644)
     assert secret.find({"TF_GOSSIP_PGA_SECRET_FILE": str(path)}) == TEXT.encode()
-    assert f"can be read by others on this machine. Run chmod 600 {path}" in capfd.readouterr().err
+    assert f"can be read by other users. Run chmod 600 {path}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"TF_GOSSIP_PGA_SECRET": ""}, "TF_GOSSIP_PGA_SECRET holds 0 characters. Give every"),
-        ({"TF_GOSSIP_PGA_SECRET": "short"}, "holds 5 characters. Give every worker"),
-        ({"TF_GOSSIP_PGA_SECRET": "x" * 5000}, "holds 5000 characters"),
+        (
+            {"TF_GOSSIP_PGA_SECRET": ""},
+            "TF_GOSSIP_PGA_SECRET has 0 characters, but a secret has 16 to 4096. Give every",
+        ),
+        (
+            {"TF_GOSSIP_PGA_SECRET": "short"},
+            "has 5 characters, but a secret has 16 to 4096. Give every worker",
+        ),
+        ({"TF_GOSSIP_PGA_SECRET": "x" * 5000}, "has 5000 characters"),
         ({"TF_GOSSIP_PGA_SECRET": TEXT, "TF_GOSSIP_PGA_SECRET_FILE": "/x"}, "are both set"),
         ({"TF_GOSSIP_PGA_SECRET_FILE": "/no/such/file"}, "cannot be read: .* in a file"),
         ({"TF_GOSSIP_PGA_SECRET_FILE": "/dev/null"}, "is not a regular file"),

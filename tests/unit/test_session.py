@@ -257,7 +257,7 @@ def test_without_a_policy_a_loss_is_the_end():
 
 def test_a_loss_between_fits_is_raised_and_the_next_fit_regroups():
     session, seen = _elastic(((0, 1), 0), in_fit=False), []
-    with pytest.raises(WorkerLost, match="next fit with on_worker_lost='continue' goes on with"):
+    with pytest.raises(WorkerLost, match="next fit with on_worker_lost='continue' trains with"):
         _exchange(session, "cluster.barrier", ExchangeBroken("cluster.barrier", "x"))
     with pytest.raises(WorkerLost, match=r"lost at cluster.gather: x"):
         _exchange(session, "cluster.gather")
@@ -274,7 +274,7 @@ def test_where_a_loss_ends_training_the_fit_after_one_between_fits_fails_too():
         _exchange(session, "cluster.barrier", ExchangeBroken("cluster.barrier", "x"))
     session._status.enter_fit(_test_body.__code__)
     session.begin_sequence(None)
-    text = "lost at the start: x With on_worker_lost='continue' the surviving workers go on"
+    text = "lost at the start: x With on_worker_lost='continue' the surviving workers continue"
     with pytest.raises(WorkerLost, match=text):
         _test_body(lambda: session.start(_noting(session, [], "the start", fails=0)))
 
@@ -324,7 +324,7 @@ def test_the_survivors_say_what_the_lost_worker_has_told(capfd):
     session._watchdog.departures.known = {2: told}
     session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
     _test_body(lambda: _failing_once(session, [])("breaks"))
-    assert "Rank 1 goes on without rank 2, which raised OSError: disk full: 2 of 3 workers" in (
+    assert "Rank 1 continues without rank 2, which raised OSError: disk full: 2 of 3 workers" in (
         capfd.readouterr().err
     )
 
@@ -586,7 +586,7 @@ def test_a_worker_that_comes_back_to_a_later_fit_ends_and_says_why():
 
     own._channel.ask_all = ask_all
     members.enter_fit(_test_body.__code__)
-    text = "Rank 1 cannot join the others again: rank 0 is in a later fit of its script"
+    text = "Rank 1 cannot join: rank 0 is already in a later call of fit"
     with pytest.raises(WorkerLost, match=text):
         own.admission.await_invitation()
 
@@ -603,7 +603,7 @@ def test_the_last_survivor_waits_for_nobody():
 def test_a_script_does_not_gather_inside_of_a_fit_that_survives_losses():
     session = _elastic()
     session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
-    with pytest.raises(RuntimeError, match=r"cluster.gather cannot be called inside of a fit"):
+    with pytest.raises(RuntimeError, match=r"cluster.gather cannot be called inside a fit"):
         _test_body(lambda: session.gather(1, "cluster.gather", 60))
 
 
@@ -632,5 +632,5 @@ def test_workers_that_never_exchange_are_warned_of_when_the_script_ends(
     for doing in doings:
         session.gather(None, doing, 60)
     process._warn_of_no_average(session, os.getpid() + is_child)
-    said = "Joined 3 workers, but nothing was averaged" in capsys.readouterr().err
+    said = "3 workers were connected, but nothing was averaged" in capsys.readouterr().err
     assert said is is_warned

@@ -552,7 +552,7 @@ def test_a_run_that_diverges_says_so_and_writes_what_json_has(tmp_path):
         (["--iterations=0"], "flag --iterations=0: 0 is not a positive integer"),
         (["--nodes=0"], "flag --nodes=0: 0 is not a positive integer"),
         (["--seed=-1"], "flag --seed=-1: -1 is not a non-negative integer"),
-        (["--output=curves.png"], "simulate: --output=curves.png: its name must end in .json"),
+        (["--output=curves.png"], "simulate: --output=curves.png: the name must end in .json"),
     ],
 )
 def test_the_command_says_what_is_wrong(tmp_path, flags, message):

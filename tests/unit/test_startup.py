@@ -58,7 +58,7 @@ class _Runtime:
     ("reason", "kind", "explained"),
     [
         ("Could not start gRPC server", RuntimeError, "Rank 0 cannot listen on localhost:1"),
-        ("Barrier timed out", WorkerLost, "servers did not find one another"),
+        ("Barrier timed out", WorkerLost, "servers then failed to connect"),
     ],
 )
 def test_tensorflows_reason_is_explained_and_kept(reason, kind, explained):
@@ -70,14 +70,16 @@ def test_tensorflows_reason_is_explained_and_kept(reason, kind, explained):
 
 def test_a_chief_that_has_gone_is_not_waited_for_forever():
     cluster = Cluster(1, 2, tuple(addresses.free(2)))
-    with pytest.raises(WorkerLost, match=r"Rank 1 of 2 has met rank 0, and waits .*no longer"):
+    with pytest.raises(
+        WorkerLost, match=r"Rank 1 of 2 has reached rank 0, and is waiting .*deadline has passed"
+    ):
         startup.start(_Runtime("not reached"), cluster, Timing(start_s=0.3))
 
 
 @pytest.mark.parametrize(
     ("begins", "kind", "text"),
     [
-        (greetings.ROLL_CALL, WorkerLost, "waits for TensorFlow's server .* no longer"),
+        (greetings.ROLL_CALL, WorkerLost, "waiting for TensorFlow's server .* deadline has passed"),
         (b"\0\0\x06\4\0\0\0\0\0\0\3", RuntimeError, "cannot listen"),  # its own start begins
     ],
 )
@@ -135,7 +137,9 @@ def test_a_process_that_runs_no_python_is_spoken_for_and_ended():
     with _asleep(0.2, 1.5) as process:
         _, said = process.communicate(timeout=deadlines.long())
     assert process.returncode == -signal.SIGKILL
-    assert said.count("It is asleep.\n") >= 2 and said.endswith("asleep. It waits no longer.\n")
+    assert said.count("It is asleep.\n") >= 2 and said.endswith(
+        "asleep. The deadline has passed, so this worker ends.\n"
+    )
 
 
 def test_a_process_that_runs_no_python_heeds_sigterm():

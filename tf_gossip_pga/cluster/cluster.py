@@ -159,6 +159,6 @@ def _as_json_holds(value: object) -> Any:
     except (TypeError, ValueError, RecursionError) as error:  # ValueError: circular reference
         raise TypeError(
             "cluster.gather needs a value that JSON can hold (None, a bool, number or string, or "
-            f"lists and dicts of such), received {type(value).__name__}: {error}. Convert NumPy "
-            "and TensorFlow values with float(…), or .tolist()."
+            f"lists and dicts of these), received {type(value).__name__}: {error}. Convert NumPy "
+            "and TensorFlow values with float(…) or .tolist()."
         ) from None

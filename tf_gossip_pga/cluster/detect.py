@@ -86,7 +86,7 @@ def find(environment: Mapping[str, str] | None = None) -> Cluster:
         return Cluster()
     if chosen:
         raise ValueError(
-            f"{CLUSTER} can only be none, for one worker whatever started it; received {chosen!r}."
+            f'{CLUSTER} must be unset, or "none" to train as a single worker, received {chosen!r}.'
         )
     for starter in STARTERS:
         if (cluster := starter(environment)) is not None:
@@ -104,10 +104,10 @@ def _check_alone(environment: Mapping[str, str]) -> None:
     ]
     if seen:
         raise ValueError(
-            f"This process is one of several ({', '.join(seen)}), but has no TF_CONFIG with the "
-            "addresses of all of them: each would train alone. Give each process its TF_CONFIG:\n"
+            f"This process is one of several ({', '.join(seen)}), but TF_CONFIG is not set, so "
+            "each process would train alone. Set TF_CONFIG for each process:\n"
             f"    TF_CONFIG='{to_tf_config(['HOST0:2222', 'HOST1:2222'], 0)}'\n"
-            "with the same addresses and an index of its own, or let `python -m "
-            "tf_gossip_pga.launch` start the workers of one machine. "
-            f"If they are to train apart, set {CLUSTER}=none."
+            "with the addresses of all processes, and a different index in each. On one machine, "
+            "`python -m tf_gossip_pga.launch` can start the workers instead. To train each process "
+            f"alone on purpose, set {CLUSTER}=none."
         )

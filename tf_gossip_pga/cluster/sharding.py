@@ -43,8 +43,8 @@ def shard(dataset: tf.data.Dataset, place: int, workers: int) -> tf.data.Dataset
         return _shard_of_unknown_length(dataset, place, workers)
     if elements < workers:
         raise ValueError(
-            f"The dataset has {elements} elements, fewer than the {workers} workers, so that "
-            "some would have nothing to train on. Use fewer workers or shard before batching."
+            f"The dataset has {elements} elements, fewer than the {workers} workers, so some "
+            "workers would have no data. Use fewer workers, or shard before batching."
         )
     return dataset.take(elements // workers * workers).shard(workers, place)
 

@@ -83,7 +83,7 @@ def _rank(task: dict, cluster: dict, text: str) -> int:
     if not 0 <= index < len(cluster[kind]):
         raise _error(
             f"has the task index {index}, but {kind!r} has {len(cluster[kind])} addresses, "
-            f"so the index must lie in 0 … {len(cluster[kind]) - 1}",
+            f"so the index must be from 0 to {len(cluster[kind]) - 1}",
             text,
         )
     return index + (1 if kind == "worker" and "chief" in cluster else 0)
@@ -106,8 +106,9 @@ def _check_roles(cluster: dict, text: str) -> None:
     unknown = sorted(set(cluster) - {"chief", "worker"})
     if unknown:
         raise _error(
-            f'has the role {unknown[0]!r}. Accepted are "worker" and "chief": every process of a '
-            "gossip cluster trains. Run parameter servers (ps) and evaluators as jobs of their own",
+            f'has the role {unknown[0]!r}. Accepted are "worker" and "chief", because every '
+            "process of a gossip cluster trains. Run parameter servers (ps) and evaluators as "
+            "separate jobs",
             text,
         )
     if not cluster:
@@ -116,7 +117,7 @@ def _check_roles(cluster: dict, text: str) -> None:
         if not isinstance(hosts, list) or not hosts:
             raise _error(f'needs a list of "host:port" for {role!r}, received {hosts!r}', text)
     if len(cluster.get("chief", [])) > 1:
-        raise _error(f"has {len(cluster['chief'])} chiefs; there can be one", text)
+        raise _error(f"has {len(cluster['chief'])} chiefs; there can be only one", text)
 
 
 def _is_address(address: object) -> bool:
@@ -147,6 +148,6 @@ def _listed(cluster: dict) -> str:
 def _error(problem: str, text: str) -> ValueError:
     shown = text if len(text) <= 500 else text[:500] + " …"
     return ValueError(
-        f"TF_CONFIG {problem}.\n  received: {shown}\n  an example: {_EXAMPLE}\n"
+        f"TF_CONFIG {problem}.\n  received: {shown}\n  example: {_EXAMPLE}\n"
         "  Unset TF_CONFIG to train without a cluster."
     )

@@ -117,8 +117,8 @@ class Admission:
             )
             if all(each is Absence.DEAD for each in answers.values()):
                 raise WorkerLost(
-                    f"Rank {self._cluster.rank} was started to join the others again, but all of "
-                    "them have ended."
+                    f"Rank {self._cluster.rank} cannot join: all other workers have ended. Restart "
+                    "the whole job."
                 )
             parsed = {
                 rank: messages.parse_answer(_Answer, each, self._cluster.size)
@@ -127,18 +127,18 @@ class Admission:
             answered = {rank: each for rank, each in parsed.items() if isinstance(each, _Answer)}
             if later := [rank for rank, each in answered.items() if each.fits > 1]:
                 raise WorkerLost(
-                    f"Rank {self._cluster.rank} cannot join the others again: rank {later[0]} is "
-                    "in a later fit of its script, and only the first can be joined. Let the "
-                    "others end without this worker, or start the whole job again."
+                    f"Rank {self._cluster.rank} cannot join: rank {later[0]} is already in a later "
+                    "call of fit, and a worker can join only during the first. Let the other "
+                    "workers finish without it, or restart the whole job."
                 )
             for each in answered.values():  # other workers may have joined meanwhile
                 self._learn(each.endpoints)
             if waited_s := waiting.due():
-                first = min(answered, default=None)
-                where = "" if first is None else f" Rank {first} is {answered[first].where}."
+                busy = {rank: each.where for rank, each in answered.items() if each.where}
+                where = f" Rank {min(busy)} is {busy[min(busy)]}." if busy else ""
                 logger.info(
-                    f"Rank {self._cluster.rank} has waited {waited_s:.0f} s for the others to "
-                    f"begin an epoch.{where}"
+                    f"Rank {self._cluster.rank} has waited {waited_s:.0f} s for the other workers "
+                    f"to begin an epoch, which is when they admit it.{where}"
                 )
             time.sleep(self._timing.announce_every_s)
         self._learn(self.invitation.endpoints)
@@ -152,7 +152,7 @@ class Admission:
           RuntimeError: it has not been invited.
         """
         if self.invitation is None:
-            raise RuntimeError("This worker has not been invited to join the others.")
+            raise RuntimeError("No invitation to join has been received.")
         return self.invitation
 
     def _learn(self, endpoints: Mapping[int, int]) -> None:

@@ -173,7 +173,7 @@ class Channel:
             self._probed = self._lost
         elif new := [rank for rank in self._lost if rank not in before]:
             logger.info(
-                f"{named(new).capitalize()} cannot join again after a restart: the workers were "
+                f"{named(new).capitalize()} cannot rejoin after a restart: the workers were "
                 f"started without a common {SECRET}."
             )
 

@@ -213,8 +213,8 @@ def all_want(number: int, ranks: Iterable[int], answers: Answers) -> bool:
 def excluded_text(rank: int, by: int) -> str:
     """Return the message with which an excluded worker ends."""
     return (
-        f"Rank {rank}: rank {by} and others have gone on without it, since it did not "
-        "answer for long. Start it again, to join them (initialize(join=True))."
+        f"Rank {rank} was excluded: it did not respond in time, and rank {by} has continued "
+        "without it. To rejoin, restart it with initialize(join=True)."
     )
 
 
@@ -318,17 +318,17 @@ def _why_not(attempt: Attempt, willing: set[int], away: set[int], answers: Answe
     if ahead < 0 or (ahead == 0 and min(away) < min(willing)):
         dead = [rank for rank in away if answers.get(rank) is Absence.DEAD]
         ended = (
-            f" Of {named(dead)} it only knows that the process has ended, not what it did while "
-            f"rank {attempt.rank} was stopped, busy or cut off."
+            f" It knows only that {named(dead)} ended, not what happened while rank {attempt.rank} "
+            "was stopped, busy or cut off."
         )
         return (
-            f"Rank {attempt.rank}: {named(away)} cannot be reached, and may be going on "
-            f"without {named(willing)}: the side with more workers goes on, or of equal sides "
-            f"that with the lowest rank. This side ends.{ended if dead else ''}"
+            f"Rank {attempt.rank} ends: it cannot regroup with {named(away)}, which may be "
+            f"continuing without {named(willing)}. Only the side with more workers continues, or "
+            f"the side with the lowest rank if both are equally large.{ended if dead else ''}"
         )
     if len(willing) < attempt.min_workers:
         return (
-            f"Rank {attempt.rank}: {len(willing)} of {len(attempt.view.members)} workers are left, "
-            f"fewer than min_workers={attempt.min_workers}. Start the job again."
+            f"Rank {attempt.rank} ends: {len(willing)} of {len(attempt.view.members)} workers "
+            f"survive, fewer than min_workers={attempt.min_workers}. Restart the job."
         )
     return None

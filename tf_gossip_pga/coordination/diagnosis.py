@@ -55,7 +55,7 @@ def diagnose(
     """
     departed = departed or {}
     if not answers:
-        return Findings(text="the others cannot be asked before all have started")
+        return Findings(text="the other workers cannot be asked until all have started")
     found = {rank: _parsed(answer, departed.get(rank)) for rank, answer in answers.items()}
     late = {rank: where for rank, where in found.items() if _is_late(where, own)}
     if not late:
@@ -116,7 +116,7 @@ def _elsewhere(found: Mapping[int, Where], own: Whereabouts) -> Findings:
     if not there or own.waits_at is None:
         return Findings(reached_s=min([own.waits_s, *(where.waits_s for _, where in here)]))
     text = "; ".join(shortened([f"rank {rank} waits at {place}" for rank, place in there.items()]))
-    return Findings(tuple(there), never=True, text=f"{text}: the ranks took different ways")
+    return Findings(tuple(there), never=True, text=f"{text}: the ranks are in different exchanges")
 
 
 def _waits(where: Where, own: Whereabouts) -> bool:
@@ -143,13 +143,13 @@ def _never_comes(where: Where, own: Whereabouts) -> bool:
 def _predicate(where: Where, own: Whereabouts, last_heard_s: float) -> str:
     """Return what a late worker does, to follow its name in a sentence."""
     if where is Absence.SUSPECTED:
-        return f"{where.value}; last heard from it {last_heard_s:.0f} s ago"
+        return f"{where.value}; last heard from {last_heard_s:.0f} s ago"
     if isinstance(where, Absence):
         return where.value
     if isinstance(where, Departure):
         return where.text
     if where.view > own.view:
-        return "has gone on without this worker"
+        return "has continued without this worker"
     if _cannot_exchange(where):
         return _broken_off(where)
     if _never_comes(where, own):
@@ -167,4 +167,4 @@ def _broken_off(where: Whereabouts) -> str:
     if where.can_regroup:
         return f"has lost a worker at {where.unfinished}"
     how = where.left or "was interrupted"
-    return f"{how} in {where.unfinished}, and cannot exchange before it is restarted"
+    return f"{how} in {where.unfinished}, and must be restarted before it can exchange again"

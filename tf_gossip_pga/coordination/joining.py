@@ -87,8 +87,8 @@ def await_probe(
         listener = _listener(addresses[rank])
     except OSError as error:
         raise RuntimeError(
-            f"Rank {rank} cannot wait for the others at {addresses[rank]}: {error}. Does the "
-            "process that it replaces still run?"
+            f"Rank {rank} cannot listen on {addresses[rank]}: {error}. Is the process that it "
+            "replaces still running?"
         ) from None
     waiting, check_at, futile = Waiting(timing.join_report_s), time.monotonic(), -1
     with _probed(listener, addresses, rank, secret, timing) as probe:
@@ -106,11 +106,11 @@ def await_probe(
             if waited_s := waiting.due():
                 logger.info(
                     f"Rank {rank} has waited {waited_s:.0f} s at {addresses[rank]} for the "
-                    "surviving workers to find it."
+                    "surviving workers to probe it."
                 )
     raise WorkerLost(
-        f"Rank {rank} was started to join a running job again, but nobody trains at the other "
-        "addresses of TF_CONFIG: the job has ended."
+        f"Rank {rank} cannot join: no worker is training at the other addresses of TF_CONFIG, so "
+        "the job has ended. Restart the whole job."
     )
 
 
@@ -162,7 +162,7 @@ def _probed(
     def take(request: Message) -> Message:
         endpoints = messages.checked(request, size, endpoints=dict[Rank, Port])["endpoints"]
         if not endpoints:
-            raise ValueError("a probe brings at least the endpoint of whoever probes")
+            raise ValueError("a probe must contain at least the endpoint of its sender")
         if not brought.done():
             brought.set_result(endpoints)
         return {}

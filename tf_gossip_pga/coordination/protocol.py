@@ -154,7 +154,7 @@ class Protocol:
         self.contacts.answer(others, answers, now, self._clock())
         if decide_lib.excluding(self._rank, view, self._standing, answers) is not None:
             self.contacts.summon(-math.inf)
-            self._call_off("others have gone on without this rank")
+            self._call_off("other workers have continued without this rank")
 
     def recheck(self) -> None:
         """Call off exchanges if another worker already wants a newer view."""
@@ -182,9 +182,9 @@ class Protocol:
             except ViewAbandoned:  # another worker was lost meanwhile
                 number = max(self._wanted, number + 1)
         raise WorkerLost(
-            f"Rank {self._rank}: the surviving workers did not agree on who they are, in "
-            f"{self._timing.attempts} attempts. Look at the network between them, and start the "
-            "job again."
+            f"Rank {self._rank} ends: the surviving workers did not agree on the members in "
+            f"{self._timing.attempts} attempts. Check the network between them, and restart the "
+            "job."
         )
 
     def grow(self, number: int, members: Sequence[int], joining: Sequence[int]) -> Steps[None]:
@@ -253,7 +253,7 @@ class Protocol:
                     if ranks and (waited_s := waiting.due(now)):
                         yield Report(
                             f"Rank {self._rank} has waited {waited_s:.0f} s for {named(ranks)} to "
-                            "go on without a lost worker."
+                            "regroup without a lost worker."
                         )
             yield Pause(self._timing.poll_s)
 
@@ -290,7 +290,10 @@ class Protocol:
                 return result
             if waited_s := waiting.due(self._clock()):
                 late = named(_late(standing, others, answers))
-                yield Report(f"Rank {self._rank} has waited {waited_s:.0f} s for {late}.")
+                yield Report(
+                    f"Rank {self._rank} has waited {waited_s:.0f} s for {late} to enter view "
+                    f"{standing.wants}."
+                )
             yield Pause(self._timing.poll_s)
 
     def _poll(self, standing: Standing, calls_off: bool = True) -> Steps[decide_lib.Answers]:

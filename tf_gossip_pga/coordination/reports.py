@@ -30,16 +30,16 @@ class Waiting:
         return now - self._began
 
 
-def named(ranks: Iterable[int], told: Mapping[int, str] | None = None) -> str:
+def named(ranks: Iterable[int], predicates: Mapping[int, str] | None = None) -> str:
     """Return a phrase that names all ranks: `"rank 1 and rank 3, which raised OSError: disk full"`.
 
     Args:
       ranks: the ranks to name.
-      told: predicates about some of the ranks.
+      predicates: what to say about some of the ranks: `"raised OSError: disk full"`.
     """
-    told = told or {}
+    predicates = predicates or {}
     return " and ".join(
-        f"rank {rank}, which {told[rank]}" if rank in told else f"rank {rank}"
+        f"rank {rank}, which {predicates[rank]}" if rank in predicates else f"rank {rank}"
         for rank in sorted(ranks)
     )
 

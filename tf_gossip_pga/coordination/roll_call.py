@@ -88,7 +88,10 @@ class RollCall:
             if now > began_now + self._timing.serve_s and self._others_serve():
                 return None
             if now > began + self._timing.start_s:
-                raise WorkerLost(f"{self._waited(now - began)} It waits no longer.")
+                raise WorkerLost(
+                    f"{self._waited(now - began)} The deadline has passed, so this worker ends."
+                )
+
             if waited_s := self._waiting.due(now):
                 logger.warning(self._waited(waited_s))
 
@@ -143,8 +146,8 @@ class RollCall:
             )
         if here and here.nonce != own.nonce:
             return ValueError(
-                f"rank {self._rank} was started twice, or on the wrong machine: at its address "
-                f"{address} answers {here.process} as rank {here.rank}, and this is {own.process}. "
+                f"rank {self._rank} was started twice, or on the wrong machine: {here.process} "
+                f"answers as rank {here.rank} at its address {address}, but this is {own.process}. "
                 "Give each process the index of its own address."
             )
         for report in heard:
@@ -168,8 +171,8 @@ class RollCall:
         if self._rank == 0 and report.nonce not in self._warned:
             self._warned.add(report.nonce)
             logger.warning(
-                f"A second process of rank {report.rank} ({report.process}) has ended, without "
-                f"harm: {report.failure}"
+                f"A second process of rank {report.rank} ({report.process}) has ended, which does "
+                f"not affect this job: {report.failure}"
             )
         return True
 
@@ -179,20 +182,21 @@ class RollCall:
         texts = [f"rank {rank}: {self._absence(rank)}" for rank in missing]
         if not missing:
             texts = [
-                f"rank {report.rank} has not met {named(report.missing)}, whom this worker has met"
+                f"rank {report.rank} has not reached {named(report.missing)}, which this worker has"
                 for report in self._reports()
                 if report and report.missing
             ]
         return (
-            f"Rank {self._rank} of {len(self._seats)} has waited {seconds:.0f} s for the others to "
-            f"start: {'; '.join(shortened(texts))}."
+            f"Rank {self._rank} of {len(self._seats)} has waited {seconds:.0f} s for the other "
+            f"workers to start: {'; '.join(shortened(texts))}."
         )
 
     def _absence(self, rank: int) -> str:
         seat = self._seats[rank]
         text = seat.absence
         if seat.left:
-            text = f"it was here ({seat.left.process}) and has ended, or is cut off: {text}"
+            text = f"it answered earlier ({seat.left.process}), then ended or was cut off: {text}"
         elif seat.called_by:
-            text += f" (but it has called this worker: is {self._calls.own.addresses[rank]} right?)"
+            address = self._calls.own.addresses[rank]
+            text += f" (but it has called this worker: is {address} correct?)"
         return text

@@ -163,9 +163,9 @@ class Calls:
         try:
             connection = addresses_lib.connect(hosts, port, self._timing.ask_s)
         except ConnectionRefusedError:
-            return self._miss(rank, f"nobody listens at {where} (has it been started?)")
+            return self._miss(rank, f"nothing listens at {where} (was it started?)")
         except TimeoutError:
-            why = "does not answer (is it right, and does a firewall pass its port?)"
+            why = "does not answer (is the address correct, and does a firewall block its port?)"
             return self._miss(rank, f"{where} {why}")
         except OSError as error:
             return self._miss(rank, f"{where} cannot be reached ({error.strerror or error})")
@@ -186,18 +186,18 @@ class Calls:
         except (OSError, ValueError):
             pass
         if greeting and greeting.startswith(greetings.JOINING[: len(greeting)]):
-            return self._miss(rank, f"at {where} it still looks for a job to join")
+            return self._miss(rank, f"at {where} it is still looking for a job to join")
         if greeting[3:].startswith(_SETTINGS):
             text = (
-                f"a server of gRPC listens at {where} but does not answer as rank {rank} of this "
-                "start: another program, or a job that already runs. (Set TF_GOSSIP_PGA_JOIN=1 "
-                "to join that)"
+                f"a gRPC server listens at {where} but does not answer as rank {rank} of this "
+                "job: it belongs to another program, or to a job that is already running (set "
+                "TF_GOSSIP_PGA_JOIN=1 to join a running job)"
             )
             return self._miss(rank, text, is_server=True)
         return self._miss(
             rank,
             f"something listens at {where} but does not answer as rank {rank} of this job: "
-            "another program, or a job that already runs",
+            "it belongs to another program, or to a job that is already running",
         )
 
     def _miss(self, rank: int, absence: str, is_server: bool = False) -> None:
@@ -212,11 +212,13 @@ class Calls:
         self._hear(report)
         if rank != self._rank:
             if report.addresses != self.own.addresses:
-                return self._miss(rank, f"{report.process} at {where} has other addresses")
+                return self._miss(
+                    rank, f"{report.process} at {where} has a different list of addresses"
+                )
             if report.nonce == self.own.nonce:
                 return self._miss(rank, f"{where} leads to this worker itself")
             if report.rank != rank:
-                text = f"at {where} answers rank {report.rank} instead, {report.process}"
+                text = f"{report.process} answers at {where} as rank {report.rank} instead"
                 return self._miss(rank, text)
         seat = self.seats[rank]
         with self._lock:

@@ -97,7 +97,7 @@ def difference(reports: Collection[Report]) -> str:
     for name in sorted({name for report in reports for name in report.facts}):
         values = _holders([(report, report.facts.get(name, "none")) for report in reports])
         if len(values) > 1:
-            quoted = "; ".join(f"{value} at {who}" for value, who in values.items())
+            quoted = "; ".join(f"{value} on {who}" for value, who in values.items())
             return f"the workers differ in the {name}, which must be the same: {quoted}."
     return ""
 
@@ -115,22 +115,22 @@ def _quoted(addresses: Sequence[str], lists: Sequence[Sequence[str]]) -> str:
     if len(addresses) <= _QUOTED:
         return ", ".join(addresses)
     odd = [
-        f"rank {rank} is {address}"
+        f"rank {rank} at {address}"
         for rank, address in enumerate(addresses)
         if any(each[rank : rank + 1] != addresses[rank : rank + 1] for each in lists)
     ]
-    return f"{len(addresses)} addresses, in which {', '.join(shortened(odd))}"
+    return f"{len(addresses)} addresses, with {', '.join(shortened(odd))}"
 
 
 def _whole(value: object) -> int:
     if type(value) is not int or value < 0:
-        raise TypeError(f"{value!r} is no whole number")
+        raise TypeError(f"{value!r} is not a whole number")
     return value
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a string")
     value = value[:_TEXT]
     if value.isprintable():
         return value
@@ -139,5 +139,5 @@ def _text(value: object) -> str:
 
 def _list(value: object) -> list[object]:
     if not isinstance(value, list):
-        raise TypeError(f"{value!r} is no list")
+        raise TypeError(f"{value!r} is not a list")
     return value  # pyright: ignore[reportUnknownVariableType]

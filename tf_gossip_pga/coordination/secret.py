@@ -34,7 +34,7 @@ _MAC_BYTES = 64  # of a MAC in hexadecimal digits
 
 _HOW = (
     "Give every worker of the job the same random text of at least "
-    f"{_SHORTEST} characters, as `openssl rand -hex 16` prints one"
+    f"{_SHORTEST} characters, for example the output of `openssl rand -hex 16`"
 )
 
 
@@ -61,17 +61,19 @@ def find(environment: Mapping[str, str] | None = None) -> bytes | None:
         return None
     found = text.strip().encode()
     if not _SHORTEST <= len(found) <= _LONGEST:
-        raise ValueError(f"{name} holds {len(found)} characters. {_HOW}.")
+        raise ValueError(
+            f"{name} has {len(found)} characters, but a secret has {_SHORTEST} to {_LONGEST}. "
+            f"{_HOW}."
+        )
     return found
 
 
 def missing(rank: int) -> ValueError:
     """Return the error for a worker that is to join a running job and has no secret."""
     return ValueError(
-        f"Rank {rank} is to join a running job, and has no secret with which it could prove that "
-        f"it belongs to it. Set {SECRET}, or {SECRET_FILE} to the name of a file, to what the "
-        "other workers were started with. If they had none, start the whole job again. "
-        f"{_HOW}."
+        f"Rank {rank} cannot join a running job: it has no secret to prove that it belongs to the "
+        f"job. Set {SECRET} to the secret of the other workers, or {SECRET_FILE} to the name of a "
+        f"file that holds it. If they have none, restart the whole job with one. {_HOW}."
     )
 
 
@@ -85,7 +87,7 @@ def differing(fingerprints: Sequence[str | None]) -> ValueError:
     for rank, each in enumerate(fingerprints):
         ranks.setdefault(each, []).append(rank)
     texts = [
-        f"{'no secret' if each is None else f'secret {each[:6]}…'} at {named(those)}"
+        f"{'no secret' if each is None else f'secret {each[:6]}…'} on {named(those)}"
         for each, those in ranks.items()
     ]
     return ValueError(f"The workers do not have the same secret: {', '.join(texts)}. {_HOW}.")
@@ -164,7 +166,7 @@ def _contents(path: str) -> tuple[str, str]:
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
             raise ValueError(f"{name} is not a regular file. {_HOW}, in a file.")
         if status.st_mode & 0o077:
-            logger.warning(f"{name} can be read by others on this machine. Run chmod 600 {path}")
+            logger.warning(f"{name} can be read by other users. Run chmod 600 {path}")
         with file.open("rb") as opened:
             return name, opened.read(_LONGEST + 1).decode()
     except (OSError, UnicodeDecodeError) as error:

@@ -162,7 +162,7 @@ class Server:
     def _answer(self, request: Message) -> Message:
         kind = request.pop("kind", None)
         if not isinstance(kind, str) or kind not in self.handlers:
-            raise ValueError(f"no such kind of request: {kind!r}")
+            raise ValueError(f"unknown kind of request: {kind!r}")
         try:
             return self.handlers[kind](request)
         except ValueError:

@@ -13,8 +13,8 @@ from tf_gossip_pga.coordination import running_call
 class Absence(enum.Enum):
     """Why a worker did not answer, as a predicate in a sentence."""
 
-    SUSPECTED = "does not answer (its process is stopped, or the network between is cut)"
-    DEAD = "has ended: its process does not listen any more"
+    SUSPECTED = "does not answer (its process is stopped, or the network to it is cut)"
+    DEAD = "has ended: its process no longer listens"
 
 
 # How a worker has left `fit`, if the exception is not known.

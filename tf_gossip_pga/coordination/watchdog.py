@@ -180,17 +180,16 @@ class Watchdog:
         return (
             f"Rank {self._rank} of {self._size} lost "
             f"{findings.names or broken.peer or 'another worker'} at {broken.doing}: {reason}.\n"
-            "Look at the other workers' output for the cause (did each of them call fit with "
-            "GossipPGA?), then start the job again. Where a worker was only slow, give every "
-            "GossipPGA a longer timeout_s."
+            "Check the other workers' output for the cause (did each of them call fit with "
+            "GossipPGA?), then restart the job. If a worker was only slow, give every GossipPGA a "
+            "longer timeout_s."
         )
 
     def _text_of_unfinished(self, doing: str) -> str:
         return (
-            f"Rank {self._rank} of {self._size} cannot exchange any more, since it has not "
-            f"completed {doing}: it was interrupted there, or has lost another worker. Restart "
-            "all workers (in a notebook, restart the kernel of each), and continue from a "
-            "checkpoint."
+            f"Rank {self._rank} of {self._size} can no longer exchange, because it did not "
+            f"complete {doing}: it was interrupted there, or lost another worker. Restart all "
+            "workers (in a notebook, restart each kernel), and resume from a checkpoint."
         )
 
     def close(self) -> None:
@@ -295,7 +294,7 @@ class Watchdog:
         text = f"all ranks have reached it, the last of them {reached_s:.0f} s ago"
         if reached_s < self._timing.suspect_s:  # they may still be tracing the function
             return text
-        return f"{text}, so that the network between them is slow or cut"
+        return f"{text}, so the network between them is slow or cut"
 
     def _silent_too_long(self, wait: Wait, findings: Findings, now: float) -> bool:
         if not findings.suspected:

@@ -197,9 +197,9 @@ class ElasticSession(FixedSession):
 
     def _reconcile(self):
         if self.size > 1 and self._watchdog.called_off:  # another rank has lost a worker since
-            self._on_broken(ExchangeBroken("no exchange", self._watchdog.called_off))
+            self._on_broken(ExchangeBroken("the next exchange", self._watchdog.called_off))
         if self._policy is None:  # a view only changes where a policy lets it
-            raise RuntimeError("Training has ended, so that there is nothing to reconcile.")
+            raise RuntimeError("Training has ended, so there is nothing to reconcile.")
         if self._sequence.is_at_start:
             for exchange in self._starts:
                 exchange()
@@ -239,10 +239,10 @@ class ElasticSession(FixedSession):
             self._end(broken)
         told = {rank: each.text for rank, each in self._watchdog.departures.known.items()}
         self._begin_view()  # which forgets them
-        how = f"without {named(lost, told)}" if lost else "with all"
+        how = f"without {named(lost, told)}" if lost else "with all members"
         logger.warning(
-            f"Rank {self.cluster.rank} goes on {how}: {self.size} of {self.cluster.size} workers "
-            f"are left. It was at {broken.doing}."
+            f"Rank {self.cluster.rank} continues {how}: {self.size} of {self.cluster.size} workers "
+            f"remain. The failure interrupted {broken.doing}."
         )
         raise ViewChanged from None
 
@@ -293,9 +293,9 @@ class ElasticSession(FixedSession):
             self._grow(invitation)
         except (ViewAbandoned, OSError):  # OSError: a joining worker's host name is not known here
             self.admission.forget()
-            doing = f"taking in {named(ranks)}"
-            self._on_broken(ExchangeBroken(doing, "another did not come"), ranks)
-        logger.info(f"Rank {self.cluster.rank} goes on with {named(ranks)}, who joined again.")
+            doing = f"the admission of {named(ranks)}"
+            self._on_broken(ExchangeBroken(doing, "not all workers joined in time"), ranks)
+        logger.info(f"Rank {self.cluster.rank} admitted {named(ranks)} after a restart.")
 
     def enter(self):
         """Become a member together with all others, as a joining worker that has been invited.
@@ -307,11 +307,11 @@ class ElasticSession(FixedSession):
             self._grow(self.admission.accepted())
         except ViewAbandoned:
             raise WorkerLost(
-                f"Rank {self.cluster.rank} was not taken in: another worker was lost meanwhile, or "
-                "the others did not wait for it. Start it again."
+                f"Rank {self.cluster.rank} was not admitted: another worker was lost at the same "
+                "time, or the other workers did not wait for it. Restart it."
             ) from None
         self.is_joining = False
-        logger.info(f"Rank {self.cluster.rank} has joined the others.")
+        logger.info(f"Rank {self.cluster.rank} has joined the other workers.")
         self.admission.listen()
 
     def _grow(self, invitation: Invitation):
@@ -326,6 +326,6 @@ def _check_not_of_script(doing: str):
     """Raise for `cluster.gather` and `cluster.barrier`."""
     if doing.startswith("cluster."):
         raise RuntimeError(
-            f"{doing} cannot be called inside of a fit with on_worker_lost='continue'. Call it "
-            "before or after fit; numbers in Keras' logs become means over ranks by themselves."
+            f"{doing} cannot be called inside a fit with on_worker_lost='continue'. Call it before "
+            "or after fit. Numbers in Keras logs are averaged over ranks automatically."
         )

@@ -40,4 +40,4 @@ def _peer(message: str) -> str | None:
     """Return the worker that TensorFlow blames, in words."""
     task = re.search(r"Error reported from /job:(\w+)/task:(\d+)", message)
     task = task or re.search(r"target /job:(\w+)/replica:0/task:(\d+)", message)
-    return f"the {task[1]} of index {task[2]}" if task else None
+    return f"the {task[1]} with index {task[2]}" if task else None

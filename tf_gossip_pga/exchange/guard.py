@@ -53,7 +53,11 @@ def _watch(pid: int, text: str, report_s: float, deadline_s: float) -> None:
         waited_s = time.monotonic() - began
         if waited_s > deadline_s or _is_terminated(pid):
             if waited_s > deadline_s:
-                print(f"{text} It waits no longer.", file=sys.stderr, flush=True)
+                print(
+                    f"{text} The deadline has passed, so this worker ends.",
+                    file=sys.stderr,
+                    flush=True,
+                )
             os.kill(pid, signal.SIGKILL)
             return
         if waited_s > report_at:

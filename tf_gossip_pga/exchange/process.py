@@ -72,8 +72,9 @@ def initialize(join: bool | None = None) -> Cluster:
             join = os.environ.get(tf_config.JOIN) == "1"
         if join and cluster.size == 1:
             raise ValueError(
-                f"A worker that is to join others ({tf_config.JOIN}=1, or join=True) needs the "
-                "TF_CONFIG that it had, with the addresses of all workers; it has none of several."
+                f"A worker that joins a running job ({tf_config.JOIN}=1, or join=True) needs the "
+                "TF_CONFIG of its first start, with the addresses of all workers. Here TF_CONFIG "
+                "is unset, or names one worker."
             )
         session = SoloSession(cluster) if cluster.size == 1 else _connect(cluster, join, Timing())
         session.cluster = dataclasses.replace(
@@ -94,7 +95,7 @@ def active() -> Session:
     cluster = detect.find()
     if cluster.size > 1:
         raise RuntimeError(
-            f"TF_CONFIG names {cluster.size} workers, but this process has not joined them. Put\n"
+            f"TF_CONFIG names {cluster.size} workers, but this process is not connected. Put\n"
             "    cluster = tf_gossip_pga.initialize()\n"
             "at the top of the program, before the first model, tensor or dataset."
         )
@@ -111,7 +112,7 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
     known, met = _find_others(cluster, joins, secret, transport, timing)
     is_joining = known is not None
     if is_joining:
-        logger.info(f"Rank {cluster.rank} is to join the others, who train already.")
+        logger.info(f"Rank {cluster.rank} joins the other workers, which are already training.")
     startup.bypass_proxies(cluster)
     runtime = runtime_lib.Runtime(cluster, transport)
     if is_joining:
@@ -149,7 +150,7 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
     if met and cluster.rank == 0:
         hosts = len({report.host for report in met})
         logger.info(
-            f"{cluster.size} workers on {hosts} host{'s' * (hosts > 1)} are connected, over "
+            f"{cluster.size} workers on {hosts} host{'s' * (hosts > 1)} are connected over "
             f"{transport.name}."
         )
     return session
@@ -195,8 +196,8 @@ def _warn_of_no_average(session: ElasticSession, pid: int):
     if session.has_exchanged or has_failed or is_child or not session.cluster.is_chief:
         return
     logger.warning(
-        f"Joined {session.cluster.size} workers, but nothing was averaged: no fit of this script "
-        "has called a GossipPGA. Where it trains, each worker has trained for itself. Pass "
-        "callbacks=[pga.GossipPGA()] to model.fit; where you call train_on_batch, call the "
-        "hooks of a keras.callbacks.CallbackList with it too."
+        f"{session.cluster.size} workers were connected, but nothing was averaged: no fit of this "
+        "script used GossipPGA. If the script trains, each worker trained alone. Pass "
+        "callbacks=[pga.GossipPGA()] to model.fit. If you call train_on_batch, call the hooks of "
+        "a keras.callbacks.CallbackList that contains it."
     )

@@ -264,12 +264,12 @@ class FixedSession(SoloSession):
 
     def _on_broken(self, broken: ExchangeBroken) -> NoReturn:
         """Raise what a broken exchange means for training."""
-        advice = "With on_worker_lost='continue' the surviving workers go on."
+        advice = "With on_worker_lost='continue' the surviving workers continue."
         if not self._status.tell().in_fit:
             self._watchdog.give_up(broken.reason)
             advice = (
-                "If the script catches this between fits, its next fit with "
-                "on_worker_lost='continue' goes on with the surviving workers."
+                "If the script catches this error between two fits, its next fit with "
+                "on_worker_lost='continue' trains with the surviving workers."
             )
         self._end(broken, advice)
 
@@ -284,6 +284,6 @@ def _check_that_calls_meet(members: tuple[int, ...], doings: list[str]):
             f"rank {rank} is at {doing}" for rank, doing in zip(members, doings, strict=True)
         )
         raise RuntimeError(
-            f"The ranks took different ways: {places}. Every rank must call cluster.gather and "
-            "cluster.barrier at the same place of the script, and outside of fit."
+            f"The ranks are in different exchanges: {places}. Every rank must call cluster.gather "
+            "and cluster.barrier at the same point of the script, and outside of fit."
         )

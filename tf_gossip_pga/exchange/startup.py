@@ -65,8 +65,8 @@ def start(runtime: Runtime, cluster: Cluster, timing: Timing) -> None:
     """
     _await_chief(cluster, timing)
     text = (
-        f"Rank {cluster.rank} of {cluster.size} has met all others, and waits until TensorFlow's "
-        "servers have found one another. Has another worker ended meanwhile?"
+        f"Rank {cluster.rank} of {cluster.size} has reached all other workers, and is waiting for "
+        "TensorFlow's servers to connect. Has another worker ended?"
     )
     try:
         with guard.watched(text, timing.join_report_s, timing.start_s):
@@ -90,11 +90,11 @@ def _await_chief(cluster: Cluster, timing: Timing) -> None:
             return
         time.sleep(timing.poll_s)
         text = (
-            f"Rank {cluster.rank} of {cluster.size} has met rank 0, and waits for TensorFlow's "
-            f"server at {cluster.addresses[0]} since. Has rank 0 ended?"
+            f"Rank {cluster.rank} of {cluster.size} has reached rank 0, and is waiting for "
+            f"TensorFlow's server at {cluster.addresses[0]}. Has rank 0 ended?"
         )
         if time.monotonic() > deadline:
-            raise WorkerLost(f"{text} It waits no longer.")
+            raise WorkerLost(f"{text} The deadline has passed, so this worker ends.")
         if waiting.due():
             logger.warning(text)
 
@@ -104,12 +104,12 @@ def _failure(cluster: Cluster, error: tf.errors.OpError) -> RuntimeError:
     address, reason = cluster.addresses[cluster.rank], f"TensorFlow says: {error}"
     if "Could not start gRPC server" in str(error):
         return RuntimeError(
-            f"Rank {cluster.rank} cannot listen on {address}, though the port was free just "
-            f"before: another program has taken it meanwhile. Start the job again. {reason}"
+            f"Rank {cluster.rank} cannot listen on {address}: the port was free a moment ago, but "
+            f"another program has taken it. Restart the job. {reason}"
         )
     return WorkerLost(
-        f"Rank {cluster.rank} of {cluster.size} has met all other workers, but then TensorFlow's "
-        f"servers did not find one another. Has a worker ended meanwhile? {reason}"
+        f"Rank {cluster.rank} of {cluster.size} reached all other workers, but TensorFlow's "
+        f"servers then failed to connect. Has another worker ended? {reason}"
     )
 
 
@@ -123,7 +123,7 @@ def too_late() -> RuntimeError:
         if each.frame.f_globals.get("__name__", "").partition(".")[0] != package
     )
     return RuntimeError(
-        "initialize() came too late: TensorFlow is already running, so that its server can no "
+        "initialize() was called too late: TensorFlow is already running, so its server can no "
         f"longer be configured. Move the call at {caller.filename}:{caller.lineno} to the top of "
         "the program, above the first model, variable, tensor or dataset (importing is fine)."
     )

@@ -17,8 +17,8 @@ def check(needed: int, what: str) -> None:
     has = available()
     if needed > has:
         raise MemoryError(
-            f"{what} needs about {needed / 2**30:,.1f} GiB of memory, and this machine has "
-            f"{has / 2**30:.1f} available: take fewer nodes, trials, samples or parameters."
+            f"{what} needs about {needed / 2**30:,.1f} GiB of memory, but this machine has "
+            f"{has / 2**30:.1f} GiB available. Use fewer nodes, trials, samples or parameters."
         )
 
 

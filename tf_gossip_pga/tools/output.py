@@ -21,7 +21,9 @@ def check(given: str) -> pathlib.Path:
     """
     path = pathlib.Path(given)
     if path.suffix != ".json":
-        raise ValueError(f"--output={given}: its name must end in .json; a .png is put beside it.")
+        raise ValueError(
+            f"--output={given}: the name must end in .json; the picture is a .png next to it."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
@@ -53,7 +55,7 @@ def write(
     print(f"\nWritten to {path}", flush=True)
     picture = path.with_suffix(".png")
     if importlib.util.find_spec("matplotlib") is None:
-        print("No picture, since matplotlib is not installed: pip install matplotlib")
+        print("No picture: matplotlib is not installed. Run pip install matplotlib")
         return
     draw(picture)
     print(f"Picture: {picture}", flush=True)
