@@ -149,7 +149,7 @@ def wrong_starts() -> list[Start]:
         "another version on rank 1",
         lambda a, _: [
             Worker(
-                "differ in the version of tf_gossip_pga.*0.0.1 at rank 1 ",
+                "differ in the version of tf_gossip_pga.*0.0.1 on rank 1 ",
                 rank,
                 a,
                 {"VERSION": "0.0.1"} if rank == 1 else {},

@@ -149,7 +149,7 @@ def test_facts_that_differ_are_an_error_at_all_ranks():
     futures = [start(given, rank, {"version of Keras": str(rank // 2)}) for rank in range(3)]
     for future in futures:
         text = error(future, ValueError)
-        assert re.search(r"version of Keras.*: 0 at rank 0 .* and rank 1 .*; 1 at rank 2 ", text)
+        assert re.search(r"version of Keras.*: 0 on rank 0 .* and rank 1 .*; 1 on rank 2 ", text)
 
 
 def test_a_port_that_is_taken_is_told_to_all():
@@ -166,7 +166,7 @@ def test_a_port_that_is_taken_is_told_to_all():
 
 
 STRANGERS = {
-    b"": "something listens at {} but does not answer as rank 0 of this job: another program",
+    b"": "something listens at {} but does not answer as rank 0 of this job: it belongs to",
     b"SSH-2.0\r\n": "something listens at {} but does not answer as rank 1 of this job",
     greetings.ROLL_CALL + b"?\n": "something listens at {} but does not answer as rank 2 of this",
     b"\0\0\x06\4\0\0\0\0\0\0\3": "a gRPC server listens at {} but does not answer as rank 3",
@@ -273,8 +273,8 @@ def test_a_worker_that_answers_at_the_address_of_another(monkeypatch):
         return start(given, 0, timing=timing)
 
     until_error(
-        " answers at {} as rank 2 instead".format(given[1]),
-        " answers at {} as rank 1 instead".format(given[2]),
+        f" answers at {given[1]} as rank 2 instead",
+        f" answers at {given[2]} as rank 1 instead",
         begin=begin,
     )
 
