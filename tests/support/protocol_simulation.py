@@ -194,7 +194,7 @@ class Worker:
             raise ExchangeBroken("the exchange", "called off")
         brought = yield exchange
         if exchange.of_all:
-            self.protocol.contacts.meet(self.world.now)
+            self.protocol.contacts.record_exchange(self.world.now)
         return brought
 
     def _step(self) -> Generator[Any, Any, None]:

@@ -52,31 +52,31 @@ def test_a_live_answer_ends_the_silence():
 def test_the_exchange_before_the_one_before_the_last_shows_that_all_were_there():
     contacts = Contacts(silent_s=15.0)
     for now in (100.0, 110.0):
-        contacts.meet(now)
+        contacts.record_exchange(now)
         assert contacts.age_s(1, now) == float("inf")
-    contacts.meet(120.0)
+    contacts.record_exchange(120.0)
     assert contacts.age_s(1, 121.0) == 21.0
-    contacts.meet(121.0)
+    contacts.record_exchange(121.0)
     assert contacts.age_s(1, 121.0) == 11.0
 
 
 @pytest.mark.parametrize(("now", "gone"), [(79.0, {2}), (81.0, set())])
 def test_who_was_asked_to_come_and_did_not_may_be_excluded_though_it_answers(now, gone):
     contacts = _contacts(patience_s=60.0)
-    contacts.summon(20.0)
-    contacts.summon(70.0)  # the first one counts
+    contacts.record_wanted(20.0)
+    contacts.record_wanted(70.0)  # the first one counts
     contacts.answer(OTHERS, {1: ALIVE, 2: ALIVE}, asked=now - 2.0, now=now - 1.0)
     contacts.answer(OTHERS, {1: ALIVE, 2: DEAD}, asked=now, now=now)
     assert contacts.gone == gone
-    contacts.come(now)
+    contacts.record_regrouping(now)
     contacts.answer(OTHERS, {1: DEAD, 2: DEAD}, asked=now, now=now)
     assert contacts.gone == (gone and {1, 2})
 
 
 def test_who_comes_in_time_is_late_no_more():
     contacts = _contacts(patience_s=60.0)
-    contacts.summon(20.0)
-    contacts.come(30.0)
+    contacts.record_wanted(20.0)
+    contacts.record_regrouping(30.0)
     contacts.answer(OTHERS, {1: ALIVE, 2: ALIVE}, asked=90.0, now=90.0)
     contacts.answer(OTHERS, {1: ALIVE, 2: DEAD}, asked=91.0, now=91.0)
     assert contacts.gone == {2}

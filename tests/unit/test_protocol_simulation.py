@@ -198,7 +198,7 @@ def _without_contacts(monkeypatch):
 
 
 def _without_lateness(monkeypatch):
-    monkeypatch.setattr(Contacts, "summon", lambda *_: None)
+    monkeypatch.setattr(Contacts, "record_wanted", lambda *_: None)
 
 
 def _without_exclusion(monkeypatch):

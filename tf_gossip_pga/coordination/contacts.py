@@ -39,29 +39,29 @@ class Contacts:
         self._lock = threading.RLock()
         self._silent_s = silent_s
         self._answered: dict[int, float] = {}  # when the last question it answered was asked
-        self._met: tuple[float, ...] = ()  # when the last three exchanges of all members ended
-        self._summoned_at: float | None = None  # since when others wait for this worker
+        self._exchanged: tuple[float, ...] = ()  # ends of the last three with all members
+        self._wanted_since: float | None = None  # since when others wait for this worker
 
-    def summon(self, at: float) -> None:
-        """Record that another worker wants a view to which this worker has not come yet.
+    def record_wanted(self, at: float) -> None:
+        """Record that another worker wants a view for which this worker does not regroup yet.
 
         Args:
           at: the moment since which that worker waits.
         """
         with self._lock:
-            self._summoned_at = at if self._summoned_at is None else min(at, self._summoned_at)
+            self._wanted_since = at if self._wanted_since is None else min(at, self._wanted_since)
 
-    def come(self, now: float) -> None:
-        """Record that this worker comes to the wanted view.
+    def record_regrouping(self, now: float) -> None:
+        """Record that this worker regroups for the wanted view.
 
-        If it comes too late, it can no longer tell what dead workers have done, and forgets all it
+        If it is too late, it can no longer tell what dead workers have done, and forgets all it
         heard.
         """
         with self._lock:
             self._forget_if_late(now)
-            self._summoned_at = None
+            self._wanted_since = None
 
-    def meet(self, now: float) -> None:
+    def record_exchange(self, now: float) -> None:
         """Record that an exchange of all members has succeeded.
 
         Call the last three such exchanges 1, 2 and 3. Each member began 3 after it had completed 2.
@@ -69,7 +69,7 @@ class Contacts:
         in this view at some moment after the end of 1.
         """
         with self._lock:
-            self._met = (*self._met[-2:], now)
+            self._exchanged = (*self._exchanged[-2:], now)
 
     def answer(
         self,
@@ -98,24 +98,24 @@ class Contacts:
 
     def age_s(self, rank: int, now: float) -> float:
         """Return how many seconds old this worker's latest knowledge of a rank is; inf if none."""
-        met = self._met
-        met_at = met[0] if len(met) == 3 else -math.inf
-        return now - max(met_at, self._answered.get(rank, -math.inf))
+        ends = self._exchanged
+        known_at = ends[0] if len(ends) == 3 else -math.inf
+        return now - max(known_at, self._answered.get(rank, -math.inf))
 
     def begin(self) -> None:
         """Record that a view begins, whose members have all just answered."""
         with self._lock:
             self.gone = frozenset()
-            self._met = ()
+            self._exchanged = ()
 
     def forget(self) -> None:
         """Forget what this worker has heard: it was away, or a rank is a different process now."""
         with self._lock:
             self._answered.clear()
-            self._met = ()
+            self._exchanged = ()
 
     def _forget_if_late(self, now: float) -> bool:
-        is_late = self._summoned_at is not None and now >= self._summoned_at + self.patience_s
+        is_late = self._wanted_since is not None and now >= self._wanted_since + self.patience_s
         if is_late:
             self.forget()
         return is_late

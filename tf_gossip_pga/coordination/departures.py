@@ -37,7 +37,7 @@ class Departures:
         self._status = status
         self._lock = threading.Lock()
         self._process = os.getpid()
-        self._told: Departure | None = None
+        self._reported: Departure | None = None
         channel.handlers["departure"] = self._note
 
     def tell(self, ends: bool = False) -> None:
@@ -47,12 +47,12 @@ class Departures:
           ends: whether this process is ending. If so, also report an exception that ended it
             outside of `fit`.
         """
-        is_told = self._told is not None and self._told.ends
-        if is_told or os.getpid() != self._process:  # a forked child reports nothing
+        is_final = self._reported is not None and self._reported.ends
+        if is_final or os.getpid() != self._process:  # a forked child reports nothing
             return
         departure = self._status.departure(ends)
-        if departure != self._told:
-            self._told = departure
+        if departure != self._reported:
+            self._reported = departure
             if departure:
                 tell = self._channel.tell_at_exit if ends else self._channel.ask_all
                 tell("departure", rank=self._rank, **dataclasses.asdict(departure))
@@ -75,9 +75,9 @@ class Departures:
 
     def _note(self, request: dict[str, Any]) -> dict[str, Any]:
         """Record a report from another worker. Runs on the channel's thread."""
-        told = checked(request, self._size, rank=Rank, text=str, ends=bool)
+        report = checked(request, self._size, rank=Rank, text=str, ends=bool)
         with self._lock:
-            self.known = {**self.known, told["rank"]: Departure(told["text"], told["ends"])}
+            self.known = {**self.known, report["rank"]: Departure(report["text"], report["ends"])}
         self.heard = time.monotonic()
         return {}
 

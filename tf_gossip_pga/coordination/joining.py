@@ -119,8 +119,8 @@ def endpoints_if_probed(
 ) -> dict[int, int] | None:
     """Return the endpoints of workers that have lost this worker; None if a job is starting.
 
-    This covers a worker that was restarted without being told to join. It waits only if something,
-    such as TensorFlow's server, already listens at all other addresses.
+    This covers a worker that was restarted without `TF_GOSSIP_PGA_JOIN=1`. It waits only if
+    something, such as TensorFlow's server, already listens at all other addresses.
 
     Args:
       addresses: as in `await_probe`.

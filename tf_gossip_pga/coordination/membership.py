@@ -91,7 +91,7 @@ class Membership:
 
     def meet(self) -> None:
         """Record that an exchange of all members of the view has succeeded."""
-        self._protocol.contacts.meet(time.monotonic())
+        self._protocol.contacts.record_exchange(time.monotonic())
 
     def restrict(self, members: Collection[int]) -> None:
         """Treat only these ranks as members of the current view.

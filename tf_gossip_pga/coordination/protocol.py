@@ -127,7 +127,7 @@ class Protocol:
             if wants > self._standing.wants:
                 # Nobody waits for a worker that has left the asker's fit by an exception.
                 has_left = own_fit > fit or (own_fit == fit and not in_fit)
-                self.contacts.summon(-math.inf if has_left else now)
+                self.contacts.record_wanted(-math.inf if has_left else now)
             if wants > self._wanted:
                 self._wanted = wants
                 self._call_off("another rank has lost a worker")
@@ -153,7 +153,7 @@ class Protocol:
             return
         self.contacts.answer(others, answers, now, self._clock())
         if decide_lib.excluding(self._rank, view, self._standing, answers) is not None:
-            self.contacts.summon(-math.inf)
+            self.contacts.record_wanted(-math.inf)
             self._call_off("other workers have continued without this rank")
 
     def recheck(self) -> None:
@@ -166,7 +166,7 @@ class Protocol:
         number = max(self._wanted, self.view.number + 1)
         self._memory = decide_lib.Memory()
         for _ in range(self._timing.attempts):
-            self.contacts.come(self._clock())
+            self.contacts.record_regrouping(self._clock())
             standing = self._standing_at(number, completed, fit)
             attempt = decide_lib.Attempt(
                 rank=self._rank,

@@ -131,10 +131,10 @@ class Calls:
         """
         self.say(**changes)
         ends = time.monotonic() + seconds
-        while time.monotonic() < ends and any(map(self._is_untold, self.others)):
+        while time.monotonic() < ends and any(map(self._lacks_report, self.others)):
             time.sleep(self._timing.poll_s / 10)
 
-    def _is_untold(self, rank: int) -> bool:
+    def _lacks_report(self, rank: int) -> bool:
         seat = self.seats[rank]
         if seat.received is self.own:
             return False

@@ -53,7 +53,8 @@ class Timing:
       join_report_s: when a joining worker first reports that it waits.
       job_check_every_s: how often a worker that waits for a probe checks whether a job is left.
       job_checks: after how many such checks without a sign of a job it gives up.
-      unannounced_probe_s: how long a starting worker that was not told to join listens for a probe.
+      unannounced_probe_s: how long a worker that is started without `TF_GOSSIP_PGA_JOIN=1` listens
+        for a probe.
     """
 
     start_s: float = 300.0
