@@ -72,19 +72,19 @@ class Checkpoint(keras.callbacks.Callback):
     (`tf_gossip_pga.checkpoint.ownership`).
 
     Args:
-      gossip: The `GossipPGA` of the same `fit`. It must come before this callback in `callbacks`.
-      directory: Path of the directory for checkpoints; created if it does not exist.
-      every: Number of epochs from one checkpoint to the next, at least 1. Default 1.
-      keep: Number of complete checkpoints to keep, at least 1. Older ones are removed. Default 3.
+      gossip: the `GossipPGA` of the same `fit`. It must come before this callback in `callbacks`.
+      directory: path of the directory for checkpoints; created if it does not exist.
+      every: number of epochs from one checkpoint to the next, at least 1. Default 1.
+      keep: number of complete checkpoints to keep, at least 1. Older ones are removed. Default 3.
 
     Attributes:
-      preempted: Whether the last `fit` stopped because a rank received SIGTERM; the same on all
+      preempted: whether the last `fit` stopped because a rank received SIGTERM; the same on all
         ranks.
 
     Raises:
-      ValueError: An argument is out of its range, or the directory cannot be written; at
+      ValueError: an argument is out of its range, or the directory cannot be written; at
         construction. When training starts: `gossip` does not come before this callback.
-      CheckpointError: When training starts, on every rank: another job writes to the directory. It
+      CheckpointError: when training starts, on every rank: another job writes to the directory. It
         is a `ValueError`.
 
     Example:
@@ -152,16 +152,16 @@ class Checkpoint(keras.callbacks.Callback):
         transfers their state to it.
 
         Args:
-          model: A built and compiled model, with the variables and optimizers that it had when the
+          model: a built and compiled model, with the variables and optimizers that it had when the
             checkpoint was taken.
 
         Returns:
           The epoch to begin with, counted from 0, for `initial_epoch`; 0 if there is no checkpoint.
 
         Raises:
-          ValueError: On every rank: there are checkpoints, but none can be used (the message gives
+          ValueError: on every rank: there are checkpoints, but none can be used (the message gives
             the reason for each); or a rank called `fit` instead of `restore`.
-          WorkerLost: Another worker was lost; or this joining worker found no job to join.
+          WorkerLost: another worker was lost; or this joining worker found no job to join.
 
         Example:
             See `Checkpoint`.

@@ -35,7 +35,12 @@ class GossipPGA(keras.callbacks.Callback):
     parameters, not gradients. A single worker exchanges nothing and writes the same logs. Source:
     Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021, Algorithm 1.
 
-    **Variables.** What becomes of the variables of the model and its optimizers:
+    **Requirements.** All ranks must pass the same arguments, build the same model, and train for
+    the same number of epochs and of batches. Build the model before `fit`, compile it with
+    `steps_per_execution=1`, and pass `steps_per_epoch` if the length of the dataset is unknown. The
+    ranks check this before the first step.
+
+    **Variables.** What happens to the variables of the model and its optimizers:
 
     ===================================  ============  ======  ==============
     variable                             start of fit  gossip  global average
@@ -98,42 +103,42 @@ class GossipPGA(keras.callbacks.Callback):
     `cluster.strategy.scope()`. All devices compute each step, and the first one exchanges for all.
 
     Args:
-      H: Period of the global averages in steps, at least 1, the same on every rank. `H=1` is
-        Parallel SGD. `None` is Gossip SGD: no global average during training. An `AdaptivePeriod`
-        follows the training loss (Gossip-AGA). Default 6, as in the paper.
-      topology: Which ranks gossip with each other: a name in `pga.topology.BY_NAME` or a
+      H: period of the global averages in steps, at least 1. `H=1` is Parallel SGD. `None` is Gossip
+        SGD: no global average during training. An `AdaptivePeriod` follows the training loss
+        (Gossip-AGA). Default 6, as in the paper.
+      topology: which ranks gossip with each other: a name in `pga.topology.BY_NAME` or a
         `Topology`. `"disconnected"` is Local SGD. Default `"one_peer_exponential"`: in each step a
         worker sends one message and receives one, for any number of workers.
-      optimizer_state: What a scheduled global average does with the optimizer's slots, its
-        floating-point variables other than scalars. Default `"local"`. (Wang et al., "SlowMo",
-        ICLR 2020, compares the three.)
+      optimizer_state: what a global average does with the optimizer's slots, its floating-point
+        variables other than scalars. Those for validation and at the end of training leave the
+        slots unchanged. Default `"local"`. (Wang et al., "SlowMo", ICLR 2020, compares the three.)
 
         - `"local"`: each rank keeps its own, as the library of the paper's authors does.
         - `"average"`: average them too. Each slot adds as many bytes as the parameters have.
         - `"reset"`: set them to zero if there are several workers. With Adam this acts as a
           learning rate several times as high: Adam keeps its step count, so its next steps are at
           first 3 and after a dozen steps 7 times as long.
-      overlap: Whether a gossip runs during the computation of the next step. It mixes the
+      overlap: whether a gossip runs during the computation of the next step. It mixes the
         parameters that step k left, and its change is added after the update u of step k+1:
         x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k). This is the recursion of D-PSGD (Lian
         et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017,
         Algorithm 1). Global averages stay exact and do not overlap. The gossip right before a
         global average would have no effect and is skipped; with `H=2` that is every gossip. Needs
         memory for one more copy of the parameters. Default False.
-      wire_dtype: How gossips encode parameters. `"float32"` sends each in its own dtype.
+      wire_dtype: how gossips encode parameters. `"float32"` sends each in its own dtype.
         `"bfloat16"` and `"int8"` send differences from the last global average, in a half and a
         quarter of the bytes of float32 (`tf_gossip_pga.exchange.wire`). They need memory for one
         more copy of the parameters. Global averages are always exact. Default `"float32"`.
-      timeout_s: Seconds that an exchange waits for another worker. At the start of `fit`, between
+      timeout_s: seconds that an exchange waits for another worker. At the start of `fit`, between
         epochs, and around validations and checkpoints it waits ten times as long. Long before, a
         line on standard error names the worker that it waits for. Default 300.
-      on_worker_lost: What the loss of a worker means for the others: `"raise"` ends `fit` with
+      on_worker_lost: what the loss of a worker means for the others: `"raise"` ends `fit` with
         `WorkerLost`, `"continue"` continues it without the lost worker. Default `"raise"`.
 
         ============================  ====================  ==========================
         a worker is lost if it        with `"raise"`        with `"continue"`
         ============================  ====================  ==========================
-        ends or leaves `fit`          at once               at once
+        ends or leaves `fit`          when detected         when detected
         is silent (stopped, cut off)  after 60 s            after 75 s
         answers but does not arrive   at the timeout        10 `timeout_s` after that
         ============================  ====================  ==========================
@@ -145,25 +150,25 @@ class GossipPGA(keras.callbacks.Callback):
         a worker is lost between two `fit` calls, the next one starts without it. If the network
         splits, the larger side continues, or of two equal sides the one with the lowest rank. A
         restarted worker joins at the beginning of an epoch; see `initialize`.
-      min_workers: With `"continue"`, how many workers must survive, from 1 to the number of
+      min_workers: with `"continue"`, how many workers must survive, from 1 to the number of
         workers. With fewer, all end with `WorkerLost`. Default 1.
-      local: Names of variables, or of layers for all of their variables, that each rank keeps for
+      local: names of variables, or of layers for all of their variables, that each rank keeps for
         itself, such as a queue of features of its own examples: `local=["feature_queue"]`. They
         are neither broadcast nor averaged, and each rank saves its own in checkpoints. The ranks do
         not compare lookup tables of these layers. A name matches a variable's whole `path` or one
         part of it. Slots of a local variable are treated like all slots. Default `()`.
 
     Attributes:
-      step: Number of completed batches over the whole run.
-      gossip_steps: Number of steps, since this callback was made, that ended with a gossip, or with
+      step: number of completed batches over the whole run.
+      gossip_steps: number of steps, since this callback was made, that ended with a gossip, or with
         no exchange (disconnected, or skipped by `overlap`).
-      global_steps: Number of steps that ended with a global average.
-      distances: List of `(step, consensus distance)`, one for each global average of replicas that
-        may differ, those for validation, checkpoints and the end of training included. It grows
-        when an epoch or the training ends.
-      communication_seconds: Seconds spent in exchanges, with the wait for other workers. The start
-        of `fit`, the wait after its first batch, and the waits of checkpoints do not count.
-      bytes_sent: Bytes of payload that this rank has sent.
+      global_steps: number of steps that ended with a global average.
+      distances: list of `(step, consensus distance)`, one for each global average of replicas that
+        may differ, those for validation, checkpoints and the end of training included. Entries
+        appear at the latest at the end of the epoch or of training.
+      communication_seconds: seconds spent in exchanges, including the wait for other workers. The
+        start of `fit`, the wait after its first batch, and the waits of checkpoints do not count.
+      bytes_sent: bytes of payload that this rank has sent.
 
     **Logs.** At the end of an epoch, in `logs` and in `History`: every number that Keras and
     earlier callbacks logged, such as `loss` or `val_accuracy`, becomes its mean over ranks. So does
@@ -177,13 +182,13 @@ class GossipPGA(keras.callbacks.Callback):
     - `H`: the present period, if it is adaptive.
 
     Raises:
-      ValueError: An argument is out of its range; at construction. When training starts, on every
+      ValueError: an argument is out of its range; at construction. When training starts, on every
         rank: the ranks differ in their models, settings or callbacks, or a rank cannot train.
       TypeError: `topology` is neither a name nor a `Topology`, or the model is not a Keras 3 model.
       RuntimeError: `TF_CONFIG` names several workers, but `initialize` was not called. On every
         rank: the ranks take different paths through training, or a callback set the weights of some
         ranks only when training ended.
-      WorkerLost: Another worker ended, left `fit` or did not answer; see `on_worker_lost`.
+      WorkerLost: another worker ended, left `fit` or did not answer; see `on_worker_lost`.
 
     Example:
         >>> import keras
@@ -275,7 +280,7 @@ class GossipPGA(keras.callbacks.Callback):
         an adaptive period starts again.
 
         Raises:
-          ValueError: It is set to a value that no callback with this kind of `H` returns.
+          ValueError: it is set to a value that no callback with this kind of `H` returns.
         """
         return self._run.snapshot
 
@@ -317,15 +322,15 @@ class GossipPGA(keras.callbacks.Callback):
         """Share a value with all ranks at a point of training; every rank must call it.
 
         Args:
-          where: Name of the point, for messages and errors.
-          value: This rank's value, JSON-serializable. Default None.
+          where: name of the point, for messages and errors.
+          value: this rank's value, JSON-serializable. Default None.
 
         Returns:
           The values of all ranks, in rank order.
 
         Raises:
-          RuntimeError: On every rank, if the ranks are at different points; or outside `fit`.
-          WorkerLost: Another worker was lost.
+          RuntimeError: on every rank, if the ranks are at different points; or outside `fit`.
+          WorkerLost: another worker was lost.
         """
         return self._in_training().sync(where, value)
 
@@ -336,15 +341,15 @@ class GossipPGA(keras.callbacks.Callback):
         first batch after it.
 
         Args:
-          doing: Name of the exchange, for messages.
+          doing: name of the exchange, for messages.
 
         Returns:
           Whether this rank took part. False if a worker was lost and the other ranks completed the
           average without this one.
 
         Raises:
-          RuntimeError: Outside `fit`.
-          WorkerLost: Another worker was lost.
+          RuntimeError: outside `fit`.
+          WorkerLost: another worker was lost.
         """
         return self._in_training().average(doing)
 
