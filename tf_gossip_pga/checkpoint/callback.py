@@ -67,9 +67,9 @@ class Checkpoint(keras.callbacks.Callback):
     listed, read or written.
 
     **Ownership.** While `fit` runs, the directory belongs to one job; a second job fails before its
-    first step. A restarted job takes the directory over as soon as the earlier one has ended. A
-    worker that the others excluded can no longer write or remove files there
-    (`tf_gossip_pga.checkpoint.ownership`).
+    first step. A restarted job takes the directory over once the earlier one has ended; if that ran
+    on other machines, once it has shown no sign of life for a minute. A worker that the others
+    excluded can no longer write or remove files there (`tf_gossip_pga.checkpoint.ownership`).
 
     Args:
       gossip: the `GossipPGA` of the same `fit`. It must come before this callback in `callbacks`.
@@ -91,18 +91,20 @@ class Checkpoint(keras.callbacks.Callback):
         >>> import tempfile
         >>> import keras
         >>> import numpy as np
+        >>> import tensorflow as tf
         >>> import tf_gossip_pga as pga
         >>> cluster = pga.initialize()  # before the first model, tensor or dataset
         >>> x = np.random.rand(64, 4).astype("float32")
+        >>> dataset = cluster.shard(tf.data.Dataset.from_tensor_slices((x, x.sum(1))))
         >>> model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
         >>> model.compile("sgd", "mse")
         >>> gossip = pga.GossipPGA(H=6)
         >>> checkpoint = pga.Checkpoint(gossip, tempfile.mkdtemp())
         >>> history = model.fit(
-        ...     x,
-        ...     x.sum(1),
+        ...     dataset.batch(16 // cluster.size),
         ...     epochs=2,
-        ...     initial_epoch=checkpoint.restore(model),  # on every rank; 0 if there is none
+        ...     initial_epoch=checkpoint.restore(model),  # on every rank; 0 without a checkpoint
+        ...     shuffle=False,
         ...     verbose=0,
         ...     callbacks=[gossip, checkpoint],
         ... )

@@ -1,6 +1,6 @@
 """Store checkpoints as numbered folders of files, each complete once it has a manifest.
 
-::
+The layout::
 
     DIRECTORY/
       checkpoint-000007/

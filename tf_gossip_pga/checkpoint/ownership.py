@@ -1,6 +1,6 @@
 """Let one job at a time write to a directory of checkpoints, and only the newest view of that job.
 
-::
+The layout::
 
     DIRECTORY/
       owner/000003.json     the claim with the highest number is in force

@@ -151,7 +151,7 @@ class ElasticSession(FixedSession):
         """Run exchanges that belong to the start of a `fit`.
 
         If a worker is lost before an exchange of the sequence is completed, the surviving workers
-        run everything that they passed here again, in the same order. If an exchange of the
+        repeat all exchanges that were passed here, in the same order. If an exchange of the
         sequence is completed already, for example by a callback, run `exchange` as the next one.
         """
         if not self._sequence.is_at_start:

@@ -79,7 +79,7 @@ class Health:
         }
 
     def fingerprint(self) -> int:
-        """Return a 32-bit hash of the parameters; other parameters very likely have another."""
+        """Return a 32-bit hash of the parameters, very likely different for different ones."""
         total = int(self._sum())
         return (total ^ total >> 32) % 2**32
 

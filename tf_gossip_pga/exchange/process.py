@@ -41,12 +41,12 @@ def initialize(join: bool | None = None) -> Cluster:
 
     Args:
       join: whether to join a running job, as a worker that was lost and restarted. All workers of
-        the job need the same secret (SECURITY.md), `on_worker_lost="continue"`, and a
-        `pga.Checkpoint` whose `restore` gives the epoch to begin with. The worker waits until the
-        surviving workers find it, and joins their first `fit` at the beginning of an epoch. If the
-        other workers are only starting, it starts with them. False: join only if all other workers
-        run and look for this one. Default None: True if the environment variable
-        `TF_GOSSIP_PGA_JOIN` is 1, else False.
+        the job need the same secret (SECURITY.md). Their script needs a `pga.GossipPGA` with
+        `on_worker_lost="continue"`, and a `pga.Checkpoint` whose `restore` returns the epoch to
+        begin with. The worker waits until the surviving workers find it, and joins their first
+        `fit` at the beginning of an epoch. If the other workers are only starting, it starts with
+        them. False: join only if all other workers run and look for this one. Default None: True if
+        the environment variable `TF_GOSSIP_PGA_JOIN` is 1, else False.
 
     Returns:
       The `Cluster`: `rank`, `size`, `addresses`, `members`, `is_chief`, `shard(dataset)`,

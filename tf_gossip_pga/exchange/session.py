@@ -37,7 +37,7 @@ class SoloSession:
       timing: the deadlines of the control plane. Default: those of `Timing`.
 
     Attributes:
-      cluster: this process's place among the workers. `initialize` replaces it by one with devices.
+      cluster: this process's place among the workers. `initialize` adds a strategy to it.
       ops: the collective ops of the present view.
       timing: the deadlines of the control plane.
       is_joining: whether this joining worker is not a member yet.

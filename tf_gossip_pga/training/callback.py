@@ -77,13 +77,13 @@ class GossipPGA(keras.callbacks.Callback):
     **Learning rate.** Start from the learning rate for one process with the batch of all n workers
     together, and change it as follows (docs/results/optimizers.md):
 
-    =========  =============  ===============
+    =========  =============  ==================
     optimizer  learning rate  weight decay
-    =========  =============  ===============
+    =========  =============  ==================
     SGD        unchanged      unchanged
-    Adam       times sqrt(n)
-    AdamW      times sqrt(n)  over sqrt(n)
-    =========  =============  ===============
+    Adam       times sqrt(n)  (has none)
+    AdamW      times sqrt(n)  divided by sqrt(n)
+    =========  =============  ==================
 
     The gradients of a worker's smaller batch are noisier, and Adam divides by their size: its steps
     are up to sqrt(n) times shorter. Averaging does not undo this, whatever `H` and
@@ -263,7 +263,7 @@ class GossipPGA(keras.callbacks.Callback):
 
     @property
     def communication_seconds(self) -> float:
-        """Return the seconds spent in exchanges, with the wait for other workers."""
+        """Return the seconds spent in exchanges, including the wait for other workers."""
         return self._run.communication_seconds
 
     @property
@@ -292,12 +292,12 @@ class GossipPGA(keras.callbacks.Callback):
 
     @property
     def optimizer_state(self) -> str:
-        """Return the argument of this name."""
+        """Return the argument `optimizer_state`."""
         return self._settings.optimizer_state
 
     @property
     def local(self) -> tuple[str, ...]:
-        """Return the argument of this name."""
+        """Return the argument `local` as a tuple."""
         return tuple(self._settings.local)
 
     @property

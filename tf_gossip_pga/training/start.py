@@ -15,7 +15,9 @@ from tf_gossip_pga.training.run_state import RunState
 
 
 class Start:
-    """The start of one `fit`. If a worker is lost during it, the other workers repeat it.
+    """The start of one `fit`.
+
+    If a worker is lost during the start, the other workers repeat it.
 
     Args:
       session: the exchanges of this process.

@@ -195,7 +195,7 @@ def _children(thing) -> list[tuple[str, Any]]:
         pairs = enumerate(thing)
     else:
         return []
-    # Skip TensorFlow's and Keras' own lists of attributes (_self_…), which do not have their names.
+    # Skip the _self_… lists of attributes of TensorFlow and Keras, which lack the attribute names.
     return [
         (str(name), child)
         for name, child in pairs
