@@ -1,14 +1,15 @@
-"""The main job: trains a model on several workers with Gossip-PGA or a relative, and reports.
+"""Train a model on several workers with Gossip-PGA or a related algorithm, and report the result.
 
     python train.py                              # 4 local workers, ResNet-20, handwritten digits
-    python train.py --model=bert_tiny            # a masked language model of Python's own manual
+    python train.py --model=bert_tiny            # masked language model of the Python manual
     python train.py --algorithm=local --H=12 --workers=2
-    python train.py --model=resnet50 --data_dir=/data/tfds        # ImageNet, where it is prepared
+    python train.py --model=resnet50 --data_dir=/data/tfds        # ImageNet, already prepared there
     python train.py --help
 
-Where `TF_CONFIG` is set this process is one worker of that cluster; start the same command on every
-machine. Where it is not, this process starts `--workers` local ones. Rank 0 prints a table and
-writes `results.json`, `curves.png` and `model.keras` into `--output_dir`.
+If `TF_CONFIG` is set, this process is one worker of that cluster: start the same command on every
+machine. Otherwise this process starts `--workers` workers on this machine. Rank 0 prints a table
+and writes `results.json`, `curves.png` and `model.keras` to `--output_dir`; for a model of text
+also `vocabulary.txt`.
 """
 
 import os
@@ -37,16 +38,23 @@ if TYPE_CHECKING:
 
 absl_flags.adopt_module_key_flags(flags)  # for --help
 
-PATIENCE_S = 24 * 3600.0  # one rank may train a vocabulary, or a model, while the others wait
+# Deadline of waits for other ranks: one rank may train a vocabulary, or in benchmarks/compare.py a
+# model, while the others wait.
+PATIENCE_S = 24 * 3600.0
 
 
 def main(argv: list[str]) -> None:
-    """Train."""
+    """Train as a worker of the cluster, or start local workers that do."""
     start(argv, worker)
 
 
 def start(argv: list[str], work: Callable[[], None]) -> None:
-    """Call `work` as one worker of the cluster, or start this program once for each worker."""
+    """Call `work` if this process is a worker; otherwise start this program once for each worker.
+
+    Args:
+      argv: the command line after flags are parsed, with the program name.
+      work: function to call in each worker.
+    """
     config = os.environ.get("TF_CONFIG", "").strip()
     try:
         checks.check(argv, tf_config.from_tf_config(config) if config else None)
@@ -60,7 +68,7 @@ def start(argv: list[str], work: Callable[[], None]) -> None:
 
 
 def worker() -> None:
-    """Train as one worker of the cluster; rank 0 reports."""
+    """Train as one worker of the cluster, and report on rank 0."""
     import tf_gossip_pga as pga
 
     cluster = pga.initialize()  # before the first tensor
@@ -86,7 +94,10 @@ def worker() -> None:
 
 
 def check_vocabularies(cluster: "pga.Cluster", data: inputs.Data) -> None:
-    """Raise `ValueError` on all ranks if they number their tokens differently."""
+    """Raise `ValueError` on all ranks if their vocabularies differ.
+
+    With different token ids, the ranks would average unrelated rows of the embedding.
+    """
     if not isinstance(data, inputs.Text):
         return
     tokens = "\n".join(data.vocabulary).encode()
@@ -100,7 +111,7 @@ def check_vocabularies(cluster: "pga.Cluster", data: inputs.Data) -> None:
 
 
 def gossip_callback(job: Job) -> "pga.GossipPGA":
-    """Return `GossipPGA` as the flags say."""
+    """Return the `GossipPGA` callback that the flags describe."""
     import tf_gossip_pga as pga
 
     period = flags.period()
@@ -123,19 +134,22 @@ def train(
     verbose: int = 0,
     resume_from: "pga.Checkpoint | None" = None,
 ) -> results.Run:
-    """Run `fit` on this worker's part of the data.
+    """Build the model, and run `fit` on this worker's part of the data.
 
     Args:
-      cluster: this worker's place.
+      cluster: the cluster, as `pga.initialize` returns it.
       job: what to train.
-      callbacks: for `fit`.
-      verbose: rank 0's, as in `fit`.
-      resume_from: one of the callbacks, which restores an earlier run.
+      callbacks: callbacks for `fit`.
+      verbose: verbosity of `fit` on rank 0; other ranks print nothing. Default 0.
+      resume_from: the checkpoint callback if it is to restore an earlier run. Default None.
+
+    Raises:
+      ValueError: the restored checkpoint is from the last epoch or later.
     """
     import keras
 
     keras.config.set_dtype_policy(FLAGS.precision)
-    # Ranks differ in shuffling and augmentation; rank 0 broadcasts its initial weights.
+    # Each rank shuffles and augments differently. Rank 0 broadcasts its initial weights.
     keras.utils.set_random_seed(FLAGS.seed + cluster.rank)
     model = compiled_model(cluster, job)
     first_epoch = resume_from.restore(model) if resume_from else 0
@@ -144,7 +158,7 @@ def train(
             f"The checkpoint is of epoch {first_epoch}: nothing is left of "
             f"--epochs={job.recipe.epochs}. Give more, or leave --resume out to begin anew."
         )
-    if first_epoch:  # or the data would come in the order of the first epochs again
+    if first_epoch:  # otherwise the data would repeat the order of the first epochs
         keras.utils.set_random_seed(FLAGS.seed + cluster.rank + first_epoch * cluster.size)
     training, validation = datasets(cluster, job)
     started = time.perf_counter()
@@ -154,7 +168,7 @@ def train(
         initial_epoch=first_epoch,
         steps_per_epoch=job.steps_per_epoch,
         validation_data=validation,
-        shuffle=False,  # tf.data shuffles
+        shuffle=False,  # tf.data has shuffled; Keras warns otherwise
         callbacks=callbacks,
         verbose=verbose if cluster.is_chief else 0,  # pyright: ignore[reportArgumentType]
     )
@@ -162,7 +176,7 @@ def train(
 
 
 def compiled_model(cluster: "pga.Cluster", job: Job) -> "keras.Model":
-    """Return the model, compiled for all devices of this worker."""
+    """Return the compiled model, built in the scope of this worker's devices."""
     recipe = job.recipe
     global_batch = recipe.batch_size * cluster.size
     with cluster.strategy.scope():
@@ -178,12 +192,16 @@ def compiled_model(cluster: "pga.Cluster", job: Job) -> "keras.Model":
 
 
 def datasets(cluster: "pga.Cluster", job: Job) -> "tuple[tf.data.Dataset, tf.data.Dataset]":
-    """Return this worker's batches to train on, endless, and its batches to validate on."""
+    """Return this worker's training batches, which never end, and its validation batches.
+
+    Raises:
+      ValueError: there are fewer validation examples than workers.
+    """
     data, recipe = job.data, job.recipe
     training = data.training(
         cluster.rank, cluster.size, recipe.batch_size, job.classes_per_worker, recipe.augment
     )
-    # Each rank validates on its part: the logs are means over ranks.
+    # Each rank validates on its part; GossipPGA replaces the logs by means over ranks.
     validation = data.validation(cluster.rank, cluster.size, recipe.batch_size)
     if next(iter(validation), None) is None:
         raise ValueError(
@@ -194,5 +212,5 @@ def datasets(cluster: "pga.Cluster", job: Job) -> "tuple[tf.data.Dataset, tf.dat
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)  # app.run alone would show what TensorFlow logs as INFO
+    logging.set_verbosity(logging.WARNING)  # without it app.run shows TensorFlow's INFO messages
     app.run(main)

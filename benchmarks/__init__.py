@@ -1,1 +1,1 @@
-"""Benchmarks: scripts that measure, print a table and write a JSON file, and what they share."""
+"""Hold the benchmarks, scripts that print a table and write a JSON file, and their helpers."""

@@ -1,18 +1,19 @@
-"""All five algorithms side by side, in accuracy and in time, on one workload and several seeds.
+r"""Compare all five algorithms in accuracy and time, on one workload with several seeds.
 
-    python benchmarks/compare.py --seeds=5 --workers=16 --topology=ring --model=mlp \\
+    python benchmarks/compare.py --seeds=5 --workers=16 --topology=ring --model=mlp \
         --classes_per_worker=2 --epochs=10 --steps_per_epoch=30 --output=output/compare.json
 
     python benchmarks/compare.py --compare=optimizer_state --output=output/optimizer_state.json
 
-Takes every flag of `train.py`; the benchmark itself sets those that it compares. All runs take
-place in the same worker processes, seed by seed, so that a change in the machine's speed affects
-all of them. Writes a table, and a picture next to the JSON file. Two controls:
+The benchmark takes every flag of `train.py`, and sets the flags that it compares itself. All runs
+take place in the same worker processes, seed by seed, so that a change in the machine's speed
+affects all of them. The benchmark prints a table, and writes a picture next to the JSON file. There
+are two controls:
 
-    one worker            plain Keras on one process with the global batch of all workers, drawn
-                          from all data: what synchronous training is meant to equal
-    gossip, not averaged  the workers' own models at the end of Gossip SGD, before the one global
-                          average that every algorithm here ends with
+    one worker            plain Keras in one process, which trains on the global batch of all
+                          workers, drawn from all data. Synchronous training should equal it.
+    gossip, not averaged  the workers' own models at the end of Gossip SGD, before the final global
+                          average with which every algorithm here ends.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from tf_gossip_pga import Cluster
 
-# Name -> flags. Adaptive periods begin at 4, so a fixed period of 4 is there to compare with.
+# Name -> flags. Adaptive periods begin at 4, so the comparison includes a fixed period of 4.
 METHODS = {
     "algorithm": {
         "parallel": {"algorithm": "parallel"},
@@ -61,7 +62,7 @@ METHODS = {
         "int8, overlap": {"wire_dtype": "int8", "overlap": True},
     },
 }
-SEED_STRIDE = 10_000  # more than the ranks that add to it
+SEED_STRIDE = 10_000  # ranks add to the seed; larger than what they add
 
 flags.adopt_module_key_flags(job_flags)  # for --help
 flags.DEFINE_enum("compare", "algorithm", list(METHODS), "What differs from run to run.")
@@ -70,10 +71,14 @@ flags.DEFINE_string("output", None, "Write a JSON file, and a picture next to it
 
 
 def main(argv: list[str]) -> None:
-    """Check the flags, then start the workers or be one of them."""
+    """Check the flags; then start the workers, or run as one of them.
+
+    Args:
+      argv: the command line after flags are parsed, with the program name.
+    """
     if FLAGS.compare == "algorithm" and FLAGS["algorithm"].present:
         sys.exit(f"compare.py: --algorithm={FLAGS.algorithm}, but all are compared. Leave it out.")
-    if FLAGS.output:  # tried before the runs rather than after
+    if FLAGS.output:  # fail before the runs rather than after them
         if pathlib.Path(FLAGS.output).suffix == ".png":
             sys.exit(f"compare.py: --output={FLAGS.output} is the JSON file; name it .json.")
         try:
@@ -85,7 +90,7 @@ def main(argv: list[str]) -> None:
 
 
 def worker() -> None:
-    """Run one rank of the comparison; rank 0 reports."""
+    """Run one rank of the comparison, and report on rank 0."""
     import keras
 
     import tf_gossip_pga as pga
@@ -94,7 +99,7 @@ def worker() -> None:
     job = find_job(cluster.size)
     train.check_vocabularies(cluster, job.data)
     period, first_seed, methods = FLAGS.H, FLAGS.seed, METHODS[FLAGS.compare]
-    common_period = job_flags.period()  # of the methods that set none themselves
+    common_period = job_flags.period()  # of the methods that do not set a period
     runs = {name: [] for name in (*methods, compare_report.ALONE)}
     for seed in range(FLAGS.seeds):
         for name, measurements in runs.items():
@@ -119,19 +124,32 @@ def worker() -> None:
 
 
 def measure(cluster: "Cluster", job: Job) -> dict:
-    """Return the figures of one run of the present algorithm; all of them on rank 0."""
+    """Train once with the current flags, and return the figures; complete only on rank 0.
+
+    Args:
+      cluster: the cluster.
+      job: what to train.
+    """
     gossip, clock = train.gossip_callback(job), _clock()
     own = _own_loss(job.data.validation(0, 1, 256))
     run = train.train(cluster, job, [own, gossip, clock])
     measured = results.collect(cluster, job, run, gossip, train.PATIENCE_S)
-    # After the collection, which takes rank 0 long where there is much to validate on.
+    # Gather after `collect`, in which rank 0 may validate for a long time.
     everyone = cluster.gather(own.losses, train.PATIENCE_S)
     means = {name: float(np.mean([each[name] for each in everyone])) for name in own.losses}
     return {**measured, "own": means, "clock": clock.seconds}
 
 
 def alone(cluster: "Cluster", job: Job) -> dict:
-    """Train on rank 0 alone, on the batches of all, while the other ranks wait."""
+    """Train on rank 0 only, with the global batch of all workers, while the other ranks wait.
+
+    Args:
+      cluster: the cluster.
+      job: what to train.
+
+    Returns:
+      The figures on rank 0, an empty dict on other ranks.
+    """
     import tf_gossip_pga as pga
 
     measured = {}
@@ -151,7 +169,7 @@ def alone(cluster: "Cluster", job: Job) -> dict:
 
 
 def _clock():
-    """Return a callback that notes, after each epoch, the seconds since the first batch ended."""
+    """Return a callback that records, after each epoch, the seconds since the first batch ended."""
     import keras
 
     class Clock(keras.callbacks.Callback):
@@ -168,7 +186,10 @@ def _clock():
 
 
 def _own_loss(validation: "tf.data.Dataset"):
-    """Return a callback, to stand before GossipPGA, that validates this worker's own model."""
+    """Return a callback that validates this worker's own model at the end of training.
+
+    It must stand before `GossipPGA`, which averages at the end of training.
+    """
     import keras
 
     class OwnLoss(keras.callbacks.Callback):

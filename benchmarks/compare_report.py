@@ -1,4 +1,4 @@
-"""Rows, table and picture of `compare.py`."""
+"""Make the rows, the table and the picture of `compare.py`."""
 
 import pathlib
 
@@ -22,14 +22,14 @@ def publish(
     steps_per_epoch: int,
     path: str | None,
 ) -> None:
-    """Print the table; write the JSON file and the picture next to it.
+    """Print the table, and write the JSON file and the picture next to it.
 
     Args:
-      title: of table and picture.
-      runs: method or control -> what was measured with each seed.
-      methods: those of `runs` that are compared; the ratios are over the first one.
+      title: title of the table and the picture.
+      runs: method or control -> the measurements with each seed.
+      methods: the methods among `runs` to compare; ratios are over the first one.
       steps_per_epoch: batches of one worker in an epoch.
-      path: of the JSON file; None: none is written.
+      path: the JSON file; None: write no files.
     """
     rows = [row(name, measured) for name, measured in runs.items()]
     by_name = {each["name"]: each for each in rows}
@@ -53,7 +53,12 @@ def publish(
 
 
 def row(name: str, measured: list[dict]) -> dict:
-    """Return the row of one method, over its seeds."""
+    """Return the row of a method.
+
+    Args:
+      name: name of the method or control.
+      measured: the measurements with each seed.
+    """
 
     def median(field: str) -> float | None:
         values = [each[field] for each in measured if each.get(field) is not None]
@@ -65,7 +70,8 @@ def row(name: str, measured: list[dict]) -> dict:
         **spread("val_loss", [each["val_loss"] for each in measured]),
         **spread("val_accuracy", [each["val_accuracy"] for each in measured]),
         "seconds": float(np.median([each["clock"][-1] for each in measured])),
-        # Of the epochs: the end of training waits for the workers' own losses.
+        # Sum over epochs: the exchange at the end of training waits while workers validate their
+        # own models.
         "communication_seconds": float(
             np.median([sum(each["history"]["communication_seconds"]) for each in measured])
         )
@@ -78,12 +84,17 @@ def row(name: str, measured: list[dict]) -> dict:
 
 
 def spread(name: str, values: list[float]) -> dict:
-    """Return mean and standard deviation (of the sample) over seeds."""
+    """Return the mean and the sample standard deviation over seeds.
+
+    Args:
+      name: the field; the result has `{name}_mean` and `{name}_std`.
+      values: one value for each seed.
+    """
     return {f"{name}_mean": float(np.mean(values)), f"{name}_std": float(np.std(values, ddof=1))}
 
 
 def table(rows: list[dict]) -> str:
-    """Return one line for each method; a dash stands where a figure has no meaning."""
+    """Return a table with one line for each row, and dashes for figures that have no meaning."""
 
     def cell(each: dict, field: str, form: str, scale: float = 1.0) -> str:
         value = each.get(field)
@@ -118,7 +129,14 @@ def table(rows: list[dict]) -> str:
 
 
 def draw(path: pathlib.Path, title: str, steps_per_epoch: int, runs: dict) -> None:
-    """Draw the validation loss of the averaged model against steps and against seconds."""
+    """Draw the validation loss of the averaged model against steps and against seconds.
+
+    Args:
+      path: the file to write.
+      title: title of the picture.
+      steps_per_epoch: batches of one worker in an epoch.
+      runs: method or control -> the measurements with each seed.
+    """
     picture = figure.new_figure(title)
     by_step, by_second = picture.subplots(1, 2, sharey=True)
     for color, (name, measured) in zip(figure.PALETTE, runs.items(), strict=False):
@@ -129,7 +147,7 @@ def draw(path: pathlib.Path, title: str, steps_per_epoch: int, runs: dict) -> No
         by_step.plot(steps, mean, **style)
         band = (losses.min(0), losses.max(0))
         by_step.fill_between(steps, *band, color=color, alpha=0.15, linewidth=0)
-        if name != ALONE:  # on one process: not the same machine
+        if name != ALONE:  # one process alone has the whole machine
             by_second.plot(np.median([each["clock"] for each in measured], 0), mean, **style)
     by_step.set(title="Validation loss, averaged model: mean and range", yscale="log")
     by_second.set(title="The same against time: median of seeds")

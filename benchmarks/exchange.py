@@ -1,11 +1,11 @@
-"""Exchanges on loopback, next to TensorFlow's own MultiWorkerMirrored all-reduce in the same run.
+"""Time exchanges on loopback, next to the all-reduce of MultiWorkerMirroredStrategy.
 
     python benchmarks/exchange.py --workers=4 --output=output/exchange.json
 
-A row is the time from a common start until the last rank has finished. Rows are repeated in turn,
-so that a change in the machine's speed affects all of them, and compared by their medians. Our rows
-include everything that a training step pays: packing the variables, the exchange, the mixing and
-the assignment. The MultiWorkerMirrored row is the bare all-reduce of one tensor.
+A row is the time from a common start until the last rank has finished. The rows are repeated in
+turn, so that a change in the machine's speed affects all of them. Their medians are compared. Our
+rows include everything that a training step pays for: packing the variables, the exchange, mixing
+and assignment. The row of MultiWorkerMirroredStrategy is the bare all-reduce of one tensor.
 """
 
 import argparse
@@ -17,14 +17,18 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import cli, exchanges, report, timing
 
-SMALL_STEPS = 60  # ten whole periods of H=6
+SMALL_STEPS = 60  # ten periods of H=6
 MWMS = "MultiWorkerMirrored all-reduce"
 STEPS = f"{SMALL_STEPS} steps of a 10 kB model, H=6"
 BARE = f"{SMALL_STEPS} bare all-reduces of 4 bytes"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line's options."""
+    """Return the options of the command line.
+
+    Args:
+      argv: the arguments after the program name. Default None: those of this process.
+    """
     parser = cli.parser(__doc__)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--repetitions", type=int, default=11)
@@ -37,7 +41,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def worker(options: argparse.Namespace) -> None:
-    """Run one rank of the benchmark; rank 0 reports."""
+    """Run one rank of the benchmark, and report on rank 0.
+
+    Args:
+      options: the options of the command line.
+    """
     import tf_gossip_pga as pga
 
     cluster = pga.initialize()
@@ -52,7 +60,7 @@ def worker(options: argparse.Namespace) -> None:
 
 
 def _large(megabytes: float) -> dict[str, Callable[[], object]]:
-    """Return name -> one exchange of the large model."""
+    """Return the exchanges of the large model, `{name: function}`."""
     import tensorflow as tf
 
     shapes = exchanges.shapes(megabytes)
@@ -60,19 +68,22 @@ def _large(megabytes: float) -> dict[str, Callable[[], object]]:
     actions = {MWMS: exchanges.all_reduce(tf.zeros([exchanges.bytes_of(shapes) // 4]))}
     for name in ("one_peer_exponential", "ring", "static_exponential"):
         actions[f"{name} gossip"] = exchanges.gossip(exchanges.averager(variables, name))
-    averager = exchanges.averager(variables, "complete")  # no matter which topology
+    averager = exchanges.averager(variables, "complete")  # a global average ignores the topology
     actions["global average"] = exchanges.global_average(averager)
     return actions
 
 
 def _small() -> dict[str, Callable[[], object]]:
-    """Return name -> `SMALL_STEPS` steps of a 10 kB model, or as many all-reduces of 4 bytes."""
+    """Return two functions: `SMALL_STEPS` steps of a 10 kB model, and bare all-reduces of 4 bytes.
+
+    Both run `SMALL_STEPS` exchanges.
+    """
     import keras
     import tensorflow as tf
 
     import tf_gossip_pga as pga
 
-    # 49 * 50 + 50 = 2500 parameters. We call the callback as Keras does, without training.
+    # 49 * 50 + 50 = 2500 parameters. Call the callback as Keras does, without training.
     model = keras.Sequential([keras.Input((49,)), keras.layers.Dense(50)])
     model.compile("sgd", "mse")
     callback = pga.GossipPGA(H=6)
@@ -80,7 +91,8 @@ def _small() -> dict[str, Callable[[], object]]:
     callback.set_params({"epochs": 1, "steps": 1 << 30})
     callback.on_train_begin()
     callback.on_epoch_begin(0)
-    # As a first step does; until one changes them, the callback looks for it after each.
+    # Change the weights as a first training step would. Until they change, the callback checks them
+    # after each step.
     model.set_weights([weights + 1 for weights in model.get_weights()])
     bare = exchanges.all_reduce(tf.zeros([1]))
     return {

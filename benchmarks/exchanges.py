@@ -1,6 +1,6 @@
-"""Bare exchanges of parameters.
+"""Run bare exchanges of parameters.
 
-This is the only module of the benchmarks that knows the inside of `tf_gossip_pga.exchange`.
+Of the benchmarks, only this module imports from `tf_gossip_pga.exchange`.
 """
 
 import itertools
@@ -16,23 +16,27 @@ if TYPE_CHECKING:
 
     from tf_gossip_pga.exchange.averager import Averager
 
-# 25 million parameters in the mix of sizes that a network has: 100 MB of float32.
+# 25 million parameters, 100 MB of float32, with the mix of sizes of a typical network.
 _SHAPES = [(2048, 4096), *[(1024, 2048)] * 6, *[(512, 512)] * 16, *[(512,)] * 64]
 
 
 def shapes(megabytes: float) -> list[tuple[int, ...]]:
-    """Return the shapes of parameters that take `megabytes` as float32."""
+    """Return shapes of parameters with a given size as float32.
+
+    Args:
+      megabytes: the size in MB, approximately.
+    """
     scale = megabytes / 100
     return [(max(1, int(shape[0] * scale)), *shape[1:]) for shape in _SHAPES]
 
 
 def bytes_of(shapes: Sequence[tuple[int, ...]]) -> int:
-    """Return the bytes of float32 parameters with these shapes."""
+    """Return the size in bytes of float32 parameters with the given shapes."""
     return 4 * sum(int(np.prod(shape)) for shape in shapes)
 
 
 def variables_of(shapes: Sequence[tuple[int, ...]]) -> "list[tf.Variable]":
-    """Return parameters with these shapes, drawn at random."""
+    """Return random parameters with the given shapes."""
     import tensorflow as tf
 
     return [tf.Variable(tf.random.normal(shape)) for shape in shapes]
@@ -46,7 +50,11 @@ def synchronous_strategy() -> "tf.distribute.Strategy":
 
 
 def all_reduce(value: "tf.Tensor") -> Callable[[], object]:
-    """Return MultiWorkerMirroredStrategy's own all-reduce of one tensor."""
+    """Return a function that runs the all-reduce of MultiWorkerMirroredStrategy.
+
+    Args:
+      value: the tensor to reduce.
+    """
     import tensorflow as tf
 
     strategy = synchronous_strategy()
@@ -65,7 +73,13 @@ def all_reduce(value: "tf.Tensor") -> Callable[[], object]:
 def averager(
     variables: "Sequence[tf.Variable]", topology: str, wire_dtype: str = "float32"
 ) -> "Averager":
-    """Return what gossips `variables` with the neighbors in a topology, and averages globally."""
+    """Return the averager that gossips variables and averages them globally.
+
+    Args:
+      variables: the parameters.
+      topology: name of the topology.
+      wire_dtype: wire format of gossips. Default `"float32"`.
+    """
     from tf_gossip_pga.algorithm.topology import BY_NAME
     from tf_gossip_pga.exchange import process, wire
     from tf_gossip_pga.exchange.averager import Averager, Patience, Variables
@@ -81,18 +95,23 @@ def averager(
 
 
 def gossip(averager: "Averager") -> Callable[[], object]:
-    """Return a gossip that moves on to the next round at each call."""
+    """Return a function that gossips; each call is the next round."""
     rounds = itertools.count()
     return lambda: averager.gossip(next(rounds), "the benchmark")
 
 
 def global_average(averager: "Averager") -> Callable[[], object]:
-    """Return a global average."""
+    """Return a function that averages globally."""
     return lambda: averager.global_average("the benchmark")
 
 
 def gossip_during(averager: "Averager", step: Callable[[], None]) -> Callable[[], object]:
-    """Return a gossip during which the parameters change by `step`, as with `overlap=True`."""
+    """Return a function that gossips while a step changes the parameters, as with overlap.
+
+    Args:
+      averager: the averager of the parameters.
+      step: function that changes the parameters, in TensorFlow operations.
+    """
     from tf_gossip_pga.exchange.traced import Traced
 
     rounds, change = itertools.count(), Traced(step)
@@ -106,7 +125,7 @@ def gossip_during(averager: "Averager", step: Callable[[], None]) -> Callable[[]
 
 
 def traced() -> int:
-    """Return how many functions of the package this process has traced so far."""
+    """Return the number of functions of the package that this process has traced so far."""
     from tf_gossip_pga.exchange.traced import Traced
 
     return Traced.total

@@ -1,12 +1,15 @@
-"""What the input pipelines deliver: images and tokens per second, and per second of one core.
+"""Measure input pipelines: images and tokens per second, and per second of one core.
 
     python benchmarks/input.py --output=output/input.json
 
-A rate per core is the number of examples over the processor time, user and system, of the whole
-process, which does nothing else. It tells how many cores a worker needs to feed a model, and other
-programs disturb it little. The benchmark generates the sets of TensorFlow Datasets under their
-names: files of 500 x 375 random clouds like ImageNet's, noise like CIFAR-10's, the Python language
-reference as text. They are small and stay in the page cache: reading from a disk comes on top.
+A rate per core is the number of examples divided by the processor time, user and system, of the
+whole process, which does nothing else. It tells how many cores a worker needs to feed a model.
+Other programs hardly disturb it.
+
+The benchmark generates data sets in place of those of TensorFlow Datasets, under their names:
+random clouds of 500 x 375 pixels for ImageNet, noise for CIFAR-10, the Python language reference
+for text. They are small and stay in the page cache; reading real data from a disk takes additional
+time.
 """
 
 import argparse
@@ -30,10 +33,10 @@ from models import inputs
 if TYPE_CHECKING:
     import tensorflow as tf
 
-WARM_UP = 4  # batches: to trace, to fill the buffers and to let AUTOTUNE find its place
+WARM_UP = 4  # untimed batches: tracing, filling buffers, AUTOTUNE
 SHARDS = 4
 BATCH = 32
-LENGTH = 128  # tokens of a row
+LENGTH = 128  # tokens in a row
 ROWS = [
     ("imagenet2012", "training"),
     ("imagenet2012", "validation"),
@@ -46,7 +49,11 @@ ROWS = [
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line's options."""
+    """Return the options of the command line.
+
+    Args:
+      argv: the arguments after the program name. Default None: those of this process.
+    """
     parser = cli.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=5, help="of one measurement")
     parser.add_argument("--repetitions", type=int, default=3)
@@ -56,7 +63,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def clouds(random: np.random.Generator, height: int = 375, width: int = 500) -> bytes:
-    """Return a JPEG file of noise of all scales, about 90 kB: nearly as large as ImageNet's."""
+    """Return a JPEG file of noise at several scales: about 90 kB, nearly as large as ImageNet's.
+
+    Args:
+      random: source of randomness.
+      height: in pixels. Default 375.
+      width: in pixels. Default 500.
+    """
     import tensorflow as tf
 
     image = np.full((height, width, 3), 128.0)
@@ -68,7 +81,12 @@ def clouds(random: np.random.Generator, height: int = 375, width: int = 500) -> 
 
 
 def examples(name: str, images: int) -> Iterator[dict]:
-    """Yield examples of a generated set, as the real builder's features want them."""
+    """Yield examples of a generated data set, in the form that the real builder's features need.
+
+    Args:
+      name: name of the data set in TensorFlow Datasets.
+      images: number of images; CIFAR-10 gets ten times as many.
+    """
     from pydoc_data.topics import topics
 
     random = np.random.default_rng(0)
@@ -85,16 +103,22 @@ def examples(name: str, images: int) -> Iterator[dict]:
 
 
 def prepare(name: str, images: int, data_dir: str) -> None:
-    """Write a set under `name` that has the form of the real one."""
+    """Write a generated data set in the form of a real one.
+
+    Args:
+      name: name of the data set in TensorFlow Datasets.
+      images: number of images.
+      data_dir: the directory for data sets.
+    """
     import tensorflow_datasets as tfds
 
     real = tfds.builder(name, data_dir=data_dir)
 
     class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """The set of this name."""
+        """Build the generated data set."""
 
         VERSION = real.version
-        code_path = None  # or it would look for checksums next to it
+        code_path = None  # otherwise the builder looks for checksums next to its code
 
         def _info(self):
             return tfds.core.DatasetInfo(
@@ -117,7 +141,12 @@ def prepare(name: str, images: int, data_dir: str) -> None:
 
 
 def pipelines(images: int, data_dir: str) -> "Iterator[tuple[str, str, int, tf.data.Dataset]]":
-    """Yield name, unit, units of an example and endless batches for each row."""
+    """Yield, for each row: name, unit, units in an example, and batches without end.
+
+    Args:
+      images: number of images to generate.
+      data_dir: the directory for data sets.
+    """
     for name in ("imagenet2012", "cifar10", "lm1b"):
         prepare(name, images, data_dir)
     for name, part in ROWS:
@@ -128,7 +157,15 @@ def pipelines(images: int, data_dir: str) -> "Iterator[tuple[str, str, int, tf.d
 
 
 def measure(batches: "tf.data.Dataset", seconds: float) -> tuple[int, float, float]:
-    """Return the examples delivered in about `seconds`, their processor time and their time."""
+    """Measure a pipeline.
+
+    Args:
+      batches: the batches, without end.
+      seconds: how long to measure, approximately.
+
+    Returns:
+      Number of examples delivered, processor time in seconds, elapsed time in seconds.
+    """
     import tensorflow as tf
 
     iterator = iter(batches)
@@ -143,7 +180,15 @@ def measure(batches: "tf.data.Dataset", seconds: float) -> tuple[int, float, flo
 def row(
     name: str, unit: str, each: int, batches: "tf.data.Dataset", options: argparse.Namespace
 ) -> dict:
-    """Return one row: medians over the repetitions."""
+    """Return one row with medians over the repetitions.
+
+    Args:
+      name: name of the row.
+      unit: what is counted, e.g. `"tokens"`.
+      each: units in an example.
+      batches: the batches, without end.
+      options: the options of the command line.
+    """
     found = [measure(batches, options.seconds) for _ in range(options.repetitions)]
     return {
         "name": name,
@@ -155,7 +200,7 @@ def row(
 
 
 def main() -> None:
-    """Measure and report."""
+    """Measure all pipelines, and report."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     options = parse()
     print(report.machine())

@@ -1,14 +1,16 @@
-"""Hosts on one machine: network namespaces behind links of a given rate. Needs root and iproute2.
+"""Make hosts on one machine: network namespaces behind links of a given bandwidth.
 
     with links.hosts(8, mbit=250) as hosts:       # in the process that starts the workers
         launch.run([…, hosts.flag], workers=8)
 
     links.join(flag)                              # in each worker, before its first socket
 
-Each host is a network namespace with one interface. A bridge in another namespace joins them. A
-token bucket (tc tbf) limits what each host sends and, at the same time, what it receives: a
-full-duplex port of a switch. The namespaces have no names: the kernel removes them and their links
-when the last process in them has ended, however the benchmark ended.
+This needs root, iproute2 and util-linux.
+
+Each host is a network namespace with one interface. A bridge in another namespace connects them.
+Token buckets (tc tbf) limit what each host sends and what it receives, like a full-duplex port of a
+switch. The namespaces have no names: the kernel removes them and their links when the last process
+in them has ended, even if the benchmark is killed.
 """
 
 import contextlib
@@ -24,32 +26,40 @@ from tf_gossip_pga.cluster import tf_config as cluster_lib
 
 _PORT = 2222
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
-# Bytes that may pass at once, and how long a packet may wait: a switch's small buffer.
+# Bytes that may pass at once, and how long a packet may wait: like the small buffer of a switch.
 _BUCKET = ["burst", "256kb", "latency", "50ms"]
 
 
 class NoHostsError(RuntimeError):
-    """Raised where a machine cannot have hosts of its own; the text says why."""
+    """Signal that this machine cannot make hosts; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """Namespaces, by the ids of the processes that hold them open."""
+    """Hold network namespaces.
+
+    Attributes:
+      processes: for each rank, the id of the process that keeps the namespace of its host open.
+    """
 
     processes: tuple[int, ...]
 
     @property
     def flag(self) -> str:
-        """Return what `join` needs, as text."""
+        """The argument of `join`."""
         return ",".join(map(str, self.processes))
 
 
 @contextlib.contextmanager
 def hosts(count: int, mbit: float) -> Iterator[Hosts]:
-    """Make `count` hosts; the bandwidth of each link is `mbit` Mbit/s per direction.
+    """Make hosts, and remove them at the end of the context.
+
+    Args:
+      count: number of hosts.
+      mbit: link bandwidth per direction, in Mbit/s.
 
     Raises:
-      NoHostsError: not root, or a tool or a part of the kernel is missing.
+      NoHostsError: this process is not root, or a tool or a kernel feature is missing.
     """
     missing = [tool for tool in ("ip", "tc", "unshare", "nsenter") if not shutil.which(tool)]
     if os.geteuid() != 0:
@@ -68,9 +78,12 @@ def hosts(count: int, mbit: float) -> Iterator[Hosts]:
 
 
 def join(flag: str) -> None:
-    """Move this thread, and those it will start, to the host of its rank; rewrite `TF_CONFIG`.
+    """Move this thread to the host of its rank, and rewrite `TF_CONFIG`.
 
-    Sockets that are open already stay where they are.
+    Threads that it starts later follow it. Sockets that are already open do not move.
+
+    Args:
+      flag: `Hosts.flag`.
     """
     processes = flag.split(",")
     rank = cluster_lib.from_tf_config(os.environ["TF_CONFIG"]).rank
@@ -86,18 +99,18 @@ def join(flag: str) -> None:
 
 
 def address(rank: int) -> str:
-    """Return the address of a rank's host, as the other hosts see it."""
+    """Return the IP address of a rank's host."""
     return f"10.0.0.{rank + 1}"
 
 
 @contextlib.contextmanager
 def _namespace() -> Iterator[int]:
-    """Yield the id of a process in a new network namespace, which ends when this one does."""
+    """Yield the id of a process in a new network namespace; both end with this process."""
     holder = subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "echo ready; exec cat"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C reaches only us: the workers must end first
+        start_new_session=True,  # Ctrl-C must not reach it: the workers must end first
     )
     stdin, stdout = cast(IO[bytes], holder.stdin), cast(IO[bytes], holder.stdout)
     try:
@@ -112,7 +125,7 @@ def _namespace() -> Iterator[int]:
 
 
 def _connect(switch: int, host: int, rank: int, mbit: float) -> None:
-    """Connect a host to the switch by a link that is limited at both ends."""
+    """Connect a host to the switch by a link that is limited to `mbit` at both ends."""
     limit = ["root", "tbf", "rate", f"{mbit}mbit", *_BUCKET]
     port = f"port{rank}"
     _inside(switch, f"ip link add {port} type veth peer name eth0 netns {host}")

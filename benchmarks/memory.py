@@ -1,4 +1,4 @@
-"""The memory that this process holds, and the most that an action needs."""
+"""Measure the memory that this process holds, and the most that an action needs."""
 
 import ctypes
 import gc
@@ -16,13 +16,13 @@ def resident_bytes() -> int:
 
 
 def peak_of(build: Callable[[], Callable[[], object]], warm_up: int) -> int:
-    """Return the most bytes held while an action runs, above those held before it was built.
+    """Return the peak memory of an action, in bytes above what was held before it was built.
 
-    Freed memory goes back to the system first: what was needed earlier would hide the action's.
+    Freed memory is returned to the system first; otherwise the action could reuse it unnoticed.
 
     Args:
-      build: makes the action.
-      warm_up: how often the action runs, which traces it, before memory is sampled.
+      build: function that makes the action.
+      warm_up: how often to run the action before memory is sampled; these runs trace functions.
     """
 
     def sample():

@@ -1,26 +1,28 @@
-"""Exchanges and whole training steps over slow links, next to what one would use instead.
+"""Time exchanges and training steps over slow links, next to the alternatives.
 
     python benchmarks/network.py --hosts=8 --mbit=250 --output=output/network.json
 
-Each worker is a host of its own, behind links of `--mbit` (see links.py). This needs root; without
-it, all workers share the loopback, and shares of the limit mean little. Exchanges and steps are
-repeated in turn, from a common start until the last rank has finished, and compared by their
-medians. In the same run:
+Each worker is a separate host behind a link of `--mbit` (see links.py). This needs root. Without
+root all workers share the loopback interface, and shares of the limit mean little. Exchanges and
+steps are repeated in turn, and timed from a common start until the last rank has finished. Their
+medians are compared. The same run includes:
 
-    TCP       what the links can do: each host sends the bytes to the next one through a plain
-              socket, and receives as many. This row is the limit.
-    PyTorch   over gloo, and Decent-DP on it: one step of a model of the same size without
-              computation, since its exchange is part of the backward pass; where they are
-              installed (benchmarks/requirements.txt)
-    steps     `model.fit` of a model of the same size whose computation leaves the processor idle,
-              as an accelerator would; and Parallel SGD as one has it today on TensorFlow, by
-              MultiWorkerMirroredStrategy and tf_keras, where that is installed
+    TCP       The limit: what the links can do. Each host sends the bytes of the parameters to the
+              next one through a plain socket, while it receives as many.
+    PyTorch   All-reduce and pair exchange over gloo, and Decent-DP on top of it. For Decent-DP the
+              row is one step of a model of the same size without computation, since its exchange is
+              part of the backward pass. Rows exist if the packages are installed
+              (benchmarks/requirements.txt).
+    steps     `model.fit` of a model of the same size. Its computation leaves the processor idle, as
+              with an accelerator. For comparison: Parallel SGD with MultiWorkerMirroredStrategy and
+              tf_keras, if that is installed.
 
-The predicted times are those of `tf_gossip_pga.plan`, from the rate of the row TCP and the
-computation alone. CPU seconds are the sum over all ranks, for one repetition. Memory, for some of
-our exchanges, is the most that a rank held above its parameters, in copies of them, including what
-an exchange keeps from one time to the next. Fresh processes that do nothing else sample it every
-2 ms.
+`tf_gossip_pga.plan` predicts times from two figures only: the rate of the row TCP and the time of
+the computation. CPU seconds are the sum over all ranks for one repetition.
+
+Memory is measured for some of our exchanges: the most that a rank held above its parameters, in
+copies of them, including what an exchange keeps for the next one. Fresh processes that do nothing
+else sample it every 2 ms.
 """
 
 import argparse
@@ -50,7 +52,11 @@ Shapes = Sequence[tuple[int, ...]]
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line's options."""
+    """Return the options of the command line.
+
+    Args:
+      argv: the arguments after the program name. Default None: those of this process.
+    """
     parser = cli.parser(__doc__)
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--mbit", type=float, default=500, help="of a link, million bits a second")
@@ -71,7 +77,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Make the hosts and start the workers, or be one of them."""
+    """Make the hosts and start the workers, or run as one of them; return the exit code."""
     options = parse()
     if "TF_CONFIG" in os.environ:
         worker(options)
@@ -93,7 +99,11 @@ def main() -> int:
 
 
 def worker(options: argparse.Namespace) -> None:
-    """Run one rank of the benchmark; rank 0 reports."""
+    """Run one rank of the benchmark, and report on rank 0.
+
+    Args:
+      options: the options of the command line.
+    """
     if options.join:
         links.join(options.join)
     import tf_gossip_pga as pga
@@ -114,7 +124,16 @@ def worker(options: argparse.Namespace) -> None:
 
 
 def measure_exchanges(cluster: "Cluster", shapes: Shapes, repetitions: int) -> dict:
-    """Time all exchanges; return what `timing.measure` does."""
+    """Time all exchanges.
+
+    Args:
+      cluster: the cluster.
+      shapes: shapes of the parameters.
+      repetitions: how often to time each exchange.
+
+    Returns:
+      See `timing.measure`.
+    """
     actions = {
         **peers.tcp(cluster, exchanges.bytes_of(shapes)),
         **{name: build() for name, build in builders(shapes).items()},
@@ -126,7 +145,11 @@ def measure_exchanges(cluster: "Cluster", shapes: Shapes, repetitions: int) -> d
 
 
 def builders(shapes: Shapes) -> dict[str, Callable[[], Callable[[], object]]]:
-    """Return name -> a function that builds one exchange of parameters with these shapes."""
+    """Return the exchanges to time, `{name: function that builds the exchange}`.
+
+    Args:
+      shapes: shapes of the parameters.
+    """
     import tensorflow as tf
 
     variables = exchanges.variables_of(shapes)
@@ -156,8 +179,15 @@ def builders(shapes: Shapes) -> dict[str, Callable[[], Callable[[], object]]]:
 
 
 def measure_memory(cluster: "Cluster", shapes: Shapes, name: str, folder: str) -> None:
-    """Write how many copies of the parameters an exchange needs, on the rank that needs most."""
-    builders([(64,)])[name]()()  # what TensorFlow allocates once, whatever the size
+    """Measure how many copies of the parameters an exchange needs, and write the number.
+
+    Args:
+      cluster: the cluster.
+      shapes: shapes of the parameters.
+      name: name of the exchange.
+      folder: directory for the file, in which rank 0 writes the largest number of any rank.
+    """
+    builders([(64,)])[name]()()  # what TensorFlow allocates only once must not count
     held = memory.peak_of(builders(shapes)[name], timing.warm_up(cluster.size))
     copies = max(cluster.gather(held, timing.PATIENCE_S)) / exchanges.bytes_of(shapes)
     if cluster.is_chief:

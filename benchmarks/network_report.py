@@ -1,4 +1,4 @@
-"""Rows, ratios, predictions and the picture of `network.py`."""
+"""Make the rows, ratios, predictions and the picture of `network.py`."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from tf_gossip_pga import plan
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Names of the rows of exchanges; those of steps are in `steps`.
+# Names of the rows of exchanges; `steps` has the names of the rows of steps.
 LIMIT, MWMS, GOSSIP, GLOBAL = peers.TCP, "MWMS all-reduce", "one-peer gossip", "global average"
 BFLOAT16, INT8, DURING = f"{GOSSIP}, bfloat16", f"{GOSSIP}, int8", f"{GOSSIP} during a step"
 RING, STATIC = "ring gossip", "static exponential gossip"
@@ -22,12 +22,12 @@ _FEWER_BITS = {BFLOAT16: "bfloat16", INT8: "int8"}
 
 
 def publish(everyone: list, options: argparse.Namespace) -> None:
-    """Print the table; write the JSON file and the picture.
+    """Print the table, and write the JSON file and the picture.
 
     Args:
-      everyone: for each rank `[exchanges, steps]`, as `timing.measure` and `steps.measure` return
-        them.
-      options: the command line.
+      everyone: for each rank `[exchanges, steps]`, the results of `timing.measure` and
+        `steps.measure`.
+      options: the options of the command line.
     """
     rows = rows_of(everyone, pathlib.Path(options.folder))
     medians = {each["name"]: each["median_ms"] for each in rows}
@@ -45,11 +45,11 @@ def publish(everyone: list, options: argparse.Namespace) -> None:
 
 
 def rows_of(everyone: list, folder: pathlib.Path) -> list[dict]:
-    """Return the rows: exchanges, the limit first, then steps.
+    """Return the rows: first exchanges, beginning with the limit, then steps.
 
     Args:
       everyone: as in `publish`.
-      folder: where each measured memory is in a file, in copies of the parameters.
+      folder: directory with a file for each measured memory, in copies of the parameters.
     """
     timed, trained = [each[0] for each in everyone], [each[1] for each in everyone]
     rows = [exchange_row(name, timed) for name in timed[0]]
@@ -65,7 +65,12 @@ def rows_of(everyone: list, folder: pathlib.Path) -> list[dict]:
 
 
 def exchange_row(name: str, ranks: list[dict]) -> dict:
-    """Return the row of one exchange: the time of the last rank, the processor time of all."""
+    """Return the row of an exchange: time until the last rank finished, processor time of all.
+
+    Args:
+      name: name of the exchange.
+      ranks: the result of `timing.measure` on each rank.
+    """
     cpu = np.sum([each[name]["cpu"] for each in ranks], axis=0)
     return {**report.row(name, timing.last(ranks, name)), "cpu_seconds": float(np.median(cpu))}
 
@@ -74,10 +79,10 @@ def ratios(medians: dict[str, float], size: int) -> dict[str, float]:
     """Return the ratios of the report.
 
     Args:
-      medians: name of a row -> milliseconds.
+      medians: name of a row -> median in ms.
       size: number of workers.
     """
-    ring = 2 * (size - 1) / size  # what a ring all-reduce sends, in times of the parameters
+    ring = 2 * (size - 1) / size  # what a ring all-reduce sends, relative to the parameters
     found = {
         "gossip_share_of_limit": medians[LIMIT] / medians[GOSSIP],
         "global_share_of_limit": ring * medians[LIMIT] / medians[GLOBAL],
@@ -95,13 +100,16 @@ def ratios(medians: dict[str, float], size: int) -> dict[str, float]:
 
 
 def predicted(medians: dict[str, float], bytes_: int, size: int) -> dict[str, float]:
-    """Return name of a row -> the milliseconds that `tf_gossip_pga.plan` predicts.
+    """Predict the rows with `tf_gossip_pga.plan`.
 
     Args:
-      medians: name of a row -> measured milliseconds, of which only the rows of TCP and of the
-        computation alone are used.
-      bytes_: of the parameters.
+      medians: name of a row -> median in ms. Only the rows of TCP and of the computation alone are
+        used.
+      bytes_: size of the parameters.
       size: number of workers.
+
+    Returns:
+      Name of a row -> predicted time in ms.
     """
 
     def step_ms(
@@ -143,7 +151,14 @@ def predicted(medians: dict[str, float], bytes_: int, size: int) -> dict[str, fl
 
 
 def draw(path: pathlib.Path, title: str, rows: list[dict], size: int) -> None:
-    """Draw exchanges against what the links can do, and steps against computation alone."""
+    """Draw exchanges with the limit of the links, and steps with the computation alone.
+
+    Args:
+      path: the file to write.
+      title: title of the picture.
+      rows: the rows.
+      size: number of workers.
+    """
     trained = any(each["name"].startswith("step") for each in rows)
     picture = figure.new_figure(title)
     first, *others = picture.subplots(1, 1 + trained, squeeze=False)[0]
@@ -154,7 +169,7 @@ def draw(path: pathlib.Path, title: str, rows: list[dict], size: int) -> None:
 
 
 def _draw_exchanges(panel: "Axes", rows: list[dict], size: int) -> None:
-    """Draw a bar for each exchange, and a line for what the links can do."""
+    """Draw a bar for each exchange, and lines for the limits of the links."""
     for place, each in enumerate(rows):
         ours = "gossip" in each["name"] or each["name"] == GLOBAL
         panel.barh(place, each["median_ms"], color=figure.BLUE if ours else figure.GREY)

@@ -1,18 +1,19 @@
-"""SGD, Adam and AdamW on n workers beside one process with the same global batch: which step size?
+"""Find the learning rate of SGD, Adam and AdamW on n workers, next to one process.
 
     python benchmarks/optimizers.py --output=output/optimizers.json
     python benchmarks/optimizers.py --tasks text --optimizers adam --workers=16
 
-Three small tasks whose data are inside the installed packages. Each of the n virtual workers draws
-an n-th of the global batch from its own n-th of the data. All runs take the same number of steps,
-with a constant learning rate, and are judged by the validation loss of the workers' mean at the
-end: mean and standard deviation over seeds, which draw initial weights and batches.
+One process and n virtual workers train with the same global batch on three small tasks, whose data
+come with installed packages. Each worker draws an n-th of the global batch from its own n-th of the
+data. All runs take the same number of steps with a constant learning rate. The result is the
+validation loss of the mean of the workers at the end: mean and standard deviation over seeds, which
+determine initial weights and batches.
 
-The first table goes through a grid of learning rates. "x f": n workers with Gossip-PGA's defaults
-and f times the learning rate of that row. The second one compares at the learning rate with which
-one process ended lowest: differences are of the same seeds, with their standard error. "step":
-length of a step of the workers' mean (root mean square over parameters, mean over steps), relative
-to one process.
+The first table has a row for each learning rate of a grid. "x f" stands for n workers with the
+defaults of Gossip-PGA and f times the learning rate of the row. The second table compares settings
+at the learning rate with which one process ended lowest. Its differences are between runs with the
+same seed, with their standard error. "step" is the length of a step of the mean of the workers,
+relative to one process: root mean square over parameters, mean over steps.
 """
 
 import dataclasses
@@ -36,26 +37,26 @@ from models import mlp
 from tf_gossip_pga import simulate
 from tf_gossip_pga.algorithm import topology
 
-# Name -> the grid of learning rates, and the documented rule: by what n workers multiply them.
+# Name -> the grid of learning rates, and the documented rule: n -> factor on the learning rate.
 OPTIMIZERS: dict[str, tuple[list[float], Callable[[int], float]]] = {
     "sgd": ([0.01 * 2**k for k in range(7)], lambda n: 1.0),
     "adam": ([2.5e-4 * 2**k for k in range(7)], math.sqrt),
     "adamw": ([2.5e-4 * 2**k for k in range(7)], math.sqrt),
 }
-WEIGHT_DECAY = 0.1  # of AdamW; n workers divide it by the rule's factor
+WEIGHT_DECAY = 0.1  # of AdamW with one process; `Study` divides it by the factor on the rate
 BATCH = 64  # of all workers together
 WINDOW = 16  # characters that predict the next one
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is learned.
+    """Describe a task.
 
     Attributes:
-      model: makes a model with new weights.
-      loss: as for `Model.compile`.
-      training, validation: inputs and targets, `[samples, …]`.
-      steps: length of a run.
+      model: function that makes a model with new weights.
+      loss: loss or its name, as for `Model.compile`.
+      training, validation: inputs and targets, each `[samples, …]`.
+      steps: number of steps of a run.
     """
 
     model: Callable[[], keras.Model]
@@ -66,7 +67,7 @@ class Task:
 
 
 def digits() -> Task:
-    """Classify the handwritten digits inside scikit-learn; every fifth validates."""
+    """Classify the handwritten digits of scikit-learn; every fifth image is for validation."""
     from sklearn import datasets
 
     images, labels = datasets.load_digits(return_X_y=True)
@@ -82,7 +83,7 @@ def digits() -> Task:
 
 
 def text() -> Task:
-    """Predict the next character of the manual inside Python; every sixth topic validates."""
+    """Predict the next character of the Python manual; every sixth topic is for validation."""
     from pydoc_data.topics import topics
 
     titles = sorted(topics)
@@ -128,13 +129,17 @@ TASKS = {task.__name__: task for task in (digits, text, regression)}
 
 
 class Study:
-    """One optimizer on one task.
+    """Run one optimizer on one task.
 
     Args:
-      task: what is learned.
+      task: the task.
       optimizer: a name in `OPTIMIZERS`.
-      workers: how many share the global batch.
+      workers: number of workers that share the global batch.
       seeds: number of runs of each kind.
+
+    Attributes:
+      rule: factor on the learning rate by the documented rule.
+      workers: number of workers.
     """
 
     def __init__(self, task: Task, optimizer: str, workers: int, seeds: int):
@@ -145,7 +150,11 @@ class Study:
         self._ended = functools.cache(self._train)
 
     def alone(self, rate: float) -> dict:
-        """Train one process on the global batch, and return a row of the JSON file."""
+        """Train one process on the global batch, and return a row of the JSON file.
+
+        Args:
+          rate: learning rate.
+        """
         return self._row(1, rate, 1.0, None, "local")
 
     def shared(
@@ -155,11 +164,18 @@ class Study:
         H: int | None = 6,  # noqa: N803
         optimizer_state: str = "local",
     ) -> dict:
-        """Train all workers with `factor` times the learning rate, and return a row."""
+        """Train all workers, and return a row of the JSON file.
+
+        Args:
+          rate: learning rate of one process.
+          factor: the workers train with `factor * rate`.
+          H: period of the global average in steps; None: never. Default 6.
+          optimizer_state: as in `GossipPGA`. Default `"local"`.
+        """
         return self._row(self.workers, rate, factor, H, optimizer_state)
 
     def _row(self, workers: int, rate: float, factor: float, H: int | None, state: str) -> dict:  # noqa: N803
-        # Decoupled decay is learning rate * weight decay: divided, it stays what it was.
+        # A step decays by learning rate * weight decay; dividing the decay by the factor keeps it.
         decay = WEIGHT_DECAY / factor if self._optimizer == "adamw" else 0.0
         losses, moved = self._ended(workers, decay, rate * factor, H, state)
         return {
@@ -194,12 +210,15 @@ class Study:
 
 def _problem(task: Task, seed: int) -> simulate.Problem:
     keras.utils.set_random_seed(seed)
-    x, y = task.validation  # of which only the shapes count
+    x, y = task.validation  # only the shapes matter
     return simulate.from_keras(task.model(), task.loss, x[np.newaxis], y[np.newaxis])
 
 
 def _batches(task: Task, workers: int, seeds: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield `[workers, seeds, batch, …]` of inputs and of targets, drawn with replacement."""
+    """Yield inputs and targets of each step, `[workers, seeds, batch, …]`.
+
+    Each worker draws with replacement from its own part of the data.
+    """
     randoms = [np.random.default_rng(seed) for seed in range(seeds)]
     share, size = len(task.training[0]) // workers, (workers, BATCH // workers)
     for _ in range(task.steps):
@@ -209,7 +228,13 @@ def _batches(task: Task, workers: int, seeds: int) -> Iterator[tuple[np.ndarray,
 
 
 def grid(study: Study, rates: list[float], factors: list[float]) -> list[dict]:
-    """Print the table over learning rates, and return its rows."""
+    """Print the table over learning rates, and return its rows.
+
+    Args:
+      study: an optimizer on a task.
+      rates: learning rates of one process.
+      factors: factors on the learning rate for all workers.
+    """
     heads = [f"{study.workers} workers, x {factor:g}" for factor in factors]
     print("| learning rate | one process |", " | ".join(heads), "| step at x 1 |")
     print("|---" * (len(factors) + 3) + "|")
@@ -223,7 +248,12 @@ def grid(study: Study, rates: list[float], factors: list[float]) -> list[dict]:
 
 
 def comparison(study: Study, rates: list[float]) -> list[dict]:
-    """Print the table at the best learning rate of one process, and return its rows."""
+    """Print the table at the best learning rate of one process, and return its rows.
+
+    Args:
+      study: an optimizer on a task.
+      rates: learning rates of one process.
+    """
     alone = min(map(study.alone, rates), key=lambda row: row["val_loss_mean"])
     rate = alone["learning_rate"]
     print(f"\n| learning rate {rate:g} | validation loss | minus one process | step |")

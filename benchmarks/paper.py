@@ -1,23 +1,25 @@
-"""How long Gossip-PGA takes to be as good as Parallel SGD: measured, next to the theory.
+"""Measure how many steps Gossip-PGA needs to be as good as Parallel SGD, next to the theory.
 
 python benchmarks/paper.py --output=output/paper.json
 
-The experiment of Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021:
-logistic regression, d = 10, 8000 samples a node, step size 0.2 halved every 1000 steps, H = 16,
-20, 50 and 100 nodes, 50 trials. The paper's text was not at hand: its batch size is not known, and
-here it is 32.
+This is the experiment of Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging",
+ICML 2021: logistic regression, d = 10, 8000 samples per node, step size 0.2 halved every 1000
+steps, H = 16, 20, 50 and 100 nodes, 50 trials. The paper's text was not at hand: its batch size is
+unknown, and is 32 here.
 
-The transient stage is the first step looked at (every 75th) from which on the mean over trials of
-f(mean of the nodes) - f* stays below 1.1 times Parallel SGD's. Its interval is that of 16 to 84 %
-of 400 bootstraps of the trials, the same trials for all methods, conditional on one data set and
-one draw of optima for each n: only batches vary. Theory gives orders, whose constants nobody knows,
-for a step size that fits the length of the run; so growth with n and ratios of methods are
-compared, not steps. Where a curve is below 1.1 times at all looks, its transient stage is at most
-the first look; where it is not below at the last one, it is longer than the run.
+The transient stage is the first measured step (every 75th is measured) from which on the mean over
+trials of f(mean of the nodes) - f* stays below 1.1 times that of Parallel SGD. The interval spans
+16% to 84% of 400 bootstraps of the trials, with the same trials for all methods. It is conditional
+on one data set and one draw of optima for each n: only batches vary. If a curve is below 1.1 times
+at every measurement, its transient stage is at most the first measured step. If it is not below at
+the last one, its transient stage is longer than the run.
 
-The looks must fall on all phases of a period equally often: f at the mean is worst at the global
-average itself, and falls within three steps. 75 shares no factor with H = 16; every 100th step sees
-four of the sixteen phases, one of them the worst.
+The theory gives orders with unknown constants, for a step size that fits the length of the run. The
+tables therefore compare growth with n and ratios between methods, not steps.
+
+The measurements must see all phases of a period equally often: f at the mean is worst right after
+the global average, and falls within three steps. 75 shares no factor with H = 16. Every 100th step
+would see only four of the sixteen phases, one of them the worst.
 """
 
 import argparse
@@ -53,11 +55,16 @@ GRAPHS = ("ring", "grid", "static_exponential")
 DATA = {"iid": 0.0, "non-iid": 1.0}
 H = 16
 BOOTSTRAPS = 400
-FACTORS = (1.1, 1.2, 1.5)  # the first one is that of all tables but one
+FACTORS = (1.1, 1.2, 1.5)  # all tables but one use the first
 
 
 def orders(graph: topology.Topology, heterogeneous: bool) -> dict[str, float]:
-    """Return the orders of the methods' transient stages, with beta, C_beta and D_beta."""
+    """Return the order of each method's transient stage, and beta, C and D of `plan.cost`.
+
+    Args:
+      graph: the topology.
+      heterogeneous: whether the data are non-iid.
+    """
     beta = graph.beta
     found: dict[str, Any] = dict(zip("CD", cost.between_averages(beta, H), strict=True), beta=beta)
     methods = {"gossip": ("Gossip SGD", None), "pga": ("Gossip-PGA", H), "local": ("Local SGD", H)}
@@ -68,11 +75,18 @@ def orders(graph: topology.Topology, heterogeneous: bool) -> dict[str, float]:
 
 
 def simulated(sizes: Sequence[int], options: argparse.Namespace) -> dict:
-    """Return `(data, nodes)` -> name of a method, with its graph where it gossips, -> curve.
+    """Simulate all methods, with one single-threaded process per core.
 
-    Each core runs a process with one thread: a step is too short to be shared well.
+    A step is too short to benefit from several threads.
+
+    Args:
+      sizes: numbers of nodes.
+      options: the options of the command line.
+
+    Returns:
+      `(data, nodes)` -> name of a method, followed by its graph if it gossips -> curve.
     """
-    keys = [(data, n) for n in sorted(sizes, reverse=True) for data in DATA]  # the longest first
+    keys = [(data, n) for n in sorted(sizes, reverse=True) for data in DATA]  # longest first
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), spawn, one_thread) as pool:
         curves_of = pool.map(curves_of_a_problem, keys, itertools.repeat(options))
@@ -80,16 +94,24 @@ def simulated(sizes: Sequence[int], options: argparse.Namespace) -> dict:
 
 
 def one_thread() -> None:
-    """Give TensorFlow one thread in this process."""
+    """Restrict TensorFlow to one thread in this process."""
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def curves_of_a_problem(key: tuple[str, int], options: argparse.Namespace) -> dict:
-    """Return name -> curve, for one kind of data and number of nodes."""
+    """Simulate all methods for one kind of data and number of nodes.
+
+    Args:
+      key: `(data, nodes)`.
+      options: the options of the command line.
+
+    Returns:
+      Name of a method, followed by its graph if it gossips -> curve.
+    """
     data, n = key
     problem = simulate.logistic(n, DATA[data])
-    methods = {"parallel": "ring", "local": "ring"}  # which do not gossip
+    methods = {"parallel": "ring", "local": "ring"}  # the graph has no effect on these
     methods |= {f"{name}, {graph}": graph for graph in GRAPHS for name in ("gossip", "pga")}
     shared = {"step_size": 0.2, "halve_every": 1000, "batch_size": 32, "trials": options.trials}
     found = {}
@@ -103,9 +125,16 @@ def curves_of_a_problem(key: tuple[str, int], options: argparse.Namespace) -> di
 
 
 def transients(found: dict, factor: float, trials: int) -> dict:
-    """Return `(data, nodes)` -> name -> steps `[1 + BOOTSTRAPS]`: all trials, then each bootstrap.
+    """Return the transient stage of each method, for all trials and for each bootstrap.
 
-    Infinite where a curve has not joined Parallel SGD's at the end.
+    Args:
+      found: the result of `simulated`.
+      factor: largest ratio to Parallel SGD that counts as joined.
+      trials: number of trials.
+
+    Returns:
+      `(data, nodes)` -> name -> steps, `[1 + BOOTSTRAPS]`. Steps are infinite if the method has not
+      joined Parallel SGD at the end of the run.
     """
     random = np.random.default_rng(0)
     chosen = [np.arange(trials), *random.integers(trials, size=(BOOTSTRAPS, trials))]
@@ -126,7 +155,7 @@ def transients(found: dict, factor: float, trials: int) -> dict:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the quantiles at 16 and 84 %, either of which may be infinite."""
+    """Return the quantiles at 16% and 84%, either of which may be infinite."""
     low, high = np.quantile(values, (0.16, 0.84), method="nearest").tolist()
     return low, high
 
@@ -134,7 +163,14 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def exponents(sizes: Sequence[int], measured: dict, theory: dict, every: int) -> list[dict]:
     """Return the slopes of log(transient) over log(n), by least squares.
 
-    A method has a slope where all sizes have a finite transient stage.
+    A method has a slope only if its transient stage is finite, and after the first measurement, for
+    all sizes.
+
+    Args:
+      sizes: numbers of nodes.
+      measured: the result of `transients`.
+      theory: the result of `predicted`.
+      every: number of steps between measurements.
     """
     rows = []
     x = np.log(sizes) - np.mean(np.log(sizes))
@@ -154,7 +190,7 @@ def exponents(sizes: Sequence[int], measured: dict, theory: dict, every: int) ->
 
 
 def growth_line(row: dict) -> str:
-    """Return a row of `exponents` in words, with the share of bootstraps that have a slope."""
+    """Return a row of `exponents` as text, with the share of bootstraps that have a slope."""
     found = "-"
     if row["measured"] is not None:
         interval_ = f"({row['low']:.2f} … {row['high']:.2f})"
@@ -163,7 +199,7 @@ def growth_line(row: dict) -> str:
 
 
 def predicted(sizes: Sequence[int]) -> dict:
-    """Return `(data, nodes)` -> name -> order of the transient stage."""
+    """Return the orders of theory: `(data, nodes)` -> name -> order of the transient stage."""
     found = {}
     for data in DATA:
         for n in sizes:
@@ -178,7 +214,14 @@ def predicted(sizes: Sequence[int]) -> dict:
 def table(
     sizes: Sequence[int], measured: dict, theory: dict, options: argparse.Namespace
 ) -> list[dict]:
-    """Print a line for each method, and return the same as rows."""
+    """Print a line for each method, and return the lines as rows.
+
+    Args:
+      sizes: numbers of nodes.
+      measured: the result of `transients`.
+      theory: the result of `predicted`.
+      options: the options of the command line.
+    """
     rows = []
     print(f"{'':35}{'n':>4}{'beta':>8}{'C':>7}{'D':>7}{'order':>10}   transient, 16 … 84 %")
     for data in DATA:
@@ -204,14 +247,20 @@ def table(
 
 
 def in_words(steps: float, options: argparse.Namespace) -> str:
-    """Return a transient stage in words."""
+    """Return a transient stage as text."""
     if math.isinf(steps):
         return f">{options.iterations}"
     return f"<={options.every}" if steps <= options.every else f"{steps:.0f}"
 
 
 def draw(sizes: Sequence[int], found: dict, path: pathlib.Path) -> None:
-    """Draw a panel for each number of nodes and kind of data: the methods on a ring."""
+    """Draw the methods on a ring, with a panel for each number of nodes and kind of data.
+
+    Args:
+      sizes: numbers of nodes.
+      found: the result of `simulated`.
+      path: the file to write.
+    """
     shape = {"nrows": len(DATA), "ncols": len(sizes), "sharex": True}
     _, axes = pyplot.subplots(
         **shape, squeeze=False, figsize=(5 * len(sizes), 4 * len(DATA)), layout="constrained"
@@ -241,7 +290,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Simulate, print the tables, write the JSON file and the figure next to it."""
+    """Simulate, print the tables, and write the JSON file and the figure next to it."""
     options = parser().parse_args()
     started = time.perf_counter()
     sizes = options.nodes

@@ -1,6 +1,6 @@
-"""Exchanges to compare with: plain sockets; PyTorch and Decent-DP over gloo, if installed.
+"""Run exchanges to compare with: plain sockets, and PyTorch and Decent-DP over gloo if installed.
 
-Each function returns `{name: action}`; an action is one exchange, which all ranks call at once.
+Each function returns `{name: action}`. An action is one exchange; all ranks must call it together.
 """
 
 import importlib.util
@@ -26,7 +26,12 @@ def _host(cluster: "Cluster", rank: int) -> str:
 
 
 def tcp(cluster: "Cluster", bytes_: int) -> Actions:
-    """Return an exchange in which each rank sends `bytes_` to the next one over a plain socket."""
+    """Return an exchange in which each rank sends bytes to the next one over a plain socket.
+
+    Args:
+      cluster: the cluster.
+      bytes_: how many bytes to send.
+    """
     rank, size = cluster.rank, cluster.size
     server = socket.create_server((_host(cluster, rank), 0))
     ports = cluster.gather(server.getsockname()[1], timing.PATIENCE_S)
@@ -51,14 +56,22 @@ def tcp(cluster: "Cluster", bytes_: int) -> Actions:
 
 
 def torch(cluster: "Cluster", shapes: Sequence[tuple[int, ...]]) -> Actions:
-    """Return an all-reduce and a pair exchange by `torch.distributed`; nothing without PyTorch."""
+    """Return an all-reduce and a pair exchange of `torch.distributed`.
+
+    Args:
+      cluster: the cluster.
+      shapes: shapes of the parameters.
+
+    Returns:
+      The actions; none unless PyTorch is installed on all ranks.
+    """
     rank, size = cluster.rank, cluster.size
     if not _have_all(cluster, "torch"):
         return {}
     pytorch = importlib.import_module("torch")
     distributed = importlib.import_module("torch.distributed")
 
-    # The interface that leads to the others, not the one that the host's name stands for.
+    # By default gloo takes the interface of the host's name, which may not lead to the others.
     is_loopback = _host(cluster, 0) == "127.0.0.1"
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if is_loopback else "eth0")
     address = f"tcp://{_host(cluster, 0)}:{_free_port(cluster)}"
@@ -78,10 +91,18 @@ def torch(cluster: "Cluster", shapes: Sequence[tuple[int, ...]]) -> Actions:
 
 
 def decent_dp(cluster: "Cluster", shapes: Sequence[tuple[int, ...]]) -> Actions:
-    """Return a step of Decent-DP without computation, one peer; nothing where it cannot run.
+    """Return a step of Decent-DP without computation, on its one-peer graph.
 
-    It needs the process group that `torch` has made, and a power of two of ranks. A step mixes,
-    updates, and starts the next exchange; the action waits for that exchange, too.
+    A step of Decent-DP mixes, updates, and starts the next exchange. The action also waits for that
+    exchange. It needs the process group that `torch` makes.
+
+    Args:
+      cluster: the cluster.
+      shapes: shapes of the parameters.
+
+    Returns:
+      The action; none unless the package is installed on all ranks and their number is a power of
+      two.
     """
     if not _have_all(cluster, "decent_dp") or cluster.size & (cluster.size - 1):
         return {}
@@ -119,7 +140,7 @@ def _have_all(cluster: "Cluster", package: str) -> bool:
 
 
 def _free_port(cluster: "Cluster") -> int:
-    """Return a port that is free on rank 0, the same on all ranks."""
+    """Return a port that is free on rank 0, the same number on all ranks."""
     with socket.socket() as probe:
         probe.bind((_host(cluster, cluster.rank), 0))
         return cluster.gather(probe.getsockname()[1], timing.PATIENCE_S)[0]

@@ -1,11 +1,11 @@
-"""Steps of a real `fit` next to what `tf_gossip_pga.plan` predicts from its own measurements.
+"""Compare the steps of a real `fit` with the predictions of `tf_gossip_pga.plan`.
 
     python benchmarks/predict.py --workers=4 --output=output/predict.json
-    python benchmarks/predict.py --workers=4 --mbit=250        # hosts of their own, see links.py
+    python benchmarks/predict.py --workers=4 --mbit=250        # separate hosts, see links.py
 
 A dense network trains on random numbers. In each repetition `plan.measure` times exchanges and
-single steps, and then each algorithm fits, in turn. The predictions follow from the medians of what
-`plan.measure` returns. A step's time is the mean over ranks, without the first period of a fit.
+single steps, and then each algorithm trains in turn. The predictions use the medians of the results
+of `plan.measure`. The time of a step is the mean over ranks, without the first period of a fit.
 """
 
 import argparse
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 PERIOD = 6
-STEPS = 10 * PERIOD  # of a fit that are timed
+STEPS = 10 * PERIOD  # timed steps of a fit
 WAIT_S = 600.0
 # Name of a row -> arguments of GossipPGA, and the row of the plan that predicts it.
 ALGORITHMS = {
@@ -45,7 +45,7 @@ ALGORITHMS = {
 
 
 def main() -> int:
-    """Start the workers, or be one of them."""
+    """Start the workers, or run as one of them; return the exit code."""
     parser = cli.parser(__doc__)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--mbit", type=float, help="of a link; default: all share the loopback")
@@ -66,7 +66,11 @@ def main() -> int:
 
 
 def worker(options: argparse.Namespace) -> None:
-    """Run one rank; rank 0 reports."""
+    """Run one rank of the benchmark, and report on rank 0.
+
+    Args:
+      options: the options of the command line.
+    """
     if options.join:
         links.join(options.join)
     import keras
@@ -96,7 +100,11 @@ def worker(options: argparse.Namespace) -> None:
 
 
 def compiled(width: int) -> "keras.Model":
-    """Return a dense network with three hidden layers."""
+    """Return a compiled dense network with three hidden layers.
+
+    Args:
+      width: width of the hidden layers.
+    """
     import keras
 
     layers = [keras.layers.Dense(width, "relu") for _ in range(3)]
@@ -110,7 +118,13 @@ def fitter(
     batch: "tuple[tf.Tensor, tf.Tensor]",
     callbacks: "Sequence[keras.callbacks.Callback]",
 ) -> Callable[[], float]:
-    """Return a function that fits, and returns the seconds of a step."""
+    """Return a function that trains and returns the mean time of a step, in seconds.
+
+    Args:
+      model: a compiled model.
+      batch: the batch of every step.
+      callbacks: callbacks for `fit`.
+    """
     import keras
     import tensorflow as tf
 
@@ -135,7 +149,14 @@ def fitter(
 
 
 def publish(options: argparse.Namespace, parameters: int, found: dict, seconds: dict) -> None:
-    """Report measured and predicted times, and how they compare."""
+    """Report measured and predicted times, and their ratios.
+
+    Args:
+      options: the options of the command line.
+      parameters: number of parameters.
+      found: medians of the results of `plan.measure`.
+      seconds: name of a row -> time of a step in each repetition.
+    """
     settings = {"nodes": options.workers, "parameters": parameters, "H": PERIOD, **found}
     plans = {overlap: plan.predict(overlap=overlap, **settings) for overlap in (False, True)}
     rows = [report.row(name, values) for name, values in seconds.items()]

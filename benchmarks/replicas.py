@@ -5,8 +5,8 @@
     replicas.mean                                   # [seeds, d]
 
 The parameters of all workers and seeds are one variable, `[workers, seeds, d]`. SGD with momentum,
-Adam and AdamW treat each number by itself, so that one Keras optimizer is that of every worker.
-(LAMB and clipping by a norm are not of this kind.)
+Adam and AdamW update each parameter independently of the others, so that one Keras optimizer can
+update all workers. LAMB and clipping by a norm do not work here.
 """
 
 import functools
@@ -23,12 +23,12 @@ from tf_gossip_pga.simulate import mixing
 
 
 class Replicas:
-    """All workers' replicas of one model, for several seeds at once.
+    """Train the replicas of all workers, for several seeds at once.
 
     Args:
-      loss: `(x [d], *batch) -> scalar`, as that of `simulate.Problem`.
-      initial: `[seeds, d]` float32, where the workers of each seed start.
-      optimizer: an unbuilt elementwise Keras optimizer.
+      loss: `(x [d], *batch) -> scalar`, as in `simulate.Problem`.
+      initial: `[seeds, d]` float32, the initial parameters of all workers with each seed.
+      optimizer: an elementwise Keras optimizer that is not built.
       topology: who gossips with whom.
     """
 
@@ -52,12 +52,12 @@ class Replicas:
 
     @property
     def x(self) -> np.ndarray:
-        """The parameters of all workers, `[workers, seeds, d]`."""
+        """Parameters of all workers, `[workers, seeds, d]`."""
         return self._parameters.numpy()
 
     @property
     def mean(self) -> np.ndarray:
-        """Their mean over workers, `[seeds, d]`."""
+        """Mean of the parameters over workers, `[seeds, d]`."""
         return self.x.mean(axis=0)
 
     def run(
@@ -67,16 +67,16 @@ class Replicas:
         H: int | None,  # noqa: N803
         optimizer_state: str = "local",
     ) -> np.ndarray:
-        """Train from the start.
+        """Train from the initial parameters.
 
         Args:
           batches: for each step, arrays `[workers, seeds, batch, …]`.
-          learning_rate: constant.
-          H: the period of global averages; None: never.
-          optimizer_state: as of `GossipPGA`.
+          learning_rate: the constant learning rate.
+          H: period of the global average in steps; None: never.
+          optimizer_state: as in `GossipPGA`. Default `"local"`.
 
         Returns:
-          `[seeds]`, how far the mean of the workers moved in a step: root mean square over
+          `[seeds]`, the length of a step of the mean of the workers: root mean square over
           parameters, mean over steps.
         """
         self._parameters.assign(self._initial)
@@ -99,7 +99,7 @@ class Replicas:
         with tf.GradientTape() as tape:
             tape.watch(x)
             losses = tf.vectorized_map(lambda both: self._loss(both[0], *both[1]), (x, flat))
-        # Of the sum of losses, of which each depends only on its own x.
+        # This is the gradient of the sum of all losses; each of them depends on its own x only.
         gradient: Any = tape.gradient(losses, x)
         before = tf.reduce_mean(self._parameters.value, axis=0)
         self._optimizer.apply([tf.reshape(gradient, shape)], [self._parameters])

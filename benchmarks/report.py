@@ -1,4 +1,4 @@
-"""Report a benchmark: the machine in words, a table, and a JSON file."""
+"""Report a benchmark: describe the machine, print a table, and write a JSON file."""
 
 import datetime
 import os
@@ -16,8 +16,8 @@ def row(name: str, seconds) -> dict:
     """Return one row of the report.
 
     Args:
-      name: of the row.
-      seconds: `[repetitions]`, the measured times.
+      name: name of the row.
+      seconds: `[repetitions]`, the measured times in seconds.
     """
     milliseconds = 1000 * np.asarray(seconds)
     return {
@@ -30,7 +30,7 @@ def row(name: str, seconds) -> dict:
 
 
 def machine() -> str:
-    """Return processor, cores, memory, Python and date."""
+    """Describe the machine: processor, cores, memory, version of Python, and the date."""
     model = platform.machine()
     with open("/proc/cpuinfo") as lines:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -41,7 +41,7 @@ def machine() -> str:
     )
 
 
-# Head of a column in the table -> the field of a row, and the number of decimals.
+# Heading of a column in the table -> field of a row, and number of decimals.
 _COLUMNS = {
     "median ms": ("median_ms", 1),
     "min": ("min_ms", 1),
@@ -54,7 +54,14 @@ _COLUMNS = {
 
 
 def publish(title: str, rows: list[dict], ratios: dict[str, float], path: str | None) -> None:
-    """Print the table and the ratios; write both to `path`, if given."""
+    """Print the table and the ratios, and write both to a JSON file.
+
+    Args:
+      title: title of the table.
+      rows: the rows.
+      ratios: the ratios by name.
+      path: the JSON file; None: write no file.
+    """
     print(f"\n{title}\n{machine()}\n\n{table(rows)}\n")
     for name, ratio in ratios.items():
         print(f"{name} = {ratio:.3f}")
@@ -63,7 +70,7 @@ def publish(title: str, rows: list[dict], ratios: dict[str, float], path: str | 
 
 
 def table(rows: list[dict]) -> str:
-    """Return one line for each row, with the columns that at least one row fills."""
+    """Return a table with one line for each row, and the columns for which a row has a value."""
     columns = {
         head: column
         for head, column in _COLUMNS.items()
@@ -81,7 +88,12 @@ def table(rows: list[dict]) -> str:
 
 
 def write(path: str | pathlib.Path, **content) -> None:
-    """Write a JSON file with the command and the machine next to `content`."""
+    """Write a JSON file.
+
+    Args:
+      path: the file.
+      **content: the content, to which the command and the machine are added.
+    """
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,18 @@
-"""How large a simulation may be, and how much faster it is than processes.
+"""Measure how large a simulation may be, and how much faster it is than worker processes.
 
 python benchmarks/scale.py --output=output/scale.json
 
-Least squares, d = 10, Gossip-PGA (H = 16) on a ring. Each number of nodes runs in a process of its
-own with one thread, so that a large problem has no more of the machine than a small one. Its memory
-is the peak above what the process held before it made the problem. XLA compiles the steps; they are
-timed five times, after the first one. Two more numbers of nodes are not run: their time and memory
-are extrapolated from the last two. Then the same problem runs on eight nodes: as one simulation,
-and as eight processes that train a Keras model with the callback.
+The problem is least squares, d = 10, with Gossip-PGA (H = 16) on a ring. Each number of nodes runs
+in a separate process with one thread, so that a large problem gets no more of the machine than a
+small one. Memory is the peak above what the process held before it made the problem. XLA compiles
+the steps; they are timed five times, after an untimed first step. Two larger numbers of nodes are
+not run: their time and memory are extrapolated from the two largest that ran.
 
-The bytes sent, which are exact, are what a real worker would send to each neighbor in a gossip, and
-in a ring all-reduce.
+Then the same problem runs on eight nodes: as one simulation, and as eight processes that train a
+Keras model with the callback.
+
+The number of bytes sent is exact: what a real worker would send to its neighbors in gossips, and in
+ring all-reduces.
 """
 
 import argparse
@@ -35,7 +37,7 @@ from tf_gossip_pga.algorithm import topology
 SIZES = (100, 1000, 10_000, 100_000)
 BEYOND = (1_000_000, 10_000_000)
 DIMENSION = 10
-NODE_STEPS = 10_000_000  # of a repetition
+NODE_STEPS = 10_000_000  # nodes times steps in a repetition
 REPETITIONS = 5
 SAMPLES = {"simulated": 4, "compared": 500}
 PGA = {"topology": "ring", "H": 16}
@@ -44,7 +46,12 @@ EPOCHS = 2
 
 
 def simulated(nodes: int, samples: int) -> dict:
-    """Return times and memory of a simulation in this process."""
+    """Return times and memory of a simulation in this process.
+
+    Args:
+      nodes: number of nodes.
+      samples: number of samples of each node.
+    """
     import tensorflow as tf
 
     from tf_gossip_pga import simulate
@@ -70,13 +77,23 @@ def simulated(nodes: int, samples: int) -> dict:
 
 
 def sent_bytes(nodes: int, edges: int) -> float:
-    """Return the bytes that a node sends in a step, mean over nodes and a period."""
+    """Return the bytes that a node sends in a step, as the mean over nodes and a period.
+
+    Args:
+      nodes: number of nodes.
+      edges: number of messages in a gossip.
+    """
     messages = (PGA["H"] - 1) * edges + 2 * (nodes - 1)
     return 4 * DIMENSION * messages / (PGA["H"] * nodes)
 
 
 def beyond(rows: list[dict], nodes: int) -> dict:
-    """Return the row of more nodes than were run, extrapolated from the last two of `rows`."""
+    """Return the row of a larger number of nodes, extrapolated from the last two rows.
+
+    Args:
+      rows: the measured rows.
+      nodes: number of nodes.
+    """
     before, last = rows[-2:]
     slope = (last["kib"] - before["kib"]) / (last["nodes"] - before["nodes"])
     return {
@@ -88,7 +105,11 @@ def beyond(rows: list[dict], nodes: int) -> dict:
 
 
 def trained(options: argparse.Namespace) -> None:
-    """Train as one of several processes on the same problem; rank 0 writes the time of a step."""
+    """Train as one of several processes on the same problem, and write the time of a step.
+
+    Args:
+      options: the options of the command line; rank 0 writes to `options.result`.
+    """
     import tf_gossip_pga as pga
 
     cluster = pga.initialize()
@@ -99,10 +120,10 @@ def trained(options: argparse.Namespace) -> None:
     problem = simulate.quadratic(cluster.size, heterogeneity=1, samples=SAMPLES["compared"])
     x, y = (array[cluster.rank] for array in problem.data)
     model: Any = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Dense(1, use_bias=False)])
-    # The problem's loss is half the mean square: so "mse" with half the step size is the same.
+    # The loss of the problem is half the mean square, so "mse" needs half the step size.
     model.compile(keras.optimizers.SGD(STEP_SIZE / 2), "mse")
     gossip = pga.GossipPGA(**PGA)
-    model.fit(x, y, batch_size=1, verbose=0, callbacks=[gossip])  # traces, and starts all
+    model.fit(x, y, batch_size=1, verbose=0, callbacks=[gossip])  # not timed: it traces functions
     started = time.perf_counter()
     model.fit(x, y, batch_size=1, epochs=EPOCHS, verbose=0, callbacks=[gossip])
     seconds = (time.perf_counter() - started) / (EPOCHS * len(x))
@@ -111,7 +132,7 @@ def trained(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measure in separate processes, print a table, write the JSON file."""
+    """Measure in separate processes, print the tables, and write the JSON file."""
     parser = cli.parser(__doc__)
     parser.add_argument("--workers", type=int, default=8, help="real processes to compare with")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output/scale.json"))
@@ -154,7 +175,7 @@ def main() -> None:
 
 
 def table(rows: list[dict]) -> str:
-    """Return times, memory and bytes sent, one line for each number of nodes."""
+    """Return a table of times, memory and bytes sent, with a line for each number of nodes."""
     heads = ("nodes", "us a step", "ns a node", "CPU ns a node", "MiB", "B sent a node")
     lines = ["{:>10}{:>12}{:>12}{:>15}{:>9}{:>15}".format(*heads)]
     for row in rows:
@@ -165,13 +186,18 @@ def table(rows: list[dict]) -> str:
 
 
 def spread(rows: list[dict], key: str) -> float:
-    """Return greatest over least of a figure that should not depend on the number of nodes."""
+    """Return the largest over the smallest value of a field over all rows."""
     values = [row[key] for row in rows]
     return max(values) / min(values)
 
 
 def in_a_process(nodes: int, samples: int) -> dict:
-    """Return what `simulated` returns in a process of its own."""
+    """Run `simulated` in a separate process, and return its result.
+
+    Args:
+      nodes: number of nodes.
+      samples: number of samples of each node.
+    """
     with tempfile.TemporaryDirectory() as folder:
         result = pathlib.Path(folder, "result.json")
         flags = [f"--result={result}", "--one", str(nodes), str(samples)]
@@ -184,7 +210,7 @@ def in_a_process(nodes: int, samples: int) -> dict:
 
 
 def in_processes(workers: int) -> float:
-    """Return the seconds of a step of `workers` processes."""
+    """Train with several processes, and return the time of a step in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         result = pathlib.Path(folder, "result.json")
         launch.launch([sys.executable, __file__, f"--result={result}"], workers)

@@ -1,9 +1,9 @@
-"""A long run of a small model: what each worker holds early and at the end.
+"""Train a small model for long, and compare what each worker holds early and at the end.
 
     python benchmarks/soak.py --steps=20000 --output=output/soak.json
 
-Each row is one worker: its resident memory, threads and open files at the end, and after a tenth of
-the steps, when all functions are traced and all connections open.
+Each row is one worker: resident memory, threads and open files after a tenth of the steps, when all
+functions are traced and all connections are open, and at the end.
 """
 
 import argparse
@@ -19,7 +19,11 @@ STEPS_PER_EPOCH = 500
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line's options."""
+    """Return the options of the command line.
+
+    Args:
+      argv: the arguments after the program name. Default None: those of this process.
+    """
     parser = cli.parser(__doc__)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20000)
@@ -33,14 +37,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def held() -> dict[str, int]:
-    """Return this process's bytes of resident memory, threads and open files."""
+    """Return the resident memory in bytes, threads and open files of this process."""
     count = {name: len(os.listdir(f"/proc/self/{name}")) for name in ("task", "fd")}
     resident = memory.resident_bytes()
     return {"resident_bytes": resident, "threads": count["task"], "files": count["fd"]}
 
 
 def worker(options: argparse.Namespace) -> None:
-    """Run one rank; rank 0 reports."""
+    """Run one rank of the benchmark, and report on rank 0.
+
+    Args:
+      options: the options of the command line.
+    """
     import tf_gossip_pga as pga
 
     cluster = pga.initialize()
@@ -77,7 +85,12 @@ def worker(options: argparse.Namespace) -> None:
 
 
 def publish(everyone: list, options: argparse.Namespace) -> None:
-    """Report each rank, and the largest growth of memory, threads and files."""
+    """Report each rank, and the largest growth of memory, threads and open files.
+
+    Args:
+      everyone: for each rank, the results of `held` early and at the end.
+      options: the options of the command line.
+    """
     print(f"\n{options.workers} workers, {options.steps} steps\n{report.machine()}\n")
     print(f"rank  {'MB':>7}  {'at last':>7}  {'threads':>7}  {'at last':>7}  files  at last")
     rows, growth = [], {"resident_bytes": 0.0, "threads": 0.0, "files": 0.0}

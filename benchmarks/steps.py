@@ -1,4 +1,4 @@
-"""Steps of `model.fit` whose computation leaves the processor idle, as an accelerator would."""
+"""Time steps of `model.fit` whose computation leaves the processor idle, like an accelerator's."""
 
 import functools
 import importlib.util
@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 ALONE, PGA, OVERLAP, GOSSIP_OVERLAP = "compute alone", "PGA", "PGA, overlap", "gossip, overlap"
 SYNCHRONOUS = "Parallel SGD, MWMS"
 NAMES = (ALONE, OVERLAP, GOSSIP_OVERLAP, PGA, SYNCHRONOUS)
-FACTORS = (0.5, 1.0, 1.2, 2.0)  # computation of a step, in times of a gossip
-PERIOD = 6  # of Gossip-PGA, and the number of timed steps in a fit
+FACTORS = (0.5, 1.0, 1.2, 2.0)  # computation of a step, relative to the time of a gossip
+PERIOD = 6  # H of Gossip-PGA, and number of timed steps in a fit
 
 
 def row_name(factor: float | str, name: str) -> str:
-    """Return the name of the row for steps that compute for `factor` times a gossip."""
+    """Return the name of a row.
+
+    Args:
+      factor: computation of a step, relative to the time of a gossip.
+      name: one of `NAMES`.
+    """
     return f"step, compute {factor}x: {name}"
 
 
@@ -30,22 +35,22 @@ def measure(
 ) -> dict[str, dict[str, list[float]]]:
     """Time steps whose computation takes each of `FACTORS` times as long as a gossip.
 
-    Where the processor alone needs longer than the least of these, the unit is not a gossip, but
-    the shortest time that makes the least factor possible.
+    If the processor's own work in a step takes longer than the smallest of these times, the unit is
+    longer than a gossip: the shortest time for which the smallest factor is possible.
 
     Args:
-      cluster: this worker's place.
-      shapes: of the model's parameters.
-      gossip_s: seconds of a gossip.
-      fits: how often each is timed.
+      cluster: the cluster.
+      shapes: shapes of the model's parameters.
+      gossip_s: time of a gossip in seconds.
+      fits: how often to time each kind of step.
 
     Returns:
-      Factor -> name -> seconds of a step, one value for each fit.
+      Factor -> name -> time of a step in seconds, one value for each fit.
     """
     pause = [0.0]
     trainers = _trainers(cluster, shapes, pause)
     for train in trainers.values():
-        train()  # traces everything
+        train()  # not timed: it traces functions
     busy_s = max(cluster.gather(trainers[ALONE](), timing.PATIENCE_S))
     unit_s = max(gossip_s, busy_s / FACTORS[0])
     if cluster.is_chief:
@@ -69,7 +74,7 @@ def measure(
 def _trainers(
     cluster: "Cluster", shapes: Sequence[tuple[int, ...]], pause: list[float]
 ) -> dict[str, Callable[[], float]]:
-    """Return name -> a function that fits for one period and returns the seconds of a step."""
+    """Return `{name: function}`; each function trains and returns the time of a step in seconds."""
     import keras
 
     import tf_gossip_pga as pga
@@ -96,10 +101,12 @@ def _trainers(
 
 
 def _model(library: Any, shapes: Sequence[tuple[int, ...]], pause: list[float]) -> Any:
-    """Return a model with parameters of these shapes that computes elsewhere for `pause[0]` s.
+    """Return a model whose step sleeps for `pause[0]` seconds, as if computing elsewhere.
 
     Args:
       library: Keras, or tf_keras.
+      shapes: shapes of the model's parameters.
+      pause: a list with one number, which may change between steps.
     """
     import tensorflow as tf
 
@@ -123,13 +130,13 @@ def _model(library: Any, shapes: Sequence[tuple[int, ...]], pause: list[float]) 
 
 
 def _fit(library: Any, model: Any, callbacks: Sequence) -> float:
-    """Return the seconds of a step in a fit of one period, after a first step."""
+    """Train for one period after a first step, and return the mean time of a step in seconds."""
     import tensorflow as tf
 
     class Clock(library.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             self.ended = time.perf_counter()
-            # The first step waits for no gossip of the step before.
+            # Leave out the first step, which does not wait for a gossip of the step before.
             self.started = self.ended if batch == 0 else self.started
 
     clock = Clock()

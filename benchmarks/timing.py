@@ -1,4 +1,4 @@
-"""Time what the workers of a benchmark do together."""
+"""Time actions that all workers of a benchmark do together."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +15,10 @@ PATIENCE_S = 1800.0  # an exchange over slow links, or tracing it on a busy mach
 def warm_up(size: int) -> int:
     """Return how often to run an exchange before it is timed.
 
-    Enough to trace all rounds of a one-peer graph, and at least the three that Decent-DP needs.
+    The runs trace all rounds of a one-peer graph. There are at least three, as Decent-DP needs.
+
+    Args:
+      size: number of workers.
     """
     return max(3, (size - 1).bit_length())
 
@@ -26,13 +29,13 @@ def measure(
     """Time actions that all ranks do together, in turn, each from a common start.
 
     Args:
-      cluster: this worker's place.
-      actions: name -> a function.
-      repetitions: how often each is timed.
-      what: rank 0 prints it with the number of the repetition.
+      cluster: the cluster.
+      actions: name -> function.
+      repetitions: how often to time each action.
+      what: text that rank 0 prints with the number of the repetition.
 
     Returns:
-      Name -> `{"seconds", "cpu"}`, each a list with one value for each repetition.
+      Name -> `{"seconds": […], "cpu": […]}`, each with one value for each repetition.
     """
     measured = {name: {"seconds": [], "cpu": []} for name in actions}
     for repetition in range(repetitions):
@@ -48,10 +51,10 @@ def measure(
 
 
 def last(ranks: list[dict], name: str) -> np.ndarray:
-    """Return the seconds until the last rank finished, `[repetitions]`.
+    """Return the time until the last rank finished, `[repetitions]` in seconds.
 
     Args:
-      ranks: what `measure` returned on each rank.
-      name: of the action.
+      ranks: the result of `measure` on each rank.
+      name: name of the action.
     """
     return np.max([rank[name]["seconds"] for rank in ranks], axis=0)

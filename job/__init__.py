@@ -1,1 +1,1 @@
-"""The parts of train.py: its flags, what they ask for, and what a run leaves behind."""
+"""Define the parts of train.py: flags, checks, the job they describe, results and report."""

@@ -1,6 +1,7 @@
 """Check that the flags of `train.py` fit together, before TensorFlow loads.
 
-Every function raises `ValueError`; its message names the flag, what is accepted and what to do.
+Every function raises `ValueError` with a message that names the flag, what is accepted, and what to
+do.
 """
 
 import json
@@ -16,11 +17,14 @@ from tf_gossip_pga.cluster import tf_config
 
 
 def check(argv: list[str], cluster: tf_config.Cluster | None) -> None:
-    """Raise `ValueError` for whatever would stop a worker; make the output directory.
+    """Check all flags, and make the output directory if this process is to write to it.
 
     Args:
-      argv: what is left of the command line after the flags.
-      cluster: this worker's place; None in the process that starts local workers.
+      argv: the command line after flags are parsed, with the program name.
+      cluster: the cluster in `TF_CONFIG`; None in the process that starts local workers.
+
+    Raises:
+      ValueError: a worker would fail because of the flags or the output directory.
     """
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}. Flags begin with --; see --help.")
@@ -45,7 +49,7 @@ def check(argv: list[str], cluster: tf_config.Cluster | None) -> None:
 
 
 def check_workers(cluster: tf_config.Cluster | None) -> None:
-    """Raise unless `--workers`, if given, is the number of workers in `TF_CONFIG`."""
+    """Raise if `--workers` is given and differs from the number of workers in `TF_CONFIG`."""
     if cluster and FLAGS["workers"].present and FLAGS.workers != cluster.size:
         raise ValueError(
             f"--workers={FLAGS.workers}, but TF_CONFIG names {cluster.size} workers. Leave one out."
@@ -79,8 +83,8 @@ def check_kind(data: inputs.Data, recipe: recipes.Recipe) -> None:
 
 
 def check_classes(data: inputs.Data, size: int) -> None:
-    """Raise if no worker trains on one of the classes that are validated."""
-    data.shares(size, FLAGS.classes_per_worker)  # raises unless these are images
+    """Raise if there is a class that no worker trains on."""
+    data.shares(size, FLAGS.classes_per_worker)  # raises unless these are images in memory
     if not FLAGS.classes_per_worker or not isinstance(data.recipe, images.Images):
         return
     if size * FLAGS.classes_per_worker < data.recipe.classes:
@@ -100,7 +104,7 @@ def check_batch_size(data: inputs.Data, recipe: recipes.Recipe, size: int) -> No
                 "workers."
             )
     if shares is None:
-        spec.steps_per_epoch(data, recipe, size)  # raises if it is unknown
+        spec.steps_per_epoch(data, recipe, size)  # raises if the length of an epoch is unknown
     elif recipe.batch_size > min(shares):
         raise ValueError(
             f"--batch_size={recipe.batch_size} is more than a worker has: {min(shares)} of the "
@@ -110,7 +114,7 @@ def check_batch_size(data: inputs.Data, recipe: recipes.Recipe, size: int) -> No
 
 
 def counts(source: sources.Source) -> dict[str, int]:
-    """Return how many there are of each thing of which every worker needs one."""
+    """Return the number of items of each kind; every worker needs at least one of each."""
     if isinstance(source, sources.Rows):
         return {"documents": source.documents}
     return {
@@ -120,7 +124,7 @@ def counts(source: sources.Source) -> dict[str, int]:
 
 
 def check_initial_model() -> None:
-    """Raise unless `--initial_model` is a file of this model, for text with its vocabulary."""
+    """Raise unless `--initial_model` is a file of `--model`, for text with its vocabulary."""
     path = FLAGS.initial_model
     try:
         name = read_initial_model()["name"]
@@ -135,7 +139,7 @@ def check_initial_model() -> None:
 
 
 def read_initial_model() -> dict:
-    """Return the configuration that Keras wrote into `--initial_model`."""
+    """Return the Keras configuration stored in `--initial_model`."""
     with zipfile.ZipFile(FLAGS.initial_model) as file:
         return json.loads(file.read("config.json"))["config"]
 
@@ -145,7 +149,7 @@ def check_sizes(data: inputs.Data) -> None:
     layers = {each["name"]: each["config"] for each in read_initial_model().get("layers", [])}
     for argument, (layer, field) in models.FOUND_IN[data.kind].items():
         wanted, has = data.arguments[argument], layers.get(layer, {}).get(field)
-        has = has[1:] if isinstance(has, list) else has  # without the axis of the batch
+        has = has[1:] if isinstance(has, list) else has  # a shape; drop the batch axis
         if has != (list(wanted) if isinstance(wanted, tuple) else wanted):
             raise ValueError(
                 f"--initial_model={FLAGS.initial_model} has {argument}={has}, but {data.name} "
@@ -154,7 +158,7 @@ def check_sizes(data: inputs.Data) -> None:
 
 
 def check_vocabulary_of(initial_model: str) -> None:
-    """Raise unless `--vocabulary`, if given, is the one that the model was trained with."""
+    """Raise unless the model's vocabulary exists and `--vocabulary`, if given, equals it."""
     path = spec.vocabulary_of(initial_model)
     if not os.path.exists(path):
         raise ValueError(
@@ -170,7 +174,7 @@ def check_vocabulary_of(initial_model: str) -> None:
 
 
 def make_output_dir() -> None:
-    """Make `--output_dir`, so that a run does not end with nowhere to write."""
+    """Make `--output_dir`, and raise now rather than after training if it is not writable."""
     try:
         os.makedirs(FLAGS.output_dir, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The curves of a run, and the look that all figures of this repository share."""
+"""Draw the curves of a run, and define the common style of this repository's figures."""
 
 import math
 import pathlib
@@ -13,10 +13,17 @@ PALETTE = (BLUE, ORANGE, "#3c9a5f", "#b8424f", "#8466b0", "#b89b2c", GREY)
 
 
 def draw(path: pathlib.Path, title: str, results: dict, distances: list[tuple[int, float]]) -> None:
-    """Draw loss, validation accuracy and consensus distance against steps, side by side."""
+    """Draw loss, validation accuracy and consensus distance against steps, side by side.
+
+    Args:
+      path: the file to write.
+      title: title of the figure.
+      results: content of `results.json`, see `job.results`.
+      distances: `[(step, consensus distance), …]`.
+    """
     history = results["history"]
     per_epoch = results["steps"] // results["epochs"]
-    first_epoch = results["epochs"] - len(history["loss"])  # above 0 in a resumed run
+    first_epoch = results["epochs"] - len(history["loss"])  # > 0 in a resumed run
     ends = [per_epoch * (epoch + 1) for epoch in range(first_epoch, results["epochs"])]
     figure = new_figure(title)
     loss, accuracy, consensus = figure.subplots(1, 3)
@@ -40,7 +47,11 @@ def draw(path: pathlib.Path, title: str, results: dict, distances: list[tuple[in
 
 
 def _draw_consensus(axes: "Axes", workers: int, distances: list[tuple[int, float]]) -> bool:
-    """Draw the consensus distances, or say why there are none; return whether there are."""
+    """Draw the consensus distances, or a text that says why there are none to draw.
+
+    Returns:
+      Whether there are any.
+    """
     axes.set(title="Consensus distance before averages of all")
     measured = [(step, distance) for step, distance in distances if distance > 0]
     if measured:
@@ -57,7 +68,7 @@ def _draw_consensus(axes: "Axes", workers: int, distances: list[tuple[int, float
 
 def new_figure(title: str) -> "Figure":
     """Return a wide figure for panels side by side."""
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+    from matplotlib.figure import Figure  # pyplot would need a display and keep global state
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
@@ -67,7 +78,12 @@ def new_figure(title: str) -> "Figure":
 
 
 def finish(axes: "Axes", **labels) -> None:
-    """Give a panel the look that all panels share."""
+    """Apply the common style to a panel.
+
+    Args:
+      axes: the panel, with everything drawn.
+      **labels: further settings for `axes.set`, e.g. `xlabel`.
+    """
     axes.set(xlim=(0, None), **labels)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)

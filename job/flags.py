@@ -1,6 +1,6 @@
-"""The flags of `train.py`, and what each algorithm fixes of them.
+"""Define the flags of `train.py`, and the settings that each algorithm fixes.
 
-Nothing in here imports TensorFlow: the process that starts the local workers answers bad flags
+This module does not import TensorFlow: the process that starts the local workers rejects bad flags
 before TensorFlow loads.
 """
 
@@ -11,15 +11,15 @@ from models import inputs, recipes
 from tf_gossip_pga.algorithm import topology
 
 _WITHOUT_GOSSIP = {"overlap": False, "wire_dtype": "float32"}
-# What each algorithm fixes of Gossip-PGA's settings; a flag must not contradict it.
+# The settings of GossipPGA that each algorithm fixes; a flag must not contradict them.
 ALGORITHMS = {
     "pga": {},
     "aga": {},
-    "gossip": {"H": None, "optimizer_state": "local"},  # others act at global averages
+    "gossip": {"H": None, "optimizer_state": "local"},  # other states need global averages
     "local": {"topology": "disconnected", **_WITHOUT_GOSSIP},
     "parallel": {"H": 1, "topology": "complete", **_WITHOUT_GOSSIP},
 }
-PERIODS = {"aga": 4}  # the paper's defaults of --H; 6 for every other algorithm
+PERIODS = {"aga": 4}  # defaults of --H, from the paper; 6 for every other algorithm
 _RECIPE = "Default: the model's."
 
 FLAGS = flags.FLAGS
@@ -115,11 +115,14 @@ flags.DEFINE_bool("resume", False, "Go on from the newest of these checkpoints, 
 
 
 def period() -> int | None:
-    """Return `H`: what the algorithm fixes, else the flag, else the default; None: never."""
+    """Return the period of the global average in steps, or None for no global average.
+
+    A period that the algorithm fixes precedes `--H`; without either it is the default.
+    """
     default = PERIODS.get(FLAGS.algorithm, 6)
     return ALGORITHMS[FLAGS.algorithm].get("H", FLAGS.H or default)
 
 
 def topology_name() -> str:
-    """Return the topology's name: what the algorithm fixes, else the flag."""
+    """Return the name of the topology: the one that the algorithm fixes, or else `--topology`."""
     return ALGORITHMS[FLAGS.algorithm].get("topology", FLAGS.topology)

@@ -1,4 +1,4 @@
-"""Report a run: a table on the screen, `results.json`, `curves.png` and `model.keras`."""
+"""Report a run: print a table, and write `results.json`, `curves.png` and `model.keras`."""
 
 import math
 import os
@@ -20,14 +20,16 @@ def report(
     distances: list[tuple[int, float]],
     vocabulary: list[str] | None,
 ) -> None:
-    """Print the table and write the files, `results.json` last: where it is, all files are.
+    """Print the table, and write the files.
+
+    `results.json` is deleted first and written last: if it exists, all files are complete.
 
     Args:
-      directory: where to write.
+      directory: the directory to write to; it must exist.
       model: the trained model.
-      results: the content of `results.json`, see `job.results`.
+      results: content of `results.json`, see `job.results`.
       distances: `[(step, consensus distance), …]`.
-      vocabulary: the tokens of a model of text, written to `vocabulary.txt`.
+      vocabulary: tokens of a model of text, to write to `vocabulary.txt`; None for images.
     """
     folder, title = pathlib.Path(directory), describe(results)
     (folder / "results.json").unlink(missing_ok=True)  # an earlier run's
@@ -44,14 +46,24 @@ def report(
 
 
 def write(path: pathlib.Path, save: Callable[[pathlib.Path], object]) -> None:
-    """Call `save` with another path, then move the file: nobody ever sees half of it."""
-    partial = path.with_stem(f".{path.stem}.partial")  # Keras and matplotlib go by the suffix
+    """Write a file so that no reader sees an incomplete one: save elsewhere, then move.
+
+    Args:
+      path: the file.
+      save: function that writes to a given path.
+    """
+    # Keep the suffix, from which Keras and matplotlib infer the format.
+    partial = path.with_stem(f".{path.stem}.partial")
     save(partial)
     os.replace(partial, path)
 
 
 def table(results: dict) -> str:
-    """Return the results in a dozen lines."""
+    """Return the results as a table of about a dozen lines.
+
+    Args:
+      results: content of `results.json`, see `job.results`.
+    """
     distance, unigram = results["consensus_distance"], results["unigram_cross_entropy"]
     trained = results["gossip_steps"] + results["global_steps"]
     between = "local" if results["topology"] == "disconnected" else "gossip"
@@ -79,7 +91,11 @@ def table(results: dict) -> str:
 
 
 def describe(results: dict) -> str:
-    """Return one line: `resnet20 on digits, pga, H=6, one_peer_exponential, 4 workers`."""
+    """Describe a run in one line: `resnet20 on digits, pga, H = 6, ring, 4 workers`.
+
+    Args:
+      results: content of `results.json`, see `job.results`.
+    """
     parts = [f"{results['model']} on {results['dataset']}", results["algorithm"]]
     if results["H"]:
         parts.append(f"H {'from ' if results['algorithm'] == 'aga' else '= '}{results['H']}")

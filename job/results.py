@@ -1,19 +1,22 @@
-"""The content of `results.json`, collected from all workers.
+"""Collect the content of `results.json` from all workers.
 
     algorithm, model, dataset, H, topology, optimizer_state, overlap, wire_dtype, workers, epochs
-    steps, gossip_steps, global_steps       the steps of `local` count as gossip with no neighbor
+    steps, gossip_steps, global_steps
+                            number of steps; those of `local` count as gossip without neighbors
     parameters              number of trainable parameters
-    train_loss              mean over the workers in the last epoch
-    val_loss, val_accuracy  of the averaged model on all validation examples; this loss is the
-                            cross-entropy, without the label smoothing in the history's
-    unigram_cross_entropy   of the same validation text, in nats; None for images
+    train_loss              mean over workers in the last epoch
+    val_loss, val_accuracy  of the averaged model on all validation examples. This loss is the plain
+                            cross-entropy; the one in `history` includes label smoothing
+    unigram_cross_entropy   of the same validation text, in nats; null for images
     seconds, compute_seconds, communication_seconds
-    bytes_sent_per_worker   mean over the workers
-    consensus_distance      before the last average of replicas that differed, in training, for
-                            validation or at the end; None with one worker
+                            duration of `fit`, the part without exchanges, and the part in exchanges
+    bytes_sent_per_worker   mean over workers
+    consensus_distance      right before the last average of replicas that differed, whether in
+                            training, for validation or at the end; null with one worker
     history                 for each logged name, a list with one value for each epoch
 
-In a resumed run, `epochs` and `steps` count the whole run; all else covers what came after.
+In a resumed run `epochs` and `steps` count the whole run. All other values cover only the part
+after it resumed.
 """
 
 import dataclasses
@@ -32,13 +35,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one training leaves behind.
+    """Hold the outcome of one `fit`.
 
     Attributes:
       model: the trained model.
-      history: for each logged name, its values from `first_epoch` on.
+      history: for each logged name, one value for each epoch from `first_epoch` on.
       seconds: duration of `fit`.
-      first_epoch: where a resumed run began; 0 otherwise.
+      first_epoch: epoch at which `fit` resumed an earlier run; 0 if it did not.
     """
 
     model: "keras.Model"
@@ -48,9 +51,16 @@ class Run:
 
 
 def collect(cluster: "Cluster", job: Job, run: Run, gossip: "GossipPGA", timeout_s: float) -> dict:
-    """Return the content of `results.json` on rank 0, and an empty dict on the other ranks.
+    """Return the content of `results.json` on rank 0, and an empty dict on other ranks.
 
-    All ranks must call it.
+    Every rank must call it.
+
+    Args:
+      cluster: the cluster.
+      job: what was trained.
+      run: the outcome of `fit`.
+      gossip: the callback, which counted steps and bytes.
+      timeout_s: seconds to wait for the other ranks.
     """
     sent = cluster.gather(gossip.bytes_sent, timeout_s)
     if not cluster.is_chief:
@@ -88,20 +98,29 @@ def collect(cluster: "Cluster", job: Job, run: Run, gossip: "GossipPGA", timeout
 
 
 def last_distance(distances: list[tuple[int, float]]) -> float | None:
-    """Return the consensus distance when replicas last differed; None with one worker.
+    """Return the last consensus distance other than 0, if any; None with one worker.
 
-    Validation and the end of training, right after a global average, find replicas that agree: a
-    distance of 0 that says nothing.
+    Validation and the end of training also average. If they follow a global average, the replicas
+    are already equal, and a distance of 0 says nothing about training.
+
+    Args:
+      distances: `[(step, consensus distance), …]`.
     """
     values = [distance for _, distance in distances]
     return next((value for value in reversed(values) if value != 0), values[-1] if values else None)
 
 
 def evaluate(job: Job, model: "keras.Model") -> dict[str, float]:
-    """Return loss and accuracy on all validation examples, without label smoothing."""
+    """Return `loss` and `accuracy` on all validation examples, without label smoothing.
+
+    Args:
+      job: what was trained.
+      model: the trained model; it stays compiled as it is.
+    """
     import keras
 
-    plain = keras.Model(model.inputs, model.outputs)  # the compiled model keeps its optimizer
+    # Compile a second model with the same weights, so that `model` keeps its loss and optimizer.
+    plain = keras.Model(model.inputs, model.outputs)
     loss = recipes.loss(dataclasses.replace(job.recipe, label_smoothing=0.0), job.data.kind)
     plain.compile(loss=loss, weighted_metrics=["accuracy"])
     data = job.data.validation(0, 1, 256)

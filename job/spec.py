@@ -1,4 +1,4 @@
-"""What the flags ask for: which model is trained on which data, how, and for how long."""
+"""Find the job that the flags describe: model, data, recipe and number of steps."""
 
 import dataclasses
 import pathlib
@@ -10,13 +10,13 @@ from models import inputs, recipes
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A training job.
+    """Describe a training job.
 
     Attributes:
       data: the data set.
-      classes_per_worker: how many classes each worker sees; None: all.
+      classes_per_worker: number of classes that each worker trains on; None: all.
       recipe: optimizer, learning rate, loss and number of epochs.
-      steps_per_epoch: batches of one worker in an epoch.
+      steps_per_epoch: number of batches of one worker in an epoch.
     """
 
     data: inputs.Data
@@ -26,7 +26,7 @@ class Job:
 
     @property
     def steps(self) -> int:
-        """Return the number of steps of the whole run."""
+        """Number of steps of the whole run."""
         return self.recipe.epochs * self.steps_per_epoch
 
 
@@ -37,10 +37,16 @@ def find_job(size: int) -> Job:
 
 
 def steps_per_epoch(data: inputs.Data, recipe: recipes.Recipe, size: int) -> int:
-    """Return `--steps_per_epoch`, by default those of one pass over the smallest worker's share.
+    """Return `--steps_per_epoch`, by default one pass over the smallest share of a worker.
+
+    Args:
+      data: the data set.
+      recipe: the recipe, with the batch size.
+      size: number of workers.
 
     Raises:
-      ValueError: the flag is not given and the number of examples is not known in advance.
+      ValueError: the flag is not given, and the number of examples is known only after reading
+        them.
     """
     if FLAGS.steps_per_epoch:
         return FLAGS.steps_per_epoch
@@ -54,7 +60,7 @@ def steps_per_epoch(data: inputs.Data, recipe: recipes.Recipe, size: int) -> int
 
 
 def find_recipe() -> recipes.Recipe:
-    """Return the model's recipe, each field replaced by the flag of its name if that is given."""
+    """Return the model's recipe; a flag with the name of a field replaces the field."""
     recipe = recipes.RECIPES[FLAGS.model]
     names = [field.name for field in dataclasses.fields(recipe)]
     given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
@@ -62,7 +68,7 @@ def find_recipe() -> recipes.Recipe:
 
 
 def find_data() -> inputs.Data:
-    """Return the data set without reading it."""
+    """Return the data set that the flags name; see `inputs.find`."""
     tokens = FLAGS.vocabulary
     if FLAGS.initial_model and models.kind(FLAGS.model) == "text":
         tokens = tokens or vocabulary_of(FLAGS.initial_model)
@@ -70,5 +76,5 @@ def find_data() -> inputs.Data:
 
 
 def vocabulary_of(initial_model: str) -> str:
-    """Return the path of the vocabulary that was written next to a model."""
+    """Return the path of the vocabulary next to a saved model."""
     return str(pathlib.Path(initial_model).parent / "vocabulary.txt")

@@ -1,14 +1,17 @@
-"""Keras models, how each is trained, and their data; knows nothing of gossip.
+"""Build Keras models, their data sets and their training recipes.
 
     model = models.build("resnet20", input_shape=(8, 8, 1), classes=10)
     recipe = recipes.RECIPES["resnet20"]
     data = inputs.find(recipe.dataset)
 
+This package imports nothing of `tf_gossip_pga`.
+
 Contents:
-  build: a model of `MODELS` by name.
-  kind: what a model reads, images or text.
+  MODELS, build: the models by name.
+  check, kind: whether a name is known, and whether that model reads images or text.
+  FOUND_IN: where to find the arguments of `build` in a saved model.
   inputs: the data sets by name.
-  recipes: optimizer, learning rate and loss by a model's name.
+  recipes: optimizer, learning rate and loss for each model.
 """
 
 import importlib
@@ -17,8 +20,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import keras
 
-# Name of a model -> the module that has a function of this name. A module, and with it Keras, is
-# loaded when its model is built: train.py checks its flags in a process without TensorFlow.
+# Name of a model -> module with a function of that name. Building a model imports its module, and
+# with it Keras; train.py checks its flags in a process without TensorFlow.
 MODELS = {
     "mlp": "mlp",
     "resnet20": "resnet",
@@ -28,7 +31,8 @@ MODELS = {
     "bert_large": "bert",
 }
 
-# Argument of `build` -> the layer of a saved model, and the field of its configuration, with it.
+# Kind -> argument of `build` -> layer of a saved model, and the field of its configuration that
+# holds the argument's value.
 FOUND_IN = {
     "images": {"input_shape": ("images", "batch_shape"), "classes": ("logits", "units")},
     "text": {"vocabulary_size": ("masked_lm_head", "vocabulary_size")},
@@ -36,13 +40,16 @@ FOUND_IN = {
 
 
 def check(name: str) -> None:
-    """Raise `ValueError` unless `name` is a model."""
+    """Raise `ValueError` unless `name` is in `MODELS`."""
     if name not in MODELS:
         raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(sorted(MODELS))}.")
 
 
 def kind(name: str) -> str:
-    """Return `"images"` for a classifier of images, `"text"` for a masked language model.
+    """Return `"images"` for an image classifier, `"text"` for a masked language model.
+
+    Args:
+      name: one of `MODELS`.
 
     Raises:
       ValueError: the name is unknown.
@@ -52,12 +59,15 @@ def kind(name: str) -> str:
 
 
 def build(name: str, **arguments) -> "keras.Model":
-    """Return a new model, not compiled, from inputs to logits `[batch, …, classes]` float32.
+    """Return a new model that is not compiled.
 
     Args:
       name: one of `MODELS`.
-      **arguments: what the model's function takes: `input_shape` (of one image) and `classes` for
+      **arguments: arguments of the model's function: `input_shape` (of one image) and `classes` for
         images, `vocabulary_size` for text.
+
+    Returns:
+      A model from inputs to logits `[batch, …, classes]` float32.
 
     Raises:
       ValueError: the name is unknown.

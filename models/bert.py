@@ -1,8 +1,10 @@
-"""Masked language models: BERT without its second task, next sentence prediction.
+"""Build masked language models: BERT without its second task, next sentence prediction.
+
+Encoder and head come from KerasHub, with random weights.
 
 Source: Devlin, Chang, Lee and Toutanova, "BERT: Pre-training of Deep Bidirectional Transformers for
-Language Understanding", NAACL 2019; the tiny size: Turc, Chang, Lee and Toutanova, "Well-Read
-Students Learn Better", arXiv 1908.08962. Encoder and head are KerasHub's, with random weights.
+Language Understanding", NAACL 2019. The tiny size: Turc, Chang, Lee and Toutanova, "Well-Read
+Students Learn Better", arXiv 1908.08962.
 """
 
 from typing import Any, cast
@@ -10,7 +12,7 @@ from typing import Any, cast
 import keras
 import keras_hub
 
-# Arguments of KerasHub's encoder, beside 512 positions, 2 segments and dropout 0.1, its defaults.
+# Arguments of KerasHub's encoder. Its defaults are 512 positions, 2 segments and dropout 0.1.
 SIZES = {
     "bert_tiny": {"num_layers": 2, "num_heads": 2, "hidden_dim": 128, "intermediate_dim": 512},
     "bert_base": {"num_layers": 12, "num_heads": 12, "hidden_dim": 768, "intermediate_dim": 3072},
@@ -19,41 +21,62 @@ SIZES = {
 
 
 def bert_tiny(vocabulary_size: int) -> keras.Model:
-    """2 layers of 128: trains on a CPU within minutes. See `masked_lm`."""
+    """Return a BERT with 2 layers of width 128, which trains on a CPU within minutes.
+
+    Args:
+      vocabulary_size: number of tokens.
+
+    Returns:
+      See `masked_lm`.
+    """
     return masked_lm("bert_tiny", vocabulary_size)
 
 
 def bert_base(vocabulary_size: int) -> keras.Model:
-    """12 layers of 768; 109 514 298 parameters with 30 522 tokens. See `masked_lm`."""
+    """Return a BERT with 12 layers of width 768: 109,514,298 parameters with 30,522 tokens.
+
+    Args:
+      vocabulary_size: number of tokens.
+
+    Returns:
+      See `masked_lm`.
+    """
     return masked_lm("bert_base", vocabulary_size)
 
 
 def bert_large(vocabulary_size: int) -> keras.Model:
-    """24 layers of 1024; 335 174 458 parameters with 30 522 tokens. See `masked_lm`."""
+    """Return a BERT with 24 layers of width 1024: 335,174,458 parameters with 30,522 tokens.
+
+    Args:
+      vocabulary_size: number of tokens.
+
+    Returns:
+      See `masked_lm`.
+    """
     return masked_lm("bert_large", vocabulary_size)
 
 
 def masked_lm(name: str, vocabulary_size: int) -> keras.Model:
-    """An encoder, and a head that guesses tokens at given positions.
+    """Return an encoder with a head that predicts the tokens at given positions.
 
         logits[mask] = layer_norm(gelu(dense(encoded[position[mask]]))) @ embeddings.T + bias
 
-    The head's matrix is the token embedding itself, one variable for both.
+    The head shares the matrix of the token embedding.
 
     Args:
       name: one of `SIZES`.
       vocabulary_size: number of tokens.
 
     Returns:
-      A model from a dict of int32 tensors, length at most 512, to logits
-      `[batch, masks, vocabulary_size]` float32, under any dtype policy:
+      A model from a dict of int32 tensors to logits `[batch, masks, vocabulary_size]`, which are
+      float32 under any dtype policy. The length of a row is at most 512 tokens.
 
         token_ids       [batch, length]
         segment_ids     [batch, length]   0 or 1
         padding_mask    [batch, length]   1 for a token, 0 for padding
-        mask_positions  [batch, masks]    where to guess, 0 … length-1
+        mask_positions  [batch, masks]    positions to predict, 0 … length-1
 
-      Saved, it can be loaded wherever KerasHub is installed.
+      A saved model can be loaded wherever KerasHub is installed.
     """
     backbone = encoder(name, vocabulary_size)
     head = keras_hub.layers.MaskedLMHead(
@@ -65,13 +88,21 @@ def masked_lm(name: str, vocabulary_size: int) -> keras.Model:
         name="masked_lm_head",
     )
     positions = keras.Input((None,), dtype="int32", name="mask_positions")
-    # From the encoder's graph rather than the encoder: its pooler, which only the second task
-    # would train, stays outside. Its weights would otherwise be averaged for nothing.
+    # Take the inputs and outputs of the encoder's graph rather than call the encoder: this leaves
+    # out its pooler, which only the second task would train. Workers would average its weights
+    # without any use.
     inputs, outputs = cast(dict, backbone.input), cast(dict, backbone.output)
     logits = head(outputs["sequence_output"], positions)
     return keras.Model({**inputs, "mask_positions": positions}, logits, name=name)
 
 
 def encoder(name: str, vocabulary_size: int) -> keras_hub.models.BertBackbone:
-    """The published encoder, with its pooler; weights are truncated normal, deviation 0.02."""
+    """Return the published encoder, with its pooler.
+
+    The initial weights are truncated normal with standard deviation 0.02.
+
+    Args:
+      name: one of `SIZES`.
+      vocabulary_size: number of tokens.
+    """
     return keras_hub.models.BertBackbone(vocabulary_size=vocabulary_size, **SIZES[name])

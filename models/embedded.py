@@ -1,9 +1,9 @@
-"""Data sets that come with Python or with an installed library, held in memory.
+"""Load data sets that come with Python or an installed library into memory.
 
     source, recipe = embedded.digits(None)
     examples = source.training(rank=0, size=4, classes_per_worker=None)
 
-Each function takes a `text.Maker`, which images do not use.
+Each function takes a `text.Maker`; data sets of images do not use it.
 """
 
 from typing import Any
@@ -14,10 +14,15 @@ from models import images, sources, text
 
 
 def digits(wordpiece: text.Maker | None) -> tuple[sources.InMemory, images.Images]:
-    """Images `[1797, 8, 8, 1]` and labels; every 5th validates.
+    """Return 1797 images of handwritten digits, `[8, 8, 1]`, and their labels.
 
-    They are inside scikit-learn, nothing is downloaded. Source: Alpaydin and Kaynak, "Optical
-    Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+    Every 5th image is for validation. The images come with scikit-learn; nothing is downloaded.
+
+    Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
+    Repository, 1998.
+
+    Args:
+      wordpiece: not used.
     """
     from sklearn import datasets
 
@@ -32,9 +37,13 @@ def digits(wordpiece: text.Maker | None) -> tuple[sources.InMemory, images.Image
 
 
 def python_docs(wordpiece: text.Maker) -> tuple[sources.InMemory, text.WordPiece]:
-    """The Python language reference, 79 topics inside Python itself; every 6th validates.
+    """Return the language reference that comes with Python: 79 topics, 465 kB.
 
-    That is a tenth of its 465 kB. The text is that of the running Python: other versions differ.
+    Every 6th topic is for validation, about a tenth of the text. Each version of Python has its own
+    text.
+
+    Args:
+      wordpiece: makes the recipe from a vocabulary of 4096 tokens.
     """
     from pydoc_data.topics import topics as by_title
 

@@ -1,7 +1,7 @@
-"""Two things Keras lacks: a warm-up before any schedule, smoothed labels that are integers.
+"""Define what Keras lacks: a warm-up before any schedule, and label smoothing of integer labels.
 
-Both are saved with a compiled model. To load one that has them, import this room first, or load
-with `compile=False`: Keras imports no module that a file names, other than its own.
+Both are saved with a compiled model. To load a model that has one of them, import this module
+first, or load with `compile=False`: when Keras loads a file, it imports only modules of Keras.
 """
 
 from typing import Any
@@ -14,52 +14,77 @@ ops: Any = keras.ops  # has no annotations
 
 @keras.saving.register_keras_serializable(package="models")
 class WarmUp(schedules.LearningRateSchedule):
-    """A straight line from 0 to where another schedule starts, then that schedule.
+    """Raise the learning rate linearly from 0, then continue with another schedule.
 
         rate(step) = then(0) * step / steps   if step < steps
                    = then(step - steps)       otherwise
 
-    Source: Goyal et al. 2017, section 2.2, but from 0. Keras has it for its cosine alone.
+    Source: Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv
+    1706.02677, section 2.2. There the warm-up starts above 0. Keras has a warm-up for its cosine
+    schedule only.
+
+    Args:
+      steps: number of steps of the warm-up, > 0.
+      then: the schedule that follows; its step 0 is the end of the warm-up.
     """
 
     def __init__(self, steps: int, then: schedules.LearningRateSchedule):
-        """`steps` > 0 are those of the line; `then` counts from its end."""
+        """Set the schedule; see the class."""
         self.steps = steps
         self.then = then
 
     def __call__(self, step: Any) -> Any:
-        """Return the learning rate, float32, of a step counted from 0."""
+        """Return the learning rate, float32, of a step.
+
+        Args:
+          step: number of the step, from 0.
+        """
         step = ops.cast(step, "float32")
         rising = self.then(0) * step / self.steps
         return ops.where(step < self.steps, rising, self.then(step - self.steps))
 
     def get_config(self) -> dict:
-        """Return `steps`, and `then` with its class."""
+        """Return the arguments of the constructor; `then` is serialized with its class."""
         return {"steps": self.steps, "then": keras.saving.serialize_keras_object(self.then)}
 
     @classmethod
     def from_config(cls, config: dict) -> "WarmUp":
-        """Return the schedule that `get_config` described."""
+        """Return the schedule of a configuration.
+
+        Args:
+          config: what `get_config` returned.
+        """
         return cls(config["steps"], keras.saving.deserialize_keras_object(config["then"]))
 
 
 @keras.saving.register_keras_serializable(package="models")
 class SmoothedCrossentropy(keras.losses.Loss):
-    """Cross-entropy of logits with an integer label that is somewhat doubted.
+    """Compute the cross-entropy of logits with integer labels and label smoothing.
 
         loss = -sum_c ((1 - label_smoothing) * [c == label] + label_smoothing / classes) * log p_c
 
+    Keras' sparse cross-entropy has no smoothing.
+
     Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016,
-    section 7. Keras' own cross-entropy of integers has no smoothing.
+    section 7.
+
+    Args:
+      label_smoothing: probability to take from the label and spread over all classes, >= 0, < 1.
+      **arguments: arguments of any Keras loss, such as `reduction`.
     """
 
     def __init__(self, label_smoothing: float, **arguments):
-        """`arguments` are those of any Keras loss, such as `reduction`."""
+        """Set the smoothing; see the class."""
         super().__init__(**arguments)
         self.label_smoothing = label_smoothing
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return losses `[batch, …]` of labels `[batch, …]` and logits `[batch, …, classes]`."""
+        """Return the losses, `[batch, …]`.
+
+        Args:
+          y_true: labels, `[batch, …]` integers.
+          y_pred: logits, `[batch, …, classes]`.
+        """
         labels = ops.reshape(ops.cast(y_true, "int32"), ops.shape(y_pred)[:-1])
         return keras.losses.categorical_crossentropy(
             ops.one_hot(labels, y_pred.shape[-1], dtype=y_pred.dtype),

@@ -1,4 +1,4 @@
-"""Batches of images: random changes to train on, the same picture each time to validate on.
+"""Make batches of images: changed at random for training, always the same for validation.
 
 A batch is `(images, labels)`: float32 `[batch, height, width, channels]` and int32 `[batch]`.
 """
@@ -12,9 +12,9 @@ import numpy as np
 if TYPE_CHECKING:
     import tensorflow as tf
 
-CROP = 224  # pixels a side, of images that have no common size
-_RESIZED = 256  # pixels of the shorter side from which the middle is cut to validate on
-# Of the training images: red, green, blue, from 0 to 1.
+CROP = 224  # side in pixels of what is cut out of images of any size
+_RESIZED = 256  # shorter side in pixels to which a validation image is resized before the cut
+# Statistics of the training images: red, green, blue, for values from 0 to 1.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 CIFAR100 = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
@@ -22,15 +22,18 @@ CIFAR100 = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """How examples become batches.
+    """Describe how examples become batches.
 
     Attributes:
-      input_shape: height, width, channels of what a model receives.
+      kind: `"images"`.
+      input_shape: height, width and channels of the images that a model receives.
       classes: number of classes; labels are 0 … classes-1.
-      mean, std: of each channel, for values from 0 to 1; by default those stay as they are.
-      shift: pixels by which an image is moved at most, in both directions, to train on.
-      flip: whether half of the images are mirrored to train on.
-      encoded: the examples are files of any size: JPEG, or what `tf.io.decode_image` takes.
+      mean, std: mean and standard deviation of each channel, for values from 0 to 1. By default
+        values stay as they are.
+      shift: largest shift of a training image in each direction, in pixels. Default 0.
+      flip: whether to mirror half of the training images. Default False.
+      encoded: whether examples are encoded files of any size: JPEG, or another format that
+        `tf.io.decode_image` reads. Default False.
     """
 
     kind = "images"
@@ -45,13 +48,19 @@ class Images:
 
     @property
     def arguments(self) -> dict:
-        """What a model is built with."""
+        """Arguments of `models.build`."""
         return {"input_shape": self.input_shape, "classes": self.classes}
 
     def training(
         self, examples: "tf.data.Dataset", batch_size: int, augment: bool = True
     ) -> "tf.data.Dataset":
-        """Full batches, each image changed at random where `augment` is set."""
+        """Return full batches for training.
+
+        Args:
+          examples: a `tf.data.Dataset` of `(image, label)`.
+          batch_size: images in a batch.
+          augment: whether to change each image at random. Default True.
+        """
         if not augment:
             return self._plain(examples, batch_size, drop_remainder=True)
         if self.encoded:
@@ -61,7 +70,12 @@ class Images:
         return batches.map(lambda images, labels: (self._augmented(images), labels))
 
     def validation(self, examples: "tf.data.Dataset", batch_size: int) -> "tf.data.Dataset":
-        """Batches of images as they are; of files of any size, their middle."""
+        """Return batches of unchanged images for validation; of encoded files, the center.
+
+        Args:
+          examples: a `tf.data.Dataset` of `(image, label)`.
+          batch_size: images in a batch; the last batch may be smaller.
+        """
         return self._plain(examples, batch_size, drop_remainder=False)
 
     def _plain(self, examples, batch_size: int, drop_remainder: bool):
@@ -83,13 +97,13 @@ class Images:
         import tensorflow as tf
 
         top = 255 if self.encoded else images.dtype.max if images.dtype.is_integer else 1
-        # As large as an image: to broadcast along the last axis takes twice the time.
+        # Arrays as large as an image: broadcasting along the last axis takes twice the time.
         mean, std = (np.full(self.input_shape, each, np.float32) for each in (self.mean, self.std))
         return tf.cast(images, tf.float32) * (1 / (top * std)) - mean / std
 
 
 def _each(examples, change: Callable, deterministic: bool = True):
-    """Files go through all changes one by one: a large image stays in the processor's cache."""
+    """Apply a change to each image before batching, so that it stays in the processor's cache."""
     import tensorflow as tf
 
     return examples.map(
@@ -98,13 +112,14 @@ def _each(examples, change: Callable, deterministic: bool = True):
 
 
 def shifted(images: "tf.Tensor", pixels: int) -> "tf.Tensor":
-    """Each image moved by up to `pixels` in both directions; what comes in is 0.
+    """Move each image by a random number of pixels in each direction, and fill with 0.
 
-    The same as a border of `pixels` and a random crop. After scaling, as here, 0 is the mean: He et
-    al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
+    This equals padding by `pixels` and a random crop. It is called after scaling, where 0 is the
+    mean. Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
 
     Args:
       images: `[batch, height, width, channels]`.
+      pixels: largest shift in each direction.
     """
     import tensorflow as tf
 
@@ -117,11 +132,15 @@ def shifted(images: "tf.Tensor", pixels: int) -> "tf.Tensor":
 
 
 def random_crop(encoded: "tf.Tensor") -> "tf.Tensor":
-    """A random part of an image file, resized: float32 `[CROP, CROP, 3]` in 0 … 255.
+    """Return a random part of an image file, resized to `[CROP, CROP, 3]` float32 in 0 … 255.
 
-    8 to 100 % of the area, 3/4 to 4/3 as wide as high: Szegedy et al., "Going Deeper with
-    Convolutions", CVPR 2015, section 6. The draw is TensorFlow's; after ten that do not fit it is
-    the whole image.
+    The part has 8 to 100% of the area, and is 3/4 to 4/3 as wide as high. TensorFlow draws it; if
+    ten draws do not fit into the image, it returns the whole image.
+
+    Source: Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6.
+
+    Args:
+      encoded: the content of the file, a string scalar.
     """
     import tensorflow as tf
 
@@ -140,10 +159,14 @@ def random_crop(encoded: "tf.Tensor") -> "tf.Tensor":
 
 
 def middle(encoded: "tf.Tensor") -> "tf.Tensor":
-    """The middle of an image file: float32 `[CROP, CROP, 3]` in 0 … 255.
+    """Return the center of an image file, resized to `[CROP, CROP, 3]` float32 in 0 … 255.
 
-    To resize the shorter side to 256 and then to cut 224 x 224 would be the same, but for less than
-    a pixel of the file; this decodes and resizes only what stays.
+    The usual order is to resize the shorter side to 256 pixels and then cut out 224 x 224. The
+    result here differs by less than a pixel of the file, but only the part that remains is decoded
+    and resized.
+
+    Args:
+      encoded: the content of the file, a string scalar.
     """
     import tensorflow as tf
 
@@ -156,7 +179,12 @@ def middle(encoded: "tf.Tensor") -> "tf.Tensor":
 
 
 def _cut(encoded, window):
-    """The window, as `[top, left, height, width]` of the image's shape, resized."""
+    """Cut a window out of an image file, and resize it.
+
+    Args:
+      encoded: the content of the file, a string scalar.
+      window: function from the shape of the image to `[top, left, height, width]`.
+    """
     import tensorflow as tf
 
     def jpeg():

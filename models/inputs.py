@@ -1,14 +1,16 @@
-"""Data sets as endless training batches and one pass of validation batches, by name.
+"""Find data sets by name, and read them as training batches and validation batches.
 
     data = inputs.find("digits")
     batches = data.training(rank=0, size=4, batch_size=32)     # this rank's part
     for images, labels in data.validation(rank=0, size=1, batch_size=256):
         ...
 
-The parts of all ranks are disjoint. `images` and `text` say what a batch is, `sources` who reads
-what; `embedded` has the sets that need no download, `prepared` those of TensorFlow Datasets.
+Training batches never end; validation batches are one pass. The parts of the ranks are disjoint.
 
-TensorFlow is imported when data are read, so that train.py can check its flags without it.
+`images` and `text` define what a batch is, `sources` which rank reads which examples. `embedded`
+holds the data sets that need no download, `prepared` those of TensorFlow Datasets.
+
+TensorFlow is imported only when examples are read, so that train.py can check its flags without it.
 """
 
 import dataclasses
@@ -26,18 +28,18 @@ from models import vocabulary as vocabularies
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_SEQUENCE_LENGTHS = (8, 512)  # the shortest and the longest row; 512 is the longest of BERT
+_SEQUENCE_LENGTHS = (8, 512)  # shortest and longest row, in tokens; BERT has 512 positions
 EMBEDDED = {"digits": embedded.digits, "python_docs": embedded.python_docs}
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A data set.
+    """Hold a data set.
 
     Attributes:
-      name: as it was asked for.
-      source: examples on which all ranks agree.
-      recipe: how examples become batches: `images.Images` or `text.WordPiece`.
+      name: the name given to `find`.
+      source: reads each rank's examples.
+      recipe: makes batches of examples: `images.Images` or `text.WordPiece`.
     """
 
     name: str
@@ -46,26 +48,35 @@ class Data:
 
     @property
     def kind(self) -> str:
-        """Either "images" or "text"."""
+        """The kind of data: `"images"` or `"text"`."""
         return self.recipe.kind
 
     @property
     def arguments(self) -> dict:
-        """What `models.build` is told of the data."""
+        """Arguments of `models.build`."""
         return self.recipe.arguments
 
     @property
     def training_examples(self) -> int | None:
-        """Images or rows of text to train on; None where that is known only after reading."""
+        """Number of images or rows of text for training; None if known only after reading."""
         return self.source.training_examples
 
     @property
     def validation_examples(self) -> int | None:
-        """Images or rows of text to validate on; None where that is known only after reading."""
+        """Number of images or rows of text for validation; None if known only after reading."""
         return self.source.validation_examples
 
     def shares(self, size: int, classes_per_worker: int | None = None) -> list[int] | None:
-        """Training examples of each rank; None where that is known only after reading."""
+        """Return the number of training examples of each rank; None if known only after reading.
+
+        Args:
+          size: number of ranks.
+          classes_per_worker: as in `training`. Default None: all.
+
+        Raises:
+          ValueError: `classes_per_worker` is given and these are not images in memory, or it is out
+            of range.
+        """
         self._check_classes(classes_per_worker)
         return self.source.shares(size, classes_per_worker)
 
@@ -77,14 +88,23 @@ class Data:
         classes_per_worker: int | None = None,
         augment: bool = True,
     ) -> "tf.data.Dataset":
-        """An endless `tf.data.Dataset` of full batches of this rank's part.
+        """Return full batches of this rank's part, without end.
 
-        Each pass has a new order, and the next begins in the batch in which one ends.
+        Each pass has a new order. A batch may hold the end of one pass and the start of the next.
 
         Args:
-          classes_per_worker: rank r sees classes `(k * r + j) % classes` for j < k alone; ranks
-            that see the same class share its examples. Default: every rank sees all classes.
-          augment: whether images are changed at random.
+          rank: this rank.
+          size: number of ranks.
+          batch_size: examples in a batch.
+          classes_per_worker: k: rank r sees only the classes `(k * r + j) % classes` for j < k;
+            ranks that see the same class divide its examples. Default None: every rank sees all.
+          augment: whether to change images at random. Default True.
+
+        Returns:
+          A `tf.data.Dataset`.
+
+        Raises:
+          ValueError: this rank has no examples, or `classes_per_worker` does not fit the data.
         """
         import tensorflow as tf
 
@@ -99,10 +119,20 @@ class Data:
         return batches.prefetch(tf.data.AUTOTUNE)
 
     def validation(self, rank: int, size: int, batch_size: int) -> "tf.data.Dataset":
-        """One pass over this rank's part, as a `tf.data.Dataset`, the same each time.
+        """Return the batches of one pass over this rank's part, the same in every pass.
 
-        All ranks have the same number of examples; up to size - 1 of the set are left out. The last
-        batch may be smaller.
+        All ranks get the same number of examples; up to `size - 1` examples are left out.
+
+        Args:
+          rank: this rank.
+          size: number of ranks.
+          batch_size: examples in a batch; the last batch may be smaller.
+
+        Returns:
+          A `tf.data.Dataset`.
+
+        Raises:
+          ValueError: there are fewer validation examples than ranks.
         """
         import tensorflow as tf
 
@@ -131,17 +161,21 @@ class Data:
 
 
 class Text(Data):
-    """A data set of text."""
+    """Hold a data set of text."""
 
     recipe: text.WordPiece
 
     @property
     def vocabulary(self) -> list[str]:
-        """The tokens; the first has id 0."""
+        """The tokens in the order of their ids, from 0."""
         return self.recipe.vocabulary
 
     def unigram_cross_entropy(self) -> float:
-        """Nats a token: what the validation text costs the best model without context."""
+        """Return the loss of the best model without context on the validation text.
+
+        Returns:
+          Nats per token, see `text.WordPiece.unigram_cross_entropy`.
+        """
         return self.recipe.unigram_cross_entropy(self.source.validation(0, 1))
 
 
@@ -151,17 +185,20 @@ def find(
     vocabulary: str | None = None,
     sequence_length: int = 64,
 ) -> Data:
-    """The data set of this name.
+    """Return the data set of a name.
+
+    An embedded data set is loaded now; a prepared one is read when batches are.
 
     Args:
-      name: one of `EMBEDDED`, or a set of TensorFlow Datasets that has been prepared.
-      data_dir: where TensorFlow Datasets keeps its files and we keep vocabularies; default:
-        TFDS_DATA_DIR, or ~/tensorflow_datasets.
-      vocabulary: of text, path of a file with one token a line; default: trained once and kept.
-      sequence_length: of text, tokens of a row, from 8 to 512.
+      name: one of `EMBEDDED`, or a prepared data set of TensorFlow Datasets.
+      data_dir: directory of TensorFlow Datasets, in which trained vocabularies are kept too.
+        Default: the environment variable `TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
+      vocabulary: for text: path of a file with one token per line. Default: a vocabulary that is
+        trained once and kept.
+      sequence_length: for text: tokens in a row, from 8 to 512. Default 64.
 
     Raises:
-      ValueError: there is no such set, or it cannot be used with these arguments.
+      ValueError: there is no data set of this name, or it does not fit the other arguments.
     """
     shortest, longest = _SEQUENCE_LENGTHS
     if not shortest <= sequence_length <= longest:
@@ -191,10 +228,16 @@ def _wordpiece(
     trained_on: str,
     documents: Callable[[], list[str]],
 ) -> text.WordPiece:
-    """With the vocabulary given, or one of `size` tokens trained once on `documents()` and kept.
+    """Return the recipe for text, with a given vocabulary or a trained one.
 
     Args:
-      trained_on: what identifies the documents: another vocabulary is trained where it changes.
+      name: name of the data set, for the file of the trained vocabulary.
+      data_dir: directory for the trained vocabulary; None: that of TensorFlow Datasets.
+      given: path of a given vocabulary; None: train one when it is first needed, and keep it.
+      length: tokens in a row.
+      size: most tokens of a trained vocabulary.
+      trained_on: text that identifies the documents; if it changes, a new vocabulary is trained.
+      documents: function that returns the documents to train the vocabulary on.
     """
     if given is not None:
         tokens = vocabularies.load(given)

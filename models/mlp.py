@@ -1,11 +1,13 @@
-"""A small fully connected network."""
+"""Build a small fully connected network."""
 
 import keras
 from keras import layers
 
 
 def mlp(input_shape: tuple[int, ...], classes: int) -> keras.Model:
-    """Two hidden layers of 64: small enough for studies with many workers on one machine.
+    """Return a network with two hidden layers of width 64.
+
+    It is small enough for studies with many workers on one machine.
 
     Args:
       input_shape: shape of one image, any rank.

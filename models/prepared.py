@@ -1,10 +1,10 @@
-"""Sets of TensorFlow Datasets that lie prepared on disk, of which each rank reads its own part.
+"""Find data sets of TensorFlow Datasets that are already prepared on disk.
 
     source, recipe = prepared.find("cifar10", data_dir=None, wordpiece=make, embedded=[])
     examples = source.training(rank=0, size=4)
 
-Nothing is downloaded here. TensorFlow is imported when examples are read; finding a set and asking
-what is in it needs TensorFlow Datasets alone.
+Nothing is downloaded. TensorFlow is imported only when examples are read; finding a data set and
+its features needs TensorFlow Datasets only.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from models import images, sources, text
 
-_FIRST = 20_000  # documents of a set on which its vocabulary is trained
-_VOCABULARY = 30522  # tokens, as of BERT
+_FIRST = 20_000  # most documents to train a vocabulary on
+_VOCABULARY = 30522  # tokens of a vocabulary, as in BERT
 _CATALOGUE = "https://www.tensorflow.org/datasets/catalog"
 _NAME = re.compile(r"(?P<stem>\w+)(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
 
@@ -24,16 +24,17 @@ _NAME = re.compile(r"(?P<stem>\w+)(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
 def find(
     name: str, data_dir: str | None, wordpiece: text.Maker, embedded: Sequence[str]
 ) -> tuple[sources.Source, images.Images | text.WordPiece]:
-    """Return what reads the examples of a data set, and how they become batches.
+    """Return the source of a data set's examples, and the recipe that makes batches of them.
 
     Args:
-      name: `set`, `set/config` or either with `:version`.
-      data_dir: where it was prepared; default: that of TensorFlow Datasets.
+      name: `set` or `set/config`, optionally with `:version`.
+      data_dir: directory in which it was prepared; None: that of TensorFlow Datasets.
       wordpiece: makes the recipe of text.
-      embedded: other names, for the error to list.
+      embedded: names of embedded data sets, for the error message.
 
     Raises:
-      ValueError: the name is unknown, the set is of another kind, or is not prepared.
+      ValueError: the name is unknown, the data set has neither labeled images nor text, or it is
+        not prepared.
     """
     builder = _builder(name, data_dir, embedded)
     names, body = _image_and_label(builder), _text(builder)
@@ -54,7 +55,8 @@ def _builder(name: str, data_dir: str | None, embedded: Sequence[str]):
 
     match = _NAME.fullmatch(name)
     stem = match["stem"] if match else name
-    # tfds.builder's own answer imports TensorFlow, and looks for community sets on the network.
+    # For an unknown name tfds.builder would import TensorFlow, and look for community data sets on
+    # the network.
     catalogue = tfds.list_builders(with_community_datasets=False)
     if not match or (stem not in catalogue and not _on_disk(stem, data_dir)):
         close = ", ".join(difflib.get_close_matches(stem, [*embedded, *catalogue], n=6))
@@ -65,7 +67,7 @@ def _builder(name: str, data_dir: str | None, embedded: Sequence[str]):
         )
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # a builder's own code runs here, and raises what it likes
+    except Exception as error:  # the code of a builder runs here, and may raise anything
         reason = " ".join(str(error).split())
         raise ValueError(f"TensorFlow Datasets refuses {name!r}: {reason[:400]}") from error
 
@@ -77,7 +79,7 @@ def _on_disk(stem: str, data_dir: str | None) -> bool:
 
 
 def _check_prepared(builder, name: str, data_dir: str | None):
-    """Raises `ValueError`, which says how to prepare it, unless the set lies on disk."""
+    """Raise `ValueError`, with the command that prepares it, unless the data set is on disk."""
     if not builder.info.splits:
         where = f", data_dir={data_dir!r}" if data_dir else ""
         manual = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
@@ -95,7 +97,7 @@ def _check_prepared(builder, name: str, data_dir: str | None):
 
 
 def _image_and_label(builder) -> tuple[str, str] | None:
-    """Names of the image and of the class to predict; None where there is no such pair."""
+    """Return the names of the image and the label to predict; None if there is no such pair."""
     import tensorflow_datasets as tfds
 
     pictures = _features(builder, tfds.features.Image)
@@ -107,9 +109,9 @@ def _image_and_label(builder) -> tuple[str, str] | None:
 
 
 def _text(builder) -> str | None:
-    """Name of the text: `text`, else the first in the alphabet; None where text is not the matter.
+    """Return the name of the text: `text` if it exists, otherwise the first in the alphabet.
 
-    Sets of images, sound or video have texts too: file names.
+    Return None for data sets with images, sound or video, whose texts are file names and the like.
     """
     import tensorflow_datasets as tfds
 
@@ -130,7 +132,10 @@ def _features(builder, of: type | tuple[type, ...]) -> list[str]:
 
 
 def _images(builder, image: str, label: str) -> tuple[sources.Prepared, images.Images]:
-    """`(image, label)`; images of no common size as files, to decode only what is wanted."""
+    """Return the source and recipe of images.
+
+    Images of different sizes are read as encoded files, so that only the needed part is decoded.
+    """
     import tensorflow_datasets as tfds
 
     def pick(example):

@@ -1,4 +1,4 @@
-"""How each model is trained: optimizer, learning rate over the steps, loss.
+"""Define how each model is trained: optimizer, learning rate schedule and loss.
 
     recipe = dataclasses.replace(recipes.RECIPES["resnet20"], epochs=10)
     model.compile(
@@ -6,8 +6,8 @@
         recipes.loss(recipe, models.kind("resnet20")),
     )
 
-Keras is imported when an optimizer, a schedule or a loss is made, so that train.py can check its
-flags, which are named like the fields of `Recipe`, without it.
+The fields of `Recipe` have the names of the flags of train.py. Keras is imported only when an
+optimizer, a schedule or a loss is made, so that train.py can check its flags without Keras.
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 OPTIMIZERS = ("sgd", "adamw", "lamb")
 SCHEDULES = ("cosine", "steps", "linear")
-MOMENTUM = 0.9  # of sgd, with Nesterov's correction
-DROPS = (1 / 4, 1 / 2, 3 / 4)  # shares of all steps; from each on, "steps" is a tenth of before
+MOMENTUM = 0.9  # of "sgd", with Nesterov's correction
+DROPS = (1 / 4, 1 / 2, 3 / 4)  # shares of all steps after which "steps" divides the rate by 10
 
 
 def _whole(value) -> bool:
     return isinstance(value, int) and value > 0
 
 
-# Field of a recipe -> what it must be, in words and as a function. NaN fails every comparison.
+# Field of a recipe -> accepted values, in words and as a function. NaN fails every comparison.
 _ACCEPTED = {
     "epochs": ("an integer > 0", _whole),
     "batch_size": ("an integer > 0", _whole),
@@ -45,27 +45,27 @@ _ACCEPTED = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a training run is made of, beside the model; the defaults switch a part off.
+    """Describe a training run, except for the model. Defaults switch a feature off.
 
     Attributes:
-      dataset: a name that `inputs.find` knows.
-      epochs: number of passes over the data.
-      batch_size: examples in one worker's batch.
-      optimizer: "sgd" (Nesterov momentum 0.9), "adamw" or "lamb".
-      learning_rate: the highest, at the end of the warm-up, of one process that takes the global
-        batch; see `averaging_factor`.
-      reference_batch: the global batch that `learning_rate` is meant for; for another one it is
-        scaled in proportion (Goyal et al. 2017, section 2.1). 0: it is meant for any.
-      schedule: what follows the warm-up: "cosine" and "linear" fall to 0, "steps" is divided by 10
-        after a quarter, a half and three quarters of all steps.
-      warmup: share of all steps in which the learning rate rises from 0.
-      weight_decay: strength of the pull of weights towards 0; see `optimizer`.
-      label_smoothing: probability that is taken from the label and spread over all classes.
-      augment: whether training images are changed at random; of no meaning for text.
-      clip_norm: greatest norm of one worker's gradient, all variables together.
+      dataset: a name for `inputs.find`.
+      epochs: number of passes over the data, >= 1.
+      batch_size: examples in a batch of one worker, >= 1.
+      optimizer: `"sgd"` (with Nesterov momentum 0.9), `"adamw"` or `"lamb"`.
+      learning_rate: highest learning rate, reached at the end of the warm-up, for one process that
+        trains on the global batch; see `averaging_factor`.
+      reference_batch: global batch for which `learning_rate` is meant; with another global batch
+        the learning rate is scaled in proportion (Goyal et al. 2017, section 2.1). 0: not scaled.
+      schedule: learning rate after the warm-up. `"cosine"` and `"linear"` fall to 0. `"steps"` is
+        divided by 10 after a quarter, a half and three quarters of all steps.
+      warmup: share of all steps during which the learning rate rises from 0.
+      weight_decay: decoupled weight decay; see `optimizer`.
+      label_smoothing: probability to take from the label and spread over all classes.
+      augment: whether to change training images at random. No effect on text.
+      clip_norm: largest norm of one worker's gradient over all variables; 0: no clipping.
 
     Raises:
-      ValueError: a number or name is not among the accepted.
+      ValueError: a number or name is not accepted.
     """
 
     dataset: str
@@ -88,12 +88,13 @@ class Recipe:
                 raise ValueError(f"--{name}={value}: must be {accepted}.")
 
 
-# You et al. 2020, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", arXiv
-# 1904.00962: from its table of untuned LAMB, the row of global batch 2048 (64 workers' here):
-# learning rate 5 / (2^2 * 10^3), warm-up 1/80. For another global batch B it goes with the root,
-# learning rate * sqrt(B / 2048), and warm-up with B: neither is done here, so give both. Linear
-# decay and weight decay 0.01 are theirs, clipping is BERT's own, 40 epochs Devlin et al.'s estimate
-# of theirs. Departures: Wikipedia alone, one task, one length of sequence; see also `optimizer`.
+# Source: You et al. 2020, "Large Batch Optimization for Deep Learning: Training BERT in 76
+# minutes", arXiv 1904.00962, table of untuned LAMB, row for a global batch of 2048 (64 workers
+# here): learning rate 5 / (2^2 * 10^3), warm-up 1/80. For another global batch B the paper takes
+# learning rate * sqrt(B / 2048) and warm-up * B / 2048. The code does neither: give both flags.
+# Linear decay and weight decay 0.01 are from the same paper. Clipping is from Devlin et al., who
+# also estimate that BERT was trained for 40 epochs. Departures: Wikipedia only, one task, one
+# sequence length; see also `optimizer`.
 _YOU_ET_AL = Recipe(
     dataset="wikipedia",
     epochs=40,
@@ -107,7 +108,7 @@ _YOU_ET_AL = Recipe(
 )
 
 RECIPES = {
-    # Ours, tried on this data.
+    # Our values, tried on this data.
     "mlp": Recipe(
         dataset="digits",
         epochs=60,
@@ -116,7 +117,7 @@ RECIPES = {
         learning_rate=0.1,
         schedule="cosine",
     ),
-    # Ours but for learning rate and batch, which are He et al.'s (2016, section 4.2).
+    # Our values, except for the learning rate and its batch: He et al. 2016, section 4.2.
     "resnet20": Recipe(
         dataset="digits",
         epochs=60,
@@ -128,9 +129,9 @@ RECIPES = {
         warmup=0.1,
         augment=True,
     ),
-    # Goyal et al. 2017, arXiv 1706.02677, but 120 epochs rather than 90, and a tenth from epochs
-    # 30, 60 and 90 on rather than 30, 60 and 80, as in Chen et al. 2021, arXiv 2105.09080; the
-    # warm-up starts from 0 rather than from 0.1.
+    # Source: Goyal et al. 2017, arXiv 1706.02677. Departures: 120 epochs rather than 90, with drops
+    # after epochs 30, 60 and 90 rather than 30, 60 and 80, as in Chen et al. 2021, arXiv
+    # 2105.09080; the warm-up starts from 0 rather than from 0.1.
     "resnet50": Recipe(
         dataset="imagenet2012",
         epochs=120,
@@ -143,8 +144,8 @@ RECIPES = {
         weight_decay=1e-4,
         augment=True,
     ),
-    # Ours; schedule and clipping are BERT's. For four workers, with which it was tried, this is a
-    # learning rate of 2e-3 and BERT's weight decay of 0.01.
+    # Our values; schedule and clipping are those of BERT. It was tried with four workers, for which
+    # `averaging_factor` makes this a learning rate of 2e-3 and a weight decay of 0.01, as in BERT.
     "bert_tiny": Recipe(
         dataset="python_docs",
         epochs=55,
@@ -162,12 +163,20 @@ RECIPES = {
 
 
 def averaging_factor(recipe: Recipe, workers: int) -> float:
-    """By what `workers` multiply the learning rate of one process with the same global batch.
+    """Return the factor by which workers multiply the learning rate of one process.
 
-    Adam divides by the root of the squared gradients' mean, and a gradient of an n-th of the batch
-    has n times the variance. Where noise prevails, each worker's step, and so the mean of all, is
-    shorter by sqrt(n). SGD's steps are linear in the gradients: their mean is one process's step.
-    LAMB is left alone, since it has not been measured. See docs/results/optimizers.md.
+    One process and all workers together train on the same global batch. Adam divides a step by the
+    root mean square of the gradients. The gradient on an n-th of the batch has n times the
+    variance. If noise dominates, the step of each worker, and the mean of all, is therefore shorter
+    by sqrt(n). Steps of SGD are linear in the gradient: their mean equals the step of one process.
+    LAMB has not been measured, and keeps its learning rate. See docs/results/optimizers.md.
+
+    Args:
+      recipe: the recipe.
+      workers: number of workers that share the global batch.
+
+    Returns:
+      sqrt(workers) for `"adamw"`, otherwise 1.
     """
     return math.sqrt(workers) if recipe.optimizer == "adamw" else 1.0
 
@@ -175,15 +184,15 @@ def averaging_factor(recipe: Recipe, workers: int) -> float:
 def schedule(
     recipe: Recipe, steps: int, global_batch: int, workers: int = 1
 ) -> "keras.optimizers.schedules.LearningRateSchedule":
-    """A `keras.optimizers.schedules.LearningRateSchedule` over `steps` steps, the first is 0.
+    """Return the learning rate schedule of a run, a function of the step counted from 0.
 
-    At least one step is not of the warm-up, however short the run.
+    Even in a very short run at least one step follows the warm-up.
 
     Args:
-      recipe: as it is trained.
-      steps: number of all steps of the run.
+      recipe: the recipe.
+      steps: number of steps of the whole run.
       global_batch: examples in one step of all workers together.
-      workers: how many share it.
+      workers: number of workers that share the global batch. Default 1.
     """
     from keras.optimizers import schedules
 
@@ -198,7 +207,7 @@ def schedule(
     if recipe.schedule == "linear":
         then = schedules.PolynomialDecay(rate, steps - warmup, end_learning_rate=0.0)
     else:
-        # A boundary is the last step of its value, and counted from the end of the warm-up.
+        # A boundary is the last step with the old rate, counted from the end of the warm-up.
         boundaries = [math.ceil(share * steps) - 1 - warmup for share in DROPS]
         then = schedules.PiecewiseConstantDecay(boundaries, [rate / 10**n for n in range(4)])
     return WarmUp(warmup, then) if warmup else then
@@ -207,27 +216,29 @@ def schedule(
 def optimizer(
     recipe: Recipe, model: "keras.Model", steps: int, global_batch: int, workers: int = 1
 ) -> "keras.optimizers.Optimizer":
-    """A `keras.optimizers.Optimizer` for this model, with `schedule` in it.
+    """Return an optimizer for a model, with the learning rate of `schedule`.
 
-    Weight decay is decoupled in Keras, `w <- w - learning_rate * decay * w` beside the step itself,
-    and the reported loss holds no penalty. Biases and the normalizations' scales and offsets do not
-    decay. Not the same as in the papers:
+    Keras decouples weight decay from the gradient step: `w <- w - learning_rate * decay * w`. The
+    reported loss contains no penalty. Biases, and scales and offsets of normalizations, do not
+    decay. Departures from the papers:
 
-    * adamw: `decay` is divided by `averaging_factor`, so that `learning_rate * decay` is the same
-      for any number of workers.
-    * sgd: an L2 penalty's gradient goes through the momentum, and each is felt 1/(1-momentum) times
-      as strongly in the end; `decay` is therefore `weight_decay / (1-momentum)`.
-    * lamb: in You et al. the decay is part of the update whose norm is fitted to the weight's; and
-      biases and scales are not fitted there. Keras' LAMB decays apart and fits all.
+    - `"adamw"`: `decay` is `weight_decay / averaging_factor`, so that `learning_rate * decay` does
+      not depend on the number of workers.
+    - `"sgd"`: in the papers an L2 penalty is part of the gradient, and momentum multiplies its
+      effect by 1 / (1 - momentum); `decay` is therefore `weight_decay / (1 - momentum)`.
+    - `"lamb"`: in You et al. the decay is part of the update that is scaled to the norm of the
+      weights, and biases and scales are not scaled. Keras applies the decay separately, and scales
+      all variables.
 
-    A saved optimizer forgets what does not decay: make a new one rather than train a loaded one.
+    A saved optimizer does not store which variables do not decay. Make a new one for further
+    training rather than use a loaded one.
 
     Args:
-      recipe: as it is trained.
+      recipe: the recipe.
       model: a built `keras.Model`.
-      steps: number of all steps of the run.
+      steps: number of steps of the whole run.
       global_batch: examples in one step of all workers together.
-      workers: how many share it.
+      workers: number of workers that share the global batch. Default 1.
     """
     from keras import optimizers
 
@@ -245,21 +256,21 @@ def optimizer(
     else:
         kind = {"adamw": optimizers.AdamW, "lamb": optimizers.Lamb}[recipe.optimizer]
         made = kind(rate, weight_decay=decay, epsilon=1e-6, global_clipnorm=clip)  # BERT's epsilon
-    # By name: a bias of an attention is a matrix, so that the rank tells nothing.
+    # Select by name, not by number of dimensions: a bias in an attention layer is a matrix.
     still = [v for v in model.trainable_variables if v.name.endswith(("bias", "gamma", "beta"))]
     made.exclude_from_weight_decay(var_list=still)
     return made
 
 
 def loss(recipe: Recipe, kind: str) -> "keras.losses.Loss":
-    """The cross-entropy of logits `[batch, …, classes]` with integer labels `[batch, …]`.
+    """Return the cross-entropy of logits `[batch, …, classes]` with integer labels `[batch, …]`.
 
-    For text it is the mean over the weights, `sum(w * loss) / sum(w)`: a sequence has fewer masks
-    than places for them, and the others, of weight 0, must not count.
+    For text it is the weighted mean, `sum(w * loss) / sum(w)`: a row may have fewer masks than
+    positions for them, and the unused positions, of weight 0, must not count.
 
     Args:
-      recipe: as it is trained.
-      kind: "images" or "text", see `models.kind`.
+      recipe: the recipe.
+      kind: `"images"` or `"text"`, see `models.kind`.
     """
     from keras import losses
 

@@ -1,4 +1,4 @@
-"""Residual networks for images.
+"""Build residual networks for images.
 
 Sources: He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016; Goyal
 et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv 1706.02677.
@@ -11,17 +11,17 @@ from keras import layers
 
 
 def resnet20(input_shape: tuple[int, ...], classes: int) -> keras.Model:
-    """ResNet-20 for small images (He et al. 2016, section 4.2).
+    """Return ResNet-20 for small images (He et al. 2016, section 4.2).
 
-    A 3x3 convolution, three stages of three basic blocks with 16, 32 and 64 filters (the second and
-    third stage halve the image), global average pooling and a dense layer: 20 layers with weights.
-    Shortcuts have no parameters (the paper's option A). For 32 x 32 x 3 images and 10 classes it
-    has 269 722 trainable parameters, and 1 376 moving statistics of its BatchNorms.
+    It has a 3x3 convolution, three stages of three basic blocks with 16, 32 and 64 filters (the
+    second and third stage halve the image), global average pooling and a dense layer: 20 layers
+    with weights. Shortcuts have no parameters (option A of the paper). With 32 x 32 x 3 images and
+    10 classes there are 269,722 trainable parameters and 1,376 moving statistics of BatchNorm.
 
-    Three departures: a block begins as the identity (Goyal et al. 2017, section 5.1); BatchNorm's
-    moving averages have the momentum 0.9 rather than Keras' 0.99, so that they are of use after
-    some dozen steps; and the output is logits, not probabilities, which is numerically better
-    behind a loss with `from_logits=True`.
+    Departures from the paper: a block is the identity at first (Goyal et al. 2017, section 5.1).
+    BatchNorm's moving averages have a momentum of 0.9 rather than the 0.99 of Keras, so that they
+    are useful after some dozens of steps. The output is logits rather than probabilities, which is
+    numerically better with a loss with `from_logits=True`.
 
     Args:
       input_shape: `(height, width, channels)`, any size; height and width may be None.
@@ -32,8 +32,9 @@ def resnet20(input_shape: tuple[int, ...], classes: int) -> keras.Model:
       `[batch, classes]` float32.
 
     Example:
-
-        model = resnet20((32, 32, 3), 10)
+      >>> from models import resnet
+      >>> resnet.resnet20((32, 32, 3), 10).output.shape
+      (None, 10)
     """
     images = keras.Input(input_shape, name="images")
     x = _convolution(images, 16)
@@ -46,14 +47,15 @@ def resnet20(input_shape: tuple[int, ...], classes: int) -> keras.Model:
 
 
 def resnet50(input_shape: tuple[int, ...], classes: int) -> keras.Model:
-    """ResNet-50 in the form the field trains, with 25 557 032 parameters for 1000 classes.
+    """Return ResNet-50 in its common form, with 25,557,032 parameters for 1000 classes.
 
     Departures from He et al. 2016, table 1: a block halves the image in its 3x3 convolution rather
-    than in the 1x1 before it ("v1.5"), and begins as the identity, for the scale of its last
-    BatchNorm is zero at first. The latter, as the other initial weights, is from Goyal et al. 2017,
-    section 5.1. Convolutions have no bias; BatchNorms have momentum 0.9 and epsilon 1e-5.
+    than in the 1x1 convolution before it ("v1.5"). A block is the identity at first, since the
+    scale of its last BatchNorm is initially zero; this and the other initial weights are from Goyal
+    et al. 2017, section 5.1. Convolutions have no bias. BatchNorm has momentum 0.9 and epsilon
+    1e-5.
 
-    The graph is KerasHub's, its layers are Keras' own: a saved model needs no KerasHub.
+    KerasHub builds the graph from layers of Keras; loading a saved model does not need KerasHub.
 
     Args:
       input_shape: `(height, width, channels)`, any size; height and width may be None.
@@ -64,10 +66,11 @@ def resnet50(input_shape: tuple[int, ...], classes: int) -> keras.Model:
       about 1, to logits `[batch, classes]` float32.
 
     Example:
-
-        model = resnet50((224, 224, 3), 1000)
+      >>> from models import resnet
+      >>> resnet.resnet50((224, 224, 3), 1000).output.shape
+      (None, 1000)
     """
-    from keras_hub.models import ResNetBackbone  # half a second that resnet20 does not need
+    from keras_hub.models import ResNetBackbone  # takes half a second; resnet20 does not need it
 
     backbone = ResNetBackbone(
         input_conv_filters=[64],
@@ -90,17 +93,20 @@ def resnet50(input_shape: tuple[int, ...], classes: int) -> keras.Model:
 
 
 def _with_initial_weights_of_goyal(layer):
-    """A copy of one of the backbone's layers."""
+    """Return a copy of one of the backbone's layers, with the initial weights of Goyal et al."""
     config = layer.get_config()
     if isinstance(layer, layers.Conv2D):
         config["kernel_initializer"] = "he_normal"
-    if layer.name.endswith("_3_bn"):  # the last of a block; a test counts them
+    if layer.name.endswith("_3_bn"):  # the last BatchNorm of a block; a test counts them
         config["gamma_initializer"] = "zeros"
     return type(layer).from_config(config)
 
 
 def _basic_block(x, filters: int, strides: int):
-    """relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))); bn's scale is 0 at first in the last."""
+    """Return relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))).
+
+    The scale of the outer bn is initially 0, which makes the block the identity.
+    """
     y = _convolution(x, filters, strides)
     y = layers.Activation("relu")(layers.BatchNormalization(momentum=0.9)(y))
     y = layers.BatchNormalization(momentum=0.9, gamma_initializer="zeros")(_convolution(y, filters))
@@ -108,7 +114,11 @@ def _basic_block(x, filters: int, strides: int):
 
 
 def _shortcut(x, filters: int, strides: int):
-    """The identity; where the shape changes, every other pixel and zeros for the new channels."""
+    """Return the shortcut of a block, which has no parameters (option A of the paper).
+
+    It is x itself if the shape stays the same; otherwise every other pixel, with zeros for the new
+    channels.
+    """
     if strides > 1:
         x = layers.MaxPooling2D(pool_size=1, strides=strides)(x)
     new = filters - x.shape[-1]
@@ -116,7 +126,7 @@ def _shortcut(x, filters: int, strides: int):
 
 
 def _convolution(x, filters: int, strides: int = 1):
-    """3x3, no bias: the BatchNorm that always follows has one."""
+    """Apply a 3x3 convolution without a bias; the BatchNorm that always follows has one."""
     return layers.Conv2D(
         filters,
         3,
@@ -128,7 +138,7 @@ def _convolution(x, filters: int, strides: int = 1):
 
 
 def _logits(x, classes: int, kernel_initializer: Any = "glorot_uniform"):
-    """`[batch, classes]` float32, under any dtype policy."""
+    """Return logits `[batch, classes]`, float32 under any dtype policy."""
     return layers.Dense(
         classes, kernel_initializer=kernel_initializer, dtype="float32", name="logits"
     )(x)

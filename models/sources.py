@@ -1,10 +1,10 @@
-"""Who reads which examples: arrays in memory, files of TensorFlow Datasets, rows of documents.
+"""Give each rank its part of the examples: of arrays, TensorFlow Datasets, or rows of documents.
 
     source = sources.InMemory((images, labels), (images, labels))
     examples = source.training(rank=0, size=4)     # a tf.data.Dataset, in a new order each time
 
-The parts of all ranks are disjoint, to train on and to validate on. TensorFlow is imported when
-examples are read.
+The parts of the ranks are disjoint, for training and for validation. TensorFlow is imported only
+when examples are read.
 """
 
 import itertools
@@ -18,17 +18,18 @@ from models import text
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_SHUFFLED_BYTES = 1 << 28  # of examples waiting to be drawn from: 256 MiB, 2000 images of ImageNet
-_SHUFFLED_ROWS = 1 << 14  # rows of text, likewise: 8 MiB with 128 tokens
-_HELD_OUT = 10_000  # examples at most, of a set that has none to validate on
-_GROUP = 128  # documents tokenised together; what is left over of their tokens is dropped
+_SHUFFLED_BYTES = 1 << 28  # shuffle buffer: 256 MiB, about 2000 images of ImageNet
+_SHUFFLED_ROWS = 1 << 14  # shuffle buffer for rows of text: 8 MiB with 128 tokens in a row
+_HELD_OUT = 10_000  # most examples held out of a data set without a split for validation
+_GROUP = 128  # documents tokenized together; their last tokens, which fill no row, are dropped
 
 
 class InMemory:
-    """Examples as arrays; the first axis counts them.
+    """Hold examples as arrays; the first axis is the example.
 
     Args:
-      training, validation: `(images, labels)`, or rows of text in a tuple of one.
+      training: `(images, labels)`, or `(rows,)` for text.
+      validation: the same for validation.
     """
 
     def __init__(self, training: tuple[np.ndarray, ...], validation: tuple[np.ndarray, ...]):
@@ -36,23 +37,39 @@ class InMemory:
         self.training_examples, self.validation_examples = len(training[0]), len(validation[0])
 
     def shares(self, size: int, classes_per_worker: int | None = None) -> list[int]:
-        """Training examples of each rank."""
+        """Return the number of training examples of each rank.
+
+        Args:
+          size: number of ranks.
+          classes_per_worker: number of classes that each rank sees. Default None: all.
+        """
         return [len(self._part(rank, size, classes_per_worker)) for rank in range(size)]
 
     def training(
         self, rank: int, size: int, classes_per_worker: int | None = None
     ) -> "tf.data.Dataset":
-        """This rank's examples, in a new order each time, as a `tf.data.Dataset`."""
+        """Return this rank's training examples as a `tf.data.Dataset`, in a new order each time.
+
+        Args:
+          rank: this rank.
+          size: number of ranks.
+          classes_per_worker: number of classes that each rank sees. Default None: all.
+        """
         part = self._part(rank, size, classes_per_worker)
         return _slices(self._training, part).shuffle(len(part))
 
     def validation(self, rank: int, size: int) -> "tf.data.Dataset":
-        """This rank's examples in their own order."""
+        """Return this rank's validation examples in a fixed order; all ranks get equally many.
+
+        Args:
+          rank: this rank.
+          size: number of ranks.
+        """
         share = self.validation_examples // size
         return _slices(self._validation, np.arange(share) * size + rank)
 
     def _part(self, rank: int, size: int, classes_per_worker: int | None = None) -> np.ndarray:
-        """Numbers of this rank's examples."""
+        """Return the indices of this rank's training examples."""
         if classes_per_worker is None:
             return np.arange(rank, self.training_examples, size)
         labels = self._training[1]
@@ -73,23 +90,24 @@ def _slices(arrays: tuple[np.ndarray, ...], chosen: np.ndarray) -> "tf.data.Data
 
     first, *others = (each[chosen] for each in arrays)
     options = tf.data.Options()
-    # There is nothing to tune, and the thread that tunes may sleep for some ten seconds before an
-    # iterator can end: with many processes one of them always makes the others wait.
+    # There is nothing to tune. The tuning thread may sleep for about ten seconds before an iterator
+    # can end; with many processes, one of them always makes the others wait.
     options.autotune.enabled = False
     slices = tf.data.Dataset.from_tensor_slices((first, *others) if others else first)
     return slices.with_options(options)
 
 
 class Prepared:
-    """What a set has, one rank's part at a time.
+    """Read examples of a prepared data set.
 
-    Trains on the split `train`; validates on `validation`, else on `test`, else on the last 5 % of
-    `train`, 10 000 examples at most, which then are not trained on.
+    The split `train` is for training. The split for validation is `validation`, or else `test`. If
+    the data set has neither, the last 5% of `train` are for validation instead of training, at most
+    10,000 examples.
 
     Args:
-      builder: of a prepared set.
-      pick: takes an example, a dict by feature, and returns what is wanted of it.
-      decoders: as in `builder.as_dataset`.
+      builder: the `tfds.core.DatasetBuilder` of a prepared data set.
+      pick: function from an example, a dict of features, to the values to keep.
+      decoders: as in `builder.as_dataset`. Default None.
     """
 
     def __init__(self, builder, pick: Callable, decoders: dict | None = None):
@@ -107,36 +125,61 @@ class Prepared:
         self.validation_examples = self._validation[2] - self._validation[1]
 
     def shares(self, size: int, classes_per_worker: int | None = None) -> list[int]:
-        """Training examples of each rank; they differ by one at most."""
+        """Return the number of training examples of each rank; they differ by at most one.
+
+        Args:
+          size: number of ranks.
+          classes_per_worker: not used.
+        """
         return [end - start for start, end in itertools.pairwise(self._bounds(size))]
 
     def training(
         self, rank: int, size: int, classes_per_worker: int | None = None
     ) -> "tf.data.Dataset":
-        """This rank's examples, in a new order each time, as a `tf.data.Dataset`."""
+        """Return this rank's training examples as a `tf.data.Dataset`, in a new order each time.
+
+        Args:
+          rank: this rank.
+          size: number of ranks.
+          classes_per_worker: not used.
+        """
         examples = self.in_files(rank, size)
         specs: Any = examples.element_spec
         train = self._builder.info.splits["train"]
-        # On disk, or decoded: an image of 10 kB may take 200 kB here.
+        # An example may be larger decoded than on disk: an image of 10 kB may take 200 kB.
         here = [spec.shape.num_elements() * spec.dtype.size for spec in specs if spec.shape.rank]
         each = max(1, train.num_bytes // train.num_examples, *here)
         return examples.shuffle(max(1, min(_SHUFFLED_BYTES // each, self.shares(size)[rank])))
 
     def in_files(self, rank: int, size: int) -> "tf.data.Dataset":
-        """Like `training`, but only the files come in a new order."""
+        """Return this rank's training examples; only the files are in a new order each time.
+
+        Args:
+          rank: this rank.
+          size: number of ranks.
+        """
         return self._read("train", *self._bounds(size)[rank : rank + 2], shuffle=True)
 
     def _bounds(self, size: int) -> list[int]:
         return [self.training_examples * rank // size for rank in range(size + 1)]
 
     def validation(self, rank: int, size: int) -> "tf.data.Dataset":
-        """This rank's examples, as many for all ranks, in their own order."""
+        """Return this rank's validation examples in a fixed order; all ranks get equally many.
+
+        Args:
+          rank: this rank.
+          size: number of ranks.
+        """
         name, start, _ = self._validation
         share = self.validation_examples // size
         return self._read(name, start + share * rank, start + share * (rank + 1))
 
     def first(self, count: int) -> "tf.data.Dataset":
-        """The first examples to train on."""
+        """Return the first training examples of the data set.
+
+        Args:
+          count: how many.
+        """
         return self._read("train", 0, count)
 
     def _read(self, split: str, start: int, end: int, shuffle: bool = False):
@@ -147,28 +190,49 @@ class Prepared:
 
 
 class Rows:
-    """Rows of the documents of `Prepared`; how many is known only after reading."""
+    """Read rows of tokens of prepared documents; their number is known only after reading.
+
+    Args:
+      documents: reads the documents.
+      wordpiece: makes rows of documents.
+    """
 
     training_examples = validation_examples = None
 
     def __init__(self, documents: Prepared, wordpiece: text.WordPiece):
         self._documents, self._wordpiece = documents, wordpiece
-        self.documents = documents.training_examples  # to train on
+        self.documents = documents.training_examples  # number of documents for training
 
     def shares(self, size: int, classes_per_worker: int | None = None) -> None:
-        """Not known."""
+        """Return None: the number of rows is unknown.
+
+        Args:
+          size: not used.
+          classes_per_worker: not used.
+        """
 
     def training(
         self, rank: int, size: int, classes_per_worker: int | None = None
     ) -> "tf.data.Dataset":
-        """Rows of this rank's documents, in a new order each time."""
+        """Return the rows of this rank's documents, in a new order each time.
+
+        Args:
+          rank: this rank.
+          size: number of ranks.
+          classes_per_worker: not used.
+        """
         return self._rows(self._documents.in_files(rank, size)).shuffle(_SHUFFLED_ROWS)
 
     def validation(self, rank: int, size: int) -> "tf.data.Dataset":
-        """Every `size`-th row of all documents.
+        """Return every `size`-th row of all documents; all ranks get equally many.
 
-        How many rows a document has is not known before, so equal shares of rows cannot be had from
-        shares of documents: every rank tokenises all of them, which is cheap beside a model.
+        The number of rows of a document is unknown in advance, so that equal shares of documents
+        would not give equal shares of rows. Every rank therefore tokenizes all documents, which is
+        cheap compared to a model.
+
+        Args:
+          rank: this rank.
+          size: number of ranks.
         """
         together = self._rows(self._documents.validation(0, 1)).batch(size, drop_remainder=True)
         return together.map(lambda rows: rows[rank])
@@ -176,7 +240,7 @@ class Rows:
     def _rows(self, documents):
         import tensorflow as tf
 
-        self._wordpiece.rows([])  # has a vocabulary trained here, not in a thread of tf.data
+        self._wordpiece.rows([])  # train a missing vocabulary here, not in a thread of tf.data
 
         def rows(documents):
             return self._wordpiece.rows([decoded(each) for each in documents])
@@ -189,7 +253,11 @@ class Rows:
 
 
 def decoded(document: bytes) -> str:
-    """A document as TensorFlow Datasets has it, as text."""
+    """Return a document of TensorFlow Datasets as text.
+
+    Args:
+      document: text in UTF-8; invalid bytes are replaced.
+    """
     return document.decode("utf-8", "replace")  # one bad byte must not end a long run
 
 

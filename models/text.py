@@ -1,17 +1,18 @@
-"""Text as rows of WordPiece tokens with masks to predict, as BERT is trained.
+"""Make rows of WordPiece tokens from text, with masked tokens to predict as in BERT.
 
     wordpiece = text.WordPiece(lambda: vocabulary.train(documents, 4096), length=64)
     rows = wordpiece.rows(documents)                   # int32 [rows, 64]
     batches = wordpiece.validation(tf.data.Dataset.from_tensor_slices(rows), 32)
 
-A batch is `(inputs, mask_ids, mask_weights)`. The inputs are int32: `token_ids`, `segment_ids` (all
-0, a row is one segment) and `padding_mask` (all 1, a row is full), each `[batch, length]`, and
-`mask_positions` `[batch, masks]`. `mask_ids`, int32 `[batch, masks]`, are the tokens to predict;
-`mask_weights`, float32 of the same shape, are 0 where a row has fewer tokens to predict, else 1.
+A batch is `(inputs, mask_ids, mask_weights)`. `inputs` is a dict of int32 tensors: `token_ids`,
+`segment_ids` (all 0: a row is one segment) and `padding_mask` (all 1: a row is full), each
+`[batch, length]`, and `mask_positions`, `[batch, masks]`. `mask_ids`, int32 `[batch, masks]`, are
+the tokens to predict. `mask_weights`, float32 `[batch, masks]`, are 1, and 0 at unused positions of
+a row with fewer tokens to predict.
 
 Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
-Understanding", NAACL 2019, section 3.1 and appendix A.1. Departures: no next-sentence prediction,
-and a row is any stretch of text.
+Understanding", NAACL 2019, section 3.1 and appendix A.1. Departures: there is no next-sentence
+prediction, and a row may begin and end anywhere in the text.
 """
 
 import functools
@@ -26,16 +27,21 @@ from models import vocabulary
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_SELECTED = 0.15  # of the tokens of a row that are not special
-_MASKED, _RANDOM = 0.8, 0.1  # of the selected; the rest stay as they are
+_SELECTED = 0.15  # share of a row's tokens, special ones apart, that are selected for prediction
+_MASKED, _RANDOM = 0.8, 0.1  # shares of selected tokens masked, and replaced; the rest stay
 
 
 class WordPiece:
-    """Documents to rows, and rows to batches, with one vocabulary and one length of rows.
+    """Make rows of documents, and batches of rows, with one vocabulary and one length of rows.
 
     Args:
-      read: returns the vocabulary, when it is first needed.
-      length: tokens of a row, with [CLS] and [SEP].
+      read: function that returns the vocabulary; called when it is first needed.
+      length: tokens in a row, including [CLS] and [SEP].
+
+    Attributes:
+      kind: `"text"`.
+      length: tokens in a row.
+      masks: most masks in a row.
     """
 
     kind = "text"
@@ -47,17 +53,17 @@ class WordPiece:
 
     @functools.cached_property
     def vocabulary(self) -> list[str]:
-        """The tokens; the first has id 0."""
+        """The tokens in the order of their ids, from 0."""
         return self._read()
 
     @property
     def arguments(self) -> dict:
-        """What a model is built with."""
+        """Arguments of `models.build`."""
         return {"vocabulary_size": len(self.vocabulary)}
 
     @functools.cached_property
     def special(self) -> list[int]:
-        """Ids of what is never selected: there is nothing to learn from predicting [UNK]."""
+        """Ids of the tokens that are never selected; predicting [UNK], too, would teach nothing."""
         return [self.vocabulary.index(token) for token in vocabulary.SPECIAL]
 
     @functools.cached_property
@@ -65,9 +71,16 @@ class WordPiece:
         return vocabulary.tokenizer(self.vocabulary)
 
     def rows(self, documents: Sequence[str]) -> np.ndarray:
-        """The documents' tokens, [SEP] between two documents, cut into rows: int32 [rows, length].
+        """Cut the tokens of documents into rows.
 
-        A row is [CLS], length - 2 tokens, [SEP]. What is left over at the end is dropped.
+        A row is [CLS], `length - 2` tokens, [SEP]. A [SEP] also stands between two documents. The
+        last tokens, which do not fill a row, are dropped.
+
+        Args:
+          documents: the texts.
+
+        Returns:
+          `[rows, length]` int32.
         """
         _, _, first, last, _ = self.special
         tokens = []
@@ -80,9 +93,12 @@ class WordPiece:
     def training(
         self, rows: "tf.data.Dataset", batch_size: int, augment: bool = True
     ) -> "tf.data.Dataset":
-        """Full batches with new masks for every row that comes, again or not.
+        """Return full batches for training, with new random masks each time a row comes.
 
-        Masks are what there is to learn from: `augment`, which images have, changes nothing.
+        Args:
+          rows: a `tf.data.Dataset` of rows.
+          batch_size: rows in a batch.
+          augment: not used; masks are always random.
         """
         import keras_hub
 
@@ -94,7 +110,7 @@ class WordPiece:
             unselectable_token_ids=self.special,
             mask_token_rate=_MASKED,
             random_token_rate=_RANDOM,
-            dtype="float32",  # of the weights, whatever the policy for models
+            dtype="float32",  # dtype of the weights, independent of the dtype policy
         )
 
         def mask(rows):
@@ -105,7 +121,12 @@ class WordPiece:
         return rows.batch(batch_size, drop_remainder=True).map(mask)
 
     def validation(self, rows: "tf.data.Dataset", batch_size: int) -> "tf.data.Dataset":
-        """Batches in which a row has the same masks in every pass, process and share."""
+        """Return batches for validation; a row has the same masks in every pass and on every rank.
+
+        Args:
+          rows: a `tf.data.Dataset` of rows.
+          batch_size: rows in a batch; the last batch may be smaller.
+        """
         import tensorflow as tf
 
         dtypes = [tf.int32, tf.int32, tf.int32, tf.float32]
@@ -114,10 +135,14 @@ class WordPiece:
         )
 
     def fixed_masks(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Masks that depend on the tokens of the row alone, by the rule of `training`.
+        """Mask rows by the rule of `training`, with random numbers seeded by the tokens of the row.
+
+        Args:
+          rows: `[batch, length]` int32.
 
         Returns:
-          token_ids `[batch, length]`; mask_positions, mask_ids, mask_weights `[batch, masks]`.
+          token_ids, `[batch, length]`; mask_positions, mask_ids and mask_weights, each
+          `[batch, masks]`.
         """
         token_ids = rows.copy()
         positions, ids = (np.zeros([len(rows), self.masks], np.int32) for _ in range(2))
@@ -151,10 +176,14 @@ class WordPiece:
         return inputs, tf.cast(ids, tf.int32), weights
 
     def unigram_cross_entropy(self, rows: "tf.data.Dataset") -> float:
-        """Nats a token that the best model without context needs for these rows.
+        """Return the cross-entropy of the best model without context, in nats per token.
 
-        It knows the frequencies of the very tokens that it predicts; only what can be selected
-        counts. `H = -sum_t p_t log p_t`.
+            H = -sum_t p_t log p_t
+
+        The model knows the frequencies p of the tokens in these rows. Special tokens do not count.
+
+        Args:
+          rows: a `tf.data.Dataset` of rows.
         """
         counts = np.zeros(len(self.vocabulary))
         for batch in rows.batch(1024).as_numpy_iterator():
@@ -164,6 +193,6 @@ class WordPiece:
         return float(-(frequencies * np.log(frequencies)).sum())
 
 
-# Makes a `WordPiece` from the size of its vocabulary, what identifies the documents that the
-# vocabulary is trained on, and a function that returns them.
+# Function that makes a `WordPiece`. Arguments: size of the vocabulary, a text that identifies the
+# documents to train the vocabulary on, and a function that returns these documents.
 Maker = Callable[[int, str, Callable[[], list[str]]], WordPiece]

@@ -1,9 +1,10 @@
-"""WordPiece vocabularies: trained, read and kept.
+"""Train, read and keep WordPiece vocabularies.
 
     tokens = vocabulary.cached(path, lambda: vocabulary.train(documents, 4096))
     ids = vocabulary.tokenizer(tokens).encode("A text.").ids
 
-A vocabulary is a list of tokens; the first has id 0. Text is put into lower case, without accents.
+A vocabulary is a list of tokens in the order of their ids, from 0. Text is converted to lower case,
+without accents.
 """
 
 import collections
@@ -16,11 +17,17 @@ import tokenizers
 from tokenizers import normalizers, pre_tokenizers, trainers
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_ALPHABET = 1000  # characters at most, as in the tokenizers library
+_ALPHABET = 1000  # most characters of a trained vocabulary, the default of the tokenizers library
 
 
 def tokenizer(tokens: list[str]) -> tokenizers.Tokenizer:
-    """BERT's, in lower case. A text's own "[MASK]" is a bracket and a word, not the special one."""
+    """Return BERT's tokenizer for lower case.
+
+    It splits a "[MASK]" that is part of a text into brackets and a word, not the special token.
+
+    Args:
+      tokens: the vocabulary.
+    """
     ids = {token: number for number, token in enumerate(tokens)}
     built = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token=UNK))
     built.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -29,11 +36,15 @@ def tokenizer(tokens: list[str]) -> tokenizers.Tokenizer:
 
 
 def train(documents: Sequence[str], size: int) -> list[str]:
-    """A WordPiece vocabulary of at most `size` tokens in lower case: the same one every time.
+    """Train a WordPiece vocabulary in lower case; the same documents give the same vocabulary.
 
-    `BertWordPieceTokenizer.train` gives another set each time: of two equally frequent pairs it
-    merges the one with the lower ids, and gives the pieces `##a`, `##b`, … ids in the order of a
-    hash table. Here the characters and their pieces come first, in a fixed order.
+    `BertWordPieceTokenizer.train` gives a different vocabulary each time. Of two equally frequent
+    pairs it merges the one with the lower ids, and it assigns ids to the pieces `##a`, `##b`, … in
+    the order of a hash table. Here the characters and these pieces come first, in a fixed order.
+
+    Args:
+      documents: the texts.
+      size: largest number of tokens.
     """
     blank = tokenizer([])
     counts = collections.Counter()
@@ -41,7 +52,7 @@ def train(documents: Sequence[str], size: int) -> list[str]:
         counts.update(blank.normalizer.normalize_str(document))
     by_count = sorted(counts, key=lambda character: (-counts[character], character))
     alphabet = [character for character in by_count if not character.isspace()][:_ALPHABET]
-    within_words = [  # "a," are two words
+    within_words = [  # leave out punctuation: "a," is two words
         f"##{character}"
         for character in alphabet
         if len(blank.pre_tokenizer.pre_tokenize_str(f"a{character}")) == 1
@@ -59,10 +70,14 @@ def train(documents: Sequence[str], size: int) -> list[str]:
 
 
 def load(path: str | os.PathLike) -> list[str]:
-    """Return the tokens of a `vocab.txt`: one a line, the first has id 0.
+    """Return the tokens of a `vocab.txt`, one per line.
+
+    Args:
+      path: the file; `~` stands for the home directory.
 
     Raises:
-      ValueError: there is no such file, or it is no vocabulary.
+      ValueError: the file does not exist, is not UTF-8, lacks a special token, or has a token
+        twice.
     """
     try:
         content = pathlib.Path(path).expanduser().read_text("utf-8")
@@ -75,7 +90,7 @@ def load(path: str | os.PathLike) -> list[str]:
         raise ValueError(
             f"The vocabulary {path} is not text in UTF-8. Name a vocab.txt with one token a line."
         ) from None
-    # Not splitlines: a token may be a character that ends a line elsewhere, U+2028 for one.
+    # Not splitlines: a token may be a character at which it splits, such as U+2028.
     tokens = [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")]
     missing = [token for token in SPECIAL if token not in tokens]
     if missing:
@@ -108,15 +123,19 @@ def check_kept(path: pathlib.Path) -> None:
 
 
 def cached(path: pathlib.Path, make: Callable[[], list[str]]) -> list[str]:
-    """Return the vocabulary at `path`; make and write it where there is none.
+    """Return the vocabulary at `path`; make and write it first if there is none.
 
-    Processes that do so at the same time each write a file of their own and move it: nobody ever
-    reads half of one.
+    Several processes may do this at the same time. Each writes its own file and moves it, so that
+    no process reads an incomplete one.
+
+    Args:
+      path: the file; its directory must exist.
+      make: function that returns the vocabulary.
     """
     if not path.exists():
         content = "\n".join(make()) + "\n"
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as partial:
-            # Not a temporary file, which other users may not read.
+            # Not tempfile.NamedTemporaryFile: other users could not read the file.
             file = pathlib.Path(partial, path.name)
             file.write_text(content, "utf-8")
             file.replace(path)

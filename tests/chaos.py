@@ -1,13 +1,13 @@
-"""Chaos: workers that are killed, stopped or held up at a chosen or random step and phase.
+"""Kill, stop or delay workers at a chosen or random step and phase of training.
 
     python tests/chaos.py --runs=60 --output=output/chaos.json
     python tests/chaos.py --runs=60 --returning
 
-Each run trains a small model on four real processes with `GossipPGA(on_worker_lost="continue")`
-and kills one or two of them. It is passed when all others finish `fit` with the same weights, and a
-loss within 10 % of that of an undisturbed run of as many workers. With `--returning` those that are
-killed are started again, and taken in by the others; in half of the runs a third worker, or one of
-them, is killed while this happens. In a script of your own:
+Each run trains a small model on four real processes with `GossipPGA(on_worker_lost="continue")`,
+and kills one or two of them. A run passes if all others finish `fit` with the same weights, and
+with a loss within 10% of an undisturbed run with as many workers. With `--returning` the killed
+workers are restarted, and join the others. In half of these runs any worker, possibly one that was
+killed before, is killed while they join. In another script:
 
     events = [Event(rank=2, step=40, phase="exchange")]
     model.fit(…, callbacks=[Chaos(cluster.rank, events), gossip])
@@ -38,37 +38,37 @@ from tf_gossip_pga.checkpoint import files as files_lib
 from tf_gossip_pga.cluster import tf_config as cluster_lib
 from tf_gossip_pga.exchange import process
 
-# Where in a step or epoch: while it computes; a moment after its exchange has begun, which every
-# `H`-th time is a global average; in the validation after the epoch of this step; at its end; a
-# moment after that, while a checkpoint is taken, if it is.
+# When in a step or epoch an event happens: during the computation; shortly after the start of the
+# exchange; during the validation at the end of the epoch; at the end of the epoch; shortly after
+# that, during a checkpoint if there is one.
 PHASES = ("computing", "exchange", "validation", "epoch end", "checkpoint")
 
-# Before the epoch after this step begins; a moment after that, while those that have come back are
-# taken in. What comes back itself is hit a moment after its `fit` has begun.
+# Before the epoch after this step begins; shortly after that, while restarted workers join. On a
+# restarted worker an admission event happens shortly after the start of its `fit`.
 PHASES_OF_RETURNS = ("epoch begin", "admission")
 
 WORKERS, EPOCHS, STEPS, PERIOD, BATCH = 4, 4, 15, 4, 64
-LAST_EPOCH = (EPOCHS - 1) * STEPS  # steps before it
+LAST_EPOCH = (EPOCHS - 1) * STEPS  # number of steps before the last epoch
 DEADLINE_S = 240
 
-_AWAITING = "awaiting"  # a file, once others wait for those that come back
+_AWAITING = "awaiting"  # file that exists once other workers wait for restarted ones
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """Something that happens to one rank.
+    """Describe an event on one rank.
 
     Attributes:
-      rank: whom it happens to.
-      step: when, counted from 1 over the whole run.
+      rank: the rank.
+      step: the step, counted from 1 over the whole run.
       phase: one of `PHASES` or `PHASES_OF_RETURNS`.
-      kind: `"kill"`: SIGKILL; `"stop"`: SIGSTOP, and SIGCONT after `seconds`; `"delay"`: a sleep of
-        `seconds`; `"cut"`: its network interface goes down, where it has one of its own; `"await"`:
-        it waits until all that were lost ask to be taken in again.
-      seconds: for `"stop"` and `"delay"`; also how long after its beginning an exchange, a
-        checkpoint or an admission is hit.
-      returns: whether what was killed is started again, to join the others. Later events of this
-        rank happen to it then.
+      kind: `"kill"`: SIGKILL. `"stop"`: SIGSTOP, and SIGCONT after `seconds`. `"delay"`: a sleep of
+        `seconds`. `"cut"`: its network interface goes down; it must be on a separate host.
+        `"await"`: it waits until all lost workers have asked to join.
+      seconds: duration of `"stop"` and `"delay"`. Also the time from the start of an exchange,
+        checkpoint or admission to the event.
+      returns: whether a killed worker is restarted, to join the others. Later events of its rank
+        then happen to the restarted worker.
     """
 
     rank: int
@@ -80,15 +80,15 @@ class Event:
 
 
 class Chaos(keras.callbacks.Callback):
-    """Makes this rank's events happen. Comes before `GossipPGA` in the list.
+    """Make the events of this rank happen. It must stand before `GossipPGA` in the callbacks.
 
     Args:
-      rank: this worker's.
-      events: of all ranks.
-      log: a file that gets a line with the time of each event.
+      rank: this rank.
+      events: the events of all ranks.
+      log: file to which the time of each event is appended.
 
     Attributes:
-      awaited_s: how long it has waited for others to come back.
+      awaited_s: how long this rank has waited for restarted workers.
     """
 
     def __init__(self, rank: int, events, log=os.devnull):
@@ -159,7 +159,7 @@ class Chaos(keras.callbacks.Callback):
 
 
 def plan(seed: int) -> list[Event]:
-    """One or two kills at random; of rank 0 in a quarter of the runs."""
+    """Return one or two random kills; in a quarter of the runs one of them is on rank 0."""
     draw = random.Random(seed)
     ranks = [0] if seed % 4 == 0 else [draw.randrange(1, WORKERS)]
     if seed % 3 == 0:
@@ -176,9 +176,10 @@ def plan(seed: int) -> list[Event]:
 
 
 def plan_of_returns(seed: int) -> list[Event]:
-    """As `plan`, but in the first two epochs; all wait before the last one for who comes back.
+    """Return kills as in `plan`, but in the first two epochs, with restarts.
 
-    In every other run they are not started again before that, and another is killed meanwhile.
+    Before the last epoch the other workers wait for the restarted ones. In every other run the
+    restart comes only then, and a random worker is killed while they join.
     """
     draw = random.Random(seed)
     events = []
@@ -197,10 +198,10 @@ def plan_of_returns(seed: int) -> list[Event]:
 
 
 def settings(seed: int, returning: bool = False) -> dict:
-    """Arguments of `GossipPGA`, at random; `H` of 0 stands for an adaptive period.
+    """Return random arguments of `GossipPGA`, and whether to take checkpoints.
 
-    Every other run takes checkpoints; where workers return, all do, since one that comes back
-    learns from its `Checkpoint` which epoch begins.
+    An `H` of 0 stands for an adaptive period. Every other run takes checkpoints. If workers are
+    restarted every run does: a joining worker learns from its `Checkpoint` which epoch begins.
     """
     draw = random.Random(1000 + seed)
     return {
@@ -216,12 +217,12 @@ def settings(seed: int, returning: bool = False) -> dict:
 
 
 class Clock(keras.callbacks.Callback):
-    """When this rank first knew of each loss. Comes after `GossipPGA`.
+    """Record when this rank learns of lost workers. It must stand after `GossipPGA`.
 
     Attributes:
-      moments: of each loss.
-      pause_s: the longest time from one batch to the next, without that in which this rank has
-        waited for others to come back.
+      moments: the time at which this rank knew of each loss.
+      pause_s: longest time from one batch to the next, except for the time in which this rank
+        waited for restarted workers.
     """
 
     def __init__(self, cluster, chaos: Chaos):
@@ -249,14 +250,20 @@ class Clock(keras.callbacks.Callback):
 
 
 def data(rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points on the plane with one of three labels; rank -1 has those for validation."""
+    """Return points in the plane with one of three labels; rank -1 stands for validation."""
     draw = np.random.default_rng(1 + rank)
     x = draw.normal(size=(EPOCHS * STEPS * BATCH, 2)).astype(np.float32)
     return x, (np.arctan2(x[:, 0], x[:, 1]) // (np.pi * 2 / 3) + 2).astype(np.int32)
 
 
 def work(folder: pathlib.Path, events: list[Event], arguments: dict):
-    """Trains, and writes what came of it."""
+    """Train as one worker, and write the result.
+
+    Args:
+      folder: directory for results, events and checkpoints.
+      events: the events of all ranks.
+      arguments: arguments of `GossipPGA`; see `settings`.
+    """
     import tf_gossip_pga as pga
 
     cluster = pga.initialize()
@@ -297,7 +304,7 @@ def work(folder: pathlib.Path, events: list[Event], arguments: dict):
         "step": gossip.step,
         "epochs": history.epoch,
     }
-    # Those that are left can train again.
+    # The surviving workers can train again.
     model.fit(x[: 2 * BATCH], y[: 2 * BATCH], batch_size=BATCH, verbose=0, callbacks=[gossip])
     result |= {
         "lost": sorted(cluster.lost),
@@ -309,7 +316,7 @@ def work(folder: pathlib.Path, events: list[Event], arguments: dict):
 
 
 def _newest_checkpoint(folder: pathlib.Path) -> tuple[int, int]:
-    """The epoch and step with which the newest complete one lets a run go on."""
+    """Return the epoch and step of the newest complete checkpoint, and check its files."""
     newest = files_lib.CheckpointFiles(folder, keep=1)
     manifest = newest.read(newest.complete()[0])
     for name in manifest["files"]:
@@ -322,13 +329,13 @@ def _newest_checkpoint(folder: pathlib.Path) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Of one run.
+    """Hold the outcome of one run.
 
     Attributes:
-      results: rank -> what it has written; those that finished.
-      exit_codes: of all ranks; None for those that were ended at the deadline.
-      said: what each rank printed, in all its lives.
-      recovery_s: from the last event until the last survivor knew of it; None without.
+      results: rank -> its result, for ranks that finished.
+      exit_codes: exit code of each rank; None if it was still running at the deadline.
+      said: output of each rank, including its restarts.
+      recovery_s: seconds from the last event until the last survivor knew of it; None if none did.
     """
 
     results: dict[int, dict]
@@ -338,18 +345,18 @@ class Outcome:
 
     @property
     def output(self) -> str:
-        """What all printed."""
+        """The output of all ranks."""
         return "".join(f"---- rank {rank}\n{said}" for rank, said in enumerate(self.said))
 
 
 def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str = "") -> Outcome:
-    """Trains on so many processes, to which these events happen.
+    """Train with several processes while events happen.
 
     Args:
-      events: on any of the ranks.
-      arguments: of `GossipPGA`; see `settings`.
-      workers: how many processes.
-      hosts: where each is a host of its own, how to join it (`benchmarks/links.py`).
+      events: the events of all ranks.
+      arguments: arguments of `GossipPGA`; see `settings`.
+      workers: number of processes.
+      hosts: `Hosts.flag` of `benchmarks/links.py` if each process has a separate host; else empty.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -391,7 +398,7 @@ def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str
 
 
 def _start(folder, given, rank: int, events, arguments, hosts, joins=False):
-    """A worker's process, to which these events happen."""
+    """Start the process of a worker, with the events that remain."""
     plan_ = json.dumps([[dataclasses.asdict(event) for event in events], arguments, hosts])
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment["TF_CONFIG"] = cluster_lib.to_tf_config(given, rank)
@@ -408,7 +415,7 @@ def _start(folder, given, rank: int, events, arguments, hosts, joins=False):
 
 
 def problem(events: list[Event], outcome: Outcome, undisturbed_loss: float) -> str | None:
-    """Return what is wrong with an outcome, or None."""
+    """Return a description of what is wrong with an outcome, or None."""
     killed = _killed(events, outcome)
     survivors = set(range(len(outcome.exit_codes))) - killed
     if None in outcome.exit_codes:
@@ -429,7 +436,7 @@ def problem(events: list[Event], outcome: Outcome, undisturbed_loss: float) -> s
 
 
 def _ends(events: list[Event]) -> dict[int, Event]:
-    """Return rank -> the last event that ends it."""
+    """Return the last event that ends each rank, for ranks that have one."""
     return {event.rank: event for event in events if event.kind in ("kill", "cut")}
 
 
@@ -438,7 +445,7 @@ def _killed(events: list[Event], outcome: Outcome) -> set[int]:
     ends = _ends(events)
     killed = {rank for rank, event in ends.items() if not event.returns}
     if any(ends[rank].phase == "admission" for rank in killed):
-        # Another joining worker may have to be started once more, and then says so.
+        # If a joining worker is killed, another one may fail to join, and says so.
         for rank in {event.rank for event in events if event.returns} - killed:
             missed = any(each in outcome.said[rank] for each in ("WorkerLost: ", "does not answer"))
             if outcome.exit_codes[rank] == 1 and missed:
@@ -447,7 +454,7 @@ def _killed(events: list[Event], outcome: Outcome) -> set[int]:
 
 
 def _unfinished(events: list[Event], outcome: Outcome) -> str | None:
-    """Return which rank did not take all steps, or None; a rank that returned began later."""
+    """Return which rank did not take all steps, or None; restarted ranks begin at a later epoch."""
     returned = {event.rank for event in events if event.returns}
     for rank, each in outcome.results.items():
         began = each["epochs"][0]
@@ -459,7 +466,7 @@ def _unfinished(events: list[Event], outcome: Outcome) -> str | None:
 
 def _wrong_checkpoints(events: list[Event], outcome: Outcome) -> str | None:
     """Return the epochs and steps of the newest checkpoints if one is too old, or None."""
-    # A worker may have taken the very last checkpoint with it.
+    # A worker killed in the last epoch may have prevented the last checkpoint.
     least = EPOCHS - any(event.step >= LAST_EPOCH for event in _ends(events).values())
     saved = [each["checkpoint"] for each in outcome.results.values() if each["checkpoint"]]
     if any(epoch < least or step != epoch * STEPS for epoch, step in saved):
@@ -468,7 +475,7 @@ def _wrong_checkpoints(events: list[Event], outcome: Outcome) -> str | None:
 
 
 def main():
-    """The runs, one line each, and a summary."""
+    """Run all seeds, and print a line for each and a summary."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--first", type=int, default=0, help="seed of the first run")
@@ -493,7 +500,7 @@ def main():
         arguments = settings(seed, options.returning)
         outcome = run(events, arguments)
         kills = [event for event in events if event.kind == "kill"]
-        # Those that come back train with the others for the last epoch alone.
+        # Restarted workers train only in the last epoch; compare with a run without them.
         wrong = problem(events, outcome, undisturbed[WORKERS - min(2, len(kills))])
         seconds = outcome.recovery_s
         if options.returning:

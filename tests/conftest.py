@@ -1,4 +1,4 @@
-"""What all tests share: deadlines, pools of workers, and the checks at a session's end."""
+"""Provide what all tests share: deadlines, pools of workers, and checks at the end of a session."""
 
 import collections
 import os
@@ -24,7 +24,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if not hasattr(config, "workerinput"):  # the one that starts the others, who inherit it
+    if not hasattr(config, "workerinput"):  # the main process; the others inherit its factor
         deadlines.calibrate()
     processes.mark()
 
@@ -35,7 +35,7 @@ def pytest_report_header():
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_left_behind(tmp_path_factory):
-    """Check at the end that no process and no file outlives the tests."""
+    """Check at the end that the tests leave no process and no file behind."""
     before = set(os.listdir(_ROOT))
     scratch = tmp_path_factory.mktemp("scratch")
     with pytest.MonkeyPatch.context() as patch:
@@ -43,7 +43,7 @@ def _nothing_is_left_behind(tmp_path_factory):
         patch.setattr(tempfile, "tempdir", str(scratch))
         yield
     nursery.close()
-    deadline = deadlines.Deadline(30)  # for what ends at this moment
+    deadline = deadlines.Deadline(30)  # some processes may just be ending
     deadline.until(lambda: not processes.marked(), lambda: f"Still running: {processes.marked()}")
     new = set(os.listdir(_ROOT)) - before - _CACHES
     assert not new, f"The tests have left {sorted(new)} in {_ROOT}."
@@ -51,7 +51,7 @@ def _nothing_is_left_behind(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pools(_nothing_is_left_behind):
-    """Worker processes that stay, for tests that need none of their own: see `pool`."""
+    """Return worker processes that tests share; see `pool`."""
     shared = pool.Pools()
     yield shared
     shared.close()
@@ -99,7 +99,7 @@ def pytest_sessionfinish(session):
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     found = getattr(node, "workeroutput", {}).get("deselected", [])
-    node.config.stash[_deselected] = found  # each node has found the same
+    node.config.stash[_deselected] = found  # every node deselects the same tests
 
 
 def pytest_terminal_summary(terminalreporter, config):

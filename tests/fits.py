@@ -1,11 +1,11 @@
-"""Kills between the fits of one script, and inside of them: nobody else is lost.
+"""Kill a worker between or inside the fits of a script, and check that no other is lost.
 
     python tests/fits.py --seeds=20
     python tests/fits.py --seeds=1 --first=7 --fits=30
 
-Each seed trains a small model in `--fits` short fits of one script, on three real processes with
-`GossipPGA(on_worker_lost="continue")`; between them each validates. One process is killed at a
-random moment. The run is passed when the others complete all fits, with the same weights.
+For each seed, three real processes train a small model in `--fits` short fits of one script, with
+`GossipPGA(on_worker_lost="continue")`. Each process validates between fits. One process is killed
+at a random moment. A run passes if the others complete all fits with the same weights.
 """
 
 import argparse
@@ -30,14 +30,19 @@ DEADLINE_S = 180
 
 
 class _Step(keras.callbacks.Callback):
-    """Take a little time in each step, so that kills hit steps too."""
+    """Lengthen each step a little, so that a kill may hit a step."""
 
     def on_train_batch_begin(self, batch, logs=None):
         time.sleep(0.005)
 
 
 def work(folder: pathlib.Path, fits: int):
-    """Train in so many fits, and write what came of it."""
+    """Train in several fits, and write the result.
+
+    Args:
+      folder: directory for the results of all ranks.
+      fits: number of fits.
+    """
     import tf_gossip_pga as pga
 
     cluster = pga.initialize()
@@ -65,10 +70,15 @@ def work(folder: pathlib.Path, fits: int):
 
 
 def run(victim: int, after_s: float, fits: int) -> tuple[dict[int, dict], list[int | None], str]:
-    """Kill one process so many seconds after all have completed the first fit.
+    """Train with three processes, and kill one of them.
+
+    Args:
+      victim: the rank to kill.
+      after_s: when to kill it, in seconds after all processes have completed the first fit.
+      fits: number of fits.
 
     Returns:
-      What each rank has written, by rank; the exit codes; what all have printed.
+      Results by rank, exit codes, and the output of all processes.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -81,7 +91,7 @@ def run(victim: int, after_s: float, fits: int) -> tuple[dict[int, dict], list[i
             processes[victim].kill()
             deadline.until(lambda: all(each.poll() is not None for each in processes))
         except TimeoutError:
-            pass  # the exit codes tell
+            pass  # the exit codes show it
         finally:
             exit_codes = [each.poll() for each in processes]
             for each in processes:
@@ -115,7 +125,7 @@ def _start(folder: pathlib.Path, given, rank: int, fits: int) -> subprocess.Pope
 
 
 def problem(victim: int, fits: int, results: dict[int, dict], exit_codes: list) -> str | None:
-    """Return what is wrong with a run, or None."""
+    """Return a description of what is wrong with a run, or None."""
     survivors = set(range(WORKERS)) - {victim}
     if any(exit_codes[rank] != 0 for rank in survivors) or not survivors <= set(results):
         return f"exit codes {exit_codes}"
@@ -128,7 +138,7 @@ def problem(victim: int, fits: int, results: dict[int, dict], exit_codes: list) 
 
 
 def main():
-    """The runs, one line each, and a summary."""
+    """Run all seeds, and print a line for each and a summary."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="the first seed")

@@ -1,4 +1,4 @@
-"""Simulate the membership protocol under many random schedules, and print what does not hold.
+"""Simulate the membership protocol under many random schedules, and print violations.
 
 python tests/protocol.py --schedules=100000 --first=0
 """
@@ -17,7 +17,15 @@ from tests.support import protocol_simulation as simulation
 
 
 def findings(first: int, count: int) -> tuple[collections.Counter, list[str]]:
-    """Return how many schedules ended how, and each violation with its shortened schedule."""
+    """Simulate the schedules of consecutive seeds.
+
+    Args:
+      first: the first seed.
+      count: number of seeds.
+
+    Returns:
+      How many schedules ended in each way, and each violation with its shortened schedule.
+    """
     kinds, texts = collections.Counter(), []
     for seed in range(first, first + count):
         schedule = schedules.from_seed(seed)

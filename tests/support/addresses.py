@@ -1,8 +1,8 @@
-"""Addresses on this machine that nobody else takes before a worker listens on them.
+"""Find addresses on this machine that no other program takes before a worker listens on them.
 
-The operating system gives ports from one range to whoever asks for any, outgoing connections
-included. A port of that range that was free a second ago may be taken, the more so on a busy
-machine; below the range nobody gets a port by chance.
+The operating system assigns ports from one range to programs that ask for any port, and to outgoing
+connections. A port of that range may be taken a second after it was free. Ports below the range are
+not assigned.
 """
 
 import functools
@@ -15,11 +15,15 @@ from collections.abc import Iterator
 _SLICE, _SLICES = (
     1000,
     10,
-)  # ports of a test process, and how many have their own
+)  # ports of each test process, and number of test processes with separate ports
 
 
 def free(count: int) -> list[str]:
-    """Return so many `host:port` that nobody listens on, none of them twice in a row."""
+    """Return free addresses, `host:port`; calls in a row return different ones.
+
+    Args:
+      count: number of addresses.
+    """
     found = []
     while len(found) < count:
         port = next(_ports())
@@ -37,6 +41,6 @@ def _ports() -> Iterator[int]:
     given = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     first = max(1024, int(given) - _SLICE * (1 + int(worker) % _SLICES))
-    # Two sessions at once begin at different places of the slice.
+    # Let sessions that run at the same time begin at different ports.
     offset = 7 * os.getpid() % _SLICE
     return itertools.cycle([first + (offset + index) % _SLICE for index in range(_SLICE)])

@@ -1,4 +1,4 @@
-"""A small model with everything that a checkpoint keeps, for its tests."""
+"""Make a small model with everything that a checkpoint keeps, for tests of checkpoints."""
 
 import hashlib
 import os
@@ -16,11 +16,11 @@ def data(rank: int):
 
 
 def a_model(rank: int, optimizer="adam"):
-    """With everything that a rank may have of its own: dropout, an integer, an optimizer."""
+    """Return a model with state that differs between ranks: dropout, an integer, an optimizer."""
     import keras
 
     class Counting(keras.layers.Layer):
-        """Counts its calls."""
+        """Count its calls."""
 
         def build(self, shape):
             self.count = self.add_weight(shape=(), dtype="int32", trainable=False, name="count")
@@ -53,17 +53,17 @@ def a_gossip(H=4, **arguments):  # noqa: N803
     import tf_gossip_pga as pga
 
     if H == "adaptive":
-        # At step 12 it remembers the loss of the first batch after a global average: after the one
-        # of step 10 that is the checkpoint, not after that of step 9.
+        # At step 12 the schedule remembers the loss of the first batch after a global average. The
+        # checkpoint averages at step 10, so this is the batch after step 10, not after step 9.
         H = pga.AdaptivePeriod(initial=3, warmup_steps=12, maximum=8)  # noqa: N806
-    # Of two ranks a gossip makes both equal, with these weights it does not.
+    # With the usual weights a gossip makes two ranks equal; with these it does not.
     uneven = pga.topology.from_matrix([[0.75, 0.25], [0.25, 0.75]])
     two = pga.initialize().size == 2
     return pga.GossipPGA(H, uneven if two else "ring", **arguments)
 
 
 def digests(model) -> dict[str, str]:
-    """Of every variable, so that a test that fails says which."""
+    """Return a digest of each variable, so that a failing test shows which one differs."""
     variables = [*model.variables, *model.optimizer.variables]
     return {
         f"{place} {v.path}": hashlib.sha256(v.value.numpy().tobytes()).hexdigest()[:16]
@@ -72,7 +72,7 @@ def digests(model) -> dict[str, str]:
 
 
 class LeftError(Exception):
-    """Leaves `fit`, as a crash would."""
+    """Leave `fit` as a crash would."""
 
 
 # ---- SIGTERM ------------------------------------------------------------------------------------

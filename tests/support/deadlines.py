@@ -1,8 +1,8 @@
-"""Deadlines for a machine that other programs may use too.
+"""Set deadlines on a machine that other programs may use at the same time.
 
-A deadline ends what hangs; it says nothing about speed. `calibrate` measures once, at the start of
-a session, how long a fixed piece of work takes under the present load, and `scaled` stretches every
-deadline by that. Processes that the session starts inherit the factor.
+A deadline ends what hangs; it does not test speed. At the start of a session `calibrate` measures
+how long a fixed piece of work takes under the current load. `scaled` multiplies every deadline by
+the resulting factor. Processes that the session starts inherit the factor.
 """
 
 import os
@@ -12,11 +12,11 @@ import time
 
 _VARIABLE = "TF_GOSSIP_PGA_TEST_DEADLINE_FACTOR"
 
-# Seconds that the fixed work takes on one idle core of a small virtual machine.
+# Time of the fixed work on one idle core of a small virtual machine.
 _NOMINAL_S = 0.5
 _LARGEST = 10.0
 
-# Start an interpreter, import from disk, compute: what the tests' worker processes do too.
+# Like a worker process of the tests: start an interpreter, import from disk, compute.
 _WORK = """
 import numpy
 numbers = numpy.random.default_rng(0).normal(size=(200, 200))
@@ -27,9 +27,9 @@ sum(number * number for number in range(10**6))
 
 
 def calibrate() -> float:
-    """Measure the factor by which this machine is slower than an idle one, and keep it.
+    """Measure and return the factor by which this machine is slower than an idle one.
 
-    The processes that this one starts from now on inherit it.
+    Processes that this one starts afterwards inherit the factor.
     """
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", _WORK], check=True)
@@ -39,25 +39,29 @@ def calibrate() -> float:
 
 
 def factor() -> float:
-    """Return what `calibrate` has measured, at least 1; 1 where nobody has."""
+    """Return the factor that `calibrate` measured, at least 1; 1 if it was not called."""
     return float(os.environ.get(_VARIABLE, "1"))
 
 
 def scaled(seconds: float) -> float:
-    """Return a deadline, given in seconds for an idle machine, for this one."""
+    """Return a deadline for this machine.
+
+    Args:
+      seconds: the deadline on an idle machine.
+    """
     return seconds * factor()
 
 
 def long() -> float:
-    """Return the deadline for what starts processes, far beyond what it needs: it ends hangs."""
+    """Return a deadline for tests that start processes, far longer than they need."""
     return scaled(240)
 
 
 class Deadline:
-    """One deadline for several waits.
+    """Limit several waits by one deadline.
 
     Args:
-      seconds: for an idle machine.
+      seconds: the deadline on an idle machine.
     """
 
     def __init__(self, seconds: float):
@@ -65,14 +69,19 @@ class Deadline:
         self._ends = time.monotonic() + self._seconds
 
     def remaining(self) -> float:
-        """Return the seconds that are left, at least 0."""
+        """Return the remaining seconds, at least 0."""
         return max(0.0, self._ends - time.monotonic())
 
     def until(self, happened, describe=lambda: "", every_s: float = 0.05):
-        """Wait until `happened()` is true, and return what it returned.
+        """Wait until `happened()` is true, and return its value.
+
+        Args:
+          happened: function without arguments.
+          describe: function that returns the state as text, for the error message.
+          every_s: seconds between calls of `happened`.
 
         Raises:
-          TimeoutError: the deadline passed first; `describe()` says what was there.
+          TimeoutError: the deadline passed.
         """
         while not (found := happened()):
             if not self.remaining():

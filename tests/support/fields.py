@@ -1,4 +1,4 @@
-"""The fields of `results.json`."""
+"""List the fields of `results.json`."""
 
 FIELDS = {
     *("algorithm", "model", "dataset", "H", "topology", "workers", "epochs", "steps"),

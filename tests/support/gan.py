@@ -1,4 +1,4 @@
-"""A model that trains with two optimizers of its own and has no `call`, as GANs are written."""
+"""Define a GAN: a model with two optimizers, a `train_step` and no `call`."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ LATENT, WIDTH = 3, 4
 
 
 class Gan(keras.Model):
-    """A generator and a discriminator, and what Keras does not know: a `tf.Variable`."""
+    """Train a generator and a discriminator; keep a `tf.Variable`, which Keras does not track."""
 
     def __init__(self, rank: int):
         super().__init__()
@@ -20,12 +20,12 @@ class Gan(keras.Model):
         self.steps = tf.Variable(0)
 
     def compile(self, discriminator, generator):
-        """Take the optimizers of both."""
+        """Set the optimizers of the discriminator and the generator."""
         super().compile()
         self.d_optimizer, self.g_optimizer = discriminator, generator
 
     def train_step(self, real):
-        """Train each on a batch of examples `[n, WIDTH]`."""
+        """Train both on a batch of real examples, `[n, WIDTH]`."""
         count = tf.shape(real)[0]
         made = keras.random.normal((count, LATENT), seed=self.noise)
         with tf.GradientTape(persistent=True) as tape:
@@ -45,12 +45,12 @@ class Gan(keras.Model):
 
 
 def a_gan(rank: int) -> Gan:
-    """Return a compiled one, with weights of its rank."""
+    """Return a compiled GAN with initial weights that depend on the rank."""
     gan = Gan(rank)
     gan.compile(keras.optimizers.Adam(0.01), keras.optimizers.SGD(0.01, momentum=0.9))
     return gan
 
 
 def data(rank: int, rows: int = 24) -> np.ndarray:
-    """Return a rank's examples."""
+    """Return the examples of a rank, `[rows, WIDTH]`."""
     return np.random.default_rng(rank).normal(size=(rows, WIDTH)).astype("float32")

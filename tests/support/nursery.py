@@ -1,8 +1,9 @@
-"""Fork child processes from one that has imported the expensive modules already.
+"""Fork child processes from a process that has already imported the expensive modules.
 
-To import TensorFlow and Keras takes four seconds of a processor, and the tests start some hundreds
-of processes. TensorFlow can be forked as long as it has not run: `initialize` starts it in the
-child. From then on a child's session, signals and end are those of any other process.
+Importing TensorFlow and Keras takes four seconds of processor time, and the tests start hundreds of
+processes. A process that has imported TensorFlow can fork until TensorFlow runs; here `initialize`
+starts it, in the child. A child has its own session, and gets signals and ends like any other
+process.
 
     with nursery.forks():
         launch.launch([sys.executable, "tests/support/workers.py", …], 2)
@@ -12,6 +13,7 @@ child. From then on a child's session, signals and end are those of any other pr
 
 import atexit
 import contextlib
+import faulthandler
 import functools
 import gc
 import importlib.abc
@@ -32,7 +34,7 @@ from unittest import mock
 
 from tests.support import deadlines
 
-# What is imported before the first fork; `LIGHT` for programs that must do without TensorFlow.
+# Modules to import before the first fork; `LIGHT` is for programs that must not import TensorFlow.
 HEAVY = (
     "keras",
     "numpy",
@@ -44,15 +46,18 @@ LIGHT = ("numpy", "sklearn.datasets", "train")
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _POLL_S = 0.02
-_LONGEST = 1 << 17  # bytes of a request: arguments and environment
+_LONGEST = 1 << 17  # largest request in bytes: arguments and environment
 
 
 class Child:
-    """A process that the nursery has forked; the attributes and methods of `Popen` that are used.
+    """Represent a forked process, with those attributes and methods of `Popen` that tests use.
+
+    Args:
+      status: file descriptor from which to read the process id and later the exit code.
 
     Attributes:
-      pid: its id, which is also that of its session.
-      returncode: as Popen's; None while it runs, as far as `poll` has seen.
+      pid: process id, which is also the session id.
+      returncode: as in `Popen`; None until `poll` or `wait` sees the end.
     """
 
     def __init__(self, status: int):
@@ -61,13 +66,20 @@ class Child:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Return the exit code, None while the process runs."""
+        """Return the exit code, or None while the process runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit code once the process has ended."""
+        """Wait until the process has ended, and return its exit code.
+
+        Args:
+          timeout: seconds to wait; None: without limit.
+
+        Raises:
+          subprocess.TimeoutExpired: it has not ended by then.
+        """
         if self.returncode is None:
             if not select.select([self._status], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
@@ -76,7 +88,7 @@ class Child:
         return self.returncode
 
     def kill(self):
-        """End the process, and everything in its session's process group, at once."""
+        """Kill the process and its process group."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -84,7 +96,7 @@ class Child:
 
 @contextlib.contextmanager
 def forks():
-    """Let `subprocess.Popen` start `python SCRIPT …`, `-m MODULE …` and `-c PROGRAM …` by fork."""
+    """Make `subprocess.Popen` fork for `python SCRIPT …`, `-m MODULE …` and `-c PROGRAM …`."""
 
     def fork(command, env, stdout, **_) -> Child:
         return start(command[1:], env, stdout)
@@ -95,10 +107,14 @@ def forks():
 
 
 def start(arguments, env: dict[str, str], stdout, stderr=None, preloaded=HEAVY) -> Child:
-    """Start `python ARGUMENTS…` by fork, in a session of its own.
+    """Start `python ARGUMENTS…` by fork, in a new session.
 
     Args:
-      stdout: a file or its descriptor; without `stderr` it gets errors too.
+      arguments: script, `-m` or `-c`, and its arguments.
+      env: all environment variables of the process.
+      stdout: file or descriptor for the output.
+      stderr: file or descriptor for errors. Default None: `stdout`.
+      preloaded: modules to import before the fork.
     """
     requests = _nursery(preloaded)
     output = _descriptor(stdout)
@@ -116,11 +132,13 @@ def run(arguments, preloaded=HEAVY, deadline_s: float = 120, **env) -> subproces
     """Run `python ARGUMENTS…` by fork, and return its exit code, output and errors.
 
     Args:
-      deadline_s: for an idle machine.
-      env: added to the environment.
+      arguments: script, `-m` or `-c`, and its arguments.
+      preloaded: modules to import before the fork.
+      deadline_s: seconds on an idle machine after which the process is killed.
+      **env: variables to add to the environment.
 
     Raises:
-      TimeoutError: it had not ended in time; it is ended then.
+      TimeoutError: the process did not end before the deadline.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         child = start(arguments, {**os.environ, **env}, out, err, preloaded)
@@ -143,7 +161,7 @@ def _descriptor(file) -> int:
 
 @functools.cache
 def _nursery(preloaded: tuple[str, ...]) -> socket.socket:
-    """Start a nursery, which ends with this process, and return the way to it."""
+    """Start a nursery, which ends with this process, and return the socket for requests."""
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (mine, its):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _LONGEST)
@@ -165,7 +183,7 @@ _running: list[tuple[socket.socket, subprocess.Popen]] = []
 
 @atexit.register
 def close():
-    """End all nurseries. Children that still run are not theirs to end."""
+    """End all nurseries; children that still run are left alone."""
     while _running:
         mine, process = _running.pop()
         mine.close()
@@ -174,8 +192,12 @@ def close():
 
 
 def _serve(requests: socket.socket) -> list[str]:
-    """Fork a child for each request. Return in the children alone: script and arguments."""
-    running: dict[int, int] = {}  # process -> where its end is told
+    """Fork a child for each request.
+
+    Returns:
+      Script and arguments; it returns only in a child.
+    """
+    running: dict[int, int] = {}  # process id -> descriptor to which to write its exit code
     while True:
         if select.select([requests], [], [], _POLL_S)[0]:
             message, fds, *_ = socket.recv_fds(requests, _LONGEST, 3)
@@ -202,10 +224,11 @@ def _serve(requests: socket.socket) -> list[str]:
 
 
 def _settle(output: int, errors: int, environment: dict[str, str]):
-    """Make a child what a process of its own would be."""
+    """Give a forked child what a new process would have: session, output, environment, seeds."""
     os.setsid()
     os.dup2(output, 1)
     os.dup2(errors, 2)
+    faulthandler.enable()  # says where a child was that ends by a fault
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
@@ -214,19 +237,19 @@ def _settle(output: int, errors: int, environment: dict[str, str]):
 
 
 def main():
-    """Run the nursery, and then, in each child, its program."""
+    """Run the nursery; in each child, run its program."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     requests = socket.socket(fileno=int(sys.argv[1]))
     if not _HeavyOnes.names & set(sys.argv[2:]):
         sys.meta_path.insert(0, _HeavyOnes())
     for name in sys.argv[2:]:
         importlib.import_module(name)
-    gc.freeze()  # so that children neither copy nor, at their end, search what they share
+    gc.freeze()  # children then neither copy the shared objects nor search them at exit
     _run(*_serve(requests))
 
 
 class _HeavyOnes(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Let TensorFlow and Keras be found, but make it an error to import them."""
+    """Let the import system find TensorFlow and Keras, but make it an error to import them."""
 
     names = frozenset(("keras", "tensorflow"))
 
@@ -238,7 +261,7 @@ class _HeavyOnes(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _run(script: str, *arguments: str):
-    """Do what `python SCRIPT ARGUMENTS` does, `-c PROGRAM` and `-m MODULE` included."""
+    """Do what `python SCRIPT ARGUMENTS` does; also `-c PROGRAM` and `-m MODULE`."""
     sys.argv = [script, *arguments]
     if script == "-c":
         program, sys.argv[1:] = arguments[0], arguments[1:]

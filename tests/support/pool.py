@@ -1,14 +1,14 @@
-"""Worker processes that tests share: they stay in one cluster and run one function after another.
+"""Share worker processes between tests: they stay in one cluster and run function after function.
 
-To start a cluster takes longer than most tests take. A test whose subject is neither the start nor
-the end of a process, and that changes nothing which `_tidy` does not put back, runs in a pool:
+Starting a cluster takes longer than most tests. A test runs in a pool unless it tests the start or
+the end of a process, or changes something that `_tidy` does not restore:
 
     def test_all_agree(pools):
         results = pools.run(_my_function, 2, H=3)
 
-After each function all ranks exchange a message, which shows that all are idle at the same point
-and that exchanges still work. A pool in which a function failed or hung is ended, and the next test
-gets another; the test fails with the rank and its last lines, as `workers.run` reports them.
+After each function all ranks exchange a message. This shows that all are idle at the same point,
+and that exchanges still work. If a function fails or hangs, its test fails with the rank and its
+last lines, as with `workers.run`. Its pool is closed, and the next test gets a new one.
 """
 
 import contextlib
@@ -31,16 +31,17 @@ from tests.support import addresses, deadlines, nursery, product, workers  # noq
 
 _LAST_LINES = 20
 
-# Larger pools are needed once or twice: they end at once, and their memory is free.
+# Most workers of a pool that is kept. Tests need larger ones once or twice; closing these
+# immediately frees their memory.
 _KEPT = 4
 
 
 class PoolError(AssertionError):
-    """A function failed or hung in a pool; the message names the rank and shows its last lines."""
+    """Signal that a function failed or hung in a pool, with the rank and its last lines."""
 
 
 class Pools:
-    """Pools by number of workers and devices, each started when it is first needed."""
+    """Hold pools by number of workers and devices; each starts when it is first needed."""
 
     def __init__(self):
         self._pools: dict[tuple[int, int], Pool] = {}
@@ -56,8 +57,11 @@ class Pools:
         """Return the results of `function(cluster, **arguments)` on every rank, in rank order.
 
         Args:
-          deadline_s: for an idle machine.
-          devices: how many logical CPU devices every process has.
+          function: a function at the top of a module.
+          size: number of workers.
+          deadline_s: the deadline in seconds on an idle machine.
+          devices: number of logical CPU devices of each process.
+          **arguments: arguments of the function, which JSON can hold.
 
         Raises:
           PoolError: the function failed or hung on a rank.
@@ -75,16 +79,20 @@ class Pools:
                 self._pools.pop(key).close()
 
     def close(self):
-        """End all pools."""
+        """Close all pools."""
         while self._pools:
             self._pools.popitem()[1].close()
 
 
 class Pool:
-    """Worker processes of one cluster, initialized.
+    """Hold the worker processes of one cluster, which have called `initialize`.
+
+    Args:
+      size: number of workers.
+      devices: number of logical CPU devices of each process.
 
     Attributes:
-      pids: of the processes, by rank.
+      pids: process ids, by rank.
     """
 
     def __init__(self, size: int, devices: int = 1):
@@ -108,10 +116,10 @@ class Pool:
         name = f"{function.__module__}:{function.__name__}"
         request = json.dumps([name, arguments]).encode() + b"\n"
         for file in self._files:
-            with contextlib.suppress(BrokenPipeError):  # its end is reported below
+            with contextlib.suppress(BrokenPipeError):  # the process has ended; reported below
                 file.write(request)
         answers = self._answers(deadline_s)
-        print(self._said(), end="")  # captured, and shown where a test fails
+        print(self._said(), end="")  # pytest captures it, and shows it if the test fails
         return answers
 
     def close(self):
@@ -121,7 +129,7 @@ class Pool:
     def _start(self, devices: int):
         with socket.socket(socket.AF_UNIX) as listener:
             name = uuid.uuid4().hex
-            listener.bind(f"\0{name}")  # in no folder, whose name may be too long for a socket
+            listener.bind(f"\0{name}")  # abstract: the path of a folder may be too long
             listener.listen(self._size)
             given = addresses.free(self._size)
             threads = str(max(1, (os.cpu_count() or 1) // self._size))
@@ -133,7 +141,7 @@ class Pool:
                     "TF_NUM_INTRAOP_THREADS": threads,
                     "PYTHONUNBUFFERED": "1",
                 }
-                with open(f"{self._folder}/{rank}", "ab") as output:  # its own position
+                with open(f"{self._folder}/{rank}", "ab") as output:  # separate file position
                     child = nursery.start([__file__, name, devices], environment, output)
                 self._children.append(child)
             listener.setblocking(False)
@@ -190,7 +198,7 @@ class Pool:
         raise PoolError(f"Rank {rank} failed first, {how}\nIts last lines:\n{last}")
 
     def _said(self) -> str:
-        """Return what the ranks have printed since the last call, each line after its rank."""
+        """Return the ranks' output since the last call, each line with its rank."""
         said = ""
         for rank, output in enumerate(self._outputs):
             new = output.read().decode(errors="replace")
@@ -217,7 +225,7 @@ def _main(name: str, devices: str):
         file.write(json.dumps(cluster.rank).encode() + b"\n")
         for count, line in enumerate(file):
             file.write(json.dumps(_answer(cluster, count, *json.loads(line))).encode() + b"\n")
-    os._exit(0)  # the other side has closed it; no need to part with the others in peace
+    os._exit(0)  # the pool is closed; skip the orderly end of the cluster
 
 
 def _answer(cluster, count: int, name: str, arguments: dict) -> tuple[object, str | None]:
@@ -234,7 +242,7 @@ def _answer(cluster, count: int, name: str, arguments: dict) -> tuple[object, st
 
 @contextlib.contextmanager
 def _tidy():
-    """Put back what a function may change of its process."""
+    """Restore what a function may change in its process."""
     import keras
     import numpy as np
     from absl import flags

@@ -1,4 +1,4 @@
-"""Sets of TensorFlow Datasets as if they were prepared."""
+"""Make data sets of TensorFlow Datasets look as if they were prepared."""
 
 import pathlib
 
@@ -6,7 +6,13 @@ import tensorflow_datasets as tfds
 
 
 def as_if_prepared(name, directory, **counts):
-    """Writes what TensorFlow Datasets writes of a prepared set, without examples."""
+    """Write the metadata of a prepared data set, without examples.
+
+    Args:
+      name: name of the data set.
+      directory: the directory for data sets.
+      **counts: number of examples of each split.
+    """
     builder = tfds.builder(name, data_dir=directory)
     path = pathlib.Path(builder.data_path)
     splits = [

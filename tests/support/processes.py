@@ -1,8 +1,8 @@
-"""What the processes of a test session cost, and whether any outlives it.
+"""Measure the processor time of a test session's processes, and find those that outlive it.
 
-The nursery's children lead sessions of their own, so neither process groups nor the processor time
-of waited-for children find them. What they share is an environment variable that each test process
-sets before it starts anything.
+Children of the nursery have their own sessions. Process groups do not contain them, and the
+processor time of waited-for children does not include them. They are found by an environment
+variable that each test process sets before it starts anything.
 """
 
 import os
@@ -15,12 +15,12 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def mark():
-    """Mark everything that this process starts from now on."""
+    """Mark all processes that this process starts afterwards."""
     os.environ[_VARIABLE] = uuid.uuid4().hex
 
 
 def marked() -> dict[int, str]:
-    """Return the command line of every live process that carries this process's mark."""
+    """Return the command lines of all running processes with this process's mark, by id."""
     wanted = f"{_VARIABLE}={os.environ[_VARIABLE]}".encode()
     found = {}
     for folder in pathlib.Path("/proc").glob("[0-9]*"):
@@ -29,13 +29,13 @@ def marked() -> dict[int, str]:
             if carries and _stat(folder)[0] != "Z":
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                 found[int(folder.name)] = command.decode(errors="replace")
-        except OSError:  # it has ended meanwhile, or belongs to somebody else
+        except OSError:  # the process has ended, or belongs to another user
             continue
     return found
 
 
 def processor_seconds() -> float:
-    """Return what this process and all that it has started have used, ended or not."""
+    """Return the processor time of this process and of all that it started, ended or not."""
     total = sum(
         usage.ru_utime + usage.ru_stime
         for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -45,7 +45,7 @@ def processor_seconds() -> float:
             fields = _stat(pathlib.Path(f"/proc/{pid}"))
         except OSError:
             continue
-        total += sum(map(int, fields[11:15])) / _TICKS  # utime, stime, and of ended children
+        total += sum(map(int, fields[11:15])) / _TICKS  # utime, stime; the same of ended children
     return total
 
 

@@ -1,18 +1,18 @@
-"""The insides of the package that tests use, in one place."""
+"""Collect the internals of the package that tests use."""
 
 import contextlib
 from unittest import mock
 
 
 def active():
-    """Return the session of this process: its exchanges with its cluster."""
+    """Return the session of this process, which exchanges with its cluster."""
     from tf_gossip_pga.exchange import process
 
     return process.active()
 
 
 def traced() -> int:
-    """Return how many functions that exchange this process has traced."""
+    """Return the number of exchange functions that this process has traced."""
     from tf_gossip_pga.exchange.traced import Traced
 
     return Traced.total

@@ -1,4 +1,4 @@
-"""Random schedules of faults for the protocol simulation, and how to shorten one that fails."""
+"""Draw random schedules of faults for the protocol simulation, and shorten those that fail."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Callable
 
 _KINDS = ("crash", "crash", "crash", "stop", "stop", "busy", "one_way", "two_way", "vanish", "loss")
 
-# Virtual seconds from one exchange to the next, about: faults are to hit the training.
+# Approximate virtual time from one exchange to the next, so that faults hit the training.
 _EXCHANGE_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Something that happens to some ranks.
+    """Describe a fault.
 
     Attributes:
       at: when it begins, in virtual seconds.
-      kind: `"crash"`: the process ends; with `until`, it is restarted then, to join.
-        `"vanish"`: the machine is gone, so that nobody refuses connections any more.
-        `"stop"`: SIGSTOP; with `until`, SIGCONT then.
-        `"busy"`: it answers, and gets nowhere until `until`.
-        `"one_way"`: packets from `ranks` to `others` alone are dropped.
+      kind: `"crash"`: the process ends; it is restarted at `until`, and joins.
+        `"vanish"`: the machine is gone, so that it does not even refuse connections.
+        `"stop"`: SIGSTOP, and SIGCONT at `until`.
+        `"busy"`: it answers requests, but makes no progress before `until`.
+        `"one_way"`: packets from `ranks` to `others` are dropped, but not those in return.
         `"two_way"`: packets between `ranks` and `others` are dropped.
-        `"loss"`: a third of all answers come too late.
-      ranks: whom it happens to.
-      others: the other side of a cut.
-      until: when it ends; None: never.
+        `"loss"`: a third of all requests get no answer in time.
+      ranks: the ranks on which it happens.
+      others: the ranks on the other side of a cut.
+      until: when it ends, in virtual seconds; None: never.
     """
 
     at: float
@@ -39,15 +39,15 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """What happens in one simulated run.
+    """Describe one simulated run.
 
     Attributes:
-      seed: of everything else that is random: delays, computing times.
+      seed: seed of all other randomness: delays and computation times.
       size: number of workers.
-      exchanges: how many exchanges complete each `fit`.
-      min_workers: how many surviving workers go on.
-      faults: in the order of their beginning.
-      fits: how many times each worker trains.
+      exchanges: number of exchanges in each fit.
+      min_workers: least number of surviving workers that continue.
+      faults: the faults, in the order of their beginning.
+      fits: number of fits of each worker.
     """
 
     seed: int
@@ -79,14 +79,19 @@ def from_seed(seed: int) -> Schedule:
     horizon_s = fits * exchanges * _EXCHANGE_S
     faults = [_fault(draw, size, horizon_s) for _ in range(count)]
     faults.sort(key=lambda fault: fault.at)
-    if draw.random() < 0.7:  # the later ones hit what the first one has started
+    if draw.random() < 0.7:  # let later faults hit the recovery from the first one
         faults = _close_together(draw, faults)
     min_workers = draw.choice([1, 1, 1, 1, 2, max(1, size // 2)])
     return Schedule(seed, size, exchanges, min_workers, tuple(faults), fits)
 
 
 def shortened(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:
-    """Return a schedule that fails as well, of which no fault can be left out."""
+    """Return a shorter schedule that also fails, and from which no fault can be removed.
+
+    Args:
+      schedule: a schedule that fails.
+      fails: function that says whether a schedule fails.
+    """
     index = 0
     while index < len(schedule.faults):
         fewer = schedule.faults[:index] + schedule.faults[index + 1 :]
@@ -121,17 +126,17 @@ def _fault(draw: random.Random, size: int, horizon_s: float) -> Fault:
         return Fault(at, kind, until=until)
     side = draw.randint(1, size - 1)
     some, rest = ranks[:side], ranks[side:]
-    if draw.random() < 0.4:  # not between two sides, but between two ranks
+    if draw.random() < 0.4:  # a cut between two ranks rather than two sides
         some, rest = ranks[:1], ranks[1:2]
     heals = draw.random() < 0.6
     return Fault(at, kind, tuple(sorted(some)), tuple(sorted(rest)), until if heals else None)
 
 
 def _close_together(draw: random.Random, faults: list[Fault]) -> list[Fault]:
-    """Return the same faults, each a little later than the one before."""
+    """Return the same faults, moved so that each begins a little after the one before."""
     moved: list[Fault] = []
     for fault in faults:
-        # From within a poll of the one before, up to when the watchdog has given it up.
+        # The gap is from less than a poll to longer than the watchdog waits.
         gap_s = draw.expovariate(1.0) * draw.choice([1.0, 5.0, 20.0, 60.0])
         at = moved[-1].at + gap_s if moved else fault.at
         until = None if fault.until is None else at + fault.until - fault.at

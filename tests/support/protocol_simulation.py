@@ -1,25 +1,25 @@
 """Simulate the membership protocol: the package's own generators, a virtual clock and network.
 
-Each simulated worker runs a small model of what a worker does around the protocol: one `fit` after
-another, in each it starts with the others, computes, takes part in exchanges with all members of
-the view or with a neighbor, regroups when one fails or is called off, skips what others have
-completed, and takes joining workers in. Beside that it pings. Everything random comes from the
-seed, so that a run can be repeated.
+Each simulated worker runs a small model of what a worker does around the protocol. It trains in one
+`fit` after another. In each `fit` it starts with the others, computes, and exchanges with all
+members of the view or with a neighbor. It regroups if an exchange fails or is called off, skips
+exchanges that others have completed, and admits joining workers. It also pings. All randomness
+comes from the seed, so that a run can be repeated:
 
     python tests/protocol.py --first=17 --schedules=1
 
-The invariants, checked while it runs:
+Invariants, checked during the run:
 
-    (a) no two workers begin views of the same number with different members
-    (b) no exchange of all members takes place in a view after a view of a higher number has begun:
-        at most one side of a cut continues
-    (c) whoever is excluded ends with an error: every process that lives in the end has either
-        trained to the end or failed
-    (d) everybody has ended a bounded time after the last fault
-    (e) all members of a view take part in the same exchange, and skip only exchanges that somebody
-        has completed: the sequence has no gap
-    (f) where processes crash and nothing else happens, every worker that has not crashed trains to
-        the end, unless fewer than `min_workers` are left
+    (a) No two workers begin views with the same number and different members.
+    (b) No exchange of all members takes place in a view after a view with a higher number has
+        begun: at most one side of a partition continues.
+    (c) An excluded worker ends with an error: every process that is alive at the end has either
+        trained to the end or failed.
+    (d) Every worker has ended a bounded time after the last fault.
+    (e) All members of a view take part in the same exchange, and skip only exchanges that some
+        worker has completed: the sequence has no gap.
+    (f) If the only faults are crashes, every worker that has not crashed trains to the end, unless
+        fewer than `min_workers` survive.
 """
 
 from __future__ import annotations
@@ -42,20 +42,24 @@ from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.errors import ExchangeBroken, TrainingFinished, ViewAbandoned, WorkerLost
 
-# Longer polls than in reality make fewer events; what is longer than what stays.
+# Longer polls than in reality make fewer events; the order of the durations is the same.
 TIMING = Timing(poll_s=2.0, ping_every_s=6.0, report_s=1e9, announce_every_s=2.0, announced_s=10.0)
 EXCHANGE_TIMEOUT_S = 150.0
 _REGROUP_S = 150.0
-_EPOCH = 3  # exchanges, after which joining workers are taken in
-_BOUND_S = 4000.0  # (d): 20 attempts at most, each with two waits for silent workers
+_EPOCH = 3  # number of exchanges after which members admit joining workers
+_BOUND_S = 4000.0  # (d): at most 20 attempts, each with two waits for silent workers
 _START, _RECONCILE = "start", "reconcile"  # exchanges outside of the sequence
 
 
 class Violation(Exception):  # noqa: N818 (what the simulation is there to find)
-    """An invariant does not hold.
+    """Signal that an invariant does not hold.
+
+    Args:
+      invariant: letter of the invariant.
+      text: what happened.
 
     Attributes:
-      invariant: its letter.
+      invariant: letter of the invariant.
     """
 
     def __init__(self, invariant: str, text: str):
@@ -65,11 +69,11 @@ class Violation(Exception):  # noqa: N818 (what the simulation is there to find)
 
 @dataclasses.dataclass(frozen=True)
 class _Exchange:
-    """Take part in the next exchange of the view.
+    """Request to take part in the next exchange of the view.
 
     Attributes:
-      what: its number in the sequence, or `_START` or `_RECONCILE`.
-      of_all: whether it needs all members; else it needs the next lower one alone.
+      what: number of the exchange in the sequence, or `_START` or `_RECONCILE`.
+      of_all: whether it needs all members; otherwise it needs only the next lower member.
     """
 
     what: int | str
@@ -78,7 +82,7 @@ class _Exchange:
 
 @dataclasses.dataclass(frozen=True)
 class _Tell:
-    """Send a request other than the protocol's to some workers, and wait for their answers."""
+    """Request to send a message outside of the protocol to some workers, and to await answers."""
 
     ranks: tuple[int, ...]
     handle: Callable[[Worker], dict]
@@ -86,19 +90,19 @@ class _Tell:
 
 @dataclasses.dataclass
 class _Gathering:
-    """An exchange of one view: who has come, with what, and since when all have."""
+    """Hold the state of an exchange in one view: which ranks have arrived, and with what."""
 
     of_all: bool
     arrived: dict[int, Worker] = dataclasses.field(default_factory=dict)
     brought: dict[int, Any] = dataclasses.field(default_factory=dict)
-    began: set[int] = dataclasses.field(default_factory=set)  # those that have whom they need
-    left: bool = False  # a member has given it up before all had come
-    cut: bool = False  # two members did not reach each other when all had come
+    began: set[int] = dataclasses.field(default_factory=set)  # ranks whose partners have arrived
+    left: bool = False  # a member gave up before all members had arrived
+    cut: bool = False  # two members could not reach each other when all had arrived
 
 
 @dataclasses.dataclass
 class _Question:
-    """A request to several workers under way."""
+    """Hold the state of a request to several workers."""
 
     asker: Worker
     resume: Callable[[dict[int, dict | Absence]], None]
@@ -109,10 +113,15 @@ class _Question:
 
 
 class Worker:
-    """One simulated process.
+    """Simulate one process.
+
+    Args:
+      world: the simulated machines and network.
+      rank: its rank.
+      joining: whether it was restarted to join a running job.
 
     Attributes:
-      outcome: None while it lives; `"finished"`, or why it has failed.
+      outcome: None while it runs; then `"finished"`, `"crashed"`, or why it failed.
     """
 
     def __init__(self, world: World, rank: int, joining: bool = False):
@@ -124,15 +133,15 @@ class Worker:
         self.alive, self.stopped, self.vanished = True, False, False
         self.fit = 1 if joining else 0
         self.in_fit = False
-        self.serving = not joining  # whether TensorFlow listens at its main port
+        self.serving = not joining  # whether TensorFlow listens on its main port
         self.outcome: str | None = None
         self.sequence = Sequence(TIMING.futile_regroups)
-        self.begun = None if joining else 0  # the last view whose exchanges it has begun
+        self.begun = None if joining else 0  # number of the last view that it has begun
         self.called_off = False
         self.announced: dict[int, tuple[Worker, float]] = {}
         self.to_admit: tuple[int, tuple[int, ...]] | None = None
         self.invitation: dict | None = None
-        self.index = 0  # exchanges in this view
+        self.index = 0  # number of exchanges so far in this view
         self.gathering: _Gathering | None = None
         self.ticket = 0
         self.backlog: list[Callable[[], None]] = []
@@ -142,7 +151,7 @@ class Worker:
 
     @property
     def completed(self) -> int:
-        """Exchanges that this worker has completed or skipped."""
+        """Number of exchanges that this worker has completed or skipped."""
         return self.sequence.completed
 
     # ---- What it does ---------------------------------------------------------------------------
@@ -227,7 +236,7 @@ class Worker:
         return tuple(sorted({rank for waiting, _ in brought.values() for rank in waiting}))
 
     def _all_admit(self, brought: dict[int, Any]) -> tuple[int, ...]:
-        """Return whom all members are ready to take in, in this view."""
+        """Return the workers that all members are ready to admit in this view."""
         wishes = {to_admit for _, to_admit in brought.values()}
         self.to_admit = None
         wish = wishes.pop()
@@ -318,17 +327,17 @@ class Worker:
     # ---- What others and the network do to it ---------------------------------------------------
 
     def invite(self, invitation: dict) -> dict:
-        """Take an invitation."""
+        """Accept an invitation to join."""
         self.invitation = invitation
         return {}
 
     def call_off(self, reason: str):
-        """Break the exchange under way, and every later one in this view."""
+        """Break the current exchange, and every later one in this view."""
         self.called_off = True
         self.world.break_exchange(self)
 
     def deliver(self, action: Callable[[], None]):
-        """Run an action in this process, as soon as it is not stopped."""
+        """Run an action in this process, or once it is no longer stopped."""
         if self.stopped:
             self.backlog.append(action)
         elif self.alive:
@@ -336,7 +345,11 @@ class Worker:
 
 
 class World:
-    """The simulated machines and the network between them."""
+    """Simulate the machines and the network between them.
+
+    Args:
+      schedule: the schedule of the run.
+    """
 
     def __init__(self, schedule: Schedule):
         self.schedule = schedule
@@ -346,11 +359,11 @@ class World:
         self._order = itertools.count()
         self._cuts: collections.Counter[tuple[int, int]] = collections.Counter()
         self._lossy = 0
-        self.run: set[tuple[int, int]] = set()  # by fit: exchanges that somebody has completed
+        self.run: set[tuple[int, int]] = set()  # (fit, exchange) that some worker has completed
         self.fits_of_losses: list[int] = []  # the fit in which each survivor knew of each loss
-        self.completed_at_losses: list[int] = []  # and how far that was
+        self.completed_at_losses: list[int] = []  # most exchanges any member had completed then
         self._gatherings: dict[Any, _Gathering] = {}
-        self._views: dict[int, tuple[int, ...]] = {}  # those begun
+        self._views: dict[int, tuple[int, ...]] = {}  # number -> members of each view begun
         self.workers = [Worker(self, rank) for rank in range(schedule.size)]
         self.newest = dict(enumerate(self.workers))
         for worker in self.workers:
@@ -362,7 +375,7 @@ class World:
             self.after(fault.at, functools.partial(self._begin_fault, fault))
 
     def simulate(self):
-        """Run until nothing happens any more.
+        """Run until no events are left, or the bound of invariant (d) has passed.
 
         Raises:
           Violation: an invariant does not hold.
@@ -387,7 +400,12 @@ class World:
                 raise Violation("d", f"rank {worker.rank} has not ended at {self.now:.0f} s")
 
     def after(self, seconds: float, action: Callable[[], None]):
-        """Let something happen later."""
+        """Schedule an action.
+
+        Args:
+          seconds: virtual seconds from now.
+          action: what to do then.
+        """
         heapq.heappush(self._queue, (self.now + seconds, next(self._order), action))
 
     # ---- Faults ---------------------------------------------------------------------------------
@@ -439,7 +457,7 @@ class World:
         self._resume(worker, worker.ticket, None)
 
     def _end(self, worker: Worker):
-        """Let a process end; those that exchange with it may notice at once."""
+        """End a process; workers that exchange with it may notice immediately."""
         worker.alive = worker.in_fit = worker.serving = worker.stopped = False
         worker.backlog = []
         for other in self.workers:
@@ -455,13 +473,13 @@ class World:
             worker.deliver(action)
 
     def reach(self, one: Worker, other: Worker) -> bool:
-        """Return whether packets pass between two machines in both directions, as TCP needs."""
+        """Return whether packets pass in both directions between two machines, as TCP requires."""
         ranks = (one.rank, other.rank)
         cut = self._cuts[ranks] or self._cuts[ranks[::-1]]
         return not cut and not one.vanished and not other.vanished
 
     def probing(self, worker: Worker) -> Worker | None:
-        """Return the lowest surviving rank that probes a restarted worker."""
+        """Return the worker that probes a restarted worker: the lowest surviving rank."""
         for other in self.workers:
             members = other.protocol.view.members
             chief = other.in_fit and other.rank == members[0] and worker.rank not in members
@@ -473,13 +491,13 @@ class World:
     # ---- Programs -------------------------------------------------------------------------------
 
     def _resume(self, worker: Worker, ticket: int, value: Any):
-        """Go on with a worker's program, unless it has gone on already."""
+        """Resume a worker's program, unless it has already been resumed."""
         if worker.stopped:
             worker.backlog.append(functools.partial(self._resume, worker, ticket, value))
             return
         if not worker.alive or ticket != worker.ticket:
             return
-        if self.now < worker.busy_until:  # it answers, and gets nowhere
+        if self.now < worker.busy_until:  # it answers requests, but makes no progress
             again = functools.partial(self._resume, worker, ticket, value)
             self.after(worker.busy_until - self.now, again)
             return
@@ -529,7 +547,7 @@ class World:
     # ---- Pings ----------------------------------------------------------------------------------
 
     def ping(self, worker: Worker):
-        """Let a worker ping from now on, as a thread of its own does."""
+        """Let a worker ping now and repeatedly, like the thread in a real worker."""
         if worker.stopped:
             worker.backlog.append(functools.partial(self.ping, worker))
             return
@@ -542,7 +560,7 @@ class World:
             return
         asks = _standing(worker, effect.wants)
         ranks = tuple(worker.peers)
-        if self._all_answer(worker):  # at once, since that makes no difference
+        if self._all_answer(worker):  # immediate answers save events and change nothing
             answers = {rank: asks(worker.peers[rank]) for rank in ranks}
             self._end_ping(worker, steps, answers)
         else:
@@ -582,7 +600,7 @@ class World:
         self.after(TIMING.ask_s, functools.partial(self._give_up, question, ranks))
 
     def _receive(self, question: _Question, target: Worker, handle: Callable[[Worker], dict]):
-        if target.stopped:  # it is in the socket's buffer, and read when the process continues
+        if target.stopped:  # the request waits in the socket's buffer until the process continues
             again = functools.partial(self._receive, question, target, handle)
             target.backlog.append(again)
             return
@@ -627,7 +645,7 @@ class World:
         self.after(TIMING.patience_s, watch)
 
     def _gather(self, view: View, gathering: _Gathering):
-        """Let the exchange begin for those that have whom they need."""
+        """Let the exchange begin on each rank whose partners have arrived."""
         if gathering.of_all:
             self._gather_all(view, gathering)
             return
@@ -660,7 +678,7 @@ class World:
             raise Violation("e", f"exchanges {sorted(map(str, places))} meet in {view}")
 
     def _complete(self, worker: Worker, ticket: int, gathering: _Gathering):
-        """Complete an exchange on one worker, unless what it needs of another does not come."""
+        """Complete an exchange on one worker, unless data from another worker is missing."""
         if worker.ticket != ticket or not worker.alive:
             return
         members = list(gathering.arrived.values())
@@ -672,12 +690,12 @@ class World:
         if gathering.cut:
             gathering.cut = not self._all_reach(members)
             missing = gathering.cut
-        else:  # what a member that is gone had to send may be there already
+        else:  # data of a member that is gone may have arrived already
             gone = [e for e in members if not e.alive or e.stopped or not self.reach(worker, e)]
             if any(not each.alive for each in gone) and self.random.random() < 0.5:
                 return
             missing = bool(gone) and self.random.random() < 0.5
-        if missing:  # it may still come
+        if missing:  # it may still arrive
             self.after(5.0, functools.partial(self._complete, worker, ticket, gathering))
             return
         brought = {rank: what for rank, (_, what) in gathering.brought.items()}
@@ -687,7 +705,7 @@ class World:
         return all(self.reach(*pair) for pair in itertools.combinations(workers, 2))
 
     def break_exchange(self, worker: Worker):
-        """Let the exchange that a worker waits in fail, if there is one."""
+        """Let the exchange that a worker waits for fail, if there is one."""
         if worker.gathering is not None:
             if not worker.gathering.began:
                 worker.gathering.left = True
@@ -698,7 +716,7 @@ class World:
             self.break_exchange(worker)
 
     def _watch(self, worker: Worker, ticket: int, since: float):
-        """Be the watchdog of an exchange, at one of the moments when it looks."""
+        """Check an exchange as the watchdog does, and schedule the next check."""
         if worker.ticket != ticket or not worker.alive:
             return
         never, silent = False, False
@@ -726,7 +744,7 @@ class World:
     # ---- Invariants -----------------------------------------------------------------------------
 
     def check_begun(self, worker: Worker):
-        """Check a view that a worker has just begun."""
+        """Check invariants (a) and (c) for a view that a worker has just begun."""
         view = worker.protocol.view
         if worker.begun is not None:
             for number in range(worker.begun + 1, view.number):
@@ -741,13 +759,18 @@ class World:
             raise Violation("a", text)
 
     def check_skipped(self, worker: Worker, number: int):
-        """Check that an exchange that a worker skips was completed by somebody."""
+        """Check that some worker has completed an exchange that a worker skips."""
         if (worker.fit, number) not in self.run:
             raise Violation("e", f"rank {worker.rank} skips exchange {number}, which nobody ran")
 
 
 def _standing(asker: Worker, wants: int) -> Callable[[Worker], dict]:
-    """Return the question of one worker: what others answer it."""
+    """Return the request of a worker in the protocol: function from another worker to its answer.
+
+    Args:
+      asker: the worker that asks.
+      wants: number of the view that it wants.
+    """
     rank, fit = asker.rank, asker.fit
     return lambda target: dict(
         vars(target.protocol.answer(rank, wants, fit, target.fit, target.in_fit))
@@ -755,7 +778,11 @@ def _standing(asker: Worker, wants: int) -> Callable[[Worker], dict]:
 
 
 def simulate(schedule: Schedule) -> Violation | None:
-    """Return what one schedule has shown, None where all invariants hold."""
+    """Simulate a schedule; return the violation, or None if all invariants hold.
+
+    Args:
+      schedule: the schedule.
+    """
     try:
         World(schedule).simulate()
     except Violation as found:

@@ -1,8 +1,8 @@
-"""An independent oracle: the same training in NumPy float64, all ranks in one process.
+"""Provide an independent oracle: the same training in NumPy float64, all ranks in one process.
 
-The model is Dense(HIDDEN, tanh) -> Dense(OUTPUTS) under the mean squared error; the optimizer is
-SGD with momentum as Keras defines it: v <- momentum * v - rate * g, w <- w + v. It shares no code
-with the product; the mixing matrices are an argument.
+The model is Dense(HIDDEN, tanh) -> Dense(OUTPUTS) with the mean squared error. The optimizer is SGD
+with momentum as Keras defines it: v <- momentum * v - rate * g, w <- w + v. The oracle shares no
+code with the product; the mixing matrices are an argument.
 """
 
 import numpy as np
@@ -13,13 +13,13 @@ PARAMETERS = sum(int(np.prod(shape)) for shape in _SHAPES)
 
 
 def initial_weights(seed: int = 0) -> np.ndarray:
-    """`[PARAMETERS]` float64 whose values float32 can hold."""
+    """Return initial weights, `[PARAMETERS]` float64 with values that float32 can hold."""
     random = np.random.default_rng(seed)
     return random.normal(scale=0.5, size=PARAMETERS).astype(np.float32).astype(np.float64)
 
 
 def batches(rank: int, steps: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each rank's own data: `[steps, batch, INPUTS]` and `[steps, batch, OUTPUTS]` float32."""
+    """Return a rank's data: `[steps, batch, INPUTS]` and `[steps, batch, OUTPUTS]` float32."""
     random = np.random.default_rng(100 + rank)
     x = random.normal(size=(steps, batch, INPUTS)).astype(np.float32)
     y = np.sin(x[..., :OUTPUTS] * (1 + rank)).astype(np.float32)
@@ -27,14 +27,20 @@ def batches(rank: int, steps: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unflatten(weights: np.ndarray) -> list[np.ndarray]:
-    """A flat `[PARAMETERS]` as the model's kernel, bias, kernel, bias."""
+    """Split flat weights `[PARAMETERS]` into the model's kernel, bias, kernel and bias."""
     ends = np.cumsum([int(np.prod(shape)) for shape in _SHAPES])
     parts = np.split(weights, ends[:-1])
     return [part.reshape(shape) for part, shape in zip(parts, _SHAPES, strict=True)]
 
 
 def gradient(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of the mean over batch and outputs of (prediction - y)^2; `[PARAMETERS]`."""
+    """Return the gradient `[PARAMETERS]` of the mean over batch and outputs of (prediction - y)^2.
+
+    Args:
+      weights: `[PARAMETERS]`.
+      x: `[batch, INPUTS]`.
+      y: `[batch, OUTPUTS]`.
+    """
     kernel1, bias1, kernel2, bias2 = unflatten(weights)
     x, y = x.astype(np.float64), y.astype(np.float64)
     hidden = np.tanh(x @ kernel1 + bias1)
@@ -47,15 +53,21 @@ def gradient(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def train(
     weights, data, matrix_of_step, rate: float, momentum: float, waits=lambda step: True
 ) -> np.ndarray:
-    """Adapt, then combine, on every rank; or combine while adapting.
+    """Train all ranks: adapt, then combine; or combine while adapting, as with overlap.
 
-    x <- W_k (x + v) in a step that `waits`, and x <- W_{k-1} x + v in others, with the identity for
-    W_{k-1} at first. After a global average the replicas are equal, so that no matrix changes them.
+        x <- W_k (x + v)       if `waits(k)`
+        x <- W_{k-1} x + v     otherwise; W_0 is the identity
+
+    After a global average the replicas are equal, so that no matrix changes them.
 
     Args:
-      weights: `[PARAMETERS]`, the start of all ranks.
+      weights: `[PARAMETERS]`, the initial weights of all ranks.
       data: for each rank `(x [steps, batch, INPUTS], y [steps, batch, OUTPUTS])`.
-      matrix_of_step: step k, counted from 1, -> `[ranks, ranks]`; a global average is 11'/n.
+      matrix_of_step: function from step k, counted from 1, to W_k `[ranks, ranks]`; a global
+        average is 11'/n.
+      rate: learning rate.
+      momentum: momentum of SGD.
+      waits: function from step k to whether its exchange ends within the step. Default: always.
 
     Returns:
       `[steps, ranks, PARAMETERS]`: the weights after each step.
@@ -64,7 +76,7 @@ def train(
     weights = np.tile(weights, (ranks, 1))
     velocity = np.zeros_like(weights)
     history = []
-    mixing = np.eye(ranks)  # of the step before
+    mixing = np.eye(ranks)  # matrix of the step before
     for step in range(1, steps + 1):
         for rank, (x, y) in enumerate(data):
             slope = gradient(weights[rank], x[step - 1], y[step - 1])
@@ -76,7 +88,11 @@ def train(
 
 
 def matrix_of_step(topology, H):  # noqa: N803
-    """Algorithm 1: the global average replaces the gossip on every H-th step."""
+    """Return the function from step k to its matrix: on every H-th step the global average.
+
+    Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021,
+    Algorithm 1.
+    """
     everybody = np.full((topology.size, topology.size), 1 / topology.size)
 
     def matrix(step: int) -> np.ndarray:

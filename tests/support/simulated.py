@@ -1,4 +1,4 @@
-"""The oracle's network and data, for simulations."""
+"""Provide the network and the data of the oracle, for simulations."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ STEPS, BATCH, RATE = 12, 4, 0.1
 
 
 def oracles_data(n):
-    """`[n, STEPS * BATCH, …]`, inputs and targets."""
+    """Return the inputs and targets of n nodes, each `[n, STEPS * BATCH, …]`."""
     each = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
     return tuple(
         np.stack([part.reshape(STEPS * BATCH, -1) for part in p]) for p in zip(*each, strict=True)
@@ -18,7 +18,7 @@ def oracles_data(n):
 
 
 def steps_of(problem, **arguments):
-    """`[STEPS, n, d]`: all nodes after each step, on the samples in their order."""
+    """Simulate on the samples in their order; return all nodes after each step, `[STEPS, n, d]`."""
     simulation = simulate.Simulation(
         problem, step_size=RATE, batch_size=BATCH, shuffle=False, **arguments
     )

@@ -1,9 +1,9 @@
-"""Start workers in wrong ways, in real processes, and say what each of them prints.
+"""Start workers in wrong ways, in real processes, and show what each of them prints.
 
     python -m tests.support.starts
 
-All ways are tried at once: the workers mostly wait. Their processes have imported TensorFlow
-already, so that the seconds count from the call of `initialize`.
+All ways are tried at the same time, since the workers mostly wait. Their processes have already
+imported TensorFlow, so that times count from the call of `initialize`.
 """
 
 import contextlib
@@ -35,17 +35,17 @@ print("started", cluster.rank, flush=True)
 
 @dataclasses.dataclass
 class Worker:
-    """One process, and what it is to say.
+    """Describe one process, its expected output, and its outcome.
 
     Attributes:
-      says: a pattern.
+      says: regular expression for the expected output.
       rank: its index in TF_CONFIG.
-      given: the addresses in TF_CONFIG; None for no TF_CONFIG.
-      environment: further variables.
-      ends: whether it ends by itself; otherwise it waits, and is ended with SIGTERM. None: either.
-      output: what it has printed.
-      seconds: after how long it had said it.
-      ended_s: after how long it had ended, or how long after SIGTERM.
+      given: the addresses in TF_CONFIG; None: no TF_CONFIG.
+      environment: further environment variables.
+      ends: whether it must end by itself; if not, it must wait, and gets SIGTERM. None: either.
+      output: its output so far.
+      seconds: seconds until it printed the expected output.
+      ended_s: seconds until it ended by itself, or from SIGTERM until it ended.
       returncode: its exit code.
     """
 
@@ -62,7 +62,13 @@ class Worker:
 
 @dataclasses.dataclass
 class Start:
-    """One wrong way to start: its workers, and the addresses where other programs listen."""
+    """Describe one wrong way to start.
+
+    Attributes:
+      name: the way in words.
+      workers: the workers that are started.
+      taken: addresses on which other programs listen.
+    """
 
     name: str
     workers: list[Worker]
@@ -70,14 +76,14 @@ class Start:
 
 
 def waits(given: list[str], rank: int, missing: int, why: str) -> Worker:
-    """Return a worker that waits for one that is missing."""
+    """Return a worker that must wait for a missing one, and say why."""
     return Worker(
         rf"Rank {rank} of \d has waited \d s .*rank {missing}: .*{why}", rank, given, ends=False
     )
 
 
 def wrong_starts() -> list[Start]:
-    """Return all wrong ways, each with addresses of its own."""
+    """Return all wrong ways, each with separate addresses."""
     nobody = "nothing listens at .*was it started"
     either = "Rank 1 cannot listen on .*: address in use|Rank 1 of 3 has waited .*rank 2: {}"
     lists = r"different lists of addresses in TF_CONFIG(.|\n)*rank 0 .*: {}\n.*rank 2 .*: {}\n"
@@ -166,10 +172,14 @@ def wrong_starts() -> list[Start]:
 
 
 def run(starts: list[Start], deadline_s: float = 60) -> None:
-    """Start all workers of all ways; fill in what they have said and how they have ended.
+    """Start the workers of all ways, and record what they print and how they end.
+
+    Args:
+      starts: the ways.
+      deadline_s: the deadline in seconds on an idle machine; all workers are killed then.
 
     Raises:
-      TimeoutError: one had not said it in time; they are all ended then.
+      TimeoutError: a worker did not print the expected output, or did not end as expected.
     """
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -193,7 +203,7 @@ def run(starts: list[Start], deadline_s: float = 60) -> None:
 
 
 class _Running:
-    """A worker's process."""
+    """Run the process of a worker."""
 
     def __init__(self, worker: Worker, output: pathlib.Path, stack: contextlib.ExitStack):
         self.worker, self._output = worker, output
@@ -207,7 +217,7 @@ class _Running:
         self._since = time.monotonic()
 
     def has_spoken(self) -> bool:
-        """Return whether it has said what it is to say, and has ended if it is to end."""
+        """Return whether it has printed the expected output, and has ended if it must end."""
         worker, ended = self.worker, self.has_ended()
         worker.output = self._output.read_text(errors="replace")
         if worker.seconds is None and re.search(worker.says, worker.output):
@@ -230,7 +240,7 @@ class _Running:
 
 
 def lines(start: Start) -> Iterator[str]:
-    """Yield a report of one way: what each worker has said, and when."""
+    """Yield the lines of a report of one way: what each worker printed, and when."""
     yield f"== {start.name}"
     for worker in start.workers:
         ended = f"exit code {worker.returncode} after {worker.ended_s:.1f} s"

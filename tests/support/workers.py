@@ -1,13 +1,13 @@
 """Run a function of a test module in real worker processes.
 
-    results = workers.run(_my_function, 4, H=3)      # [what _my_function(cluster, H=3) returned, …]
+    results = workers.run(_my_function, 4, H=3)      # results of _my_function(cluster, H=3) by rank
 
-Each process joins the cluster, calls the function with its `Cluster`, and leaves the result behind
-as JSON. There is one deadline for all; a crash, an exception or a hang of any of them ends the test
-with the rank and its last lines (`launch.LaunchError`).
+Each process joins the cluster, calls the function with its `Cluster`, and writes the result as
+JSON. One deadline holds for all processes. If one of them crashes, raises or hangs, the test ends
+with its rank and last lines (`launch.LaunchError`).
 
-`run` starts processes of their own, for what kills, signals or changes them. Tests that need
-nothing of the kind share the processes of `pool.Pools`.
+`run` starts new processes, for tests that kill, signal or change them. Other tests share the
+processes of `pool.Pools`.
 """
 
 import importlib
@@ -22,7 +22,7 @@ if str(_ROOT) not in sys.path:
 
 from tests.support import deadlines, nursery  # noqa: E402
 
-# Far beyond what a machine with two idle cores needs; it is there to end hangs.
+# Far longer than a machine with two idle cores needs; it only ends hangs.
 DEADLINE_S = 240
 
 
@@ -32,8 +32,14 @@ def run(
     """Return the results of `function(cluster, **arguments)` on every rank, in rank order.
 
     Args:
-      deadline_s: for an idle machine.
-      devices: how many logical CPU devices every process has.
+      function: a function at the top of a module.
+      workers: number of processes.
+      deadline_s: the deadline in seconds on an idle machine.
+      devices: number of logical CPU devices of each process.
+      **arguments: arguments of the function, which JSON can hold.
+
+    Raises:
+      LaunchError: a process failed, or the deadline passed.
     """
     from tf_gossip_pga import launch
 
@@ -50,11 +56,11 @@ def run(
 
 
 def _to_pytest(text: str):
-    print(text, end="")  # captured, and shown where a test fails
+    print(text, end="")  # pytest captures it, and shows it if the test fails
 
 
 def start(devices: int):
-    """Join the cluster, with so many logical devices, and return it."""
+    """Split the CPU into logical devices if there are several, join the cluster, and return it."""
     import tf_gossip_pga as pga
 
     if devices > 1:

@@ -1,19 +1,23 @@
-"""Keep checkpoints as numbered folders of files, each complete once its manifest is there.
+"""Store checkpoints as numbered folders of files, each complete once it has a manifest.
+
+The layout::
 
     DIRECTORY/
       checkpoint-000007/
-        model.weights.h5, rank-0.npz, rank-1.npz, …    what several processes have written
+        model.weights.h5, rank-0.npz, rank-1.npz, …    written by several processes
         manifest.json                                  written last, by one of them
 
-The manifest tells size and SHA-256 of every other file, and of itself. Each file is written under
-another name, synchronized with the disk and then renamed. A process that dies at any moment
-therefore leaves complete checkpoints as they were. It may leave a folder without a manifest, which
-readers ignore and the next writer removes. The processes need not see the same disk: a process
-that has only its own files in such a folder compares them with the manifest it receives. A folder's
-number is never used again, so that nothing complete is ever overwritten. Links are not followed,
-and only regular files are opened (`regular`).
+The manifest holds the size and SHA-256 of every other file, and its own SHA-256. Each file is
+written under a temporary name, synchronized with the disk and then renamed. Complete checkpoints
+therefore stay intact when a process dies at any moment. It may leave a folder without a manifest,
+which readers ignore and the next writer removes.
 
-Nothing here knows what the files hold.
+The processes may use different disks: a process that finds only its own files in a folder compares
+them with the manifest that it receives from another process. Numbers are never reused, so that no
+complete checkpoint is overwritten. Links are not followed, and only regular files are opened
+(`regular`).
+
+This module does not interpret the contents of the files.
 """
 
 import contextlib
@@ -36,16 +40,18 @@ class CheckpointFiles:
     """The checkpoints of one directory.
 
     Args:
-      directory: where they lie; made if it is not there.
-      keep: how many complete ones stay, the newest, >= 1.
-      check: called before anything is written or removed; raises `CheckpointError` where this
-        process may not (`ownership`).
+      directory: path of the directory; created if it does not exist.
+      keep: number of complete checkpoints that `prune` keeps, >= 1.
+      check: function that raises `CheckpointError` if this process may not write or remove files
+        (`ownership`); called before each change. Default: no check.
+
+    Attributes:
+      directory: path of the directory.
 
     Raises:
-      OSError: the directory cannot be made or written to.
+      OSError: the directory cannot be created or written.
 
     Example:
-
         >>> import tempfile
         >>> store = CheckpointFiles(tempfile.mkdtemp(), keep=1)
         >>> number = store.unused_number()
@@ -64,6 +70,7 @@ class CheckpointFiles:
         keep: int,
         check: Callable[[], object] = lambda: None,
     ):
+        """Create the directory if it does not exist."""
         self.directory = pathlib.Path(directory)
         self._keep = keep
         self._check = check
@@ -72,27 +79,27 @@ class CheckpointFiles:
             raise PermissionError("it is not writable")
 
     def folder(self, number: int) -> pathlib.Path:
-        """Return where the files of a checkpoint lie."""
+        """Return the path of a checkpoint's folder."""
         return self.directory / f"checkpoint-{number:06d}"
 
     def numbers(self) -> list[int]:
-        """Return the numbers of all checkpoints, complete or not, the newest first."""
+        """Return the numbers of all checkpoints, complete or not, newest first."""
         folders = {each: self.folder(each) for each in self._names()}
         return [each for each, path in folders.items() if path.is_dir() and not path.is_symlink()]
 
     def complete(self) -> list[int]:
-        """Return the numbers of those with a manifest, the newest first; also where it is a link.
+        """Return the numbers of all checkpoints with a manifest, newest first.
 
-        `read` then says so, and nothing is removed there.
+        A folder or manifest that is a link counts; `read` then reports the link.
         """
         return [each for each in self._names() if os.path.lexists(self.folder(each) / MANIFEST)]
 
     def unused_number(self) -> int:
-        """Return one more than the highest number here."""
+        """Return one more than the highest number in the directory."""
         return max(self._names(), default=0) + 1
 
     def _names(self) -> list[int]:
-        """Return the numbers of all that is named like a checkpoint, the highest first."""
+        """Return the numbers of everything named like a checkpoint, highest first."""
         with contextlib.suppress(FileNotFoundError):
             names = os.listdir(self.directory)
             found = (re.fullmatch(r"checkpoint-([0-9]{6,})", name) for name in names)
@@ -100,25 +107,26 @@ class CheckpointFiles:
         return []
 
     def write(self, number: int, name: str, save: Callable[[pathlib.Path], object]) -> dict:
-        """Write one file of a checkpoint; safe next to other processes that write others of it.
+        """Write one file of a checkpoint; other processes may write other files of it.
 
         Args:
-          number: of the checkpoint.
-          name: of the file.
-          save: called with the path to write to, which has the same suffixes as `name`.
+          number: number of the checkpoint.
+          name: name of the file.
+          save: function that writes the file to the path it receives, which has the suffixes of
+            `name`.
 
         Returns:
-          What the manifest says of it: `{"bytes": …, "sha256": …}`.
+          The manifest's entry for the file: `{"bytes": …, "sha256": …}`.
 
         Raises:
-          CheckpointError: this process may not write here.
-          OSError: it cannot.
+          CheckpointError: this process may not write to the directory.
+          OSError: the file cannot be written.
         """
         self._check()
         folder = self.folder(number)
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".partial-{name}"
-        _unlink(partial)  # a dead writer's, or a link
+        _unlink(partial)  # left by a dead writer, or a link
         save(partial)
         entry = _entry(partial)
         self._check()
@@ -127,21 +135,29 @@ class CheckpointFiles:
         return entry
 
     def finish(self, number: int, content: dict, files: dict[str, dict]):
-        """Write the manifest, which completes the checkpoint; raises as `write`.
+        """Write the manifest, which completes the checkpoint.
 
         Args:
-          number: of the checkpoint.
-          content: what the manifest holds beside the files, as JSON can hold it.
-          files: for each name what `write` has returned.
+          number: number of the checkpoint.
+          content: further entries of the manifest, JSON-serializable.
+          files: by file name, the results of `write`.
+
+        Raises:
+          CheckpointError: this process may not write to the directory.
+          OSError: the manifest cannot be written.
         """
         text = _manifest({"format": _FORMAT, **content, "files": files})
         self.write(number, MANIFEST, lambda path: path.write_bytes(text))
 
     def prune(self, newest: int):
-        """Remove old checkpoints, and what dead writers have left; raises as `write`.
+        """Remove old checkpoints, and incomplete ones that dead writers left.
 
         Args:
           newest: number of the newest complete checkpoint.
+
+        Raises:
+          CheckpointError: this process may not remove files from the directory.
+          OSError: the directory cannot be listed.
         """
         numbers = [each for each in self.numbers() if each <= newest]
         kept = [each for each in numbers if _is_regular(self.folder(each) / MANIFEST)]
@@ -151,35 +167,42 @@ class CheckpointFiles:
                 self.discard(other)
 
     def discard(self, number: int):
-        """Remove a checkpoint, as far as its files are here.
+        """Remove a checkpoint, or as many of its files as possible.
 
         Raises:
-          CheckpointError: this process may not remove anything here.
+          CheckpointError: this process may not remove files from the directory.
         """
         self._check()
-        # The manifest first, so that at no moment a part of it looks complete.
+        # The manifest first, so that a partly removed checkpoint never looks complete.
         with contextlib.suppress(OSError):
             _unlink(self.folder(number) / MANIFEST)
         shutil.rmtree(self.folder(number), ignore_errors=True)  # leaves a link as it is
 
     def forget(self, name: str, kept: Collection[int]):
-        """Remove this file of all checkpoints but some, and the folders that have no other.
+        """Remove one file from old checkpoints, and the folders that are then empty.
 
-        For a process that may have a disk of its own, next to the one that calls `finish`.
+        For processes other than the one that calls `prune`, which may have their own disks.
+
+        Args:
+          name: name of the file.
+          kept: numbers of the checkpoints to keep.
+
+        Raises:
+          CheckpointError: this process may not remove files from the directory.
         """
         for number in self.numbers():
             if number not in kept:
                 self._check()
                 for left in (name, f".partial-{name}"):
                     _unlink(self.folder(number) / left)
-                with contextlib.suppress(OSError):  # others have files there
+                with contextlib.suppress(OSError):  # not empty: other processes have files there
                     self.folder(number).rmdir()
 
     def read(self, number: int) -> dict:
-        """Return the manifest of a checkpoint: the content, and `"files"`.
+        """Return the manifest of a checkpoint: the content, and the entries under `"files"`.
 
         Raises:
-          CheckpointError: it is not what `finish` has written.
+          CheckpointError: the manifest cannot be read, or is not as `finish` wrote it.
         """
         path = self.folder(number) / MANIFEST
         with _explained(path):
@@ -198,10 +221,15 @@ class CheckpointFiles:
             return content
 
     def checked(self, number: int, name: str, files: dict[str, dict]) -> pathlib.Path:
-        """Return the path of a file that is as its manifest says.
+        """Check a file of a checkpoint against its manifest, and return its path.
+
+        Args:
+          number: number of the checkpoint.
+          name: name of the file.
+          files: the entries under `"files"` of the manifest.
 
         Raises:
-          CheckpointError: it is missing, or was cut or changed.
+          CheckpointError: the file is missing, truncated or changed.
         """
         path = self.folder(number) / name
         if not isinstance(files, dict) or name not in files:
@@ -219,7 +247,10 @@ class CheckpointFiles:
 
 
 def _manifest(content: dict) -> bytes:
-    """Return a manifest with its own digest, in the one way to write it: any change shows."""
+    """Return the text of a manifest with its own digest.
+
+    There is only one way to write a manifest, so that any change can be detected.
+    """
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=1).encode() + b"\n"
 
@@ -231,7 +262,7 @@ def _entry(path: pathlib.Path) -> dict:
 
 
 def _unlink(path: pathlib.Path):
-    """Remove a file, or a link, if it is there; never in a folder that is a link."""
+    """Remove a file or a link if it exists; never in a folder that is a link."""
     with contextlib.suppress(FileNotFoundError), regular.folder(path.parent) as folder:
         os.unlink(path.name, dir_fd=folder)
 
@@ -247,14 +278,14 @@ def _words(entry) -> str:
 
 
 def _move(partial: pathlib.Path, path: pathlib.Path):
-    """Give a file its name, atomically and durably."""
+    """Rename a file, atomically and durably."""
     _sync(partial)
     os.replace(partial, path)
     _sync(path.parent)
 
 
 def _sync(path: pathlib.Path):
-    """Return when a file, or the names in a folder, would survive a power cut."""
+    """Synchronize a file, or the names in a folder, with the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,33 +1,44 @@
-"""Let one job at a time write to a directory of checkpoints, and of that job its newest view.
+"""Let one job at a time write to a directory of checkpoints, and only the newest view of that job.
+
+The layout::
 
     DIRECTORY/
-      owner/000003.json     the claim in force is the one with the highest number
+      owner/000003.json     the claim with the highest number is in force
 
-A claim names the run, the number of the view, and the processes that are its members. Only one
-process can create the file of a number, on NFS too, and what it holds never changes; so whoever
-finds a claim that is not its own group's has lost the directory, and neither writes nor removes
-anything. All members of a view make the same claim: on a shared directory the first of them creates
-the file, and the others find it; on disks of their own each creates one.
+A claim names the run, the number of the view, and the processes that are members of the view. Only
+one process can create the file with a given number (on NFS too), and its content never changes. A
+process that finds another group's claim in force has lost the directory: it neither writes nor
+removes files. All members of a view make the same claim. In a shared directory the first of them
+creates the file and the others find it; on separate disks each member creates one.
 
-Who may replace a claim:
+Who may replace the claim in force:
 
-  claim in force                     replaced by
-  of the same run, an earlier view   a view that descends from it: it knows the claim, or shares a
-                                     member with it. Not by a worker that was left out.
-  of another run                     a fit that begins, once the job has released the directory or
-                                     ended. Never by one that has begun: it has been overtaken.
+================================  =================================================================
+claim in force                    may be replaced by
+================================  =================================================================
+of the same run, an earlier view  a view that descends from it: its members know the claim, or share
+                                  a member with it. An excluded worker may not replace it.
+of another run                    a `fit` that begins, after the job of the claim released the
+                                  directory or ended. A `fit` that has begun may not: another job
+                                  has taken the directory from it.
+================================  =================================================================
 
-A job has ended if all of its processes ran on this machine and are gone. Where some ran elsewhere,
-the file's modification time is the sign of life: members renew it every `BEAT_S`, and a job that
-has not done so for `LEASE_S` has ended. Both times compared are the file server's. The end of `fit`
-releases the directory (modification time 0), so that a live process that trains no more holds
-nothing. Nobody has to remove a file by hand.
+A job has ended if all of its processes ran on this machine and no longer exist. If some ran on
+other machines, the modification time of the file shows whether the job is alive: members renew it
+every `BEAT_S`, and a job that has not renewed it for `LEASE_S` has ended. Both compared times come
+from the file server's clock. At its end, `fit` releases the directory by setting the modification
+time to 0, so that a live process that no longer trains does not hold it. No file has to be removed
+by hand.
 
-Limits: a job whose members are all stopped, or cut off from the directory, for `LEASE_S` can be
-overtaken by one on another machine. It notices before its next write, and trains on without
-checkpoints. A process that is stopped exactly between the check and the renaming of one file can
-still rename it; the digests in the manifest then show that file as damaged. File systems that do
-not keep modification times (some object stores) carry no signs of life between machines.
+Limits:
+
+- If all members of a job are stopped, or cut off from the directory, for `LEASE_S`, a job on
+  another machine can take the directory. The first job notices before its next write, and continues
+  to train without checkpoints.
+- A process that is stopped exactly between the check and the rename of a file can still rename it
+  later. The digests in the manifest then show that file as damaged.
+- On file systems that do not keep modification times (some object stores), machines cannot see
+  whether a job on another machine is alive.
 """
 
 import contextlib
@@ -51,22 +62,23 @@ from tf_gossip_pga.errors import CheckpointError
 
 BEAT_S = 5.0
 LEASE_S = 60.0
-_WRITING_S = 5.0  # how long a claim may be unreadable because it is just being written
+_WRITING_S = 5.0  # how long a claim may be unreadable while it is being written
 
-# The run that this process belongs to, by process number: a forked child belongs to another.
+# The run of this process, by process id: a forked child belongs to another run.
 _runs: dict[int, str] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """One process, told apart from all others.
+    """The unique identity of a process.
 
     Attributes:
       rank: its rank.
       host: name of its machine.
-      machine: the machine's present boot and process namespace, within which `pid` has a meaning.
-      pid: its number.
-      started: when it started, in clock ticks since boot; 0 where the system does not tell.
+      machine: identity of the machine's present boot and process namespace, in which `pid` is
+        valid.
+      pid: its process id.
+      started: when it started, in clock ticks since boot; 0 if the system does not tell.
     """
 
     rank: int
@@ -77,13 +89,13 @@ class Process:
 
     @classmethod
     def this(cls, rank: int) -> "Process":
-        """Return this process."""
+        """Return the identity of this process."""
         pid = os.getpid()
         return cls(rank, _host(), _machine(), pid, _started(pid) or 0)
 
     @property
     def lives(self) -> bool | None:
-        """Return whether it runs; None where this cannot be told from here."""
+        """Return whether it runs; None if this machine or container cannot tell."""
         if self.machine != _machine():
             return None
         if os.path.exists("/proc/self/stat"):
@@ -99,13 +111,13 @@ class Process:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """Who may write.
+    """A claim of the directory.
 
     Attributes:
-      run: name of the run: all processes that trained together from the start, and those that
-        joined them. A job that is started again is another run.
+      run: name of the run: of all processes that started together, and of those that joined them. A
+        restarted job is another run.
       view: number of the view.
-      members: its processes, in rank order.
+      members: the processes that are members of the view, in rank order.
     """
 
     run: str
@@ -115,7 +127,7 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """The claim in force; `claim` is None where it cannot be read."""
+    """The claim in force; `claim` is None if it cannot be read."""
 
     number: int
     claim: Claim | None
@@ -131,38 +143,39 @@ class _Found:
 
 
 class Ownership:
-    """This process's share in the directory.
+    """This process's part in owning the directory.
 
     Args:
-      directory: of the checkpoints.
+      directory: path of the directory of checkpoints.
     """
 
     def __init__(self, directory: pathlib.Path):
+        """Store the argument; claim nothing."""
         self._directory = directory
         self._folder = directory / "owner"
-        self._number = 0  # of the newest claim known to be of this process's group
+        self._number = 0  # number of the newest known claim of this process's group
         self._run = ""
-        self._claim: Claim | None = None  # of this fit
+        self._claim: Claim | None = None  # the claim of this fit
         self._stop = threading.Event()
 
     def offer(self, rank: int) -> dict:
-        """Return what the other members need to know to make the same claim, as JSON holds it."""
+        """Return what the other members need to make the same claim, JSON-serializable."""
         process = dataclasses.asdict(Process.this(rank))
         return {"run": _runs.get(os.getpid()), "process": process}
 
     def take(self, offers: list[dict], view: int, members: tuple[int, ...]):
-        """Claim the directory for a view, unless that has been done.
+        """Claim the directory for a view, unless it is already claimed for that view.
 
-        Wait up to `LEASE_S` where only the sign of life can tell whether another job has ended.
+        Wait up to `LEASE_S` if only the modification time can tell whether another job has ended.
 
         Args:
-          offers: of all members, in rank order.
+          offers: the results of `offer` on all members, in rank order.
           view: number of the view.
-          members: its ranks.
+          members: the ranks of its members.
 
         Raises:
           CheckpointError: the directory belongs to another job, or to another view.
-          OSError: it cannot be listed or written to.
+          OSError: the directory cannot be listed or written.
         """
         processes = [Process(**each["process"]) for each in offers]
         known = next((each["run"] for each in offers if each["run"]), None)
@@ -180,32 +193,32 @@ class Ownership:
             if self._create(number, claim):
                 self._number = number
             else:
-                time.sleep(0.05)  # NFS may list it later than it refuses to create it again
+                time.sleep(0.05)  # NFS may refuse to create a file before it lists it
         self._claim = claim
-        with contextlib.suppress(PermissionError):  # another user's: the maker renews it
-            os.utime(self._path(self._number))  # it may have been released
+        with contextlib.suppress(PermissionError):  # another user's file, which its creator renews
+            os.utime(self._path(self._number))  # the claim may have been released
 
     def described(self) -> dict:
-        """Return run and view of this fit's claim, for a manifest."""
+        """Return the run and view of this fit's claim, for a manifest; empty without a claim."""
         return {"run": self._claim.run, "view": self._claim.view} if self._claim else {}
 
     def check(self):
-        """Return if this process may write.
+        """Raise unless this process may write and remove files.
 
         Raises:
-          CheckpointError: it may not, or not any more.
+          CheckpointError: another claim is in force, or this process has none.
           OSError: the directory cannot be read.
         """
-        self._server_time()  # so that NFS does not answer from its cache of the folder
+        self._server_time()  # makes NFS refresh its cache of the folder
         found = self._newest()
         if self._claim is None or found is None or found.claim != self._claim:
             raise CheckpointError(self._lost(found))
 
     def begin(self, is_needed: Callable[[], bool]):
-        """Begin a fit: renew the sign of life until `release`, or until it is not needed any more.
+        """Begin a fit: renew the claim's modification time until `release` or the end of training.
 
         Args:
-          is_needed: whether training still runs; called in another thread.
+          is_needed: function that returns whether training still runs; called in another thread.
         """
         self._claim = None
         self._stop.set()
@@ -214,7 +227,7 @@ class Ownership:
         threading.Thread(target=self._beat, args=arguments, name="owner", daemon=True).start()
 
     def release(self):
-        """Let others have the directory; what is written there stays under this claim."""
+        """Release the directory, so that another job can take it."""
         self._stop.set()
         self._let_go()
         self._claim = None
@@ -232,7 +245,7 @@ class Ownership:
                 return
             path = self._path(self._number)
             with contextlib.suppress(OSError):  # the next write reports it
-                if path.stat().st_mtime == seen:  # no other member has
+                if path.stat().st_mtime == seen:  # no other member has renewed it
                     os.utime(path)
                 seen = path.stat().st_mtime
 
@@ -242,7 +255,7 @@ class Ownership:
         return self._folder / f"{number:06d}.json"
 
     def _newest(self) -> _Found | None:
-        """Return the claim in force; None without any. Wait a moment for one that is written."""
+        """Return the claim in force, or None; wait a moment for a claim that is being written."""
         ends = time.monotonic() + _WRITING_S
         while number := max(self._numbers(), default=0):
             try:
@@ -267,7 +280,7 @@ class Ownership:
         return []
 
     def _create(self, number: int, claim: Claim) -> bool:
-        """Make a claim and remove earlier ones; return False if another process was faster."""
+        """Create a claim and remove earlier ones; return False if another process was faster."""
         now = datetime.datetime.now(datetime.UTC)
         content = {**dataclasses.asdict(claim), "since": f"{now:%Y-%m-%d %H:%M:%S} UTC"}
         path, flags = self._path(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY
@@ -289,7 +302,7 @@ class Ownership:
         return max(self._numbers(), default=0) == number
 
     def _check_replaceable(self, found: _Found, claim: Claim):
-        """Return if the claim in force may be replaced; wait until this can be told."""
+        """Raise `CheckpointError` unless `claim` may replace the one in force; wait to find out."""
         held = found.claim
         shares = held is not None and bool(set(held.members) & set(claim.members))
         if held is not None and held.run == claim.run:
@@ -319,7 +332,7 @@ class Ownership:
     # ---- Signs of life --------------------------------------------------------------------------
 
     def _is_held(self, found: _Found) -> bool:
-        """Return whether the job of a claim holds the directory; wait until this can be told."""
+        """Return whether the job of a claim still holds the directory; wait to find out."""
         path = self._path(found.number)
         with contextlib.suppress(FileNotFoundError):  # it has just been replaced
             renewed = path.stat().st_mtime
@@ -340,11 +353,11 @@ class Ownership:
         return False
 
     def _age_s(self, path: pathlib.Path) -> float:
-        """Return how long ago a file was modified, by the clock of the file server alone."""
+        """Return the age of a file's modification time in seconds, by the file server's clock."""
         return self._server_time() - path.lstat().st_mtime
 
     def _server_time(self) -> float:
-        """Return what a file that is made now has for its modification time."""
+        """Return the file server's time, the modification time of a file created now."""
         clock = self._folder / f".clock-{uuid.uuid4().hex}"
         clock.touch(exist_ok=False)
         try:
@@ -354,19 +367,19 @@ class Ownership:
 
 
 def _digest(processes: list[Process]) -> str:
-    """Return the name of the run that these processes begin, the same on all of them."""
+    """Return the name of the run that these processes start, the same on all of them."""
     text = json.dumps([dataclasses.asdict(each) for each in processes])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@functools.cache  # a name that changes in mid-run must not look like another process
+@functools.cache  # if the name changes during a run, the process must keep its identity
 def _host() -> str:
     return socket.gethostname()
 
 
 @functools.cache
 def _machine() -> str:
-    """Return what tells this boot of this machine, and this process namespace, from all others."""
+    """Return an identifier of this boot of this machine and of this process namespace."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -380,5 +393,5 @@ def _started(pid: int) -> int | None:
         text = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    state, *fields = text.rpartition(")")[2].split()  # after the name, which may hold anything
+    state, *fields = text.rpartition(")")[2].split()  # after the name, which may contain anything
     return None if state in "ZX" else int(fields[18])

@@ -1,8 +1,8 @@
-"""Save and load what a rank keeps for itself: the variables no global average makes equal.
+"""Save and load the variables that a rank saves for itself: global averages do not make them equal.
 
-They are written as `.npz` without pickle, each by its place among the variables of the model and
-its optimizers, in the order of `preflight.described`. So are variables that Keras does not know and
-does not write with the model's weights.
+The file also holds variables that Keras does not track and does not save with the model's weights.
+It is a `.npz` without pickle. The name of each array is the variable's place among the variables of
+the model and its optimizers, in the order of `preflight.described`.
 """
 
 import os
@@ -13,19 +13,20 @@ import tensorflow as tf
 
 from tf_gossip_pga.training.variables import Held, held
 
-# How the names of these files begin.
+# The prefix of the names of these files.
 PREFIX = "rank-"
 
 
 def places(model, averages_slots: bool, local: Collection[str]) -> list[int]:
-    """Return the places of the variables that global averages leave alone, or Keras does not save.
+    """Return the places of the variables that each rank must save for itself.
 
-    These are integers, random states, the optimizers' variables and what is local.
+    These are integers, random states, the optimizers' variables, local variables, and variables
+    that Keras does not save.
 
     Args:
-      model: with built optimizers.
-      averages_slots: whether a global average makes the optimizers' slots equal too.
-      local: names of what each rank keeps for itself; see `GossipPGA`.
+      model: a model with built optimizers.
+      averages_slots: whether a global average also makes the optimizers' slots equal.
+      local: as for `GossipPGA`.
     """
 
     def is_in_weights(each: Held) -> bool:
@@ -40,17 +41,23 @@ def places(model, averages_slots: bool, local: Collection[str]) -> list[int]:
 
 
 def rank_name(rank: int) -> str:
-    """Return the name of the file that a rank writes for itself."""
+    """Return the name of a rank's file."""
     return f"{PREFIX}{rank}.npz"
 
 
 def copies(variables: list[Held]) -> list[tuple[Held, np.ndarray]]:
-    """Return each variable with its present value."""
+    """Return each variable with a copy of its present value."""
     return [(each, np.asarray(each.value.numpy())) for each in variables]
 
 
 def save(path: str | os.PathLike, model, places: list[int]):
-    """Write the variables at these places."""
+    """Write the variables at these places to a file.
+
+    Args:
+      path: path of the file.
+      model: a model with built optimizers.
+      places: the result of `places`.
+    """
     everything = held(model)
     arrays = copies([everything[place] for place in places])
     by_place = {str(place): value for place, (_, value) in zip(places, arrays, strict=True)}
@@ -58,20 +65,25 @@ def save(path: str | os.PathLike, model, places: list[int]):
 
 
 def load(path: str | os.PathLike, model) -> list[tuple[Held, np.ndarray]]:
-    """Return variables of the model with the values that they have in a file of `save`.
+    """Return the variables of a file with their values; assign nothing.
+
+    NumPy and zipfile raise other errors than those below if they cannot read the file.
+
+    Args:
+      path: path of a file that `save` wrote.
+      model: a model with built optimizers.
 
     Raises:
-      ValueError: the file's variables are not this model's; and what NumPy raises for a file that
-        it cannot read.
+      ValueError: a variable of the file has another shape or dtype than in the model.
     """
     everything, found = held(model), []
-    # NumPy leaves a file open that it cannot read.
+    # Open the file here, because NumPy does not close a file that it cannot read.
     with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
         for name in file.files:
             variable, value = everything[int(name)], file[name]
             wanted = np.dtype(variable.value.dtype.as_numpy_dtype)
             if value.dtype.kind == "V" and value.dtype.itemsize == wanted.itemsize:
-                value = value.view(wanted)  # bfloat16, which NumPy's format does not know
+                value = value.view(wanted)  # bfloat16, which NumPy's format does not support
             if value.dtype != wanted or value.shape != tuple(variable.value.shape):
                 raise ValueError(f"{variable.path} is {list(value.shape)} {value.dtype} there")
             found.append((variable, value))
@@ -79,6 +91,6 @@ def load(path: str | os.PathLike, model) -> list[tuple[Held, np.ndarray]]:
 
 
 def is_finite(model) -> bool:
-    """Return whether all floating-point variables of a model are finite."""
+    """Return whether all floating-point variables of a model, not its optimizers, are finite."""
     floating = [each.value for each in held(model) if each.is_averaged]
     return all(bool(tf.reduce_all(tf.math.is_finite(tf.abs(value)))) for value in floating)

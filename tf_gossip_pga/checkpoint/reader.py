@@ -1,4 +1,4 @@
-"""Read the newest checkpoint that fits, on all ranks together."""
+"""Read the newest usable checkpoint, on all ranks together."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ class Reader:
       gossip: the callback whose step and period are restored.
 
     Attributes:
-      restored: the variables that this rank has read for itself.
+      restored: the variables that this rank read from its own file.
     """
 
     def __init__(self, files: CheckpointFiles, session: SoloSession, gossip: GossipPGA):
+        """Store the arguments; read nothing."""
         self.restored: list[Held] = []
         self._files = files
         self._session = session
@@ -47,10 +48,13 @@ class Reader:
         return self._session.cluster.is_chief
 
     def restore(self, model: keras.Model) -> int:
-        """Load the newest complete checkpoint that fits; return the epoch to begin with.
+        """Load the newest usable checkpoint; return the epoch to begin with, or 0 without one.
+
+        Args:
+          model: a built and compiled model.
 
         Raises:
-          ValueError: on every rank, where there are checkpoints but none can be used.
+          ValueError: on every rank, if there are checkpoints but none can be used.
         """
         unfit, listed = preflight.problem_of_model(model), [[], []]
         try:
@@ -61,7 +65,7 @@ class Reader:
         self._warn_if_lost(everyone)
         reasons: list[str] = []
         for number in everyone[0][0]:
-            # The chief's manifest counts: others may have a disk of their own.
+            # Use the chief's manifest, because the other ranks may have other disks.
             manifest, problem = self._load(number, model) if self._is_chief else (None, None)
             manifest, problem = self._share([manifest, problem])[0]
             if not problem and not self._is_chief:
@@ -81,7 +85,7 @@ class Reader:
         return 0
 
     def _load(self, number: int, model: keras.Model) -> tuple[dict | None, str | None]:
-        """On the chief, set the model to a checkpoint: its manifest, or why it cannot be used."""
+        """On the chief, load a checkpoint; return `(manifest, problem)`, one of which is None."""
         try:
             manifest = self._files.read(number)
             path = self._files.checked(number, WEIGHTS, manifest.get("files", {}))
@@ -91,7 +95,7 @@ class Reader:
         return manifest, None
 
     def _problem_of_own(self, number: int, manifest: dict, model: keras.Model) -> str | None:
-        """On the others, set what is their own; return None, or why that cannot be used."""
+        """On another rank, load its own file; return why it cannot be used, or None."""
         try:
             self._take(number, manifest, model)
         except CheckpointError as error:
@@ -105,10 +109,16 @@ class Reader:
         model: keras.Model,
         load_weights: Callable[[], object] = lambda: None,
     ):
-        """Set weights, the schedule and what this rank has of its own.
+        """Load the weights, the schedule and the variables of this rank.
+
+        Args:
+          number: number of the checkpoint.
+          manifest: its manifest.
+          model: a built and compiled model.
+          load_weights: function that loads the weights. Default: do not load them.
 
         Raises:
-          CheckpointError: a file is damaged, or the run was another.
+          CheckpointError: a file is damaged, or belongs to another model, optimizer or kind of `H`.
         """
         folder = self._files.folder(number)
         self._check_run(folder, manifest, model)
@@ -116,7 +126,7 @@ class Reader:
             load_weights()
         self.restored = []
         listed, name = manifest["files"], self._own_name
-        if self._is_chief and name not in listed:  # it was lost before; another was the chief
+        if self._is_chief and name not in listed:  # this rank was lost when it was written
             name = next((each for each in sorted(listed) if each.startswith(PREFIX)), name)
         if self._is_chief or (name in listed and os.path.lexists(folder / name)):
             path = self._files.checked(number, name, listed)
@@ -127,7 +137,7 @@ class Reader:
             self.restored = [variable for variable, _ in loaded]
 
     def _check_run(self, folder: pathlib.Path, manifest: dict, model: keras.Model):
-        """Raise where the checkpoint is not one of this model, optimizer and kind of period."""
+        """Restore the schedule; raise if the checkpoint is of another model, optimizer or `H`."""
         epoch, variables = manifest.get("epoch"), manifest.get("variables")
         if not isinstance(epoch, int) or epoch < 0 or not isinstance(variables, list):
             raise CheckpointError(f"{folder / MANIFEST} is not of a Checkpoint")
@@ -143,7 +153,7 @@ class Reader:
             raise CheckpointError(f"{folder} is of a run with another H: {error}") from None
 
     def _report(self, number: int, reasons: list[str]):
-        """Report what a resumed run begins with, and which checkpoints were skipped."""
+        """Report the checkpoint from which the run resumes, and the skipped ones."""
         folder = self._files.folder(number)
         if self._is_chief:
             for reason in reasons:
@@ -156,10 +166,10 @@ class Reader:
             )
 
     def _warn_if_lost(self, everyone: list):
-        """Warn where the chief has no checkpoint, or another rank a newer one.
+        """Warn if the chief has no checkpoint but another rank has, or has a newer one.
 
         Args:
-          everyone: of each rank, the numbers of its complete checkpoints and of all it has.
+          everyone: for each rank, the numbers of its complete checkpoints and of all checkpoints.
         """
         listed = zip(self._session.view.members, everyone, strict=True)
         others = [rank for rank, (_, numbers) in listed if numbers]
@@ -178,13 +188,21 @@ class Reader:
             )
 
     def _share(self, value: Any, unfit: str | None = None) -> list:
-        """Return what all ranks passed, in rank order; raise on all if one cannot restore."""
+        """Share a value; return those of all ranks, in rank order.
+
+        Args:
+          value: this rank's value, JSON-serializable.
+          unfit: why this rank cannot restore, or None if it can.
+
+        Raises:
+          ValueError: on every rank, if a rank cannot restore, or called `fit` instead.
+        """
         elsewhere = "it restores a checkpoint. Call checkpoint.restore on every rank or on none."
         own = {"restores": value, "unfit": unfit, "problem": elsewhere, "facts": None}
         patience_s = self._session.timing.restore_s
         everyone = self._session.gather(own, "the reading of a checkpoint", patience_s)
         for rank, each in zip(self._session.view.members, everyone, strict=True):
-            # A rank that has called fit instead sends something else, and receives `elsewhere`.
+            # A rank that called fit instead sends other keys, and reads `elsewhere` as our problem.
             problem = each["unfit"] if "restores" in each else f"it has called fit, but {elsewhere}"
             if problem:
                 raise ValueError(f"Rank {rank} cannot restore a checkpoint: {problem}")
@@ -193,14 +211,17 @@ class Reader:
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike) -> Iterator[None]:
-    """Turn whatever a library raises about a file into an error of ours.
+    """Turn any error of a library that loads a file into a `CheckpointError`.
+
+    Args:
+      path: path of the file.
 
     Raises:
       CheckpointError: the file cannot be loaded.
     """
     try:
         yield
-    except Exception as error:  # h5py, zipfile and NumPy have many kinds
+    except Exception as error:  # h5py, zipfile and NumPy raise many kinds
         first_line = str(error).strip().partition("\n")[0]
         raise CheckpointError(
             f"{path} cannot be loaded: {type(error).__name__}: {first_line}"

@@ -1,6 +1,6 @@
-"""Open files of a checkpoint: regular files in a real folder, never what a link points to.
+"""Open regular files of a checkpoint in a real folder, and never follow a link.
 
-A link would lead out of the directory, and reading a FIFO would wait for ever.
+A link could lead out of the directory, and reading a FIFO could wait forever.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ def folder(path: pathlib.Path) -> Generator[int, None, None]:
     """Return a context with a descriptor of a folder, for `dir_fd`.
 
     Raises:
-      OSError: there is none, it is a link, or it may not be opened.
+      OSError: the folder does not exist, is a link, or cannot be opened.
     """
     descriptor = _open(path, os.O_DIRECTORY)
     try:
@@ -30,10 +30,10 @@ def opened(path: pathlib.Path) -> io.BufferedReader:
     """Open a regular file of a folder for reading.
 
     Raises:
-      OSError: there is none, it or the folder is a link, it is not a regular file, or it may not be
-        opened.
+      OSError: the file does not exist, the file or the folder is a link, the file is not regular,
+        or it cannot be opened.
     """
-    # Not blocking: else the open itself waits for somebody to write to a FIFO.
+    # Not blocking: otherwise opening a FIFO waits until another process opens it to write.
     with folder(path.parent) as parent:
         descriptor = _open(path, os.O_NONBLOCK, parent)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,4 +1,4 @@
-"""Write one checkpoint, on all ranks together."""
+"""Write checkpoints, on all ranks together."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from tf_gossip_pga.errors import CheckpointError
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training.callback import GossipPGA
 
-# The one file of weights, in Keras' own format.
+# The file of weights in Keras' own format, one for all ranks.
 WEIGHTS = "model.weights.h5"
 
 
 class Writer:
-    """Write checkpoints of a run.
+    """Write the checkpoints of one `fit`.
 
     Args:
-      files: where they lie.
-      ownership: of that directory.
+      files: the checkpoints of the directory.
+      ownership: the claim of the directory.
       session: the exchanges of this process.
       gossip: the callback that averages.
-      sync: shares a value between all ranks at a point of training, as `GossipPGA.sync` does.
-      model: what is saved.
-      variables: names and shapes of the variables, for the manifest.
+      sync: function that shares a value with all ranks, as `GossipPGA.sync` does.
+      model: the model to save.
+      variables: descriptions of its variables for the manifest (`preflight.described`).
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Writer:
         model: keras.Model,
         variables: list[str],
     ):
+        """Store the arguments; write nothing."""
         self._files = files
         self._ownership = ownership
         self._session = session
@@ -58,16 +59,16 @@ class Writer:
         self._variables = variables
 
     def begin(self, code: types.CodeType):
-        """Take the directory, on all ranks, before the first step; on joining workers do nothing.
+        """Take the directory on all ranks, before the first step.
 
-        Where that fails for another reason than another job, training goes on, and `save` tries
-        again.
+        If this fails for another reason than another job, training continues, and `save` tries
+        again. Joining workers take the directory at their first `save`.
 
         Args:
-          code: of `fit`; the directory is released as soon as it has returned.
+          code: code object of `fit`; the directory is released soon after it returns.
 
         Raises:
-          CheckpointError: on every rank, if another job writes to the directory of one.
+          CheckpointError: on every rank, if another job writes to the directory of a rank.
         """
         thread = threading.get_ident()
         self._ownership.begin(lambda: running_call.runs(thread, code))
@@ -95,11 +96,11 @@ class Writer:
         self._ownership.release()
 
     def save(self, epoch: int, is_due: Callable[[], bool]):
-        """Write a checkpoint, on all ranks.
+        """Write a checkpoint on all ranks, or report why it was not completed.
 
         Args:
-          epoch: the epoch that a resumed run begins with.
-          is_due: whether to save, once the ranks have met.
+          epoch: the epoch that a resumed run begins with, counted from 0.
+          is_due: function that returns whether to save; called after the ranks have met.
         """
         doing = f"the checkpoint after step {self._gossip.step}"
         offer = self._ownership.offer(self._cluster.rank)
@@ -114,7 +115,7 @@ class Writer:
         if problem:
             self._report_unsaved(number, problem)
             return
-        is_chief = self._cluster.is_chief  # a loss may make this rank the next
+        is_chief = self._cluster.is_chief  # read once: a loss may make this rank the chief later
         offers = [offer for *_, offer in everyone]
         written = self._try_to_write(number, averaged, everyone[0][1], offers)  # the chief's
         reports = self._sync(f"the end of {doing}", written)
@@ -128,14 +129,14 @@ class Writer:
             self._report_unsaved(number, problem)
             if self._cluster.is_chief:
                 with contextlib.suppress(OSError, CheckpointError):
-                    self._files.discard(number)  # half of one, where there may be no room
+                    self._files.discard(number)  # frees space on a disk that may be full
         elif is_chief:
             self._prune(number)
 
     def _listed(self) -> tuple[int, list[int], str | None]:
-        """Return an unused number, those of complete checkpoints, and why there are none to tell.
+        """Return an unused number, the numbers of complete checkpoints, and a problem or None.
 
-        Never raises: all ranks learn of the problem, and train on.
+        Do not raise `OSError`: all ranks learn of the problem, and continue to train.
         """
         try:
             return self._files.unused_number(), self._files.complete(), None
@@ -149,17 +150,17 @@ class Writer:
     def _try_to_write(
         self, number: int, averaged: bool, complete: list[int], offers: list[dict]
     ) -> list:
-        """Return `[files, problem]`: what the manifest says of this rank's files, or why not."""
+        """Return `[files, problem]`: the manifest's entries of this rank's files, or a problem."""
         if not averaged:
             return [{}, "A worker was lost, and this rank missed the average"]
         try:
-            self._take(offers)  # once more, since the view may be a new one
+            self._take(offers)  # again, because the view may have changed
             return [self._write(number, complete), None]
-        except Exception as error:  # h5py has several kinds for a full disk
+        except Exception as error:  # h5py raises several kinds for a full disk
             return [{}, f"Rank {self._cluster.rank}: {error}"]
 
     def _write(self, number: int, complete: list[int]) -> dict[str, dict]:
-        """Write this rank's files; return what the manifest says of them."""
+        """Write this rank's files; return the manifest's entries for them."""
         averages_slots = self._gossip.optimizer_state != "local"
         places = rank_file.places(self._model, averages_slots, self._gossip.local)
         save_own = functools.partial(rank_file.save, model=self._model, places=places)
@@ -167,13 +168,13 @@ class Writer:
         entries = {name: self._files.write(number, name, save_own)}
         if self._cluster.is_chief:
             entries[WEIGHTS] = self._files.write(number, WEIGHTS, self._model.save_weights)
-        elif complete:  # none: the chief's disk may be gone, or not mounted
-            # One checkpoint late: this one is not complete yet.
+        elif complete:  # if there are none, the chief's disk may be lost or not mounted
+            # Remove files one checkpoint late, because this one is not complete yet.
             self._files.forget(name, {*complete, number})
         return entries
 
     def _finish(self, number: int, epoch: int, files: dict, ranks: int) -> str | None:
-        """On the chief, complete a checkpoint; return why it could not, or None."""
+        """On the chief, complete a checkpoint; return why it cannot, or None."""
         content = {
             **self._ownership.described(),
             "epoch": epoch,
@@ -188,7 +189,7 @@ class Writer:
         return None
 
     def _prune(self, number: int):
-        """On the chief, remove old checkpoints; the new one is complete whether or not it can."""
+        """On the chief, remove old checkpoints; a failure does not affect the new one."""
         try:
             self._files.prune(number)
         except (OSError, CheckpointError) as error:

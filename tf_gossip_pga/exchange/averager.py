@@ -1,10 +1,10 @@
 """Average one model's variables: variables -> flat chunks of one dtype -> exchange -> assign.
 
-Each exchange is one traced function, built once: one for every round of the topology, one for the
-global average.
+Each exchange is one function, traced once: one for every round of the topology, one for the global
+average.
 
-Where a worker has several devices, a variable is TensorFlow's mirrored one. Reading it gives the
-first device's value, and whatever is assigned or added reaches all devices.
+On a worker with several devices, each variable is mirrored by TensorFlow. Reading it returns the
+first device's value; assigning or adding changes it on all devices.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from tf_gossip_pga.exchange.traced import Traced
 
 @dataclasses.dataclass(frozen=True)
 class Variables:
-    """The `tf.Variable`s of one model and its optimizer, by what becomes of them.
+    """The variables of one model and its optimizers, grouped by how they are exchanged.
+
+    All are instances of `tf.Variable`.
 
     Attributes:
-      parameters: what every gossip and every global average mixes.
-      statistics: what only global averages mix (BatchNorm's moving mean and variance).
-      others: what is only broadcast (integers, the optimizer's variables).
-      slots: those of `others` that `Averager.average_slots` mixes (momentum and the like).
+      parameters: variables that every gossip and every global average mixes.
+      statistics: variables that only global averages mix (BatchNorm's moving mean and variance).
+      others: variables that are only broadcast (integers, the optimizers' variables).
+      slots: those of `others` that `Averager.average_slots` averages, such as momentum.
     """
 
     parameters: list
@@ -42,7 +44,7 @@ class Variables:
     slots: list = dataclasses.field(default_factory=list)
 
     def are(self, other: Variables) -> bool:
-        """Return whether these are the very same variables in the same places."""
+        """Return whether both hold the same variable objects in the same places."""
         return self._ids == other._ids
 
     @property
@@ -56,8 +58,8 @@ class Patience:
     """How long exchanges wait for other workers, in seconds.
 
     Attributes:
-      exchange_s: an exchange in training.
-      start_s: an exchange before the first step, or after a change of the view.
+      exchange_s: for an exchange of training.
+      start_s: for an exchange at the start of `fit`, at a sync point or after a change of the view.
     """
 
     exchange_s: float
@@ -66,15 +68,15 @@ class Patience:
 
 @dataclasses.dataclass(frozen=True)
 class Averaged:
-    """What a global average has found beside the means.
+    """The results of a global average besides the means.
 
     Attributes:
-      squares: `(|x_i - mean|^2, |mean|^2)` of the parameters, with this rank's x_i before
-        averaging. The mean is the same everywhere: rank 0 computes its norm for all, the others
-        have 0.
-      non_finite: the first step since the last global average after which a rank's own parameters
-        were not finite, by rank.
-      sums: the sums over ranks of the numbers that they passed, float64.
+      squares: `(|x_i - mean|^2, |mean|^2)` of the parameters, with this rank's x_i before the
+        average. Because the mean is the same on all ranks, the first member computes its norm for
+        all of them; it is 0 on the others.
+      non_finite: `{rank: step}`, the first step since the last global average after which a rank's
+        own parameters were not finite.
+      sums: the sums over ranks of the numbers that they passed, `[numbers]` float64.
     """
 
     squares: tuple[float, float]
@@ -86,18 +88,18 @@ class Averager:
     """Gossip, global average and broadcast of one model's variables.
 
     Args:
-      session: the exchanges of this process. The averager belongs to its present view.
-      topology: who averages with whom.
-      variables: what is averaged.
+      session: the exchanges of this process. The averager is valid for its present view only.
+      topology: which members average with each other.
+      variables: the variables to exchange.
       patience: how long exchanges wait for other workers.
-      wire: in what form a gossip sends parameters.
-      numbers: how many numbers of each rank a global average sums beside the variables.
-      health: what is known of the same parameters; None for nothing yet.
+      wire: the encoding of gossips. Default: each variable in its own dtype.
+      numbers: how many numbers of each rank a global average also sums. Default 0.
+      health: the checks of the same parameters so far. Default None: start new ones.
 
     Attributes:
-      health: what this rank knows of its own parameters.
+      health: the checks of this rank's own parameters.
       bytes_sent: payload in bytes that this rank has sent since the averager was built. A broadcast
-        counts as one copy, though rank 0 sends several when there are many ranks.
+        counts as one copy, although rank 0 may send several.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Averager:
         numbers: int = 0,
         health: Health | None = None,
     ):
+        """Reserve instance keys, which is an exchange: all members must do it together."""
         self.bytes_sent = 0
         self._session = session
         self._view = session.view
@@ -128,9 +131,9 @@ class Averager:
         self._everything = buckets.Bucket(
             [*variables.parameters, *variables.statistics, *variables.others]
         )
-        self._started = False  # a gossip in the background that is not finished
+        self._started = False  # whether a gossip runs in the background
         # A key is bound to one group, one kind of exchange and one length. A gossip and a broadcast
-        # may share some, since their groups differ.
+        # may share keys because their groups differ.
         sent = max(len(self._parameters), len(self._everything))
         means = len(self._parameters) + len(self._passengers)
         first_key = session.reserve_keys(
@@ -139,7 +142,7 @@ class Averager:
         self._mixer = Mixer(self._ops, topology, self._parameters, wire, first_key)
         self._key_of_means = first_key + sent
         self._key_of_slots = self._key_of_means + means
-        rounds = range(topology.rounds)  # each has peers of its own
+        rounds = range(topology.rounds)  # each has other neighbors
         self._gossip_bytes = [self._mixer.bytes_sent(r) for r in rounds]
         self._gossips = [Traced(functools.partial(self._gossip, r)) for r in rounds]
         self._changes = [Traced(functools.partial(self._changes_of, r)) for r in rounds]
@@ -150,7 +153,7 @@ class Averager:
         self._broadcast = Traced(functools.partial(self._broadcast_from, first_key))
 
     def rebuilt(self, topology: Topology) -> Averager:
-        """Return an averager for the same variables and the present members."""
+        """Return an averager for the same variables, and a topology of the present members."""
         return Averager(
             self._session,
             topology,
@@ -162,11 +165,16 @@ class Averager:
         )
 
     def serves(self, variables: Variables) -> bool:
-        """Return whether it was built for exactly these variables and the present view."""
+        """Return whether this averager was built for exactly these variables and this view."""
         return self._view == self._session.view and self._variables.are(variables)
 
     def gossip(self, round: int, doing: str):
-        """Mix the parameters with this round's neighbors: x_i <- sum_j W[i, j] * x_j."""
+        """Mix the parameters with this round's neighbors: x_i <- sum_j W[i, j] * x_j.
+
+        Args:
+          round: number of the gossip over the whole run, from 0; the topology's rounds repeat.
+          doing: name of the exchange, for messages.
+        """
         step, round = round + 1, round % self._topology.rounds
         if self._topology.cycle[round].is_empty:
             return
@@ -176,16 +184,16 @@ class Averager:
         self.bytes_sent += self._gossip_bytes[round]
 
     def start_gossip(self, round: int, doing: str):
-        """Begin a gossip of the present parameters; return while it is under way.
+        """Start a gossip of the present parameters in the background.
 
-        The parameters may change meanwhile. `finish_gossip` must follow before the next exchange
-        that changes them.
+        The parameters may change while it runs. Call `finish_gossip` before the next exchange that
+        changes them. Arguments are as for `gossip`.
         """
         step, round = round + 1, round % self._topology.rounds
         if self._topology.cycle[round].is_empty:
             return
-        # The values, not the variables: TensorFlow copies a variable when an optimizer is about to
-        # change it in place while somebody else holds its value.
+        # Pass values, not variables: TensorFlow copies a variable before an optimizer changes it in
+        # place while another op holds its value.
         chunks = self._pack()
         exchange = functools.partial(self._changes[round], *chunks)
         self.health.steps.append(step)
@@ -194,10 +202,13 @@ class Averager:
         self.bytes_sent += self._gossip_bytes[round]
 
     def finish_gossip(self, apply: bool = True):
-        """Wait for the gossip under way, if any: x_i <- x_i + (sum_j W[i, j] * x'_j - x'_i).
+        """Wait for the gossip in the background: x_i <- x_i + (sum_j W[i, j] * x'_j - x'_i).
+
+        x' are the parameters at `start_gossip`. Do nothing if no gossip runs.
 
         Args:
-          apply: whether the parameters take it; a global average makes it pointless.
+          apply: whether to change the parameters. Before a global average the change would have no
+            effect. Default True.
         """
         started, self._started = self._started, False
         if started:
@@ -209,9 +220,10 @@ class Averager:
         """Set parameters and statistics to their means over ranks: x_i <- 1/n sum_j x_j.
 
         Args:
-          doing: the exchange's name in messages.
-          step: the number of completed steps.
-          numbers: what else to sum over ranks, as many float32 as were announced; None for zeros.
+          doing: name of the exchange, for messages.
+          step: number of completed steps.
+          numbers: numbers to sum over ranks, `[numbers]` float32, as many as the constructor was
+            given. Default None: zeros.
         """
         self.health.steps.append(step)
         with self._session.waiting(doing, self._patience.exchange_s):
@@ -224,7 +236,7 @@ class Averager:
         return Averaged((distance, norm), self.health.first_steps(found[2:ends]), found[ends:])
 
     def average_slots(self, doing: str):
-        """Set the slots to their means over ranks."""
+        """Set the optimizer's slots to their means over ranks."""
         if not len(self._slots):
             return
         with self._session.waiting(doing, self._patience.exchange_s):
@@ -232,24 +244,26 @@ class Averager:
         self._count_all_reduce(self._slots.bytes)
 
     def clear_slots(self):
-        """Set the slots to zero, without an exchange."""
+        """Set the optimizer's slots to zero, without an exchange."""
         for variable in self._slots.variables:
             variable.assign(tf.zeros_like(variable))
 
     def broadcast(self, doing: str):
-        """Set all variables, `others` too, to rank 0's."""
+        """Set all variables, including `others`, to those of the first member."""
         with self._session.waiting(doing, self._patience.start_s):
             self._broadcast()
         if self._session.place == 0 and self._session.size > 1:
             self.bytes_sent += self._everything.bytes
 
     def transfer_state(self, source: int, is_new: bool):
-        """Set all variables of new members to those of the member at place `source`.
+        """Set all variables of new members to those of one member; all members must call it.
 
-        All members call it; only those that are new take what arrives.
+        Args:
+          source: place of the member that sends.
+          is_new: whether this member assigns the variables that it receives.
         """
         doing, count = "the state transfer", len(self._everything)
-        # A broadcast's key is bound to its source, too.
+        # The key of a broadcast is also bound to its source.
         key = self._session.reserve_keys(count, doing, self._patience.start_s)
         with self._session.waiting(doing, self._patience.start_s):
             Traced(functools.partial(self._broadcast_from, key, source, is_new))()
@@ -257,7 +271,7 @@ class Averager:
             self.bytes_sent += self._everything.bytes
 
     def snapshot(self) -> list[tf.Tensor]:
-        """Return copies of parameters and statistics, each where it lies, for `restore`."""
+        """Return copies of parameters and statistics, each on its own device, for `restore`."""
         copies = []
         for variable in self._on_all_devices():
             with tf.device(variable.device):
@@ -265,16 +279,16 @@ class Averager:
         return copies
 
     def restore(self, snapshot: list[tf.Tensor]):
-        """Put back what `snapshot` returned."""
+        """Restore parameters and statistics from the result of `snapshot`."""
         for variable, value in zip(self._on_all_devices(), snapshot, strict=True):
             variable.assign(value)
 
     def digests(self) -> tuple[str, str]:
-        """Return digests of the parameters and of the statistics, equal where all bits are."""
+        """Return digests of the parameters and of the statistics; equal bits have equal digests."""
         return _digest(self._parameters.variables), _digest(self._statistics.variables)
 
     def _count_all_reduce(self, sent: int):
-        # In a ring every piece travels n-1 times to be summed and n-1 times to be copied.
+        # In a ring every piece travels n-1 times for the sum and n-1 times for the copies.
         size = self._session.size
         self.bytes_sent += round(2 * (size - 1) / size * sent)
 
@@ -293,7 +307,7 @@ class Averager:
         non_finite = tf.one_hot(cluster.rank, cluster.size) * self.health.take_count()
         self._passed.assign(tf.concat([non_finite, numbers], 0))
         means = self._ops.mean([*chunks, *self._passengers.pack()], self._key_of_means)
-        squares = tf.zeros([2], tf.float64)  # of the distance and of the norm
+        squares = tf.zeros([2], tf.float64)  # squared distance, squared norm
         for chunk, mean in zip(chunks, means[: len(chunks)], strict=True):
             distance = tf.nn.l2_loss(buckets.wide(chunk) - buckets.wide(mean))
             norm = tf.nn.l2_loss(buckets.wide(mean)) if self._session.place == 0 else 0.0
@@ -306,8 +320,8 @@ class Averager:
     def _merge_statistics(self):
         """Set the statistics to their means over this worker's devices.
 
-        Keras updates parameters equally on all devices, but BatchNorm's statistics with what each
-        device has seen.
+        Keras updates parameters equally on all devices, but BatchNorm's statistics from the
+        examples of each device.
         """
         for variable in self._statistics.variables:
             replicas = self._replicas(variable)
@@ -335,7 +349,7 @@ class Averager:
 
 
 def _digest(variables: list) -> str:
-    """Return 16 bytes, as hexadecimal digits, that stand for the values of variables."""
+    """Return a digest of the values of variables: 16 bytes as hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for variable in variables:
         digest.update(variable.numpy().reshape(-1).view(np.uint8))
@@ -343,10 +357,10 @@ def _digest(variables: list) -> str:
 
 
 def consensus_distance(distances: list[tuple[float, float]]) -> float:
-    """Return the replicas' root mean square distance from their mean, over the norm of the mean.
+    """Return the root mean square distance of the replicas from their mean, relative to its norm.
 
     Args:
-      distances: `Averaged.squares` of each rank.
+      distances: `Averaged.squares` of each rank, the first member's first.
     """
     squares = np.array(distances)  # [ranks, 2] float64
     return float(np.sqrt(squares[:, 0].mean() / max(squares[0, 1], 1e-300)))

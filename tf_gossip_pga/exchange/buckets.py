@@ -1,23 +1,24 @@
 """Pack variables into flat chunks of one dtype, and unpack them.
 
-Small variables travel together, large ones alone and very large ones in parts. A message is
-therefore neither tiny nor longer than `CHUNK_BYTES`, whatever the model looks like.
+Small variables share chunks, large ones have chunks of their own, and very large ones are split.
+For any model, messages are therefore neither tiny nor longer than `CHUNK_BYTES`.
 """
 
 import dataclasses
 
 import tensorflow as tf
 
-# Bytes of one message. Smaller costs round trips, larger leaves sending and mixing no overlap.
+# Maximum bytes of a message. Smaller chunks cost round trips; with larger ones, sending and mixing
+# overlap less.
 CHUNK_BYTES = 4 << 20
 
-# Collectives know neither type, and sum complex numbers as pairs of real ones.
+# Collectives support none of these dtypes. The sum of complex numbers is that of pairs of reals.
 _CARRIERS = {tf.bool: tf.uint8, tf.complex64: tf.float32, tf.complex128: tf.float64}
 
-# A variable of at least this share of a chunk travels alone.
+# A variable of at least 1/_SHARE of a chunk gets a chunk of its own.
 _SHARE = 4
 
-# TensorFlow slices without copying at multiples of 64 bytes: of 64 elements, for any type.
+# TensorFlow slices without a copy at multiples of 64 bytes. 64 elements suffice for every dtype.
 _ALIGNED = 64
 
 
@@ -35,14 +36,19 @@ class _Piece:
 class Bucket:
     """A list of variables as a list of 1-D chunks of one dtype each.
 
-    Complex numbers travel as pairs of real ones, Booleans as integers of a byte.
+    Complex numbers travel as pairs of real numbers, Booleans as one-byte integers.
 
     Args:
-      variables: `tf.Variable`s with static shapes.
-      chunk_bytes: the largest size of a chunk.
+      variables: instances of `tf.Variable` with static shapes.
+      chunk_bytes: maximum size of a chunk in bytes. Default `CHUNK_BYTES`.
+
+    Attributes:
+      variables: the variables.
+      bytes: their total size in bytes.
     """
 
     def __init__(self, variables, chunk_bytes: int = CHUNK_BYTES):
+        """Plan the chunks; no tensor is read."""
         self.variables = list(variables)
         self.bytes = sum(v.shape.num_elements() * v.dtype.size for v in self.variables)
         self._pieces: list[_Piece] = []
@@ -62,13 +68,13 @@ class Bucket:
 
     def _plan(self, dtype, limit: int):
         """Place the variables of one dtype in chunks of at most `limit` elements."""
-        shared = None  # the chunk that small variables fill now
+        shared = None  # the chunk that small variables share at present
         for index, variable in enumerate(self.variables):
             size = variable.shape.num_elements() * (2 if variable.dtype.is_complex else 1)
             if _carrier(variable.dtype) != dtype or not size:
                 continue
             if size >= limit / _SHARE:
-                # Alone it is sent from where it lies: a chunk of several variables is a copy.
+                # A chunk of several variables is a copy; a variable alone is sent without one.
                 part = -(-size // -(-size // limit))  # equal parts …
                 part = min(limit, -(-part // _ALIGNED) * _ALIGNED)  # … where TensorFlow can slice
                 for start in range(0, size, part):
@@ -78,7 +84,7 @@ class Bucket:
                 shared = self._place(index, 0, size, None if full else shared)
 
     def _place(self, variable: int, start: int, stop: int, chunk: int | None) -> int:
-        """Append a piece to a chunk, or to a new one for None; return the chunk."""
+        """Append a piece to a chunk, or to a new chunk if it is None; return the chunk's index."""
         if chunk is None:
             self._lengths.append(0)
             self._dtypes.append(_carrier(self.variables[variable].dtype))
@@ -88,7 +94,7 @@ class Bucket:
         return chunk
 
     def pack(self):
-        """Return the chunks with the variables' present values."""
+        """Return the chunks with the present values of the variables, each `[n]` of one dtype."""
         flat = [_carried(variable) for variable in self.variables]
         parts = [[] for _ in self._lengths]
         for piece in self._pieces:
@@ -96,12 +102,12 @@ class Bucket:
         return [tf.concat(part, 0) for part in parts]
 
     def assign(self, chunks):
-        """Set the variables from chunks as `pack` returns them."""
+        """Set the variables from chunks of the same form as those of `pack`."""
         for variable, value in self._unpacked(chunks):
             variable.assign(_restored(value, variable))
 
     def add(self, changes):
-        """Add chunks of the same lengths, at least float32, to the variables."""
+        """Add chunks of the same lengths, in at least float32, to the variables."""
         for variable, change in self._unpacked(changes):
             if change.dtype == _carrier(variable.dtype):
                 variable.assign_add(_restored(change, variable))  # in place
@@ -110,7 +116,7 @@ class Bucket:
                 variable.assign(tf.cast(wide(variable) + change, variable.dtype))
 
     def _unpacked(self, chunks):
-        """Yield each variable with its elements, flat; skip empty variables."""
+        """Yield each variable that is not empty, with its elements as a flat tensor."""
         parts = [[] for _ in self.variables]
         for piece in self._pieces:
             stop = piece.offset + piece.stop - piece.start
@@ -121,12 +127,12 @@ class Bucket:
 
 
 def _carrier(dtype: tf.DType) -> tf.DType:
-    """Return the dtype in which numbers of a dtype travel."""
+    """Return the dtype in which numbers of this dtype travel."""
     return _CARRIERS.get(dtype, dtype)
 
 
 def _carried(variable):
-    """Return a variable's numbers in the dtype in which they travel, flat."""
+    """Return a variable's elements as a flat tensor of the dtype in which they travel."""
     flat = tf.reshape(variable, [-1])
     if flat.dtype.is_complex:
         return tf.reshape(tf.bitcast(flat, _carrier(flat.dtype)), [-1])
@@ -134,12 +140,12 @@ def _carried(variable):
 
 
 def _restored(flat, variable):
-    """Return numbers as `_carried` returned them in the variable's own dtype and shape."""
+    """Convert a result of `_carried` back to the variable's own dtype and shape."""
     if variable.dtype.is_complex:
         flat = tf.bitcast(tf.reshape(flat, [-1, 2]), variable.dtype)
     return tf.reshape(tf.cast(flat, variable.dtype), variable.shape)
 
 
 def wide(chunk):
-    """Return the chunk in at least float32, so that mixing half precision does not round twice."""
+    """Cast a chunk to at least float32, so that mixing half precision does not round twice."""
     return tf.cast(chunk, tf.float32) if chunk.dtype.size < 4 else chunk

@@ -1,9 +1,10 @@
 """Run the exchanges of a cluster whose members change: workers are lost, and join again.
 
-The exchanges of one `fit` are one sequence, counted alike by all members. After a loss the
-surviving workers form a new view and agree on the largest count. A worker that is behind skips the
-exchanges that others have completed, after all have reconciled what the loss made different. Before
-the first of them is completed, the survivors start once more instead.
+The exchanges of one `fit` form one sequence, which all members count in the same way. After a loss
+the surviving workers form a new view and agree on the largest count. They reconcile the state that
+the loss made different. Then each worker skips the exchanges that others completed without it. If
+no worker has completed an exchange yet, the surviving workers instead repeat the start of the
+`fit`.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ from tf_gossip_pga.exchange.session import MISSED, FixedSession
 
 @dataclasses.dataclass(frozen=True)
 class LossPolicy:
-    """What a lost worker means.
+    """How to continue after the loss of a worker.
 
     Attributes:
-      min_workers: how many workers must survive for training to go on.
-      patience_s: how long the surviving workers wait for those of them that are busy.
-      reconcile: called with the number of exchanges that this worker has completed, once the
-        surviving workers have a new view; gives them one model and one state. All of them call it,
-        where one of them has completed any exchange.
+      min_workers: number of workers that must survive for training to continue.
+      patience_s: seconds that surviving workers wait for surviving workers that are busy.
+      reconcile: function that gives the members of a new view one model and one state. It receives
+        the number of exchanges that this worker has completed. All members call it, if any of them
+        has completed an exchange.
     """
 
     min_workers: int
@@ -58,19 +59,19 @@ class ElasticSession(FixedSession):
     """The session of a worker in a cluster whose members change.
 
     Args:
-      cluster: this process's place.
-      transport: how exchanges travel.
+      cluster: this process's place among the workers.
+      transport: the transport of exchanges.
       runtime: TensorFlow's server.
-      channel: what the other workers are asked through.
-      status: what others are told of this process.
-      watchdog: what looks after the exchange under way.
+      channel: asks the other workers.
+      status: the answers of this process to the other workers.
+      watchdog: watches the exchange in progress.
       membership: this worker's part in the agreement on the members.
-      timing: every deadline of the control plane.
-      is_joining: whether this worker joins a running job.
+      timing: the deadlines of the control plane. Default: those of `Timing`.
+      is_joining: whether this worker joins a running job. Default False.
 
     Attributes:
-      is_joining: whether this worker waits to be taken in by the others.
-      admission: what this worker and joining workers tell each other.
+      is_joining: whether this joining worker is not a member yet.
+      admission: the messages between this worker and joining workers.
     """
 
     def __init__(
@@ -85,55 +86,55 @@ class ElasticSession(FixedSession):
         timing: Timing | None = None,
         is_joining: bool = False,
     ):
+        """Start to ask the other members whether they are alive; exchange nothing."""
         self._runtime = runtime
         self._membership = membership
         self._policy: LossPolicy | None = None  # None: a loss ends training
-        self._starts: list[Callable[[], None]] = []  # what this `fit` has started with so far
+        self._starts: list[Callable[[], None]] = []  # exchanges passed to `start` in this `fit`
         super().__init__(cluster, transport, channel, status, watchdog, timing)
         self._sequence = Sequence(self.timing.futile_regroups)
         self.is_joining = is_joining
         self.all_workers = runtime.strategy
         self.admission = Admission(cluster, channel, status, self.timing)
-        membership.watch()  # the callback may say that a loss is survived
+        membership.watch()  # a later callback may have on_worker_lost="continue"
 
     @property
     def view(self) -> View:
-        """Return the present members and how often they have changed."""
+        """Return the present view: its number and its members."""
         return self._membership.view
 
     @property
     def size(self) -> int:
-        """Return the number of members; on a joining worker, which is alone yet, of all workers."""
+        """Return the number of members; on a joining worker before it joins, of all workers."""
         return self.cluster.size if self.is_joining else super().size
 
     def gather(self, value, doing: str, timeout_s: float) -> list:
-        """Return what every member passed, in rank order; see `FixedSession.gather`.
+        """Return the values of all members, in rank order; see `FixedSession.gather`.
 
         Raises:
-          RuntimeError: also for a call of the user's script inside of a `fit` that survives losses,
-            which could not be run again after a loss.
+          RuntimeError: also for a call of the user's script inside a `fit` that survives losses.
         """
         if self._policy is not None and self._status.tell().in_fit:
             _check_not_of_script(doing)
         return super().gather(value, doing, timeout_s)
 
     def unreachable(self) -> list[int]:
-        """Return the ranks that do not answer questions; later than in the first `fit`, none."""
+        """Return the ranks that do not answer requests; after the first `fit`, none."""
         return super().unreachable() if self._status.tell().fits == 1 else []
 
     def heard_all(self):
-        """Note that an exchange with all members has just succeeded."""
+        """Record that an exchange with all members succeeded just now."""
         super().heard_all()
         self._membership.meet()
 
     # ---- The sequence of exchanges --------------------------------------------------------------
 
     def begin_sequence(self, policy: LossPolicy | None, completed: int = 0):
-        """Begin a `fit`: count exchanges from here on.
+        """Begin the sequence of exchanges of a `fit`.
 
         Args:
-          policy: what a lost worker means from now on; None: it ends training.
-          completed: where the count begins, for a worker that has joined others.
+          policy: how to continue after a loss from now on; None: a loss ends training.
+          completed: the count to begin with; not 0 for a worker that joined others. Default 0.
         """
         self._policy = policy
         self._starts = []
@@ -141,7 +142,7 @@ class ElasticSession(FixedSession):
         self._membership.begin_fit(policy.patience_s if policy else None)
 
     def end_sequence(self):
-        """Note that this rank has trained to the end, together with all others."""
+        """Record that this rank, together with all others, has completed training."""
         self._policy = None
         self._membership.end_fit()
         self._status.end_fit()
@@ -149,9 +150,9 @@ class ElasticSession(FixedSession):
     def start(self, exchange: Callable[[], None]):
         """Run exchanges that belong to the start of a `fit`.
 
-        Where a worker is lost before the first of the sequence is completed, the surviving workers
-        run all that they have passed here once more, in this order. After that, which is where a
-        callback has exchanged already, `exchange` is the next of the sequence.
+        If a worker is lost before an exchange of the sequence is completed, the surviving workers
+        repeat all exchanges that were passed here, in the same order. If an exchange of the
+        sequence is completed already, for example by a callback, run `exchange` as the next one.
         """
         if not self._sequence.is_at_start:
             self.run(exchange)
@@ -168,11 +169,11 @@ class ElasticSession(FixedSession):
     def run(self, exchange: Callable[[], Any]) -> Any:
         """Run the next exchange of the sequence.
 
-        Where a worker is lost and the others go on, the surviving workers reconcile and run the
+        If a worker is lost and training continues, the surviving workers reconcile and run the
         exchange again.
 
         Returns:
-          What `exchange` returned; `MISSED`, without calling it, if the other ranks already
+          The result of `exchange`; `MISSED`, without running it, if the other ranks already
           completed it.
         """
         sequence = self._sequence
@@ -187,10 +188,10 @@ class ElasticSession(FixedSession):
                 continue
 
     def attempt(self, action: Callable[[], None]):
-        """Call `action()`, exchanges outside of the sequence.
+        """Call `action`, which runs exchanges that are not part of the sequence.
 
-        If the view changes meanwhile, leave the rest of them out: the next exchange of the sequence
-        reconciles first.
+        If the view changes during them, skip the rest: the next exchange of the sequence reconciles
+        first.
         """
         with contextlib.suppress(ViewChanged):
             action()
@@ -198,7 +199,7 @@ class ElasticSession(FixedSession):
     def _reconcile(self):
         if self.size > 1 and self._watchdog.called_off:  # another rank has lost a worker since
             self._on_broken(ExchangeBroken("the next exchange", self._watchdog.called_off))
-        if self._policy is None:  # a view only changes where a policy lets it
+        if self._policy is None:  # a view changes only with a policy
             raise RuntimeError("Training has ended, so there is nothing to reconcile.")
         if self._sequence.is_at_start:
             for exchange in self._starts:
@@ -210,17 +211,17 @@ class ElasticSession(FixedSession):
     # ---- Losing workers -------------------------------------------------------------------------
 
     def _on_broken(self, broken: ExchangeBroken, joining: tuple[int, ...] = ()) -> NoReturn:
-        """Form a new view after a broken exchange, and raise what it means for training.
+        """Form a new view after a broken exchange, and raise `ViewChanged`; else as `waiting`.
 
         Args:
-          broken: the exchange.
-          joining: the workers that could not be taken in, where it was their admission.
+          broken: the error of the exchange.
+          joining: the workers that were being admitted, if the admission broke. Default: none.
         """
         policy = self._policy
         if policy is None or not self._status.tell().in_fit:
             super()._on_broken(broken)
         self._watchdog.call_off(broken.reason)
-        if self._under_way is not None:  # nothing of the old view may be in flight
+        if self._under_way is not None:  # no exchange of the old view may be in flight
             concurrent.futures.wait([self._under_way])
             self._under_way = None
         before = {*self.view.members, *joining}
@@ -232,14 +233,14 @@ class ElasticSession(FixedSession):
                 self._runtime.set_view,
             )
         except TrainingFinished:
-            self._watchdog.resume()  # the view is whole, apart from the lost worker
+            self._watchdog.resume()  # only the lost worker is missing from the view
             raise
         lost = before - set(self.view.members)
         if not self._sequence.regroup(most, is_lost=bool(lost)):
             self._end(broken)
-        told = {rank: each.text for rank, each in self._watchdog.departures.known.items()}
-        self._begin_view()  # which forgets them
-        how = f"without {named(lost, told)}" if lost else "with all members"
+        causes = {rank: each.text for rank, each in self._watchdog.departures.known.items()}
+        self._begin_view()  # forgets the departures
+        how = f"without {named(lost, causes)}" if lost else "with all members"
         logger.warning(
             f"Rank {self.cluster.rank} continues {how}: {self.size} of {self.cluster.size} workers "
             f"remain. The failure interrupted {broken.doing}."
@@ -247,7 +248,7 @@ class ElasticSession(FixedSession):
         raise ViewChanged from None
 
     def _begin_view(self):
-        """Make what follows from new members."""
+        """Update everything that depends on the members."""
         members = self.view.members
         self.cluster.lost.clear()
         self.cluster.lost.update(set(range(self.cluster.size)) - set(members))
@@ -261,21 +262,21 @@ class ElasticSession(FixedSession):
     # ---- Joining workers ------------------------------------------------------------------------
 
     def joining(self) -> dict[str, int]:
-        """Return the endpoints of lost workers that wait to join, in the first `fit`, by rank."""
+        """Return the endpoints of joining workers by rank; none after the first `fit`."""
         return self.admission.announced() if self._policy and self._status.tell().fits == 1 else {}
 
     def admit(self, joining: dict[str, int], epoch: int, facts: str, state: dict):
-        """Take workers in; the present members call it in step, right after a sync point.
+        """Admit joining workers; all present members call it together, right after a sync point.
 
         Args:
-          joining: endpoints by rank in decimal digits, as `joining` returns them.
+          joining: ports by rank in decimal digits, as `joining` returns them.
           epoch: the epoch that begins, counted from 0.
-          facts: a digest of what must be equal on all ranks.
-          state: the callback's.
+          facts: digest of the facts that must be equal on all ranks.
+          state: state of the callback.
 
         Raises:
-          ViewChanged: it failed, and the surviving workers have formed a new view without them.
-          WorkerLost: it failed, and training cannot continue.
+          ViewChanged: the surviving workers formed a new view without the joining workers.
+          WorkerLost: the admission failed, and training cannot continue.
         """
         ranks = tuple(sorted(map(int, joining)))
         invitation = Invitation(
@@ -291,17 +292,17 @@ class ElasticSession(FixedSession):
         try:
             self.admission.invite(invitation, joining, asks=self.place == 0)
             self._grow(invitation)
-        except (ViewAbandoned, OSError):  # OSError: a joining worker's host name is not known here
+        except (ViewAbandoned, OSError):  # OSError: cannot resolve a joining worker's host name
             self.admission.forget()
             doing = f"the admission of {named(ranks)}"
             self._on_broken(ExchangeBroken(doing, "not all workers joined in time"), ranks)
         logger.info(f"Rank {self.cluster.rank} admitted {named(ranks)} after a restart.")
 
     def enter(self):
-        """Become a member together with all others, as a joining worker that has been invited.
+        """Become a member, as a joining worker that has been invited.
 
         Raises:
-          WorkerLost: the others did not wait for it, or one was lost meanwhile.
+          WorkerLost: the members did not wait for this worker, or one of them was lost.
         """
         try:
             self._grow(self.admission.accepted())
@@ -323,7 +324,7 @@ class ElasticSession(FixedSession):
 
 
 def _check_not_of_script(doing: str):
-    """Raise for `cluster.gather` and `cluster.barrier`."""
+    """Raise for `cluster.gather` and `cluster.barrier`, which cannot be repeated after a loss."""
     if doing.startswith("cluster."):
         raise RuntimeError(
             f"{doing} cannot be called inside a fit with on_worker_lost='continue'. Call it before "

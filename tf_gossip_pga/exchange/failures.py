@@ -1,4 +1,4 @@
-"""Tell failures of the network and of other processes from our own errors."""
+"""Distinguish failures of the network and of other processes from errors of our own code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 from tf_gossip_pga.coordination.diagnosis import Findings
 from tf_gossip_pga.errors import ExchangeBroken
 
-# What TensorFlow raises where another process ends or the network to it is cut.
+# The errors that TensorFlow raises if another process ends or the network to it is cut.
 _OF_THE_NETWORK = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -22,12 +22,15 @@ _OF_THE_NETWORK = (
 def broken(
     error: tf.errors.OpError, doing: str, findings: Findings | None
 ) -> ExchangeBroken | None:
-    """Return what an error of an exchange means; None where it is not a failure of the network.
+    """Translate TensorFlow's error in an exchange into `ExchangeBroken`.
 
     Args:
-      error: what TensorFlow has raised.
-      doing: what was exchanged.
-      findings: what the watchdog found, if it aborted the exchange.
+      error: the error that TensorFlow raised.
+      doing: name of the exchange, for messages.
+      findings: the findings of the watchdog, if it aborted the exchange; else None.
+
+    Returns:
+      The exception to raise; None if the error is not a failure of the network.
     """
     aborted = re.search("aborted by: (.*)", error.message)
     if not aborted and not isinstance(error, _OF_THE_NETWORK):
@@ -37,7 +40,7 @@ def broken(
 
 
 def _peer(message: str) -> str | None:
-    """Return the worker that TensorFlow blames, in words."""
+    """Return a description of the worker that TensorFlow blames; None if it names no worker."""
     task = re.search(r"Error reported from /job:(\w+)/task:(\d+)", message)
     task = task or re.search(r"target /job:(\w+)/replica:0/task:(\d+)", message)
     return f"the {task[1]} with index {task[2]}" if task else None

@@ -19,15 +19,16 @@ class Gatherer:
     """
 
     def __init__(self, ops: Ops, rank: int):
+        """Store the arguments; each message length is traced at its first use."""
         self._ops = ops
         self._rank = rank
         self._functions: dict[int, tf.types.experimental.ConcreteFunction] = {}
 
     def __call__(self, value) -> list:
-        """Return what every member passed, in rank order.
+        """Return the values of all members, in rank order.
 
         Args:
-          value: anything JSON can hold.
+          value: this member's value, JSON-serializable.
         """
         message = encode(self._rank, value)
         longest = int(self._gather(np.array([len(message)], np.int32)).max())
@@ -36,10 +37,10 @@ class Gatherer:
         return decode(self._gather(padded))
 
     def _gather(self, values: np.ndarray) -> np.ndarray:
-        """Return `values`, `[n]` int32 with n a power of two, of all members: `[size, n]`."""
+        """Gather `[n]` int32 from all members, n a power of two; return `[size, n]` int32."""
         length = len(values)
         if length not in self._functions:
-            # Concrete, since `fit` may be called in the scope of another strategy.
+            # A concrete function, because `fit` may run in the scope of another strategy.
             function = tf.function(self._ops.gather, autograph=False)
             spec = tf.TensorSpec([length], tf.int32)
             self._functions[length] = function.get_concrete_function(spec)
@@ -48,13 +49,13 @@ class Gatherer:
 
 
 def encode(rank: int, value) -> np.ndarray:
-    """Return a message: its length in bytes, then JSON, `[1 + bytes]` int32."""
+    """Encode a value as a message: its length in bytes, then JSON, `[1 + bytes]` int32."""
     text = np.frombuffer(json.dumps([rank, value]).encode(), np.uint8)
     return np.concatenate([[len(text)], text]).astype(np.int32)
 
 
 def decode(messages: np.ndarray) -> list:
-    """Return the values of messages, one per row, in rank order."""
+    """Decode messages, `[size, length]` with one in each row; return the values in rank order."""
     pairs = [json.loads(row[1 : 1 + row[0]].astype(np.uint8).tobytes()) for row in messages]
-    # TensorFlow gathers in the order of its devices' names: task:10 comes before task:2.
+    # TensorFlow gathers in the order of its device names: task:10 comes before task:2.
     return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]

@@ -1,24 +1,25 @@
 """Build the collective ops of one view's members, in an order that cannot deadlock.
 
-In a group of two, `tf.raw_ops.CollectiveBcastSendV2` and `CollectiveBcastRecvV2` are a directed
-edge. In the group of all members `CollectiveReduceV2` is the global average and
-`CollectiveGatherV2` gathers values.
+A broadcast in a group of two (`tf.raw_ops.CollectiveBcastSendV2` and `CollectiveBcastRecvV2`) is a
+directed edge of the topology. In the group of all members, `CollectiveReduceV2` computes the global
+average and `CollectiveGatherV2` gathers values.
 
-- **Order.** A rank issues its messages chunk by chunk and, within a chunk, by the topology's edge
-  colors: one order for all ranks. At most `messages_in_flight` are under way; each waits for the
-  one that many places before it. The least unfinished message in that order has nobody left to
-  wait for, so some message can always finish. There is no deadlock, even with one in flight, which
-  is what NCCL's single stream per device amounts to.
-- **Deadlines are ours.** The ops' own `timeout_seconds` starts two threads for each collective,
-  which sleep for the whole timeout even when it is over at once: some minutes of training exhaust
-  the process. The ops get no timeout; the watchdog aborts them.
-- **Keys.** A group key is bound for life to its members. Ours are derived from the members and the
-  view's number, and lie far above those that strategies count up from 1. An instance key is bound
-  for life to a shape and a source, and may be used again once its exchange is over. TensorFlow
-  keeps a record of every key it has seen and asks the group's leader over the network about a new
-  one, so reusing keys is both smaller and faster.
-- **One device of each worker exchanges**, the first. Several devices of one worker train together
-  without any collective: the cluster's leader would take those of all workers for one group.
+- **Order.** All ranks issue messages in one order: by chunk and, within a chunk, by the topology's
+  edge colors. At most `messages_in_flight` messages are in flight; each waits for the one issued
+  `messages_in_flight` places earlier. The first unfinished message in this order waits for no
+  other, so a message can always finish and no deadlock is possible. This holds even with one
+  message in flight, which is how NCCL's single stream per device behaves.
+- **Deadlines.** The ops' own `timeout_seconds` starts two threads for each collective. They sleep
+  for the whole timeout even if the collective finishes at once, and exhaust the process within
+  minutes of training. The ops therefore get no timeout; the watchdog aborts them.
+- **Keys.** A group key is bound to its members for the life of the process. Ours are derived from
+  the members and the view's number, far above the keys that strategies count up from 1. An instance
+  key is bound to a shape and a source, and may be reused after its exchange. TensorFlow stores
+  every key and asks the group's leader over the network about each new one, so reusing keys saves
+  memory and time.
+- **Devices.** Only the first device of each worker exchanges. The devices of one worker train
+  together without a collective, because the cluster's leader would put the devices of all workers
+  into one group.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ import tensorflow as tf
 from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.exchange.runtime import Transport
 
-# Far above the group keys that strategies count up from 1. Each view has a key of all members, one
-# of all members for gathers, and one of each edge.
+# Far above the group keys that strategies count up from 1. Each view has one key for all members,
+# one for gathers among all members, and one for each edge.
 _FIRST_GROUP_KEY = 1 << 20
 
-# Instance keys of gathers, one for each power of two; every other key comes after them.
+# Gathers have an instance key for each power of two. All other keys are higher.
 _FIRST_INSTANCE_KEY = 1 << 20
 FIRST_FREE_KEY = _FIRST_INSTANCE_KEY + 32
 
-# Broadcast kernels know these types; other dtypes are bitcast to one of the same width, those of
-# one byte, of which there is none, by fours.
+# The dtypes that broadcast kernels support. Other dtypes are bitcast to a supported dtype of the
+# same width; four numbers of one byte are bitcast to one int32.
 _BCAST_TYPES = (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
 _SAME_WIDTH = {2: tf.float16, 4: tf.int32, 8: tf.int64}
 
 # An edge coloring: groups of (sender, receiver) edges without a common rank.
 Colors = Sequence[Sequence[tuple[int, int]]]
 
-# What `GroupOps.exchange` returns for each chunk: the message sent, what was received from whom,
+# The result of `GroupOps.exchange` for each chunk: the own message, the received tensors by sender,
 # and the send ops.
 Exchanged = tuple[tf.Tensor, dict[int, tf.Tensor], list[tf.Tensor]]
 
@@ -58,20 +59,21 @@ class GroupOps:
     Args:
       view: the members and the number of the view.
       rank: this worker's rank.
-      world_size: the number of workers at the start, lost ones included.
-      transport: how exchanges travel.
+      world_size: number of workers at the start, lost ones included.
+      transport: the transport of exchanges.
 
     Attributes:
-      size: the number of members.
+      size: number of members.
       place: this rank's index among the members, 0 … size-1: its node in topologies.
     """
 
     def __init__(self, view: View, rank: int, world_size: int, transport: Transport):
+        """Derive the group key, and create the ordering tokens on their devices."""
         self.size = len(view.members)
         self.place = view.members.index(rank)
         self._world_size = world_size
         self._transport = transport
-        # The same keys for the same group, on whichever member they are computed.
+        # Every member must compute the same keys.
         self._group_key = _FIRST_GROUP_KEY + (2 + world_size**2) * view.number
         with tf.device("/device:CPU:0"):
             self._gather_token = tf.Variable(tf.constant(0.0))
@@ -90,18 +92,19 @@ class GroupOps:
         """Send every chunk along this node's outgoing edges, and receive along incoming ones.
 
         Args:
-          chunks: list of 1-D tensors, or of whatever `encode` takes.
+          chunks: 1-D tensors, or other inputs that `encode` accepts.
           colors: the edge coloring of one round (`Topology.colors`).
           first_key: the first of `len(chunks)` reserved instance keys.
-          encode: makes the message of a chunk, a 1-D tensor with a static shape that is the same on
-            all ranks. It runs shortly before the message's turn: encoding all chunks at once would
-            keep the processor from sending, and hold all messages in memory.
+          encode: function that returns the message for a chunk: a 1-D tensor with a static shape,
+            the same on all ranks. It runs shortly before the message's turn. Encoding all chunks at
+            once would keep the processor from sending, and hold all messages in memory. Default:
+            the chunk itself.
 
         Returns:
-          For each chunk `(message, received, sent)`: what this rank sends, a dict
-          `{sender: tensor}`, and the send ops. Whatever uses the result must depend on the send
-          ops: nobody uses their outputs, so TensorFlow would prune them and the receiver would
-          wait forever.
+          For each chunk `(message, received, sent)`: this rank's message, the received tensors as
+          `{sender: tensor}`, and the send ops. The caller must make its result depend on the send
+          ops. Their outputs are not used, so TensorFlow would otherwise prune them, and the
+          receiver would wait forever.
         """
         mine = [edge for color in colors for edge in color if self.place in edge]
         limit = self._transport.messages_in_flight
@@ -126,10 +129,10 @@ class GroupOps:
         """Return one member's chunks on every member.
 
         Args:
-          chunks: list of 1-D tensors, of the same shapes on all members.
-          first_key: the first of `len(chunks)` reserved instance keys; a key is bound to its
+          chunks: 1-D tensors, of the same shapes on all members.
+          first_key: the first of `len(chunks)` reserved instance keys. A key is bound to its
             source.
-          source: the place of the member whose chunks are sent.
+          source: place of the member that sends. Default 0.
         """
         received: list[tf.Tensor] = []
         for index, chunk in enumerate(chunks):
@@ -140,10 +143,13 @@ class GroupOps:
         return received
 
     def mean(self, chunks: list, first_key: int) -> list:
-        """Return the mean over members of every chunk, each by a ring all-reduce of its own.
+        """Return the mean of every chunk over all members, by one ring all-reduce for each chunk.
 
-        All ranks get the same bits: each piece is summed on its way round the ring, then copied.
-        Arguments as in `broadcast`, but with other keys.
+        All ranks get the same bits: each piece is summed once around the ring, and then copied.
+
+        Args:
+          chunks: 1-D tensors, of the same shapes on all members.
+          first_key: the first of `len(chunks)` reserved instance keys, not those of `broadcast`.
         """
         means = []
         for index, chunk in enumerate(chunks):
@@ -154,7 +160,7 @@ class GroupOps:
                         group_size=self.size,
                         group_key=self._group_key,
                         instance_key=first_key + index,
-                        # TensorFlow runs those with the same token one after the other.
+                        # TensorFlow runs ops with the same token one after the other.
                         ordering_token=[self._tokens[index % len(self._tokens)].handle],
                         merge_op="Add",
                         final_op="Div",
@@ -164,11 +170,14 @@ class GroupOps:
         return means
 
     def gather(self, values: tf.Tensor) -> tf.Tensor:
-        """Return `values`, `[n]` int32 with n a power of two, of all members: `[size * n]`.
+        """Return the values of all members, `[size * n]` int32.
 
-        The rows come in the order of TensorFlow's device names.
+        The members' parts are in the order of TensorFlow's device names.
+
+        Args:
+          values: this member's values, `[n]` int32; n is a power of two, the same on all members.
         """
-        with tf.device("/device:CPU:0"):  # where the numbers are wanted
+        with tf.device("/device:CPU:0"):  # the caller reads the result in Python
             return tf.raw_ops.CollectiveGatherV2(
                 input=values,
                 group_size=self.size,
@@ -179,7 +188,7 @@ class GroupOps:
             )
 
     def _bcast(self, chunk, sender: int, group_size: int, group_key: int, instance_key: int):
-        """Return the sender's chunk on every member of a group."""
+        """Return the sender's chunk on every member of a group, `[n]` of the chunk's dtype."""
         if chunk.dtype.size == 1:
             length = chunk.shape[0]
             fours = tf.reshape(tf.concat([chunk, tf.zeros([-length % 4], chunk.dtype)], 0), [-1, 4])
@@ -204,11 +213,11 @@ class GroupOps:
 
 
 class LoneOps:
-    """The same for a single member, which exchanges with nobody.
+    """The ops of a view with a single member; they exchange nothing.
 
     Attributes:
-      size: 1.
-      place: 0.
+      size: always 1.
+      place: always 0.
     """
 
     size = 1
@@ -217,7 +226,7 @@ class LoneOps:
     def exchange(
         self, chunks: Sequence, colors: Colors, first_key: int, encode: Callable = lambda x: x
     ) -> list[Exchanged]:
-        """Return the encoded chunks; nothing is sent or received."""
+        """Return the encoded chunks; send and receive nothing."""
         return [(encode(chunk), {}, []) for chunk in chunks]
 
     def broadcast(self, chunks: list, first_key: int, source: int = 0) -> list:
@@ -237,12 +246,12 @@ Ops = GroupOps | LoneOps
 
 
 def for_view(view: View, rank: int, world_size: int, transport: Transport) -> Ops:
-    """Return the ops among the members of a view; arguments as of `GroupOps`."""
+    """Return the ops of a view's members; for the arguments see `GroupOps`."""
     if len(view.members) == 1:
         return LoneOps()
     return GroupOps(view, rank, world_size, transport)
 
 
 def _turn(issued: list, limit: int) -> list:
-    """Return what the next message waits for, so that at most `limit` are under way."""
+    """Return the dependencies of the next message, so that at most `limit` are in flight."""
     return [issued[-limit]] if len(issued) >= limit else []

@@ -1,10 +1,10 @@
-"""Speak for a process, and end it, while TensorFlow's start lets no Python run in it.
+"""Report for a process, and end it, while TensorFlow's start blocks Python in it.
 
-After the roll call all workers start TensorFlow's server at once, and wait for one another's. That
-takes a second or two. Should one of them end meanwhile, the others would wait for an hour without a
-word: rank 0 has no deadline there. They would not heed SIGTERM either, for which TensorFlow has
-installed a handler of its own. So a second process watches the first as long as that lasts. It
-imports nothing but the standard library.
+After the roll call all workers start TensorFlow's server at the same time and wait for each other's
+servers. This takes a second or two. If a worker ends during that time, the others would wait
+silently for an hour, because rank 0 has no deadline there. They would also ignore SIGTERM, because
+TensorFlow installs its own handler. A second process therefore watches the first one during the
+start. It imports only the standard library.
 """
 
 from __future__ import annotations
@@ -22,30 +22,32 @@ _POLL_S = 0.2
 
 @contextlib.contextmanager
 def watched(text: str, report_s: float, deadline_s: float) -> Generator[None, None, None]:
-    """Let another process watch this one in the context.
+    """Return a context in which a second process watches this one.
+
+    The second process also ends this one, by SIGKILL, if this one receives SIGTERM.
 
     Args:
-      text: what to say when the context takes long, and when it is ended.
-      report_s: after how many seconds to say it, and again whenever that has doubled.
-      deadline_s: after how many seconds to end this process, with SIGKILL.
+      text: message for a long wait, and for the deadline.
+      report_s: seconds until the first message; it is repeated whenever the wait has doubled.
+      deadline_s: seconds until the second process ends this one, by SIGKILL.
     """
-    import subprocess  # here, since the other process needs none
+    import subprocess  # here, because the second process does not need it
 
     command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), text]
     command += [str(report_s), str(deadline_s)]
     with contextlib.ExitStack() as stack:
         guard = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE))
         if guard.stdin is not None:
-            stack.callback(guard.stdin.close)  # at which it ends
-        # Pending, it is seen by the guard; handled, it would be swallowed.
+            stack.callback(guard.stdin.close)  # ends the guard
+        # The guard can see a pending SIGTERM; TensorFlow's handler would swallow it.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, blocked)
         yield
 
 
 def _watch(pid: int, text: str, report_s: float, deadline_s: float) -> None:
-    """Watch a process until it closes this one's standard input, or has to be ended."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a job
+    """Watch a process until it closes this one's standard input, or end it; see `watched`."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # which a launcher sends to all processes
         signal.signal(number, signal.SIG_IGN)
     began = time.monotonic()
     report_at = report_s
@@ -66,7 +68,7 @@ def _watch(pid: int, text: str, report_s: float, deadline_s: float) -> None:
 
 
 def _is_terminated(pid: int) -> bool:
-    """Return whether a process has received SIGTERM, but has blocked it."""
+    """Return whether SIGTERM is pending for a process, which blocks it."""
     pending = 0
     with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as status:
         for line in status:

@@ -1,11 +1,12 @@
-"""Look at a rank's own parameters before they are mixed with those of others.
+"""Check a rank's own parameters before they are mixed with those of other ranks.
 
-A NaN travels with every gossip. A few steps later all ranks have it, and whose it was can no longer
-be told, so each rank notes the first step at which its own parameters were not finite. This costs
-one sum over the parameters in the graph of the exchange, while messages are under way.
+A NaN spreads with every gossip. After a few steps all ranks have it, and its origin is lost. Each
+rank therefore records the first step at which its own parameters were not finite. This costs one
+sum over the parameters, in the graph of the exchange, while messages are in flight.
 
-The graph only counts: a NaN stays, so the number of exchanges since it came tells the step, and all
-ranks have made the same exchanges. To hand each step to TensorFlow would cost more than the rest.
+The graph only counts the exchanges with parameters that are not finite. Because a NaN persists, the
+count tells how many exchanges ago it appeared, and Python knows the step of each exchange. Passing
+each step to TensorFlow would cost more than the check itself.
 """
 
 from __future__ import annotations
@@ -18,54 +19,56 @@ import tensorflow as tf
 from tf_gossip_pga.exchange import buckets
 from tf_gossip_pga.exchange.traced import Traced
 
-# Integers of the same width, whose sums do not depend on how numbers are rounded.
+# Integers of the same width: their sums do not depend on the order of summation.
 _INTEGERS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
 
-_REMEMBERED = 1000  # steps
+_REMEMBERED = 1000  # steps kept in `Health.steps`
 
 
 class Health:
-    """What a rank knows of its own parameters.
+    """Check whether a rank's own parameters are finite, and fingerprint them.
 
     Args:
-      parameters: what is watched.
+      parameters: the parameters to check.
 
     Attributes:
-      steps: the step count at each exchange since the last global average. One that is interrupted
-        may be in it twice, and the step that is told too late, never too early.
+      steps: the step count at each exchange since the last global average, the latest 1000. An
+        interrupted exchange may appear twice; the reported step is then too late, never too early.
     """
 
     def __init__(self, parameters: buckets.Bucket):
+        """Create the counter; nothing is checked yet."""
         self.steps: collections.deque[int] = collections.deque(maxlen=_REMEMBERED)
         self._parameters = parameters
-        self._count = tf.Variable(tf.constant(0.0))  # of exchanges at which they were not finite
+        self._count = tf.Variable(tf.constant(0.0))  # exchanges with parameters not finite
         self._sum = Traced(self._sum_of_bits)
 
     def note(self, chunks):
-        """Note, in a graph, whether the parameters are finite.
+        """Count this exchange, in a graph, if the parameters are not finite.
 
         Args:
           chunks: the parameters, as their bucket packs them.
         """
-        # Of few ops: for a small model each counts. A sum is not finite if one number is not.
+        # Few ops, because each costs time in a small model. A sum of numbers is not finite if one
+        # of them is not.
         sums = [tf.cast(tf.reduce_sum(buckets.wide(chunk)), tf.float64) for chunk in chunks]
         if sums:
             self._count.assign_add(tf.cast(~tf.math.is_finite(tf.add_n(sums)), tf.float32))
 
     def take_count(self) -> tf.Tensor:
-        """Return, in a graph, at how many exchanges they were not finite, and count anew."""
+        """Return, in a graph, the number of counted exchanges, scalar float32, and reset it."""
         count = self._count.read_value()
         self._count.assign(0.0)
         return count
 
     def first_steps(self, counts: np.ndarray) -> dict[int, int]:
-        """Return the first steps after which parameters were not finite, and note steps anew.
+        """Return the first steps after which parameters were not finite, and clear `steps`.
 
         Args:
-          counts: what `take_count` has returned on each rank, `[ranks]`.
+          counts: the result of `take_count` on each rank, `[ranks]`.
 
         Returns:
-          The step, by rank, for the ranks whose count is not 0.
+          `{rank: step}` for the ranks whose count is not 0.
         """
         steps = list(self.steps)
         self.steps.clear()
@@ -76,7 +79,7 @@ class Health:
         }
 
     def fingerprint(self) -> int:
-        """Return 32 bits that are equal for equal parameters, and hardly for others."""
+        """Return a 32-bit hash of the parameters, very likely different for different ones."""
         total = int(self._sum())
         return (total ^ total >> 32) % 2**32
 

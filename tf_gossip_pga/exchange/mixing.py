@@ -1,4 +1,4 @@
-"""Build the graph of a gossip: what a round adds to each chunk of parameters."""
+"""Build the graph of a gossip: the changes that a round makes to each chunk of parameters."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ class Mixer:
 
     Args:
       ops: the collective ops of the view.
-      topology: who averages with whom.
-      parameters: what is mixed.
-      wire: in what form parameters travel.
+      topology: which members average with each other.
+      parameters: the parameters to mix.
+      wire: the encoding of messages.
       first_key: the first of `len(parameters)` reserved instance keys.
     """
 
     def __init__(
         self, ops: Ops, topology: Topology, parameters: buckets.Bucket, wire: Wire, first_key: int
     ):
+        """Copy the parameters as the reference if the encoding is lossy; exchange nothing."""
         self._ops = ops
         self._topology = topology
         self._parameters = parameters
         self._wire = wire
         self._first_key = first_key
-        # The replicas' values after the last global average, from which differences are rounded.
+        # The parameters after the last global average; lossy encodings send differences from them.
         self._reference: list[tf.Variable] = []
         if wire.lossy and not all(each.is_empty for each in topology.cycle):
             self._reference = [tf.Variable(chunk) for chunk in parameters.pack()]
 
     def bytes_sent(self, round: int) -> int:
-        """Return the payload that this rank sends in a round, in bytes."""
+        """Return the payload in bytes that this rank sends in a round."""
         colors = self._topology.colors(round)
         messages = sum(sender == self._ops.place for color in colors for sender, _ in color)
         layout = self._parameters.layout
@@ -46,13 +47,21 @@ class Mixer:
         )
 
     def remember(self, chunks):
-        """Take as the reference what all replicas have now."""
+        """Set the reference to these chunks, which must be equal on all ranks."""
         if self._reference:
             for reference, chunk in zip(self._reference, chunks, strict=True):
                 reference.assign(chunk)
 
     def changes(self, round: int, *chunks):
-        """Return what a gossip adds to each chunk: sum_j W[i, j] * x_j - x_i, at least float32."""
+        """Return the change of each chunk by a gossip: sum_j W[i, j] * x_j - x_i.
+
+        Args:
+          round: the round of the topology.
+          *chunks: the parameters x_i, as their bucket packs them.
+
+        Returns:
+          A list of 1-D tensors of the same lengths, in at least float32.
+        """
         weights, _ = self._topology.neighbors(round, self._ops.place)
         sources, encode = chunks, self._wire.encode
         if self._reference:
@@ -72,7 +81,7 @@ class Mixer:
         return changes
 
     def _difference(self, pair):
-        """Return the message that tells how far a chunk is from its reference."""
+        """Encode the difference of a chunk from its reference; `pair` is `(chunk, reference)`."""
         chunk, reference = pair
         return self._wire.encode(buckets.wide(chunk) - buckets.wide(reference))
 

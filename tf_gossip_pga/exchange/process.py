@@ -32,38 +32,42 @@ _active: Session | None = None
 
 
 def initialize(join: bool | None = None) -> Cluster:
-    """Join the cluster that `TF_CONFIG` describes; call it before anything else of TensorFlow.
+    """Connect this process to the cluster that `TF_CONFIG` describes.
 
-    Meet all other workers, start TensorFlow's server, and wait until all have started theirs. Say
-    who is missing while that takes long. Without a `TF_CONFIG` (or with one of a single worker)
-    start no server. Calling it again returns the same cluster.
+    Call it before the first model, variable, tensor or dataset; imports may come earlier. It meets
+    all other workers, starts TensorFlow's server, and waits until theirs have started. While that
+    takes long, it reports which workers are missing. Without `TF_CONFIG`, or with one that names a
+    single worker, it starts no server. Calling it again returns the same cluster.
 
     Args:
-      join: whether the other workers train already, without this one, and shall take it in again.
-        It then waits until they have found it; where they are only starting, it starts with them.
-        None: whether `TF_GOSSIP_PGA_JOIN` is set to 1, or all others are running and look for this
-        worker. See `GossipPGA`, `on_worker_lost`.
+      join: whether to join a running job, as a worker that was lost and restarted. All workers of
+        the job need the same secret (SECURITY.md). Their script needs a `pga.GossipPGA` with
+        `on_worker_lost="continue"`, and a `pga.Checkpoint` whose `restore` returns the epoch to
+        begin with. The worker waits until the surviving workers find it, and joins their first
+        `fit` at the beginning of an epoch. If the other workers are only starting, it starts with
+        them. False: join only if all other workers run and look for this one. Default None: True if
+        the environment variable `TF_GOSSIP_PGA_JOIN` is 1, else False.
 
     Returns:
-      The `Cluster`: `rank`, `size`, `addresses`, `is_chief`, `shard(dataset)`, `gather(value)`,
-      `barrier()`, and the `strategy` for a worker with several devices.
+      The `Cluster`: `rank`, `size`, `addresses`, `members`, `is_chief`, `shard(dataset)`,
+      `gather(value)`, `barrier()`, and the `strategy` for a worker with several devices.
 
     Raises:
-      ValueError: `TF_CONFIG` cannot be used; the message quotes it and shows an example. Also if
-        the workers differ in their lists of addresses, in the versions of TensorFlow, Keras or this
-        package, or in the job's secret (SECURITY.md); if a single worker, or one without the
-        secret, is to join others; and if there is no `TF_CONFIG`, but this process is one of
-        several that `srun`, `mpirun` or the like has started (set `TF_GOSSIP_PGA_CLUSTER=none` to
-        train alone on purpose).
-      RuntimeError: this worker's port is taken; or TensorFlow is already running, so its server can
-        no longer be configured, and the message names the line to move.
-      WorkerLost: another worker cannot start, or has not come within five minutes. Also if nobody
-        has looked for this worker, which was to join again.
+      ValueError: `TF_CONFIG` cannot be used; the message quotes it and shows an example. The
+        workers differ in their lists of addresses, in the versions of TensorFlow, Keras or this
+        package, or in the secret. A worker is to join, but has no secret or no other workers. There
+        is no `TF_CONFIG`, but `srun`, `mpirun` or a similar program started this process as one of
+        several (set `TF_GOSSIP_PGA_CLUSTER=none` to train alone on purpose).
+      RuntimeError: this worker's port is taken; or TensorFlow already runs, which is too late to
+        configure its server (the message names the line to move).
+      WorkerLost: another worker cannot start, or did not arrive within five minutes; or this worker
+        was to join a job that has ended.
 
     Example:
-
-        import tf_gossip_pga as pga
-        cluster = pga.initialize()
+        >>> import tf_gossip_pga as pga
+        >>> cluster = pga.initialize()
+        >>> cluster.rank, cluster.size  # without TF_CONFIG
+        (0, 1)
     """
     global _active
     if _active is None:
@@ -85,7 +89,7 @@ def initialize(join: bool | None = None) -> Cluster:
 
 
 def active() -> Session:
-    """Return the session of this process; that of a single worker where there is no cluster.
+    """Return the session of this process; without a cluster, the session of a single worker.
 
     Raises:
       RuntimeError: `TF_CONFIG` names several workers, but `initialize` was not called.
@@ -103,8 +107,8 @@ def active() -> Session:
 
 
 def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
-    """Start this worker's server and its control plane, and meet the other workers."""
-    # Before any waiting: another rank may have ended with this same error.
+    """Meet the other workers, and start this worker's server and its control plane."""
+    # Check before waiting: another rank may have ended with this same error.
     if runtime_lib.is_running():
         raise startup.too_late()
     secret = secret_lib.find()
@@ -124,7 +128,7 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
     watchdog = Watchdog(cluster.rank, cluster.size, channel, status, timing, runtime_lib.abort)
     membership = Membership(channel, status, cluster.rank, cluster.size, timing, watchdog.call_off)
     if is_joining:
-        membership.restrict((cluster.rank,))  # no other worker's loss concerns it yet
+        membership.restrict((cluster.rank,))  # the loss of another worker does not concern it yet
     session = ElasticSession(
         cluster,
         transport=transport,
@@ -142,9 +146,9 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
             channel.learn(rank, endpoint)
     else:
         session.admission.listen()
-        # Here and not in the first `fit`: the others are told if a rank never calls fit.
+        # Here and not in the first `fit`: the others learn if a rank never calls fit.
         channel.learn_all(session.gather(channel.introduction, "the start", timing.start_s))
-    session.has_exchanged = False  # by the script
+    session.has_exchanged = False  # count only exchanges of the script
     atexit.register(_warn_of_no_average, session, os.getpid())
     _tell_of_exceptions(watchdog.departures)
     if met and cluster.rank == 0:
@@ -163,34 +167,35 @@ def _find_others(
     transport: runtime_lib.Transport,
     timing: Timing,
 ) -> tuple[dict[int, int] | None, list[Report] | None]:
-    """Return the endpoints of workers that train already, or the reports of those that start."""
+    """Return the endpoints of workers that already train, or the reports of starting workers."""
     roll = RollCall(cluster.addresses, cluster.rank, startup.facts(transport.name), timing)
     find = joining.await_probe if joins else joining.endpoints_if_probed
     while (known := find(cluster.addresses, cluster.rank, secret, timing)) is None:
         if met := roll.run():
             return None, met
-        if secret is None:  # the others train already, and cannot look for this worker
+        if secret is None:  # the others already train, and cannot look for this worker
             raise secret_lib.missing(cluster.rank)
     return known, None
 
 
 def _tell_of_exceptions(departures: Departures):
-    """Tell the others which exception ends this process, before its sockets close, or a thread.
+    """Report the exception that ends this process or one of its threads to the other workers.
 
-    The watchdog tells of those that leave `fit` and are caught.
+    The report is sent before the process closes its sockets. The watchdog reports exceptions that
+    leave `fit` and are caught.
     """
     atexit.register(departures.tell, ends=True)
     before = threading.excepthook
 
     def tell(args: threading.ExceptHookArgs):
-        departures.tell()  # while it can be seen
+        departures.tell()  # before the exception is discarded
         before(args)
 
     threading.excepthook = tell
 
 
 def _warn_of_no_average(session: ElasticSession, pid: int):
-    """Warn, when the process ends, where the workers may have trained each for itself."""
+    """Warn at the end of the process if each worker may have trained for itself."""
     has_failed = getattr(sys, "last_value", None) is not None
     is_child = os.getpid() != pid
     if session.has_exchanged or has_failed or is_child or not session.cluster.is_chief:

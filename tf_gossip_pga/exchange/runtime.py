@@ -1,14 +1,14 @@
-"""Start, re-target and abort TensorFlow's collective runtime: the only room with private API.
+"""Start, reconfigure and abort TensorFlow's collective runtime: the only module with private API.
 
-Public API starts the server (`tf.distribute.MultiWorkerMirroredStrategy`) and can only wait for an
-exchange that hangs. Everything private is an attribute of `context.context()`, and each one is
-tested in `tests/integration/test_collectives.py` and `tests/integration/test_survival.py`:
+Public API can start the server (`tf.distribute.MultiWorkerMirroredStrategy`), but cannot end an
+exchange that hangs. All private names are attributes of `context.context()`. Each is tested in
+`tests/integration/test_collectives.py` and `tests/integration/test_survival.py`:
 
-- `abort_collective_ops(code, message)` fails every pending collective of this process, and every
-  later one.
-- `enable_collective_ops(server)` gives the running server another cluster, which also undoes an
-  abort. `_collective_ops_server_def` is the definition that the strategy gave it. With public API a
-  new process would be needed.
+- `abort_collective_ops(code, message)` fails every pending and every later collective of this
+  process.
+- `enable_collective_ops(server)` gives the running server another cluster and ends an abort. The
+  public API has no equivalent short of a new process. `_collective_ops_server_def` is the server
+  definition that the strategy passed.
 - `configure_coordination_service(…)` sets how long a worker may be silent.
 - `_context_handle` is set once TensorFlow runs, when it is too late to start a server. Public API
   reports this only after rank 0 has answered.
@@ -35,21 +35,21 @@ _Implementation = tf.distribute.experimental.CommunicationImplementation
 
 _JOB = "worker"
 
-# TensorFlow's coordination service drops a worker whose heartbeats (sent every half of this
-# interval) stop, and then breaks the exchanges of all others: by default 10 s after a worker is
-# stopped, and once more when the surviving workers have formed a cluster of their own. We therefore
-# disable it. gRPC reports closed sockets; the watchdog detects silent workers.
+# TensorFlow's coordination service drops a worker whose heartbeats stop, and then fails the
+# exchanges of all other workers: by default 10 s after the worker stops, and again after the
+# surviving workers have formed a smaller cluster. We therefore disable it by an interval of ten
+# years. gRPC reports closed sockets; the watchdog detects silent workers.
 _HEARTBEAT_S = 10 * 365 * 86400.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Transport:
-    """How exchanges travel.
+    """The means by which exchanges travel between workers.
 
     Attributes:
-      device: the device that exchanges, the first of this worker.
-      implementation: what the strategy and the collective ops are asked for.
-      messages_in_flight: how many collectives a rank has under way at once.
+      device: the device that exchanges: the first of this worker.
+      implementation: the implementation to request from the strategy and the collective ops.
+      messages_in_flight: maximum number of collectives that a rank runs at the same time.
     """
 
     device: str
@@ -58,7 +58,7 @@ class Transport:
 
     @property
     def name(self) -> str:
-        """Return what carries the exchanges, in words."""
+        """Return the name of the transport for messages."""
         return "NCCL between GPUs" if "GPU" in self.device else "gRPC between CPUs"
 
     @property
@@ -68,26 +68,30 @@ class Transport:
 
 
 def _context() -> Any:
-    """Return TensorFlow's context, which has no public type."""
+    """Return TensorFlow's eager context, which has no public type."""
     return context.context()
 
 
 def find_transport() -> Transport:
     """Return the transport for the devices that this process sees."""
     if tf.config.get_visible_devices("GPU"):
-        # One stream per device is what NCCL's order amounts to.
+        # NCCL orders collectives as a single stream per device does.
         return Transport("/device:GPU:0", _Implementation.AUTO, messages_in_flight=1)
-    # RING is TensorFlow's own, over gRPC. Two chunks, each sent and received.
+    # RING is TensorFlow's own implementation over gRPC. Four: two chunks, each sent and received.
     return Transport("/device:CPU:0", _Implementation.RING, messages_in_flight=4)
 
 
 def is_running() -> bool:
-    """Return whether TensorFlow runs already, so that no server can be started."""
+    """Return whether TensorFlow already runs, which is too late to start a server."""
     return _context()._context_handle is not None
 
 
 def abort(reason: str):
-    """Make every collective of this process fail, until `Runtime.set_view` is called."""
+    """Fail every collective of this process until `Runtime.set_view` is called.
+
+    Args:
+      reason: why, for TensorFlow's error message.
+    """
     _context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, reason)
 
 
@@ -96,20 +100,21 @@ class Runtime:
 
     Args:
       cluster: this process's place among the workers.
-      transport: how exchanges travel.
+      transport: the transport of exchanges.
 
     Attributes:
-      strategy: the `tf.distribute.MultiWorkerMirroredStrategy` that started the server; None where
-        the server was started without the other workers.
+      strategy: the `tf.distribute.MultiWorkerMirroredStrategy` that started the server. None before
+        `start`, and on a joining worker, which starts its server alone.
     """
 
     def __init__(self, cluster: Cluster, transport: Transport):
+        """Describe the cluster to TensorFlow; the server starts in `start` or `start_alone`."""
         self.strategy: tf.distribute.Strategy | None = None
         self._rank = cluster.rank
         self._workers = cluster.size
         self._transport = transport
-        # One job of workers, whatever roles the starter gave them: TensorFlow only needs all
-        # workers to use the same names. One accelerator, instead of all that are visible.
+        # All workers form one job, whatever roles TF_CONFIG gave them: TensorFlow only requires
+        # that all workers use the same names. One accelerator instead of all visible ones.
         self._resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec({_JOB: list(cluster.addresses)}),
             task_type=_JOB,
@@ -119,10 +124,13 @@ class Runtime:
         self._server = tf.train.ServerDef()  # until the server starts
 
     def start(self, timeout_s: float):
-        """Start the server together with all other workers; wait until theirs have started.
+        """Start the server, and wait until the servers of all other workers have started.
+
+        Args:
+          timeout_s: seconds to wait for the other workers.
 
         Raises:
-          tf.errors.OpError: the port is taken, or not all have started in time.
+          tf.errors.OpError: the port is taken, or a worker did not start in time.
         """
         _configure_coordination(self._workers, timeout_s)
         options = tf.distribute.experimental.CommunicationOptions(
@@ -133,7 +141,7 @@ class Runtime:
         self._server = copy.deepcopy(_context()._collective_ops_server_def)
 
     def start_alone(self):
-        """Start the server of a joining worker, whose cluster is itself alone at first."""
+        """Start the server of a joining worker; its cluster has only itself at first."""
         self._server = tf.train.ServerDef(
             cluster=self._resolver.cluster_spec().as_cluster_def(),
             default_session_config=_context().config,
@@ -144,7 +152,7 @@ class Runtime:
         self.set_view(View(0, (self._rank,)))
 
     def set_view(self, view: View):
-        """Give the server the cluster of this view's members; also ends an abort."""
+        """Restrict the server's cluster to the members of a view; this also ends an abort."""
         server = copy.deepcopy(self._server)
         for rank in set(server.cluster.job[0].tasks) - set(view.members):
             del server.cluster.job[0].tasks[rank]
@@ -156,7 +164,7 @@ class Runtime:
 
 
 def _configure_coordination(workers: int, timeout_s: float):
-    """Configure the coordination service as the strategy would, without its heartbeats."""
+    """Configure the coordination service as the strategy does, but without heartbeats."""
     config = tf.compat.v1.ConfigProto().experimental.coordination_config
     config.coordinated_job_list.add(name=_JOB, num_tasks=workers)
     _context().configure_coordination_service(
@@ -169,13 +177,13 @@ def _configure_coordination(workers: int, timeout_s: float):
 
 
 def _without_startup_warning() -> contextlib.AbstractContextManager[None]:
-    """Suppress TensorFlow's warning that tensors made before may not be found again."""
+    """Suppress TensorFlow's warning that collective ops are enabled after its start."""
     text = "Enabling collective ops after program startup"
     return _filtered("absl", lambda record: text not in record.getMessage())
 
 
 def _without_remarks() -> contextlib.AbstractContextManager[None]:
-    """Suppress what the strategy says of itself, in notebooks for example."""
+    """Suppress the strategy's informational messages, which notebooks would show."""
     return _filtered("tensorflow", lambda record: record.levelno > logging.INFO)
 
 
@@ -193,8 +201,9 @@ def _filtered(name: str, keeps: Callable[[logging.LogRecord], bool]) -> Generato
 def _interruptible() -> Generator[None, None, None]:
     """Let SIGINT and SIGTERM end the process while TensorFlow waits for the other workers.
 
-    Python's handlers cannot run before TensorFlow returns. TensorFlow also installs a SIGTERM
-    handler that swallows the signal, so Python's handlers are put back afterwards.
+    Python's handlers cannot run until TensorFlow returns, so the signals get their default effect.
+    TensorFlow also installs a SIGTERM handler that swallows the signal, so Python's handlers are
+    restored afterwards.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -207,5 +216,5 @@ def _interruptible() -> Generator[None, None, None]:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None: it was not Python that set it
+            if handler is not None:  # None: the handler was not set by Python
                 signal.signal(number, handler)

@@ -1,8 +1,8 @@
 """Run one process's exchanges: for a single worker, and for a cluster with fixed members.
 
-A session owns what an exchange needs beside the ops themselves: the deadline and the watchdog, the
-background thread of overlapped gossips, the instance keys. `ElasticSession` adds members that
-change. Code that exchanges need not know which session it has.
+A session owns what an exchange needs besides the ops: the deadline, the watchdog, the background
+thread of overlapped gossips, and the instance keys. `ElasticSession` adds members that change. All
+sessions have the same interface.
 """
 
 from __future__ import annotations
@@ -25,27 +25,29 @@ from tf_gossip_pga.errors import ExchangeBroken, WorkerLost
 from tf_gossip_pga.exchange import failures, gather, group_ops
 from tf_gossip_pga.exchange.runtime import Transport
 
-# What `run` returns for an exchange that the other ranks have completed without this one.
+# The result of `run` for an exchange that the other ranks completed without this one.
 MISSED = object()
 
 
 class SoloSession:
-    """The session of a single worker: every exchange is with itself.
+    """The session of a single worker, which exchanges nothing.
 
     Args:
-      cluster: this process's place.
+      cluster: this process's place among the workers.
+      timing: the deadlines of the control plane. Default: those of `Timing`.
 
     Attributes:
-      cluster: this process's place; `initialize` sets it once more, with its devices.
+      cluster: this process's place among the workers. `initialize` adds a strategy to it.
       ops: the collective ops of the present view.
-      timing: every deadline of the control plane.
-      is_joining: whether this worker waits to be taken in by the others.
-      has_exchanged: whether anything but barriers was exchanged.
-      all_workers: the `tf.distribute.MultiWorkerMirroredStrategy` that started TensorFlow's server;
-        None for a single worker, and for one that has joined others.
+      timing: the deadlines of the control plane.
+      is_joining: whether this joining worker is not a member yet.
+      has_exchanged: whether this process exchanged anything other than barriers.
+      all_workers: the `tf.distribute.MultiWorkerMirroredStrategy` that started TensorFlow's server.
+        None for a single worker, and for one that joined a running job.
     """
 
     def __init__(self, cluster: Cluster, timing: Timing | None = None):
+        """Store the arguments; exchange nothing."""
         self.cluster = cluster
         self.is_joining = False
         self.has_exchanged = False
@@ -55,7 +57,7 @@ class SoloSession:
 
     @property
     def view(self) -> View:
-        """Return the present members and how often they have changed."""
+        """Return the present view: its number and its members."""
         return View(0, (self.cluster.rank,))
 
     @property
@@ -69,7 +71,7 @@ class SoloSession:
         return self.ops.place
 
     def at(self, where: str, step: int):
-        """Note what this rank does, for others that may wait for it.
+        """Record what this rank does, for workers that wait for it.
 
         Args:
           where: the end of a sentence that begins with "It is".
@@ -77,24 +79,24 @@ class SoloSession:
         """
 
     def enter_fit(self, code: types.CodeType):
-        """Note that this thread trains until the function with this code object has returned."""
+        """Record that this thread trains until the function with this code object returns."""
 
     def unreachable(self) -> list[int]:
-        """Return the ranks that do not answer questions."""
+        """Return the ranks that do not answer requests."""
         return []
 
     def gather(self, value, doing: str, timeout_s: float) -> list:
-        """Return what every member passed, in rank order.
+        """Return the values of all members, in rank order.
 
         Args:
-          value: this rank's contribution, anything JSON can hold.
-          doing: the exchange's name in messages, e.g. `"the start of training"`.
-          timeout_s: seconds before waiting ends with `WorkerLost`.
+          value: this rank's value, JSON-serializable.
+          doing: name of the exchange, for messages, such as `"the start of training"`.
+          timeout_s: seconds to wait for the other members; then `WorkerLost` is raised.
         """
         return [value]
 
     def reserve_keys(self, count: int, doing: str, timeout_s: float) -> int:
-        """Return the first of `count` instance keys unused on every rank, the same on all."""
+        """Reserve `count` instance keys that no rank has used; return the first, equal on all."""
         return 0
 
     def waiting(self, doing: str, timeout_s: float) -> contextlib.AbstractContextManager[None]:
@@ -102,9 +104,9 @@ class SoloSession:
         return contextlib.nullcontext()
 
     def begin(self, exchange: Callable[[], Any], doing: str, timeout_s: float):
-        """Run `exchange()` in the background from now on; `finish` returns its result.
+        """Start `exchange()` in the background; `finish` returns its result.
 
-        A single worker has nothing to exchange with anybody, and runs nothing.
+        A single worker does not run it.
         """
 
     def finish(self) -> Any:
@@ -112,23 +114,23 @@ class SoloSession:
         return None
 
     def heard_all(self):
-        """Note that an exchange with all members has just succeeded."""
+        """Record that an exchange with all members succeeded just now."""
 
     def run(self, exchange: Callable[[], Any]) -> Any:
-        """Return `exchange()`, the next of the exchanges that all members do in one order."""
+        """Run the next exchange of the sequence, which all members run in the same order."""
         return exchange()
 
 
 class FixedSession(SoloSession):
-    """The session of a worker in a cluster whose members stay: a lost worker ends it.
+    """The session of a worker in a cluster with fixed members; a lost worker ends it.
 
     Args:
-      cluster: this process's place.
-      transport: how exchanges travel.
-      channel: what the other workers are asked through.
-      status: what others are told of this process.
-      watchdog: what looks after the exchange under way.
-      timing: every deadline of the control plane.
+      cluster: this process's place among the workers.
+      transport: the transport of exchanges.
+      channel: asks the other workers.
+      status: the answers of this process to the other workers.
+      watchdog: watches the exchange in progress.
+      timing: the deadlines of the control plane. Default: those of `Timing`.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class FixedSession(SoloSession):
         watchdog: Watchdog,
         timing: Timing | None = None,
     ):
+        """Build the ops of the present view; exchange nothing."""
         super().__init__(cluster, timing)
         self._transport = transport
         self._channel = channel
@@ -151,11 +154,11 @@ class FixedSession(SoloSession):
 
     @property
     def view(self) -> View:
-        """Return the present members: all workers."""
+        """Return view 0, with all workers."""
         return View(0, tuple(range(self.cluster.size)))
 
     def _use_view(self):
-        """Make what belongs to the present members: ops with their keys, and the gathers."""
+        """Build the ops and gathers of the present members, and start new instance keys."""
         self.ops = group_ops.for_view(
             self.view, self.cluster.rank, self.cluster.size, self._transport
         )
@@ -163,24 +166,26 @@ class FixedSession(SoloSession):
         self._next_key = group_ops.FIRST_FREE_KEY
 
     def at(self, where: str, step: int):
-        """Note what this rank does, for others that may wait for it."""
+        """Record what this rank does, for workers that wait for it; see `SoloSession.at`."""
         self._watchdog.at(where, step)
 
     def enter_fit(self, code: types.CodeType):
-        """Note that this thread trains until the function with this code object has returned."""
+        """Record that this thread trains until the function with this code object returns."""
         self._status.enter_fit(code)
 
     def unreachable(self) -> list[int]:
-        """Return the ranks that do not answer questions, without which no view can be formed."""
+        """Return the ranks that do not answer requests; without answers no view can be formed."""
         return self._channel.unreachable()
 
     def gather(self, value, doing: str, timeout_s: float) -> list:
-        """Return what every member passed, in rank order; see `SoloSession.gather`.
+        """Return the values of all members, in rank order; see `SoloSession.gather`.
 
         Raises:
-          RuntimeError: on every rank, if a call of the user's script meets another exchange.
+          RuntimeError: on every rank, if `cluster.gather` or `cluster.barrier` on one rank meets a
+            different exchange on another.
+          WorkerLost: as for `waiting`.
         """
-        if self.ops.size == 1:  # the last survivor
+        if self.ops.size == 1:  # the last surviving worker
             return [value]
         self.has_exchanged |= doing != "cluster.barrier"
         with self.waiting(doing, timeout_s):
@@ -190,7 +195,7 @@ class FixedSession(SoloSession):
         return [each for _, each in everyone]
 
     def reserve_keys(self, count: int, doing: str, timeout_s: float) -> int:
-        """Return the first of `count` instance keys unused on every rank, the same on all."""
+        """Reserve `count` instance keys that no rank has used; return the first, equal on all."""
         first = max(self.gather(self._next_key, doing, timeout_s))
         self._next_key = first + count
         return first
@@ -199,19 +204,19 @@ class FixedSession(SoloSession):
     def waiting(self, doing: str, timeout_s: float) -> Generator[None, None, None]:
         """Run exchanges under a deadline.
 
-        An exchange in the background ends first, and fails here if it fails: all ranks exchange in
-        one order.
+        Wait first for an exchange in the background, and raise its error here: all ranks run
+        exchanges in one order.
 
         Args:
-          doing: the exchange's name in messages.
-          timeout_s: seconds before the watchdog aborts it.
+          doing: name of the exchange, for messages.
+          timeout_s: seconds until the watchdog aborts the exchange.
 
         Raises:
           WorkerLost: the exchange failed, and training cannot continue.
-          ViewChanged: it failed, and the surviving workers have formed a new view.
-          TrainingFinished: it failed, but others have trained to the end.
+          ViewChanged: the exchange failed, and the surviving workers formed a new view.
+          TrainingFinished: the exchange failed, but other workers have completed training.
         """
-        if self.ops.size == 1:  # the last survivor waits for nobody
+        if self.ops.size == 1:  # the last surviving worker waits for no other
             yield
             return
         try:
@@ -223,7 +228,13 @@ class FixedSession(SoloSession):
             self._on_broken(broken)
 
     def begin(self, exchange: Callable[[], Any], doing: str, timeout_s: float):
-        """Run `exchange()` in the background from now on; `finish` returns its result."""
+        """Start `exchange()` in the background; `finish` returns its result.
+
+        Args:
+          exchange: the exchange, called in another thread.
+          doing: name of the exchange, for messages.
+          timeout_s: seconds until the watchdog aborts the exchange.
+        """
 
         def run():
             with self._deadline(doing, timeout_s):
@@ -234,10 +245,14 @@ class FixedSession(SoloSession):
         self._under_way = self._background.submit(run)
 
     def finish(self) -> Any:
-        """Return the result of the exchange in the background; raises as `waiting` does.
+        """Wait for the exchange in the background, and return its result.
 
         Returns:
-          None if there is no such exchange, also where it was lost with an earlier view.
+          The result; None if there is no such exchange, for example because a change of the view
+          discarded it.
+
+        Raises:
+          WorkerLost, ViewChanged, TrainingFinished: as for `waiting`.
         """
         if self._under_way is None:
             return None
@@ -247,12 +262,12 @@ class FixedSession(SoloSession):
             self._on_broken(broken)
 
     def heard_all(self):
-        """Note that an exchange with all members has just succeeded."""
+        """Record that an exchange with all members succeeded just now."""
         self._channel.heard_all()
 
     @contextlib.contextmanager
     def _deadline(self, doing: str, timeout_s: float) -> Generator[None, None, None]:
-        """Run an exchange under the watchdog; TensorFlow's errors come out as `ExchangeBroken`."""
+        """Run an exchange under the watchdog; turn TensorFlow's errors into `ExchangeBroken`."""
         with self._watchdog.deadline(doing, timeout_s) as wait:
             try:
                 yield
@@ -263,7 +278,7 @@ class FixedSession(SoloSession):
                 raise broken from None
 
     def _on_broken(self, broken: ExchangeBroken) -> NoReturn:
-        """Raise what a broken exchange means for training."""
+        """Raise the exception that a broken exchange means for training."""
         advice = "With on_worker_lost='continue' the surviving workers continue."
         if not self._status.tell().in_fit:
             self._watchdog.give_up(broken.reason)
@@ -278,7 +293,7 @@ class FixedSession(SoloSession):
 
 
 def _check_that_calls_meet(members: tuple[int, ...], doings: list[str]):
-    """Raise where `cluster.gather` or `cluster.barrier` on one rank meets something else."""
+    """Raise if `cluster.gather` or `cluster.barrier` on one rank meets a different exchange."""
     if len(set(doings)) > 1 and any(doing.startswith("cluster.") for doing in doings):
         places = "; ".join(
             f"rank {rank} is at {doing}" for rank, doing in zip(members, doings, strict=True)

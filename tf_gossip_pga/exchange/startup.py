@@ -1,4 +1,4 @@
-"""Do what must be done before TensorFlow's server starts, and explain why it does not."""
+"""Prepare and start TensorFlow's server, and explain why it does not start."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ from tf_gossip_pga.errors import WorkerLost
 from tf_gossip_pga.exchange import guard
 from tf_gossip_pga.exchange.runtime import Runtime
 
-# gRPC reads it in small letters only.
+# gRPC reads this variable in lower case only.
 UNPROXIED = "no_grpc_proxy"
 
 
 def facts(transport: str) -> dict[str, str]:
-    """Return what must be equal on all ranks before they start; see `roll_call`."""
+    """Return the facts that must be equal on all ranks before they start; see `roll_call`.
+
+    Args:
+      transport: name of the transport.
+    """
     found = {
         "version of tf_gossip_pga": __version__,
         "version of TensorFlow": tf.__version__,
@@ -38,10 +42,10 @@ def facts(transport: str) -> dict[str, str]:
 
 
 def bypass_proxies(cluster: Cluster) -> None:
-    """Keep gRPC from asking a proxy for the cluster's hosts, in this process and its children.
+    """Exempt the cluster's hosts from gRPC's proxies, in this process and its children.
 
-    gRPC obeys `grpc_proxy`, `https_proxy` and `http_proxy`, except for hosts in `no_grpc_proxy`, or
-    where that is unset in `no_proxy`.
+    gRPC obeys `grpc_proxy`, `https_proxy` and `http_proxy`, except for hosts in `no_grpc_proxy` or,
+    if that is unset, in `no_proxy`.
     """
     kept = os.environ.get(UNPROXIED, os.environ.get("no_proxy", ""))
     hosts = [host for host in kept.split(",") if host]
@@ -54,14 +58,15 @@ def bypass_proxies(cluster: Cluster) -> None:
 
 
 def start(runtime: Runtime, cluster: Cluster, timing: Timing) -> None:
-    """Start TensorFlow's server, together with all other workers after the roll call.
+    """Start TensorFlow's server together with those of all other workers, after the roll call.
 
-    A process whose servers do not find one another within `Timing.start_s` is killed, since nobody
-    else can end it then.
+    If the servers do not find each other within `Timing.start_s`, a guard process kills this one:
+    TensorFlow blocks it, so it cannot end itself.
 
     Raises:
       RuntimeError: the port is taken.
-      WorkerLost: rank 0's server has not started within `Timing.start_s`.
+      WorkerLost: rank 0's server did not start within `Timing.start_s`; or TensorFlow reports that
+        the servers did not find each other.
     """
     _await_chief(cluster, timing)
     text = (
@@ -76,17 +81,17 @@ def start(runtime: Runtime, cluster: Cluster, timing: Timing) -> None:
 
 
 def _await_chief(cluster: Cluster, timing: Timing) -> None:
-    """Return when rank 0's server is up; report what this rank waits for when that takes long.
+    """Wait until rank 0's server runs, and report a long wait.
 
-    TensorFlow would wait without a word, and without letting another Python thread speak.
+    TensorFlow itself would wait silently, and would block all Python threads.
 
     Raises:
-      WorkerLost: it is not up within `Timing.start_s`.
+      WorkerLost: it does not run within `Timing.start_s`.
     """
     waiting, deadline = Waiting(timing.start_report_s), time.monotonic() + timing.start_s
     while cluster.rank != 0:
         greeting = roll_call_sockets.greeting_at(cluster.addresses[0], timing.serve_s)
-        if greeting and not greetings.is_own(greeting):  # no longer that of the roll call
+        if greeting and not greetings.is_own(greeting):  # TensorFlow's, no longer the roll call's
             return
         time.sleep(timing.poll_s)
         text = (
@@ -100,7 +105,7 @@ def _await_chief(cluster: Cluster, timing: Timing) -> None:
 
 
 def _failure(cluster: Cluster, error: tf.errors.OpError) -> RuntimeError:
-    """Return the error for a server that has not started, with TensorFlow's reason in its text."""
+    """Return the error for a server that did not start; its text includes TensorFlow's reason."""
     address, reason = cluster.addresses[cluster.rank], f"TensorFlow says: {error}"
     if "Could not start gRPC server" in str(error):
         return RuntimeError(
@@ -114,7 +119,7 @@ def _failure(cluster: Cluster, error: tf.errors.OpError) -> RuntimeError:
 
 
 def too_late() -> RuntimeError:
-    """Return the error for an `initialize` that comes after TensorFlow has started."""
+    """Return the error for a call of `initialize` after TensorFlow started."""
     package = __name__.partition(".")[0]
     stack = inspect.stack()
     caller = next(

@@ -1,4 +1,4 @@
-"""Trace a function of tensors once and never again."""
+"""Trace a function of tensors exactly once."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ import tensorflow as tf
 class Traced:
     """A function of tensors, traced at its first call.
 
-    A concrete function cannot retrace. It also avoids TensorFlow's warning about many small
-    functions of one name, which every `fit` of a program would bring nearer.
+    It holds a concrete function, which cannot retrace. TensorFlow warns about many small functions
+    of one name; concrete functions avoid that warning in programs with many `fit` calls.
 
     Args:
       body: the function to trace.
 
     Attributes:
-      total: how many functions this process has traced so far.
+      total: number of functions that this process has traced so far.
     """
 
     total = 0
 
     def __init__(self, body: Callable):
+        """Store the function; the first call traces it."""
         self._body = body
         self._concrete = None
 
     def __call__(self, *tensors):
-        """Return `body(*tensors)`, as a graph."""
+        """Return `body(*tensors)`, run as a graph; each call needs the same shapes and dtypes."""
         if self._concrete is None:
             function = tf.function(self._count, autograph=False)
             self._concrete = function.get_concrete_function(*tensors)
         return self._concrete(*tensors)
 
     def _count(self, *tensors):
-        Traced.total += 1  # Python runs this when it traces
+        Traced.total += 1  # runs only during tracing
         return self._body(*tensors)

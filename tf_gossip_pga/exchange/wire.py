@@ -1,43 +1,43 @@
-"""Encode parameters for the wire: as they are, or in fewer bits.
+"""Encode the messages of gossips: parameters in their own dtype, or differences in fewer bits.
 
-In fewer bits a rank does not send its parameters x_j, but their difference to r, the values that
-all replicas had after the last global average and still remember, the same bits on every rank:
+A lossy encoding does not send the parameters x_j of a rank, but their difference from r. The
+reference r is the model after the last global average. Every rank keeps it, with the same bits::
 
-    q_j = Q(x_j - r)                                what is sent; Q rounds
-    x_i <- x_i + sum_j W[i, j] * (q_j - q_i)        what the receiver does with it
+    q_j = Q(x_j - r)                                sent by rank j; Q rounds
+    x_i <- x_i + sum_j W[i, j] * (q_j - q_i)        computed by rank i
 
-Two things make rounding harmless here. Replicas that have taken a few steps since they agreed lie
-close to r: what Q loses is small compared with the difference, not with the parameters. And for a
-doubly stochastic W the sum over i of the second line is zero whatever the q_j are. Rounding of any
-kind therefore never moves the mean over ranks, and no error has to be fed back.
+Rounding does little harm here, for two reasons. A few steps after a global average the replicas are
+close to r, so the rounding error is small relative to the difference, not to the parameters. And
+because W is doubly stochastic, the changes in the second line sum to zero over i for any q_j. So
+rounding never moves the mean over ranks, and no error feedback is needed.
 
-Sources: differences to a value that both sides know, Koloskova, Stich and Jaggi, "Decentralized
+Sources: differences from a value that both sides know, Koloskova, Stich and Jaggi, "Decentralized
 Stochastic Optimization and Gossip Algorithms with Compressed Communication", ICML 2019 (CHOCO,
-there one value for each neighbor); scales for blocks, Dettmers et al., "8-bit Optimizers via
-Block-wise Quantization", ICLR 2022. Departure: one r for all, renewed by each global average.
-Without global averages (`H=None`) the differences grow with the run, and with them what rounding
-loses.
+which has one value for each neighbor); scales for blocks, Dettmers et al., "8-bit Optimizers via
+Block-wise Quantization", ICLR 2022. Departure: one r for all neighbors, renewed by each global
+average. Without global averages (`H=None`) the differences and the rounding errors grow during the
+run.
 
-To add an encoding: write a subclass of `Wire`, list it in `BY_NAME`, and name it in `GossipPGA`'s
+To add an encoding, write a subclass of `Wire`, list it in `BY_NAME`, and name it in `GossipPGA`'s
 docstring and in `job/flags.py`. Its messages are 1-D tensors of a dtype of at least two bytes
-(`group_ops` says which a broadcast carries), with a static shape that is the same on all ranks.
+(`group_ops` lists the supported dtypes), with a static shape that is the same on all ranks.
 `encoded_bytes` must agree with `encode`.
 
-TensorFlow is imported only where values are rounded: a plan needs nothing but the bytes.
+Only `encode` and `decode` import TensorFlow; a plan needs just the sizes.
 """
 
 import abc
 import dataclasses
 from typing import Any
 
-_BLOCK = 256  # elements that share a scale: 1.6 % more bytes than the numbers themselves
+_BLOCK = 256  # elements that share a float32 scale, which adds 1.6 % to the bytes
 
 
 class Wire(abc.ABC):
     """An encoding of messages.
 
     Attributes:
-      lossy: whether `decode` returns other numbers than `encode` took.
+      lossy: whether `decode` may return other numbers than `encode` received.
     """
 
     lossy = True
@@ -48,16 +48,16 @@ class Wire(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, values: Any) -> Any:
-        """Return the message for a 1-D tensor of floating-point numbers."""
+        """Return the message for `[n]` floating-point numbers, a 1-D tensor."""
 
     @abc.abstractmethod
     def decode(self, message: Any, elements: int) -> Any:
-        """Return the `elements` numbers of a message, as far as rounding has kept them."""
+        """Return the `elements` numbers of a message, `[elements]`, up to rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Full(Wire):
-    """Every variable in its own type."""
+    """Send every variable in its own dtype."""
 
     lossy = False
 
@@ -76,14 +76,14 @@ class Full(Wire):
 
 @dataclasses.dataclass(frozen=True)
 class Bfloat16(Wire):
-    """Sixteen bits a number: the sign and exponent of float32, and 8 bits of precision."""
+    """Send 16 bits per number: the sign and exponent of float32, and 8 bits of precision."""
 
     def encoded_bytes(self, elements: int, itemsize: int) -> int:
         """Return the encoded size in bytes of `elements` numbers of `itemsize` bytes each."""
         return -(-elements // 2) * 4
 
     def encode(self, values: Any) -> Any:
-        """Return `[n]` floats as `[ceil(n / 2)]` int32: no collective takes bfloat16."""
+        """Return `[n]` floats as `[ceil(n / 2)]` int32, because no collective supports bfloat16."""
         import tensorflow as tf
 
         numbers = tf.cast(tf.pad(values, [[0, values.shape[0] % 2]]), tf.bfloat16)
@@ -99,10 +99,10 @@ class Bfloat16(Wire):
 
 @dataclasses.dataclass(frozen=True)
 class Int8(Wire):
-    """Eight bits a number, and a float32 scale for each block of 256.
+    """Send 8 bits per number, and a float32 scale for each block of 256 numbers.
 
-    A number x of a block comes out as scale * round(x / scale), scale = max|block| / 127: at most
-    max|block| / 254 from x. A block with a number that is not finite comes out as NaN.
+    A number x becomes `scale * round(x / scale)` with `scale = max|block| / 127`, so that the error
+    is at most `max|block| / 254`. A block with a number that is not finite becomes NaN.
     """
 
     def encoded_bytes(self, elements: int, itemsize: int) -> int:
@@ -136,10 +136,13 @@ BY_NAME = {"float32": Full(), "bfloat16": Bfloat16(), "int8": Int8()}
 
 
 def resolve(name: str) -> Wire:
-    """Return the encoding of this name.
+    """Return the encoding with this name.
+
+    Args:
+      name: a key of `BY_NAME`.
 
     Raises:
-      ValueError: the name is unknown.
+      ValueError: no encoding has this name.
     """
     if not isinstance(name, str) or name not in BY_NAME:  # a list has no hash
         raise ValueError(

@@ -1,27 +1,30 @@
-"""Start local worker processes of one script, each with its own `TF_CONFIG`.
+"""Start worker processes of one script on this machine, each with its own `TF_CONFIG`.
 
     python -m tf_gossip_pga.launch --workers=4 SCRIPT [ARGUMENTS…]
     python -m tf_gossip_pga.launch --workers=4 -m MODULE [ARGUMENTS…]
 
-Each line of output begins with the rank it came from. When a worker fails, the launcher stops the
-others, shows its rank and last lines, and exits with code 1. Ctrl-C stops all workers and their
-children.
+Each line of output begins with the rank of its worker. When a worker fails, the launcher stops the
+others, shows the rank and the last lines of the failed worker, and exits with code 1. Ctrl-C stops
+all workers and their children.
 
-Scripts that survive a loss may use `--min-workers=N`: the surviving workers train as long as there
-are N of them. With `--rejoins=N` the launcher also restarts up to N failed workers, to join them.
-One that ends before the job has started is restarted into the start, or else the job ends: the
-others cannot start without it.
-Scripts that resume at a checkpoint may use `--max-restarts=N`, which restarts a failed job.
+Three options handle failures:
 
-TensorFlow's start-up messages, and warnings that another worker has printed already, are left out
-unless `--verbose` is given. On a machine with at least as many GPUs as workers each worker sees
-its own GPU; with fewer, all train on the CPU.
+    --min-workers=N   For scripts that survive a loss: the surviving workers continue to train as
+                      long as there are at least N of them.
+    --rejoins=N       The launcher also restarts up to N failed workers, which join the surviving
+                      ones. If a worker ends before the job has started, the others cannot start
+                      without it: it is restarted to take part in the start, or the job ends.
+    --max-restarts=N  For scripts that resume from a checkpoint: restart a failed job up to N times.
+
+The launcher leaves out TensorFlow's start-up messages, and warnings that another worker has already
+printed, unless `--verbose` is given. If the machine has at least as many GPUs as workers, each
+worker sees one GPU; with fewer GPUs, all workers train on the CPU.
 
 Contents:
   launch: run a command once for each worker. `Outcome`, `LaunchError`: how workers ended.
-  run: the same for a terminal: it reports failures in words, and returns an exit code.
+  run: launch from a terminal; print failures, and return an exit code.
   main: the command line.
-  free_addresses: addresses on this machine for a cluster.
+  free_addresses: free addresses on this machine for a cluster.
 """
 
 from tf_gossip_pga.errors import LaunchError

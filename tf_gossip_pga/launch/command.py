@@ -11,7 +11,17 @@ from tf_gossip_pga.launch.local import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, and return the exit code."""
+    """Run the command line of `python -m tf_gossip_pga.launch`.
+
+    Args:
+      argv: the arguments after the program name. Default None: those of this process.
+
+    Returns:
+      The exit code: 0 if all workers ended well, 1 if the job failed, 130 after Ctrl-C.
+
+    Raises:
+      SystemExit: an argument is wrong, with code 2; or `--help` is given.
+    """
     parser = _parser()
     options = parser.parse_args(argv)
     _check(parser, options)
@@ -68,7 +78,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 
 def _program(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
-    """Return Python's arguments: the script or the module, and its own arguments."""
+    """Return the arguments for Python: the script or the module, and its arguments."""
     if options.module is not None:
         if not options.module:
             parser.error("-m needs the name of a module")

@@ -1,4 +1,4 @@
-"""Give each local worker its environment: its place in the cluster, its GPU, its share of cores."""
+"""Make the environment of each local worker: its rank in the cluster, its GPU, its CPU cores."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ def of_worker(
     """Return the environment variables of one worker.
 
     Args:
-      addresses: addresses of all workers, in rank order.
+      addresses: `host:port` of all workers, in rank order.
       rank: the worker's rank.
       gpus: the GPUs of this machine, as `CUDA_VISIBLE_DEVICES` names them.
-      verbose: whether TensorFlow's start-up messages are wanted.
+      verbose: whether to show TensorFlow's start-up messages.
       joins: whether the worker joins a running job.
-      secret: what the workers of this job share, where the user has set no other.
+      secret: shared secret of the workers of this job; a secret that the user has set in the
+        environment takes precedence.
     """
     environment = {
         **os.environ,
@@ -33,7 +34,7 @@ def of_worker(
     environment.pop(detect.CLUSTER, None)
     if joins:
         environment[tf_config.JOIN] = "1"
-    # Workers that share the cores are faster when none of them asks for all.
+    # By default TensorFlow starts a thread for every core in each worker, which is slower.
     share = max(1, (os.cpu_count() or 1) // len(addresses))
     environment.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
     if not verbose:
@@ -44,7 +45,11 @@ def of_worker(
 
 
 def visible_gpus() -> list[str]:
-    """Return the NVIDIA GPUs a child process would see, as `CUDA_VISIBLE_DEVICES` names them."""
+    """Return the NVIDIA GPUs that a child process would see.
+
+    Returns:
+      One string for each GPU, as in `CUDA_VISIBLE_DEVICES`: an index, or an identifier.
+    """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         names = [name.strip() for name in chosen.split(",")]
@@ -55,7 +60,16 @@ def visible_gpus() -> list[str]:
 
 
 def free_addresses(count: int) -> list[str]:
-    """Return addresses on this machine that the operating system says are free."""
+    """Return addresses on this machine whose ports are free at this moment.
+
+    Another process may take a port before a worker listens on it.
+
+    Args:
+      count: number of addresses.
+
+    Returns:
+      `count` different strings, `"127.0.0.1:PORT"`.
+    """
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

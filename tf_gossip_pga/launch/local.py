@@ -18,11 +18,8 @@ from tf_gossip_pga.launch.watch import Outcome, Watch
 from tf_gossip_pga.launch.workers import Crew, Worker
 from tf_gossip_pga.tools.screen import Screen
 
-# How long a worker on this machine may take to say that it waits for others to start.
-_ANSWER_S = 0.2
-
-# How long workers may save their work when the machine is about to be taken away.
-_SAVE_S = 20.0
+_ANSWER_S = 0.2  # deadline for a local worker to answer whether it waits for others to start
+_SAVE_S = 20.0  # how long workers may save a checkpoint after SIGTERM
 
 
 def launch(
@@ -35,33 +32,34 @@ def launch(
     deadline_s: float | None = None,
     write: Callable[[str], object] | None = None,
 ) -> list[Outcome]:
-    """Run `command` once for each worker, and return when all have ended.
+    """Run `command` once for each worker, and return how each rank ended when all have ended.
 
     Args:
       command: program and arguments, e.g. `[sys.executable, "script.py"]`.
-      workers: number of processes, >= 1.
-      verbose: show TensorFlow's start-up messages and repeated warnings too.
-      min_workers: how many must end well; the others may fail. Default: all, with `rejoins` one.
-      rejoins: how many failed workers are started again, to join the surviving ones; for scripts
-        with `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`. Default 0.
-      deadline_s: seconds after which everything is stopped; None: never.
-      write: receives the prefixed output, piece by piece; default: standard output.
+      workers: number of processes, >= 1. Each gets its own `TF_CONFIG`.
+      verbose: whether to show TensorFlow's start-up messages and repeated warnings.
+      min_workers: how many must end with exit code 0. Default: all; with `rejoins`, one.
+      rejoins: how many failed workers to restart, which join the surviving ones; for scripts with
+        `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`.
+      deadline_s: seconds after which the launcher stops all workers. Default: never.
+      write: receives the output as text, each line with its rank. Default: standard output.
 
     Raises:
-      ValueError: `workers` is no whole number >= 1, `min_workers` none from 1 to `workers`, or
-        `rejoins` none >= 0.
-      LaunchError: too many workers ended with another exit code than 0, or the deadline passed.
+      ValueError: `workers`, `min_workers` or `rejoins` is out of range.
+      LaunchError: too many workers failed, or one ended before the job had started, or the deadline
+        passed.
 
     Example:
-
-        launch([sys.executable, "train.py"], workers=4)
+      >>> from tf_gossip_pga import launch
+      >>> [each.returncode for each in launch.launch(["true"], workers=2)]
+      [0, 0]
     """
     workers = _validate.check_whole("workers", workers, 1)
     rejoins = _validate.check_whole("rejoins", rejoins, 0)
     if min_workers is None:
         min_workers = 1 if rejoins else workers
     least = _validate.check_whole("min_workers", min_workers, 1, workers)
-    # On a terminal rank 0 gets one too, so that Keras draws its progress bar.
+    # If our output is a terminal, give rank 0 one too, so that Keras draws its progress bar.
     terminal = write is None and sys.stdout.isatty()
     screen = Screen(write or _write_out, verbose, terminal)
     addresses = environment.free_addresses(workers)
@@ -100,7 +98,7 @@ def _starter(
 
 
 def _starting(addresses: list[str]) -> Callable[[list[int]], bool]:
-    """Return the function that tells whether any of some ranks waits for others to start."""
+    """Return a function that says whether any of the given ranks waits for others to start."""
 
     def is_starting(ranks: list[int]) -> bool:
         return roll_call_sockets.is_under_way((addresses[rank] for rank in ranks), _ANSWER_S)
@@ -109,11 +107,21 @@ def _starting(addresses: list[str]) -> Callable[[list[int]], bool]:
 
 
 def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings: Any) -> int:
-    """Launch for a terminal: report failures in words, and return the exit code.
+    """Launch from a terminal: print failures to standard error, and return an exit code.
+
+    Install signal handlers, so that SIGTERM reaches the workers and SIGHUP stops them.
 
     Args:
-      command: as for `launch`; so are `workers` and `settings`.
-      max_restarts: how often a failed job is started again.
+      command: program and arguments, as for `launch`.
+      workers: number of processes, >= 1.
+      max_restarts: how often a failed job is restarted. Default 0.
+      **settings: further arguments of `launch`.
+
+    Returns:
+      0 if the job ended well, 1 if it failed, 130 if a signal interrupted it.
+
+    Raises:
+      ValueError: an argument of `launch` is out of range.
     """
     _handle_signals()
     for restart in range(max_restarts + 1):
@@ -132,7 +140,7 @@ def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings:
 
 
 class _Terminated(KeyboardInterrupt):
-    """The launcher has received SIGTERM, and passes it on to the workers."""
+    """Signal that the launcher received SIGTERM, which it passes on to the workers."""
 
 
 def _handle_signals() -> None:
@@ -140,12 +148,12 @@ def _handle_signals() -> None:
         (signal.SIGTERM, _terminate),
         (signal.SIGHUP, signal.default_int_handler),
     ):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup sets SIG_IGN; keep it
             signal.signal(number, handler)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a second one ends at once
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # do not wait after a second SIGTERM
     raise _Terminated
 
 

@@ -1,4 +1,4 @@
-"""Watch the workers of a job: relay their output, restart or report those that fail."""
+"""Watch the workers of a job: relay their output, and restart or report failed workers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tf_gossip_pga.launch import workers as workers_lib
 from tf_gossip_pga.launch.workers import Crew, Worker
 from tf_gossip_pga.tools.screen import Screen
 
-_POLL_S = 0.1
-_LOOK_S = 1.0
+_POLL_S = 0.1  # longest wait for output between two looks at the processes
+_LOOK_S = 1.0  # least time between two checks whether the others wait at the start
 
 
 @dataclasses.dataclass
 class Outcome:
-    """How one worker ended.
+    """Describe how one worker ended.
 
     Attributes:
       rank: the worker's rank.
-      returncode: its exit code; negative for a signal; None if the launcher stopped it because too
-        many others failed, or because the deadline passed.
-      last_lines: the end of its output.
+      returncode: its exit code; minus the signal number if a signal ended it; None if the launcher
+        stopped it, because others failed or the deadline passed.
+      last_lines: the last lines of its output.
     """
 
     rank: int
@@ -34,15 +34,16 @@ class Outcome:
 
 
 class Watch:
-    """Relay the workers' output until they have ended, too many have failed, or time is up.
+    """Relay the workers' output until all have ended, too many have failed, or time is up.
 
     Args:
       crew: the workers.
       screen: merges their output.
-      least: how many workers must end well.
-      rejoins: how many failed workers are started again.
-      deadline_s: seconds after which the workers are stopped; None: never.
-      is_starting: whether any of these ranks waits for others to start.
+      least: how many workers must end with exit code 0.
+      rejoins: how many failed workers to restart.
+      deadline_s: seconds after which to stop the workers; None: never.
+      is_starting: function of a list of ranks that says whether any of them waits for others to
+        start. Default: none of them does.
     """
 
     def __init__(
@@ -60,11 +61,11 @@ class Watch:
         self._selector = selectors.DefaultSelector()
         self._running: list[Worker] = []
         self._failed: list[Worker] = []
-        self._gone: list[Worker] = []  # that ended, well or not, and were not started again
-        self._look_at = 0.0  # whether the others start without them
+        self._gone: list[Worker] = []  # ended with any exit code, and not restarted
+        self._look_at = 0.0  # monotonic time of the next check whether others wait for them
 
     def run(self) -> list[Outcome]:
-        """Return how the workers ended.
+        """Watch until the end, and return how each worker ended, in rank order.
 
         Raises:
           LaunchError: too many workers failed, or the deadline passed.
@@ -96,8 +97,8 @@ class Watch:
             self._screen.close(worker.rank)
 
     def _drain(self, ended: list[Worker]) -> None:
-        """Relay what ended workers have left in their pipes."""
-        # A child that outlives its worker may print forever.
+        """Relay the output that is left in the pipes, and close that of workers that ended."""
+        # Stop after a while: a child that outlives its worker may print forever.
         ends = time.monotonic() + workers_lib.GRACE_S
         while (keys := self._selector.select(timeout=0)) and time.monotonic() < ends:
             for key, _ in keys:
@@ -106,7 +107,7 @@ class Watch:
             self._screen.close(worker.rank)
 
     def _ended(self, worker: Worker) -> None:
-        """Restart a failed worker where that is allowed, or report it."""
+        """Restart a failed worker if a restart is left; otherwise report it."""
         self._running.remove(worker)
         if worker.process.returncode == 0:
             self._gone.append(worker)
@@ -126,7 +127,7 @@ class Watch:
         self._screen.notice(failure)
 
     def _check_start(self, now: float) -> None:
-        """Fail where the others wait for the start of one that has ended already."""
+        """Fail if the running workers wait for the start of one that has already ended."""
         if not self._gone or not self._running or now < self._look_at:
             return
         self._look_at = now + _LOOK_S
@@ -145,7 +146,10 @@ class Watch:
             self._fail(f"After {self._deadline_s:g} s rank {ranks} had not ended.", self._running)
 
     def _fail(self, reason: str, to_blame: list[Worker]) -> NoReturn:
-        """Stop all workers, and raise with the reason and the last lines of those to blame."""
+        """Stop all workers, and raise `LaunchError`.
+
+        Its message holds the reason, and the last lines of the workers to blame.
+        """
         codes = [worker.process.poll() for worker in self._crew.workers]  # None: still running
         self._crew.stop()
         self._drain(self._crew.workers)
@@ -162,7 +166,7 @@ class Watch:
         ]
 
     def _description(self) -> str:
-        """Say who failed first, who failed afterwards, and who had ended before."""
+        """Say which worker failed first, which failed later, and which had ended before."""
         workers = self._crew.workers
         first, *others = self._failed
         then = "".join(f", then rank {each.rank}, with {each.ending}" for each in others)

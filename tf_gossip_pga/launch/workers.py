@@ -12,15 +12,21 @@ import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-GRACE_S = 2.0  # from asking the workers to stop to killing them: TensorFlow ignores SIGTERM
+GRACE_S = 2.0  # from SIGTERM, which TensorFlow ignores, to SIGKILL
 
 
 class Worker:
-    """One process, the leader of its own session, and the pipe or terminal it prints to.
+    """Start one process in its own session, and read its output from a pipe or terminal.
+
+    Args:
+      command: program and arguments.
+      rank: the worker's rank.
+      environment: all environment variables of the process.
+      terminal: whether the process prints to a pseudo-terminal; otherwise to a pipe.
 
     Attributes:
       rank: the worker's rank.
-      output: file descriptor from which its output is read.
+      output: file descriptor from which to read its output.
       process: the process.
     """
 
@@ -46,31 +52,36 @@ class Worker:
 
     @property
     def ending(self) -> str:
-        """How the process ended, in words, e.g. `"exit code 1"`."""
+        """How the process ended, in words, e.g. `"exit code 1"` or `"signal SIGKILL"`."""
         code = self.process.returncode
         return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
     def read(self) -> bytes:
-        """Return what the worker has printed; empty when it has closed its output."""
+        """Return new output, at most 64 KiB; empty once the worker has closed its output."""
         try:
             return os.read(self.output, 1 << 16)
-        except OSError:  # a terminal whose other side is closed
+        except OSError:  # a pseudo-terminal raises once the other side is closed
             return b""
 
     def signal(self, number: int) -> None:
-        """Send a signal to the worker and its children."""
+        """Send a signal to the worker and its children.
+
+        Args:
+          number: the signal, e.g. `signal.SIGTERM`.
+        """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
 
 class Crew:
-    """The workers of one job, one for each rank.
+    """Hold the workers of one job, one for each rank.
 
     Args:
-      start: starts the worker of a rank; the second argument says whether it joins a running job.
+      start: function `(rank, joins)` that starts a worker; `joins` says whether the worker joins a
+        running job.
 
     Attributes:
-      workers: the present worker of each rank.
+      workers: the current worker of each rank.
     """
 
     def __init__(self, start: Callable[[int, bool], Worker]):
@@ -79,32 +90,50 @@ class Crew:
         self.workers: list[Worker] = []
 
     def start(self, count: int) -> None:
-        """Start the workers of all ranks."""
+        """Start the workers of all ranks.
+
+        Args:
+          count: number of ranks.
+        """
         for rank in range(count):
             self.workers.append(self._start(rank, False))
 
     def start_again(self, rank: int) -> Worker:
-        """Replace the failed worker of a rank by one that joins the running job, and return it."""
+        """Replace the failed worker of a rank by one that joins the running job.
+
+        Args:
+          rank: the rank.
+
+        Returns:
+          The new worker.
+        """
         failed = self.workers[rank]
-        failed.signal(signal.SIGKILL)  # its children
+        failed.signal(signal.SIGKILL)  # kill the children that outlive it
         self._replaced.append(failed)
         self.workers[rank] = self._start(rank, True)
         return self.workers[rank]
 
     def signal(self, number: int) -> None:
-        """Send a signal to all workers and their children."""
+        """Send a signal to all workers and their children.
+
+        Args:
+          number: the signal, e.g. `signal.SIGTERM`.
+        """
         for worker in self.workers:
             worker.signal(number)
 
     def stop(self) -> None:
-        """End every worker and its children: asked at first, then killed. Safe to call twice."""
+        """Stop every worker and its children: first with SIGTERM, then with SIGKILL.
+
+        A second call does no harm.
+        """
         try:
             self._signal_and_wait(signal.SIGTERM)
-        finally:  # a second Ctrl-C cuts the grace short, and must not leave anything behind
+        finally:  # a second Ctrl-C ends the wait, and must not leave processes behind
             self._signal_and_wait(signal.SIGKILL)
 
     def close(self) -> None:
-        """Stop the workers, and close the outputs of all that were ever started."""
+        """Stop the workers, and close the outputs of all workers ever started."""
         try:
             self.stop()
         finally:

@@ -19,7 +19,7 @@ _TIMES = ("compute_ms", "mbit", "latency_ms", "straggler_ms", "overhead_ms")
 
 
 def define_flags() -> None:
-    """Define the flags of this command."""
+    """Define the command-line flags."""
     flags.DEFINE_integer("nodes", None, "Workers to plan for; default with --measure: as running.")
     flags.DEFINE_integer("parameters", None, "How many numbers are averaged.")
     flags.DEFINE_string("model", None, "Instead: a file of a Keras model.")
@@ -48,7 +48,11 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Predict, print a table, write both files."""
+    """Predict, print the table, and write both files.
+
+    Args:
+      argv: the program name and the arguments that are not flags; any of these is an error.
+    """
     given = flags.FLAGS
     try:
         if argv[1:]:
@@ -65,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _predict(given: flags.FlagValues) -> dict[str, Any] | None:
-    """Return what the flags ask for; None on all ranks but the chief."""
+    """Return the prediction for the flags; None on all ranks but the chief."""
     if None not in (given.model, given.parameters):
         raise ValueError("give either --parameters or --model: a model has its own number of them")
     cluster = _initialize() if given.measure else None
@@ -73,7 +77,7 @@ def _predict(given: flags.FlagValues) -> dict[str, Any] | None:
     if nodes is None and cluster and cluster.size > 1:  # one worker cannot measure
         nodes = cluster.size
     periods = [int(each) if str(each).isdecimal() else each for each in given.H]
-    if nodes is not None:  # before anything is loaded or measured
+    if nodes is not None:  # fail before loading a model or measuring
         arguments.comparison(nodes, periods, given.topology)
     parameters = _parameters(given)
     settings = _complete({"nodes": nodes, **_times(given, parameters)})
@@ -107,7 +111,7 @@ def _parameters(given: flags.FlagValues) -> Any:
 
 
 def _times(given: flags.FlagValues, parameters: Any) -> dict[str, Any]:
-    """Return the times and the bandwidth: measured where asked for, as given where they are."""
+    """Return the times and the bandwidth; values given as flags replace measured ones."""
     times = {name: given[name].value for name in _TIMES if given[name].value is not None}
     if not given.measure:
         return times
@@ -116,7 +120,7 @@ def _times(given: flags.FlagValues, parameters: Any) -> dict[str, Any]:
 
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings, of which none may be missing that has no default."""
+    """Return the settings, or raise `ValueError` if one without a default is missing."""
     needed = {"nodes": None, "compute_ms": None, "mbit": None} | settings
     missing = [f"--{name}" for name, value in needed.items() if value is None]
     if missing:

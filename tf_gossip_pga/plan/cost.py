@@ -1,31 +1,37 @@
-"""Model what a step costs: who waits for whom, and for how many steps an algorithm lags behind.
+"""Model the cost of an algorithm: the time of a step, and the steps until it catches up.
 
-**Time.** `step_ms` follows every worker from step to step. Computations are drawn for each rank and
-step, from a gamma distribution of the given mean and standard deviation. Then
+**Time.** `step_ms` simulates every rank from step to step. It draws a computation time for each
+rank and step from a gamma distribution with the given mean and standard deviation. Exchanges then
+take time by these rules:
 
-  a gossip    begins for each pair when both have computed. Each host has one full-duplex link.
-              Messages that are ready share it; only its neighbors wait for a late rank.
-  overlap     is `GossipPGA(overlap=True)`: ranks wait for the gossip of step k after the
-              computation of step k+1, and leave out the gossip before a global average.
-  an average  begins when the last rank has computed, and ends for all at once.
+    gossip          A message begins when both its sender and its receiver have computed. Each host
+                    has one full-duplex link, which the messages that are ready share. Only the
+                    neighbors of a late rank wait for it.
+    overlap         As with `GossipPGA(overlap=True)`: a rank waits for the gossip of step k after
+                    the computation of step k+1, and skips the gossip right before a global average.
+    global average  Begins when the last rank has computed, and ends on all ranks at the same time.
 
 **Accuracy.** The transient stage is the number of steps until an algorithm has caught up with
-Parallel SGD. It grows as follows, for iid and for non-iid data on the ranks. Constants are unknown:
-compare orders with one another, not with the length of a run.
+Parallel SGD. The table gives its order for iid and for non-iid data on the ranks. The constant
+factors are unknown: compare orders with one another, not with the length of a run.
 
                  iid                   non-iid
     Gossip SGD   n^3 b^4 / (1-b)^2     n^3 b^4 / (1-b)^4        b: norm of W - 11'/n
     Gossip-PGA   n^3 b^4 C^2           n^3 b^4 C^2 D^2          C = (1 - b^H) / (1-b)
     Local SGD    n^3 H^2               n^3 H^4                  D = min(H, 1 / (1-b))
 
-Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021. How sure:
-the non-iid column for Gossip and Local SGD, and the bound n^3 b^4 H^4 for PGA, were found quoted;
-the rest was written without the text at hand, and agrees with it. One-peer exponential and
-hypercube graphs have no b of one round. They get that of the static exponential graph, since Ying
-et al. ("Exponential Graph is Provably Efficient for Decentralized Deep Training", NeurIPS 2021)
-prove the same rate for the one-peer graph of a power of two of ranks; for the hypercube it is a
-guess. For other numbers of ranks the one-peer graph may be slower: up to 512 ranks its b is at
-least the mean of a round in its cycle; above, nothing is known.
+Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021.
+
+How reliable the table is: the non-iid orders of Gossip SGD and Local SGD, and the bound
+n^3 b^4 H^4 for Gossip-PGA, were taken from quotations of the paper. The other orders were derived
+without the paper's text at hand, and agree with these.
+
+A single round of the one-peer exponential graph or of the hypercube has no useful b. `beta_of`
+takes the b of the static exponential graph for both. Ying et al. ("Exponential Graph is Provably
+Efficient for Decentralized Deep Training", NeurIPS 2021) prove the same rate for the one-peer graph
+if the number of ranks is a power of two; for the hypercube it is a guess. With other numbers of
+ranks the one-peer graph may be slower. Up to 512 ranks, `beta_of` therefore takes at least the
+geometric mean of b per round over the cycle; above 512 ranks it has no better value.
 """
 
 from __future__ import annotations
@@ -39,9 +45,9 @@ from tf_gossip_pga.algorithm import topology as topology_lib
 from tf_gossip_pga.algorithm.graph import Round, Topology
 from tf_gossip_pga.algorithm.schedule import AdaptiveSchedule, FixedPeriod
 
-_STEPS = 240  # at least, in whole periods: their mean is taken
-_LARGEST_DENSE = 512  # ranks up to which the spectral norm of any matrix is computed: O(n^3)
-_ROUNDING = 1e-9  # by which a b of 0 or 1 may be wrong
+_STEPS = 240  # least number of steps to average over; rounded up to whole periods
+_LARGEST_DENSE = 512  # most ranks for which a dense spectral norm is computed: O(n^3)
+_ROUNDING = 1e-9  # rounding error of a b of 0 or 1
 
 
 def step_ms(
@@ -51,22 +57,22 @@ def step_ms(
     overlap: bool,
     seed: int = 0,
 ) -> float:
-    """Return the time of a step in ms: the mean over ranks and steps.
+    """Return the time of a step in ms, the mean over ranks and at least 240 steps.
 
     Args:
       topology: who gossips with whom.
-      schedule: when to average globally, with a fixed period.
-      costs: `compute_ms` and its standard deviation `straggler_ms`; `message_ms`, for which a
-        message occupies a link; `latency_ms`, until it has arrived; `average_ms`, for all of a
-        global average.
-      overlap: whether ranks wait for a gossip after the next computation.
-      seed: seed of the computations.
+      schedule: when to average globally; the period must be fixed.
+      costs: times in ms. `compute_ms`: mean computation of a step. `straggler_ms`: its standard
+        deviation. `message_ms`: how long a message occupies a link. `latency_ms`: added until the
+        last message has arrived. `average_ms`: a whole global average.
+      overlap: whether ranks wait for a gossip only after the next computation.
+      seed: seed of the computation times. Default 0.
     """
     period = schedule.H or topology.rounds
     steps = period * math.ceil(_STEPS / period)
     rounds = [peers(topology, round) for round in range(topology.rounds)]
     draw = _draws(costs["compute_ms"], costs["straggler_ms"], topology.size, seed)
-    ready = arrived = np.zeros(topology.size)  # of each rank: when it can compute, and has received
+    ready = arrived = np.zeros(topology.size)  # ms; when each rank can compute, and has received
     started = 0.0
     for step in range(1, period + steps + 1):
         ready = ready + draw()
@@ -78,13 +84,16 @@ def step_ms(
             ready = np.maximum(ready, arrived)
             if not schedule.is_global(step + 1):
                 arrived = gossip_ends(ready, rounds[(step - 1) % len(rounds)], costs)
-        if step == period:  # the first period has nobody to wait for
+        if step == period:  # leave out the first period, which begins with all ranks in step
             started = float(ready.mean())
     return (float(ready.mean()) - started) / steps
 
 
 def _draws(mean: float, deviation: float, n: int, seed: int) -> Callable[[], np.ndarray | float]:
-    """Return a function that draws the computations of one step, `[n]`, equal for each method."""
+    """Return a function that draws one step's computation times, `[n]` in ms.
+
+    The draws depend on the seed only, so that every method sees the same ones.
+    """
     if not deviation:
         return lambda: mean
     generator, shape = np.random.default_rng(seed), (mean / deviation) ** 2
@@ -92,7 +101,16 @@ def _draws(mean: float, deviation: float, n: int, seed: int) -> Callable[[], np.
 
 
 def peers(topology: Topology, round: int) -> list[np.ndarray]:
-    """Return whom each rank receives from and sends to: two `[n, most]`, -1 for nobody."""
+    """Return the senders and the receivers of each rank in one round.
+
+    Args:
+      topology: who gossips with whom.
+      round: index of the round in the cycle, from 0.
+
+    Returns:
+      Two int arrays `[n, largest degree]`: the ranks that each rank receives from, and those that
+      it sends to. Shorter rows end with -1.
+    """
     each = topology.cycle[round]
     return [
         _table(topology.size, each.receivers, each.senders),
@@ -101,7 +119,7 @@ def peers(topology: Topology, round: int) -> list[np.ndarray]:
 
 
 def _table(size: int, ranks: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return a row for each rank with its partners, -1 where there are fewer."""
+    """Return a row with the partners of each rank, padded with -1."""
     order = np.argsort(ranks, kind="stable")
     degree = np.bincount(ranks, minlength=size)
     column = np.arange(len(ranks)) - np.repeat(np.cumsum(degree) - degree, degree)
@@ -113,11 +131,19 @@ def _table(size: int, ranks: np.ndarray, others: np.ndarray) -> np.ndarray:
 def gossip_ends(
     ready: np.ndarray, peers: list[np.ndarray], costs: Mapping[str, float]
 ) -> np.ndarray:
-    """Return when each rank has sent and received all its messages, `[n]`.
+    """Return the time at which each rank has sent and received all its messages.
 
-    A message begins when both its ends are ready. A link is never idle while a message could use
-    it. The p-th to last message to begin leaves it at least p messages of work, and the worst of
-    these is its end.
+    A message begins when both its sender and its receiver are ready, and a link is never idle while
+    a message could use it. When the p-th to last message begins, the link has at least p messages
+    left to carry. The latest of these bounds is the time at which the link is done.
+
+    Args:
+      ready: `[n]`, the time at which each rank is ready to exchange, in ms.
+      peers: the senders and the receivers of each rank, as `peers` returns them.
+      costs: `message_ms` and `latency_ms`, in ms.
+
+    Returns:
+      `[n]`, in ms.
     """
     ends = ready
     for table in peers:
@@ -130,7 +156,11 @@ def gossip_ends(
 
 
 def beta_of(graph: Topology) -> float | None:
-    """Return the b that the transient stage depends on; None where it would take long."""
+    """Return the b that the transient stage depends on.
+
+    Return None where computing it would take too long: a graph of more than 512 ranks for which
+    this module has no formula.
+    """
     if graph.name in ("one_peer_exponential", "hypercube"):
         static = _beta_of_circulant(topology_lib.static_exponential(graph.size).cycle[0])
         proven = graph.size & (graph.size - 1) == 0  # a power of two
@@ -141,9 +171,9 @@ def beta_of(graph: Topology) -> float | None:
 
 
 def _beta_of_circulant(each: Round) -> float:
-    """Return b where every row of W is that of rank 0, shifted.
+    """Return b of a circulant W: each row is the row of rank 0, shifted.
 
-    The eigenvalues of W are then the Fourier transform of that row.
+    The eigenvalues of such a matrix are the Fourier transform of that row.
     """
     own = each.receivers == 0
     row = np.zeros(len(each.self_weights))
@@ -153,7 +183,7 @@ def _beta_of_circulant(each: Round) -> float:
 
 
 def _beta_of_a_round(graph: Topology) -> float | None:
-    """Return the geometric mean over a cycle; None for many ranks."""
+    """Return the geometric mean of b per round over a cycle; None above 512 ranks."""
     if graph.size > _LARGEST_DENSE:
         return None
     return _exact(graph.beta) ** (1 / graph.rounds)
@@ -164,8 +194,8 @@ def _exact(beta: float) -> float:
 
 
 def between_averages(beta: float, H: int | None) -> tuple[float, float]:  # noqa: N803
-    """Return C and D, as above; of Gossip SGD, where H is None, both 1 / (1-b)."""
-    if beta >= 1 - _ROUNDING:  # disconnected: gossip alone never catches up
+    """Return C and D of the table above; both are 1 / (1-b) if `H` is None, for Gossip SGD."""
+    if beta >= 1 - _ROUNDING:  # the graph is disconnected: gossip alone never catches up
         never = math.inf if H is None else H
         return never, never
     limit = 1 / (1 - beta)
@@ -178,9 +208,17 @@ def transient(
     beta: float | None,
     H: int | None,  # noqa: N803 (the paper's name)
 ) -> tuple[float | None, float | None]:
-    """Return the orders of the transient stage, `(iid, non-iid)`, as above.
+    """Return the orders of the transient stage, `(iid, non-iid)`, from the table above.
 
-    None stands for an order that is infinite, or not known where `beta` is None.
+    Args:
+      method: `"Parallel SGD"`, `"Local SGD"`, `"Gossip SGD"` or `"Gossip-PGA"`.
+      n: number of ranks.
+      beta: b of the graph; None if unknown. Not used for Parallel SGD and Local SGD.
+      H: period in steps; None for Gossip SGD.
+
+    Returns:
+      Two numbers without a unit. None stands for an order that is infinite, or unknown because
+      `beta` is None.
     """
     if method == "Parallel SGD":
         return 0.0, 0.0

@@ -1,4 +1,4 @@
-"""Predict the time of a step and the transient stage of each algorithm."""
+"""Predict the step time and the transient stage of each algorithm."""
 
 from __future__ import annotations
 
@@ -28,35 +28,36 @@ def predict(
     H: int | Iterable[int] = PERIODS,  # noqa: N803 (the paper's name)
     topology: str | Topology | Iterable[str | Topology] = TOPOLOGIES,
 ) -> dict[str, Any]:
-    """Return the time of a step and the transient stage of each algorithm, and a recommendation.
+    """Predict the step time and the transient stage of each algorithm, and recommend one.
+
+    `tf_gossip_pga.plan` describes the model of the network and the fields of the result.
 
     Args:
-      nodes: number of workers, each with a link of its own, >= 2.
-      parameters: how many numbers are averaged, >= 1; or a built Keras model.
+      nodes: number of workers, each with its own link, >= 2.
+      parameters: number of averaged parameters, >= 1; or a built Keras model.
       compute_ms: mean time of a step without any exchange, in ms, >= 0.
       mbit: link bandwidth per direction, in Mbit/s, > 0.
-      latency_ms: latency of one message, >= 0. Default 0.1.
-      straggler_ms: standard deviation of the computation, over ranks and steps, >= 0. Default 0.
-      overhead_ms: cost of an exchange besides bandwidth and latency, >= 0. Default 0.
-      wire_dtype: wire format of gossips: `"float32"`, `"bfloat16"` or `"int8"`.
-      overlap: whether gossips travel during the next step's computation.
-      H: periods of global averages, a list of whole numbers from 2 to 10000.
-      topology: list of names, or of `Topology` objects for `nodes` ranks, each with another name.
+      latency_ms: latency of one message, in ms, >= 0. Default 0.1.
+      straggler_ms: standard deviation of the computation, in ms, >= 0. Default 0.
+      overhead_ms: cost of an exchange besides bandwidth and latency, in ms, >= 0. Default 0.
+      wire_dtype: wire format of gossips: `"float32"` (default), `"bfloat16"` or `"int8"`.
+      overlap: whether gossips travel during the next step's computation. Default False.
+      H: one or several periods of the global average, each from 2 to 10000 steps.
+      topology: one or several graphs, each a name or a `Topology` of `nodes` ranks; no name twice.
 
     Returns:
-      A dict that JSON can hold: `settings`; `rows`, each with `name`, `method`, `topology`, `H`,
-      `step_ms`, `speedup` (over Parallel SGD), `beta`, `transient_iid`, `transient_non_iid`
-      (orders; None where beta is not computed, above 512 ranks), Parallel SGD first; and
-      `recommendation`, `{"name": …, "reasons": […]}`.
+      A dict with `settings`, `rows` and `recommendation`, which can be written as JSON.
 
     Raises:
-      ValueError: an argument is out of its range, or a topology does not exist for `nodes` ranks.
+      ValueError: an argument is out of range, or a topology does not exist for `nodes` ranks.
       TypeError: a topology is neither a name nor a `Topology`.
       MemoryError: the complete graph of `nodes` ranks would not fit into this machine's memory.
 
     Example:
-
-        predict(nodes=32, parameters=model, compute_ms=250, mbit=1000, straggler_ms=20)
+      >>> from tf_gossip_pga import plan
+      >>> found = plan.predict(nodes=32, parameters=25_557_032, compute_ms=250, mbit=1000)
+      >>> found["rows"][0]["name"], round(found["rows"][0]["step_ms"])  # milliseconds
+      ('Parallel SGD', 1841)
     """
     times = {"compute_ms": compute_ms, "mbit": mbit, "latency_ms": latency_ms}
     times |= {"straggler_ms": straggler_ms, "overhead_ms": overhead_ms}
@@ -74,7 +75,7 @@ def predict(
 
 
 def _costs(n: int, elements: int, wire_dtype: str, given: dict[str, float]) -> dict[str, float]:
-    """Return the costs that `cost.step_ms` takes, in ms."""
+    """Return the argument `costs` of `cost.step_ms`, in ms."""
     full, sent = (
         wire_lib.resolve(form).encoded_bytes(elements, 4) for form in ("float32", wire_dtype)
     )

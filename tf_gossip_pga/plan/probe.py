@@ -1,4 +1,4 @@
-"""Measure the network, and a computation, on the running cluster."""
+"""Measure the network and a computation on the running cluster."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from tf_gossip_pga.algorithm import topology as topology_lib
 
 Gather: TypeAlias = Callable[[object, str, float], list]
 
-_SMALL = 256  # elements of the exchange that measures the cost that does not depend on the size
-_LEAST_LARGE, _MOST_LARGE = 1 << 20, 1 << 24  # elements of the one that measures the bandwidth
+_SMALL = 256  # elements of the small exchanges, whose time is all latency and overhead
+_LEAST_LARGE, _MOST_LARGE = 1 << 20, 1 << 24  # elements of the gossip that measures bandwidth
 _REPETITIONS = 9
 _WARM_UP, _STEPS = 3, 20
 _PATIENCE_S = 600
 
 
 def count(parameters: Any) -> int:
-    """Return a number of parameters as it is, or how many a built Keras model trains.
+    """Return the number of parameters.
+
+    Args:
+      parameters: the number itself, >= 1, or a built Keras model, whose trainable variables are
+        counted.
 
     Raises:
-      ValueError: neither.
+      ValueError: `parameters` is neither.
     """
     number = _validate.whole(parameters, 1) or sum(map(math.prod, _shapes(parameters)))
     if number < 1:
@@ -41,30 +45,40 @@ def _shapes(parameters: Any) -> list[tuple[int, ...]]:
 
 
 def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[str, float]:
-    """Time exchanges on the running cluster, and a computation; all ranks must call it.
+    """Measure the network and, if `step` is given, a computation; every rank must call this.
 
-    Time a gossip and a global average of 1 kB, and a one-peer gossip of the parameters (at least
-    4 MiB, so that it takes clearly longer; at most 64 where only their number is given). Repeat
-    each nine times, from a common start until the last rank has finished, and take medians. A small
-    average has 2 (n-1) latencies and a small gossip one. That separates the latency from what any
-    exchange costs; the rest of the large gossip is bandwidth. All ranks compute steps at once.
+    Three exchanges are timed: a gossip and a global average of 256 float32 numbers (1 KiB), and a
+    one-peer gossip of the parameters. The latter sends at least 4 MiB, so that it takes clearly
+    longer than the small one; it sends at most 64 MiB if only a number of parameters is given. Each
+    exchange runs nine times, from a common start until the last rank has finished, and the median
+    counts.
+
+    A small gossip costs one latency and a small global average 2 (n-1) latencies, which separates
+    the latency from the overhead of an exchange. The additional time of the large gossip gives the
+    bandwidth. The ranks run `step` at the same time, as they do in training.
 
     Args:
-      parameters: their number, or a built Keras model.
-      step: a function that computes one training step without exchange; None: not timed.
+      parameters: number of parameters, >= 1; or a built Keras model.
+      step: a function that computes one training step without any exchange. Default None: no
+        computation is timed.
 
     Returns:
-      Arguments of `predict`, the same on every rank: `mbit`, `latency_ms`, `overhead_ms`; with
-      `step` also `compute_ms` and `straggler_ms`, over ranks and 20 steps.
+      Arguments of `predict`, the same on every rank: `mbit` in Mbit/s, `latency_ms` and
+      `overhead_ms`. With `step` also `compute_ms` and `straggler_ms`, the mean and the standard
+      deviation over ranks and 20 steps.
 
     Raises:
-      RuntimeError: there is no cluster, or its exchanges are too irregular to find the bandwidth.
+      ValueError: `parameters` is neither a number >= 1 nor a built model.
+      RuntimeError: no cluster of at least two workers is running, or its exchanges are too
+        irregular to derive the bandwidth.
+      WorkerLost: another worker died or did not answer.
 
     Example:
+      On every rank of a running cluster:
 
-        pga.initialize()
-        found = plan.measure(model, lambda: model.train_on_batch(x, y))
-        plan.predict(nodes=64, parameters=model, **found)
+          pga.initialize()
+          found = pga.plan.measure(model, lambda: model.train_on_batch(x, y))
+          prediction = pga.plan.predict(nodes=64, parameters=model, **found)
     """
     from tf_gossip_pga.exchange import process
 
@@ -80,14 +94,14 @@ def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[s
 
 
 def _large_shapes(parameters: Any) -> list[tuple[int, ...]]:
-    """Return the shapes of the large gossip: the model's own, where they are large enough."""
+    """Return the shapes for the large gossip: those of the model if it is large enough."""
     elements = count(parameters)
     own = _shapes(parameters) if elements >= _LEAST_LARGE else []
     return own or [(min(max(elements, _LEAST_LARGE), _MOST_LARGE),)]
 
 
 def _exchanges(session: Any, large_shapes: list[tuple[int, ...]]) -> dict[str, float]:
-    """Time three exchanges, and return what they say of the network."""
+    """Time the three exchanges, and derive the network from them."""
     import tensorflow as tf
 
     from tf_gossip_pga.exchange.averager import Averager, Patience, Variables
@@ -100,7 +114,7 @@ def _exchanges(session: Any, large_shapes: list[tuple[int, ...]]) -> dict[str, f
         return Averager(session, graph, Variables(variables), patience)
 
     def timed(action: Callable[[int], object]) -> float:
-        # Each round is traced once, which is not to be timed.
+        # The first exchange of each round traces a TensorFlow function; leave these out.
         return _median_ms(session.gather, action, untimed=graph.rounds)
 
     small, large = averager([(_SMALL,)]), averager(large_shapes)
@@ -112,7 +126,7 @@ def _exchanges(session: Any, large_shapes: list[tuple[int, ...]]) -> dict[str, f
 
 
 def _median_ms(gather: Gather, action: Callable[[int], object], untimed: int) -> float:
-    """Return the median time until the last rank has done the action."""
+    """Return the median time in ms until the last rank has finished the action."""
     seconds = []
     for repetition in range(untimed + _REPETITIONS):
         gather(None, "the common start", _PATIENCE_S)
@@ -124,7 +138,7 @@ def _median_ms(gather: Gather, action: Callable[[int], object], untimed: int) ->
 
 
 def _computation(gather: Gather, step: Callable[[], object]) -> dict[str, float]:
-    """Time steps, one after the other on all ranks at once."""
+    """Time `_STEPS` consecutive steps, on all ranks at the same time."""
     ends = []
     for _ in range(_WARM_UP + _STEPS + 1):
         step()
@@ -139,7 +153,18 @@ def _computation(gather: Gather, step: Callable[[], object]) -> dict[str, float]
 def _network(
     size: int, elements: int, gossip_ms: float, average_ms: float, large_ms: float
 ) -> dict[str, float]:
-    """Derive the network of `size` ranks from small exchanges and a gossip of `elements`."""
+    """Derive bandwidth, latency and overhead.
+
+    Args:
+      size: number of ranks.
+      elements: float32 numbers that the large gossip sends.
+      gossip_ms: time of a gossip of `_SMALL` numbers.
+      average_ms: time of a global average of `_SMALL` numbers.
+      large_ms: time of the large gossip.
+
+    Raises:
+      RuntimeError: the large gossip took no longer than the small one.
+    """
     if large_ms <= gossip_ms:
         raise RuntimeError(
             f"A gossip of {elements} parameters took no longer than one of "
@@ -153,10 +178,14 @@ def _network(
 def step_of(model: Any, batch_size: int) -> Callable[[], np.ndarray]:
     """Return a function that computes a model's gradients for a batch of zeros.
 
-    It updates nothing. The Keras model is functional or sequential.
+    The function does not update the model.
+
+    Args:
+      model: a built functional or sequential Keras model.
+      batch_size: number of samples in the batch.
 
     Raises:
-      ValueError: another dimension than that of the batch is unknown.
+      ValueError: an input has an unknown dimension other than the batch.
     """
     import tensorflow as tf
 
@@ -170,14 +199,16 @@ def step_of(model: Any, batch_size: int) -> Callable[[], np.ndarray]:
         found = tape.gradient(loss, model.trainable_weights)
         return [tf.convert_to_tensor(each) for each in found if each is not None]
 
-    return lambda: gradients()[0].numpy()  # of the first layer, which is computed last
+    # Wait for the gradient of the first layer, which backpropagation computes last.
+    return lambda: gradients()[0].numpy()
 
 
 def _zeros_for(model: Any, batch_size: int) -> Any:
     import keras
     import tensorflow as tf
 
-    # A loaded Sequential has no `input`; another model's may be a dict, which `inputs` is not.
+    # A loaded Sequential model has no `input`. A functional model's `input` keeps the structure of
+    # its inputs, for example a dict; `inputs` is a flat list.
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     for one in tf.nest.flatten(inputs):
         if None in one.shape[1:]:

@@ -5,19 +5,31 @@ from __future__ import annotations
 import math
 from typing import Any, TypeAlias
 
-Row: TypeAlias = dict[str, Any]  # as in the `rows` of `predict`
+Row: TypeAlias = dict[str, Any]  # one of the `rows` of `predict`
 
-_WORTH = 0.1  # a relative gain in time below which the simpler or the more accurate is taken
+_WORTH = 0.1  # relative difference below which two times, or two transient stages, count as equal
 
 
 def recommend(rows: list[Row], compute_ms: float) -> dict[str, Any]:
-    """Return which of the rows to take, `{"name", "reasons"}`.
+    """Recommend one of the predicted algorithms.
 
-    Candidates are Gossip-PGA in all settings, and Gossip SGD where its transient stage is at most a
-    tenth longer than that of the longest period on the same graph: elsewhere it needs global
-    averages. Take the candidates within a tenth of the fastest; of these, those within a tenth of
-    the shortest transient stage; of these, the fastest. Take Parallel SGD instead, which has no
-    transient stage, where that gains less than a tenth.
+    Candidates are all rows of Gossip-PGA. Gossip SGD is a candidate if its transient stage is at
+    most 10% longer than that of the longest period on the same graph; otherwise the graph needs
+    global averages. The choice among the candidates has three steps:
+
+    1. Keep those whose step time is within 10% of the fastest.
+    2. Of these, keep those whose transient stage for non-iid data is within 10% of the shortest.
+    3. Take the fastest of the rest.
+
+    If it is less than 10% faster than Parallel SGD, recommend Parallel SGD instead, which has no
+    transient stage.
+
+    Args:
+      rows: the `rows` of `predict`, Parallel SGD first.
+      compute_ms: mean time of a step's computation, in ms.
+
+    Returns:
+      `{"name": …, "reasons": […]}`: the name of a row, and sentences.
     """
     parallel, near = rows[0], _near(rows)
     shortest = min(map(_order, near))
@@ -40,7 +52,7 @@ def recommend(rows: list[Row], compute_ms: float) -> dict[str, Any]:
 
 
 def _near(rows: list[Row]) -> list[Row]:
-    """Return the candidates within a tenth of the fastest."""
+    """Return the candidates whose step time is within 10% of the fastest."""
     candidates: list[Row] = []
     for graph in dict.fromkeys(row["topology"] for row in rows if row["topology"]):
         plain, *periodic = _on_graph(rows, graph)
@@ -52,7 +64,7 @@ def _near(rows: list[Row]) -> list[Row]:
 
 
 def _on_graph(rows: list[Row], graph: str) -> list[Row]:
-    """Return Gossip SGD, and Gossip-PGA with each period."""
+    """Return the rows of a graph: Gossip SGD, then Gossip-PGA with each period."""
     return [row for row in rows if row["topology"] == graph]
 
 
@@ -61,7 +73,7 @@ def _longest(periodic: list[Row]) -> Row:
 
 
 def _why_chosen(near: list[Row]) -> str:
-    """Say why the recommended one is taken of those near the fastest."""
+    """Say why the recommended algorithm was chosen among those near the fastest."""
     fastest = min(near, key=_time)
     counted = "Gossip-PGA, and of Gossip SGD where it catches up as soon,"
     if len(near) == 1:
@@ -81,7 +93,7 @@ def _why_chosen(near: list[Row]) -> str:
 
 
 def _insurance(periodic: list[Row]) -> str:
-    """Say what Gossip-PGA costs where Gossip SGD on the same graph is recommended."""
+    """Say what Gossip-PGA would cost on the graph for which Gossip SGD is recommended."""
     row = _longest(periodic)
     return (
         f"{row['name']} takes {_time(row):.4g} ms a step: an insurance, where data differ or "
@@ -95,13 +107,13 @@ def _local_sgd(rows: list[Row], best: Row) -> str:
 
 
 def _comparison(other: Row, best: Row) -> str:
-    """Compare an algorithm with the recommended one."""
+    """Compare another algorithm with the recommended one."""
     share = _time(other) / _time(best) if _time(best) else 1.0
     return f"{other['name']} takes {share:.2f} times its time, {_lag(other, best)}."
 
 
 def _lag(other: Row, best: Row) -> str:
-    """Compare the transient stages: as a ratio where there is one."""
+    """Compare the transient stages for non-iid data, as a ratio if both are finite and known."""
     of_best, of_other = _order(best), _order(other)
     if 0 < of_best < math.inf and 0 < of_other < math.inf:
         return f"with {of_other / of_best:.3g} times as long a transient stage where data differ"

@@ -1,4 +1,4 @@
-"""Show a prediction: as text, and as a picture."""
+"""Show a prediction as text and as a picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ _COLOR, _CHOSEN_COLOR = "#2563a8", "#d9722b"
 
 
 def table(plan: dict[str, Any]) -> str:
-    """Return what `predict` found, as text."""
+    """Return a prediction as text.
+
+    Args:
+      plan: what `predict` returned.
+
+    Returns:
+      Several lines: the settings, one row for each algorithm, and the recommendation.
+    """
     rows, recommendation = plan["rows"], plan["recommendation"]
     width = max(len(row["name"]) for row in rows)
     lines = [
@@ -49,7 +56,15 @@ def _line(row: dict[str, Any], width: int) -> str:
 
 
 def draw(plan: dict[str, Any], path: str | pathlib.Path) -> None:
-    """Write a picture of what `predict` found; needs matplotlib."""
+    """Write a picture of a prediction.
+
+    Args:
+      plan: what `predict` returned.
+      path: the file to write; its suffix sets the format.
+
+    Raises:
+      ModuleNotFoundError: matplotlib is not installed.
+    """
     from matplotlib.figure import Figure
 
     rows, settings = plan["rows"], plan["settings"]

@@ -1,4 +1,4 @@
-"""Compare algorithms with virtual workers: a JSON file with curves, and a figure next to it.
+r"""Compare algorithms with virtual workers; write a JSON file with curves, and a figure.
 
 python -m tf_gossip_pga.simulate --problem=logistic --nodes=20 --topology=ring --H=16 \
     --algorithm=pga --algorithm=gossip --output=output/simulation.json
@@ -56,7 +56,11 @@ SETTINGS += ["heterogeneity", "step_size", "halve_every", "seed"]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Check the flags, simulate, print a table, write both files."""
+    """Check the flags, simulate, print the table, and write both files.
+
+    Args:
+      arguments: the program name and the arguments that are not flags; any of these is an error.
+    """
     try:
         if len(arguments) > 1:
             raise ValueError(f"only flags are accepted, received {arguments[1]!r}.")
@@ -74,7 +78,7 @@ def _simulate() -> tuple[Problem, dict[str, curves.Curve]]:
         raise ValueError(
             f"Unknown problem {FLAGS.problem!r}. Known problems: {', '.join(sorted(PROBLEMS))}."
         )
-    topology.resolve(FLAGS.topology, FLAGS.nodes)  # before the data are made
+    topology.resolve(FLAGS.topology, FLAGS.nodes)  # fail before making the data
     for name in FLAGS.algorithm:
         curves.settings_of(name, FLAGS.topology, FLAGS.H, FLAGS.iterations)
     problem = PROBLEMS[FLAGS.problem](FLAGS.nodes, FLAGS.heterogeneity, seed=FLAGS.seed)
@@ -94,7 +98,12 @@ def _simulate() -> tuple[Problem, dict[str, curves.Curve]]:
 
 
 def describe(found: dict[str, curves.Curve], minimum: float) -> dict[str, Any]:
-    """Return the content of the JSON file."""
+    """Return the content of the JSON file.
+
+    Args:
+      found: the curve of each algorithm, `"parallel"` among them.
+      minimum: f* of the problem.
+    """
     parallel = found["parallel"]
     methods = {
         name: {
@@ -117,7 +126,15 @@ def describe(found: dict[str, curves.Curve], minimum: float) -> dict[str, Any]:
 
 
 def table(methods: dict[str, dict[str, Any]]) -> str:
-    """Return a line for each method: where it ends, and when it joined."""
+    """Return a table with a line for each method.
+
+    Args:
+      methods: `"methods"` of `describe`.
+
+    Returns:
+      Text with three columns: f - f* after the last step with its standard error, the transient
+      stage in steps, and the number of global averages.
+    """
     lines = [f"\n{'':14}{'f - f* at the end':>24}{'transient, steps':>20}{'global averages':>18}"]
     diverged = [name for name, each in methods.items() if not math.isfinite(each["mean"][-1])]
     for name, each in methods.items():
@@ -132,7 +149,12 @@ def table(methods: dict[str, dict[str, Any]]) -> str:
 
 
 def draw(found: dict[str, curves.Curve], path: pathlib.Path) -> None:
-    """Draw f(mean) - f* against steps, with bands of one standard error."""
+    """Draw f(mean of the nodes) - f* against steps, with bands of one standard error.
+
+    Args:
+      found: the curve of each algorithm, `"parallel"` among them.
+      path: the file to write.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")

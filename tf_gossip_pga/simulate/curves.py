@@ -1,4 +1,4 @@
-"""Follow simulations: f(mean of the nodes) - f* against steps, and where methods join."""
+"""Record f(mean of the nodes) - f* along simulations, and find where methods join Parallel SGD."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.simulate.problem import Problem
 from tf_gossip_pga.simulate.simulation import Simulation
 
-# A curve has joined Parallel SGD's where it stays below this multiple of it.
+# A method has joined Parallel SGD once its curve stays at or below this multiple of Parallel SGD's.
 FACTOR = 1.1
-_LOOKS = 200  # at most, by default
+_LOOKS = 200  # most measurements of a run, by default
 
 ALGORITHMS = ("parallel", "gossip", "local", "pga", "aga", "slowmo", "gossip_final")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-    """What `run` has measured.
+    """Hold the measurements of one `run`.
 
     Attributes:
-      steps: `[points]` int, the steps after which it measured.
+      steps: `[points]` int, the step after which each measurement was taken.
       excess: `[points, trials]`, f(mean of the nodes) - minimum.
-      consensus_distance: `[points, trials]`, see `Simulation`.
-      global_averages: `[trials]` int, number of global averages.
+      consensus_distance: `[points, trials]`, see `Simulation.consensus_distance`.
+      global_averages: `[trials]` int, number of global averages since the simulation began.
     """
 
     steps: np.ndarray
@@ -41,32 +41,41 @@ class Curve:
 
     @property
     def mean(self) -> np.ndarray:
-        """`[points]`: the excess, mean over trials."""
+        """Mean of `excess` over trials, `[points]`."""
         return self.excess.mean(axis=1)
 
     @property
     def standard_error(self) -> np.ndarray:
-        """`[points]`: the standard error of that mean; 0 with one trial."""
+        """Standard error of `mean`, `[points]`; 0 with one trial."""
         trials = self.excess.shape[1]
-        with np.errstate(invalid="ignore"):  # in a run that diverged
+        with np.errstate(invalid="ignore"):  # a run that diverged holds inf or NaN
             return self.excess.std(axis=1, ddof=min(1, trials - 1)) / math.sqrt(trials)
 
 
 def run(
     simulation: Simulation, iterations: int, every: int | None = None, verbose: int = 0
 ) -> Curve:
-    """Advance a simulation, and measure the mean of its nodes.
+    """Advance a simulation, and measure f at the mean of its nodes on the way.
 
     Args:
-      simulation: a `Simulation`.
+      simulation: a `Simulation`; it stays at its last step, so that another `run` continues it.
       iterations: number of steps, >= 1.
-      every: number of steps between measurements, >= 1; the last step is measured too. One
-        measurement costs as much as the loss of all samples. Default: the least with at most 200
-        measurements.
-      verbose: 1 shows a progress bar, 2 prints a line at the end. Default 0.
+      every: number of steps between measurements, >= 1; the last step is measured too. A
+        measurement costs as much as the loss of all samples. Default None: the smallest number for
+        which there are at most 200 measurements.
+      verbose: 0 prints nothing, 1 shows a progress bar, 2 prints a line at the end. Default 0.
+
+    Returns:
+      The measurements, as a `Curve`.
 
     Raises:
-      ValueError: `iterations` or `every` is no whole number >= 1.
+      ValueError: `iterations` or `every` is not a whole number >= 1.
+
+    Example:
+      >>> from tf_gossip_pga import simulate
+      >>> simulation = simulate.Simulation(simulate.quadratic(nodes=4), "ring", H=2)
+      >>> simulate.run(simulation, iterations=10, every=4).steps.tolist()
+      [4, 8, 10]
     """
     iterations = _validate.check_whole("iterations", iterations, 1)
     if every is None:
@@ -87,9 +96,10 @@ def run(
 
 
 def _interval(iterations: int, H: int) -> int:  # noqa: N803
-    """Return the steps between measurements: few of them, and equally in all phases of a period.
+    """Return the smallest interval between measurements that sees every phase of a period.
 
-    f at the mean is worst at a global average itself, and falls within a few steps.
+    f at the mean is highest right after a global average, and falls within a few steps. An interval
+    that shares a factor with the period would always measure the same phases.
     """
     every = -(-iterations // _LOOKS)
     while math.gcd(every, H) > 1:
@@ -103,22 +113,27 @@ def settings_of(
     H: int,  # noqa: N803 (the paper's name)
     iterations: int,
 ) -> dict[str, Any]:
-    """Return the arguments of `Simulation` that make an algorithm.
+    """Return the arguments of `Simulation` for an algorithm.
 
     Args:
-      algorithm: one of `ALGORITHMS`. `"aga"` begins with `H` and warms up for a third of the run;
-        `"slowmo"` has slow momentum 0.5; `"gossip_final"` averages globally once, in the last step.
-      topology: who gossips with whom.
-      H: the period of global averages.
-      iterations: length of the run.
+      algorithm: one of `ALGORITHMS`. `"aga"` starts with the period `H` and warms up for a third of
+        the run. `"slowmo"` has slow momentum 0.5. `"gossip_final"` averages globally once, in the
+        last step.
+      topology: who gossips with whom, as in `Simulation`. `"parallel"` and `"local"` ignore it.
+      H: period of the global average in steps, >= 1. `"parallel"`, `"gossip"` and `"gossip_final"`
+        ignore it.
+      iterations: number of steps of the run.
+
+    Returns:
+      A dict with `topology` and `H`, for `"slowmo"` also with `slow_momentum`.
 
     Raises:
-      ValueError: the algorithm is unknown, or `H` is no period.
+      ValueError: the algorithm is unknown, or `H` is not a period.
 
     Example:
-
-        >>> settings_of("local", "ring", H=16, iterations=1000)
-        {'topology': 'disconnected', 'H': 16}
+      >>> from tf_gossip_pga import simulate
+      >>> simulate.settings_of("local", "ring", H=16, iterations=1000)
+      {'topology': 'disconnected', 'H': 16}
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(
@@ -150,24 +165,36 @@ def compare(
     verbose: int = 0,
     **arguments: Any,
 ) -> dict[str, Curve]:
-    """Run each algorithm with the same batches, and Parallel SGD: `{name: curve}`.
+    """Run Parallel SGD and each of the given algorithms, all with the same batches.
 
     Args:
       problem: a `Problem`.
-      algorithms: names from `ALGORITHMS`; `"parallel"` is always there, and comes first.
+      algorithms: names from `ALGORITHMS`. Parallel SGD always runs, and runs first.
       topology: who gossips with whom, as in `Simulation`.
-      H: the period of global averages.
-      iterations: as in `run`, and so are `every` and `verbose`. Default of `every`: the least with
-        at most 200 measurements that shares no factor with `H`, so that all phases are measured.
-      **arguments: further ones of `Simulation`: `step_size`, `trials`, `batch_size`, ….
+      H: period of the global average in steps, >= 1; see `settings_of`.
+      iterations: number of steps of each run, >= 1.
+      every: number of steps between measurements, >= 1. Default None: the smallest number that
+        gives at most 200 measurements and shares no factor with `H`, so that all phases of the
+        period are measured.
+      verbose: 0 prints nothing; 1 and 2 print each name and progress, as in `run`. Default 0.
+      **arguments: further arguments of `Simulation`: `step_size`, `trials`, `batch_size`, ….
+
+    Returns:
+      `{name: Curve}`, `"parallel"` first.
 
     Raises:
-      ValueError: an argument is out of its range, before the first run begins.
+      ValueError: an argument is out of range. Raised before the first run begins.
+      TypeError: the topology is neither a name nor a `Topology`.
+      MemoryError: a simulation would not fit into this machine's memory.
 
     Example:
-
-        curves = compare(logistic(20, heterogeneity=1), ["pga"], "ring", 16, 1000, step_size=0.2)
-        transient(curves["pga"], curves["parallel"])    # steps, or None: not within the run
+      >>> from tf_gossip_pga import simulate
+      >>> problem = simulate.quadratic(nodes=8, heterogeneity=1)
+      >>> curves = simulate.compare(problem, ["pga", "local"], "ring", H=4, iterations=30)
+      >>> list(curves)
+      ['parallel', 'pga', 'local']
+      >>> int(curves["pga"].global_averages[0])  # steps 4, 8, … 28
+      7
     """
     _validate.check_whole("iterations", iterations, 1)
     every = _interval(iterations, _validate.whole(H, 1) or 1) if every is None else every
@@ -184,15 +211,31 @@ def compare(
 
 
 def transient(curve: Curve, parallel: Curve, factor: float = FACTOR) -> int | None:
-    """Return the first measured step from which `curve` stays below `factor` times Parallel SGD's.
+    """Return the transient stage: the measured step from which a method stays near Parallel SGD.
 
-    Both are means over trials. Return None where it is not below at the end of the run.
+    Both curves are means over trials, measured after the same steps.
+
+    Args:
+      curve: the method.
+      parallel: Parallel SGD on the same problem.
+      factor: largest ratio of `curve` to `parallel` that counts as near. Default 1.1.
+
+    Returns:
+      The first measured step from which on `curve <= factor * parallel`; None if the method is
+      above that bound at the end of the run.
     """
     return joins(curve.steps, curve.mean, parallel.mean, factor)
 
 
 def joins(steps: np.ndarray, mean: np.ndarray, parallel: np.ndarray, factor: float) -> int | None:
-    """Return the first of `steps` from which `mean` stays below `factor * parallel`, or None."""
-    apart = np.flatnonzero(~(mean <= factor * parallel))  # NaN is apart, too
+    """Return the first of `steps` from which on `mean <= factor * parallel`, or None.
+
+    Args:
+      steps: `[points]` int.
+      mean: `[points]`, the method.
+      parallel: `[points]`, Parallel SGD.
+      factor: largest ratio that counts as joined.
+    """
+    apart = np.flatnonzero(~(mean <= factor * parallel))  # counts NaN as not joined
     first = apart[-1] + 1 if len(apart) else 0
     return int(steps[first]) if first < len(steps) else None

@@ -1,4 +1,4 @@
-"""Draw curves on axes of matplotlib, which is not imported here."""
+"""Draw curves on matplotlib axes. The caller makes the axes; nothing here imports matplotlib."""
 
 from typing import Any
 
@@ -8,12 +8,17 @@ from tf_gossip_pga.simulate.curves import Curve, transient
 
 
 def draw(axes: Any, found: dict[str, Curve]) -> None:
-    """Draw a line for each method on a logarithmic axis, with a dot where it has joined."""
+    """Draw a line for each method on a logarithmic axis, with a dot where it joins Parallel SGD.
+
+    Args:
+      axes: a `matplotlib.axes.Axes`.
+      found: the curve of each algorithm, `"parallel"` among them.
+    """
     for index, (name, curve) in enumerate(found.items()):
         color = "black" if name == "parallel" else f"C{index - 1}"
         mean, error = curve.mean, curve.standard_error
         axes.plot(curve.steps, mean, color=color, linewidth=1.2, label=name)
-        low = np.maximum(mean - error, mean / 10)  # below zero there is no logarithm
+        low = np.maximum(mean - error, mean / 10)  # keep it positive for the logarithmic axis
         axes.fill_between(curve.steps, low, mean + error, color=color, alpha=0.2, linewidth=0)
         joined = transient(curve, found["parallel"])
         if joined is not None and name != "parallel":

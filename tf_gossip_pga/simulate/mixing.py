@@ -1,4 +1,4 @@
-"""Average in a simulation: apply a round's sparse matrix to all nodes at once."""
+"""Apply the mixing matrix of a round to all nodes of a simulation at once."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,14 @@ from tf_gossip_pga.algorithm.graph import Round
 
 
 def mixer(each: Round, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return the function y `[nodes, …]` -> W y, by shifts where W is circulant.
+    """Return the function that maps y `[nodes, …]` to W y.
 
-    It reads O(edges) rows. Graphs at least half as dense as W take the product with W itself.
+    The function reads O(edges) rows of y. It uses shifts of y if W is circulant, and a gather
+    otherwise. If at least half the entries of W are edges, it multiplies with the dense W instead.
+
+    Args:
+      each: the round.
+      dtype: dtype of y.
     """
     n = len(each.self_weights)
     own = tf.constant(each.self_weights, dtype)
@@ -36,7 +41,10 @@ def mixer(each: Round, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _shifts(each: Round, n: int) -> dict[int, float]:
-    """Return `{hop: weight}` where every node receives from the same hops; else nothing."""
+    """Return `{hop: weight}` if every node receives from the same hops with the same weights.
+
+    Return an empty dict otherwise.
+    """
     hops = (each.receivers - each.senders) % n
     found, counts = np.unique(hops, return_counts=True)
     if np.any(counts != n) or np.ptp(each.self_weights) > 1e-12:

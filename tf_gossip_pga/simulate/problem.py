@@ -1,8 +1,8 @@
-"""Define what is minimized in a simulation: a loss, and the data that each node has of its own.
+"""Define what a simulation minimizes: a loss, and the data of each node.
 
-A problem is one function of one node, `loss(x, *batch)`, in TensorFlow operations; the simulation
-makes it a function of all nodes at once. With f_i the mean loss over node i's own data, the nodes
-together minimize f(x) = 1/n sum_i f_i(x).
+The loss is a function of one node, `loss(x, *batch)`, in TensorFlow operations. The simulation
+vectorizes it over all nodes. With f_i the mean loss over node i's data, the nodes together minimize
+f(x) = 1/n sum_i f_i(x).
 """
 
 from __future__ import annotations
@@ -19,26 +19,33 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """A loss, each node's data, and the start of all nodes.
+    """Hold a loss, the data of each node, and the initial parameters.
 
     Attributes:
-      loss: `(x [d], *batch) -> scalar`, the mean over a batch of one node, where `batch` has an
-        array `[batch, …]` for each one in `data`. Differentiable TensorFlow operations that
-        `tf.vectorized_map` can vectorize.
-      data: arrays `[nodes, samples, …]`; node i draws its batches from `[i]` of each.
-      initial: `[d]`, float32 or float64, the type of all computations.
-      minimum: f*, the minimum of f, or a lower bound where it is not known: curves show
+      loss: `(x [d], *batch) -> scalar`, the mean loss over a batch of one node. `batch` has an
+        array `[batch, …]` for each array in `data`. It must consist of differentiable TensorFlow
+        operations that `tf.vectorized_map` supports.
+      data: arrays `[nodes, samples, …]`; node i draws its batches from `[i]` of each array.
+      initial: `[d]`, float32 or float64, the parameters of every node before the first step. Its
+        dtype is that of all computations.
+      minimum: f*, the minimum of f, or a lower bound if the minimum is unknown. Curves show
         f(x) - minimum. Default 0.
 
     Raises:
-      ValueError: the arrays' shapes do not fit, or `initial` is not a vector of floats.
+      ValueError: the shapes of the arrays do not fit, or `initial` is not a vector of floats.
 
-    Example: the mean of all nodes' numbers, as the minimum of a parabola.
+    Example:
+      The minimum of this parabola is the mean of all numbers:
 
-        >>> numbers = np.arange(8, dtype=np.float32).reshape(4, 2)  # of 4 nodes, 2 each
-        >>> problem = Problem(lambda x, b: tf.reduce_mean((x[0] - b) ** 2), (numbers,), np.zeros(1))
-        >>> problem.nodes, problem.samples, problem.dimension
-        (4, 2, 1)
+      >>> import numpy as np
+      >>> import tensorflow as tf
+      >>> from tf_gossip_pga import simulate
+      >>> numbers = np.arange(8, dtype=np.float32).reshape(4, 2)  # 4 nodes with 2 samples each
+      >>> def loss(x, b):
+      ...     return tf.reduce_mean((x[0] - b) ** 2)
+      >>> problem = simulate.Problem(loss, (numbers,), initial=np.zeros(1))
+      >>> problem.nodes, problem.samples, problem.dimension
+      (4, 2, 1)
     """
 
     loss: Callable[..., Any]
@@ -75,7 +82,7 @@ class Problem:
 
     @property
     def samples(self) -> int:
-        """Number of samples that each node has."""
+        """Number of samples of each node."""
         return len(self.data[0][0])
 
     @property
@@ -85,26 +92,34 @@ class Problem:
 
 
 def from_keras(model: Any, loss: Any, x: npt.ArrayLike, y: npt.ArrayLike) -> Problem:
-    """Return the problem of training a Keras model from its present weights.
+    """Return the problem of training a Keras model from its current weights.
 
-    The parameters are the trainable variables one after the other, flat. The loss is that of the
-    outputs plus the model's own regularizers.
+    The parameters are the model's trainable variables, flattened and concatenated. The loss is the
+    mean of `loss` over the batch, plus the model's regularizers.
 
     Args:
-      model: a built `keras.Model`, with one input and one output. It is not changed.
-      loss: what `keras.losses.get` accepts, except a sum over samples.
-      x: inputs `[nodes, samples, …]`.
-      y: targets `[nodes, samples, …]`.
+      model: a built `keras.Model` with one input and one output. It is not changed.
+      loss: a loss or its name, as for `keras.losses.get`; not a sum over samples.
+      x: inputs, `[nodes, samples, …]`.
+      y: targets, `[nodes, samples, …]`.
+
+    Returns:
+      A `Problem` whose `minimum` is 0, since the minimum of the loss is unknown.
 
     Raises:
-      ValueError: the model is not built, or has variables that are not trained (of BatchNorm, or
-        of a random generator), which a simulation would not keep; or the loss is a sum.
+      ValueError: the model is not built, or nothing in it is trainable; it has non-trainable
+        variables (of BatchNorm, dropout or frozen layers), which a simulation does not keep; or the
+        loss is a sum over samples.
 
     Example:
-
-        model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
-        entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        problem = from_keras(model, entropy, images, labels)
+      >>> import keras
+      >>> import numpy as np
+      >>> from tf_gossip_pga import simulate
+      >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+      >>> x = np.ones((4, 10, 3), np.float32)  # 4 nodes with 10 samples each
+      >>> y = np.zeros((4, 10, 1), np.float32)
+      >>> simulate.from_keras(model, "mse", x, y).dimension
+      4
     """
     _check_model(model)
     criterion = _mean_criterion(loss)

@@ -1,9 +1,9 @@
-"""Build problems that are ready to simulate: `logistic`, `quadratic` and `digits`.
+"""Build ready-made problems: `logistic`, `quadratic` and `digits`.
 
     problem = problems.logistic(nodes=20, heterogeneity=1)
 
-`heterogeneity` says how much the data of the nodes differ, from 0, all from one distribution (iid),
-to 1 (non-iid).
+`heterogeneity` sets how much the data of the nodes differ: from 0, where all nodes draw from one
+distribution (iid), to 1 (non-iid).
 """
 
 from __future__ import annotations
@@ -22,25 +22,37 @@ from tf_gossip_pga.tools import memory
 def logistic(
     nodes: int, heterogeneity: float = 0.0, samples: int = 8000, dimension: int = 10, seed: int = 0
 ) -> Problem:
-    """Return logistic regression, f_i(x) = mean_m ln(1 + exp(-y_im h_im' x)), started at 0.
+    """Return logistic regression, started at 0.
 
-    h ~ N(0, 10 I); y = 1 with probability 1 / (1 + exp(-h' x_i*)), and -1 otherwise; x_i* has norm
-    one. The minimum is found by Newton's method in float64.
+        f_i(x) = mean_m ln(1 + exp(-y_im h_im' x))
+
+    The features h are drawn from N(0, 10 I). The label y is 1 with probability
+    1 / (1 + exp(-h' x_i*)), and -1 otherwise, where x_i* has norm one. Newton's method in float64
+    finds the minimum.
 
     Source: the experiment of Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging",
-    ICML 2021, reconstructed without its text at hand.
+    ICML 2021, reconstructed without the paper's text at hand.
 
     Args:
       nodes: number of nodes, >= 1.
-      heterogeneity: 0: one x* for all; 1: each node's own x_i*; between: the
+      heterogeneity: 0: all nodes share one x*. 1: each node has its own x_i*. Between: x_i* is the
         direction of (1 - heterogeneity) x* + heterogeneity x_i*. Default 0.
       samples: number of samples of each node, >= 1. Default 8000.
-      dimension: d >= 1. Default 10.
+      dimension: number of parameters d, >= 1. Default 10.
       seed: seed of the data, >= 0. Default 0.
 
+    Returns:
+      A `Problem` in float32.
+
     Raises:
-      ValueError: an argument is out of its range.
-      MemoryError: the data would not fit into this machine's memory; raised before they are drawn.
+      ValueError: an argument is out of range.
+      MemoryError: the data would not fit into this machine's memory. Raised before they are drawn.
+
+    Example:
+      >>> from tf_gossip_pga import simulate
+      >>> problem = simulate.logistic(nodes=20, heterogeneity=1, samples=100)
+      >>> problem.nodes, problem.samples, problem.dimension
+      (20, 100, 10)
     """
     nodes, samples, dimension = _sizes(nodes, samples, dimension)
     memory.check(40 * nodes * samples * dimension, f"logistic regression of {nodes} nodes")
@@ -61,10 +73,26 @@ def logistic(
 def quadratic(
     nodes: int, heterogeneity: float = 0.0, samples: int = 100, dimension: int = 10, seed: int = 0
 ) -> Problem:
-    """Return least squares, f_i(x) = mean_m d/2 (a_im' x - b_im)^2, started at 0.
+    """Return least squares, started at 0.
 
-    a is uniform on the unit sphere and b = a' x_i* + noise of standard deviation 0.1, so that f is
-    nearly |x - x*|^2 / 2. Arguments and errors are those of `logistic`; the minimum is exact.
+        f_i(x) = mean_m d/2 (a_im' x - b_im)^2
+
+    The vectors a are uniform on the unit sphere, and b = a' x_i* + noise of standard deviation 0.1,
+    so that f_i is nearly |x - x_i*|^2 / 2. The minimum is exact, in float64.
+
+    Args:
+      nodes: number of nodes, >= 1.
+      heterogeneity: as in `logistic`. Default 0.
+      samples: number of samples of each node, >= 1. Default 100.
+      dimension: number of parameters d, >= 1. Default 10.
+      seed: seed of the data, >= 0. Default 0.
+
+    Returns:
+      A `Problem` in float32.
+
+    Raises:
+      ValueError: an argument is out of range.
+      MemoryError: the data would not fit into this machine's memory. Raised before they are drawn.
     """
     nodes, samples, dimension = _sizes(nodes, samples, dimension)
     memory.check(48 * nodes * samples * (dimension + 1), f"least squares of {nodes} nodes")
@@ -85,20 +113,27 @@ def quadratic(
 
 
 def digits(nodes: int, heterogeneity: float = 0.0, seed: int = 0) -> Problem:
-    """Classify 1797 handwritten digits, 8 x 8, with a Keras model of 16 hidden units.
+    """Return the classification of handwritten digits by a Keras model with 16 hidden units.
 
-    The images are dealt to the nodes. The loss is the cross entropy; its minimum is not known, and
-    0 stands for it. The images come with scikit-learn; nothing is downloaded. Source: Alpaydin and
-    Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+    The 1797 images of 8 x 8 pixels are divided among the nodes. The loss is the cross-entropy. Its
+    minimum is unknown, and `minimum` is 0. The images come with scikit-learn; nothing is
+    downloaded.
+
+    Source of the images: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI
+    Machine Learning Repository, 1998.
 
     Args:
-      nodes: from 1 to 1797; a remainder of images is left out.
-      heterogeneity: the share of the images that is dealt in the order of their labels, so that
-        with 1 a node sees only one or two digits; the others are shuffled. Default 0.
+      nodes: number of nodes, from 1 to 1797. All nodes get the same number of images; the rest is
+        left out.
+      heterogeneity: share of the images that are divided in the order of their labels; the others
+        are shuffled. With 1 a node sees few digits: one or two if there are many nodes. Default 0.
       seed: seed of the order and of the initial weights, >= 0. Default 0.
 
+    Returns:
+      A `Problem` in float32.
+
     Raises:
-      ValueError: an argument is out of its range.
+      ValueError: an argument is out of range.
       ModuleNotFoundError: scikit-learn is not installed.
     """
     import keras
@@ -134,11 +169,11 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _deal(labels: np.ndarray, nodes: int, share: float, seed: int) -> np.ndarray:
-    """Return the places of each node's images: `[nodes, images of a node]`."""
+    """Return the indices of each node's images, `[nodes, images of a node]`."""
     order = np.random.default_rng(seed).permutation(len(labels))
     sorted_ones, shuffled = np.split(order, [round(share * len(order))])
     by_label = sorted_ones[np.argsort(labels[sorted_ones], kind="stable")]
-    # Each node gets its part of both: images of adjacent labels, and any.
+    # Each node gets a part of both: images with adjacent labels, and shuffled ones.
     parts = zip(
         np.array_split(by_label, nodes),
         reversed(np.array_split(shuffled, nodes)),
@@ -169,7 +204,7 @@ def _share(heterogeneity: object) -> float:
 def _own_optima(
     random: np.random.Generator, nodes: int, dimension: int, heterogeneity: float
 ) -> np.ndarray:
-    """Draw each node's x_i*: `[nodes, dimension]` float32 of norm one."""
+    """Draw x_i* of each node, `[nodes, dimension]` float32 of norm one."""
     share = _share(heterogeneity)
     common = _unit(random.standard_normal((1, dimension)))
     own = _unit(random.standard_normal((nodes, dimension)))
@@ -181,15 +216,18 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _logistic_minimum(signed: np.ndarray) -> float:
-    """Return the minimum of mean ln(1 + exp(-s' x)) over the rows s, by Newton in float64."""
+    """Return the minimum over x of mean ln(1 + exp(-s' x)) over the rows s.
+
+    Use Newton's method in float64.
+    """
     signed = signed.astype(np.float64)
     x = np.zeros(signed.shape[1])
     for _ in range(100):
-        wrong = 1 / (1 + np.exp(np.minimum(signed @ x, 700)))  # beyond, exp overflows
+        wrong = 1 / (1 + np.exp(np.minimum(signed @ x, 700)))  # exp overflows above 709
         gradient = -wrong @ signed / len(signed)
         curvature = (signed * (wrong * (1 - wrong))[:, np.newaxis]).T @ signed / len(signed)
         move = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
-        if gradient @ move < 1e-24:  # twice the gain of another step
+        if gradient @ move < 1e-24:  # about twice what another step would gain
             break
         x -= move / max(1.0, 4 * np.linalg.norm(move))
     return float(np.mean(np.logaddexp(0, -(signed @ x))))

@@ -17,55 +17,64 @@ from tf_gossip_pga.simulate import steps as steps_lib
 from tf_gossip_pga.simulate import tensors
 from tf_gossip_pga.simulate.problem import Problem
 
-# Steps that one call of the compiled loop takes at most.
-_CHUNK = 512
+_CHUNK = 512  # most steps of one call of the compiled loop
 
 
 class Simulation:
-    """One algorithm on all nodes, in several independent trials at once.
+    """Simulate one algorithm on all nodes, in several independent trials at once.
+
+    `tf_gossip_pga.simulate` has the equations of a step. With `slow_momentum`, a global average is
+    that of SlowMo with slow learning rate 1, where u is 0 at first, and x0 is the result of the
+    last global average, or the initial parameters:
+
+        u <- slow_momentum * u + (x0 - 1/n sum_j y_j) / step_size
+        x_i <- x0 - step_size * u
+
+    Source: Wang et al., "SlowMo", ICLR 2020, Algorithm 1.
 
     Args:
       problem: a `Problem`.
-      topology: a name in `pga.topology.BY_NAME`, or a `Topology` for as many nodes.
-        `"disconnected"` makes Local SGD. Default `"one_peer_exponential"`.
-      H: the period of global averages in steps, >= 1; 1 is Parallel SGD, None Gossip SGD, an
-        `AdaptivePeriod` Gossip-AGA, for which each trial has a period of its own. Default 6.
+      topology: a name in `pga.topology.BY_NAME`, or a `Topology` for `problem.nodes` nodes.
+        `"disconnected"` gives Local SGD. Default `"one_peer_exponential"`.
+      H: period of the global average in steps, >= 1. 1 is Parallel SGD, None is Gossip SGD. An
+        `AdaptivePeriod` is Gossip-AGA, with a separate period for each trial. Default 6.
       step_size: step size of plain SGD, > 0. Default 0.1.
-      halve_every: number of steps after which the step size is halved each time, >= 1; None: never.
-        Default None.
-      batch_size: samples in a batch of one node, >= 1; None: all of the node's. Default 1.
-      trials: number of runs from the same start with their own batches, >= 1. Default 1.
-      shuffle: whether batches are drawn at random, with replacement, from parts into which each
-        node's samples are shuffled once. Otherwise step k of every trial takes the samples in
-        their order, from the (k - 1) * batch_size-th on, and starts over after the last.
-        Default True.
-      slow_momentum: SlowMo's momentum at each global average, with the slow learning rate 1, u
-        from 0, and x0 the result of the last average; 0 is Gossip-PGA by another formula. None: a
-        plain average. Default None. (Wang et al., "SlowMo", ICLR 2020, Algorithm 1.)
-
-            u <- slow_momentum * u + (x0 - 1/n sum_j y_j) / step_size
-            x_i <- x0 - step_size * u
-
-      seed: seed of the batches, >= 0. Simulations with the same seed draw the same ones. Default 0.
-      jit_compile: whether XLA compiles the steps. It takes seconds at first, and saves most of the
-        time of a step where there is little to compute. Default False.
+      halve_every: interval in steps at which the step size is halved, >= 1. Default None: never.
+      batch_size: samples in a batch of one node, >= 1; None: all samples of the node. Default 1.
+      trials: number of runs with the same start and different batches, >= 1. Default 1.
+      shuffle: True: each node's samples are shuffled once and divided into batches; every step
+        draws one of these at random, with replacement. False: step k of every trial takes the
+        samples in their order, beginning at index (k - 1) * batch_size, and starts over after the
+        last one. Default True.
+      slow_momentum: momentum of SlowMo, >= 0 and < 1; 0 is Gossip-PGA by another formula. Default
+        None: a plain average.
+      seed: seed of the batches, >= 0. Simulations with the same seed draw the same batches.
+        Default 0.
+      jit_compile: whether XLA compiles the steps. Compilation takes seconds, and saves most of the
+        time of a step that has little to compute. Default False.
 
     Attributes:
+      problem: the `Problem`.
+      trials: number of runs.
       step: number of steps taken.
-      global_averages: how many of them were global averages, `[trials]` int.
+      global_averages: number of global averages taken, `[trials]` int.
 
     Raises:
-      ValueError: an argument is out of its range, or the topology does not exist for so many nodes.
+      ValueError: an argument is out of range, or the topology does not exist for `problem.nodes`
+        nodes.
       TypeError: `topology` is neither a name nor a `Topology`.
-      MemoryError: parameters, batches and samples would not fit into this machine's memory; raised
-        before any of them is allocated. (What a loss needs in between is not known beforehand.)
+      MemoryError: parameters, batches and samples would not fit into this machine's memory. Raised
+        before any of them is allocated. The intermediate results of the loss are not counted.
 
-    Example: a Keras model on four nodes.
-
-        problem = simulate.from_keras(model, "mse", x, y)     # x, y: [4, samples, …]
-        simulation = simulate.Simulation(problem, "ring", H=6)
-        simulation.advance(100)
-        simulation.x[0, 3]                                    # node 3's parameters, flat
+    Example:
+      >>> from tf_gossip_pga import simulate
+      >>> problem = simulate.quadratic(nodes=4, dimension=3)
+      >>> simulation = simulate.Simulation(problem, "ring", H=6)
+      >>> simulation.advance(12)
+      >>> simulation.x.shape  # [trials, nodes, d]
+      TensorShape([1, 4, 3])
+      >>> float(simulation.consensus_distance[0])  # 0: step 12 was a global average
+      0.0
     """
 
     def __init__(
@@ -115,35 +124,45 @@ class Simulation:
 
     @property
     def x(self) -> tf.Tensor:
-        """The parameters of all nodes, `[trials, nodes, d]`."""
+        """Parameters of all nodes, `[trials, nodes, d]`."""
         return tf.transpose(self._state.x, [1, 0, 2])
 
     @property
     def mean(self) -> tf.Tensor:
-        """Their mean over nodes, `[trials, d]`."""
+        """Mean of the parameters over nodes, `[trials, d]`."""
         return tf.reduce_mean(self._state.x, axis=0)
 
     @property
     def consensus_distance(self) -> np.ndarray:
-        """`[trials]`: root mean square distance of the nodes from their mean, over its norm."""
+        """Root mean square distance of the nodes from their mean, over its norm, `[trials]`."""
         mean = self.mean
         spread = tf.reduce_sum((self._state.x - mean) ** 2, axis=2)
         distance = tf.sqrt(tf.reduce_mean(spread, axis=0))
         return tf.math.divide_no_nan(distance, tf.norm(mean, axis=1)).numpy()
 
     def advance(self, steps: int) -> None:
-        """Take `steps` steps, >= 1, in all trials."""
+        """Take steps in all trials.
+
+        Args:
+          steps: number of steps, >= 1.
+
+        Raises:
+          ValueError: `steps` is not a whole number >= 1.
+        """
         end = self.step + _validate.check_whole("steps", steps, 1)
         while self.step < end:
             self._advance_to_average(end)
 
     def excess(self) -> np.ndarray:
-        """Return f(mean of the nodes) - minimum, `[trials]`, over the samples of all nodes."""
+        """Return f(mean of the nodes) - minimum over the samples of all nodes, `[trials]`."""
         loss: Any = self._mean_loss(self.mean)
         return loss.numpy().astype(np.float64) - self.problem.minimum
 
     def _advance_to_average(self, end: int) -> None:
-        """Advance to `end`, or as far as it is known which steps are global averages."""
+        """Advance to `end`, or to the last step up to which the global averages are known.
+
+        With an adaptive period, the loss after one global average decides when the next one comes.
+        """
         is_global, count = self._plan(end)
         before, taken = (tf.constant(number, tf.int64) for number in (self.step, count))
         self._state = self._take(self._state, before, taken, is_global, self._step_sizes())
@@ -155,7 +174,12 @@ class Simulation:
                 schedule.observe(self.step, float(self._state.loss[trial]))
 
     def _plan(self, end: int) -> tuple[np.ndarray, int]:
-        """Return which of the next steps are global averages, `[_CHUNK, trials]`, and how many."""
+        """Plan the next call of the compiled loop.
+
+        Returns:
+          Whether each of the next steps is a global average, `[_CHUNK, trials]` bool; and how many
+          steps to take.
+        """
         is_global = np.zeros((_CHUNK, self.trials), bool)
         count = 0
         while count < min(_CHUNK, end - self.step):
@@ -167,7 +191,7 @@ class Simulation:
         return is_global, count
 
     def _step_sizes(self) -> np.ndarray:
-        """Return the step sizes of the next steps, `[_CHUNK]`."""
+        """Return the step size of each of the next steps, `[_CHUNK]`."""
         steps = self.step + np.arange(_CHUNK)
         halvings = 0 if self._halve_every is None else steps // self._halve_every
         sizes = self._step_size * np.exp2(-np.minimum(halvings, 1000)) * np.ones(_CHUNK)

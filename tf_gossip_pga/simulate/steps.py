@@ -18,12 +18,12 @@ from tf_gossip_pga.simulate.problem import Problem
 
 
 class State(NamedTuple):
-    """The tensors that one step hands to the next."""
+    """Hold the tensors that one step passes to the next."""
 
     x: Any  # [nodes, trials, d], the parameters
-    anchor: Any  # [trials, d], SlowMo's x0
-    velocity: Any  # [trials, d], SlowMo's u
-    loss: Any  # [trials], mean over nodes, of the first batch after a global average
+    anchor: Any  # [trials, d], x0 of SlowMo
+    velocity: Any  # [trials, d], u of SlowMo
+    loss: Any  # [trials], loss of the first batch after a global average, mean over nodes
     fresh: Any  # [trials] bool, whether the last step was a global average
 
 
@@ -41,7 +41,7 @@ def start(problem: Problem, trials: int) -> State:
 
 
 class Steps:
-    """The loop over steps.
+    """Run the steps of one algorithm in a loop that TensorFlow can compile.
 
     Args:
       problem: a `Problem`.
@@ -50,7 +50,7 @@ class Steps:
       batch: samples in a batch of one node.
       seed: seed of the batches.
       shuffle: whether batches are drawn at random; otherwise they are taken in order.
-      slow_momentum: SlowMo's; None: a plain average.
+      slow_momentum: momentum of SlowMo; None: a plain average.
     """
 
     def __init__(
@@ -74,12 +74,18 @@ class Steps:
         self._mixers = [mixing.mixer(each, dtype) for each in topology.cycle]
 
     def take(self, state: State, before: Any, count: Any, is_global: Any, sizes: Any) -> Any:
-        """Return the state after `count` steps that follow step `before`.
+        """Take `count` steps after step `before`, and return the new state.
 
-        `is_global`, `[steps, trials]`, and `sizes`, `[steps]`, have a row for each step.
+        Args:
+          state: the state after step `before`.
+          before: int64 scalar, number of steps taken so far.
+          count: int64 scalar, number of steps to take.
+          is_global: `[steps, trials]` bool, whether each step is a global average; steps >= count.
+          sizes: `[steps]`, the step size of each step.
         """
 
-        # `before` is a loop variable: where it is the same in all turns, XLA compiles each value.
+        # `before` is a loop variable: if it were constant in the loop, XLA would compile the loop
+        # again for each of its values.
         def body(index, before, state):
             row = tf.gather(is_global, index), tf.gather(sizes, index)
             return index + 1, before + 1, self._step(state, before, *row)
@@ -96,13 +102,13 @@ class Steps:
             x=tf.where(chosen, mean, self._mix(y, before)),
             anchor=tf.where(chosen, mean, state.anchor),
             velocity=tf.where(chosen, velocity, state.velocity),
-            # Of the first batch after a global average, as GossipPGA reports it to the schedule.
+            # GossipPGA too reports the loss of the first batch after a global average.
             loss=tf.where(state.fresh, tf.reduce_mean(losses, axis=0), state.loss),
             fresh=is_global,
         )
 
     def _average(self, y: Any, state: State, step_size: Any) -> tuple[Any, Any]:
-        """Return what a global average would leave, and SlowMo's velocity after it."""
+        """Return the result of a global average, `[trials, d]`, and the new velocity of SlowMo."""
         mean = tf.reduce_mean(y, axis=0)
         if self._slow_momentum is None:
             return mean, state.velocity
@@ -111,7 +117,7 @@ class Steps:
         return state.anchor - step_size * velocity, velocity
 
     def _draw(self, before: Any) -> list[Any]:
-        """Return each node's batches of the next step, `[nodes * trials, batch, …]`."""
+        """Return the batches of all nodes for the next step, each `[nodes * trials, batch, …]`."""
         n, each = self._problem.nodes, self._batches_of_node
         shape = [n, self._trials]
         if self._shuffle:
@@ -123,14 +129,14 @@ class Steps:
         return [tf.gather(batches, tf.reshape(places, [-1])) for batches in self._batches]
 
     def _losses(self, x: Any, batches: list[Any]) -> tuple[Any, Any]:
-        """Return the losses `[nodes, trials]` and their own gradients `[nodes, trials, d]`."""
+        """Return the losses, `[nodes, trials]`, and their gradients, `[nodes, trials, d]`."""
         one_by_one = tf.reshape(x, [-1, self._problem.dimension])
         with tf.GradientTape() as tape:
             tape.watch(one_by_one)
             losses = tf.vectorized_map(
                 lambda both: self._problem.loss(both[0], *both[1]), (one_by_one, batches)
             )
-        # Of the sum of losses, of which each depends only on its own x.
+        # This is the gradient of the sum of all losses; each of them depends on its own x only.
         gradient: Any = tape.gradient(losses, one_by_one)
         return tf.reshape(losses, x.shape[:2]), tf.reshape(gradient, x.shape)
 

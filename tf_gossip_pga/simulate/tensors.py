@@ -1,4 +1,4 @@
-"""Hold a problem's data as tensors, shared by all simulations of the problem."""
+"""Hold the data of a problem as tensors, which all simulations of the problem share."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ import tensorflow as tf
 from tf_gossip_pga.simulate.problem import Problem
 from tf_gossip_pga.tools import memory
 
-# Samples whose loss is computed at once: they fit into a processor's cache.
-_BLOCK = 16384
+_BLOCK = 16384  # samples whose loss is computed at once: few enough for the processor's cache
 
 
 class _Tensors(list):
-    """The tensors of one problem. Unlike a plain list, it can be referred to weakly."""
+    """Hold the tensors of one problem. Unlike a plain list, it supports weak references."""
 
 
 _in_use: weakref.WeakValueDictionary[tuple[Hashable, ...], _Tensors] = weakref.WeakValueDictionary()
 
 
 def shared(make: Callable[..., Any], *arguments: Hashable) -> _Tensors:
-    """Return what `make(*arguments)` made for another simulation, or makes now.
+    """Return the tensors of `make(*arguments)`, shared with other simulations.
 
-    The tensors live as long as one simulation holds them.
+    Call `make` only if no simulation holds its result yet. The tensors live as long as one
+    simulation holds them.
+
+    Args:
+      make: returns an iterable of tensors.
+      *arguments: its arguments.
     """
     key = (make, *arguments)
     found = _in_use.get(key)
@@ -37,7 +41,17 @@ def shared(make: Callable[..., Any], *arguments: Hashable) -> _Tensors:
 
 
 def check_size(problem: Problem, trials: int, batch: int, seed: int | None) -> None:
-    """Raise `MemoryError` unless what a simulation holds at least fits into memory."""
+    """Raise `MemoryError` unless the tensors that a simulation must hold fit into memory.
+
+    Args:
+      problem: a `Problem`.
+      trials: number of runs.
+      batch: samples in a batch of one node.
+      seed: seed of the batches; None: they are taken in order.
+
+    Raises:
+      MemoryError: they would not fit.
+    """
     n, item = problem.nodes, np.asarray(problem.initial).dtype.itemsize
     sample = sum(math.prod(np.shape(array)[2:]) for array in problem.data)
     floats = 6 * problem.dimension + 2 * batch * sample  # x, its gradient, y, mixed y, …
@@ -50,12 +64,21 @@ def check_size(problem: Problem, trials: int, batch: int, seed: int | None) -> N
 
 
 def dtype_of(problem: Problem) -> tf.DType:
-    """Return the type in which everything is computed."""
+    """Return the dtype of all computations, that of `problem.initial`."""
     return tf.as_dtype(np.asarray(problem.initial).dtype)
 
 
 def batches(problem: Problem, batch: int, seed: int | None) -> list[tf.Tensor]:
-    """Return `[nodes * batches of a node, batch, …]` for each array of the data."""
+    """Divide the data into batches.
+
+    Args:
+      problem: a `Problem`.
+      batch: samples in a batch of one node.
+      seed: seed by which the samples are shuffled; None: they keep their order.
+
+    Returns:
+      `[nodes * batches of a node, batch, …]` for each array of the data.
+    """
     places = batch_places(problem.samples, batch, seed)
     return [
         tf.reshape(_tensor(array[:, places], problem), [-1, batch, *array.shape[2:]])
@@ -64,7 +87,15 @@ def batches(problem: Problem, batch: int, seed: int | None) -> list[tf.Tensor]:
 
 
 def batch_places(samples: int, batch: int, seed: int | None) -> np.ndarray:
-    """Return `[batches, batch]`: a node's samples, repeated until they make whole batches."""
+    """Return the indices of a node's samples in each of its batches, `[batches, batch]`.
+
+    All samples are repeated equally often, as often as it takes to fill whole batches.
+
+    Args:
+      samples: number of samples of a node.
+      batch: samples in a batch.
+      seed: seed by which the samples are shuffled; None: they keep their order.
+    """
     order = np.arange(samples)
     if seed is not None:
         order = np.random.default_rng(seed).permutation(order)
@@ -72,7 +103,12 @@ def batch_places(samples: int, batch: int, seed: int | None) -> np.ndarray:
 
 
 def blocks(problem: Problem) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Return `[blocks, samples, …]` of several nodes each, and `[rest, …]` of the other nodes."""
+    """Divide the data into blocks of whole nodes, for the mean loss.
+
+    Returns:
+      `[blocks, samples of a block, …]` for each array of the data, and `[samples, …]` of the
+      remaining nodes, which do not fill a block.
+    """
     n, samples = problem.nodes, problem.samples
     together = max(1, min(n, _BLOCK // samples))
     end = n - n % together  # of the nodes in blocks
@@ -85,9 +121,9 @@ def blocks(problem: Problem) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
 
 
 def mean_loss(problem: Problem) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return f, `[trials, d] -> [trials]`, the mean over the samples of all nodes.
+    """Return f, the mean loss over the samples of all nodes: `[trials, d] -> [trials]`.
 
-    It computes a block of samples at a time.
+    The function computes one block of samples at a time.
     """
     held = shared(blocks, problem)
     dtype, all_samples = dtype_of(problem), problem.nodes * problem.samples
@@ -108,6 +144,6 @@ def mean_loss(problem: Problem) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _tensor(array: np.ndarray, problem: Problem) -> tf.Tensor:
-    """Return a tensor; floats become those of the parameters."""
+    """Return the array as a tensor; floats get the dtype of the parameters."""
     is_float = np.issubdtype(array.dtype, np.floating)
     return tf.constant(array, dtype_of(problem) if is_float else None)

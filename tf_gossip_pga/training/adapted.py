@@ -1,8 +1,8 @@
-"""Describe what layers have adapted to, so that ranks can compare it.
+"""Describe the state of adapted layers, so that ranks can compare it.
 
-`adapt` leaves lookup tables, means and boundaries that are no Keras variables, or have been copied
-from them. No broadcast reaches them. Ranks that have adapted to their own parts of the data give
-the same word different rows of one embedding.
+`adapt` produces lookup tables, means and boundaries that are not Keras variables, or are copies of
+them, so that a broadcast does not reach them. If each rank adapts to its own part of the data, the
+ranks map the same word to different rows of the embedding.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ import tensorflow as tf
 
 from tf_gossip_pga.training.variables import walk
 
-# Bits of a number that are compared: machines may round a mean differently in its last ones.
+# Compare this many bits of a number: machines may round the last bits of a mean differently.
 _BITS = 12
 
 
 def described(model: keras.Model, local: Collection[str] = ()) -> dict[str, str]:
-    """Return, for each layer of a model with a lookup table or an `adapt` method, what it holds.
+    """Describe the state of each layer that has a lookup table or an `adapt` method.
 
     Args:
-      model: what is trained.
-      local: names of layers that each rank keeps for itself.
+      model: the model that is trained.
+      local: names of layers that each rank keeps for itself. Default: none.
 
     Returns:
-      `{"the adapted layer 'string_lookup'": "150 values (digest 3fa2c81d)"}`
+      A description by layer, such as
+      `{"the adapted layer 'string_lookup'": "150 values (digest 3fa2c81d)"}`.
     """
     found: dict[int, tuple[keras.layers.Layer, list[np.ndarray]]] = {}
-    around: dict[int, keras.layers.Layer] = {}  # a TextVectorization of its StringLookup
+    around: dict[int, keras.layers.Layer] = {}  # outer layer: the TextVectorization of a lookup
     for _, holder, thing in walk(model):
         is_layer = isinstance(thing, keras.layers.Layer) and not isinstance(thing, keras.Model)
         if is_layer and hasattr(thing, "adapt"):
@@ -46,7 +47,7 @@ def described(model: keras.Model, local: Collection[str] = ()) -> dict[str, str]
     for layer, arrays in found.values():
         if layer.name in local:
             continue
-        # Keras' numbers of layers mean nothing in another process.
+        # Keras numbers layers by process, so the numbers may differ between ranks.
         name = f"the adapted layer {re.sub(r'_[0-9]+$', '', layer.name)!r}"
         texts[name if name not in texts else f"{name} ({len(texts)})"] = _text(arrays)
     return texts
@@ -58,16 +59,16 @@ def _is_table(thing) -> bool:
 
 
 def _exported(table) -> list[np.ndarray]:
-    """Return the keys and values of a lookup table, sorted by its keys."""
+    """Return the keys and values of a lookup table, sorted by key."""
     keys, values = (np.asarray(each) for each in table.export())
     order = np.argsort(keys, kind="stable", axis=0)
     return [keys[order], values[order]]
 
 
 def _arrays(layer) -> list[np.ndarray]:
-    """Return the numbers and words that a layer holds as attributes, in the order of names.
+    """Return the numbers and words in a layer's attributes, ordered by attribute name.
 
-    Without its variables, which are broadcast.
+    Variables are not included, because they are broadcast.
     """
     return [np.asarray(value) for _, value in sorted(vars(layer).items()) if _is_array(value)]
 
@@ -88,7 +89,7 @@ def _text(arrays: list[np.ndarray]) -> str:
 
 
 def _rounded(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind == "O":  # words, as bytes of any length
+    if array.dtype.kind == "O":  # words, as bytes objects
         return np.array(repr(array.tolist()))
     if array.dtype.kind != "f":
         return array

@@ -1,4 +1,4 @@
-"""Train with Gossip-PGA in plain `model.fit`: the callback, its arguments and Keras' hooks."""
+"""Train with Gossip-PGA inside plain `model.fit`: the callback, its arguments and Keras hooks."""
 
 from __future__ import annotations
 
@@ -18,143 +18,196 @@ from tf_gossip_pga.training.group_fit import GroupFit
 from tf_gossip_pga.training.run_state import RunState
 from tf_gossip_pga.training.settings import Settings
 
-# Which callback drives a model: the last one that `fit` introduced to it.
+# The callback that drives a model: the last one for which `fit` called `set_model`.
 _driver: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class GossipPGA(keras.callbacks.Callback):
-    """Train one Keras model on all workers of the cluster with Gossip-PGA.
+    """Train one Keras model on several workers with Gossip-PGA, inside plain `model.fit`.
 
-    Every worker runs plain `model.fit` on its own part of the data. After each optimizer step k
-    (counted from 1 over all epochs and `fit` calls) the parameters x_i of rank i become
+    Every worker trains on its own part of the data. After each optimizer step k, counted from 1
+    over all epochs and `fit` calls, the parameters x_i of rank i become::
 
-        x_i <- 1/n sum_j x_j          if k % H == 0      a global average
-        x_i <- sum_j W[i, j] * x_j    otherwise          one gossip with the neighbors
+        x_i <- 1/n sum_j x_j          if k % H == 0: a global average
+        x_i <- sum_j W[i, j] * x_j    otherwise: a gossip with the neighbors
 
-    (Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021, Algorithm 1;
-    parameters are averaged, not gradients.)
+    n is the number of workers and W the mixing matrix of the topology in this step. Workers average
+    parameters, not gradients. A single worker exchanges nothing and writes the same logs. Source:
+    Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021, Algorithm 1.
 
-    Training starts from rank 0's variables: those of the model, also a `tf.Variable` that a layer
-    holds and Keras does not know, and those of its optimizers. The states of random generators stay
-    each rank's own. Validation inside `fit` runs on the averaged model, which callbacks at the end
-    of that epoch see and save too; training then continues from the local one, or from weights that
-    a callback has set. When training ends, a last global average leaves the same model on every
-    rank. Global averages also average BatchNorm statistics and other floating-point or complex
-    non-trainable variables; gossips do not. Integers and Booleans are never averaged. A single
-    worker exchanges nothing.
+    **Requirements.** All ranks must pass the same arguments, build the same model, and train for
+    the same number of epochs and of batches. Build the model before `fit`, compile it with
+    `steps_per_execution=1`, and pass `steps_per_epoch` if the length of the dataset is unknown. The
+    ranks check this before the first step.
 
-    The model's optimizers are the one of `compile` and those that the model or its layers hold as
-    attributes, also in lists and dicts (a GAN has two). One that is not built is built for all
-    trainable variables of the model or layer that holds it. To save memory, build it for those that
-    it trains: `model.d_optimizer.build(model.discriminator.trainable_variables)`.
+    **Variables.** What happens to the variables of the model and its optimizers:
 
-    Layers with lookup tables or an `adapt` method that belong to the model must be adapted to the
-    same data on every rank: to the whole dataset, before `cluster.shard`. This holds too where they
-    are mapped over the dataset, which this callback does not see.
+    ===================================  ============  ======  ==============
+    variable                             start of fit  gossip  global average
+    ===================================  ============  ======  ==============
+    trainable                            rank 0's      mixed   mean
+    non-trainable, floating-point        rank 0's      kept    mean
+    optimizer slots, such as momentum    rank 0's      kept    (1)
+    integers, Booleans, step counters    rank 0's      kept    kept
+    random generators; those in `local`  own           own     own
+    ===================================  ============  ======  ==============
 
-    Take the learning rate that one process needs for the batch of all n workers together. With SGD
-    use it as it is. With Adam and AdamW use sqrt(n) times as much, and divide AdamW's weight decay
-    by sqrt(n): on its smaller, noisier batch a worker takes steps up to sqrt(n) times shorter, and
-    averaging leaves them so, whatever `H` and `optimizer_state` (docs/results/optimizers.md).
+    (1) See `optimizer_state`. Complex variables are treated like floating-point ones. A
+    `tf.Variable` that a layer holds but Keras does not track is treated like any other variable.
+    After a global average the averaged variables are bit-identical on all ranks.
 
-    On a worker with several devices, build and compile the model in the scope of
-    `cluster.strategy`: all devices compute each step, and the first one exchanges for all.
+    **Validation and the end of fit.** Validation inside `fit` runs on the averaged model. In an
+    epoch with validation, callbacks at its end see and save that model. Training then continues
+    from each rank's own model, or from the weights that a callback set. When training ends, one
+    more global average gives every rank the same model. After all callbacks the ranks compare their
+    models once more.
 
-    If one rank sets `model.stop_training`, all ranks stop together: at the end of the epoch, or, if
-    it was set after a batch (`TerminateOnNaN`), at the next global average within it.
+    **Other callbacks.** Put `GossipPGA` first in the list. The callbacks after it read logs that
+    are means over ranks, so that they make the same decision on every rank.
 
-    Put it first in the list of callbacks. `logs` are means over ranks after it, so that callbacks
-    that follow them (`EarlyStopping`, `ReduceLROnPlateau`, `ModelCheckpoint(save_best_only=True)`)
-    decide alike on all ranks. Those, and all that set weights, must be given to every rank; those
-    that write files, to rank 0 alone. After all callbacks of `fit` the ranks compare their models.
-    `SwapEMAWeights`, which exchanges weights around validation, cannot be combined with it.
+    - Give callbacks that stop training, set learning rates or set weights to every rank, with the
+      same arguments: `EarlyStopping`, `ReduceLROnPlateau`, `LearningRateScheduler`.
+    - Give callbacks that write files to rank 0 only: `ModelCheckpoint`, `CSVLogger`. Give
+      `BackupAndRestore` to every rank, each with its own directory.
+    - Do not use `SwapEMAWeights`. Both exchange the weights around validation.
+    - If a callback sets `model.stop_training` on one rank, all ranks stop together: at the end of
+      the epoch or, if it was set after a batch (`TerminateOnNaN`), at the epoch's next global
+      average.
+
+    **Learning rate.** Start from the learning rate for one process with the batch of all n workers
+    together, and change it as follows (docs/results/optimizers.md):
+
+    =========  =============  ==================
+    optimizer  learning rate  weight decay
+    =========  =============  ==================
+    SGD        unchanged      unchanged
+    Adam       times sqrt(n)  (has none)
+    AdamW      times sqrt(n)  divided by sqrt(n)
+    =========  =============  ==================
+
+    The gradients of a worker's smaller batch are noisier, and Adam divides by their size: its steps
+    are up to sqrt(n) times shorter. Averaging does not undo this, whatever `H` and
+    `optimizer_state` are.
+
+    **Optimizers.** The optimizers of a model are the one passed to `compile` and those in
+    attributes of the model or its layers, also inside lists and dicts (a GAN has two). An optimizer
+    that is not built is built for all trainable variables of the model or layer that holds it. To
+    save memory, build it for the variables that it trains:
+    `model.d_optimizer.build(model.discriminator.trainable_variables)`.
+
+    **Adapted layers.** Adapt layers with an `adapt` method or a lookup table to the same data on
+    every rank: to the whole dataset, before `cluster.shard`. The ranks compare the layers of the
+    model before the first step. They cannot compare layers that are mapped over the dataset.
+
+    **Several devices.** On a worker with several devices, build and compile the model in
+    `cluster.strategy.scope()`. All devices compute each step, and the first one exchanges for all.
 
     Args:
-      H: the period of global averages in steps, >= 1. `H=1` is Parallel SGD; `None` never averages
-        globally during training (Gossip SGD); an `AdaptivePeriod` follows the training loss
+      H: period of the global averages in steps, at least 1. `H=1` is Parallel SGD. `None` is Gossip
+        SGD: no global average during training. An `AdaptivePeriod` follows the training loss
         (Gossip-AGA). Default 6, as in the paper.
-      topology: who gossips with whom: a name in `pga.topology.BY_NAME`, or a `Topology`.
-        `"disconnected"` is Local SGD. Default `"one_peer_exponential"`: in each step a worker sends
-        one message and receives one, for any number of workers.
-      optimizer_state: what global averages of training do with the optimizer's slots, which are its
-        floating-point variables other than scalars: momentum, Adam's moments. `"local"`: each rank
-        keeps its own, as the authors' library does. `"average"`: they are averaged too, which sends
-        as many bytes again for each slot. `"reset"`: they are set to zero if there are several
-        workers. With Adam this acts as a learning rate several times as high: its next steps are
-        at first 3, after a dozen steps 7 times as long, since its step count is kept. (Wang et al.,
-        "SlowMo", ICLR 2020, compares these.) Default `"local"`.
-      overlap: whether a gossip runs during the next step's computation instead of after its own
-        step. It mixes the parameters that step k left, and its effect is added after the update u
-        of step k+1: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k), which is D-PSGD's
-        recursion (Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?",
-        NeurIPS 2017, Algorithm 1). Global averages stay exact and wait. The gossip right before a
+      topology: which ranks gossip with each other: a name in `pga.topology.BY_NAME` or a
+        `Topology`. `"disconnected"` is Local SGD. Default `"one_peer_exponential"`: in each step a
+        worker sends one message and receives one, for any number of workers.
+      optimizer_state: what a global average does with the optimizer's slots, its floating-point
+        variables other than scalars. Those for validation and at the end of training leave the
+        slots unchanged. Default `"local"`. (Wang et al., "SlowMo", ICLR 2020, compares the three.)
+
+        - `"local"`: each rank keeps its own, as the library of the paper's authors does.
+        - `"average"`: average them too. Each slot adds as many bytes as the parameters have.
+        - `"reset"`: set them to zero if there are several workers. With Adam this acts as a
+          learning rate several times as high: Adam keeps its step count, so its next steps are at
+          first 3 and after a dozen steps 7 times as long.
+      overlap: whether a gossip runs during the computation of the next step. It mixes the
+        parameters that step k left, and its change is added after the update u of step k+1:
+        x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k). This is the recursion of D-PSGD (Lian
+        et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017,
+        Algorithm 1). Global averages stay exact and do not overlap. The gossip right before a
         global average would have no effect and is skipped; with `H=2` that is every gossip. Needs
         memory for one more copy of the parameters. Default False.
-      wire_dtype: how gossips encode parameters. `"float32"`: in their own dtype. `"bfloat16"`,
-        `"int8"`: as differences to the last global average, in half or a quarter of the bytes (see
-        `tf_gossip_pga.exchange.wire`); needs memory for one more copy of the parameters. Global
-        averages are always exact. Default `"float32"`.
-      timeout_s: seconds that an exchange waits for the other workers before it raises `WorkerLost`;
-        ten times as long at the start and between epochs. Much earlier, a line on standard error
-        says which worker it waits for, and it does not wait for a worker that has ended or left
-        `fit`. Default 300.
-      on_worker_lost: `"raise"`: a lost worker ends all others with `WorkerLost`. `"continue"`: the
-        surviving workers continue without it, in the same `fit`, or in the next one where it was
-        lost between two. They agree
-        on a new list of members, average once, and gossip on a graph for their number (of the same
-        name, or else one-peer exponential). No step is lost or repeated. The lost worker's part of
-        the data is lost with it, the learning rate stays the same, and the lowest surviving rank
-        becomes the chief. A worker that has died or left `fit` is lost at once, a silent one after
-        75 seconds, one that answers but does not arrive after 11 times `timeout_s`. Of two sides
-        that cannot reach each other the larger continues. A lost worker that is started again
-        (`initialize(join=True)`) joins where an epoch begins. Default `"raise"`.
-      min_workers: with `"continue"`, how many workers must survive; with fewer, all end. Default 1.
+      wire_dtype: how gossips encode parameters. `"float32"` sends each in its own dtype.
+        `"bfloat16"` and `"int8"` send differences from the last global average, in a half and a
+        quarter of the bytes of float32 (`tf_gossip_pga.exchange.wire`). They need memory for one
+        more copy of the parameters. Global averages are always exact. Default `"float32"`.
+      timeout_s: seconds that an exchange waits for another worker. At the start of `fit`, between
+        epochs, and around validations and checkpoints it waits ten times as long. Long before, a
+        line on standard error names the worker that it waits for. Default 300.
+      on_worker_lost: what the loss of a worker means for the others: `"raise"` ends `fit` with
+        `WorkerLost`, `"continue"` continues it without the lost worker. Default `"raise"`.
+
+        ============================  ====================  ==========================
+        a worker is lost if it        with `"raise"`        with `"continue"`
+        ============================  ====================  ==========================
+        ends or leaves `fit`          when detected         when detected
+        is silent (stopped, cut off)  after 60 s            after 75 s
+        answers but does not arrive   at the timeout        10 `timeout_s` after that
+        ============================  ====================  ==========================
+
+        With `"continue"` the surviving workers agree on a new list of members, average their
+        models once, and gossip on a graph for their number: that of the same name if it exists,
+        else one-peer exponential. No step is lost or repeated. The data of the lost worker are
+        lost, the learning rate stays the same, and the lowest surviving rank becomes the chief. If
+        a worker is lost between two `fit` calls, the next one starts without it. If the network
+        splits, the larger side continues, or of two equal sides the one with the lowest rank. A
+        restarted worker joins at the beginning of an epoch; see `initialize`.
+      min_workers: with `"continue"`, how many workers must survive, from 1 to the number of
+        workers. With fewer, all end with `WorkerLost`. Default 1.
       local: names of variables, or of layers for all of their variables, that each rank keeps for
-        itself, such as a queue of features of its own examples: `local=["feature_queue"]`. They are
-        neither broadcast nor averaged, nor are such layers' tables compared, and each rank's
-        checkpoint has its own. A name is a part of a variable's `path`. The optimizer's slots of
-        such a variable are treated as all others. Default `()`.
+        itself, such as a queue of features of its own examples: `local=["feature_queue"]`. They
+        are neither broadcast nor averaged, and each rank saves its own in checkpoints. The ranks do
+        not compare lookup tables of these layers. A name matches a variable's whole `path` or one
+        part of it. Slots of a local variable are treated like all slots. Default `()`.
 
     Attributes:
       step: number of completed batches over the whole run.
-      gossip_steps: number of steps since this callback was made that ended with a gossip, or with
-        nothing (disconnected, or skipped by `overlap`).
+      gossip_steps: number of steps, since this callback was made, that ended with a gossip, or with
+        no exchange (disconnected, or skipped by `overlap`).
       global_steps: number of steps that ended with a global average.
-      distances: list of `(step, consensus distance)`, one for every global average of replicas that
-        may differ, also for validation, checkpoints and at the end; extended when an epoch or the
-        training ends.
-      communication_seconds: time spent in exchanges, including waiting for other workers, from the
-        first step on.
+      distances: list of `(step, consensus distance)`, one for each global average of replicas that
+        may differ, those for validation, checkpoints and the end of training included. Entries
+        appear at the latest at the end of the epoch or of training.
+      communication_seconds: seconds spent in exchanges, including the wait for other workers. The
+        start of `fit`, the wait after its first batch, and the waits of checkpoints do not count.
       bytes_sent: bytes of payload that this rank has sent.
 
-    Logs at the end of an epoch, also in `History`. Every number that Keras and earlier callbacks
-    have logged, such as `loss` or `val_accuracy`, becomes its mean over ranks; so does every array
-    of up to 100,000 numbers whose shape is the same on all. Added are
-      consensus_distance: root mean square distance of the replicas from their mean, divided by the
-        norm of the mean, at the epoch's last global average; NaN in an epoch without one, 0 for a
-        single worker.
-      global_averages: number of steps of the epoch that ended with one.
-      communication_seconds: of the epoch.
-      H: the present period, if it is adaptive.
+    **Logs.** At the end of an epoch, in `logs` and in `History`: every number that Keras and
+    earlier callbacks logged, such as `loss` or `val_accuracy`, becomes its mean over ranks. So does
+    every array of up to 100,000 numbers with the same shape on all ranks. These are added:
+
+    - `consensus_distance`: root mean square distance of the replicas from their mean, divided by
+      the norm of the mean, just before the epoch's last global average. NaN in an epoch without
+      one; 0 for a single worker.
+    - `global_averages`: number of steps in the epoch that ended with a global average.
+    - `communication_seconds`: those of the epoch.
+    - `H`: the present period, if it is adaptive.
 
     Raises:
-      ValueError: at construction for a bad argument; when training starts, on every rank, if the
-        ranks' models, settings or callbacks differ or a rank cannot train.
-      RuntimeError: `TF_CONFIG` names several workers, but `initialize` was not called; on every
-        rank, if the ranks take different ways, or another callback sets the weights of some ranks
-        alone when training ends.
-      TypeError: the model is not one of Keras 3.
-      WorkerLost: another worker died, left `fit` or did not answer.
+      ValueError: an argument is out of its range; at construction. When training starts, on every
+        rank: the ranks differ in their models, settings or callbacks, or a rank cannot train.
+      TypeError: `topology` is neither a name nor a `Topology`, or the model is not a Keras 3 model.
+      RuntimeError: `TF_CONFIG` names several workers, but `initialize` was not called. On every
+        rank: the ranks take different paths through training, or a callback set the weights of some
+        ranks only when training ended.
+      WorkerLost: another worker ended, left `fit` or did not answer; see `on_worker_lost`.
 
     Example:
-
-        import tf_gossip_pga as pga
-
-        cluster = pga.initialize()          # before anything else of TensorFlow
-        dataset = cluster.shard(dataset).shuffle(10_000).batch(128 // cluster.size)
-        adam = keras.optimizers.Adam(1e-3 * cluster.size**0.5)
-        model.compile(adam, "sparse_categorical_crossentropy")
-        model.fit(dataset, epochs=5, callbacks=[pga.GossipPGA(H=6)])
+        >>> import keras
+        >>> import numpy as np
+        >>> import tensorflow as tf
+        >>> import tf_gossip_pga as pga
+        >>> cluster = pga.initialize()  # before the first model, tensor or dataset
+        >>> x = np.random.rand(64, 4).astype("float32")
+        >>> dataset = cluster.shard(tf.data.Dataset.from_tensor_slices((x, x.sum(1))))
+        >>> dataset = dataset.shuffle(64).batch(16 // cluster.size)
+        >>> model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
+        >>> model.compile(keras.optimizers.Adam(1e-3 * cluster.size**0.5), "mse")
+        >>> gossip = pga.GossipPGA(H=6)
+        >>> callbacks = [gossip, keras.callbacks.EarlyStopping("loss", patience=3)]
+        >>> history = model.fit(dataset, epochs=3, shuffle=False, verbose=0, callbacks=callbacks)
+        >>> sorted(history.history)
+        ['communication_seconds', 'consensus_distance', 'global_averages', 'loss']
+        >>> gossip.step, gossip.global_steps
+        (12, 2)
     """
 
     def __init__(
@@ -169,6 +222,7 @@ class GossipPGA(keras.callbacks.Callback):
         min_workers: int = 1,
         local: Sequence[str] = (),
     ):
+        """Check the arguments; nothing is exchanged before `fit`."""
         super().__init__()
         self._session = process.active()
         self._settings = Settings(
@@ -184,49 +238,49 @@ class GossipPGA(keras.callbacks.Callback):
             size=self._session.size,
         )
         self._run = RunState(self._settings, self._session)
-        self._fit: Fit | None = None  # while training
-        self._calls_last = False  # whether the fit's own last callback follows all others
+        self._fit: Fit | None = None  # None outside training
+        self._calls_last = False  # whether a `callback_list.Last` follows all other callbacks
 
     @property
     def step(self) -> int:
-        """Return the number of completed batches, over the whole run."""
+        """Return the number of completed batches over the whole run."""
         return self._run.step
 
     @property
     def gossip_steps(self) -> int:
-        """Return how many steps ended with a gossip, or with nothing."""
+        """Return the number of steps that ended with a gossip or without an exchange."""
         return self._run.gossip_steps
 
     @property
     def global_steps(self) -> int:
-        """Return how many steps ended with a global average."""
+        """Return the number of steps that ended with a global average."""
         return self._run.global_steps
 
     @property
     def distances(self) -> list[tuple[int, float]]:
-        """Return `(step, consensus distance)` of each global average."""
+        """Return `(step, consensus distance)` for each global average of differing replicas."""
         return self._run.distances
 
     @property
     def communication_seconds(self) -> float:
-        """Return the time spent in exchanges, in seconds."""
+        """Return the seconds spent in exchanges, including the wait for other workers."""
         return self._run.communication_seconds
 
     @property
     def bytes_sent(self) -> int:
-        """Return the bytes of payload that this rank has sent."""
+        """Return the number of payload bytes that this rank has sent."""
         return self._run.bytes_sent
 
     @property
     def state(self) -> dict:
-        """Return where the run stands, as JSON can hold it: `{"step": …, "period": …}`.
+        """Return the progress of the run, JSON-serializable: `{"step": …, "period": …}`.
 
-        A callback in a new process continues from there once this is set, before `fit` and to the
-        same value on every rank. Without it the step count is derived from the epoch, and an
-        adaptive period starts again.
+        To continue a run in a new process, set it before `fit`, to the same value on every rank.
+        `Checkpoint` does so. If it is not set, the step count is derived from `initial_epoch`, and
+        an adaptive period starts again.
 
         Raises:
-          ValueError: when set to anything that a callback with this kind of `H` does not return.
+          ValueError: it is set to a value that no callback with this kind of `H` returns.
         """
         return self._run.snapshot
 
@@ -234,55 +288,68 @@ class GossipPGA(keras.callbacks.Callback):
     def state(self, state: dict):
         self._run.snapshot = state
 
-    # ---- `Checkpoint` calls these ---------------------------------------------------------------
+    # ---- Called by `Checkpoint` -----------------------------------------------------------------
 
     @property
     def optimizer_state(self) -> str:
-        """Return the argument of this name."""
+        """Return the argument `optimizer_state`."""
         return self._settings.optimizer_state
 
     @property
     def local(self) -> tuple[str, ...]:
-        """Return the argument of this name."""
+        """Return the argument `local` as a tuple."""
         return tuple(self._settings.local)
 
     @property
     def in_fit(self) -> bool:
-        """Return whether training has begun and not ended."""
+        """Return whether this callback is inside `fit`."""
         return self._fit is not None
 
     @property
     def stopped(self) -> bool:
-        """Return whether all ranks have agreed to stop in mid-epoch."""
+        """Return whether all ranks have agreed to stop before the end of the epoch."""
         return self._fit is not None and self._fit.vote.is_agreed
 
     def request_stop(self):
         """Stop all ranks together, at the next global average or at the end of the epoch.
 
-        For one rank alone. A signal handler may call it at any moment of training.
+        One rank is enough to call it. A signal handler may call it at any time during training.
         """
         if self._fit is not None:
             self._fit.request_stop()
 
     def sync(self, where: str, value: Any = None) -> list:
-        """Return what all ranks pass, in rank order; all of them must call it.
+        """Share a value with all ranks at a point of training; every rank must call it.
 
         Args:
-          where: the point of training, for workers that wait and for errors.
-          value: what this rank tells the others, as JSON can hold it.
+          where: name of the point, for messages and errors.
+          value: this rank's value, JSON-serializable. Default None.
+
+        Returns:
+          The values of all ranks, in rank order.
 
         Raises:
-          RuntimeError: on every rank, if the ranks stand at different points.
+          RuntimeError: on every rank, if the ranks are at different points; or outside `fit`.
+          WorkerLost: another worker was lost.
         """
         return self._in_training().sync(where, value)
 
     def average(self, doing: str) -> bool:
-        """Average globally, whatever the period says; all ranks must call it.
+        """Average globally now, independently of the period; every rank must call it.
 
-        What follows, with all weights and schedules, is as if the run began here.
+        Training then continues from the average. An adaptive period takes its next loss from the
+        first batch after it.
+
+        Args:
+          doing: name of the exchange, for messages.
 
         Returns:
-          Whether this rank took part; not if it has lost the average with a worker.
+          Whether this rank took part. False if a worker was lost and the other ranks completed the
+          average without this one.
+
+        Raises:
+          RuntimeError: outside `fit`.
+          WorkerLost: another worker was lost.
         """
         return self._in_training().average(doing)
 
@@ -295,17 +362,19 @@ class GossipPGA(keras.callbacks.Callback):
             )
         return self._fit
 
-    # ---- Keras calls these ----------------------------------------------------------------------
+    # ---- Called by Keras ------------------------------------------------------------------------
 
     def set_model(self, model):
+        """Check the model and become the callback that drives it."""
         callback_list.check_model(model)
         super().set_model(model)
-        # fit calls this before on_train_begin, but so does an evaluate of its own, which may follow
-        # a fit that was interrupted; the validation inside fit does not.
+        # Keras calls this before on_train_begin, and also in a separate evaluate, which may follow
+        # an interrupted fit. The validation inside fit does not call it.
         self._fit = None
         _driver[model] = weakref.ref(self)
 
     def on_train_begin(self, logs=None):
+        """Agree with the other ranks on what to train, and start from rank 0's variables."""
         model = self.model
         if model is None:
             raise RuntimeError(
@@ -339,29 +408,35 @@ class GossipPGA(keras.callbacks.Callback):
         )
 
     def on_epoch_begin(self, epoch, logs=None):
+        """Meet the other ranks and admit joining workers."""
         self._in_training().begin_epoch(epoch)
 
     def on_train_batch_end(self, batch, logs=None):
+        """Gossip or average globally after an optimizer step."""
         fit = self._in_training()
         fit.end_batch(logs)
         if not self._calls_last:
             fit.after_batch()
 
     def on_test_begin(self, logs=None):
-        if self._fit is not None:  # an evaluation outside of fit exchanges nothing
+        """Put the averaged model in place for the validation inside `fit`."""
+        if self._fit is not None:  # an evaluation outside fit exchanges nothing
             self._fit.begin_test()
 
     def on_test_end(self, logs=None):
+        """Record that the validation is over."""
         if self._fit is not None:
             self._fit.end_test()
 
     def on_epoch_end(self, epoch, logs=None):
+        """Replace logs by their means over ranks, and add this callback's own."""
         fit = self._in_training()
         fit.end_epoch(epoch, logs)
         if not self._calls_last:
             fit.after_epoch(epoch)
 
     def on_train_end(self, logs=None):
+        """Average globally, so that all ranks return the same model."""
         fit, self._fit = self._in_training(), None
         fit.end()
         if not self._calls_last:

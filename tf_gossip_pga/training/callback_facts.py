@@ -1,6 +1,7 @@
-"""Compare the callbacks of all ranks before the first step: what differs, and what collides.
+"""Compare the callbacks of all ranks before the first step, and find differences and collisions.
 
-What is certainly wrong is an error on every rank. What may be meant is a warning from the chief.
+A difference that is certainly wrong is an error on every rank. One that may be intended is a
+warning from the chief.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.training.callback_list import Siblings
 
-# Callbacks that must be the same on all ranks, and the arguments that they decide by.
+# Callbacks that must be the same on all ranks, and the arguments that determine their decisions.
 _DECIDING = {
     keras.callbacks.BackupAndRestore: ("save_freq",),
     keras.callbacks.EarlyStopping: (
@@ -29,15 +30,15 @@ _DECIDING = {
     keras.callbacks.LearningRateScheduler: (),
     keras.callbacks.ReduceLROnPlateau: ("monitor", "factor", "patience", "cooldown", "min_lr"),
 }
-# Where callbacks of Keras and of others keep the path that they write to.
+# Attributes in which callbacks keep the path that they write to.
 _PATHS = ("backup_dir", "directory", "filename", "filepath", "log_dir")
 
-# What one rank tells of one of its callbacks, as JSON can hold it.
+# The description of one callback for the other ranks, JSON-serializable.
 Fact = dict[str, Any]
 
 
 def facts(siblings: Siblings | None) -> list[Fact] | None:
-    """Describe the other callbacks of this rank; None where they cannot be seen."""
+    """Describe the other callbacks of this rank; None if they are unknown."""
     if siblings is None:
         return None
     placed = [(each, True) for each in siblings.before]
@@ -46,10 +47,10 @@ def facts(siblings: Siblings | None) -> list[Fact] | None:
 
 
 def strict(facts: list[Fact] | None) -> list[str] | None:
-    """Return what joining workers must have in common with the others; None where it is unknown.
+    """Return the callbacks that a joining worker must share with the others; None if unknown.
 
-    That is what must be the same on all ranks, but for `BackupAndRestore`: who joins begins where
-    the others are.
+    These are the callbacks that must be the same on all ranks, except `BackupAndRestore`: a joining
+    worker takes its epoch from the other ranks.
     """
     if facts is None:
         return None
@@ -61,7 +62,7 @@ def strict(facts: list[Fact] | None) -> list[str] | None:
 
 
 def problem_of_rank(facts: list[Fact] | None) -> str | None:
-    """Return why a rank cannot train with others beside these callbacks, or None if it can."""
+    """Return why a rank cannot train with others and these callbacks, or None if it can."""
     if any(each["swaps"] for each in facts or ()):
         return (
             "SwapEMAWeights exchanges the weights around validations, and so does GossipPGA. Leave "
@@ -74,11 +75,11 @@ def check(everyone: list[list[Fact] | None], ranks: tuple[int, ...]) -> list[str
     """Compare the callbacks of all ranks.
 
     Args:
-      everyone: the `facts` of each rank.
-      ranks: the rank of each, in this order.
+      everyone: the result of `facts` on each rank.
+      ranks: the ranks, in the same order.
 
     Returns:
-      What to warn of.
+      The texts of warnings.
 
     Raises:
       ValueError: two ranks would train differently.
@@ -98,11 +99,11 @@ def check(everyone: list[list[Fact] | None], ranks: tuple[int, ...]) -> list[str
 
 
 def learning_rates(optimizer) -> str:
-    """Return an optimizer's learning rates, as far as callbacks can set them, in six digits."""
+    """Return an optimizer's learning rates as text, with six digits, for comparison."""
     optimizers = getattr(optimizer, "optimizers", [optimizer])
     rates = [getattr(each, "learning_rate", None) for each in optimizers]
     return ", ".join(
-        f"{each.value.numpy():.6g}"  # on several devices it is mirrored, which float does not take
+        f"{each.value.numpy():.6g}"  # not float(each), which fails for a mirrored variable
         if isinstance(each, keras.Variable)
         else "a schedule"
         for each in rates
@@ -110,7 +111,7 @@ def learning_rates(optimizer) -> str:
 
 
 def warn(cluster: Cluster, *texts: str):
-    """Log warnings that all ranks know of: the chief each once, the others none."""
+    """Log warnings that all ranks have found, on the chief only and each once per process."""
     if cluster.is_chief:
         for text in texts:
             _warn_once(text)
@@ -127,7 +128,7 @@ def _fact(callback: keras.callbacks.Callback, is_before: bool) -> Fact:
     if kind is not None:
         arguments = ", ".join(f"{name}={getattr(callback, name)!r}" for name in _DECIDING[kind])
         decides = f"{type(callback).__name__}({arguments})"
-    own = vars(callback)  # a property of a user's callback might need what is not there yet
+    own = vars(callback)  # not getattr: a property of a user's callback may fail before training
     paths = [own.get(name) for name in _PATHS]
     follows = isinstance(
         callback, keras.callbacks.EarlyStopping | keras.callbacks.ReduceLROnPlateau
@@ -137,7 +138,7 @@ def _fact(callback: keras.callbacks.Callback, is_before: bool) -> Fact:
         "name": type(callback).__name__,
         "kind": kind.__name__ if kind else None,
         "decides": decides,
-        # An EarlyStopping that restores no weights does alone what all do together.
+        # An EarlyStopping that restores no weights may be on one rank: all ranks stop together.
         "strict": own.get("restore_best_weights", True),
         "swaps": isinstance(callback, keras.callbacks.SwapEMAWeights),
         "monitor": own.get("monitor") if is_before and follows else None,
@@ -151,7 +152,7 @@ def _absolute(path: str | os.PathLike) -> str:
 
 
 def _differences(everyone: list[list[Fact]], ranks: tuple[int, ...]):
-    """Yield a warning for each kind of callback that differs harmlessly; raise for the others."""
+    """Yield a warning for each kind of callback with a harmless difference; raise for others."""
     for kind in sorted(each.__name__ for each in _DECIDING):
         chosen = [[each for each in own if each["kind"] == kind] for own in everyone]
         texts = [" and ".join(each["decides"] for each in own) or f"no {kind}" for own in chosen]
@@ -169,7 +170,7 @@ def _differences(everyone: list[list[Fact]], ranks: tuple[int, ...]):
 
 
 def _own_logs(everyone: list[list[Fact]]):
-    """Yield a warning where callbacks come before GossipPGA that follow logs."""
+    """Yield a warning for each callback that reads logs but comes before GossipPGA."""
     found = {each["name"]: each["monitor"] for own in everyone for each in own if each["monitor"]}
     for name, monitor in found.items():
         yield (
@@ -179,7 +180,7 @@ def _own_logs(everyone: list[list[Fact]]):
 
 
 def _shared_paths(everyone: list[list[Fact]], ranks: tuple[int, ...]):
-    """Yield a warning for each path that several ranks write to."""
+    """Yield a warning for each path to which several ranks write."""
     written = [
         (each["name"], path, rank)
         for own, rank in zip(everyone, ranks, strict=True)
@@ -192,7 +193,7 @@ def _shared_paths(everyone: list[list[Fact]], ranks: tuple[int, ...]):
             continue
         advice = (
             f"give it to rank 0 alone: if cluster.is_chief: callbacks.append({name}(…))"
-            if name != "BackupAndRestore"  # each rank resumes from its own
+            if name != "BackupAndRestore"  # each rank resumes from its own backup
             else 'give each rank a path of its own: BackupAndRestore(f"backup/{cluster.rank}")'
         )
         yield (

@@ -1,9 +1,9 @@
-"""Reach the list of callbacks of the running `fit`: the one place that relies on Keras' insides.
+"""Find the list of callbacks of the running `fit`: the only module that relies on Keras internals.
 
-Keras tells a callback nothing of the others. But it calls every hook from a method of the public
-`keras.callbacks.CallbackList`, whose attribute `callbacks` holds them in the order of their calls.
-So the list is found on the stack, and a callback that is appended to it comes after all others, at
-every hook. `tests/unit/test_callback_list.py` fails where a version of Keras does otherwise.
+Keras gives a callback no access to the others. But it calls every hook from a method of the public
+class `keras.callbacks.CallbackList`, whose attribute `callbacks` holds all callbacks in the order
+of their calls. This module finds that list on the call stack. A callback appended to it comes after
+all others at every hook. `tests/unit/test_callback_list.py` fails if a version of Keras differs.
 """
 
 from __future__ import annotations
@@ -15,39 +15,40 @@ import keras
 
 
 class Follower(Protocol):
-    """What follows the hooks of all callbacks."""
+    """Methods to call after the hooks of all callbacks."""
 
     def after_batch(self):
-        """Follow `on_train_batch_end`."""
+        """Run after `on_train_batch_end`."""
 
     def after_epoch(self, epoch: int):
-        """Follow `on_epoch_end` of an epoch, counted from 0."""
+        """Run after `on_epoch_end`; epochs count from 0."""
 
     def after_end(self):
-        """Follow `on_train_end`."""
+        """Run after `on_train_end`."""
 
 
 class Siblings:
-    """The callbacks of the `fit` that begins.
+    """The other callbacks of the `fit` that begins.
 
     Args:
-      callbacks: Keras' own list of them.
-      place: where the callback that asks is in it.
+      callbacks: Keras' own list of all callbacks.
+      place: index of the callback that asks.
 
     Attributes:
-      before: those that Keras calls before it, in order.
-      after: those that Keras calls after it.
+      before: the callbacks that Keras calls before it, in order.
+      after: the callbacks that Keras calls after it, in order.
     """
 
     def __init__(self, callbacks: list[keras.callbacks.Callback], place: int):
-        # A fit that was interrupted has left its last callback in a list that is used again.
+        """Split the list, and remove a `Last` of an interrupted `fit` from it."""
+        # A list that is reused may still hold the last callback of an interrupted fit.
         callbacks[place:] = [each for each in callbacks[place:] if not isinstance(each, Last)]
         self._callbacks = callbacks
         self.before = callbacks[:place]
         self.after = callbacks[place + 1 :]
 
     def call_last(self, follower: Follower):
-        """Call `follower` after all callbacks, until training ends."""
+        """Call the methods of `follower` after those of all callbacks, until training ends."""
         self._callbacks.append(Last(follower, self._callbacks))
 
 
@@ -55,35 +56,39 @@ class Last(keras.callbacks.Callback):
     """The last callback of a list.
 
     Args:
-      follower: what it calls.
-      callbacks: the list, which it leaves when training ends.
+      follower: the object whose methods it calls.
+      callbacks: the list, from which it removes itself when training ends.
     """
 
     def __init__(self, follower: Follower, callbacks: list[keras.callbacks.Callback]):
+        """Store the arguments; the caller appends this callback to the list."""
         super().__init__()
         self._follower = follower
         self._callbacks = callbacks
 
     def on_train_batch_end(self, batch, logs=None):
+        """Call `Follower.after_batch`."""
         self._follower.after_batch()
 
     def on_epoch_end(self, epoch, logs=None):
+        """Call `Follower.after_epoch`."""
         self._follower.after_epoch(epoch)
 
     def on_train_end(self, logs=None):
+        """Leave the list, and call `Follower.after_end`."""
         if self._callbacks[-1] is self:
             self._callbacks.pop()
         self._follower.after_end()
 
 
 def find(callback: keras.callbacks.Callback) -> Siblings | None:
-    """Return the others in the list from which Keras is calling a hook of `callback`.
+    """Find the list from which Keras is calling a hook of `callback`.
 
-    A callback that another one holds and calls has the place of that one.
+    If another callback holds `callback` and calls its hook, use the place of that callback.
 
     Returns:
-      None where the hook was not called from a `keras.callbacks.CallbackList`, as in a loop of the
-      user's own.
+      The other callbacks; None if no `keras.callbacks.CallbackList` calls the hook, as in a custom
+      training loop.
     """
     callers: list[object] = [callback]
     frame = sys._getframe(1)
@@ -102,10 +107,10 @@ def find(callback: keras.callbacks.Callback) -> Siblings | None:
 
 
 def check_model(model):
-    """Raise where a callback is given to something else than Keras 3.
+    """Raise if a callback receives a model that is not a Keras 3 model.
 
     Raises:
-      TypeError: it is; the message says what.
+      TypeError: the model, or the caller of `set_model`, is not of Keras 3.
     """
     caller = sys._getframe(2).f_locals.get("self")  # of set_model
     for found in (model, caller):
@@ -124,7 +129,10 @@ def check_model(model):
 
 
 def problem_of_hooks(params: dict | None) -> str | None:
-    """Return why a callback whose hooks are called by hand cannot train, or None if it can."""
+    """Return why a callback with these Keras `params` cannot train, or None if it can.
+
+    They lack entries only if a custom training loop calls the hooks.
+    """
     missing = [name for name in ("epochs", "steps") if name not in (params or {})]
     if not missing:
         return None

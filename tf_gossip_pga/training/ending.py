@@ -1,4 +1,4 @@
-"""Follow the callbacks of an epoch's end and of a fit's: the ranks stay in step, and end equal."""
+"""Keep the ranks equal after the callbacks of an epoch and of a fit have run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tf_gossip_pga.training.group import Group
 class Ending:
     """The ends of epochs, and of one `fit`, of a worker among others.
 
-    When training ends all ranks average globally where GossipPGA's turn is, so that callbacks after
-    it see the model that all have. They compare it once more after all callbacks.
+    When training ends, all ranks average globally during GossipPGA's `on_train_end`, so that later
+    callbacks see the common model. After all callbacks the ranks compare their models once more.
 
     Args:
       session: the exchanges of this process.
@@ -27,22 +27,23 @@ class Ending:
       epochs: the epoch that ends training, counted from 1.
 
     Attributes:
-      has_joined: whether this rank has joined the others in this fit, so that its callbacks do not
-        remember what theirs do.
+      has_joined: whether this rank joined the others during this fit. Its callbacks then lack the
+        memory of earlier epochs.
     """
 
     def __init__(self, session: ElasticSession, group: Group, model: keras.Model, epochs: int):
+        """Store the arguments; exchange nothing."""
         self._session = session
         self._group = group
         self._model = model
         self._epochs = epochs
-        self._has_warned = False  # of learning rates
+        self._has_warned = False  # about learning rates
         self.has_joined = False
-        # Digests of parameters and statistics, where they were last noted.
+        # The digests of parameters and statistics when `_note` was last called.
         self._noted: tuple[str, str] | None = None
 
     def follow_epoch(self, epoch: int):
-        """Go on from this rank's own model, and with the same stop, after an epoch's callbacks.
+        """Restore this rank's own model after an epoch's callbacks; let all ranks stop together.
 
         Args:
           epoch: the epoch that has ended, counted from 1.
@@ -65,10 +66,10 @@ class Ending:
             self._note()
 
     def average(self):
-        """Average globally.
+        """Average globally when training ends.
 
         Raises:
-          RuntimeError: on every rank, if callbacks have set the weights of some ranks alone.
+          RuntimeError: on every rank, if callbacks set the weights of some ranks only.
         """
         where = "the end of training"
         own = [self._session.cluster.rank, self._has_changed()]
@@ -76,32 +77,33 @@ class Ending:
         check_alike(changed)
         if {True, None} <= set(changed.values()):
             self._session.run(lambda: self._group.follow(_that_know(changed)))
-        # Even if all replicas are equal: callbacks may have set weights, or the optimizer its
-        # moving averages.
+        # Even if all replicas were equal: callbacks may have set weights, or the optimizer may have
+        # replaced them by its moving averages.
         self._session.run(lambda: self._group.settle(where))
         self._note()
 
     def check(self):
-        """Compare the models of all ranks, and average once more where callbacks have set them.
+        """Compare the models of all ranks after all callbacks, and make them equal.
 
-        Where some ranks have joined, all take the model of the lowest that has trained from the
-        start instead.
+        If they differ, average globally. If some ranks joined during this fit and others did not,
+        use instead the model of the lowest rank that did not.
 
         Raises:
-          RuntimeError: on every rank, if callbacks have set the weights of some ranks alone.
+          RuntimeError: on every rank, if callbacks set the weights of some ranks only.
+          WorkerLost: a worker was lost, and this rank's model may differ from the others.
         """
         where = "the end of fit"
         has_changed = self._has_changed()
 
-        def own():  # a reconciliation changes the model, but not what callbacks have done
+        def own():  # after a reconciliation the digests differ, but not what callbacks did
             return [self._session.cluster.rank, has_changed, self._group.averager.digests()]
 
         try:
             everyone = self._group.sync(where, own)
-        except TrainingFinished:  # the others have found all models equal
+        except TrainingFinished:  # the others found all models equal
             return
         except WorkerLost as error:
-            if self._group.averager.digests() != self._noted:  # by callbacks, or a reconciliation
+            if self._group.averager.digests() != self._noted:  # changed since the last average
                 raise
             logger.warning(
                 "Training had ended, and the model is the average of all ranks. No further fit of "
@@ -122,17 +124,17 @@ class Ending:
                     "ended. The model is now the mean of these."
                 )
             self._session.run(lambda: self._group.settle(where))
-        with contextlib.suppress(TrainingFinished):  # nothing is missing, though this was lost
+        with contextlib.suppress(TrainingFinished):  # the models are equal already
             self._group.sync(where)
 
     def _note(self):
         self._noted = self._group.averager.digests()
 
     def _has_changed(self) -> bool | None:
-        """Return whether callbacks have set the parameters since; None where it is not known.
+        """Return whether callbacks set the parameters since `_note`; None if this is unknown.
 
-        It is not after a fit without an epoch. A rank that has joined cannot be compared: its
-        callbacks have other memories.
+        It is unknown after a fit without an epoch, and on a rank that joined: its callbacks lack
+        the memory of earlier epochs.
         """
         if self._noted is None or self.has_joined:
             return None
@@ -143,18 +145,18 @@ class Ending:
 
 
 def _that_know(changed: dict[int, bool | None]) -> list[int]:
-    """Return the ranks that have trained from the start, of `check_alike`'s argument."""
+    """Return the ranks that know whether callbacks set their weights; see `check_alike`."""
     return [rank for rank, has_changed in changed.items() if has_changed is not None]
 
 
 def check_alike(changed: dict[int, bool | None]):
-    """Raise where callbacks have set the weights of some ranks, and not those of others.
+    """Raise if callbacks set the weights of some ranks but not those of others.
 
     Args:
-      changed: by rank whether its parameters have changed; None where it does not know.
+      changed: for each rank, whether its parameters have changed; None if it does not know.
 
     Raises:
-      RuntimeError: they have; the message names these ranks.
+      RuntimeError: some have changed and some have not; the message names both.
     """
     if not {True, False} <= set(changed.values()):
         return

@@ -1,7 +1,7 @@
-"""Follow one `fit` of a single worker: count steps, ask the schedule, write logs.
+"""Follow one `fit` of a single worker: count steps, apply the schedule, write logs.
 
-A new `Fit` is made when training begins, so that nothing of an earlier one has to be reset.
-`GroupFit` adds the other ranks.
+Each `fit` gets a new `Fit`, so that no state of an earlier one needs to be reset. `GroupFit` adds
+the other ranks.
 """
 
 from __future__ import annotations
@@ -21,19 +21,24 @@ class Fit:
 
     Args:
       model: the model that Keras trains.
-      params: what Keras tells its callbacks: `"epochs"`, `"steps"`.
-      run: what survives this fit.
+      params: the `params` that Keras passes to callbacks: `"epochs"`, `"steps"`.
+      run: the state that survives this fit.
       session: the exchanges of this process.
 
     Attributes:
-      phase: where this fit is.
-      vote: whether training is to stop in mid-epoch.
+      model: the model that Keras trains.
+      params: as the argument.
+      run: as the argument.
+      session: as the argument.
+      phase: the phase of this fit.
+      vote: whether training stops before the end of the epoch.
       epoch: the present epoch, counted from 1.
-      batches: completed batches of this epoch.
-      callbacks: the `callback_facts.facts` of this rank.
+      batches: number of completed batches of this epoch.
+      callbacks: the result of `callback_facts.facts` on this rank.
     """
 
     def __init__(self, model: keras.Model, params: dict, run: RunState, session: SoloSession):
+        """Store the arguments; exchange nothing."""
         self.model = model
         self.params = params
         self.run = run
@@ -47,7 +52,10 @@ class Fit:
         self._at_epoch_begin = (0, 0, 0.0)  # distances, global steps, communication seconds
 
     def begin(self, problem: str | None):
-        """Begin to train; `problem`: why this rank cannot, or None.
+        """Begin training.
+
+        Args:
+          problem: why this rank cannot train, or None if it can.
 
         Raises:
           ValueError: this rank cannot train.
@@ -68,7 +76,11 @@ class Fit:
         self._at_epoch_begin = (len(run.distances), run.global_steps, run.communication_seconds)
 
     def end_batch(self, logs: dict | None):
-        """Average after an optimizer step, as the schedule says."""
+        """Gossip or average globally after an optimizer step, as the schedule decides.
+
+        Args:
+          logs: Keras' logs of the batch, or None.
+        """
         run = self.run
         run.step += 1
         self.batches += 1
@@ -80,14 +92,14 @@ class Fit:
         self._report_step()
 
     def begin_test(self):
-        """Put the averaged model in place, for the validation and for what follows the epoch."""
+        """Put the averaged model in place, for the validation and the end of the epoch."""
 
     def end_test(self):
-        """Note that the validation inside `fit` is over."""
+        """Record that the validation inside `fit` is over."""
         self._report_step()
 
     def end_epoch(self, epoch: int, logs: dict | None):
-        """Write what this epoch has measured into Keras' logs."""
+        """Add this epoch's measurements to Keras' logs; `epoch` counts from 0."""
         if logs is None:
             return
         measured, global_steps, seconds = self._at_epoch_begin
@@ -105,15 +117,15 @@ class Fit:
     # ---- After all callbacks: see `callback_list.Follower` --------------------------------------
 
     def after_batch(self):
-        """Let all ranks stop together where a callback has stopped this one."""
+        """Request that all ranks stop if a callback has stopped this one."""
 
     def after_epoch(self, epoch: int):
-        """Go on from this rank's own model, and with the same stop on all ranks."""
+        """Restore this rank's own model, and let all ranks stop together."""
 
     def after_end(self):
-        """Make sure that no callback has left this rank with a model of its own."""
+        """Make the models of all ranks equal if callbacks changed them."""
 
-    # ---- What `Checkpoint` needs ----------------------------------------------------------------
+    # ---- Called by `Checkpoint` -----------------------------------------------------------------
 
     def request_stop(self):
         """Stop all ranks together, at the next global average or at the end of the epoch."""
@@ -121,43 +133,47 @@ class Fit:
         self.model.stop_training = True
 
     def sync(self, where: str, value: Any = None) -> list:
-        """Return what all ranks pass at this point of training, in rank order."""
+        """Share a value at this point of training; return those of all ranks, in rank order."""
         return [value]
 
     def average(self, doing: str) -> bool:
-        """Average globally, whatever the period says; return whether this rank took part."""
+        """Average globally, independently of the period; return whether this rank took part."""
         if self._loss:
             self._loss.after_average()
         return True
 
-    # ---- What `GroupFit` adds to ----------------------------------------------------------------
+    # ---- Extended by `GroupFit` -----------------------------------------------------------------
 
     def _gather_ranks(self, epoch: int):
-        """Meet the other ranks where an epoch begins."""
+        """Meet the other ranks at the beginning of an epoch."""
         self.phase = self.phase.after("epoch")
 
     def _average(self, is_global: bool) -> bool:
-        """Average after an optimizer step; return whether globally."""
+        """Exchange after an optimizer step; return whether it was a global average."""
         if is_global and self._loss:
             self._loss.average(self.run.step, self._loss.value)
         return is_global
 
     def _distance_log(self, measured: int) -> dict[str, float]:
-        """Return the log of the consensus distance; `measured`: distances before this epoch."""
+        """Return the log of the consensus distance.
+
+        Args:
+          measured: number of distances before this epoch.
+        """
         return {"consensus_distance": 0.0}
 
     def _begin_step_count(self, epoch: int):
-        # The epoch tells more than our own count when a checkpoint was restored in a new process.
+        # After a restore in a new process, the epoch gives the step count; our own count is 0.
         self.run.step = max(self.run.step, epoch * (self.params["steps"] or 0))
 
-    # ---- Where this rank is, for those that wait for it -----------------------------------------
+    # ---- Reports for workers that wait for this one ---------------------------------------------
 
     def report(self, where: str):
-        """Note what this rank does, as the end of a sentence that begins with "It is"."""
+        """Record what this rank does, as the end of a sentence that begins with "It is"."""
         self.session.at(where, self.run.step)
 
     def _report_step(self):
-        """Note that the next step is computed, or that the epoch has no other."""
+        """Record that this rank computes the next step, or is at the end of the epoch."""
         if self.batches == self.params["steps"]:
             self.report(f"at the end of epoch {self.epoch}")
         else:

@@ -20,13 +20,13 @@ from tf_gossip_pga.training.sync_point import Measured, Report
 
 
 class Group:
-    """The ranks of one `fit`, seen from one of them.
+    """The exchanges of one rank with the other ranks of a `fit`.
 
     Args:
       session: the exchanges of this process.
-      run: what survives this fit.
+      run: the state that survives this fit.
       model: the model that Keras trains.
-      vote: whether training is to stop in mid-epoch.
+      vote: whether training stops before the end of the epoch.
 
     Attributes:
       patience: how long exchanges wait for other workers.
@@ -34,19 +34,20 @@ class Group:
     """
 
     def __init__(self, session: ElasticSession, run: RunState, model: keras.Model, vote: StopVote):
+        """Store the arguments; exchange nothing."""
         self.patience: Patience = run.settings.patience(session.timing)
         self.replica = Replica()
         self._session = session
         self._run = run
         self._model = model
         self._vote = vote
-        self._lent = ""  # digest of the parameters that were lent
+        self._lent = ""  # digest of the averaged parameters, while they are lent
         self._unreported: Measured = []
-        self._last_reports: list[dict] = []  # of the last sync point
+        self._last_reports: list[dict] = []  # of all ranks at the last sync point
 
     @property
     def loss_policy(self) -> LossPolicy | None:
-        """Return what a lost worker means; None where it ends training."""
+        """Return how to continue after the loss of a worker; None if a loss ends training."""
         settings = self._run.settings
         if not settings.survives:
             return None
@@ -54,10 +55,10 @@ class Group:
 
     @property
     def averager(self) -> Averager:
-        """Return what exchanges the model's variables.
+        """Return the averager of the model's variables.
 
         Raises:
-          RuntimeError: there is none yet: this joining worker was not taken in.
+          RuntimeError: there is none, because this joining worker was not admitted.
         """
         if self._run.averager is None:
             raise RuntimeError(
@@ -76,21 +77,23 @@ class Group:
         timed: bool = True,
         in_sequence: bool = True,
     ) -> list:
-        """Wait for all ranks at the same point of training, and share what each has measured.
+        """Wait for all ranks at a sync point, and share a value and the measurements of each.
 
         Args:
-          where: the point.
-          value: what else this rank tells the others, as JSON can hold it; or a function that
-            returns it, called each time the exchange runs, after a reconciliation too.
-          logs: Keras' logs; the numbers in it become their means over ranks.
-          timed: whether the wait counts as communication.
-          in_sequence: whether it is the next exchange of the sequence; else of the start.
+          where: name of the sync point.
+          value: this rank's value, JSON-serializable; or a function that returns it, called each
+            time the exchange runs (again after a reconciliation). Default None.
+          logs: Keras' logs; the numbers in it become their means over ranks. Default None.
+          timed: whether the wait counts as communication. Default True.
+          in_sequence: whether this is the next exchange of the sequence, else one of the start of
+            `fit`. Default True.
 
         Returns:
-          What the ranks have passed as `value`, in rank order; also that of a rank lost since then.
+          The values of all ranks, in rank order. If this rank missed the exchange, they include
+          that of a rank lost since then.
 
         Raises:
-          RuntimeError: on every rank, if the ranks stand at different points.
+          RuntimeError: on every rank, if the ranks are at different points.
         """
         numbers = sync_point.numbers_in(logs)
 
@@ -113,7 +116,7 @@ class Group:
                 self._session.run(gather)
             else:
                 gather()
-        # If this rank missed the exchange, the others have passed on its reports.
+        # If this rank missed the exchange, it received these reports in the reconciliation.
         reports = [Report(**each) for each in self._last_reports]
         self._model.stop_training = any(each.stop for each in reports)
         sync_point.check_same_point(reports)
@@ -126,8 +129,8 @@ class Group:
     # ---- Averages -------------------------------------------------------------------------------
 
     def gossip(self, step: int):
-        """Mix with the neighbors after a step; in the background where the callback overlaps."""
-        # Rounds follow the step count, so that they agree after a resumption as well.
+        """Mix with the neighbors after a step; in the background with `overlap`."""
+        # Rounds follow the step count, so that the ranks also agree in a resumed run.
         round, doing = step - 1, f"the gossip of step {step}"
         averager = self.averager
         with self._run.communicating():
@@ -135,17 +138,20 @@ class Group:
                 averager.gossip(round, doing)
                 return
             averager.finish_gossip()
-            # A gossip moves no mean, so before a global average it would be in vain.
+            # A gossip does not change the mean, so right before a global average it has no effect.
             if not self._run.schedule.is_global(step + 1):
                 averager.start_gossip(round, doing)
 
     def average_globally(self, doing: str, stop: bool = False, loss: float = 0.0) -> Heard:
-        """Set the model to the mean over ranks, and return what they have told along with it.
+        """Set the model to the mean over ranks; share a few numbers in the same exchange.
 
         Args:
-          doing: the exchange's name in messages.
-          stop: whether this rank wants to stop.
-          loss: its training loss; 0 where nobody needs it.
+          doing: name of the exchange, for messages.
+          stop: whether this rank requests to stop. Default False.
+          loss: this rank's training loss. Default 0, if the period is not adaptive.
+
+        Returns:
+          The numbers of all ranks.
         """
         run, symptoms, cluster = self._run, self._run.symptoms, self._session.cluster
         own = Piggyback(stop, loss, symptoms.fingerprint).encode(cluster.rank, cluster.size)
@@ -161,7 +167,7 @@ class Group:
         return heard
 
     def average_slots(self, doing: str):
-        """Average or clear the optimizer's slots, as the settings say."""
+        """Average the optimizer's slots, clear them, or keep them, as `optimizer_state` says."""
         with self._run.communicating():
             if self._run.settings.optimizer_state == "average":
                 self.averager.average_slots(doing)
@@ -169,29 +175,29 @@ class Group:
                 self.averager.clear_slots()
 
     def settle(self, doing: str):
-        """Average globally, so that no gossip is under way afterwards."""
+        """Average globally, so that no gossip is in the background afterwards."""
         self.take_back()
         self.averager.finish_gossip(apply=False)
         self.average_globally(doing)
 
     def follow(self, leaders: Collection[int]):
-        """Set all variables to those of the lowest member among `leaders`, if one is left."""
+        """Set all variables to those of the lowest rank in `leaders` that is still a member."""
         members = self._session.view.members
         place = next((place for place, rank in enumerate(members) if rank in leaders), None)
         if place is not None:
             self.averager.transfer_state(place, is_new=self._session.place != place)
 
     def lend_average(self, doing: str):
-        """Put the average in place of this rank's model, until `take_back`."""
+        """Replace this rank's model by the average until `take_back`."""
         local = self.averager.snapshot()
         self.average_globally(doing)
         self._lent = self.averager.digests()[0]
         self.replica.lend(local)
 
     def take_back(self):
-        """Put this rank's own model back in place, if the average was lent.
+        """Restore this rank's own model if the average was lent.
 
-        Where a callback has set weights in place of the average, training goes on from those.
+        If a callback changed the averaged weights, keep those weights instead.
         """
         local = self.replica.take_back()
         if local is not None and self.averager.digests()[0] == self._lent:
@@ -200,23 +206,23 @@ class Group:
     # ---- Changes of the view --------------------------------------------------------------------
 
     def use_view(self, averager_for: Callable[[Topology], Averager]):
-        """Exchange among the present members from now on.
+        """Exchange with the present members from now on.
 
         Args:
-          averager_for: makes an averager for a topology.
+          averager_for: function that returns an averager for a topology.
         """
         self._run.use_topology_for(self._session.size)
         self._run.use_averager(averager_for(self._run.topology))
 
     def _reconcile(self, completed: int):
-        """Give the surviving workers one model and one state.
+        """Give the members of a new view one model and one state.
 
         The model is their average. Gossips need only neighbors, so the counts of completed
-        exchanges may differ by several; at most one of those exchanges was among all members. The
-        rank with the largest count passes on what was decided in it.
+        exchanges may differ by several. At most one of the exchanges that a rank missed was among
+        all members. The rank with the largest count shares the decisions of that exchange.
 
         Args:
-          completed: how many exchanges this rank has completed.
+          completed: number of exchanges that this rank has completed.
         """
         doing, run = "the reconciliation", self._run
         own = {
@@ -227,7 +233,7 @@ class Group:
         }
         everyone = self._session.gather(own, doing, self.patience.start_s)
         first = max(everyone, key=lambda each: each["completed"])
-        self.take_back()  # an average of averages and local models would move the mean
+        self.take_back()  # averaging averages with local models would move the mean
         self.use_view(self.averager.rebuilt)
         averaged = self.averager.global_average(doing, run.step)
         run.symptoms.check_finite(averaged.non_finite, self._session.cluster.is_chief)
@@ -239,4 +245,4 @@ class Group:
         if run.adaptive:
             run.adaptive.state = first["period"]
         self.replica.equalize()
-        self._unreported = []  # the lost worker's part of these distances is lost
+        self._unreported = []  # without the lost worker's part, these distances are incomplete

@@ -22,7 +22,7 @@ from tf_gossip_pga.training.start import Start
 
 
 class GroupFit(Fit):
-    """One `fit` of a worker among others; arguments as of `Fit`.
+    """One `fit` of a worker among others; for the arguments see `Fit`.
 
     Attributes:
       group: the other ranks.
@@ -31,6 +31,7 @@ class GroupFit(Fit):
     session: ElasticSession
 
     def __init__(self, model: keras.Model, params: dict, run: RunState, session: ElasticSession):
+        """Store the arguments; exchange nothing."""
         super().__init__(model, params, run, session)
         self.group = Group(session, run, model, self.vote)
         self._start = Start(session, self.group, run, model, params)
@@ -39,10 +40,13 @@ class GroupFit(Fit):
     # ---- The start ------------------------------------------------------------------------------
 
     def begin(self, problem: str | None):
-        """Agree with the other ranks on what to train, and start all from rank 0's state.
+        """Agree with the other ranks on what to train, and start from rank 0's state.
+
+        Args:
+          problem: why this rank cannot train, or None if it can.
 
         Raises:
-          ValueError: on every rank, if one cannot train, or the ranks do not fit together.
+          ValueError: on every rank, if a rank cannot train or the ranks differ.
         """
         if self.session.is_joining:
             self.session.begin_sequence(None)
@@ -54,7 +58,10 @@ class GroupFit(Fit):
     # ---- Epochs and batches ---------------------------------------------------------------------
 
     def _gather_ranks(self, epoch: int):
-        """Meet the other ranks where an epoch begins; take joining workers in, or be taken in."""
+        """Meet the other ranks at the beginning of an epoch, and admit joining workers.
+
+        On a joining worker, become a member.
+        """
         if self.session.is_joining:
             self._enter(epoch)
         is_first = self.phase is Phase.STARTING
@@ -62,7 +69,8 @@ class GroupFit(Fit):
         where = sync_point.beginning_of(epoch)
         if is_first and epoch:
             self.session.start(lambda: self._start.broadcast_again(where))
-        # All that complete this know that all have begun equal: from here on survivors average.
+        # A rank that completes this sync point knows that all ranks began equal. After a loss from
+        # here on, the surviving workers average; before, they repeat the start.
         while joining := self._sync_with_joining(where, may_join=not is_first):
             self._admit(joining, epoch)
         if is_first:
@@ -70,17 +78,17 @@ class GroupFit(Fit):
 
     def _average(self, is_global: bool) -> bool:
         """Exchange after an optimizer step; return whether it was a global average."""
-        if self.phase is Phase.WARMING_UP:  # absorbs the ranks' differences in compiling
+        if self.phase is Phase.WARMING_UP:  # ranks take different times to compile the first step
             self.group.sync("the first batch", timed=False)
             self._start.check_no_late_variables()
         self.phase = self.phase.after("batch")
-        self.after_batch()  # of callbacks that come before GossipPGA
+        self.after_batch()  # for callbacks that come before GossipPGA
         self.run.symptoms.after_step(self.group.averager.health)
         was_global = self.session.run(self._exchange)
         return is_global if was_global is MISSED else was_global
 
     def _exchange(self) -> bool:
-        """Gossip or average globally; return whether globally."""
+        """Gossip or average globally; return whether it was a global average."""
         run, group = self.run, self.group
         group.replica.diverge()
         if not run.schedule.is_global(run.step):
@@ -100,16 +108,16 @@ class GroupFit(Fit):
     # ---- Validation, and the ends ---------------------------------------------------------------
 
     def begin_test(self):
-        """Put the averaged model in place, for the validation and for what follows the epoch."""
-        self._check_whole_epoch()  # validation comes before the end of the epoch
+        """Put the averaged model in place, for the validation and the end of the epoch."""
+        self._check_whole_epoch()  # here too: validation comes before the end of the epoch
         validation = f"the validation after step {self.run.step}"
         self.report(f"in {validation}")
-        # After a loss some ranks may know that the replicas are equal, and others not.
+        # After a loss, only some ranks may know that the replicas are equal.
         if not all(self.group.sync(validation, self.group.replica.is_equal)):
             self.session.run(lambda: self.group.lend_average(validation))
 
     def end_epoch(self, epoch: int, logs: dict | None):
-        """Write what this epoch has measured, means over ranks, into Keras' logs."""
+        """Replace Keras' logs by their means over ranks, and add this epoch's measurements."""
         self._check_whole_epoch()
         self.group.sync(f"the end of epoch {epoch + 1}", logs=logs)
         super().end_epoch(epoch, logs)
@@ -124,7 +132,7 @@ class GroupFit(Fit):
         self._ending.average()
 
     def _check_whole_epoch(self):
-        """Raise where this rank leaves an epoch early: the others would wait for it in vain."""
+        """Raise if this rank ends the epoch early, because the others would wait for it."""
         if not self.vote.is_agreed:
             sync_point.check_whole_epoch(
                 self.session.cluster.rank,
@@ -137,34 +145,34 @@ class GroupFit(Fit):
     # ---- After all callbacks --------------------------------------------------------------------
 
     def after_batch(self):
-        """Let all ranks stop together where a callback has stopped this one."""
+        """Request that all ranks stop if a callback has stopped this one."""
         if self.model.stop_training and not self.vote.is_agreed:
-            # Alone this rank would leave the others waiting: all stop at the next global average.
+            # The others would wait if this rank stopped alone: all stop at the next global average.
             self.vote.request()
             self.model.stop_training = False
 
     def after_epoch(self, epoch: int):
-        """Go on from this rank's own model, and with the same stop on all ranks."""
+        """Restore this rank's own model, and let all ranks stop together."""
         self._ending.follow_epoch(epoch + 1)
 
     def after_end(self):
-        """Make sure that no callback has left this rank with a model of its own."""
+        """Make the models of all ranks equal if callbacks changed them."""
         self._ending.check()
         self.session.end_sequence()
 
-    # ---- What `Checkpoint` needs ----------------------------------------------------------------
+    # ---- Called by `Checkpoint` -----------------------------------------------------------------
 
     def request_stop(self):
         """Stop all ranks together, at the next global average or at the end of the epoch."""
         self.vote.request()
 
     def sync(self, where: str, value: Any = None) -> list:
-        """Return what all ranks pass at this point of training, in rank order."""
+        """Share a value at this point of training; return those of all ranks, in rank order."""
         self.report(f"at {where}")
         return self.group.sync(where, value, timed=False)
 
     def average(self, doing: str) -> bool:
-        """Average globally, whatever the period says; return whether this rank took part."""
+        """Average globally, independently of the period; return whether this rank took part."""
         super().average(doing)
 
         def settle():
@@ -176,19 +184,19 @@ class GroupFit(Fit):
     # ---- Joining workers ------------------------------------------------------------------------
 
     def _sync_with_joining(self, where: str, may_join: bool) -> dict[str, int]:
-        """Sync, and return the endpoints of lost workers that wait to join, by rank."""
+        """Sync, and return the endpoints of joining workers by rank in decimal digits."""
         everyone = self.group.sync(where, self.session.joining() if may_join else {})
         return {rank: endpoint for each in everyone for rank, endpoint in each.items()}
 
     def _admit(self, joining: dict[str, int], epoch: int):
-        """Take workers in at a global average; the members do it in step."""
+        """Admit joining workers after a global average; all members call it together."""
         session = self.session
         self.phase = self.phase.after("admission")
         doing = "the admission of a worker"
         own = [self.average(doing), session.view.number]
         if any(each != [True, session.view.number] for each in self.group.sync(doing, own)):
-            return  # another worker was lost meanwhile; all sync once more
-        source = session.view.members[0]  # now, since the average may have lost one
+            return  # another worker was lost meanwhile: all sync again
+        source = session.view.members[0]  # read now: a member may have been lost in the average
 
         def admit():
             with self.run.communicating():
@@ -198,7 +206,7 @@ class GroupFit(Fit):
         session.attempt(admit)
 
     def _enter(self, epoch: int):
-        """Become a member, with what the others have; a loss on the way is the end."""
+        """Become a member, and receive the state of the others; a loss meanwhile is an error."""
         session, invitation = self.session, self.session.admission.accepted()
         if epoch != invitation.epoch:
             raise ValueError(
@@ -215,7 +223,13 @@ class GroupFit(Fit):
     def _transfer_state(
         self, source: int, averager_for: Callable[[Topology], Averager], is_new: bool
     ):
-        """Give new members what rank `source` has."""
+        """Transfer the state of rank `source` to the new members.
+
+        Args:
+          source: the rank that sends.
+          averager_for: function that returns an averager for a topology.
+          is_new: whether this rank is a new member.
+        """
         self.group.use_view(averager_for)
         place = self.session.view.members.index(source)
         self.group.averager.transfer_state(place, is_new)

@@ -1,4 +1,4 @@
-"""Define where one `fit` is: its phases, and the states of its parts, with their transitions."""
+"""Define the states and transitions of one `fit`: its phase, its stop vote and its replica."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from typing import Any
 
 
 class Phase(enum.Enum):
-    """Where one `fit` is.
+    """The phase of one `fit`.
 
-    The transitions:
+    Transitions::
 
         STARTING   --epoch-->      WARMING_UP    all ranks begin the first epoch
-        STARTING   --admission-->  WARMING_UP    this joining worker was taken in
-        WARMING_UP --batch-->      TRAINING      the ranks have met after the first batch
-        TRAINING   --admission-->  WARMING_UP    a joining worker has yet to compile
+        STARTING   --admission-->  WARMING_UP    this joining worker was admitted
+        WARMING_UP --batch-->      TRAINING      the ranks met after the first batch
+        TRAINING   --admission-->  WARMING_UP    a joining worker must compile its first step
         any        --end-->        ENDED
     """
 
     STARTING = "starting"  # the ranks agree on what to train
-    WARMING_UP = "warming up"  # the next batch is the first that these members take together
+    WARMING_UP = "warming up"  # the next batch is the first of these members together
     TRAINING = "training"
     ENDED = "ended"
 
     def after(self, event: str) -> Phase:
-        """Return the phase after an event: `"epoch"`, `"batch"`, `"admission"` or `"end"`.
+        """Return the phase after an event.
+
+        Args:
+          event: `"epoch"`, `"batch"`, `"admission"` or `"end"`.
 
         Raises:
           RuntimeError: the event cannot happen in this phase.
@@ -49,7 +52,7 @@ _AFTER = {
 
 
 class Vote(enum.Enum):
-    """Where a `StopVote` is."""
+    """The state of a `StopVote`."""
 
     NO = "no"
     REQUESTED = "requested"
@@ -57,52 +60,58 @@ class Vote(enum.Enum):
 
 
 class StopVote:
-    """Whether training is to stop in mid-epoch, which all ranks must do together.
+    """Whether all ranks stop training together before the end of the epoch.
+
+    Transitions::
 
         NO --request--> REQUESTED --agree--> AGREED
 
-    A request is this rank's alone. The ranks agree at the next global average.
+    One rank requests a stop. All ranks agree at the next global average.
 
     Attributes:
       state: one of `Vote`.
     """
 
     def __init__(self):
+        """Start without a request."""
         self.state = Vote.NO
 
     def request(self):
-        """Note that this rank wants to stop."""
+        """Record that this rank requests to stop."""
         if self.state is Vote.NO:
             self.state = Vote.REQUESTED
 
     def agree(self):
-        """Note that all ranks stop."""
+        """Record that all ranks stop."""
         self.state = Vote.AGREED
 
     @property
     def is_requested(self) -> bool:
-        """Whether this rank wants to stop, or all do."""
+        """Return whether this rank requests to stop, or all ranks stop."""
         return self.state is not Vote.NO
 
     @property
     def is_agreed(self) -> bool:
-        """Whether all ranks stop."""
+        """Return whether all ranks stop."""
         return self.state is Vote.AGREED
 
 
 class Replica:
     """How this rank's model relates to those of the other ranks.
 
-        EQUAL    --diverge-->    DIVERGED    an optimizer step, or another callback
+    Transitions::
+
+        EQUAL    --diverge-->    DIVERGED    an optimizer step
         any      --equalize-->   EQUAL       a global average, a broadcast, a state transfer
-        EQUAL    --lend-->       LENT        the average is validated, the local model put aside
-        LENT     --take_back-->  DIVERGED    the epoch's callbacks are over, the local model is back
+        EQUAL    --lend-->       LENT        the model holds the average; the local one is saved
+        LENT     --take_back-->  DIVERGED    after the epoch's callbacks the local model is restored
 
     Attributes:
-      is_equal: whether all replicas are bit-identical at this moment.
+      is_equal: whether all replicas are bit-identical at present.
     """
 
     def __init__(self):
+        """Start with replicas that may differ."""
         self.is_equal = False
         self._local: Any = None  # this rank's own weights, while the model holds the average
 
@@ -112,21 +121,21 @@ class Replica:
         return self._local is not None
 
     def diverge(self):
-        """Note that the replicas may differ."""
+        """Record that the replicas may differ."""
         self.is_equal = False
 
     def equalize(self):
-        """Note that all replicas are bit-identical; a model put aside is void."""
+        """Record that all replicas are bit-identical; discard a saved local model."""
         self.is_equal = True
         self._local = None
 
     def lend(self, local: Any):
-        """Note that all hold the average, and that `local` is to come back."""
+        """Record that all ranks hold the average, and save the local model for `take_back`."""
         self.is_equal = True
         self._local = local
 
     def take_back(self) -> Any:
-        """Return what was put aside, which this rank's model holds from now on; or None."""
+        """Return the saved local model, or None; the caller restores it."""
         local, self._local = self._local, None
         if local is not None:
             self.is_equal = False

@@ -1,7 +1,7 @@
-"""Encode the few numbers that ranks tell one another along with a global average.
+"""Encode the few numbers that ranks exchange along with a global average.
 
-A global average adds up over ranks anyway, so these cost no exchange of their own. What is to be
-known of each rank has a place for each, which is zero on the others.
+A global average computes sums over ranks anyway, so these numbers need no extra exchange. A number
+that must stay separate for each rank has one place per rank, which is zero on all other ranks.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import dataclasses
 
 import numpy as np
 
-_STOP, _LOSS, _FIRST = range(3)  # places; from the last on, two for each rank
+_STOP, _LOSS, _FIRST = range(3)  # places; from _FIRST on there are two for each rank
 
 
 @dataclasses.dataclass(frozen=True)
 class Piggyback:
-    """What one rank tells.
+    """The numbers of one rank.
 
     Attributes:
-      stop: whether it wants to stop.
-      loss: its training loss; 0 where nobody needs it.
-      fingerprint: 32 bits that stand for its parameters after a step of its own; 0 for none.
+      stop: whether the rank requests to stop. Default False.
+      loss: its training loss. Default 0, if it is not needed.
+      fingerprint: 32-bit hash of its parameters after its first step. Default 0, if it is not
+        needed.
     """
 
     stop: bool = False
@@ -28,10 +29,15 @@ class Piggyback:
     fingerprint: int = 0
 
     def encode(self, rank: int, ranks: int) -> np.ndarray:
-        """Return this as `length(ranks)` float32 numbers, which are to be summed over ranks."""
+        """Return `[length(ranks)]` float32, to be summed over ranks.
+
+        Args:
+          rank: this rank.
+          ranks: number of ranks, lost ones included.
+        """
         numbers = np.zeros(length(ranks), np.float32)
         numbers[_STOP], numbers[_LOSS] = self.stop, self.loss
-        # As two halves: float32 holds no integers of 32 bits.
+        # Two halves of 16 bits, because float32 cannot hold a 32-bit integer exactly.
         place = _FIRST + 2 * rank
         numbers[place], numbers[place + 1] = divmod(self.fingerprint, 1 << 16)
         return numbers
@@ -39,12 +45,12 @@ class Piggyback:
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """What all ranks have told.
+    """The numbers of all ranks.
 
     Attributes:
-      is_stop: whether any wants to stop.
+      is_stop: whether any rank requests to stop.
       loss: the mean of their training losses.
-      fingerprints: of all ranks, `[ranks, 2]`; 0 of those that have told none.
+      fingerprints: their fingerprints as two halves, `[ranks, 2]`; 0 for ranks without one.
     """
 
     is_stop: bool
@@ -53,11 +59,16 @@ class Heard:
 
     @classmethod
     def decode(cls, sums: np.ndarray, members: int) -> Heard:
-        """Return what `members` ranks have encoded, from the sums of their numbers."""
+        """Decode the sums over ranks of what `encode` returned.
+
+        Args:
+          sums: `[length(ranks)]`.
+          members: number of ranks that took part.
+        """
         halves = np.rint(sums[_FIRST:]).reshape(-1, 2)
         return cls(bool(sums[_STOP] > 0), float(sums[_LOSS]) / members, halves)
 
 
 def length(ranks: int) -> int:
-    """Return how many numbers there are, for so many ranks, lost ones included."""
+    """Return the number of encoded numbers for a number of ranks, lost ones included."""
     return _FIRST + 2 * ranks

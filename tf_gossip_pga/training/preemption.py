@@ -1,4 +1,4 @@
-"""Note SIGTERM, which schedulers send before they take a machine away, while `fit` runs."""
+"""Handle SIGTERM, which schedulers send before they take a machine away, while `fit` runs."""
 
 import contextlib
 import os
@@ -9,27 +9,29 @@ import time
 import types
 from collections.abc import Callable
 
-# A second signal within so many seconds is the first one's echo: a service manager sends it to the
-# launcher and to its workers, and the launcher passes it on.
+# Ignore a second signal within this many seconds: a service manager sends SIGTERM to the launcher
+# and to its workers, and the launcher also forwards it.
 _ECHO_S = 1.0
 
 
 class Sigterm:
-    """Note SIGTERM instead of ending the process, from `begin` to `end`.
+    """Record SIGTERM instead of ending the process, from `begin` to `end`.
 
-    Only the main thread can do so; in other threads, and where the signal is ignored, nothing
-    changes. Another SIGTERM, a second later or after that, has its usual effect. So has one that
-    arrives after an exception has left `fit`, and one that a forked child receives.
+    This works in the main thread only. In other threads, and if the process ignores SIGTERM,
+    nothing changes. These signals have their usual effect: another SIGTERM at least a second after
+    the first, one that arrives after an exception left `fit`, and one that a forked child receives.
 
     Args:
-      answer: called when the signal arrives, between any two instructions of the main thread.
-      text: what to print then on standard error.
+      answer: function to call when the signal arrives; it runs between any two instructions of the
+        main thread.
+      text: message for standard error when the signal arrives.
 
     Attributes:
-      received: whether it has arrived since `begin`.
+      received: whether the signal has arrived since `begin`.
     """
 
     def __init__(self, answer: Callable[[], object], text: str):
+        """Store the arguments; `begin` installs the handler."""
         self.received = False
         self._received_at = 0.0
         self._answer = answer
@@ -38,17 +40,26 @@ class Sigterm:
         self._code: types.CodeType | None = None
 
     def begin(self, code: types.CodeType):
-        """Begin to note the signal, until the function with this code has returned."""
+        """Record the signal from now on, until `end` or the return of a function.
+
+        Args:
+          code: code object of that function.
+        """
         self.received = False
         self._code = code
         before = signal.getsignal(signal.SIGTERM)
         main = threading.current_thread() is threading.main_thread()
         if main and before not in (signal.SIG_IGN, self._handle):
-            self._before = before or signal.SIG_DFL  # None: it was not Python that set it
+            self._before = before or signal.SIG_DFL  # None: the handler was not set by Python
             signal.signal(signal.SIGTERM, self._handle)
 
     def end(self, heeded: bool):
-        """Stop noting it; a signal that arrived and was not heeded has its usual effect now."""
+        """Restore the previous handler.
+
+        Args:
+          heeded: whether the script reacted to a signal that arrived. If not, raise it again, so
+            that it has its usual effect.
+        """
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
@@ -56,7 +67,7 @@ class Sigterm:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _handle(self, number: int, frame: types.FrameType | None):
-        # An exception leaves fit without a word to its callbacks; the stack tells.
+        # Keras does not tell callbacks when an exception leaves fit, so look at the stack.
         if self.received and time.monotonic() < self._received_at + _ECHO_S:
             return
         if self.received or not any(each is self._code for each in _codes(frame)):
@@ -64,14 +75,14 @@ class Sigterm:
             self.end(heeded=False)
             return
         self.received, self._received_at = True, time.monotonic()
-        # Not print: the signal may have come in the middle of one.
+        # Not print, which the signal may have interrupted.
         with contextlib.suppress(OSError, ValueError):
             os.write(sys.stderr.fileno(), f"{self._text}\n".encode())
         self._answer()
 
 
 def _leave_to_parent():
-    """In a forked child, give the signal the effect that it had before the parent's `begin`."""
+    """Restore the handler from before the parent's `begin` in a forked child."""
     owner = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if isinstance(owner, Sigterm):
         owner.end(heeded=True)
@@ -81,15 +92,15 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def code_of_caller(name: str) -> types.CodeType:
-    """Return the code of the innermost caller whose function has another name than `name`.
+    """Return the code object of the innermost caller whose function is not named `name`.
 
-    Called from a callback's hook, whose callers are hooks of the same name, it is Keras' `fit`.
+    In a hook of a callback, whose callers are hooks of the same name, this is Keras' `fit`.
     """
     return next(code for code in _codes(sys._getframe(1)) if code.co_name != name)
 
 
 def _codes(frame: types.FrameType | None):
-    """Yield the code of a frame and of its callers."""
+    """Yield the code objects of a frame and its callers, innermost first."""
     while frame is not None:
         yield frame.f_code
         frame = frame.f_back

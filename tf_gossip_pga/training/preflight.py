@@ -1,8 +1,8 @@
-"""Check, before the first exchange, that each rank can train and that the ranks fit together.
+"""Check, before the first exchange, that each rank can train and that the ranks match.
 
 Ranks that differ would exchange tensors of different shapes or at different steps, and wait for
-one another forever. Each rank therefore tells all others what it is about to train, and every rank
-reaches the same verdict.
+each other forever. Each rank therefore sends all others a description of what it is about to train,
+and all ranks reach the same result.
 """
 
 import hashlib
@@ -38,16 +38,16 @@ def problem_of_rank(
     """Return why this rank cannot train, or None if it can.
 
     Args:
-      model: what Keras is about to train.
-      settings: the callback's arguments.
+      model: the model that Keras is about to train.
+      settings: the arguments of the callback.
       session: the exchanges of this process.
-      steps: batches of an epoch as Keras tells its callbacks; None where Keras does not know.
+      steps: number of batches in an epoch, from Keras' `params`; None if Keras does not know it.
     """
     found = problem_of_model(model) or problem_of_local(model, settings.local)
     if not found and settings.optimizer_state == "reset":
         optimizers = [optimizer for optimizer, _ in variables_lib.optimizers_of(model)]
         found = next(filter(None, map(problem_of_reset, optimizers)), None)
-    if session.cluster.size == 1:  # its data concern no other rank
+    if session.cluster.size == 1:  # the other checks matter only to several ranks
         return found
     if not found and settings.survives and (unreachable := session.unreachable()):
         found = (
@@ -81,11 +81,12 @@ def problem_of_model(model) -> str | None:
 
 
 def problem_of_unbuilt(model, optimizers: list) -> str | None:
-    """Return why an optimizer that a model holds cannot be built before it trains, or None."""
+    """Return why an optimizer of the model cannot be built before training, or None if all can."""
     for optimizer, _ in optimizers:
         inner = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
         if optimizer is not model.optimizer and not optimizer.built and inner.use_ema:
-            # Built for more than it trains, it would overwrite the weights of others.
+            # If it were built for more variables than it trains, it would overwrite the others with
+            # its moving averages.
             return (
                 f"The model holds the optimizer {optimizer.name!r} with use_ema=True, and nothing "
                 "says which variables it trains. Build it before fit: optimizer.build(variables)."
@@ -94,9 +95,9 @@ def problem_of_unbuilt(model, optimizers: list) -> str | None:
 
 
 def problem_of_local(model, names: Collection[str]) -> str | None:
-    """Return which of the names of local variables the model does not have, or None."""
+    """Return which of the `local` names the model does not have, or None if it has all."""
     held = variables_lib.held_by_layers(model)
-    layers = {layer.name for _, layer, _ in variables_lib.walk(model)}  # some have but a table
+    layers = {layer.name for _, layer, _ in variables_lib.walk(model)}  # also without variables
     for name in names:
         if name not in layers and not any(each.is_local([name]) for each in held):
             paths = [each.path for each in held]
@@ -132,7 +133,7 @@ def problem_of_devices(model, strategy) -> str | None:
 
 
 def problem_of_reset(optimizer) -> str | None:
-    """Return why an optimizer's slots cannot be set to zero in mid-run, or None if they can."""
+    """Return why an optimizer's slots cannot be set to zero during training, or None."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
     kept = {
         "the moving averages of weights (use_ema=True)": optimizer.use_ema,
@@ -150,10 +151,10 @@ def problem_of_reset(optimizer) -> str | None:
 
 
 def problem_of_data(steps: int | None) -> str | None:
-    """Return why several ranks cannot train with this number of batches an epoch, or None.
+    """Return why several ranks cannot train with this number of batches, or None if they can.
 
     Args:
-      steps: batches of an epoch as Keras tells its callbacks; None where Keras does not know.
+      steps: number of batches in an epoch, from Keras' `params`; None if Keras does not know it.
     """
     if steps is None:
         return (
@@ -166,16 +167,16 @@ def problem_of_data(steps: int | None) -> str | None:
 
 
 def facts(model, settings: dict) -> dict:
-    """Return what must be equal on all ranks, in the order in which to report differences.
+    """Return the facts that must be equal on all ranks, in the order to report differences.
 
-    Build the optimizer; see `described`.
+    Also build the optimizers; see `described`.
 
     Args:
       model: a compiled `keras.Model`.
-      settings: further facts, as JSON can hold them.
+      settings: further facts by name, JSON-serializable.
     """
     return {
-        # First, since other versions may name and order variables differently.
+        # Versions first: another version may name and order variables differently.
         "the version of TensorFlow": tf.__version__,
         "the version of Keras": keras.__version__,
         "the version of tf_gossip_pga": __version__,
@@ -191,21 +192,21 @@ def facts(model, settings: dict) -> dict:
 def described(model) -> list[str]:
     """Describe every variable of a model and its optimizers, in the order of `variables.held`.
 
-    Build the optimizers' variables if Keras has not done so yet.
+    Also build the optimizers that are not built yet.
     """
     variables_lib.build(model)
     return [_described(each) for each in variables_lib.held(model)]
 
 
 def check_no_late_variables(model, known: list[Held]):
-    """Raise where a batch has made variables that ranks did not start with.
+    """Raise if the first batch created variables that the ranks did not start with.
 
     Args:
-      model: after its first batch.
+      model: the model after its first batch.
       known: the variables that it had before.
 
     Raises:
-      ValueError: it has more; the message names them.
+      ValueError: there are new variables; the message names them.
     """
     before = {id(each.value) for each in known}
     late = [
@@ -221,7 +222,7 @@ def check_no_late_variables(model, known: list[Held]):
 
 
 def warnings_of_variables(model, local: Collection[str]) -> list[str]:
-    """Return what to warn of: variables, not local, that can be neither made equal nor averaged."""
+    """Return warnings about variables that cannot be sent to other ranks and are not `local`."""
     left = [
         f"{each.path} ({each.value.dtype.name}, shape {each.value.shape})"
         for each in variables_lib.held_by_layers(model)
@@ -236,18 +237,18 @@ def warnings_of_variables(model, local: Collection[str]) -> list[str]:
 
 
 def digest(facts: dict) -> str:
-    """Return a short text that is equal where `facts` are, at whatever step the run is."""
+    """Return a digest of `facts` without the step count and the state of H."""
     kept = {**facts, "step count": None, "the state of H": None}
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
 
 
 def check(everyone: list[dict], ranks: tuple[int, ...], rank: int):
-    """Raise, with the same explanation on all ranks, where the ranks do not fit together.
+    """Raise on all ranks, for the same reason, if a rank cannot train or the ranks differ.
 
     Args:
-      everyone: each `{"problem": text or None, "facts": dict or None}`.
-      ranks: the rank of each, in this order.
-      rank: this process's.
+      everyone: from each rank `{"problem": text or None, "facts": dict or None}`.
+      ranks: the ranks, in the same order.
+      rank: the rank of this process.
 
     Raises:
       ValueError: a rank has a problem, or two ranks have different facts.
@@ -270,16 +271,16 @@ def check(everyone: list[dict], ranks: tuple[int, ...], rank: int):
 
 
 def check_joining(rank: int, invitation: Invitation | None, digest: str, problem: str | None):
-    """Raise where a joining worker cannot be taken in by those that train.
+    """Raise if a joining worker does not match the workers that train.
 
     Args:
-      rank: the joining worker's.
-      invitation: what the members have told it; None if it has not asked for it.
-      digest: of the facts that must be equal on all ranks.
-      problem: why this rank cannot train at all, or None.
+      rank: the rank of the joining worker.
+      invitation: the invitation of the members; None if `Checkpoint.restore` did not request it.
+      digest: this worker's digest of the facts that must be equal on all ranks.
+      problem: why this rank cannot train, or None if it can.
 
     Raises:
-      ValueError: it cannot be taken in.
+      ValueError: the worker cannot join.
     """
     if invitation is None:
         problem = problem or (
@@ -298,7 +299,7 @@ def check_joining(rank: int, invitation: Invitation | None, digest: str, problem
 
 
 def difference(values: list, ranks) -> str | None:
-    """Return `"rank 0 has 6, rank 1 has 4"`, or None where all values are equal."""
+    """Return `"rank 0 has 6, rank 1 has 4"`, or None if all values are equal."""
     if _are_equal(values):
         return None
     have = zip(ranks, values, strict=True)
@@ -310,8 +311,9 @@ def _are_equal(values: list) -> bool:
 
 
 def _described(held: Held) -> str:
-    # Keras numbers the layers of a process as they are made; the numbers mean nothing elsewhere.
-    # An optimizer's variables have them in mid-name: adam/sequential_2_dense_3_kernel_momentum.
+    # Keras numbers the layers of a process in the order of creation, so the numbers may differ
+    # between ranks. Names of optimizer variables contain them in the middle:
+    # adam/sequential_2_dense_3_kernel_momentum.
     path = re.sub(r"_\d+(?=[_/]|$)", "", held.path)
     shape = held.value.shape
     sizes = None if shape.rank is None else shape.as_list()
@@ -320,7 +322,7 @@ def _described(held: Held) -> str:
 
 
 def first_difference(lists: list[list[str]]) -> tuple[str, list[str]]:
-    """Return the first place at which lists of `described` variables differ: name and values."""
+    """Return the name and the values of the first difference between lists from `described`."""
     for index in range(max(map(len, lists))):
         values = [each[index] if index < len(each) else "none" for each in lists]
         if not _are_equal(values):

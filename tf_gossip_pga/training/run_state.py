@@ -1,4 +1,4 @@
-"""Keep what survives one `fit`: the step count, the period, totals, the averager."""
+"""Keep the state that survives one `fit`: the step count, the period, totals, the averager."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from tf_gossip_pga.training.symptoms import Symptoms
 
 
 class RunState:
-    """Where a run stands, over all of its `fit` calls.
+    """The state of a run over all of its `fit` calls.
 
     Args:
-      settings: the callback's arguments.
+      settings: the arguments of the callback.
       session: the exchanges of this process.
 
     Attributes:
-      settings: the callback's arguments.
-      schedule: when to average globally.
-      topology: who gossips with whom among the present members.
-      averager: what exchanges the model's variables; None before the first `fit`, and for a single
+      settings: the arguments of the callback.
+      schedule: decides when to average globally.
+      topology: which of the present members gossip with each other.
+      averager: exchanges the model's variables; None before the first `fit`, and for a single
         worker.
-      symptoms: what this rank has noticed of its parameters.
-      step: the number of completed batches.
-      gossip_steps: how many of them ended with a gossip, or with nothing.
-      global_steps: how many of them ended with a global average.
-      distances: `(step, consensus distance)` of each global average.
-      communication_seconds: time spent in exchanges.
+      symptoms: finds identical steps and parameters that are not finite.
+      step: number of completed batches.
+      gossip_steps: number of steps that ended with a gossip or without an exchange.
+      global_steps: number of steps that ended with a global average.
+      distances: `(step, consensus distance)` of each global average of differing replicas.
+      communication_seconds: seconds spent in exchanges, including the wait for other workers.
     """
 
     def __init__(self, settings: Settings, session: SoloSession):
+        """Start a run at step 0."""
         self.settings = settings
         self.schedule = schedule.resolve(settings.H)
         self.topology = topology_lib.resolve(settings.topology, session.size)
@@ -47,26 +48,26 @@ class RunState:
         self.global_steps = 0
         self.distances: list[tuple[int, float]] = []
         self.communication_seconds = 0.0
-        self._earlier_bytes = 0  # of earlier averagers
+        self._earlier_bytes = 0  # sent by earlier averagers
 
     @property
     def adaptive(self) -> schedule.AdaptiveSchedule | None:
-        """Return the schedule where the period follows the loss, else None."""
+        """Return the schedule if the period is adaptive, else None."""
         return self.schedule if isinstance(self.schedule, schedule.AdaptiveSchedule) else None
 
     @property
     def period_state(self) -> schedule.AdaptiveState | None:
-        """Return the state of an adaptive period, as JSON can hold it; None of a fixed one."""
+        """Return the state of an adaptive period, JSON-serializable; None for a fixed period."""
         return self.adaptive.state if self.adaptive else None
 
     @property
     def bytes_sent(self) -> int:
-        """Return the bytes of payload this rank has sent."""
+        """Return the number of payload bytes that this rank has sent."""
         return self._earlier_bytes + (self.averager.bytes_sent if self.averager else 0)
 
     @property
     def snapshot(self) -> dict:
-        """Return step and period, as JSON can hold them; may be set."""
+        """Return step and period, JSON-serializable; set it to continue a run."""
         return {"step": self.step, "period": self.period_state}
 
     @snapshot.setter
@@ -87,12 +88,12 @@ class RunState:
         self.step = step
 
     def use_averager(self, averager: Averager):
-        """Exchange through another averager from now on."""
+        """Replace the averager."""
         self._earlier_bytes = self.bytes_sent
         self.averager = averager
 
     def use_topology_for(self, size: int):
-        """Gossip among another number of members from now on."""
+        """Use a topology for this number of members; keep the present one if it fits."""
         if self.topology.size != size:
             self.topology = topology_lib.resolve_for_survivors(self.settings.topology, size)
 
@@ -103,7 +104,7 @@ class RunState:
 
     @contextlib.contextmanager
     def communicating(self) -> Iterator[None]:
-        """Count the time spent inside as communication."""
+        """Return a context whose duration counts as communication."""
         started = time.perf_counter()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Check the arguments of `GossipPGA`, once and for all."""
+"""Check the arguments of `GossipPGA` once, at its construction."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.exchange import wire as wire_lib
 from tf_gossip_pga.exchange.averager import Patience
 
-# What may become of the optimizer's slots (momentum and the like) at a global average.
+# What a global average may do with the optimizer's slots, such as momentum.
 OPTIMIZER_STATES = ("local", "average", "reset")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The arguments of `GossipPGA`, as it documents them.
+    """The arguments of `GossipPGA`, which documents them.
 
     Args:
-      size: the number of workers.
+      size: number of workers.
 
     Raises:
-      ValueError: an argument is out of its range; the message names what is accepted.
+      ValueError: an argument is out of its range; the message names the accepted values.
       TypeError: the topology is neither a name nor a `Topology`.
     """
 
@@ -41,6 +41,7 @@ class Settings:
     size: dataclasses.InitVar[int]
 
     def __post_init__(self, size: int):
+        """Check the arguments, and convert them to their types."""
         schedule.resolve(self.H)
         if self.optimizer_state not in OPTIMIZER_STATES:
             raise ValueError(
@@ -81,15 +82,18 @@ class Settings:
 
     @property
     def survives(self) -> bool:
-        """Return whether training goes on without lost workers."""
+        """Return whether training continues without lost workers."""
         return self.on_worker_lost == "continue"
 
     def patience(self, timing: Timing) -> Patience:
-        """Return how long exchanges wait for other workers."""
+        """Return how long exchanges wait for other workers; see `Patience`."""
         return Patience(self.timeout_s, self.timeout_s * timing.between_work_factor)
 
     def facts(self) -> dict:
-        """Return what must be equal on all ranks, as JSON can hold it; not H and the topology."""
+        """Return the settings that must be equal on all ranks, JSON-serializable.
+
+        H and the topology are compared separately.
+        """
         return {
             "optimizer_state": self.optimizer_state,
             "overlap": self.overlap,

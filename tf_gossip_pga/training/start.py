@@ -1,4 +1,4 @@
-"""Start one `fit` of a worker among others: all agree on what to train, and begin equal."""
+"""Start one `fit` of a worker among others: agree on what to train, and begin equal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from tf_gossip_pga.training.run_state import RunState
 
 
 class Start:
-    """The start of one `fit`. Where a worker is lost in it, the others start once more.
+    """The start of one `fit`.
+
+    If a worker is lost during the start, the other workers repeat it.
 
     Args:
       session: the exchanges of this process.
       group: the other ranks.
-      run: what survives this fit.
+      run: the state that survives this fit.
       model: the model that Keras trains.
-      params: what Keras tells its callbacks: `"epochs"`, `"steps"`.
+      params: the `params` that Keras passes to callbacks: `"epochs"`, `"steps"`.
 
     Attributes:
-      digest: of what must be equal on all ranks.
+      digest: digest of the facts that must be equal on all ranks.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Start:
         model: keras.Model,
         params: dict[str, Any],
     ):
+        """Store the arguments and the present step; exchange nothing."""
         self.digest = ""
         self._session = session
         self._group = group
@@ -43,17 +46,17 @@ class Start:
         self._model = model
         self._params = params
         self._step = run.step
-        self._known: list[variables.Held] = []  # what the model holds before the first batch
+        self._known: list[variables.Held] = []  # the model's variables before the first batch
 
     def join(self, problem: str | None, callbacks: list[callback_facts.Fact] | None):
-        """Check that this joining worker fits the others.
+        """Check that this joining worker matches the others.
 
         Args:
-          problem: why this rank cannot train, or None.
-          callbacks: the `callback_facts.facts` of this rank.
+          problem: why this rank cannot train, or None if it can.
+          callbacks: the result of `callback_facts.facts` on this rank.
 
         Raises:
-          ValueError: it does not.
+          ValueError: it does not match, or it cannot train.
         """
         self._run.use_topology_for(self._session.size)
         self._facts(problem, callbacks)
@@ -61,18 +64,18 @@ class Start:
         preflight.check_joining(self._session.cluster.rank, invitation, self.digest, problem)
 
     def agree(self, problem: str | None, callbacks: list[callback_facts.Fact] | None):
-        """Agree with all present members on what to train, and begin with rank 0's state.
+        """Agree with all present members on what to train, and take rank 0's state.
 
         Args:
-          problem: why this rank cannot train, or None.
-          callbacks: the `callback_facts.facts` of this rank.
+          problem: why this rank cannot train, or None if it can.
+          callbacks: the result of `callback_facts.facts` on this rank.
 
         Raises:
-          ValueError: on every rank, if one cannot train, or the ranks do not fit together.
+          ValueError: on every rank, if a rank cannot train or the ranks differ.
         """
         run, session = self._run, self._session
         run.use_topology_for(session.size)
-        if run.averager is not None:  # an interrupted fit may have left a gossip under way
+        if run.averager is not None:  # an interrupted fit may have left a gossip in the background
             run.averager.finish_gossip(apply=False)
         facts = self._facts(problem, callbacks)
         known = not problem and run.averager is not None and run.averager.serves(self._variables)
@@ -87,21 +90,24 @@ class Start:
             [each["callbacks"] for each in everyone], session.view.members
         )
         callback_facts.warn(session.cluster, *found)
-        # Building an averager is an exchange too: all ranks do it or none.
+        # Building an averager is an exchange, so all ranks must build one or none.
         if not all(each["known"] for each in everyone):
             run.use_averager(self.new_averager(run.topology))
         self._group.averager.broadcast("the start of training")
 
     def broadcast_again(self, where: str):
-        """Begin with rank 0's state once more, at the beginning of an epoch.
+        """Take rank 0's state again, at the beginning of the first epoch.
 
         BackupAndRestore sets weights in on_train_begin, perhaps after the broadcast there.
+
+        Args:
+          where: name of the sync point.
         """
-        self._group.sync(where, {}, in_sequence=False)  # nobody joins here
+        self._group.sync(where, {}, in_sequence=False)  # {}: no joining workers
         self._group.averager.broadcast("the start of training")
 
     def new_averager(self, topology: Topology) -> Averager:
-        """Return what exchanges the model's variables among the present members."""
+        """Return an averager of the model's variables for the present members."""
         return Averager(
             self._session,
             topology,
@@ -112,19 +118,19 @@ class Start:
         )
 
     def check_no_late_variables(self):
-        """Raise where the first batch has made variables that the ranks did not start with.
+        """Raise if the first batch created variables that the ranks did not start with.
 
         Raises:
-          ValueError: it has.
+          ValueError: there are new variables; the message names them.
         """
         preflight.check_no_late_variables(self._model, self._known)
 
     def _facts(
         self, problem: str | None, callbacks: list[callback_facts.Fact] | None
     ) -> dict | None:
-        """Return what must be equal on all ranks, and keep its digest; None where it cannot train.
+        """Return the facts that must be equal on all ranks, and keep their digest.
 
-        Build the optimizers.
+        Also build the optimizers. Return None if this rank has a problem.
         """
         if problem:
             return None
@@ -139,10 +145,10 @@ class Start:
                 **run.settings.facts(),
                 "steps per epoch": self._params["steps"],
                 "epochs": self._params["epochs"],
-                "step count": self._step,  # a rank that starts again may be ahead
+                "step count": self._step,  # not run.step, which may be ahead in a repeated start
             },
         )
-        # Callbacks have a comparison of their own at the start, but none when a worker joins.
+        # `agree` compares the callbacks separately; for joining workers the digest includes them.
         self.digest = preflight.digest({**facts, "callbacks": callback_facts.strict(callbacks)})
         return facts
 

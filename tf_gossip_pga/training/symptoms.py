@@ -1,7 +1,7 @@
-"""Notice what makes a run worthless without ending it, and let the chief say so.
+"""Warn about mistakes that make a run worthless without ending it.
 
-Ranks that all train on the same examples take identical steps; a NaN of one rank travels to all.
-What each rank has seen of its own parameters is known to all after a global average.
+Ranks that all train on the same examples take identical steps. A NaN of one rank spreads to all
+ranks. The ranks share their observations with each global average, and the chief warns.
 """
 
 from __future__ import annotations
@@ -13,36 +13,37 @@ from tf_gossip_pga.exchange.health import Health
 
 
 class Symptoms:
-    """What this rank has noticed, and the chief's warnings: each once in a run."""
+    """The observations of this rank and the warnings of the chief, each once in a run."""
 
     def __init__(self):
-        self._start: int | None = None  # fingerprint where training began, with equal replicas
-        self._moved: int | None = None  # fingerprint after the first step that has changed it
+        """Start without observations."""
+        self._start: int | None = None  # fingerprint of the equal replicas at the start
+        self._moved: int | None = None  # fingerprint after the first step that changed it
         self._compares_steps = True
         self._warned_of_nan = False
 
     @property
     def fingerprint(self) -> int:
-        """Return this rank's fingerprint after its first step; 0 where it is of no interest."""
+        """Return this rank's fingerprint after its first step; 0 if it is not needed."""
         return self._moved or 0
 
     def begin(self, health: Health):
-        """Note that all replicas are equal and training begins."""
+        """Record the fingerprint at the start of training, when all replicas are equal."""
         if self._compares_steps:
             self._start, self._moved = health.fingerprint(), None
 
     def after_step(self, health: Health):
-        """Note what an optimizer step has done, before any exchange."""
+        """Record the fingerprint after the first optimizer step, before any exchange."""
         if self._compares_steps and self._moved is None:
             now = health.fingerprint()
-            # Equal replicas say nothing of the data before a step has changed them.
+            # A step that changes nothing (learning rate 0) shows nothing about the data.
             self._moved = None if now == self._start else now
 
     def check_steps(self, fingerprints: np.ndarray, members: tuple[int, ...], is_chief: bool):
-        """Warn, on the chief, where all ranks have taken the same first step.
+        """Warn on the chief if all ranks took the same first step.
 
         Args:
-          fingerprints: of all ranks, as a global average has summed them, `[ranks, 2]`.
+          fingerprints: the fingerprints of all ranks as two halves, `[ranks, 2]`.
           members: the ranks that took part.
           is_chief: whether this rank is the chief.
         """
@@ -57,10 +58,10 @@ class Symptoms:
             )
 
     def check_finite(self, non_finite: dict[int, int], is_chief: bool):
-        """Warn, on the chief, where parameters are not finite.
+        """Warn on the chief if parameters are not finite.
 
         Args:
-          non_finite: the first step after which a rank's were not, by rank.
+          non_finite: `{rank: step}`, the first step after which a rank's were not finite.
           is_chief: whether this rank is the chief.
         """
         if self._warned_of_nan or not non_finite:

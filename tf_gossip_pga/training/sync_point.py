@@ -1,4 +1,4 @@
-"""Bring all ranks to the same point of training, and share what each has measured."""
+"""Define and evaluate the reports that ranks exchange at a sync point of training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tf_gossip_pga.exchange.averager import consensus_distance
 # (step, (squared distance from the mean, squared norm of the mean)) of each global average.
 Measured = list[tuple[int, tuple[float, float]]]
 
-# Larger arrays in logs stay each rank's own: reports travel as text.
+# Maximum numbers in an array of logs to average; reports travel as text.
 _LARGEST_LOG = 100_000
 
 _BEGINNING = "the beginning of epoch "
@@ -21,16 +21,16 @@ _BEGINNING = "the beginning of epoch "
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What one rank tells the others at a sync point.
+    """The report of one rank at a sync point, JSON-serializable.
 
     Attributes:
       rank: the rank.
-      where: the point of training.
-      step: completed steps.
-      stop: whether this rank wants to stop.
-      measured: what its global averages since the last sync point have measured.
+      where: name of the sync point.
+      step: number of completed steps.
+      stop: whether this rank requests to stop.
+      measured: the measurements of its global averages since the last sync point.
       logs: the numbers in Keras' logs, arrays as nested lists.
-      value: what else it tells.
+      value: the value that the caller shares.
     """
 
     rank: int
@@ -43,15 +43,15 @@ class Report:
 
 
 def beginning_of(epoch: int) -> str:
-    """Return the name of the sync point where an epoch begins, counted from 0."""
+    """Return the name of the sync point at the beginning of an epoch, counted from 0."""
     return f"{_BEGINNING}{epoch + 1}"
 
 
 def check_same_point(reports: list[Report]):
-    """Raise on every rank where the ranks stand at different points.
+    """Raise, on every rank, if the ranks are at different points.
 
     Raises:
-      RuntimeError: they do; the message names each rank's point.
+      RuntimeError: they are; the message names the point of each rank.
     """
     if len({(each.where, each.step) for each in reports}) > 1:
         places = "; ".join(
@@ -73,21 +73,21 @@ def check_same_point(reports: list[Report]):
 
 
 def check_whole_epoch(rank: int, epoch: int, batches: int, steps: int, is_stopped: bool):
-    """Raise where a rank leaves an epoch before all of its batches.
+    """Raise if a rank ends an epoch before its last batch.
 
     Args:
       rank: this rank.
       epoch: the epoch, counted from 1.
-      batches: completed batches of the epoch.
-      steps: batches that the epoch has.
+      batches: number of completed batches of the epoch.
+      steps: number of batches in the epoch.
       is_stopped: whether a callback has set `model.stop_training`.
 
     Raises:
-      RuntimeError: it does; the message names the likely cause.
+      RuntimeError: batches are missing; the message names the likely cause.
     """
     if batches >= steps:
         return
-    if is_stopped:  # a CallbackList would have let all ranks stop together
+    if is_stopped:  # with a CallbackList, all ranks would stop together
         cause = "a callback set model.stop_training after GossipPGA's turn"
         advice = "Where you call hooks of callbacks yourself, call those of a CallbackList of Keras"
     else:
@@ -100,7 +100,7 @@ def check_whole_epoch(rank: int, epoch: int, batches: int, steps: int, is_stoppe
 
 
 def distances(reports: list[Report]) -> list[tuple[int, float]]:
-    """Return `(step, consensus distance)` of each global average since the last sync point."""
+    """Return `(step, consensus distance)` for each global average since the last sync point."""
     return [
         (measured[0][0], consensus_distance([squares for _, squares in measured]))
         for measured in zip(*(each.measured for each in reports), strict=True)
@@ -108,7 +108,7 @@ def distances(reports: list[Report]) -> list[tuple[int, float]]:
 
 
 def mean_logs(reports: list[Report], names) -> dict[str, float | np.ndarray]:
-    """Return the mean over ranks of each named log that all ranks have, in one shape."""
+    """Return the mean over ranks of each named log that all ranks have with the same shape."""
     means = {}
     for name in names:
         if not all(name in each.logs for each in reports):
@@ -121,13 +121,13 @@ def mean_logs(reports: list[Report], names) -> dict[str, float | np.ndarray]:
 
 
 def numbers_in(logs: dict | None) -> dict[str, float | list]:
-    """Return the numbers among Keras' logs as JSON can hold them; arrays as nested lists."""
+    """Return the numbers in Keras' logs, JSON-serializable, with arrays as nested lists."""
     found = {name: _number(value) for name, value in (logs or {}).items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _number(value) -> float | list | None:
-    """Return a number, or an array of numbers, as JSON can hold it; None for all else."""
+    """Return a number or an array of numbers, JSON-serializable; None for anything else."""
     if not isinstance(value, (float, int, list, tuple)) and not hasattr(value, "shape"):
         return None
     try:

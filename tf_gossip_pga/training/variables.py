@@ -1,7 +1,7 @@
-"""Find the variables and optimizers of a model, and say what becomes of each.
+"""Find the variables and optimizers of a model, and decide how each is exchanged.
 
-Keras knows the variables of layers. Others hang on attributes: a `tf.Variable` that a layer has
-made itself, an optimizer beside that of `compile`. They are found by a walk through attributes.
+Keras tracks the variables of layers. It does not track a `tf.Variable` that a layer created itself,
+nor an optimizer other than that of `compile`. A walk through attributes finds these.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import tensorflow as tf
 
 from tf_gossip_pga.exchange.averager import Variables
 
-# What a global average can average.
+# The dtypes that a global average can average.
 _AVERAGED = (tf.bfloat16, tf.float16, tf.float32, tf.float64, tf.complex64, tf.complex128)
 
-# What has no numbers in a known place.
+# Dtypes that do not hold numbers and cannot be sent.
 _OPAQUE = (tf.string, tf.resource, tf.variant)
 
 
@@ -28,54 +28,59 @@ class Held:
 
     Attributes:
       path: names of layers and of the variable, as in Keras' `path`.
-      kind: `"trainable"`, `"frozen"`, `"random"` (the state of a random generator), `"optimizer"`.
-      value: the `tf.Variable` itself, not Keras' object around it.
-      is_raw: whether Keras does not know it, and so does not save it with the model.
+      kind: `"trainable"`, `"frozen"`, `"random"` (the state of a random generator) or
+        `"optimizer"`.
+      value: the `tf.Variable`, not Keras' wrapper.
+      is_raw: whether Keras does not track it, and so does not save it with the model. Default
+        False.
     """
 
     path: str
     kind: str
-    value: Any  # under a strategy TensorFlow's mirrored variable
+    value: Any  # a mirrored variable on a worker with several devices
     is_raw: bool = False
 
     @property
     def is_sendable(self) -> bool:
-        """Whether it can be sent: its numbers have a type and a shape that ranks know."""
+        """Return whether it can be sent: it holds numbers, and its shape is known."""
         return self.value.dtype not in _OPAQUE and self.value.shape.is_fully_defined()
 
     @property
     def is_averaged(self) -> bool:
-        """Whether global averages average it, unless the user wants it to be local."""
+        """Return whether global averages average it, unless it is local."""
         is_model = self.kind in ("trainable", "frozen")
         return is_model and self.is_sendable and self.value.dtype in _AVERAGED
 
     @property
     def is_slot(self) -> bool:
-        """Whether it is one of its optimizer's slots (momentum and the like).
+        """Return whether it is a slot of its optimizer, such as momentum.
 
-        Slots are its floating-point variables other than scalars.
+        Slots are the optimizer's floating-point variables other than scalars.
         """
         is_number = self.value.dtype in _AVERAGED
         return self.kind == "optimizer" and self.value.shape.rank != 0 and is_number
 
     def is_local(self, names: Collection[str]) -> bool:
-        """Return whether a name is that of this variable of the model, or of a layer around it."""
+        """Return whether a name matches the whole path of this model variable or one part of it.
+
+        Variables of optimizers are never local.
+        """
         if self.kind == "optimizer":
             return False
         return self.path in names or not {*self.path.split("/")}.isdisjoint(names)
 
     def assign(self, value):
-        """Set it."""
+        """Assign a value to the variable."""
         self.value.assign(value)
 
 
 def variables_of(model: keras.Model, optimizer_state: str, local: Collection[str]) -> Variables:
-    """Return what a run exchanges.
+    """Return the variables that a run exchanges.
 
     Args:
-      model: compiled, with built optimizers.
-      optimizer_state: what becomes of the optimizer's slots; see `GossipPGA`.
-      local: names of what each rank keeps for itself; see `GossipPGA`.
+      model: a compiled model with built optimizers.
+      optimizer_state: as for `GossipPGA`.
+      local: as for `GossipPGA`.
     """
     sent = [each for each in held(model) if each.is_sendable and not each.is_local(local)]
     averaged = [each for each in sent if each.is_averaged]
@@ -118,7 +123,7 @@ def held_by_layers(model: keras.Model) -> list[Held]:
 def optimizers_of(model: keras.Model) -> list[tuple[keras.optimizers.Optimizer, Any]]:
     """Return the optimizers of a model, each with the layer that holds it.
 
-    The first is that of `compile`, if it was given one; the others hang on attributes.
+    The first is the one of `compile`, if there is one. The others are found in attributes.
     """
     own = [] if model.optimizer is None else [(model.optimizer, model)]
     held_elsewhere = [
@@ -130,10 +135,10 @@ def optimizers_of(model: keras.Model) -> list[tuple[keras.optimizers.Optimizer, 
 
 
 def build(model: keras.Model):
-    """Build what Keras would build in the first step: the variables of all optimizers.
+    """Build the variables of all optimizers, which Keras would build in the first step.
 
-    A model without a `call` of its own, whose `train_step` calls its layers, counts as built, so
-    that Keras saves and loads its weights.
+    Also mark a model without its own `call` as built, so that Keras saves and loads its weights.
+    The `train_step` of such a model calls its layers.
     """
     if not has_call(model):
         model.built = True
@@ -143,16 +148,18 @@ def build(model: keras.Model):
 
 
 def has_call(model: keras.Model) -> bool:
-    """Return whether a model can be called; one that only trains need not."""
+    """Return whether a model defines `call`; one with its own `train_step` may not."""
     return type(model).call is not keras.Model.call
 
 
 def walk(model: keras.Model) -> Iterator[tuple[str, Any, Any]]:
-    """Yield what hangs on a model's attributes, each once, in the order of their assignment.
+    """Yield the objects in the attributes of a model and its layers, each once.
+
+    The order is that of the attributes' assignment, the same on all ranks.
 
     Yields:
-      `(path, layer, thing)`: the names of the layer that holds it and of its attribute, the layer,
-      and one of the types in `_children`.
+      `(path, layer, thing)`: the names of the layer that holds the object and of its attribute, the
+      layer, and the object, of one of the types in `_FOUND`.
     """
     seen: set[int] = set()
     waiting: list[tuple[str, Any, Any]] = [(model.name, model, model)]
@@ -179,7 +186,7 @@ _FOUND = (
 
 
 def _children(thing) -> list[tuple[str, Any]]:
-    """Return the attributes or elements of a container that may be of interest, with names."""
+    """Return the attributes or elements of a container that have a type in `_FOUND`, with names."""
     if isinstance(thing, (keras.layers.Layer, tf.Module)):
         pairs = vars(thing).items()
     elif isinstance(thing, dict):
@@ -188,7 +195,7 @@ def _children(thing) -> list[tuple[str, Any]]:
         pairs = enumerate(thing)
     else:
         return []
-    # TensorFlow's and Keras' own lists of an object's attributes would only hide their names.
+    # Skip the _self_… lists of attributes of TensorFlow and Keras, which lack the attribute names.
     return [
         (str(name), child)
         for name, child in pairs
@@ -197,7 +204,7 @@ def _children(thing) -> list[tuple[str, Any]]:
 
 
 def _unique(variables: list[Held]) -> list[Held]:
-    """Return the first mention of each variable."""
+    """Return the first entry for each variable."""
     first: dict[int, Held] = {}
     for each in variables:
         first.setdefault(id(each.value), each)
