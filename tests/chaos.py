@@ -151,9 +151,9 @@ class Chaos(keras.callbacks.Callback):
             time.sleep(event.seconds)
 
     def _await_joining(self):
-        began, mine = time.monotonic(), process.active()
+        began, session = time.monotonic(), process.active()
         pathlib.Path(self._log).with_name(_AWAITING).touch()
-        while len(mine.joining()) < len(mine.cluster.lost):
+        while len(session.joining()) < len(session.cluster.lost):
             time.sleep(0.05)
         self.awaited_s += time.monotonic() - began
 
@@ -368,11 +368,11 @@ def run(events: list[Event], arguments: dict, workers: int = WORKERS, hosts: str
         try:
             while any(each.poll() is None for each in processes) and time.monotonic() < ends:
                 for rank, process in enumerate(processes):
-                    mine = next((event for event in left if event.rank == rank), None)
+                    own_event = next((event for event in left if event.rank == rank), None)
                     if held and not (folder / _AWAITING).exists():
                         continue
-                    if process.poll() == -signal.SIGKILL and mine and mine.returns:
-                        left.remove(mine)
+                    if process.poll() == -signal.SIGKILL and own_event and own_event.returns:
+                        left.remove(own_event)
                         processes[rank] = _start(
                             folder, given, rank, left, arguments, hosts, joins=True
                         )

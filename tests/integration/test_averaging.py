@@ -45,11 +45,11 @@ def _gossips(cluster):
     from tf_gossip_pga.algorithm import topology
     from tf_gossip_pga.exchange import wire
 
-    mine, errors = product.active(), {}
+    session, errors = product.active(), {}
     variables = [tf.Variable(value) for value in _values(cluster.rank, 0)]
     for wire_dtype in ("float32", "bfloat16", "int8"):
         averager = averager_lib.Averager(
-            mine,
+            session,
             topology.from_matrix(MATRIX),
             averager_lib.Variables(variables),
             averager_lib.Patience(60, 60),
@@ -97,7 +97,7 @@ def _gossips(cluster):
                 error, wrong = max(error, float(off.max())), wrong + int((off > 1e-5).sum())
             means = [float(variable.numpy().astype(np.float64).sum()) for variable in variables]
             starts = [float(each.astype(np.float64).sum()) for each in before[cluster.rank]]
-            everyone = mine.gather([means, starts], "the test", 60)
+            everyone = session.gather([means, starts], "the test", 60)
             drift = [
                 abs(
                     sum(after[i] - start[i] for after, start in everyone) / 3 / math.prod(s) + steps

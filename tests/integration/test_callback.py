@@ -173,7 +173,7 @@ def _semantics(cluster):
     result["steps"] = [gossip.step, gossip.gossip_steps, gossip.global_steps]
     result["distances"] = gossip.distances
     result["bytes"] = gossip.bytes_sent
-    # An evaluation outside fit is the user's own affair: no exchange, or rank 1 would wait.
+    # An evaluation outside fit is no exchange: the other ranks need not take part in it.
     if cluster.is_chief:
         model.evaluate(x, y, callbacks=callbacks, verbose=0)
     return result
@@ -195,13 +195,13 @@ def test_statistics_are_averaged_at_global_averages_only(semantics):
     before = np.array([rank["before"]["on_train_batch_end"] for rank in semantics])
     after = np.array([rank["after"]["on_train_batch_end"] for rank in semantics])
     for step in range(1, 13):
-        mine, mixed = before[:, step - 1], after[:, step - 1]
-        assert (mine[0] != mine[1]).any()
+        local, mixed = before[:, step - 1], after[:, step - 1]
+        assert (local[0] != local[1]).any()
         if step % 4 == 0:
             assert (mixed[0] == mixed[1]).all()
-            np.testing.assert_allclose(mixed[0], mine.mean(0), rtol=1e-6)
+            np.testing.assert_allclose(mixed[0], local.mean(0), rtol=1e-6)
         else:
-            assert (mixed == mine).all()
+            assert (mixed == local).all()
 
 
 def test_what_was_validated_stays_until_the_epochs_end_and_training_goes_on_locally(semantics):

@@ -70,10 +70,10 @@ def test_another_kind_of_request_is_a_row_of_the_table():
         assert channels[0].ask_all("unknown")[1] is Absence.SUSPECTED
 
 
-def test_what_is_told_at_exit_arrives_and_nothing_holds_the_exit_up():
+def test_what_is_reported_at_exit_arrives_and_nothing_holds_the_exit_up():
     with _channels(timing=Timing(ask_s=0.1)) as (channels, _):
-        told, release = [], threading.Event()
-        channels[1].handlers["departure"] = lambda request: told.append(request) or {}
+        reported, release = [], threading.Event()
+        channels[1].handlers["departure"] = lambda request: reported.append(request) or {}
         channels[0].tell_at_exit("departure", text="raised OSError")
         channels[0].handlers["hang"] = lambda request: {"waited": release.wait(60)}
         channels[1].ask_all("hang")  # the thread of the first does nothing more
@@ -81,7 +81,7 @@ def test_what_is_told_at_exit_arrives_and_nothing_holds_the_exit_up():
         assert not release.is_set()
         release.set()
         assert isinstance(channels[1].ask_all("status", timeout_s=60.0)[0], dict)
-    assert told[0] == {"text": "raised OSError"}
+    assert reported[0] == {"text": "raised OSError"}
 
 
 def test_a_handler_that_fails_gives_no_answer_and_says_why(capfd):
@@ -153,7 +153,7 @@ def test_a_refused_port_is_an_ended_process_only_if_the_main_port_is_refused_too
     ("begins", "absence"),
     [
         (greetings.JOINING + b" 00\n", Absence.DEAD),
-        (greetings.ROLL_CALL, Absence.DEAD),  # restarted without being told to join
+        (greetings.ROLL_CALL, Absence.DEAD),  # restarted without `TF_GOSSIP_PGA_JOIN=1`
         (b"\0\0\x06\4\0\0\0\0\0", Absence.SUSPECTED),  # TensorFlow's server
         (b"SSH-2.0\r\n", Absence.SUSPECTED),
     ],

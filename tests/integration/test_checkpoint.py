@@ -124,7 +124,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(runs, case):
 
 
 def _continued(cluster, folder, disks=False, epochs=4):
-    """A run that goes on from what lies in the folder, and the model it began with."""
+    """A run that continues from what lies in the folder, and the model it began with."""
     import keras
 
     import tf_gossip_pga as pga
@@ -181,9 +181,9 @@ def test_each_rank_may_have_a_disk_of_its_own_and_lose_it(pools, tmp_path, capfd
     saved = pools.run(_continued, 2, folder=str(tmp_path), disks=True, epochs=3)
     names = [[path.name for path in (tmp_path / f"{rank}").rglob("*")] for rank in (0, 1)]
     folders = [f"checkpoint-{number:06d}" for number in (1, 2, 3)]
-    mine = ["manifest.json", "model.weights.h5", "rank-0.npz"]
+    written = ["manifest.json", "model.weights.h5", "rank-0.npz"]
     claim = ["owner", "000001.json"]
-    assert sorted(names[0]) == sorted([*claim, *folders[1:], *mine, *mine])
+    assert sorted(names[0]) == sorted([*claim, *folders[1:], *written, *written])
     late = [*folders, *["rank-1.npz"] * 3]  # one checkpoint late
     assert sorted(names[1]) == sorted([*claim, *late])
     shutil.rmtree(tmp_path / "1" / folders[2])
@@ -192,8 +192,8 @@ def test_each_rank_may_have_a_disk_of_its_own_and_lose_it(pools, tmp_path, capfd
     assert _parts(resumed["begun"])["optimizer"] == _parts(saved[0]["ended"])["optimizer"]
     assert "Rank 1 has no rank-1.npz in" in capfd.readouterr().out
     shutil.rmtree(tmp_path / "0")
-    anew = pools.run(_continued, 2, folder=str(tmp_path), disks=True, epochs=1)
-    assert [rank["start"] for rank in anew] == [0, 0]
+    fresh = pools.run(_continued, 2, folder=str(tmp_path), disks=True, epochs=1)
+    assert [rank["start"] for rank in fresh] == [0, 0]
     assert "Rank 0 has no checkpoint in" in capfd.readouterr().out
 
 
@@ -301,7 +301,7 @@ def _preempted(cluster, folder):
 def test_sigterm_on_one_rank_stops_all_who_save_and_go_on_later(tmp_path, capfd):
     first, second = workers.run(_preempted, 2, folder=str(tmp_path))
     assert first == second
-    # At the next global average, of step 8: the second epoch begins anew, with its 5 steps.
+    # At the next global average, of step 8: the second epoch is repeated, with its 5 steps.
     assert first["H=4"][:2] == [[0, 8, True], [1, 8 + 2 * kit.STEPS, False]]
     # At the end of the second epoch.
     assert first["H=None"][:2] == [[0, 10, True], [2, 10 + kit.STEPS, False]]
@@ -349,7 +349,7 @@ def test_sigterm_at_any_moment_stops_all_at_one_step_with_a_checkpoint(tmp_path)
     first, second = workers.run(_preempted_at_random, 2, folder=str(tmp_path))
     assert first == second
     for step, preempted, epoch in first:
-        # At a global average or at the end of an epoch; an epoch that was left begins anew.
+        # At a global average or at the end of an epoch; an interrupted epoch is repeated.
         assert step % 4 == 0 or step % kit.STEPS == 0
         assert epoch == step // kit.STEPS
         assert preempted or step == 12 * kit.STEPS
@@ -396,7 +396,7 @@ def _odd_ranks(cluster, folder):
     odd = cluster.rank == 1
     found = {}
 
-    # Keras' own callbacks beside ours: after a Checkpoint all ranks have the averaged model.
+    # Keras' own callbacks next to ours: after a Checkpoint all ranks have the averaged model.
     kept = keras.callbacks.ModelCheckpoint(f"{folder}/kept.weights.h5", save_weights_only=True)
     backup = keras.callbacks.BackupAndRestore(f"{folder}/backup/{cluster.rank}")
     digests = fit("saved", *([] if odd else [kept]), backup)
@@ -405,8 +405,8 @@ def _odd_ranks(cluster, folder):
         model.optimizer.build(model.trainable_variables)
         model.load_weights(f"{folder}/kept.weights.h5")
         names = [name for name in digests if "dense" in name or "normalization" in name]
-        mine = list(kit.digests(model).values())
-        found["kept"] = [[digests[name], mine[int(name.split()[0])]] for name in names]
+        own = list(kit.digests(model).values())
+        found["kept"] = [[digests[name], own[int(name.split()[0])]] for name in names]
 
     # Keras' own on one rank alone: it would resume, and the others not.
     lone = [] if odd else [keras.callbacks.BackupAndRestore(f"{folder}/lone")]
@@ -421,12 +421,12 @@ def _odd_ranks(cluster, folder):
         path.write_bytes(path.read_bytes()[:-1])
     checkpoint = pga.Checkpoint(kit.a_gossip(), f"{folder}/saved")
     found["damaged"] = checkpoint.restore(kit.a_model(0))
-    for name, mine in {
+    for name, arguments in {
         "only one restores": {"restore": not odd},
         "only one saves": {"without": odd},
     }.items():
         try:
-            found[name] = fit(name, **mine)
+            found[name] = fit(name, **arguments)
         except (ValueError, RuntimeError) as error:
             found[name] = str(error)
     return found

@@ -169,13 +169,13 @@ def _one_stays_away(cluster, folder):
     """Rank 1 skips an exchange: two live processes that TensorFlow would let wait for ever."""
     import tf_gossip_pga as pga
 
-    mine, rank_0_has_given_up = product.active(), pathlib.Path(folder, "given up")
-    mine.gather("both are here", "the start", deadlines.scaled(60))
+    session, rank_0_has_given_up = product.active(), pathlib.Path(folder, "given up")
+    session.gather("both are here", "the start", deadlines.scaled(60))
     if cluster.rank == 1:
         deadlines.Deadline(60).until(rank_0_has_given_up.exists)
         return "stayed away"
     try:
-        mine.gather("only rank 0 is here", "the meeting", 3)
+        session.gather("only rank 0 is here", "the test exchange", 3)
     except pga.WorkerLost as error:
         return str(error)
     finally:
@@ -186,7 +186,7 @@ def _one_stays_away(cluster, folder):
 def test_waiting_ends_at_the_deadline(tmp_path):
     first, second = workers.run(_one_stays_away, 2, folder=str(tmp_path))
     assert second == "stayed away"
-    assert "Rank 0 of 2 lost rank 1 at the meeting: no answer within 3 s; rank 1 " in first
+    assert "Rank 0 of 2 lost rank 1 at the test exchange: no answer within 3 s; rank 1 " in first
     # On a busy machine its answer, which would have said this, may be late.
     late = "does not answer (its process is stopped, or the network to it is cut)"
     assert re.search(rf"rank 1 (has not called fit|{re.escape(late)})", first), first
@@ -196,11 +196,11 @@ def _one_dies(cluster):
     import os
     import signal
 
-    mine = product.active()
-    mine.gather("both are here", "the start", deadlines.scaled(60))
+    session = product.active()
+    session.gather("both are here", "the start", deadlines.scaled(60))
     if cluster.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    mine.gather("only rank 0 is here", "the meeting", deadlines.scaled(200))
+    session.gather("only rank 0 is here", "the test exchange", deadlines.scaled(200))
 
 
 def test_a_dead_worker_ends_the_others_and_is_named():
@@ -219,7 +219,7 @@ def _terminated(cluster):
     if cluster.rank == 1:
         threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         time.sleep(3600)
-    product.active().gather("only rank 0 is here", "the meeting", deadlines.scaled(200))
+    product.active().gather("only rank 0 is here", "the test exchange", deadlines.scaled(200))
 
 
 def test_sigterm_ends_a_worker():

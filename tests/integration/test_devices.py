@@ -133,16 +133,16 @@ def test_statistics_become_their_mean_over_all_devices_at_global_averages(semant
     before = _seen(semantics, "before", "step statistics")
     after = _seen(semantics, "after", "step statistics")
     for step in range(1, 2 * STEPS + 1):
-        mine, mixed = before[:, step - 1], after[:, step - 1]
-        assert (mine[:, 0] != mine[:, 1]).any()  # each device has seen half a batch
+        local, mixed = before[:, step - 1], after[:, step - 1]
+        assert (local[:, 0] != local[:, 1]).any()  # each device has seen half a batch
         if step % 4 == 0:
             assert (mixed == mixed[0, 0]).all()
-            np.testing.assert_allclose(mixed[0, 0], mine.mean((0, 1)), rtol=1e-6)
+            np.testing.assert_allclose(mixed[0, 0], local.mean((0, 1)), rtol=1e-6)
         else:
-            assert (mixed == mine).all()
+            assert (mixed == local).all()
 
 
-def test_validation_sees_the_average_and_every_device_goes_on_from_its_own(semantics):
+def test_validation_sees_the_average_and_every_device_continues_from_its_own(semantics):
     for kind in ("parameters", "statistics"):
         local = _seen(semantics, "before", f"validation {kind}")
         seen = _seen(semantics, "after", f"validation {kind}")

@@ -258,7 +258,7 @@ def test_a_proven_probe_leaves_endpoints_and_unknown_peers_do_not(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_worker_without_a_secret_cannot_join_and_is_told_what_to_set():
+def test_a_worker_without_a_secret_cannot_join_and_says_what_to_set():
     given = ["127.0.0.1:1", "127.0.0.1:2"]
     with pytest.raises(ValueError, match=r"Rank 1 cannot join .* Set TF_GOSSIP_PGA_SECRET to"):
         joining.await_probe(given, 1, None)
@@ -275,7 +275,7 @@ def test_a_worker_that_nobody_probes_ends_and_says_so():
         _awaited(port=ports[0], others=ports[1:], timing=Timing(job_check_every_s=0.1))
 
 
-def test_a_port_that_is_taken_is_told():
+def test_a_port_that_is_taken_is_reported():
     with socket.create_server(("", 0)) as taken:
         taken.listen()
         with pytest.raises(RuntimeError, match="Is the process that it replaces still running"):

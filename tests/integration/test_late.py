@@ -137,7 +137,7 @@ def test_a_stopped_worker_ends_all_others_who_name_it(tmp_path, odd, overlap):
         assert crew.is_stopped(odd)
 
 
-def test_a_worker_that_goes_on_after_a_stop_is_waited_for(tmp_path):
+def test_a_worker_that_continues_after_a_stop_is_waited_for(tmp_path):
     with _crew(tmp_path, "stops", timeout_s=deadlines.scaled(60), odd=0) as crew:
         crew.until(lambda: crew.is_stopped(0))
         time.sleep(12)  # TensorFlow's own heartbeats would not wait for so long
@@ -209,12 +209,12 @@ def _outcome_of_fit(on_batch_end, **arguments) -> str:
     gossip = pga.GossipPGA(H=100, timeout_s=deadlines.long(), **arguments)
     steps = keras.callbacks.LambdaCallback(on_train_batch_end=on_batch_end)
     departures = product.active()._watchdog.departures
-    before = departures._told
+    before = departures._reported
     try:
         model.fit(x, y, batch_size=1, shuffle=False, verbose=0, callbacks=[steps, gossip])
     except BaseException as error:
         # As in a notebook, the next fit is not called at once.
-        deadlines.Deadline(120).until(lambda: departures._told not in (None, before))
+        deadlines.Deadline(120).until(lambda: departures._reported not in (None, before))
         return f"{type(error).__name__}: {error}"
     return "trained"
 

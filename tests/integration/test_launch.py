@@ -37,8 +37,8 @@ def test_each_line_begins_with_its_rank():
     output = _launch("print('one'); print('two', rank)", 3)
     lines = output.splitlines()
     for rank in range(3):
-        mine = [line for line in lines if line.startswith(f"[{rank}] ")]
-        assert mine[-1] == f"[{rank}] two {rank}"
+        own = [line for line in lines if line.startswith(f"[{rank}] ")]
+        assert own[-1] == f"[{rank}] two {rank}"
 
 
 def test_every_worker_gets_its_place_in_one_cluster():

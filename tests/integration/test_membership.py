@@ -69,12 +69,12 @@ class Crew:
     def start(
         self, rank: int, completed: int, least: int = 1, timeout_s=60.0, on_join=lambda: None
     ):
-        def regroup(mine: membership.Membership, join):
+        def regroup(own: membership.Membership, join):
             def join_and_more(*arguments):
                 join(*arguments)
                 on_join()
 
-            return mine.regroup(completed, least, timeout_s, join_and_more)
+            return own.regroup(completed, least, timeout_s, join_and_more)
 
         self.train(rank, regroup)
 
@@ -216,7 +216,7 @@ def test_of_two_that_cannot_reach_each_other_the_higher_is_left_out():
         results = crew.regroup({0: 5, 1: 5, 2: 5})
         assert (results[0], results[1]) == (5, 5)
         assert "has continued without it" in results[2]
-        # No view has been formed in vain.
+        # No view was formed and abandoned.
         assert crew.joined == [[(1, (0, 1))], [(1, (0, 1))], []]
 
 
@@ -230,7 +230,7 @@ def test_one_that_answers_and_does_not_come_is_left_out_and_named(capfd):
         )
 
 
-def test_who_was_left_out_and_comes_when_the_others_have_ended_goes_on_with_nobody():
+def test_who_was_left_out_and_comes_when_the_others_have_ended_continues_with_nobody():
     with _crew(3, Timing(silent_s=2.0)) as crew:
         crew.enter(2)  # this thread answers as rank 2, and does not come
         assert crew.regroup({0: 5, 1: 5}, timeout_s=2.0) == {0: 5, 1: 5}
@@ -246,18 +246,18 @@ def test_who_was_left_out_and_comes_when_the_others_have_ended_goes_on_with_nobo
 def test_who_asks_once_in_a_while_learns_that_it_is_excluded():
     with _crew(3, Timing(ping_every_s=0.0)) as crew:
         crew.memberships[0]._protocol._standing = Standing(view=1, view_members=(0, 1), wants=1)
-        mine = crew.memberships[2]
-        mine._run(mine._protocol.ping(), lambda view: None)
+        own = crew.memberships[2]
+        own._run(own._protocol.ping(), lambda view: None)
         assert crew.called_off == [[], [], ["other workers have continued without this rank"]]
 
 
 def test_nobody_regroups_with_one_that_has_trained_to_the_end():
     with _crew(2) as crew:
         crew.memberships[0]._protocol.finished = 1
-        mine = crew.memberships[1]
+        own = crew.memberships[1]
         with pytest.raises(TrainingFinished):
-            mine.regroup(9, 1, 60, lambda view: None)
-        assert mine.view.members == (0, 1)
+            own.regroup(9, 1, 60, lambda view: None)
+        assert own.view.members == (0, 1)
 
 
 class _Silent:
@@ -278,7 +278,7 @@ def _membership(answers, rank: int, size: int, timing: Timing = QUICK) -> member
 
 
 @pytest.mark.parametrize(
-    ("rank", "silent", "goes_on"),
+    ("rank", "silent", "continues"),
     [
         (0, [1], True),  # one against one: the lowest rank
         (1, [0], False),
@@ -286,29 +286,29 @@ def _membership(answers, rank: int, size: int, timing: Timing = QUICK) -> member
         (0, [1, 2], False),  # rank 0 alone is fewer
     ],
 )
-def test_of_two_sides_of_a_cut_one_goes_on(rank, silent, goes_on):
+def test_of_two_sides_of_a_cut_one_continues(rank, silent, continues):
     answers = dict.fromkeys(silent, Absence.SUSPECTED)
     size = 1 + len(silent)
-    mine = _membership(answers, rank, size, Timing(silent_s=0.2))
-    if goes_on:
-        assert mine.regroup(3, 1, 60, lambda view: None) == 3
-        assert mine.view.members == (rank,)
+    own = _membership(answers, rank, size, Timing(silent_s=0.2))
+    if continues:
+        assert own.regroup(3, 1, 60, lambda view: None) == 3
+        assert own.view.members == (rank,)
     else:
         with pytest.raises(WorkerLost, match="which may be continuing without"):
-            mine.regroup(3, 1, 60, lambda view: None)
+            own.regroup(3, 1, 60, lambda view: None)
 
 
-def test_one_that_was_silent_for_long_learns_that_others_have_gone_on():
-    gone_on = {"view": 1, "wants": 1, "completed": 5, "members": None}
-    answers = {1: {**gone_on, "is_member": False, "in_fit": True}}
-    mine = _membership(answers, 0, 2)
+def test_one_that_was_silent_for_long_learns_that_others_have_continued():
+    continued = {"view": 1, "wants": 1, "completed": 5, "members": None}
+    answers = {1: {**continued, "is_member": False, "in_fit": True}}
+    own = _membership(answers, 0, 2)
     with pytest.raises(WorkerLost, match="rank 1 has continued without it"):
-        mine.regroup(3, 1, 60, lambda view: None)
+        own.regroup(3, 1, 60, lambda view: None)
 
 
-def _grow(mine: membership.Membership, join):
+def _grow(own: membership.Membership, join):
     try:
-        mine.grow(1, [0, 1], [2], join)
+        own.grow(1, [0, 1], [2], join)
     except ViewAbandoned:
         return "abandoned"
     return "grown"
@@ -325,16 +325,16 @@ def test_members_and_joining_workers_form_one_view():
         crew.train(2, _grow)
         crew.wait(range(3))
         assert set(crew.results.values()) == {"grown"}
-        for mine in crew.memberships:
-            assert mine.view == View(1, (0, 1, 2))
+        for own in crew.memberships:
+            assert own.view == View(1, (0, 1, 2))
         assert crew.joined == 3 * [[(1, (0, 1, 2))]]
         assert crew.called_off == [[], [], []]
 
 
 def test_nobody_grows_with_one_that_has_lost_the_exchange_before():
-    def grow_or_regroup(mine, join):
-        assert _grow(mine, join) == "abandoned"
-        return mine.regroup(7, 1, 60.0, join)
+    def grow_or_regroup(own, join):
+        assert _grow(own, join) == "abandoned"
+        return own.regroup(7, 1, 60.0, join)
 
     with _crew(3) as crew:
         crew.memberships[2].restrict((2,))  # a joining worker, which lives
@@ -344,16 +344,16 @@ def test_nobody_grows_with_one_that_has_lost_the_exchange_before():
         crew.wait([0, 1])
         assert crew.results == {0: 7, 1: 7}
         assert crew.joined[0] == [(2, (0, 1))]
-        for mine in crew.memberships[:2]:
-            assert mine.view == View(2, (0, 1))
+        for own in crew.memberships[:2]:
+            assert own.view == View(2, (0, 1))
         assert crew.called_off[2] == []
 
 
 def test_a_joining_worker_that_cannot_be_reached_is_no_side_of_a_cut():
-    def grow_or_regroup(mine, join):
+    def grow_or_regroup(own, join):
         with contextlib.suppress(ViewAbandoned):
-            mine.grow(1, [1], [0], join)
-        return mine.regroup(7, 1, 60.0, join)
+            own.grow(1, [1], [0], join)
+        return own.regroup(7, 1, 60.0, join)
 
     with _crew(2, Timing(admit_s=1.0)) as crew:
         crew.cut(0, 1)

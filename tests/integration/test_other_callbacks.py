@@ -1,4 +1,4 @@
-"""Other callbacks beside `GossipPGA`, before and after it in the list, in two real processes."""
+"""Other callbacks next to `GossipPGA`, before and after it in the list, in two real processes."""
 
 import logging
 
@@ -124,7 +124,7 @@ def _weights_set(cluster):
 def test_weights_that_callbacks_set_never_leave_ranks_with_different_models(pools):
     ranks = pools.run(_weights_set, 2)
     for rank, found in enumerate(ranks):
-        assert set(found["at an epoch's end"]) == {float(rank)}  # training goes on from them
+        assert set(found["at an epoch's end"]) == {float(rank)}  # training continues from them
         assert set(found["by all ranks"]) == {0.5}
         for order in ("before", "after"):
             assert (

@@ -29,7 +29,7 @@ def _fails(cluster, how):
     if cluster.rank == 1:
         if how == "exception":
             print("before the end")
-            raise ValueError("the second worker cannot go on")
+            raise ValueError("the second worker cannot continue")
         if how == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "exit":
@@ -63,7 +63,10 @@ def _alive(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("exception", r"(?s)Rank 1 failed first, with\nTraceback.*cannot go on.*\[1\] before the"),
+        (
+            "exception",
+            r"(?s)Rank 1 failed first, with\nTraceback.*cannot continue.*\[1\] before the",
+        ),
         ("crash", "Rank 1 failed first, with exit code -9"),
         ("exit", r"(?s)Rank 1 failed first, with\nTraceback.*SystemExit: the cause"),
         ("a handler", "has left a handler of SIGTERM"),

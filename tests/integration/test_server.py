@@ -39,7 +39,7 @@ def _serving(serve_s=2.0):
         yield port
 
 
-def _told(port: int, line) -> bytes:
+def _answer_to(port: int, line) -> bytes:
     """Return the answer to a line, which may depend on the server's nonce."""
     with socket.create_connection(("127.0.0.1", port), timeout=deadlines.long()) as connection:
         lines = connection.makefile("rb")
@@ -56,7 +56,7 @@ def _sealed(request):
 
 
 def _works(port: int) -> bool:
-    return _told(port, _sealed({"kind": "double", "number": 3})).endswith(b' {"number": 6}\n')
+    return _answer_to(port, _sealed({"kind": "double", "number": 3})).endswith(b' {"number": 6}\n')
 
 
 def _body(text: str):
@@ -85,14 +85,14 @@ PROVEN += ['{"kind": []}', '{"kind": {"a": 1}}', '{"kind": "unknown"}', '{"kind"
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_bytes_are_dropped_without_harm(name, capfd):
     with _serving(serve_s=0.5) as port:
-        assert _told(port, lambda nonce: MALFORMED[name]) == b""
+        assert _answer_to(port, lambda nonce: MALFORMED[name]) == b""
     assert capfd.readouterr() == ("", "")
 
 
 def test_what_is_proven_and_no_request_is_dropped_without_harm(capfd):
     with _serving() as port:
         for text in PROVEN:
-            assert _told(port, _body(text)) == b""
+            assert _answer_to(port, _body(text)) == b""
         assert _works(port)
     assert capfd.readouterr() == ("", "")
 
@@ -108,9 +108,11 @@ def test_random_bytes_and_changed_requests_are_dropped_without_harm(capfd):
 
     with _serving() as port:
         for _ in range(200):
-            assert _told(port, lambda nonce: draw.randbytes(draw.randint(1, 300)) + b"\n") == b""
+            assert (
+                _answer_to(port, lambda nonce: draw.randbytes(draw.randint(1, 300)) + b"\n") == b""
+            )
             line = changed
-            answer = _told(port, line)
+            answer = _answer_to(port, line)
             assert answer == b"" or answer.endswith(b' {"number": 6}\n')  # changed into itself
         assert _works(port)
     assert capfd.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""How workers start, in real processes: each wrong way is told on every rank, with its cause."""
+"""How workers start, in real processes: every rank reports each mistake with its cause."""
 
 import signal
 import sys
@@ -22,7 +22,7 @@ def tried():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_wrong_start_is_told_on_every_rank_and_ends(tried, name):
+def test_a_wrong_start_is_reported_on_every_rank_and_ends(tried, name):
     workers = tried[name].workers
     assert workers
     print("\n".join(starts.lines(tried[name])))

@@ -76,7 +76,7 @@ def test_who_comes_back_finishes_like_all(seed, undisturbed_loss):
 
 
 @pytest.mark.slow  # the simulation cuts networks in every run
-def test_of_two_sides_of_a_cut_the_larger_goes_on(undisturbed_loss):
+def test_of_two_sides_of_a_cut_the_larger_continues(undisturbed_loss):
     try:
         with links.hosts(3, 1000) as hosts:
             events = [Event(0, 20, "computing", kind="cut")]
@@ -91,7 +91,7 @@ def test_of_two_sides_of_a_cut_the_larger_goes_on(undisturbed_loss):
     )
 
 
-# Exchanges that a rank loses though the others have completed them, or go on meanwhile; the last
+# Exchanges that a rank loses though the others have completed them, or continue meanwhile; the last
 # of them decides that all stop.
 MISSED = {
     2: [1, "the gossip of step 2"],
@@ -124,7 +124,7 @@ def _lossy_fit(cluster, folder, **arguments):
             yield wait
         if doing in missed:
             missed.remove(doing)
-            time.sleep(0.3)  # so that the others go on as far as they can
+            time.sleep(0.3)  # so that the others continue as far as they can
             raise ExchangeBroken(doing, "lost in a test")
 
     watchdog.Watchdog.deadline = lossy

@@ -29,7 +29,7 @@ def _fails(cluster, how, pids):
         file.write(str(os.getpid()))
     if cluster.rank == 1:
         if how == "exception":
-            raise ValueError("the second worker cannot go on")
+            raise ValueError("the second worker cannot continue")
         if how == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(600)
@@ -50,7 +50,7 @@ def _alive(folder) -> list[int]:
 def test_an_exception_is_reported_with_its_rank_and_ends_all(tmp_path):
     with pytest.raises(launch.LaunchError, match="Rank 1 failed first, with exit code 1") as error:
         workers.run(_fails, 2, how="exception", pids=str(tmp_path))
-    assert "ValueError: the second worker cannot go on" in str(error.value)
+    assert "ValueError: the second worker cannot continue" in str(error.value)
     assert [outcome.returncode for outcome in error.value.outcomes] == [None, 1]
     assert len(list(tmp_path.iterdir())) == 2
     assert _alive(tmp_path) == []

@@ -162,8 +162,8 @@ def _descriptor(file) -> int:
 @functools.cache
 def _nursery(preloaded: tuple[str, ...]) -> socket.socket:
     """Start a nursery, which ends with this process, and return the socket for requests."""
-    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    for end in (mine, its):
+    own_end, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (own_end, its):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _LONGEST)
     with its:
         process = subprocess.Popen(
@@ -174,8 +174,8 @@ def _nursery(preloaded: tuple[str, ...]) -> socket.socket:
             pass_fds=[its.fileno()],
             start_new_session=True,
         )
-    _running.append((mine, process))
-    return mine
+    _running.append((own_end, process))
+    return own_end
 
 
 _running: list[tuple[socket.socket, subprocess.Popen]] = []
@@ -185,8 +185,8 @@ _running: list[tuple[socket.socket, subprocess.Popen]] = []
 def close():
     """End all nurseries; children that still run are left alone."""
     while _running:
-        mine, process = _running.pop()
-        mine.close()
+        own_end, process = _running.pop()
+        own_end.close()
         process.wait()
     _nursery.cache_clear()
 

@@ -193,8 +193,8 @@ class Pool:
     def _fail(self, rank: int, how: str):
         said = self._said()
         print(said, end="")
-        mine = [line for line in said.splitlines() if line.startswith(f"[{rank}] ")]
-        last = "\n".join(mine[-_LAST_LINES:])
+        own = [line for line in said.splitlines() if line.startswith(f"[{rank}] ")]
+        last = "\n".join(own[-_LAST_LINES:])
         raise PoolError(f"Rank {rank} failed first, {how}\nIts last lines:\n{last}")
 
     def _said(self) -> str:

@@ -527,11 +527,11 @@ class World:
     def _perform(self, worker: Worker, effect: Any):
         match effect:
             case protocol_lib.Pause(seconds):
-                self._go_on(worker, seconds)
+                self._continue(worker, seconds)
             case protocol_lib.Join():
-                self._go_on(worker, self.random.uniform(0.0, 1.0))
+                self._continue(worker, self.random.uniform(0.0, 1.0))
             case protocol_lib.Report():
-                self._go_on(worker, 0.0)
+                self._continue(worker, 0.0)
             case protocol_lib.Ask(wants):
                 resume = functools.partial(self._resume, worker, worker.ticket)
                 self._ask(worker, tuple(worker.peers), _standing(worker, wants), resume)
@@ -541,7 +541,7 @@ class World:
             case _Exchange():
                 self._arrive(worker, effect)
 
-    def _go_on(self, worker: Worker, seconds: float, value: Any = None):
+    def _continue(self, worker: Worker, seconds: float, value: Any = None):
         self.after(seconds, functools.partial(self._resume, worker, worker.ticket, value))
 
     # ---- Pings ----------------------------------------------------------------------------------
@@ -667,7 +667,7 @@ class World:
         self._check_same(view, gathering)
         newer = max(self._views)
         if newer > view.number:
-            raise Violation("b", f"{view} goes on after view {newer} has begun")
+            raise Violation("b", f"{view} continues after view {newer} has begun")
         for worker in gathering.arrived.values():
             complete = functools.partial(self._complete, worker, worker.ticket, gathering)
             self.after(self.random.uniform(0.05, 1.0), complete)
@@ -709,7 +709,7 @@ class World:
         if worker.gathering is not None:
             if not worker.gathering.began:
                 worker.gathering.left = True
-            self._go_on(worker, 0.0, ExchangeBroken("the exchange", "broken"))
+            self._continue(worker, 0.0, ExchangeBroken("the exchange", "broken"))
 
     def _break_if(self, worker: Worker, ticket: int):
         if worker.ticket == ticket:

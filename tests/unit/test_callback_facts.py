@@ -161,7 +161,7 @@ def test_callbacks_that_cannot_be_seen_are_a_warning_and_no_difference():
     assert "not called from a keras.callbacks.CallbackList" in text
 
 
-def test_learning_rates_that_callbacks_can_set_are_told():
+def test_learning_rates_that_callbacks_can_set_are_reported():
     rates = callback_facts.learning_rates
     assert rates(keras.optimizers.SGD(0.5)) == "0.5"
     assert rates(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.25))) == "0.25"

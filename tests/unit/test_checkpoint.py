@@ -298,9 +298,9 @@ def test_the_weights_are_plain_keras(tmp_path):
     other = kit.a_model(1)
     other.optimizer.build(other.trainable_variables)  # else Keras warns that it is left out
     other.load_weights(tmp_path / "checkpoint-000001" / "model.weights.h5")
-    for mine, theirs in zip(model.weights, other.weights, strict=True):
-        if "count" not in mine.path:
-            np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+    for ours, theirs in zip(model.weights, other.weights, strict=True):
+        if "count" not in ours.path:
+            np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
 
 
 @pytest.mark.parametrize("policy", ["bfloat16", "float16", "mixed_float16", "float64"])

@@ -1,4 +1,4 @@
-"""Which dead workers cannot have gone on without this one: no clock, no channel."""
+"""Which dead workers cannot have continued without this one: no clock, no channel."""
 
 import pytest
 
@@ -24,8 +24,8 @@ def _contacts(patience_s: float = 60.0) -> Contacts:
         ({1: ALIVE, 2: DEAD}, 15.0, {2}),
         ({1: DEAD, 2: DEAD}, 24.9, {1, 2}),
         ({1: SUSPECTED, 2: DEAD}, 24.9, {2}),  # rank 1 may be cut off, but not for long
-        ({1: SUSPECTED, 2: DEAD}, 25.0, set()),  # it may have gone on with rank 2
-        ({1: DEAD, 2: DEAD}, 25.0, set()),  # this worker was stopped, and they have gone on
+        ({1: SUSPECTED, 2: DEAD}, 25.0, set()),  # it may have continued with rank 2
+        ({1: DEAD, 2: DEAD}, 25.0, set()),  # this worker was stopped, and they have continued
     ],
 )
 def test_a_dead_worker_is_gone_where_all_have_answered_lately(answers, now, gone):

@@ -76,7 +76,7 @@ def test_the_lowest_willing_rank_leads_when_nobody_is_undecided(answers, decisio
     assert _decide(answers) == decision
 
 
-def test_the_leader_goes_on_without_those_that_are_silent_for_long():
+def test_the_leader_continues_without_those_that_are_silent_for_long():
     assert _decide({1: WILLING, 2: SUSPECTED, 3: WILLING}, since=LONG_AGO) == Lead((0, 1, 3))
 
 
@@ -120,7 +120,7 @@ def test_the_others_adopt_what_the_leader_decides(leader, decision):
         (0, [1, 2], False),  # rank 0 alone is fewer
     ],
 )
-def test_of_two_sides_of_a_cut_one_goes_on(rank, silent, leads):
+def test_of_two_sides_of_a_cut_one_continues(rank, silent, leads):
     answers = dict.fromkeys(silent, SUSPECTED)
     found = _decide(answers, rank, since=LONG_AGO, size=1 + len(silent))
     if leads:
@@ -129,7 +129,7 @@ def test_of_two_sides_of_a_cut_one_goes_on(rank, silent, leads):
         assert "which may be continuing without" in found.reason
 
 
-def test_dead_workers_are_on_no_side_where_they_cannot_have_gone_on():
+def test_dead_workers_are_on_no_side_where_they_cannot_have_continued():
     answers = {1: DEAD, 2: DEAD, 3: SUSPECTED}
     assert _decide(answers, since=LONG_AGO) == Lead((0,))
     found = _decide(answers, since=LONG_AGO, gone={1})

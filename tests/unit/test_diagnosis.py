@@ -124,7 +124,7 @@ ENDED = Departure("raised OSError: disk full, and has ended", ends=True)
         (DEAD, ENDED, True, f"rank 1 {ENDED.text}"),
         (SUSPECTED, ENDED, True, f"rank 1 {ENDED.text}"),  # it is still closing its sockets
         (DEAD, Departure("raised OSError", ends=False), True, "rank 1 raised OSError"),
-        # It has told of leaving fit, and lives: it may only have missed the question.
+        # It has reported that it left fit, and lives: it may only have missed the question.
         (
             SUSPECTED,
             Departure("raised OSError", ends=False),
@@ -133,7 +133,7 @@ ENDED = Departure("raised OSError: disk full, and has ended", ends=True)
         ),
     ],
 )
-def test_a_worker_that_has_told_why_it_ends_is_quoted(answer, departure, never, text):
+def test_a_worker_that_has_reported_why_it_ends_is_quoted(answer, departure, never, text):
     found = _diagnose(answer, departed={1: departure})
     assert (found.ranks, found.never, found.text) == ((1,), never, text)
 
@@ -180,7 +180,7 @@ def test_outside_of_its_fit_a_worker_is_lost_only_if_it_cannot_exchange(own, oth
 
 
 @pytest.mark.parametrize("elsewhere", [COMPUTING, WAITING, AHEAD])
-def test_workers_with_a_later_view_have_gone_on_without_this_one(elsewhere):
+def test_workers_with_a_later_view_have_continued_without_this_one(elsewhere):
     # This worker has left a fit and called it again, while they still train in the first.
     own, later = dataclasses.replace(AHEAD, fits=2), dataclasses.replace(elsewhere, view=1)
     found = _diagnose(later, own=own)

@@ -38,7 +38,7 @@ def _group(session) -> Group:
     return Group(session, RunState(settings, session), model, StopVote())
 
 
-def test_a_value_that_a_reconciliation_may_change_is_taken_anew():
+def test_a_value_that_a_reconciliation_may_change_is_taken_again():
     values = iter(["before", "after"])
     assert _group(TwiceSession(Cluster())).sync("the end of fit", lambda: next(values)) == ["after"]
 

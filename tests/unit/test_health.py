@@ -62,7 +62,7 @@ def test_the_step_is_that_of_the_first_exchange_at_which_a_rank_had_it(values, f
         assert _found(averager, len(values)) == found
 
 
-def test_a_step_that_is_forgotten_is_told_as_the_first_that_is_not():
+def test_a_step_that_is_forgotten_is_reported_as_the_first_that_is_not():
     health = _averager(_variables()).health
     health.steps.extend(range(1, 5000))
     assert health.first_steps(np.array([0, 2, 4999, 7000])) == {1: 4998, 2: 4000, 3: 4000}

@@ -23,7 +23,7 @@ class GeneratedSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A set that is made here: `splits` is the number of examples of each split."""
 
     VERSION = tfds.core.Version("1.0.0")
-    code_path = None  # beside which it would look for checksums
+    code_path = None  # it would look for checksums next to it
     splits = {"train": 103}  # noqa: RUF012
 
     def _split_generators(self, download_manager):
@@ -375,7 +375,7 @@ def test_ranks_share_documents_on_disk(data_dir, words, size):
     assert others | set.union(*seen) == set(range(5, 5 + 103))
 
 
-def test_text_on_disk_is_masked_and_goes_on(data_dir, words):
+def test_text_on_disk_is_masked_and_continues(data_dir, words):
     data = inputs.find(
         "stories", data_dir=str(data_dir), vocabulary=str(words), sequence_length=LENGTH
     )

@@ -97,7 +97,7 @@ def test_a_job_that_was_overtaken_writes_no_more_even_after_the_other_has_ended(
         _take(first, "a", 0, _dead(0))
     with pytest.raises(CheckpointError, match="another job by now"):
         first.check()
-    first.begin(lambda: True)  # the next fit begins anew
+    first.begin(lambda: True)  # the next fit begins from scratch
     _take(first, "a", 0, _dead(0))
     first.check()
 

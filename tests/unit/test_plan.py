@@ -268,7 +268,7 @@ def test_where_gossip_alone_lags_behind_it_is_not_taken_for_its_time():
         ),
     ],
 )
-def test_no_ratio_is_told_of_what_is_unknown_or_nothing(changed, name, said):
+def test_no_ratio_is_given_for_what_is_unknown_or_nothing(changed, name, said):
     settings = {"nodes": 600, "parameters": 100_000, "compute_ms": 250, "straggler_ms": 200}
     settings |= {"latency_ms": 0, "mbit": 2500, "H": [6, 24], "topology": "torus"}
     found, text = recommended(**settings | changed)
@@ -300,7 +300,7 @@ def test_where_gossip_gains_nothing_all_reduce_is_the_better_choice(settings):
 
 
 def test_of_periods_alike_in_time_the_one_that_catches_up_first_is_taken():
-    # On a ring whose gossip is short beside the computation, but whose latencies add up.
+    # On a ring whose gossip is short compared with the computation, but whose latencies add up.
     found = plan.predict(
         nodes=200, parameters=1000, compute_ms=10, mbit=1000, latency_ms=1, topology="ring"
     )

@@ -21,7 +21,7 @@ def test_a_joining_worker_that_fits_is_taken_in():
         (None, "", "the dataset is empty", "the dataset is empty"),  # what comes first
     ],
 )
-def test_a_joining_worker_that_does_not_fit_is_told_why(invitation, digest, problem, text):
+def test_a_joining_worker_that_does_not_fit_gets_the_reason(invitation, digest, problem, text):
     with pytest.raises(ValueError, match="Rank 2 cannot join the others again") as error:
         preflight.check_joining(2, invitation, digest, problem)
     assert text in str(error.value)

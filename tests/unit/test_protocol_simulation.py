@@ -71,7 +71,7 @@ def test_a_run_can_be_repeated():
     assert "until" in str(schedule) and f"seed {schedule.seed}" in str(schedule)
 
 
-def test_survivors_go_on_without_a_dead_worker():
+def test_survivors_continue_without_a_dead_worker():
     world = _ran(_schedule(4, Fault(10.0, "crash", (0,))))
     assert _outcomes(world) == ["crashed", "finished", "finished", "finished"]
     assert world._views[1] == (1, 2, 3)
@@ -84,7 +84,7 @@ def test_a_restarted_worker_is_taken_in():
 
 
 @pytest.mark.parametrize("kind", ["one_way", "two_way"])
-def test_the_larger_side_of_a_cut_goes_on_and_the_smaller_one_ends(kind):
+def test_the_larger_side_of_a_cut_continues_and_the_smaller_one_ends(kind):
     world = _ran(_schedule(5, Fault(10.0, kind, (0, 1), (2, 3, 4)), exchanges=20))
     assert [outcome == "finished" for outcome in _outcomes(world)] == [False] * 2 + [True] * 3
     assert "cannot regroup with" in world.workers[0].outcome
@@ -103,7 +103,7 @@ def test_a_worker_that_wakes_late_ends_with_an_error():
     assert [world.workers[rank].outcome for rank in (0, 2)] == ["finished", "finished"]
 
 
-# Rank 0 is away for long, the others exclude it and go on. When it is back,
+# Rank 0 is away for long, the others exclude it and continue. When it is back,
 AWAY = {
     "stopped, and the others have ended": [Fault(5.0, "stop", (0,), until=900.0)],
     "stopped, and the others have died": [
@@ -127,7 +127,7 @@ AWAY = {
 
 
 @pytest.mark.parametrize("how", AWAY)
-def test_a_worker_that_was_away_goes_on_with_nobody(how):
+def test_a_worker_that_was_away_continues_with_nobody(how):
     exchanges = 40 if "ended" in how else 200
     world = _ran(_schedule(3, *AWAY[how], exchanges=exchanges))
     assert world.workers[0].outcome not in (None, "finished", "crashed")
@@ -135,7 +135,7 @@ def test_a_worker_that_was_away_goes_on_with_nobody(how):
 
 
 @pytest.mark.parametrize("how", [how for how in AWAY if how.startswith("stopped")])
-def test_without_contacts_a_worker_that_was_away_would_go_on_alone(how, monkeypatch):
+def test_without_contacts_a_worker_that_was_away_would_continue_alone(how, monkeypatch):
     _without_contacts(monkeypatch)
     found = simulation.simulate(_schedule(3, *AWAY[how], exchanges=40 if "ended" in how else 200))
     assert found is not None and found.invariant in "abc"
@@ -155,7 +155,7 @@ def test_who_has_not_come_for_long_knows_that_it_may_be_excluded(monkeypatch):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_who_loses_the_other_while_both_compute_for_long_goes_on(rank):
+def test_who_loses_the_other_while_both_compute_for_long_continues(rank):
     busy = [Fault(20.0, "busy", (each,), until=150.0) for each in (0, 1)]
     world = _ran(_schedule(2, *busy, Fault(100.0, "crash", (1 - rank,))))
     assert world.workers[rank].outcome == "finished"

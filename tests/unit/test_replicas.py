@@ -30,7 +30,7 @@ def test_momentum_at_a_global_average(optimizer_state, expected):
     # v <- v / 2 - g. Two steps of gradients 0 and 2 leave v = 0 and -3, x = 0 and -5, mean -2.5.
     optimizer = keras.optimizers.SGD(momentum=0.5)
     replicas = Replicas(_given, np.zeros((1, 1), np.float32), optimizer, topology.disconnected(2))
-    for _ in range(2):  # each run starts anew
+    for _ in range(2):  # each run starts from the beginning
         replicas.run(_constant([0, 2], steps=3), 1.0, 2, optimizer_state)
         assert replicas.x.ravel().tolist() == expected
         assert replicas.mean.tolist() == [[np.mean(expected)]]

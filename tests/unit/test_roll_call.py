@@ -1,4 +1,4 @@
-"""The roll call between threads over loopback: who meets, who is missing, and what each is told."""
+"""The roll call between threads over loopback: who connects, and what each worker reports."""
 
 import concurrent.futures
 import contextlib
@@ -152,7 +152,7 @@ def test_facts_that_differ_are_an_error_at_all_ranks():
         assert re.search(r"version of Keras.*: 0 on rank 0 .* and rank 1 .*; 1 on rank 2 ", text)
 
 
-def test_a_port_that_is_taken_is_told_to_all():
+def test_a_port_that_is_taken_is_reported_to_all():
     given = addresses.free(3)
     with _stranger(given[1]):
         futures = [start(given, rank) for rank in range(3)]
@@ -161,8 +161,8 @@ def test_a_port_that_is_taken_is_told_to_all():
             f"Rank 1 cannot listen on {given[1]}: address in use. Is rank 1 already running?"
         )
         for rank in (0, 2):
-            told = error(futures[rank], WorkerLost)
-            assert told.startswith(f"Rank {rank} of 3 cannot start: rank 1 cannot listen on ")
+            text = error(futures[rank], WorkerLost)
+            assert text.startswith(f"Rank {rank} of 3 cannot start: rank 1 cannot listen on ")
 
 
 STRANGERS = {

@@ -133,7 +133,7 @@ def test_a_loss_that_says_nothing_falls_back_to_the_initial_period_and_warns_onc
     assert run.H == 16
 
 
-def test_a_run_goes_on_from_its_state():
+def test_a_run_continues_from_its_state():
     losses = {4: 8.0, 8: 4.0, 12: 3.0, 20: 2.0, 32: 1.0}
     settings = schedule.AdaptivePeriod(initial=4, warmup_steps=8)
     for stop in range(1, 40):

@@ -83,7 +83,7 @@ class StandInMembership:
         self.view = View(0, (0, 1, 2))
         self._views = list(views)
         self.asked = []
-        self.told = []
+        self.calls = []
 
     def regroup(self, completed, min_workers, timeout_s, join):
         self.asked.append((completed, min_workers, timeout_s))
@@ -99,16 +99,16 @@ class StandInMembership:
         pass
 
     def watch(self):
-        self.told.append("watch")
+        self.calls.append("watch")
 
     def begin_fit(self, patience_s):
-        self.told.append(("begin", patience_s))
+        self.calls.append(("begin", patience_s))
 
     def end_fit(self):
-        self.told.append("end")
+        self.calls.append("end")
 
     def meet(self):
-        self.told.append("meet")
+        self.calls.append("meet")
 
 
 class StandInRuntime:
@@ -230,19 +230,19 @@ def test_a_failure_in_the_background_shows_where_it_is_waited_for():
         session.finish()
 
 
-def test_exceptions_that_end_a_thread_or_the_process_are_told(monkeypatch):
-    told, shown, at_exit = [], [], []
+def test_exceptions_that_end_a_thread_or_the_process_are_reported(monkeypatch):
+    reported, shown, at_exit = [], [], []
     monkeypatch.setattr(threading, "excepthook", lambda args: shown.append(args.exc_type))
     monkeypatch.setattr(atexit, "register", lambda *call, **kw: at_exit.append((*call, kw)))
-    departures = types.SimpleNamespace(tell=lambda ends=False: told.append(ends))
+    departures = types.SimpleNamespace(tell=lambda ends=False: reported.append(ends))
     process._tell_of_exceptions(departures)
     thread = threading.Thread(target=_broken)
     thread.start()
     thread.join()
-    assert (told, shown) == ([False], [ExchangeBroken])
+    assert (reported, shown) == ([False], [ExchangeBroken])
     ((tell, arguments),) = at_exit
     tell(**arguments)
-    assert told == [False, True]
+    assert reported == [False, True]
 
 
 # ---- Members that change ------------------------------------------------------------------------
@@ -318,10 +318,10 @@ def test_the_sequence_has_no_gap_after_a_loss(most, log, results):
     assert session._membership.asked == [(2, 1, 60.0)]
 
 
-def test_the_survivors_say_what_the_lost_worker_has_told(capfd):
+def test_the_survivors_say_what_the_lost_worker_has_reported(capfd):
     session = _elastic(((0, 1), 0))
-    told = Departure("raised OSError: disk full", ends=False)
-    session._watchdog.departures.known = {2: told}
+    departure = Departure("raised OSError: disk full", ends=False)
+    session._watchdog.departures.known = {2: departure}
     session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
     _test_body(lambda: _failing_once(session, [])("breaks"))
     assert "Rank 1 continues without rank 2, which raised OSError: disk full: 2 of 3 workers" in (
@@ -381,7 +381,7 @@ def test_the_same_exchange_does_not_fail_forever():
     assert len(session._membership.asked) == 1 + 3
 
 
-def test_training_that_others_have_finished_is_reported_and_exchanges_may_go_on():
+def test_training_that_others_have_finished_is_reported_and_exchanges_may_continue():
     session = _elastic(TrainingFinished())
     session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
     with pytest.raises(TrainingFinished):
@@ -424,12 +424,12 @@ def test_a_sequence_begins_where_the_others_are():
     assert session._membership.asked == [(7, 2, 60.0)]
 
 
-def test_the_end_of_training_is_told():
+def test_the_end_of_training_is_reported():
     session = _elastic()
     session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
     session.end_sequence()
     session.begin_sequence(None)
-    assert session._membership.told == ["watch", ("begin", 60.0), "end", ("begin", None)]
+    assert session._membership.calls == ["watch", ("begin", 60.0), "end", ("begin", None)]
 
 
 def test_a_lost_worker_is_no_reason_against_the_next_fit():
@@ -443,7 +443,7 @@ def test_a_lost_worker_is_no_reason_against_the_next_fit():
 def test_an_exchange_with_all_shows_that_they_live():
     session = _elastic()
     session.heard_all()
-    assert (session._channel.heard, session._membership.told) == (1, ["watch", "meet"])
+    assert (session._channel.heard, session._membership.calls) == (1, ["watch", "meet"])
 
 
 # ---- The start ----------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def _raising(status: Status, error: BaseException):
         (ValueError("two\n  lines"), "raised ValueError: two lines"),
     ],
 )
-def test_the_exception_that_has_left_fit_is_told_while_it_is_handled(fit, error, left):
+def test_the_exception_that_has_left_fit_is_reported_while_it_is_handled(fit, error, left):
     status = Status()
     with contextlib.suppress(BaseException):
         try:
@@ -107,25 +107,25 @@ def test_the_exception_that_has_left_fit_is_told_while_it_is_handled(fit, error,
     assert status.departure(ends=True) == Departure(f"{left}, and has ended", ends=True)
 
 
-def test_an_exception_is_told_to_another_thread():
-    status, raised, told = Status(), threading.Event(), threading.Event()
+def test_an_exception_is_seen_by_another_thread():
+    status, raised, released = Status(), threading.Event(), threading.Event()
 
     def train():
         try:
             fit(_raising(status, OSError("disk full")))
         except OSError:
             raised.set()
-            told.wait(60)  # a handler that takes long
+            released.wait(60)  # a handler that takes long
 
     thread = threading.Thread(target=train)
     thread.start()
     assert raised.wait(60)
     assert status.tell().left == "raised OSError: disk full"
-    told.set()
+    released.set()
     thread.join()
 
 
-def test_other_exceptions_that_a_handler_meets_are_not_told():
+def test_other_exceptions_that_a_handler_meets_are_not_reported():
     status = Status()
     try:
         fit(_raising(status, OSError("disk full")))
@@ -136,7 +136,7 @@ def test_other_exceptions_that_a_handler_meets_are_not_told():
             assert status.tell().left == "raised OSError: disk full"
 
 
-def test_an_exception_from_before_fit_is_not_told():
+def test_an_exception_from_before_fit_is_not_reported():
     status = Status()
     try:
         raise KeyError("before")
@@ -146,7 +146,7 @@ def test_an_exception_from_before_fit_is_not_told():
         assert status.tell().left == LEFT
 
 
-def test_what_nobody_has_caught_is_told(monkeypatch):
+def test_what_nobody_has_caught_is_reported(monkeypatch):
     status, error = Status(), OSError("disk full")
     with contextlib.suppress(OSError):
         fit(_raising(status, error))

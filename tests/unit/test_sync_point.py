@@ -50,7 +50,7 @@ def test_ranks_at_different_points_are_named(other, text):
         (False, "ran out of data", "dataset.repeat() helps"),
     ],
 )
-def test_a_rank_that_leaves_an_epoch_early_is_told_the_cause(is_stopped, cause, advice):
+def test_a_rank_that_leaves_an_epoch_early_is_reported_with_the_cause(is_stopped, cause, advice):
     sync_point.check_whole_epoch(1, 2, 6, 6, is_stopped)
     with pytest.raises(RuntimeError, match=r"Rank 1 left epoch 2 after 5 of 6 batches") as error:
         sync_point.check_whole_epoch(1, 2, 5, 6, is_stopped)

@@ -218,5 +218,5 @@ def test_a_run_with_two_optimizers_resumes_with_both(tmp_path, state):
 
     run(tmp_path / "twice", until=1)
     resumed, whole = run(tmp_path / "twice", until=2), run(tmp_path / "once", until=2)
-    for mine, other in zip(resumed, whole, strict=True):
-        np.testing.assert_allclose(mine, other, rtol=1e-5)
+    for value, other in zip(resumed, whole, strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-5)

@@ -23,12 +23,12 @@ class Others:
         self.answers = answers
         self.handlers = {}
         self.asked = []
-        self.told = []
+        self.reported = []
         self.at_exit = False
 
     def ask_all(self, kind, timeout_s=None, **details):
         self.asked.append(kind)
-        self.told += [details] if kind == "departure" else []
+        self.reported += [details] if kind == "departure" else []
         return self.answers
 
     def tell_at_exit(self, kind, **details):
@@ -152,8 +152,8 @@ def test_after_one_that_was_broken_between_fits_the_next_fit_may_regroup():
         with pytest.raises(ExchangeBroken), watched.dog.deadline("cluster.barrier", 60.0):
             raise ExchangeBroken("cluster.barrier", "rank 1 has ended")
         watched.dog.give_up("rank 1 has ended")
-        told = watched.status.tell()  # others that wait there know that it does not
-        assert (told.unfinished, told.can_regroup) == ("cluster.barrier", True)
+        own = watched.status.tell()  # others that wait there know that it does not
+        assert (own.unfinished, own.can_regroup) == ("cluster.barrier", True)
         with (
             pytest.raises(ExchangeBroken, match="rank 1 has ended"),
             watched.dog.deadline("the start", 60.0),
@@ -161,8 +161,8 @@ def test_after_one_that_was_broken_between_fits_the_next_fit_may_regroup():
             pass
         assert not watched.reasons
         watched.dog.resume()
-        told = watched.status.tell()
-        assert (told.unfinished, told.can_regroup) == (None, False)
+        own = watched.status.tell()
+        assert (own.unfinished, own.can_regroup) == (None, False)
 
 
 # ---- Exceptions that leave fit ------------------------------------------------------------------
@@ -172,7 +172,7 @@ def _fit(body):
     return body()
 
 
-def test_the_others_are_told_once_of_an_exception_that_has_left_fit():
+def test_the_others_hear_once_of_an_exception_that_has_left_fit():
     with _watched({}) as watched:
 
         def fail():
@@ -182,7 +182,7 @@ def test_the_others_are_told_once_of_an_exception_that_has_left_fit():
         try:
             _fit(fail)
         except OSError:
-            while not watched.channel.told:
+            while not watched.channel.reported:
                 threading.Event().wait(0.01)
         watched.dog.departures.tell()
         assert not watched.channel.at_exit
@@ -190,7 +190,7 @@ def test_the_others_are_told_once_of_an_exception_that_has_left_fit():
         assert watched.channel.at_exit
         raised = "raised OSError: disk full"
         watched.dog.departures.tell()  # nothing after its last
-        assert watched.channel.told == [
+        assert watched.channel.reported == [
             {"rank": 0, "text": raised, "ends": False},
             {"rank": 0, "text": f"{raised}, and has ended", "ends": True},
         ]
@@ -201,14 +201,14 @@ def test_a_forked_child_tells_nothing(monkeypatch):
         monkeypatch.setattr(sys, "last_value", OSError("disk full"), raising=False)
         monkeypatch.setattr("os.getpid", lambda: 1)
         watched.dog.departures.tell(ends=True)
-        assert not watched.channel.told
+        assert not watched.channel.reported
 
 
-def test_a_worker_that_is_told_of_an_exception_loses_patience_and_quotes_it():
+def test_a_worker_that_hears_of_an_exception_loses_patience_and_quotes_it():
     timing = dataclasses.replace(QUICK, patience_s=600.0)
     with _watched({1: Absence.SUSPECTED}, timing) as watched:
-        told = {"rank": 1, "text": "raised OSError: disk full, and has ended", "ends": True}
-        assert watched.channel.handlers["departure"](told) == {}
+        report = {"rank": 1, "text": "raised OSError: disk full, and has ended", "ends": True}
+        assert watched.channel.handlers["departure"](report) == {}
         watched.exchange()
         assert watched.reasons == ["rank 1 raised OSError: disk full, and has ended"]
 

@@ -106,7 +106,7 @@ class GroupOps:
           ops. Their outputs are not used, so TensorFlow would otherwise prune them, and the
           receiver would wait forever.
         """
-        mine = [edge for color in colors for edge in color if self.place in edge]
+        own_edges = [edge for color in colors for edge in color if self.place in edge]
         limit = self._transport.messages_in_flight
         exchanged: list[Exchanged] = []
         issued: list[tf.Tensor] = []
@@ -114,7 +114,7 @@ class GroupOps:
             received, sent = {}, []
             with tf.control_dependencies(_turn(issued, 2 * limit)):
                 message = encode(chunk)
-            for sender, receiver in mine:
+            for sender, receiver in own_edges:
                 key = self._group_key + 2 + sender * self._world_size + receiver
                 with tf.control_dependencies(_turn(issued, limit)):
                     issued.append(self._bcast(message, sender, 2, key, first_key + index))

@@ -253,9 +253,9 @@ def check(everyone: list[dict], ranks: tuple[int, ...], rank: int):
     Raises:
       ValueError: a rank has a problem, or two ranks have different facts.
     """
-    mine = everyone[ranks.index(rank)]
-    if mine["problem"]:
-        raise ValueError(mine["problem"])
+    own = everyone[ranks.index(rank)]
+    if own["problem"]:
+        raise ValueError(own["problem"])
     for other, each in zip(ranks, everyone, strict=True):
         if each["problem"]:
             raise ValueError(f"Rank {other} cannot start training: {each['problem']}")

@@ -1,0 +1,113 @@
+"""No word of the project's old vocabulary is left in code, comments, messages and documents."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+FOLDERS = ("tf_gossip_pga", "models", "job", "benchmarks", "examples", "tests", "docs")
+KINDS = {".py", ".md", ".toml", ".cff"}
+
+# Words that the project once used, and what it says now. They are also found inside identifiers.
+RENAMED = {
+    r"guests?": "joining worker",
+    r"knock\w*": "probe",
+    r"doors?": "address, port",
+    r"meetings?": "sync point",
+    r"unite[sd]?|uniting": "reconcile",
+    r"welcom\w*": "state transfer",
+    r"generations?": "view",
+    r"summon\w*": "want a view",
+    r"mine": "own, or what it is",
+    r"clothes|deaf|bereaved|affairs?": "a word for a program, not for a person",
+}
+# Phrases that are not idiomatic; found in prose and messages.
+PHRASES = {
+    r"go(es|ing|ne)? on|went on": "continue",
+    r"those that are left": "the surviving workers",
+    r"took different ways": "are in different exchanges",
+    r"(is|are|was|were|be) told(?! (apart|from))": "receive, or who reports what",
+    r"anew": "again, from the beginning",
+    r"in vain": "without effect",
+    r"beside": "next to",
+    r"(not|no) longer waits|waits no longer": "The deadline has passed",
+}
+# (file, a part of the text around the word) -> why it stays.
+EXCEPTIONS = {
+    ("tests/unit/test_language.py", ""): "lists the words",
+}
+
+
+def texts(root: pathlib.Path):
+    """Yield every file to check: its path relative to the root, and its text."""
+    folders = [root / name for name in FOLDERS]
+    files = [*root.iterdir(), *(file for folder in folders for file in folder.rglob("*"))]
+    for file in sorted(files):
+        if file.is_file() and (file.suffix in KINDS or file.name == "Makefile"):
+            yield str(file.relative_to(root)), file.read_text()
+
+
+def prose(text: str) -> str:
+    """Return a text on one line: without line ends, comment signs, and quotes between strings."""
+    return re.sub(r'"?\n[ \t]*(?:#:?[ \t]|>[ \t]|[rf]?")?[ \t]*', " ", text)
+
+
+def words(text: str) -> str:
+    """Return a text with spaces between the words of identifiers."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", text)
+
+
+def found(path: str, text: str) -> list[str]:
+    """Return each old word or phrase in a file, with its context and what to write instead."""
+    line = prose(text)
+    return [
+        f"{path}: … {context} … (write: {instead})"
+        for patterns, searched in ((RENAMED, words(line)), (PHRASES, line))
+        for pattern, instead in patterns.items()
+        for match in re.finditer(rf"\b({pattern})\b", searched, re.IGNORECASE)
+        if not is_excepted(path, context := searched[max(0, match.start() - 60) : match.end() + 60])
+    ]
+
+
+def is_excepted(path: str, context: str) -> bool:
+    return any(path == file and part in context for file, part in EXCEPTIONS)
+
+
+def test_no_old_word_is_left():
+    checked = dict(texts(ROOT))
+    assert len(checked) > 300
+    left = [each for path, text in checked.items() for each in found(path, text)]
+    assert not left, "\n".join(left)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# the guest is admitted",
+        "guest_of = 3",
+        "class LateGuest:\n    pass",
+        "self._knocks += 1",
+        "# a word that begins\n# anew",
+        '    f"rank {rank} goes "\n    "on without it"',
+        "those that\n    are left agree",
+        "> the ranks took\n> different ways",
+        "What a worker is\ntold.",
+    ],
+)
+def test_an_old_word_is_found(text):
+    assert len(found("a file", text)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["indoors", "the latest generator", "besides", "told apart", "unit, units", "an ongoing run"],
+)
+def test_a_longer_word_is_not_an_old_one(text):
+    assert not found("a file", text)
+
+
+def test_every_exception_is_needed():
+    checked = dict(texts(ROOT))
+    for file, part in EXCEPTIONS:
+        assert part in words(prose(checked[file])) and EXCEPTIONS[file, part]
