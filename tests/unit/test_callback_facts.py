@@ -76,11 +76,11 @@ def test_an_early_stopping_on_one_rank_that_restores_nothing_is_a_warning():
 
 
 def test_subclasses_count_as_their_kind():
-    class Mine(callbacks.ReduceLROnPlateau):
+    class Custom(callbacks.ReduceLROnPlateau):
         pass
 
-    with pytest.raises(ValueError, match=r"rank 0 has Mine\(monitor='loss'"):
-        _check([Mine("loss")], [])
+    with pytest.raises(ValueError, match=r"rank 0 has Custom\(monitor='loss'"):
+        _check([Custom("loss")], [])
 
 
 def test_a_joining_worker_must_have_what_decides_but_no_backup():

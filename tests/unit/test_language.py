@@ -1,5 +1,6 @@
 """No word of the project's old vocabulary is left in code, comments, messages and documents."""
 
+import ast
 import pathlib
 import re
 
@@ -22,6 +23,8 @@ RENAMED = {
     r"mine": "own, or what it is",
     r"clothes|deaf|bereaved|affairs?": "a word for a program, not for a person",
 }
+# Names in code that are no name for a thing.
+NAMES = {"told": "reported, or what it is"}
 # Phrases that are not idiomatic; found in prose and messages.
 PHRASES = {
     r"go(es|ing|ne)? on|went on": "continue",
@@ -50,7 +53,8 @@ def texts(root: pathlib.Path):
 
 def prose(text: str) -> str:
     """Return a text on one line: without line ends, comment signs, and quotes between strings."""
-    return re.sub(r'"?\n[ \t]*(?:#:?[ \t]|>[ \t]|[rf]?")?[ \t]*', " ", text)
+    joined = re.sub(r'"?\n[ \t]*(?:#:?[ \t]|>[ \t]|[rf]?")?', " ", text)
+    return re.sub(r"[ \t]+", " ", joined)
 
 
 def words(text: str) -> str:
@@ -70,6 +74,21 @@ def found(path: str, text: str) -> list[str]:
     ]
 
 
+def named(path: str, text: str) -> list[str]:
+    """Return each name in a module whose last word is one of `NAMES`."""
+    kinds = {ast.Name: "id", ast.arg: "arg", ast.Attribute: "attr", ast.FunctionDef: "name"}
+    names = {
+        getattr(node, kinds[type(node)])
+        for node in ast.walk(ast.parse(text))
+        if type(node) in kinds
+    }
+    return [
+        f"{path}: {name} (write: {NAMES[word]})"
+        for name in sorted(names)
+        if (word := name.rpartition("_")[2]) in NAMES
+    ]
+
+
 def is_excepted(path: str, context: str) -> bool:
     return any(path == file and part in context for file, part in EXCEPTIONS)
 
@@ -78,6 +97,8 @@ def test_no_old_word_is_left():
     checked = dict(texts(ROOT))
     assert len(checked) > 300
     left = [each for path, text in checked.items() for each in found(path, text)]
+    modules = {path: text for path, text in checked.items() if path.endswith(".py")}
+    left += [each for path, text in modules.items() for each in named(path, text)]
     assert not left, "\n".join(left)
 
 
@@ -97,6 +118,13 @@ def test_no_old_word_is_left():
 )
 def test_an_old_word_is_found(text):
     assert len(found("a file", text)) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["told = 3", "self._told.append(1)", "def f(told): pass", "def is_told(): pass"]
+)
+def test_an_old_name_is_found(text):
+    assert len(named("a file", text)) == 1
 
 
 @pytest.mark.parametrize(
