@@ -187,7 +187,9 @@ def test_variables_that_the_first_batch_makes_are_named(model):
     preflight.check_no_late_variables(model, known)
     model.late = keras.layers.Dense(2, name="late")
     model.late.build((None, 3))
-    with pytest.raises(ValueError, match=r"made variables.*late/kernel, .*late/bias\. Build all"):
+    with pytest.raises(
+        ValueError, match=r"created variables.*late/kernel, .*late/bias\. Build all"
+    ):
         preflight.check_no_late_variables(model, known)
 
 

@@ -62,8 +62,8 @@ class Group:
         """
         if self._run.averager is None:
             raise RuntimeError(
-                f"Rank {self._session.cluster.rank} was to join the others, but its fit has no "
-                "epoch in which they could take it in. Give fit more epochs than initial_epoch."
+                f"Rank {self._session.cluster.rank} cannot join: its fit has no epoch in which the "
+                "other workers could admit it. Pass fit more epochs than initial_epoch."
             )
         return self._run.averager
 

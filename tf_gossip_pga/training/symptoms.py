@@ -72,7 +72,7 @@ class Symptoms:
         if is_chief:
             logger.warning(
                 f"By step {first} the parameters of rank{'s' * (len(ranks) > 1)} "
-                f"{', '.join(ranks)} were no longer finite (NaN or infinite), before "
-                "those of any other rank. Averages carry this to all ranks. Look at that "
-                "rank's data, or take a smaller learning rate."
+                f"{', '.join(ranks)} were no longer finite (NaN or infinite), before those of any "
+                "other rank. Averaging spreads these values to all ranks. Check that rank's data, "
+                "or use a smaller learning rate."
             )
