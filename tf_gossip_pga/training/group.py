@@ -224,7 +224,7 @@ class Group:
         Args:
           completed: number of exchanges that this rank has completed.
         """
-        doing, run = "the reconciliation", self._run
+        doing, run = "the reconciliation after a loss", self._run
         own = {
             "completed": completed,
             "stopped": self._vote.is_agreed,
