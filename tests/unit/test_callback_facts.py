@@ -72,7 +72,7 @@ def test_callbacks_that_decide_must_be_the_same_on_all_ranks(first, second, text
 def test_an_early_stopping_on_one_rank_that_restores_nothing_is_a_warning():
     (text,) = _check([callbacks.EarlyStopping("loss")], [])
     assert "rank 1 has no EarlyStopping" in text
-    assert "When it stops one rank, all ranks stop" in text
+    assert "When this callback stops one rank, all ranks stop" in text
 
 
 def test_subclasses_count_as_their_kind():

@@ -51,7 +51,7 @@ def test_ranks_at_different_points_are_named(other, text):
             "that runs after GossipPGA set model.stop_training",
             "call those of a keras.callbacks.CallbackList",
         ),
-        (False, "ran out of data", "or dataset.repeat()"),
+        (False, "ran out of data", "use cluster.shard or dataset.repeat()"),
     ],
 )
 def test_a_rank_that_leaves_an_epoch_early_is_told_the_cause(is_stopped, cause, advice):

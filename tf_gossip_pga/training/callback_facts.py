@@ -167,7 +167,8 @@ def _differences(everyone: list[list[Fact]], ranks: tuple[int, ...]):
                 "every rank."
             )
         yield (
-            f"The ranks differ in their callbacks: {have}. When it stops one rank, all ranks stop."
+            f"The ranks differ in their callbacks: {have}. When this callback stops one rank, all "
+            "ranks stop."
         )
 
 

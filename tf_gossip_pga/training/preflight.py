@@ -93,8 +93,8 @@ def problem_of_unbuilt(model, optimizers: list) -> str | None:
             # If it were built for more variables than it trains, it would overwrite the others with
             # its moving averages.
             return (
-                f"The model holds the optimizer {optimizer.name!r} with use_ema=True, but it is "
-                "unknown which variables it trains. Build it before fit: "
+                f"The model holds the optimizer {optimizer.name!r} with use_ema=True, but "
+                "GossipPGA cannot tell which variables that optimizer trains. Build it before fit: "
                 "optimizer.build(variables)."
             )
     return None

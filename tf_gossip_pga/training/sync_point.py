@@ -92,7 +92,7 @@ def check_whole_epoch(rank: int, epoch: int, batches: int, steps: int, is_stoppe
         advice = "If you call hooks yourself, call those of a keras.callbacks.CallbackList"
     else:
         cause = "its dataset ran out of data"
-        advice = "Give every rank the same number (use cluster.shard, or dataset.repeat())"
+        advice = "Give every rank the same number of batches: use cluster.shard or dataset.repeat()"
     raise RuntimeError(
         f"Rank {rank} left epoch {epoch} after {batches} of {steps} batches: {cause}. Every rank "
         f"must complete all batches, because the other ranks wait for it. {advice}."
