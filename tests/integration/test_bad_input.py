@@ -184,9 +184,9 @@ def test_ranks_that_differ_all_get_the_same_explanation(errors, case, message):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("empty", "The dataset is empty"),
-        ("unknown length", "length is unknown. Pass steps_per_epoch"),
-        ("unbuilt", "no trainable variables yet"),
+        ("empty", "dataset of this rank is empty"),
+        ("unknown length", "dataset is unknown. Pass steps_per_epoch"),
+        ("unbuilt", "is not built, or has no trainable variables"),
         ("steps_per_execution", "must see every batch"),
         ("two callbacks", "two GossipPGA callbacks"),
         ("no optimizer", "compiled without an optimizer"),

@@ -557,9 +557,9 @@ def _bad_loss(cluster):
     period = {"H": 2, "last": 2, "initial_loss": 1.0}
     broken = [{"H": 0}, {"last": 4}, {"last": -1}, {"initial_loss": "x"}, {"initial_loss": 0}]
     for state in (None, *({**period, **each} for each in broken)):
-        with pytest.raises(ValueError, match="state must be what the state of a GossipPGA"):
+        with pytest.raises(ValueError, match="state must be the state of a GossipPGA"):
             gossip.state = {"step": 3, "period": state}
-    with pytest.raises(ValueError, match="state must be what the state of a GossipPGA"):
+    with pytest.raises(ValueError, match="state must be the state of a GossipPGA"):
         pga.GossipPGA(H=3).state = gossip.state
     return [gossip.step, history.history["H"], len(said)]
 

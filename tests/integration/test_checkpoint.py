@@ -183,8 +183,8 @@ def test_another_number_of_workers_goes_on(pools, tmp_path, size, capfd):
             assert begun["own"] == _parts(of["ended"])["own"]
     assert len({each["ended"]["0 sequential/dense/kernel"] for each in resumed}) == 1
     said = capfd.readouterr().out
-    assert f"Goes on from {tmp_path}/checkpoint-000002, after step 10." in said
-    lost = f"Rank 2 has no rank-2.npz in {tmp_path}/checkpoint-000002: it takes the optimizer's"
+    assert f"Resuming from {tmp_path}/checkpoint-000002, after step 10." in said
+    lost = f"Rank 2 has no rank-2.npz in {tmp_path}/checkpoint-000002. It uses the optimizer"
     assert (lost in said) == (size == 3)
 
 
@@ -262,11 +262,12 @@ def test_a_directory_that_fails_on_one_rank_ends_no_training_and_a_second_job_is
     first, second = pools.run(_odd_directories, 2, folder=str(tmp_path))
     assert first["unlisted"] == second["unlisted"] == 3 * kit.STEPS
     said = capfd.readouterr().out
-    failed = "was not completed, training goes on. Rank 1: [Errno 13] Permission denied."
+    failed = "was not completed. Training continues. Rank 1: [Errno 13] Permission denied."
     assert said.count(failed) == 2
     assert first["in use"] == second["in use"]
     assert (
-        f"Rank 1: {tmp_path}/in use/1 is in use: process {second['holder']} on" in first["in use"]
+        f"Rank 1: {tmp_path}/in use/1 is in use by another job: process {second['holder']} on"
+        in first["in use"]
     )
     assert first["claims"] == [["000001.json", False]]  # released again
     assert second["claims"] == [["000001.json", True]]
@@ -317,7 +318,7 @@ def test_sigterm_on_one_rank_stops_all_who_save_and_go_on_later(tmp_path, capfd)
     # At the end of the second epoch.
     assert first["H=None"][:2] == [[0, 10, True], [2, 10 + kit.STEPS, False]]
     said = capfd.readouterr().out
-    assert said.count("Rank 1 has received SIGTERM: all ranks are asked to stop and save.") == 2
+    assert said.count("Rank 1 received SIGTERM. All ranks will stop and save a checkpoint.") == 2
     assert "Rank 0 has received" not in said
 
 
@@ -448,12 +449,12 @@ def test_ranks_that_differ_are_told_apart(tmp_path, capfd):
     said = capfd.readouterr().out
     for saved, loaded in first["kept"]:
         assert saved == loaded
-    assert said.count("training goes on. Rank 1: [Errno 28] No space left on device.") == 2
+    assert said.count("Training continues. Rank 1: [Errno 28] No space left on device.") == 2
     assert first["damaged"] == second["damaged"] == 1
-    assert re.search(r"Passed over a checkpoint\. Rank 1: .*rank-1.npz is not as it was writ", said)
+    assert re.search(r"Skipped a checkpoint\. Rank 1: .*rank-1.npz is damaged: ", said)
     assert "Rank 1 cannot restore a checkpoint: it has called fit" in first["only one restores"]
-    assert "Rank 0 cannot start training: it restores a check" in second["only one restores"]
+    assert "Rank 0 cannot start training: it has called checkp" in second["only one restores"]
     assert first["only one backs up"] == second["only one backs up"]
     assert "rank 1 has no BackupAndRestore" in first["only one backs up"]
     assert first["only one saves"] == second["only one saves"]
-    assert "rank 0 is at the beginning of checkpoints" in first["only one saves"]
+    assert "rank 0 is at the claim of the checkpoint directory" in first["only one saves"]

@@ -157,7 +157,7 @@ def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying)
 @pytest.mark.parametrize(
     ("second", "why"),
     [
-        ("differs", "Rank 1 cannot join the others again: it differs from them in the model"),
+        ("differs", "Rank 1 cannot join: it differs from the other workers in the model"),
         pytest.param(
             "leaves callbacks out",
             "the callbacks that set weights or learning rates (EarlyStopping",
@@ -165,7 +165,7 @@ def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying)
         ),
         pytest.param(
             "has another epoch",
-            "Rank 1 begins epoch 1, and the others epoch 4.",
+            "Rank 1 begins epoch 1, but the other workers begin epoch 4.",
             marks=pytest.mark.slow,
         ),
         (

@@ -228,7 +228,7 @@ def test_callbacks_that_collide_or_differ_are_said(pools, tmp_path):
     first, second = pools.run(_warnings, 2, folder=str(tmp_path))
     path, rates, error = first  # said once
     assert f"CSVLogger writes to the same path on ranks 0, 1: {tmp_path}/log.csv." in path
-    assert "learning rates differ since epoch 1: rank 0 has 0.1, rank 1 has 0.01." in rates
+    assert "learning rates have differed since epoch 1: rank 0 has 0.1, rank 1 has 0.01." in rates
     assert "rank 1 has no ReduceLROnPlateau" in error
     assert second == [error]
 

@@ -71,7 +71,7 @@ def test_a_run_resumes_from_its_checkpoints(tmp_path):
     flags += [f"--output_dir={tmp_path}", "--resume"]
     for epochs in (1, 3):
         said = _train(*flags, f"--epochs={epochs}")
-    assert f"Goes on from {tmp_path}/checkpoints/checkpoint-000001, after step 4." in said
+    assert f"Resuming from {tmp_path}/checkpoints/checkpoint-000001, after step 4." in said
     assert " s for 8 steps" in said
     written = json.loads((tmp_path / "results.json").read_text())
     assert (written["epochs"], written["steps"]) == (3, 12)

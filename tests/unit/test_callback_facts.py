@@ -66,13 +66,13 @@ def test_callbacks_that_decide_must_be_the_same_on_all_ranks(first, second, text
     with pytest.raises(ValueError, match="The ranks differ in their callbacks: ") as error:
         _check(first, second)
     assert text in str(error.value)
-    assert "Give the same one to every rank" in str(error.value)
+    assert "Pass the same one on every rank" in str(error.value)
 
 
 def test_an_early_stopping_on_one_rank_that_restores_nothing_is_a_warning():
     (text,) = _check([callbacks.EarlyStopping("loss")], [])
     assert "rank 1 has no EarlyStopping" in text
-    assert "Where it stops one rank, all ranks stop" in text
+    assert "When this callback stops one rank, all ranks stop" in text
 
 
 def test_subclasses_count_as_their_kind():
@@ -151,14 +151,14 @@ def test_the_path_of_a_callback_of_ones_own_counts_too(tmp_path):
 
 def test_swapping_weights_around_validation_is_refused():
     problem = callback_facts.problem_of_rank(_facts(callbacks.SwapEMAWeights()))
-    assert "SwapEMAWeights exchanges the weights around validations" in problem
+    assert "SwapEMAWeights replaces the weights during validation" in problem
     assert callback_facts.problem_of_rank(_facts(_restoring())) is None
     assert callback_facts.problem_of_rank(None) is None
 
 
 def test_callbacks_that_cannot_be_seen_are_a_warning_and_no_difference():
     (text,) = callback_facts.check([None, _facts(_plateau())], (0, 1))
-    assert "not called from a keras.callbacks.CallbackList" in text
+    assert "no keras.callbacks.CallbackList calls its hooks" in text
 
 
 def test_learning_rates_that_callbacks_can_set_are_reported():

@@ -130,15 +130,15 @@ def test_a_loop_of_the_users_own_has_no_list():
 
 def test_hooks_called_by_hand_without_a_model_or_params_say_what_to_call():
     gossip = pga.GossipPGA()
-    with pytest.raises(RuntimeError, match=r"no model yet.*call set_model\(model\) and set_params"):
+    with pytest.raises(RuntimeError, match=r"has no model.*call set_model\(model\) and set_params"):
         gossip.on_train_begin()
     gossip.set_model(_model())
     with pytest.raises(
-        ValueError, match=r"not told the number of epochs and of steps.*CallbackList"
+        ValueError, match=r"not received the number of epochs and of steps.*CallbackList"
     ):
         gossip.on_train_begin()
     gossip.set_params({"epochs": 2})
-    with pytest.raises(ValueError, match="not told the number of steps"):
+    with pytest.raises(ValueError, match="not received the number of steps"):
         gossip.on_train_begin()
 
 
@@ -170,7 +170,7 @@ def _legacy(base=object):
 
 def test_a_model_or_a_list_of_tf_keras_is_refused():
     gossip = pga.GossipPGA()
-    with pytest.raises(TypeError, match=r"models of Keras 3 .*received a tf_keras\.src\.callbacks"):
+    with pytest.raises(TypeError, match=r"a Keras 3 model .*received a tf_keras\.src\.callbacks"):
         gossip.set_model(_legacy()())
 
     class Container(_legacy()):

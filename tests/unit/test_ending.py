@@ -7,7 +7,7 @@ import pytest
 
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.errors import TrainingFinished, WorkerLost
-from tf_gossip_pga.training.ending import Ending, check_alike
+from tf_gossip_pga.training.ending import Ending, check_all_or_none
 
 
 class FakeRank:
@@ -154,13 +154,13 @@ def test_who_has_joined_ends_with_the_model_of_the_others(where, changes, joined
 def test_who_has_joined_is_no_excuse_for_the_others():
     errors = _end({}, {0: 7.0}, joined={3})
     assert len(set(errors)) == 1
-    assert "of rank 0 when training ended, but not those of rank 1 and rank 2," in errors[0]
+    assert "of rank 0 when training ended, but not those of rank 1 and rank 2." in errors[0]
 
 
 def test_a_rank_that_does_not_know_is_no_error():
-    check_alike({0: None, 1: True})
-    check_alike({0: None, 1: None})
-    check_alike({0: False, 1: False})
+    check_all_or_none({0: None, 1: True})
+    check_all_or_none({0: None, 1: None})
+    check_all_or_none({0: False, 1: False})
 
 
 def _check_alone(raises: Exception, changed: bool, reconciled: float | None = None):
@@ -175,7 +175,7 @@ def _check_alone(raises: Exception, changed: bool, reconciled: float | None = No
 def test_a_worker_that_is_lost_after_the_last_average_costs_nothing(capsys):
     _check_alone(WorkerLost("Rank 0 has ended."), changed=False)
     said = " ".join(capsys.readouterr().err.split())
-    assert "the model is the average of all ranks. No further fit of these processes is" in said
+    assert "it is the average of all ranks. These processes cannot run another fit." in said
     assert said.endswith("Rank 0 has ended.")
     _check_alone(TrainingFinished(), changed=True)  # the others would not have finished otherwise
 

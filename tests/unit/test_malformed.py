@@ -109,5 +109,5 @@ def test_arguments_are_taken_or_answered(arguments):
 @hypothesis.given(VALUES)
 def test_a_state_is_taken_or_answered(state):
     gossip = pga.GossipPGA(H=pga.AdaptivePeriod())
-    with pytest.raises(ValueError, match="state must be what the state of a GossipPGA"):
+    with pytest.raises(ValueError, match="state must be the state of a GossipPGA"):
         gossip.state = state

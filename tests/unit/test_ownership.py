@@ -69,7 +69,7 @@ def test_a_living_job_keeps_the_directory_until_its_fit_ends(tmp_path, begun):
     _take(first, "a", 0, _alive(1), _dead(2))
     since = json.loads((tmp_path / "owner" / "000001.json").read_text())["since"]
     who = f"process {HERE.pid} on {HERE.host} \\(rank 1\\), since {since}"
-    words = f"is in use: {who}, writes checkpoints there. Wait until that job has ended"
+    words = f"is in use by another job: {who}. Wait until that job has ended"
     with pytest.raises(CheckpointError, match=words):
         _take(second, "b", 0, _alive(3))
     with pytest.raises(CheckpointError, match="belongs to another job"):
@@ -93,9 +93,9 @@ def test_a_job_that_was_overtaken_writes_no_more_even_after_the_other_has_ended(
     _take(first, "a", 0, _dead(0))  # as it looks from a machine that cannot see it
     _take(second, "b", 0, _dead(1))
     second.release()
-    with pytest.raises(CheckpointError, match=r"another job by now: .* writes and removes nothing"):
+    with pytest.raises(CheckpointError, match=r"now belongs to another job: .* no longer writes"):
         _take(first, "a", 0, _dead(0))
-    with pytest.raises(CheckpointError, match="another job by now"):
+    with pytest.raises(CheckpointError, match="now belongs to another job"):
         first.check()
     first.begin(lambda: True)  # the next fit begins from scratch
     _take(first, "a", 0, _dead(0))
@@ -114,10 +114,12 @@ def test_elsewhere_a_sign_of_life_decides(tmp_path, begun, monkeypatch, capsys):
         path.touch()
 
     monkeypatch.setattr(time, "sleep", renewing)
-    with pytest.raises(CheckpointError, match=r"in use: process 7 on far \(rank 0\)"):
+    with pytest.raises(
+        CheckpointError, match=r"in use by another job: process 7 on far \(rank 0\)"
+    ):
         _take(second, "b", 0, _alive(1))
     monkeypatch.setattr(time, "sleep", sleep)
-    assert "Waits up to 0 s to see whether the job that wrote to" in capsys.readouterr().err
+    assert "Waiting up to 0 s to find out whether the job that wrote to" in capsys.readouterr().err
     _take(second, "b", 0, _alive(1))  # 0.3 s later
     second.check()
 
@@ -222,7 +224,7 @@ def test_who_was_left_out_can_neither_write_nor_remove(tmp_path, begun, number):
         stores[1].finish(epoch, {"epoch": epoch}, {"a": entry})
     _take(survivor, "a", 1, _alive(0), _alive(1))
     survivor.release()  # they have finished and gone
-    words = r"belongs to view 1 of this run, which this worker is not in: process \d+ on"
+    words = r"belongs to view 1 of this run, of which this worker is not a member: process \d+ on"
     for _ in range(2):
         with pytest.raises(CheckpointError, match=words):
             _take(left_out, "a", number, _alive(2))
@@ -234,7 +236,9 @@ def test_who_was_left_out_can_neither_write_nor_remove(tmp_path, begun, number):
             lambda store: store.discard(1),
             lambda store: store.forget("a", {}),
         ):
-            with pytest.raises(CheckpointError, match=r"view 1 of this run|another job by now"):
+            with pytest.raises(
+                CheckpointError, match=r"view 1 of this run|now belongs to another job"
+            ):
                 write(stores[1])
         assert stores[0].complete() == stores[0].numbers() == [2, 1]
         assert stores[0].checked(2, "a", stores[0].read(2)["files"]).read_text() == "a"
@@ -282,7 +286,7 @@ def test_a_directory_that_vanishes_is_claimed_again(tmp_path, begun):
     owner = begun()
     _take(owner, "a", 0, _alive(0))
     (tmp_path / "owner" / "000001.json").unlink()
-    with pytest.raises(CheckpointError, match="has lost the claim of this job"):
+    with pytest.raises(CheckpointError, match="no longer contains this job's claim"):
         owner.check()
     _take(owner, "a", 0, _alive(0))
     owner.check()

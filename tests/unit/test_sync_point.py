@@ -37,7 +37,7 @@ def test_the_same_point_is_accepted():
     ],
 )
 def test_ranks_at_different_points_are_named(other, text):
-    with pytest.raises(RuntimeError, match="took different ways") as error:
+    with pytest.raises(RuntimeError, match="at different points of training") as error:
         sync_point.check_same_point([_report(0), _report(1, **other)])
     assert "rank 0 is at the end of epoch 1, step 6" in str(error.value)
     assert text in str(error.value)
@@ -46,8 +46,12 @@ def test_ranks_at_different_points_are_named(other, text):
 @pytest.mark.parametrize(
     ("is_stopped", "cause", "advice"),
     [
-        (True, "set model.stop_training after GossipPGA's turn", "call those of a CallbackList"),
-        (False, "ran out of data", "dataset.repeat() helps"),
+        (
+            True,
+            "that runs after GossipPGA set model.stop_training",
+            "call those of a keras.callbacks.CallbackList",
+        ),
+        (False, "ran out of data", "use cluster.shard or dataset.repeat()"),
     ],
 )
 def test_a_rank_that_leaves_an_epoch_early_is_reported_with_the_cause(is_stopped, cause, advice):
@@ -74,7 +78,7 @@ def test_ranks_that_resume_at_different_epochs_learn_which_backup_to_replace():
         3: "the beginning of epoch 3",
     }
     reports = [_report(rank, where=where) for rank, where in wheres.items()]
-    with pytest.raises(RuntimeError, match="begin with different epochs: rank 0 is at") as error:
+    with pytest.raises(RuntimeError, match="begin at different epochs: rank 0 is at") as error:
         sync_point.check_same_point(reports)
     assert "replace the backup of rank 3 with a copy of rank 0's" in str(error.value)
 

@@ -140,6 +140,17 @@ def test_a_rank_keeps_its_own_in_its_file_and_the_raw_ones(model, tmp_path):
     assert model.temperature.numpy() == 3.0
 
 
+def test_a_file_of_a_rank_with_other_shapes_names_both(model, tmp_path):
+    path = tmp_path / "rank-0.npz"
+    place = next(i for i, each in enumerate(variables.held(model)) if each.path.endswith("mask"))
+    np.savez(path, **{str(place): np.zeros(2, np.int32)})
+    with pytest.raises(
+        ValueError,
+        match=r"mask has shape \[2\] and dtype int32 in the file, but \[3\] and bool in the model",
+    ):
+        rank_file.load(path, model)
+
+
 def test_a_model_without_call_trains_once_it_has_variables(model):
     assert preflight.problem_of_model(model) is None
 
@@ -187,7 +198,9 @@ def test_variables_that_the_first_batch_makes_are_named(model):
     preflight.check_no_late_variables(model, known)
     model.late = keras.layers.Dense(2, name="late")
     model.late.build((None, 3))
-    with pytest.raises(ValueError, match=r"made variables.*late/kernel, .*late/bias\. Build all"):
+    with pytest.raises(
+        ValueError, match=r"created variables.*late/kernel, .*late/bias\. Build all"
+    ):
         preflight.check_no_late_variables(model, known)
 
 

@@ -127,8 +127,7 @@ class Checkpoint(keras.callbacks.Callback):
             self._files = CheckpointFiles(directory, keep, self._ownership.check)
         except (OSError, TypeError) as error:
             raise ValueError(
-                f"directory must be one that this process may write to, received {directory!r}: "
-                f"{error}."
+                f"directory must be writable for this process, received {directory!r}: {error}."
             ) from None
         self._session = process.active()
         rank = self._session.cluster.rank
@@ -140,7 +139,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._epoch = self._batches = 0  # the present epoch, and its completed batches
         self._sigterm = preemption.Sigterm(
             gossip.request_stop,
-            f"Rank {rank} has received SIGTERM: all ranks are asked to stop and save.",
+            f"Rank {rank} received SIGTERM. All ranks will stop and save a checkpoint.",
         )
 
     def restore(self, model: keras.Model) -> int:
@@ -188,7 +187,8 @@ class Checkpoint(keras.callbacks.Callback):
         """Take the directory, and handle SIGTERM until training ends."""
         if not self._gossip.in_fit or self._gossip.model is not self.model:
             raise ValueError(
-                "The GossipPGA of a Checkpoint must come before it: callbacks=[gossip, checkpoint]."
+                "The GossipPGA of a Checkpoint must come before it in the callbacks of the same "
+                "fit: callbacks=[gossip, checkpoint]."
             )
         model = cast(keras.Model, self.model)  # Keras has set model and params
         self._fit = cast("dict[str, Any]", self.params)

@@ -215,9 +215,12 @@ class CheckpointFiles:
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 intact = False
             if not intact:
-                raise CheckpointError(f"{path} is not as it was written: it was cut or changed")
+                raise CheckpointError(f"{path} is damaged: it was truncated or changed")
             if content.get("format") != _FORMAT:
-                raise CheckpointError(f"{path} has another format than {_FORMAT}, this package's")
+                raise CheckpointError(
+                    f"{path} has format {content.get('format')!r}, but this version of the package "
+                    f"reads format {_FORMAT}"
+                )
             return content
 
     def checked(self, number: int, name: str, files: dict[str, dict]) -> pathlib.Path:
@@ -233,15 +236,15 @@ class CheckpointFiles:
         """
         path = self.folder(number) / name
         if not isinstance(files, dict) or name not in files:
-            raise CheckpointError(f"{path} is not among the files of its manifest")
+            raise CheckpointError(f"{path} is not listed in its manifest")
         if path.name != name:
-            raise CheckpointError(f"{path} does not lie in the folder of its manifest")
+            raise CheckpointError(f"{path} is not in the folder of its manifest")
         with _explained(path):
             found = _entry(path)
         if found != files[name]:
             raise CheckpointError(
-                f"{path} is not as it was written: the manifest tells of {_words(files[name])}, "
-                f"the file has {_words(found)}"
+                f"{path} is damaged: the manifest lists {_words(files[name])}, but the file has "
+                f"{_words(found)}"
             )
         return path
 
@@ -273,7 +276,7 @@ def _is_regular(path: pathlib.Path) -> bool:
 
 def _words(entry) -> str:
     if not isinstance(entry, dict):
-        return "nothing"
+        return "no size and digest"
     return f"{entry.get('bytes')} bytes with SHA-256 {str(entry.get('sha256'))[:12]}…"
 
 

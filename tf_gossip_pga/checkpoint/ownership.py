@@ -312,21 +312,22 @@ class Ownership:
             raise CheckpointError(self._lost(found))
         elif not shares and self._is_held(found):
             raise CheckpointError(
-                f"{self._directory} is in use: {found.words}, writes checkpoints there. Wait until "
-                "that job has ended, end it, or give this one another directory"
+                f"{self._directory} is in use by another job: {found.words}. Wait until that job "
+                "has ended, end it, or use another directory for this job"
             )
 
     def _lost(self, found: _Found | None) -> str:
         if found is None:
-            return f"{self._directory} has lost the claim of this job: something has removed it"
+            return f"{self._directory} no longer contains this job's claim: it has been removed"
         if found.claim and found.claim.run == self._run:
             return (
-                f"{self._directory} belongs to view {found.claim.view} of this run, which this "
-                f"worker is not in: {found.words}. It writes and removes nothing there"
+                f"{self._directory} belongs to view {found.claim.view} of this run, of which this "
+                f"worker is not a member: {found.words}. This worker writes and removes no files "
+                "there"
             )
         return (
-            f"{self._directory} belongs to another job by now: {found.words}. This one writes and "
-            "removes nothing there any more"
+            f"{self._directory} now belongs to another job: {found.words}. This job no longer "
+            "writes or removes files there"
         )
 
     # ---- Signs of life --------------------------------------------------------------------------
@@ -343,7 +344,7 @@ class Ownership:
                 return True in lives
             if (left := LEASE_S - self._age_s(path)) > 0:
                 logger.warning(
-                    f"Waits up to {left:.0f} s to see whether the job that wrote to "
+                    f"Waiting up to {left:.0f} s to find out whether the job that wrote to "
                     f"{self._directory} has ended: {found.words}."
                 )
             while self._age_s(path) < LEASE_S:

@@ -85,7 +85,10 @@ def load(path: str | os.PathLike, model) -> list[tuple[Held, np.ndarray]]:
             if value.dtype.kind == "V" and value.dtype.itemsize == wanted.itemsize:
                 value = value.view(wanted)  # bfloat16, which NumPy's format does not support
             if value.dtype != wanted or value.shape != tuple(variable.value.shape):
-                raise ValueError(f"{variable.path} is {list(value.shape)} {value.dtype} there")
+                raise ValueError(
+                    f"{variable.path} has shape {list(value.shape)} and dtype {value.dtype} in the "
+                    f"file, but {list(variable.value.shape)} and {wanted} in the model"
+                )
             found.append((variable, value))
     return found
 

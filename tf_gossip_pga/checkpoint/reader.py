@@ -80,7 +80,7 @@ class Reader:
             raise ValueError(
                 f"None of the checkpoints in {self._files.directory} can be used:\n  "
                 + "\n  ".join(reasons)
-                + "\nRemove them to begin anew, or restore them from a copy."
+                + "\nRemove them to train from the beginning, or restore them from a copy."
             )
         return 0
 
@@ -140,29 +140,31 @@ class Reader:
         """Restore the schedule; raise if the checkpoint is of another model, optimizer or `H`."""
         epoch, variables = manifest.get("epoch"), manifest.get("variables")
         if not isinstance(epoch, int) or epoch < 0 or not isinstance(variables, list):
-            raise CheckpointError(f"{folder / MANIFEST} is not of a Checkpoint")
+            raise CheckpointError(f"{folder / MANIFEST} was not written by Checkpoint")
         name, values = preflight.first_difference([variables, preflight.described(model)])
         if values:
             raise CheckpointError(
-                f"{folder} is of another model or optimizer: {name} is {values[0]} there, "
-                f"{values[1]} here"
+                f"{folder} belongs to another model or optimizer: {name} is {values[0]} in the "
+                f"checkpoint, but {values[1]} here"
             )
         try:
             self._gossip.state = manifest.get("state", {})
         except ValueError as error:
-            raise CheckpointError(f"{folder} is of a run with another H: {error}") from None
+            raise CheckpointError(
+                f"{folder} belongs to a run with another kind of H: {error}"
+            ) from None
 
     def _report(self, number: int, reasons: list[str]):
         """Report the checkpoint from which the run resumes, and the skipped ones."""
         folder = self._files.folder(number)
         if self._is_chief:
             for reason in reasons:
-                logger.warning(f"Passed over a checkpoint. {reason}.")
-            logger.info(f"Goes on from {folder}, after step {self._gossip.step}.")
+                logger.warning(f"Skipped a checkpoint. {reason}.")
+            logger.info(f"Resuming from {folder}, after step {self._gossip.step}.")
         elif not self.restored:
             logger.warning(
-                f"Rank {self._rank} has no {self._own_name} in {folder}: it takes the optimizer's "
-                "state from the chief."
+                f"Rank {self._rank} has no {self._own_name} in {folder}. It uses the optimizer "
+                "state of the chief."
             )
 
     def _warn_if_lost(self, everyone: list):
@@ -175,16 +177,16 @@ class Reader:
         others = [rank for rank, (_, numbers) in listed if numbers]
         if self._is_chief and others and not everyone[0][1]:
             logger.warning(
-                f"Rank {self._rank} has no checkpoint in {self._files.directory}, though rank "
-                f"{others[0]} has: training begins anew. Copy them to rank {self._rank}'s disk if "
-                "it should not."
+                f"Rank {self._rank} has no checkpoint in {self._files.directory}, but rank "
+                f"{others[0]} has. Training starts from the beginning. To resume instead, copy the "
+                f"checkpoints to rank {self._rank}'s disk."
             )
         newest, *newer = (max(complete, default=0) for complete, _ in everyone)
         if self._is_chief and newest and max(newer, default=0) > newest:
             logger.warning(
-                f"Another rank, once the chief, has checkpoint {max(newer)}, newer than "
-                f"{newest} in {self._files.directory} of rank {self._rank}: training goes back. "
-                f"Copy it to rank {self._rank}'s disk if it should not."
+                f"Training resumes from checkpoint {newest}, the newest in {self._files.directory} "
+                f"of rank {self._rank}. Another rank, which was once the chief, has checkpoint "
+                f"{max(newer)}. To resume from that, copy it to rank {self._rank}'s disk."
             )
 
     def _share(self, value: Any, unfit: str | None = None) -> list:
@@ -197,13 +199,14 @@ class Reader:
         Raises:
           ValueError: on every rank, if a rank cannot restore, or called `fit` instead.
         """
-        elsewhere = "it restores a checkpoint. Call checkpoint.restore on every rank or on none."
+        advice = "Call checkpoint.restore on every rank or on none."
+        elsewhere = f"it has called checkpoint.restore. {advice}"
         own = {"restores": value, "unfit": unfit, "problem": elsewhere, "facts": None}
         patience_s = self._session.timing.restore_s
-        everyone = self._session.gather(own, "the reading of a checkpoint", patience_s)
+        everyone = self._session.gather(own, "the restore of a checkpoint", patience_s)
         for rank, each in zip(self._session.view.members, everyone, strict=True):
             # A rank that called fit instead sends other keys, and reads `elsewhere` as our problem.
-            problem = each["unfit"] if "restores" in each else f"it has called fit, but {elsewhere}"
+            problem = each["unfit"] if "restores" in each else f"it has called fit. {advice}"
             if problem:
                 raise ValueError(f"Rank {rank} cannot restore a checkpoint: {problem}")
         return [each["restores"] for each in everyone]

@@ -74,7 +74,7 @@ class Writer:
         self._ownership.begin(lambda: running_call.runs(thread, code))
         if self._session.is_joining:
             return
-        doing = "the beginning of checkpoints"
+        doing = "the claim of the checkpoint directory"
         offers = self._gossip.sync(doing, self._ownership.offer(self._cluster.rank))
         refused, failed = None, None
         try:
@@ -89,7 +89,7 @@ class Writer:
             raise CheckpointError(f"{refused}.")
         failed = next((failed for _, failed in reports if failed), None)
         if failed and self._cluster.is_chief:
-            logger.warning(f"No checkpoint can be written yet, training goes on. {failed}.")
+            logger.warning(f"Checkpoints cannot be written yet. Training continues. {failed}.")
 
     def end(self):
         """Release the directory."""
@@ -111,7 +111,7 @@ class Writer:
         number = max(unused for unused, *_ in everyone)
         problem = next((problem for _, _, problem, _ in everyone if problem), None)
         if not problem and not rank_file.is_finite(self._model):
-            problem = "The model has weights that are no finite numbers"
+            problem = "The model has weights that are not finite"
         if problem:
             self._report_unsaved(number, problem)
             return
@@ -122,7 +122,7 @@ class Writer:
         problem = next((problem for _, problem in reports if problem), None)
         files = {name: entry for each, _ in reports for name, entry in each.items()}
         if WEIGHTS not in files:
-            problem = problem or "The rank that writes the weights was lost meanwhile"
+            problem = problem or "The rank that writes the weights was lost during the save"
         if is_chief and not problem:
             problem = self._finish(number, epoch, files, len(reports))
         if problem:
@@ -193,10 +193,10 @@ class Writer:
         try:
             self._files.prune(number)
         except (OSError, CheckpointError) as error:
-            logger.warning(f"Old checkpoints stay. Rank {self._cluster.rank}: {error}.")
+            logger.warning(f"Old checkpoints were not removed. Rank {self._cluster.rank}: {error}.")
 
     def _report_unsaved(self, number: int, problem: str):
         if self._cluster.is_chief:
             logger.warning(
-                f"{self._files.folder(number)} was not completed, training goes on. {problem}."
+                f"{self._files.folder(number)} was not completed. Training continues. {problem}."
             )

@@ -356,9 +356,9 @@ class GossipPGA(keras.callbacks.Callback):
     def _in_training(self) -> Fit:
         if self._fit is None:
             raise RuntimeError(
-                "GossipPGA exchanges only inside of fit, which has not begun or has ended; or a "
-                "callback has passed this GossipPGA to evaluate or predict inside of fit. Leave it "
-                "out there."
+                "GossipPGA exchanges only inside fit. Here fit has not begun or has ended, or a "
+                "callback passed this GossipPGA to evaluate or predict inside fit. Remove it from "
+                "that call."
             )
         return self._fit
 
@@ -378,8 +378,8 @@ class GossipPGA(keras.callbacks.Callback):
         model = self.model
         if model is None:
             raise RuntimeError(
-                "GossipPGA has no model yet: where you call its hooks yourself, call "
-                "set_model(model) and set_params before on_train_begin."
+                "GossipPGA has no model. If you call its hooks yourself, call set_model(model) and "
+                'set_params({"epochs": …, "steps": …}) before on_train_begin.'
             )
         self._session.enter_fit(preemption.code_of_caller("on_train_begin"))
         params = {"epochs": None, "steps": None, **(self.params or {})}

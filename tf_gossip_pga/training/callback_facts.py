@@ -65,8 +65,9 @@ def problem_of_rank(facts: list[Fact] | None) -> str | None:
     """Return why a rank cannot train with others and these callbacks, or None if it can."""
     if any(each["swaps"] for each in facts or ()):
         return (
-            "SwapEMAWeights exchanges the weights around validations, and so does GossipPGA. Leave "
-            "it out: with use_ema=True alone the optimizer sets its averages when fit ends."
+            "SwapEMAWeights replaces the weights during validation, and so does GossipPGA. Remove "
+            "SwapEMAWeights. With use_ema=True alone, the optimizer sets the weights to their "
+            "moving averages when fit ends."
         )
     return None
 
@@ -87,9 +88,9 @@ def check(everyone: list[list[Fact] | None], ranks: tuple[int, ...]) -> list[str
     seen = [each for each in everyone if each is not None]
     if len(seen) < len(everyone):
         return [
-            "GossipPGA cannot see which other callbacks its hooks are called with, and does not "
-            "compare them: they are not called from a keras.callbacks.CallbackList. Call its "
-            "on_train_end after those of callbacks that set weights."
+            "GossipPGA cannot compare the other callbacks of the ranks, because no "
+            "keras.callbacks.CallbackList calls its hooks. If other callbacks set weights, call "
+            "their on_train_end before that of GossipPGA."
         ]
     return [
         *_differences(seen, ranks),
@@ -161,11 +162,13 @@ def _differences(everyone: list[list[Fact]], ranks: tuple[int, ...]):
         have = ", ".join(f"rank {rank} has {text}" for rank, text in zip(ranks, texts, strict=True))
         if any(each["strict"] for own in chosen for each in own):
             raise ValueError(
-                f"The ranks differ in their callbacks: {have}. It sets weights, learning rates or "
-                "the epoch to begin with on its own rank alone. Give the same one to every rank."
+                f"The ranks differ in their callbacks: {have}. This callback sets weights, "
+                "learning rates or the initial epoch on its own rank only. Pass the same one on "
+                "every rank."
             )
         yield (
-            f"The ranks differ in their callbacks: {have}. Where it stops one rank, all ranks stop."
+            f"The ranks differ in their callbacks: {have}. When this callback stops one rank, all "
+            "ranks stop."
         )
 
 
@@ -174,8 +177,8 @@ def _own_logs(everyone: list[list[Fact]]):
     found = {each["name"]: each["monitor"] for own in everyone for each in own if each["monitor"]}
     for name, monitor in found.items():
         yield (
-            f"{name} comes before GossipPGA in the list of callbacks, so that it follows each "
-            f"rank's own {monitor!r} instead of the mean over ranks. Put GossipPGA before it."
+            f"{name} comes before GossipPGA in the list of callbacks, so it monitors each rank's "
+            f"own {monitor!r} instead of the mean over ranks. Put GossipPGA before it."
         )
 
 
@@ -192,11 +195,11 @@ def _shared_paths(everyone: list[list[Fact]], ranks: tuple[int, ...]):
         if len(writers) == 1:
             continue
         advice = (
-            f"give it to rank 0 alone: if cluster.is_chief: callbacks.append({name}(…))"
+            f"pass it on rank 0 only: if cluster.is_chief: callbacks.append({name}(…))"
             if name != "BackupAndRestore"  # each rank resumes from its own backup
-            else 'give each rank a path of its own: BackupAndRestore(f"backup/{cluster.rank}")'
+            else 'give each rank its own path: BackupAndRestore(f"backup/{cluster.rank}")'
         )
         yield (
             f"{name} writes to the same path on ranks {', '.join(map(str, writers))}: {path}. "
-            f"Unless each rank has a disk of its own, {advice}."
+            f"Unless each rank has its own disk, {advice}."
         )

@@ -122,7 +122,7 @@ def check_model(model):
         found = model
     kind = type(found)
     raise TypeError(
-        "GossipPGA trains models of Keras 3 in the fit of Keras 3, received a "
+        "GossipPGA requires a Keras 3 model and the fit of Keras 3, received a "
         f"{kind.__module__}.{kind.__qualname__}. Build the model with `import keras`. (tf.keras is "
         "Keras 3 too, unless TF_USE_LEGACY_KERAS is set.)"
     )
@@ -137,8 +137,8 @@ def problem_of_hooks(params: dict | None) -> str | None:
     if not missing:
         return None
     return (
-        f"GossipPGA was not told the number of {' and of '.join(missing)}. Where you call its "
-        "hooks yourself, make them those of a keras.callbacks.CallbackList(callbacks, "
-        "model=model, epochs=…, steps=…), steps being the batches of an epoch; or call "
+        f"GossipPGA has not received the number of {' and of '.join(missing)}. If you call its "
+        "hooks yourself, call those of keras.callbacks.CallbackList(callbacks, model=model, "
+        "epochs=…, steps=…), where steps is the number of batches per epoch. Or call "
         'set_params({"epochs": …, "steps": …}) after set_model(model).'
     )

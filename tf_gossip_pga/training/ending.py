@@ -58,9 +58,9 @@ class Ending:
         if found and not self._has_warned:
             self._has_warned = True
             self._warn(
-                f"The learning rates differ since epoch {epoch}: {found}. A callback has set them "
-                "on its own rank alone: give it to every rank, after GossipPGA in the list, where "
-                "logs are the same on all."
+                f"The learning rates have differed since epoch {epoch}: {found}. A callback set "
+                "them on its own rank only. Pass it on every rank, after GossipPGA in the list: "
+                "there the logs are the same on all ranks."
             )
         if epoch == self._epochs or self._model.stop_training:
             self._note()
@@ -74,9 +74,9 @@ class Ending:
         where = "the end of training"
         own = [self._session.cluster.rank, self._has_changed()]
         changed = dict(self._group.sync(where, own))
-        check_alike(changed)
+        check_all_or_none(changed)
         if {True, None} <= set(changed.values()):
-            self._session.run(lambda: self._group.follow(_that_know(changed)))
+            self._session.run(lambda: self._group.follow(_informed(changed)))
         # Even if all replicas were equal: callbacks may have set weights, or the optimizer may have
         # replaced them by its moving averages.
         self._session.run(lambda: self._group.settle(where))
@@ -106,22 +106,22 @@ class Ending:
             if self._group.averager.digests() != self._noted:  # changed since the last average
                 raise
             logger.warning(
-                "Training had ended, and the model is the average of all ranks. No further fit of "
-                f"these processes is possible. {error}"
+                "A worker was lost after training had ended. The model is complete: it is the "
+                f"average of all ranks. These processes cannot run another fit. {error}"
             )
             return
         changed = {rank: has_changed for rank, has_changed, _ in everyone}
-        check_alike(changed)
+        check_all_or_none(changed)
         if all(digests == everyone[0][2] for *_, digests in everyone):
             return
-        trained = _that_know(changed)
+        trained = _informed(changed)
         if 0 < len(trained) < len(changed):
             self._session.run(lambda: self._group.follow(trained))
         else:
             if has_changed:
                 self._warn(
-                    "Callbacks after GossipPGA have set other weights on each rank when training "
-                    "ended. The model is now the mean of these."
+                    "Callbacks after GossipPGA set different weights on different ranks when "
+                    "training ended. The model is now the mean of these weights."
                 )
             self._session.run(lambda: self._group.settle(where))
         with contextlib.suppress(TrainingFinished):  # the models are equal already
@@ -144,12 +144,12 @@ class Ending:
         callback_facts.warn(self._session.cluster, text)
 
 
-def _that_know(changed: dict[int, bool | None]) -> list[int]:
-    """Return the ranks that know whether callbacks set their weights; see `check_alike`."""
+def _informed(changed: dict[int, bool | None]) -> list[int]:
+    """Return the ranks that know whether callbacks set their weights; see `check_all_or_none`."""
     return [rank for rank, has_changed in changed.items() if has_changed is not None]
 
 
-def check_alike(changed: dict[int, bool | None]):
+def check_all_or_none(changed: dict[int, bool | None]):
     """Raise if callbacks set the weights of some ranks but not those of others.
 
     Args:
@@ -163,7 +163,7 @@ def check_alike(changed: dict[int, bool | None]):
     some = [rank for rank, has_changed in changed.items() if has_changed]
     others = [rank for rank, has_changed in changed.items() if has_changed is False]
     raise RuntimeError(
-        f"A callback has set the weights of {named(some)} when training ended, but not those of "
-        f"{named(others)}, so that the ranks would not return the same model. Give that callback "
-        "to every rank, after GossipPGA in the list, or set weights after fit."
+        f"A callback set the weights of {named(some)} when training ended, but not those of "
+        f"{named(others)}. The ranks would return different models. Pass that callback on every "
+        "rank, after GossipPGA in the list, or set weights after fit."
     )

@@ -62,8 +62,8 @@ class Group:
         """
         if self._run.averager is None:
             raise RuntimeError(
-                f"Rank {self._session.cluster.rank} was to join the others, but its fit has no "
-                "epoch in which they could take it in. Give fit more epochs than initial_epoch."
+                f"Rank {self._session.cluster.rank} cannot join: its fit has no epoch in which the "
+                "other workers could admit it. Pass fit more epochs than initial_epoch."
             )
         return self._run.averager
 
@@ -224,7 +224,7 @@ class Group:
         Args:
           completed: number of exchanges that this rank has completed.
         """
-        doing, run = "the reconciliation", self._run
+        doing, run = "the reconciliation after a loss", self._run
         own = {
             "completed": completed,
             "stopped": self._vote.is_agreed,

@@ -210,9 +210,10 @@ class GroupFit(Fit):
         session, invitation = self.session, self.session.admission.accepted()
         if epoch != invitation.epoch:
             raise ValueError(
-                f"Rank {session.cluster.rank} begins epoch {epoch + 1}, and the others epoch "
-                f"{invitation.epoch + 1}. Pass initial_epoch=checkpoint.restore(model) to fit, and "
-                "leave other callbacks that resume (BackupAndRestore) out."
+                f"Rank {session.cluster.rank} begins epoch {epoch + 1}, but the other workers "
+                f"begin epoch {invitation.epoch + 1}. Pass "
+                "initial_epoch=checkpoint.restore(model) to fit, and remove other callbacks that "
+                "resume a run (BackupAndRestore)."
             )
         session.enter()
         self._ending.has_joined = True

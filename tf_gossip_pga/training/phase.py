@@ -35,7 +35,10 @@ class Phase(enum.Enum):
         if event == "end":
             return Phase.ENDED
         if (self, event) not in _AFTER:
-            raise RuntimeError(f"Keras called a hook for {event!r} while fit is {self.value}.")
+            raise RuntimeError(
+                f"A hook for {event!r} was called out of order: fit is in phase {self.value!r}. "
+                "If you call hooks yourself, call them in the same order as Keras."
+            )
         return _AFTER[self, event]
 
 

@@ -22,13 +22,15 @@ from tf_gossip_pga.training.settings import Settings
 from tf_gossip_pga.training.variables import Held
 
 _REMEDIES = {
-    "steps per epoch": " cluster.shard(dataset) makes equal parts; or pass steps_per_epoch to fit.",
+    "steps per epoch": (
+        " Use cluster.shard(dataset), which makes equal parts, or pass steps_per_epoch to fit."
+    ),
     "the state of H": " Set the same state on all ranks or on none.",
-    "step count": " Give all ranks a new GossipPGA, or none, and the same state.",
+    "step count": " Use a new GossipPGA on all ranks or on none, and the same state.",
 }
 _ADAPT = (
-    " Adapt it to the whole dataset, before cluster.shard; or name it in GossipPGA(local=…) if the "
-    "ranks are to differ."
+    " Adapt it to the whole dataset, before cluster.shard. If the ranks are meant to differ, name "
+    "it in GossipPGA(local=…)."
 )
 
 
@@ -51,8 +53,8 @@ def problem_of_rank(
         return found
     if not found and settings.survives and (unreachable := session.unreachable()):
         found = (
-            "on_worker_lost='continue' needs to ask the others who is left, but rank "
-            f"{unreachable[0]} does not answer: let workers reach all ports of one another."
+            "on_worker_lost='continue' requires that all workers can reach each other, but rank "
+            f"{unreachable[0]} does not answer. Allow connections between the workers on all ports."
         )
     return found or problem_of_devices(model, session.cluster.strategy) or problem_of_data(steps)
 
@@ -71,12 +73,15 @@ def problem_of_model(model) -> str | None:
     if not trains or (has_call and not model.built):
         what = "it" if has_call else "each of the layers that its train_step calls"
         return (
-            f"The model {model.name!r} has no trainable variables yet, or not all. Build it before "
-            f"fit: call {what} on a batch, or begin with an Input layer."
+            f"The model {model.name!r} is not built, or has no trainable variables. Build it "
+            f"before fit: call {what} on a batch, or begin with an Input layer."
         )
     optimizers = variables_lib.optimizers_of(model)
     if not optimizers:
-        return f"The model {model.name!r} was compiled without an optimizer. Give compile one."
+        return (
+            f"The model {model.name!r} was compiled without an optimizer. Pass an optimizer to "
+            "compile."
+        )
     return problem_of_unbuilt(model, optimizers)
 
 
@@ -88,8 +93,9 @@ def problem_of_unbuilt(model, optimizers: list) -> str | None:
             # If it were built for more variables than it trains, it would overwrite the others with
             # its moving averages.
             return (
-                f"The model holds the optimizer {optimizer.name!r} with use_ema=True, and nothing "
-                "says which variables it trains. Build it before fit: optimizer.build(variables)."
+                f"The model holds the optimizer {optimizer.name!r} with use_ema=True, but "
+                "GossipPGA cannot tell which variables that optimizer trains. Build it before fit: "
+                "optimizer.build(variables)."
             )
     return None
 
@@ -102,8 +108,8 @@ def problem_of_local(model, names: Collection[str]) -> str | None:
         if name not in layers and not any(each.is_local([name]) for each in held):
             paths = [each.path for each in held]
             return (
-                f"local names {name!r}, but the model has no variable or layer of this name. It "
-                f"has {', '.join(paths[:20])}{', …' * (len(paths) > 20)}."
+                f"local contains {name!r}, but the model has no variable or layer of this name. "
+                f"Its variables are {', '.join(paths[:20])}{', …' * (len(paths) > 20)}."
             )
     return None
 
@@ -122,12 +128,12 @@ def problem_of_devices(model, strategy) -> str | None:
         return (
             f"This worker has {devices} devices, but the model {model.name!r} was not built for "
             "them. Build and compile it inside `with cluster.strategy.scope():`, or let the worker "
-            "see one device alone (CUDA_VISIBLE_DEVICES)."
+            "see only one device (CUDA_VISIBLE_DEVICES)."
         )
     if model.jit_compile:
         return (
-            f"This worker has {devices} devices, between which a step compiled by XLA cannot sum "
-            "gradients. Compile the model with jit_compile=False or 'auto'."
+            f"This worker has {devices} devices, but a step compiled by XLA cannot sum gradients "
+            "between them. Compile the model with jit_compile=False or jit_compile='auto'."
         )
     return None
 
@@ -136,16 +142,16 @@ def problem_of_reset(optimizer) -> str | None:
     """Return why an optimizer's slots cannot be set to zero during training, or None."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
     kept = {
-        "the moving averages of weights (use_ema=True)": optimizer.use_ema,
-        "gradients half gathered (gradient_accumulation_steps)": (
+        "moving averages of the weights (use_ema=True)": optimizer.use_ema,
+        "accumulated gradients (gradient_accumulation_steps)": (
             optimizer.gradient_accumulation_steps
         ),
     }
     for what, is_kept in kept.items():
         if is_kept:
             return (
-                f"optimizer_state='reset' would erase {what} that the optimizer keeps. Use 'local' "
-                "or 'average'."
+                f"optimizer_state='reset' would erase the optimizer's {what}. Use 'local' or "
+                "'average'."
             )
     return None
 
@@ -158,11 +164,11 @@ def problem_of_data(steps: int | None) -> str | None:
     """
     if steps is None:
         return (
-            "GossipPGA must know the number of batches of an epoch, but this dataset's length is "
+            "GossipPGA needs the number of batches per epoch, but the length of this dataset is "
             "unknown. Pass steps_per_epoch to fit."
         )
     if steps == 0:
-        return "The dataset is empty: it has no batch for this rank to train on."
+        return "The dataset of this rank is empty. Give every rank at least one batch to train on."
     return None
 
 
@@ -216,7 +222,7 @@ def check_no_late_variables(model, known: list[Held]):
     ]
     if late:
         raise ValueError(
-            f"The first batch has made variables, which differ between ranks: {', '.join(late)}. "
+            f"The first batch created variables that may differ between ranks: {', '.join(late)}. "
             "Build all layers before fit: call the model, or each of its layers, on a batch."
         )
 
@@ -231,8 +237,8 @@ def warnings_of_variables(model, local: Collection[str]) -> list[str]:
     if not left:
         return []
     return [
-        f"Each rank keeps its own {', '.join(left)}: only numbers of a known shape can be sent to "
-        "other ranks. Name them in GossipPGA(local=…) if this is meant."
+        f"Each rank keeps its own {', '.join(left)}: only numeric variables of a known shape can "
+        "be sent to other ranks. If this is intended, name them in GossipPGA(local=…)."
     ]
 
 
@@ -284,18 +290,18 @@ def check_joining(rank: int, invitation: Invitation | None, digest: str, problem
     """
     if invitation is None:
         problem = problem or (
-            "a worker that joins again must know which epoch the others are in: pass "
+            "a joining worker must know the epoch of the other workers. Pass "
             "initial_epoch=checkpoint.restore(model) to fit, with a pga.Checkpoint."
         )
     elif invitation.facts != digest:
         problem = problem or (
-            "it differs from them in the model, the optimizer, the arguments of fit or "
-            "GossipPGA, the callbacks that set weights or learning rates "
-            "(EarlyStopping(restore_best_weights=True), ReduceLROnPlateau), or in versions. Start "
-            "it with the script and packages that they have."
+            "it differs from the other workers in the model, the optimizer, the arguments of fit "
+            "or GossipPGA, the callbacks that set weights or learning rates "
+            "(EarlyStopping(restore_best_weights=True), ReduceLROnPlateau), or the versions. "
+            "Restart it with the same script and packages as the others."
         )
     if problem:
-        raise ValueError(f"Rank {rank} cannot join the others again: {problem}")
+        raise ValueError(f"Rank {rank} cannot join: {problem}")
 
 
 def difference(values: list, ranks) -> str | None:

@@ -82,8 +82,8 @@ class RunState:
                 raise TypeError
         except (KeyError, TypeError, ValueError):
             raise ValueError(
-                "state must be what the state of a GossipPGA with the same kind of H was, "
-                f"{self.snapshot!r} for one; received {snapshot!r}."
+                "state must be the state of a GossipPGA with the same kind of H, for example "
+                f"{self.snapshot!r}; received {snapshot!r}."
             ) from None
         self.step = step
 

@@ -69,10 +69,10 @@ class Symptoms:
         self._warned_of_nan = True
         first = min(non_finite.values())
         ranks = [str(rank) for rank, step in non_finite.items() if step == first]
+        names = f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}"
         if is_chief:
             logger.warning(
-                f"By step {first} the parameters of rank{'s' * (len(ranks) > 1)} "
-                f"{', '.join(ranks)} were no longer finite (NaN or infinite), before "
-                "those of any other rank. Averages carry this to all ranks. Look at that "
-                "rank's data, or take a smaller learning rate."
+                f"By step {first} the parameters of {names} were no longer finite (NaN or "
+                "infinite), before those of any other rank. Averaging spreads these values to all "
+                f"ranks. Check the data of {names}, or use a smaller learning rate."
             )

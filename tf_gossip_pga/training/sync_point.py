@@ -60,15 +60,15 @@ def check_same_point(reports: list[Report]):
         odd = [each.rank for each in reports if each.where != reports[0].where]
         if odd and all(each.where.startswith(_BEGINNING) for each in reports):
             raise RuntimeError(
-                f"The ranks begin with different epochs: {places}. Pass the same initial_epoch to "
-                "fit on all ranks. If BackupAndRestore has chosen it, replace the backup of "
+                f"The ranks begin at different epochs: {places}. Pass the same initial_epoch to "
+                "fit on all ranks. If BackupAndRestore chose the epoch, replace the backup of "
                 f"{named(odd)} with a copy of rank {reports[0].rank}'s."
             )
         raise RuntimeError(
-            f"The ranks took different ways through training: {places}. Every rank must run the "
-            "same epochs and validations, and stop at the same step: give all ranks the same "
-            "arguments of fit, the same callbacks that can stop training, and resume all of them "
-            "or none."
+            f"The ranks are at different points of training: {places}. Every rank must run the "
+            "same epochs and validations, and stop at the same step. Pass the same arguments to "
+            "fit on all ranks, and the same callbacks that can stop training. Resume all ranks or "
+            "none."
         )
 
 
@@ -88,14 +88,14 @@ def check_whole_epoch(rank: int, epoch: int, batches: int, steps: int, is_stoppe
     if batches >= steps:
         return
     if is_stopped:  # with a CallbackList, all ranks would stop together
-        cause = "a callback set model.stop_training after GossipPGA's turn"
-        advice = "Where you call hooks of callbacks yourself, call those of a CallbackList of Keras"
+        cause = "a callback that runs after GossipPGA set model.stop_training"
+        advice = "If you call hooks yourself, call those of a keras.callbacks.CallbackList"
     else:
         cause = "its dataset ran out of data"
-        advice = "Give each as many (cluster.shard does, dataset.repeat() helps)"
+        advice = "Give every rank the same number of batches: use cluster.shard or dataset.repeat()"
     raise RuntimeError(
-        f"Rank {rank} left epoch {epoch} after {batches} of {steps} batches: {cause}. The other "
-        f"ranks may wait for it in vain, so every rank must take all batches. {advice}."
+        f"Rank {rank} left epoch {epoch} after {batches} of {steps} batches: {cause}. Every rank "
+        f"must complete all batches, because the other ranks wait for it. {advice}."
     )
 
 
