@@ -227,6 +227,18 @@ def transient(curve: Curve, parallel: Curve, factor: float = FACTOR) -> int | No
     return joins(curve.steps, curve.mean, parallel.mean, factor)
 
 
+def is_reached(transient: int, last: int) -> bool:
+    """Return whether a transient stage ended at least a tenth of the run before the last step.
+
+    A curve that comes near Parallel SGD's only in its last measurements may do so by chance.
+
+    Args:
+      transient: the transient stage, in steps.
+      last: the last step of the run.
+    """
+    return 10 * transient <= 9 * last
+
+
 def joins(steps: np.ndarray, mean: np.ndarray, parallel: np.ndarray, factor: float) -> int | None:
     """Return the first of `steps` from which on `mean <= factor * parallel`, or None.
 
