@@ -290,10 +290,8 @@ class Protocol:
                 return result
             if waited_s := waiting.due(self._clock()):
                 late = named(_late(standing, others, answers))
-                yield Report(
-                    f"Rank {self._rank} has waited {waited_s:.0f} s for {late} to enter view "
-                    f"{standing.wants}."
-                )
+                waited = f"Rank {self._rank} has waited {waited_s:.0f} s"
+                yield Report(f"{waited} for {late} to enter view {standing.wants}.")
             yield Pause(self._timing.poll_s)
 
     def _poll(self, standing: Standing, calls_off: bool = True) -> Steps[decide_lib.Answers]:
