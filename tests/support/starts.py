@@ -164,7 +164,7 @@ def wrong_starts() -> list[Start]:
         ],
     )
     for name, variable in [("srun", "SLURM_STEP_NUM_TASKS"), ("mpirun", "OMPI_COMM_WORLD_SIZE")]:
-        says = rf"one of several \({variable}=2\).*no TF_CONFIG(.|\n)*TF_GOSSIP_PGA_CLUSTER=none"
+        says = rf"one of several \({variable}=2\).*TF_CONFIG is not set(.|\n)*_CLUSTER=none"
         starts.append(
             Start(f"{name} without a TF_CONFIG", [Worker(says, 0, None, {variable: "2"})] * 1)
         )
