@@ -264,7 +264,7 @@ def test_the_others_know_what_was_raised_and_what_was_interrupted(tmp_path):
     for survivor, unfinished in ((first, 6), (second, 5)):
         assert survivor["outcomes"][0] == "trained"
         assert "continues without rank 2, which raised OSError: disk full" in survivor["said"]
-        restart = f"it has not completed the gossip of step {unfinished}: it was interrupted there"
+        restart = f"it did not complete the gossip of step {unfinished}: it was interrupted there"
         assert restart in survivor["outcomes"][2]
     assert second["outcomes"][1] == "KeyboardInterrupt: "
     assert "lost rank 1 at" in first["outcomes"][1]
