@@ -1,0 +1,148 @@
+"""Turn this project's docstrings into what Sphinx reads.
+
+The docstrings are plain text for `help()`: names and code in single backticks, blocks of code and
+equations indented by four spaces, Google's sections. Here they become reStructuredText, before
+napoleon reads the sections.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import textwrap
+from collections.abc import Iterator
+
+_SECTION = re.compile("(Args|Attributes|Raises|Returns|Yields|Notes?|Warnings?|References):$")
+_ITEM = re.compile(r"(\s*)(\w+): ")
+_NAME = re.compile(r"[A-Za-z_][\w.]*(\(\))?")
+_CODE = re.compile(r"``[^`]+``|`([^`]+)`(\w?)")
+
+
+def setup(app) -> None:
+    """Register with Sphinx, ahead of napoleon."""
+    app.connect("autodoc-process-docstring", _process, priority=400)
+
+
+def _process(app, what, name, obj, options, lines: list[str]) -> None:
+    lines[:] = to_rst("\n".join(lines)).splitlines()
+
+
+def to_rst(text: str) -> str:
+    """Return a docstring as reStructuredText with Google's sections."""
+    return "\n".join(_converted(list(_blocks(text))))
+
+
+def _blocks(text: str) -> Iterator[list[str]]:
+    """Yield paragraphs, and indented blocks with the blank lines in them."""
+    block: list[str] = []
+    for line in [*text.splitlines(), ""]:
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield block
+            block = []
+
+
+def _converted(blocks: list[list[str]]) -> Iterator[str]:
+    context = 0  # the indentation of the text around
+    while blocks:
+        block = blocks.pop(0)
+        if block[0] == "Contents:":  # the reference has a list of its own
+            continue
+        if _indent(block[0]) >= context + 4 or _is_laid_out(block, context):
+            while blocks and _indent(blocks[0][0]) >= context + 4:
+                block += ["", *blocks.pop(0)]
+            yield from _code(block, context)
+        elif block[0] in ("Example:", "Examples:"):
+            context = 0
+            yield from (".. rubric:: Example", "")
+        else:
+            context = min(map(_indent, block))
+            yield from _inline("\n".join(_listed(_returned(block)))).splitlines()
+            if _SECTION.match(block[0]) and len(block) > 1:
+                context = _indent(block[1])
+            yield ""
+
+
+def _is_laid_out(block: list[str], context: int) -> bool:
+    """Return whether a block is indented and has columns, as of a table."""
+    return _indent(block[0]) > context == 0 and any("   " in line.strip() for line in block)
+
+
+def _code(block: list[str], context: int) -> Iterator[str]:
+    text = textwrap.dedent("\n".join(block))
+    if text.startswith(">>>"):
+        yield from textwrap.indent(text, " " * context).splitlines()
+    else:
+        yield f"{' ' * context}.. code-block:: {_language(text)}"
+        yield ""
+        yield from textwrap.indent(text, " " * (context + 4)).splitlines()
+    yield ""
+
+
+def _language(text: str) -> str:
+    if text.startswith("python "):
+        return "console"
+    try:
+        ast.parse(text.replace("…", "..."))
+    except SyntaxError:
+        return "text"
+    return "text" if "<-" in text else "python"
+
+
+def _returned(block: list[str]) -> list[str]:
+    """Return the block, where it is `Returns:`, as a field: napoleon would look for a type."""
+    if block[0] != "Returns:":
+        return block
+    first, *rest = textwrap.dedent("\n".join(block[1:])).splitlines()
+    return [f":returns: {first}", *(f"    {line.strip()}" for line in rest)]
+
+
+def _listed(block: list[str]) -> Iterator[str]:
+    """Yield the lines of a block; a list that follows text without a blank line becomes a list."""
+    yield block[0]
+    in_section = bool(_SECTION.match(block[0])) or block[0].startswith(":")
+    base, in_list = _indent(block[0]), False
+    for before, line in itertools.pairwise(block):
+        item = _ITEM.match(line)
+        if in_section:
+            yield line
+        elif line.lstrip().startswith(("- ", "1. ")) and not in_list:
+            in_list = True
+            yield from ("", line)
+        elif item and len(item[1]) == base + 2 and (in_list or _indent(before) == base):
+            yield from ([] if in_list else [""])
+            in_list = True
+            yield f"{' ' * base}- ``{item[2]}``: {line[item.end() :]}"
+        else:
+            yield line if not in_list else f"{' ' * (base + 2)}{line.strip()}"
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _inline(text: str) -> str:
+    """Return text with literals as reStructuredText marks them, and nothing else marked up."""
+    parts, end = [], 0
+    for match in _CODE.finditer(text):
+        parts += [_escaped(text[end : match.start()]), _literal(match)]
+        end = match.end()
+    return "".join([*parts, _escaped(text[end:])])
+
+
+def _literal(match: re.Match) -> str:
+    code, following = match[1], match[2]
+    if code is None:  # marked up already
+        return match[0]
+    separated = f"\\ {following}" if following else ""
+    if code.startswith("pga.") and _NAME.fullmatch(code):
+        return f":py:obj:`{code} <tf_gossip_{code.removesuffix('()')}>`{separated}"
+    return f"`{code}`{separated}" if _NAME.fullmatch(code) else f"``{code}``{separated}"
+
+
+def _escaped(text: str) -> str:
+    """Return text in which `|`, a single `*` and a trailing `_` mean themselves."""
+    text = re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", text.replace("|", r"\|"))
+    return re.sub(r"(?m)(?<![\s*\\])\*(?!\*)|(?<=\S )\*(?=[^\s*])", r"\\*", text)
