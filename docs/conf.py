@@ -1,18 +1,17 @@
 """Configure the documentation site; `make docs` builds it in `build/docs/html`.
 
 Pages are Markdown. The reference comes from docstrings. Pictures, `--help` texts and tables of
-facts come from the product's own code: see the package `gossip_docs` next to this file.
+facts come from the product's own code: see the package `extension` next to this file.
 """
 
 import os
 import pathlib
 import sys
 
-DOCS = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(DOCS.parent), str(DOCS)]
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # autodoc imports TensorFlow
 
-import tf_gossip_pga  # noqa: E402 (found by the path above)
+import tf_gossip_pga
 
 project = "tf_gossip_pga"
 project_copyright = "the tf_gossip_pga authors, Apache License 2.0"
@@ -23,7 +22,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.doctest",
-    "gossip_docs",
+    "docs.extension",
 ]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_generated/*.md"]  # parts that other pages include

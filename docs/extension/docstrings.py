@@ -21,6 +21,11 @@ _CODE = re.compile(r"``[^`]+``|`([^`]+)`(\w?)")
 
 def setup(app) -> None:
     """Register with Sphinx, ahead of napoleon."""
+    from sphinx.domains.python import PyObject
+
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"  # as in the docstrings; Sphinx writes "Variables"
     app.connect("autodoc-process-docstring", _process, priority=400)
 
 

@@ -8,45 +8,44 @@ Contents:
   svg: the few shapes that pictures consist of.
   topologies: pictures of who averages with whom, and how fast ranks agree.
   packages: the map of the package, from its imports.
-  facts: `--help` texts, the tree of exceptions, deadlines, pages of the root folder.
+  facts: `--help` texts, exceptions, deadlines, versions.
+  contents: the table of contents, and pages of the root folder.
 
-The last three write into `docs/_generated/` whenever the site is built.
+The last four write into `docs/_generated/` whenever the site is built. Only `mathml` and `diagrams`
+need Sphinx when they are imported, so that tests without it can use the others.
 """
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 
-from gossip_docs import diagrams, docstrings, facts, links, mathml, packages, topologies
+from docs.extension import contents, docstrings, facts, links, packages, topologies
 
 
 def setup(app) -> dict[str, bool]:
     """Register everything with Sphinx."""
+    from docs.extension import diagrams, mathml
+
     app.connect("builder-inited", _begin)
-    docstrings.setup(app)
-    mathml.setup(app)
-    diagrams.setup(app)
-    links.setup(app)
+    for each in (docstrings, mathml, diagrams, links):
+        each.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def _begin(app) -> None:
-    if app.builder.name != "doctest":  # follows a build of the site
+    if app.builder.name != "doctest":  # which follows a build of the site
         generate(pathlib.Path(app.srcdir))
 
 
 def generate(docs: pathlib.Path) -> None:
-    """Write every generated part of the site; leave a file alone where nothing has changed."""
-    folder = docs / links.GENERATED
-    for name, text in _parts(docs.parent):
+    """Write every generated part of the site; leave a file alone if its text is the same."""
+    root, folder = docs.parent, docs / links.GENERATED
+    parts = itertools.chain(
+        topologies.parts(), packages.parts(root), facts.parts(root), contents.parts(root)
+    )
+    for name, text in parts:
         path = folder / name
         if not path.exists() or path.read_text() != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-
-
-def _parts(root: pathlib.Path):
-    """Yield the name and the text of each generated file."""
-    yield from topologies.parts()
-    yield from packages.parts(root)
-    yield from facts.parts(root)

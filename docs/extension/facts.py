@@ -1,4 +1,4 @@
-"""Write down facts of the product: `--help` texts, exceptions, deadlines, pages of the root."""
+"""Write down facts of the product: `--help` texts, exceptions, deadlines, versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import sys
 import tomllib
 from collections.abc import Iterator
 
-from gossip_docs import links
 from tf_gossip_pga import errors
 from tf_gossip_pga.coordination.timing import Timing
 
@@ -23,43 +22,6 @@ COMMANDS = {
     "simulate": "python -m tf_gossip_pga.simulate",
     "train": "python train.py",
 }
-# The sections of the site, with their pages in order; a pattern stands for all others.
-SECTIONS = {
-    "Guides": (
-        "guides/quickstart",
-        "guides/data",
-        "guides/several-machines",
-        "guides/devices",
-        "guides/callbacks",
-        "guides/checkpoints",
-        "guides/lost-workers",
-        "guides/choosing-*",
-        "guides/learning-rate",
-        "guides/overlap-*",
-        "guides/planning",
-        "guides/simulating",
-        "guides/train-py",
-        "guides/*",
-    ),
-    "Concepts": ("concepts/algorithm", "concepts/exchanges", "concepts/failures", "protocol"),
-    "Reference": (
-        "reference/api",
-        "reference/topologies",
-        "reference/plan",
-        "reference/simulate",
-        "reference/launch",
-        "reference/commands",
-        "reference/environment",
-        "reference/logs",
-        "reference/exceptions",
-        "reference/versions",
-        "reference/glossary",
-        "reference/*",
-    ),
-    "Results": ("results/index", "results/*"),
-    "Development": ("development/architecture", "development/*", "_generated/pages/*"),
-}
-
 _HELP_S = 100.0  # one of them imports TensorFlow
 
 
@@ -72,8 +34,6 @@ def parts(root: pathlib.Path) -> Iterator[tuple[str, str]]:
     yield "timing.md", timing()
     yield "requires.md", requires(root)
     yield "pinned.md", pinned(root)
-    yield from _root_pages(root)
-    yield "contents.md", contents(root / "docs")
 
 
 def help_of(command: str, root: pathlib.Path) -> str:
@@ -158,44 +118,3 @@ def pinned(root: pathlib.Path) -> str:
         if found := re.fullmatch(r"([^=\s]+)==(\S+)\s*#\s*(.*)", line):
             lines.append("| {} | {} | {} |".format(*found.groups()))
     return "\n".join(lines) + "\n"
-
-
-# ---- Pages that the site takes from elsewhere, and its table of contents ------------------------
-
-_DECISIONS = """
-```{toctree}
-:hidden:
-:glob:
-
-/decisions/*
-```
-"""
-
-
-def _root_pages(root: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yield a page for each document of the root folder, except for the README."""
-    for document, page in links.PAGES.items():
-        name = page.removeprefix(f"/{links.GENERATED}/")
-        if name == page or not (root / document).exists():
-            continue
-        text = f"```{{include}} ../../../{document}\n```\n"
-        has_records = document == "BUILD_NOTES.md" and (root / "docs" / "decisions").exists()
-        yield name, text + _DECISIONS * has_records
-
-
-def contents(docs: pathlib.Path) -> str:
-    """Return the table of contents: the pages of each section, the first ones in a given order."""
-    return "\n".join(_section(docs, caption, pages) for caption, pages in SECTIONS.items())
-
-
-def _section(docs: pathlib.Path, caption: str, pages: tuple[str, ...]) -> str:
-    found = []
-    for each in pages:  # a page, or a pattern for all others
-        files = sorted(docs.glob(f"{each}.md"))
-        found += [str(file.relative_to(docs).with_suffix("")) for file in files]
-    lines = [f"/{each}" for each in dict.fromkeys(found)]
-    if not lines:
-        return ""
-    return "\n".join(
-        ["```{toctree}", f":caption: {caption}", ":maxdepth: 1", "", *lines, "```", ""]
-    )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gossip_docs import svg
+from docs.extension import svg
 from tf_gossip_pga.algorithm import rounds, topology
 from tf_gossip_pga.algorithm.graph import Topology
 

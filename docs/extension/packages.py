@@ -7,7 +7,7 @@ import itertools
 import pathlib
 from collections.abc import Iterator
 
-from gossip_docs import svg
+from docs.extension import svg
 
 PACKAGE = "tf_gossip_pga"
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 108.0, 34.0, 22.0, 44.0

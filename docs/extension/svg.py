@@ -15,9 +15,10 @@ _HEAD = 7.0  # length of an arrow's head
 
 
 def picture(width: float, height: float, title: str, shapes: Iterable[str]) -> str:
-    """Return a picture that is at most `width` pixels wide, and narrower on a narrow screen."""
+    """Return a picture that is `width` pixels wide, and a little narrower on a narrow screen."""
     return (
-        f'<svg class="picture" viewBox="0 0 {width:g} {height:g}" style="max-width: {width:g}px" '
+        f'<svg class="picture" viewBox="0 0 {width:g} {height:g}" style="max-width: {width:g}px; '
+        f'min-width: {0.8 * width:g}px" '
         f'role="img" aria-label="{escape(title, {chr(34): "&quot;"})}">\n'
         + "\n".join(shapes)
         + "\n</svg>\n"

@@ -14,7 +14,7 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.util.docutils import SphinxDirective
 
-from gossip_docs import links, svg
+from docs.extension import links, svg
 
 _LANE, _ROW, _TOP = 250.0, 34.0, 44.0
 _MESSAGE = re.compile(r"(\w+)\s*(-?->>|--?x)\s*(\w+)\s*:\s*(.*)")
