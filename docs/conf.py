@@ -48,6 +48,7 @@ napoleon_use_ivar = True  # attributes as a list, next to the properties of the 
 doctest_global_setup = """
 import numpy as np
 import tensorflow as tf
+from tf_gossip_pga import *
 from tf_gossip_pga.algorithm.schedule import *
 from tf_gossip_pga.algorithm.topology import *
 from tf_gossip_pga.plan import *

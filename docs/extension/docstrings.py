@@ -1,8 +1,8 @@
 """Turn this project's docstrings into what Sphinx reads.
 
 The docstrings are plain text for `help()`: names and code in single backticks, blocks of code and
-equations indented by four spaces, Google's sections. Here they become reStructuredText, before
-napoleon reads the sections.
+equations indented by four spaces or after "::", Google's sections. Here they become
+reStructuredText, before napoleon reads the sections.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-_SECTION = re.compile("(Args|Attributes|Raises|Returns|Yields|Notes?|Warnings?|References):$")
+_SECTION = re.compile("(Args|Attributes|Raises|Returns|Yields|Notes?|References|Examples?):$")
+_RULE = re.compile(r" *=+( +=+)+")  # of a table
 _ITEM = re.compile(r"(\s*)(\w+): ")
+_BULLETS = ("- ", "1. ", "2. ", "3. ", "4. ")
 _NAME = re.compile(r"[A-Za-z_][\w.]*(\(\))?")
 _CODE = re.compile(r"``[^`]+``|`([^`]+)`(\w?)")
 
@@ -50,24 +52,35 @@ def _blocks(text: str) -> Iterator[list[str]]:
 
 
 def _converted(blocks: list[list[str]]) -> Iterator[str]:
-    context = 0  # the indentation of the text around
+    context, is_literal = 0, False  # indentation of the text around; whether it ended with "::"
     while blocks:
         block = blocks.pop(0)
+        indent = _indent(block[0])
         if block[0] == "Contents:":  # the reference has a list of its own
             continue
-        if _indent(block[0]) >= context + 4 or _is_laid_out(block, context):
-            while blocks and _indent(blocks[0][0]) >= context + 4:
+        if is_literal or indent >= context + 4 or _is_laid_out(block, context):
+            while blocks and _indent(blocks[0][0]) >= indent:
                 block += ["", *blocks.pop(0)]
+            is_literal = False
             yield from _code(block, context)
-        elif block[0] in ("Example:", "Examples:"):
-            context = 0
-            yield from (".. rubric:: Example", "")
-        else:
-            context = min(map(_indent, block))
-            yield from _inline("\n".join(_listed(_returned(block)))).splitlines()
-            if _SECTION.match(block[0]) and len(block) > 1:
-                context = _indent(block[1])
-            yield ""
+            continue
+        is_literal = block[-1].endswith("::")
+        if is_literal:  # becomes a block of code of a language
+            block[-1] = block[-1][:-1]
+        context = min(map(_indent, block))
+        if _SECTION.match(block[0]) and len(block) > 1:
+            context = _indent(block[1])
+        yield from _text(block)
+        yield ""
+
+
+def _text(block: list[str]) -> list[str]:
+    """Return a paragraph, a list, a table or a section."""
+    if any(_RULE.fullmatch(line) for line in block):  # columns must not move
+        return block
+    examples = next((i for i, line in enumerate(block) if line.lstrip().startswith(">>>")), None)
+    marked = _inline("\n".join(_listed(_returned(block[:examples])))).splitlines()
+    return marked if examples is None else [*marked, *block[examples:]]
 
 
 def _is_laid_out(block: list[str], context: int) -> bool:
@@ -77,13 +90,9 @@ def _is_laid_out(block: list[str], context: int) -> bool:
 
 def _code(block: list[str], context: int) -> Iterator[str]:
     text = textwrap.dedent("\n".join(block))
-    if text.startswith(">>>"):
-        yield from textwrap.indent(text, " " * context).splitlines()
-    else:
-        yield f"{' ' * context}.. code-block:: {_language(text)}"
-        yield ""
-        yield from textwrap.indent(text, " " * (context + 4)).splitlines()
-    yield ""
+    if not text.startswith(">>>"):
+        text = f".. code-block:: {_language(text)}\n\n{textwrap.indent(text, '    ')}"
+    yield from [*textwrap.indent(text, " " * context).splitlines(), ""]
 
 
 def _language(text: str) -> str:
@@ -98,7 +107,7 @@ def _language(text: str) -> str:
 
 def _returned(block: list[str]) -> list[str]:
     """Return the block, where it is `Returns:`, as a field: napoleon would look for a type."""
-    if block[0] != "Returns:":
+    if block[:1] != ["Returns:"]:
         return block
     first, *rest = textwrap.dedent("\n".join(block[1:])).splitlines()
     return [f":returns: {first}", *(f"    {line.strip()}" for line in rest)]
@@ -106,22 +115,23 @@ def _returned(block: list[str]) -> list[str]:
 
 def _listed(block: list[str]) -> Iterator[str]:
     """Yield the lines of a block; a list that follows text without a blank line becomes a list."""
+    if not block or _SECTION.match(block[0]) or block[0].lstrip().startswith((":", *_BULLETS)):
+        yield from block
+        return
     yield block[0]
-    in_section = bool(_SECTION.match(block[0])) or block[0].startswith(":")
     base, in_list = _indent(block[0]), False
     for before, line in itertools.pairwise(block):
         item = _ITEM.match(line)
-        if in_section:
-            yield line
-        elif line.lstrip().startswith(("- ", "1. ")) and not in_list:
+        if line.lstrip().startswith(_BULLETS):
+            yield from ([] if in_list else [""])
             in_list = True
-            yield from ("", line)
+            yield line
         elif item and len(item[1]) == base + 2 and (in_list or _indent(before) == base):
             yield from ([] if in_list else [""])
             in_list = True
             yield f"{' ' * base}- ``{item[2]}``: {line[item.end() :]}"
         else:
-            yield line if not in_list else f"{' ' * (base + 2)}{line.strip()}"
+            yield f"{' ' * (base + 2)}{line.strip()}" if in_list else line
 
 
 def _indent(line: str) -> int:

@@ -179,8 +179,16 @@ def test_blocks_of_code_in_docstrings_are_marked():
         *("So:", "", ".. code-block:: text", ""),
         *("    x_i <- x_i * 2", "", "    x_j <- 0"),
     ]
-    assert converted("Example:\n\n    x = 1")[-3:] == [".. code-block:: python", "", "    x = 1"]
-    assert converted("Example:\n\n    >>> 1 + 1\n    2")[-2:] == [">>> 1 + 1", "2"]
+    assert converted("So::\n\n  x = 1\n\nEnd.") == [
+        *("So:", "", ".. code-block:: python", "", "    x = 1", "", "End.")
+    ]
+
+
+def test_examples_and_tables_in_docstrings_are_kept():
+    example = ["Example:", "  The `sum`:", "", "  >>> x_ = 1 | 2  # `one`", "  >>> x_", "  3"]
+    assert converted("\n".join(example)) == example
+    table = ["====  ======", "name  meaning", "====  ======", "`x`   any", "====  ======"]
+    assert converted("\n".join(table)) == table
 
 
 def test_names_in_docstrings_are_marked():
@@ -194,6 +202,12 @@ def test_text_in_docstrings_means_itself():
     assert converted("Of |x| and x_ and *args, **bold**.") == [
         "Of \\|x\\| and x\\_ and \\*args, **bold**."
     ]
+
+
+def test_lists_in_docstrings_are_kept():
+    bullets = ["- one,", "  and more.", "- two: three.", "  four."]
+    assert converted("\n".join(bullets)) == bullets
+    assert converted("\n".join(["These:", *bullets])) == ["These:", "", *bullets]
 
 
 def test_a_list_after_text_in_a_docstring_becomes_a_list():
