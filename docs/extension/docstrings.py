@@ -13,9 +13,12 @@ import re
 import textwrap
 from collections.abc import Iterator
 
+from docs.extension import links
+
 _SECTION = re.compile("(Args|Attributes|Raises|Returns|Yields|Notes?|References|Examples?):$")
 _RULE = re.compile(r" *=+( +=+)+")  # of a table
 _ITEM = re.compile(r"(\s*)(\w+): ")
+_PAGE = re.compile(rf"docs/[\w/-]+\.md|\b({'|'.join(map(re.escape, links.PAGES))})")
 _BULLETS = ("- ", "1. ", "2. ", "3. ", "4. ")
 _NAME = re.compile(r"[A-Za-z_][\w.]*(\(\))?")
 _CODE = re.compile(r"``[^`]+``|`([^`]+)`(\w?)")
@@ -77,7 +80,7 @@ def _converted(blocks: list[list[str]]) -> Iterator[str]:
 def _text(block: list[str]) -> list[str]:
     """Return a paragraph, a list, a table or a section."""
     if any(_RULE.fullmatch(line) for line in block):  # columns must not move
-        return block
+        return [re.sub(r"(?<=  )(?=\(\d\)$)", r"\\", line) for line in block]  # no list
     examples = next((i for i, line in enumerate(block) if line.lstrip().startswith(">>>")), None)
     marked = _inline("\n".join(_listed(_returned(block[:examples])))).splitlines()
     return marked if examples is None else [*marked, *block[examples:]]
@@ -97,7 +100,7 @@ def _code(block: list[str], context: int) -> Iterator[str]:
 
 def _language(text: str) -> str:
     if text.startswith("python "):
-        return "console"
+        return "sh"
     try:
         ast.parse(text.replace("…", "..."))
     except SyntaxError:
@@ -158,6 +161,12 @@ def _literal(match: re.Match) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return text in which `|`, a single `*` and a trailing `_` mean themselves."""
+    """Return text in which `|`, a single `*` and a trailing `_` mean themselves; link to pages."""
     text = re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", text.replace("|", r"\|"))
-    return re.sub(r"(?m)(?<![\s*\\])\*(?!\*)|(?<=\S )\*(?=[^\s*])", r"\\*", text)
+    text = re.sub(r"(?m)(?<![\s*\\])\*(?!\*)|(?<=\S )\*(?=[^\s*])", r"\\*", text)
+    return _PAGE.sub(lambda match: f":doc:`{_page(match[0])}`", text)
+
+
+def _page(path: str) -> str:
+    """Return the page of the site for a document of the repository."""
+    return links.PAGES.get(path, path.removeprefix("docs")).removesuffix(".md")

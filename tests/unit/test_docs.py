@@ -187,14 +187,20 @@ def test_blocks_of_code_in_docstrings_are_marked():
 def test_examples_and_tables_in_docstrings_are_kept():
     example = ["Example:", "  The `sum`:", "", "  >>> x_ = 1 | 2  # `one`", "  >>> x_", "  3"]
     assert converted("\n".join(example)) == example
-    table = ["====  ======", "name  meaning", "====  ======", "`x`   any", "====  ======"]
-    assert converted("\n".join(table)) == table
+    table = ["====  ====", "`x`   (a)", "y     (1)", "====  ===="]
+    assert converted("\n".join(table)) == [*table[:2], "y     \\(1)", table[-1]]
 
 
 def test_names_in_docstrings_are_marked():
     assert converted("Mix `x_i`s with `W[i, j] * x`.") == ["Mix `x_i`\\ s with ``W[i, j] * x``."]
     assert converted("See `pga.topology.ring()`.") == [
         "See :py:obj:`pga.topology.ring() <tf_gossip_pga.topology.ring>`."
+    ]
+
+
+def test_documents_in_docstrings_are_links():
+    assert converted("See docs/protocol.md, SECURITY.md.") == [
+        "See :doc:`/protocol`, :doc:`/_generated/pages/security`."
     ]
 
 
