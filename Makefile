@@ -58,7 +58,7 @@ help:  ## Print this table.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 clean:  ## Remove the environment and everything that was built or measured.
-	rm -rf $(VENV) output build *.egg-info
+	rm -rf $(VENV) output build docs/_generated *.egg-info
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
