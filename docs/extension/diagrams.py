@@ -76,7 +76,7 @@ def sequence(lines: list[str]) -> str:
     rows: list[re.Match] = []
     for line in lines:
         if found := _PARTICIPANT.fullmatch(line):
-            names[found[1]] = found[2] or found[1]
+            names[found[1]] = f"{found[1]}: {found[2]}" if found[2] else found[1]
         elif found := _NOTE.fullmatch(line) or _MESSAGE.fullmatch(line):
             rows.append(found)
         else:

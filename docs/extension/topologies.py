@@ -20,6 +20,11 @@ AGREED = 0.01  # the share of the disagreement that may be left
 _PANEL = 190.0  # pixels
 _NODE = 12.0
 _ON_A_GRID = ("grid", "torus")
+# Two curves that others cover: hypercube one_peer_exponential's, the torus static_exponential's.
+_OVERLAPPING = {
+    "hypercube": {"linewidth": 3.2, "zorder": 2.2},
+    "torus": {"linestyle": (0, (4, 4)), "zorder": 2.8},
+}
 
 
 def parts() -> Iterator[tuple[str, str]]:
@@ -125,9 +130,8 @@ def agreement(size: int) -> str:
         axes = figure.subplots()
         for name, build in topology.BY_NAME.items():
             share = np.maximum(list(left_over(build(size), gossips)), floor / 10)
-            width = 3.2 if name == "hypercube" else 1.6  # seen below one_peer_exponential
-            style = "--" if name == "torus" else "-"  # the same as static_exponential for 16 ranks
-            axes.plot(share, style, label=name, linewidth=width, zorder=3 - width / 4)
+            style = _OVERLAPPING.get(name, {})
+            axes.plot(share, label=name, **{"linewidth": 1.6, "zorder": 2.5, **style})
         axes.set(
             yscale="log",
             ylim=(floor, 1.2),
