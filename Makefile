@@ -9,7 +9,7 @@ train: $(VENV)/ready  ## Train ResNet-20 on handwritten digits with 4 local work
 	$(RUN) train.py
 
 # Three tests at a time on two cores: many of them wait.
-test: $(VENV)/ready lint  ## Check style, spelling and types, and run all but the slow tests. 20 minutes.
+test: $(VENV)/ready lint  ## Check style, spelling and types, and run all but the slow tests. 10 minutes.
 	$(RUN) -m pytest -n 3 --dist=worksteal -m "not slow"
 
 # Also the models of the paper at full size, more chaos, the wheel in an environment of its own.
