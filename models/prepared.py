@@ -63,7 +63,7 @@ def _builder(name: str, data_dir: str | None, embedded: Sequence[str]):
         raise ValueError(
             f"Unknown dataset {name!r}. {f'Close: {close}. ' if close else ''}Embedded: "
             f"{', '.join(embedded)}. Any other is a set of TensorFlow Datasets ({_CATALOGUE}): "
-            "name or name/config, and :version after it where not the newest is meant."
+            "name or name/config, with :version after it for a version other than the newest."
         )
     try:
         return tfds.builder(name, data_dir=data_dir)
@@ -87,12 +87,12 @@ def _check_prepared(builder, name: str, data_dir: str | None):
             f"The dataset {name} is not prepared: there is nothing in {builder.data_path}. Prepare "
             'it once, which may download much: python -c "import tensorflow_datasets as tfds; '
             f'tfds.builder({name!r}{where}).download_and_prepare()". Or name another data_dir.'
-            + (f" By hand, before: {manual}" if manual else "")
+            + (f" First, by hand: {manual}" if manual else "")
         )
     if "train" not in builder.info.splits:
         raise ValueError(
-            f"The dataset {name} has no split 'train' but {', '.join(builder.info.splits)}. Only "
-            "sets with one can be trained on."
+            f"The dataset {name} has no split 'train' but {', '.join(builder.info.splits)}. Use "
+            "a data set that has one."
         )
 
 

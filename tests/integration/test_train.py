@@ -77,7 +77,7 @@ def test_a_run_resumes_from_its_checkpoints(tmp_path):
     assert (written["epochs"], written["steps"]) == (3, 12)
     assert len(written["history"]["loss"]) == 2
     with pytest.raises(
-        launch.LaunchError, match=r"of epoch 3: nothing is left of --epochs=3\. Give"
+        launch.LaunchError, match=r"of epoch 3, and --epochs=3 has no epoch after it\. Give"
     ):
         _train(*flags, "--epochs=3")
 
@@ -230,5 +230,5 @@ def test_the_flags_reach_data_optimizer_and_callback(tmp_path):
         assert "initial=100, warmup_steps=2, exponent=1.0, maximum=100" in asked["state"][1]
         assert asked["precision"] == "bfloat16"
         assert asked["exchange"] == [True, "int8"]
-        assert asked["error"].startswith("The vocabulary of rank 1 is not rank 0's")
+        assert asked["error"].startswith("The vocabulary of rank 1 differs from rank 0's")
         assert asked["epochs"] == 2
