@@ -57,9 +57,9 @@ def _builder(name: str, data_dir: str | None, embedded: Sequence[str]):
     stem = match["stem"] if match else name
     # For an unknown name tfds.builder would import TensorFlow, and look for community data sets on
     # the network.
-    catalogue = tfds.list_builders(with_community_datasets=False)
-    if not match or (stem not in catalogue and not _on_disk(stem, data_dir)):
-        close = ", ".join(difflib.get_close_matches(stem, [*embedded, *catalogue], n=6))
+    catalog = tfds.list_builders(with_community_datasets=False)
+    if not match or (stem not in catalog and not _on_disk(stem, data_dir)):
+        close = ", ".join(difflib.get_close_matches(stem, [*embedded, *catalog], n=6))
         raise ValueError(
             f"Unknown dataset {name!r}. {f'Close: {close}. ' if close else ''}Embedded: "
             f"{', '.join(embedded)}. Any other is a set of TensorFlow Datasets ({_CATALOGUE}): "
