@@ -172,7 +172,7 @@ def _draw_exchanges(panel: "Axes", rows: list[dict], size: int) -> None:
     """Draw a bar for each exchange, and lines for the limits of the links."""
     for label, color, of_ours in (
         ("this library", figure.BLUE, True),
-        ("alternatives", figure.GREY, False),
+        ("alternatives", figure.GRAY, False),
     ):
         shown = [place for place, each in enumerate(rows) if _is_ours(each["name"]) == of_ours]
         panel.barh(shown, [rows[place]["median_ms"] for place in shown], color=color, label=label)

@@ -271,9 +271,9 @@ def draw(sizes: Sequence[int], found: dict, path: pathlib.Path) -> None:
             figure.draw(panel, {name: found[data, n][name] for name in names})
             panel.set_title(f"{data}, {n} nodes")
     for panel in axes[-1]:
-        panel.set_xlabel("step (dot: end of the transient stage; band: ± one standard error)")
+        panel.set_xlabel("step (dot: end of the transient stage)")
     for panel in axes[:, 0]:
-        panel.set_ylabel("f(mean of the nodes) - f*")
+        panel.set_ylabel("f(mean of the nodes) - f*, mean ± standard error")
     axes[0, 0].legend()
     pyplot.savefig(path, dpi=110)
 

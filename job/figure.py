@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#777777"
-PALETTE = (BLUE, ORANGE, "#3c9a5f", "#b8424f", "#8466b0", "#b89b2c", GREY)
+BLUE, ORANGE, GRAY = "#2563a8", "#d9722b", "#777777"
+PALETTE = (BLUE, ORANGE, "#3c9a5f", "#b8424f", "#8466b0", "#b89b2c", GRAY)
 
 
 def draw(path: pathlib.Path, title: str, results: dict, distances: list[tuple[int, float]]) -> None:
@@ -34,7 +34,7 @@ def draw(path: pathlib.Path, title: str, results: dict, distances: list[tuple[in
     if results["unigram_cross_entropy"]:
         loss.axhline(
             results["unigram_cross_entropy"],
-            color=GREY,
+            color=GRAY,
             ls="--",
             label="best model without context",
         )
@@ -43,7 +43,7 @@ def draw(path: pathlib.Path, title: str, results: dict, distances: list[tuple[in
     accuracy.set(title="Validation accuracy", ylabel="averaged model")
     accuracy.plot(ends, history["val_accuracy"], ".-", color=ORANGE, label="each epoch")
     end = f"final: {results['val_accuracy']:.4f}"
-    accuracy.axhline(results["val_accuracy"], color=GREY, ls="--", label=end)
+    accuracy.axhline(results["val_accuracy"], color=GRAY, ls="--", label=end)
     accuracy.legend(frameon=False)
 
     is_measured = _draw_consensus(consensus, results["workers"], distances)

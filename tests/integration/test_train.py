@@ -86,7 +86,7 @@ def _check_counts(written: dict):
     assert written["workers"] == written["epochs"] == 2
     # 2 epochs of 4 steps; steps 4 and 8 average globally.
     assert (written["steps"], written["gossip_steps"], written["global_steps"]) == (8, 6, 2)
-    # As for 32 x 32 x 3 images (test_models.py), less 9 * 2 * 16 weights for two missing colours.
+    # As for 32 x 32 x 3 images (test_models.py), less 9 * 2 * 16 weights for two missing colors.
     assert written["parameters"] == 269_434
     # A gossip sends all parameters once; so does, in a ring of two, a global average, along with
     # 1 376 moving statistics and the 2 + 2 * 3 numbers that ranks tell: steps 4 and 8 and the end.

@@ -378,7 +378,7 @@ def simulation(**arguments):
         ),
         (
             lambda: simulate.settings_of("aga", "ring", None, 10),
-            r"H, with which aga begins, must be a whole number >= 1, received None",
+            r"H, the first period of aga, must be a whole number >= 1, received None",
         ),
         (
             lambda: simulate.settings_of("gossip_final", "ring", 0, 10),

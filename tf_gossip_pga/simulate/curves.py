@@ -141,7 +141,7 @@ def settings_of(
         )
     schedule.resolve(H)
     if algorithm == "aga":
-        first = _validate.check_whole("H, with which aga begins,", H, 1)
+        first = _validate.check_whole("H, the first period of aga,", H, 1)
         longest = max(schedule.AdaptivePeriod.maximum, first)
         period = schedule.AdaptivePeriod(first, warmup_steps=iterations // 3, maximum=longest)
         return {"topology": topology, "H": period}

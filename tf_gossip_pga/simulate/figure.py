@@ -21,9 +21,9 @@ def draw(axes: Any, found: dict[str, Curve]) -> None:
         low = np.maximum(mean - error, mean / 10)  # keep it positive for the logarithmic axis
         axes.fill_between(curve.steps, low, mean + error, color=color, alpha=0.2, linewidth=0)
         joined = transient(curve, found["parallel"])
-        is_near = joined is not None and is_reached(joined, curve.steps[-1])
-        if is_near and name != "parallel":
-            height = mean[np.searchsorted(curve.steps, joined)]
-            axes.plot(joined, height, "o", color=color, zorder=3)
+        if name == "parallel" or joined is None or not is_reached(joined, curve.steps[-1]):
+            continue
+        height = mean[np.searchsorted(curve.steps, joined)]
+        axes.plot(joined, height, "o", color=color, zorder=3)
     axes.set_yscale("log")
     axes.grid(alpha=0.3)
