@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-all test-quick exchange network compare optimizers input paper scale lint help clean
+.PHONY: train test test-all test-quick exchange network compare optimizers input paper scale lint docs help clean
 
 train: $(VENV)/ready  ## Train ResNet-20 on handwritten digits with 4 local workers. 1 minute.
 	$(RUN) train.py
 
 # Three tests at a time on two cores: many of them wait.
-test: $(VENV)/ready lint  ## Check style, spelling and types, and run all but the slow tests. 20 minutes.
+test: $(VENV)/ready lint  ## Check style, spelling and types, and run all but the slow tests. 10 minutes.
 	$(RUN) -m pytest -n 3 --dist=worksteal -m "not slow"
 
 # Also the models of the paper at full size, more chaos, the wheel in an environment of its own.
@@ -48,11 +48,17 @@ paper: $(VENV)/ready  ## Simulate the paper's logistic regression: transient sta
 scale: $(VENV)/ready  ## Measure how large a simulation may be. 2 minutes.
 	$(RUN) benchmarks/scale.py --output=output/scale.json
 
+# Pages first, then every example of the reference.
+docs: $(VENV)/ready  ## Build the documentation site in build/docs/html. 1 minute.
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	$(RUN) -m sphinx -W --keep-going -q -b html -d build/docs/doctrees docs build/docs/html
+	$(RUN) -m sphinx -W --keep-going -q -b doctest -d build/docs/doctrees docs build/docs/doctest
+
 help:  ## Print this table.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 clean:  ## Remove the environment and everything that was built or measured.
-	rm -rf $(VENV) output build *.egg-info
+	rm -rf $(VENV) output build docs/_generated *.egg-info
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

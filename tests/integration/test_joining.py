@@ -119,7 +119,7 @@ def _run(
         ),
         ({"H": "adaptive", "every": 2}, [0, 1]),
         # In no consensus where the fourth epoch begins.
-        (
+        pytest.param(
             {
                 "H": 5,
                 "every": 100,
@@ -128,6 +128,7 @@ def _run(
                 "restores": True,
             },
             [1],
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -9,13 +9,12 @@ import functools
 import itertools
 import os
 import pathlib
+import random
 import socket
 from collections.abc import Iterator
 
-_SLICE, _SLICES = (
-    1000,
-    10,
-)  # ports of each test process, and number of test processes with separate ports
+_SLICE = 1000  # ports of a test process
+_SLICES = 10  # test processes that have ports of their own
 
 
 def free(count: int) -> list[str]:
@@ -42,5 +41,5 @@ def _ports() -> Iterator[int]:
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     first = max(1024, int(given) - _SLICE * (1 + int(worker) % _SLICES))
     # Let sessions that run at the same time begin at different ports.
-    offset = 7 * os.getpid() % _SLICE
+    offset = random.SystemRandom().randrange(_SLICE)
     return itertools.cycle([first + (offset + index) % _SLICE for index in range(_SLICE)])

@@ -13,6 +13,7 @@ process.
 
 import atexit
 import contextlib
+import faulthandler
 import functools
 import gc
 import importlib.abc
@@ -227,6 +228,7 @@ def _settle(output: int, errors: int, environment: dict[str, str]):
     os.setsid()
     os.dup2(output, 1)
     os.dup2(errors, 2)
+    faulthandler.enable()  # says where a child was that ends by a fault
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()

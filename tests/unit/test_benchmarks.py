@@ -148,6 +148,7 @@ def test_looks_of_the_papers_experiment_are_at_all_phases_of_a_period():
     assert {step % paper.H for step in range(every, 5000, every)} == set(range(paper.H))
 
 
+@pytest.mark.slow
 def test_scale_goes_on_where_it_measured_last():
     ring = topology.ring(100)
     # 15 gossips of two messages and an all-reduce of 2 * 99/100, of 10 float32, in 16 steps.

@@ -174,6 +174,7 @@ def test_without_weight_decay_nothing_decays(optimizer):
     assert all((old == new).all() for old, new in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 def test_decay_of_sgd_is_as_strong_as_an_l2_penalty():
     steps, decay = 300, 0.002
     model = keras.Sequential([keras.Input((1,)), layers.Dense(1, kernel_initializer="ones")])
