@@ -85,7 +85,7 @@ def worker() -> None:
     run = train(cluster, job, callbacks, verbose, checkpoint if FLAGS.resume else None)
     if checkpoint and checkpoint.preempted:
         if cluster.is_chief:
-            print("Stopped by SIGTERM. The same command with --resume goes on.", flush=True)
+            print("Stopped by SIGTERM. The same command with --resume continues.", flush=True)
         return
     content = results.collect(cluster, job, run, gossip, PATIENCE_S)
     if cluster.is_chief:
@@ -105,8 +105,8 @@ def check_vocabularies(cluster: "pga.Cluster", data: inputs.Data) -> None:
     odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if odd:
         raise ValueError(
-            f"The vocabulary of rank {odd[0]} is not rank 0's: each was trained on its own copy of "
-            f"{data.name}. Give all ranks the same file with --vocabulary."
+            f"The vocabulary of rank {odd[0]} differs from rank 0's: each was trained on its own "
+            f"copy of {data.name}. Give all ranks the same file with --vocabulary."
         )
 
 
@@ -155,8 +155,8 @@ def train(
     first_epoch = resume_from.restore(model) if resume_from else 0
     if first_epoch >= job.recipe.epochs:
         raise ValueError(
-            f"The checkpoint is of epoch {first_epoch}: nothing is left of "
-            f"--epochs={job.recipe.epochs}. Give more, or leave --resume out to begin anew."
+            f"The checkpoint is of epoch {first_epoch}, and --epochs={job.recipe.epochs} has no "
+            "epoch after it. Give more epochs, or leave --resume out to start over."
         )
     if first_epoch:  # otherwise the data would repeat the order of the first epochs
         keras.utils.set_random_seed(FLAGS.seed + cluster.rank + first_epoch * cluster.size)

@@ -8,13 +8,21 @@ from collections.abc import Callable
 from tf_gossip_pga import launch
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keep the lines of the docstring, and add the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_one = action.default not in (None, argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if has_one else action.help
+
+
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser whose description is the first line of a script's docstring.
+    """Return a parser that describes the script by its docstring, and shows defaults.
 
     Args:
       doc: the docstring.
     """
-    return argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    return argparse.ArgumentParser(description=doc, formatter_class=_Formatter)
 
 
 def run(worker: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:

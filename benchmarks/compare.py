@@ -65,9 +65,11 @@ METHODS = {
 SEED_STRIDE = 10_000  # ranks add to the seed; larger than what they add
 
 flags.adopt_module_key_flags(job_flags)  # for --help
-flags.DEFINE_enum("compare", "algorithm", list(METHODS), "What differs from run to run.")
-flags.DEFINE_integer("seeds", 3, "Runs of each.", lower_bound=2)
-flags.DEFINE_string("output", None, "Write a JSON file, and a picture next to it.")
+flags.DEFINE_enum("compare", "algorithm", list(METHODS), "Setting that differs from run to run.")
+flags.DEFINE_integer(
+    "seeds", 3, "Number of runs with different seeds, of each method.", lower_bound=2
+)
+flags.DEFINE_string("output", None, "JSON file to write; the picture is a .png next to it.")
 
 
 def main(argv: list[str]) -> None:
@@ -80,7 +82,9 @@ def main(argv: list[str]) -> None:
         sys.exit(f"compare.py: --algorithm={FLAGS.algorithm}, but all are compared. Leave it out.")
     if FLAGS.output:  # fail before the runs rather than after them
         if pathlib.Path(FLAGS.output).suffix == ".png":
-            sys.exit(f"compare.py: --output={FLAGS.output} is the JSON file; name it .json.")
+            sys.exit(
+                f"compare.py: --output={FLAGS.output} is the JSON file; its name must end in .json."
+            )
         try:
             pathlib.Path(FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
             open(FLAGS.output, "a").close()
@@ -117,7 +121,7 @@ def worker() -> None:
         title = (
             f"{FLAGS.model} on {job.data.name}, {cluster.size} workers, {FLAGS.topology}, "
             f"H = {common_period}, {job.steps} steps, {FLAGS.seeds} seeds"
-            + f", {job.classes_per_worker} classes a worker"
+            + f", {job.classes_per_worker} classes per worker"
             * bool(job.classes_per_worker)
         )
         compare_report.publish(title, runs, list(methods), job.steps_per_epoch, FLAGS.output)

@@ -8,11 +8,12 @@ from benchmarks import report
 from job import figure
 
 ALONE, OWN = "one worker", "gossip, not averaged"  # the controls
-LEGEND = """final loss, accuracy: validation of the averaged model, mean ± deviation over seeds
-seconds, exchanging: after the first batch, validations included, and spent in exchanges; from
-here on medians of seeds
-MB sent: by one worker, mean;  global: share of the steps that average globally
-distance: of the workers from their mean, relative, when they last differed before an average"""
+LEGEND = """final loss, accuracy: validation of the averaged model, mean ± standard deviation
+The other columns are medians over seeds.
+seconds: from the end of the first batch, including validation
+exchanging: seconds spent in exchanges
+MB sent: mean per worker; global: share of the steps with a global average
+distance: consensus distance, before the last average of replicas that differed"""
 
 
 def publish(
@@ -149,9 +150,10 @@ def draw(path: pathlib.Path, title: str, steps_per_epoch: int, runs: dict) -> No
         by_step.fill_between(steps, *band, color=color, alpha=0.15, linewidth=0)
         if name != ALONE:  # one process alone has the whole machine
             by_second.plot(np.median([each["clock"] for each in measured], 0), mean, **style)
-    by_step.set(title="Validation loss, averaged model: mean and range", yscale="log")
-    by_second.set(title="The same against time: median of seeds")
+    by_step.set(title="Loss against steps (band: range over seeds)", yscale="log")
+    by_step.set(ylabel="validation loss of the averaged model (log scale)")
+    by_second.set(title="Loss against time")
     picture.legend(*by_step.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.finish(by_step, xlabel="step")
-    figure.finish(by_second, xlabel="seconds after the first batch")
+    figure.finish(by_second, xlabel="seconds after the first batch, median over seeds")
     picture.savefig(path)

@@ -30,10 +30,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
       argv: the arguments after the program name. Default None: those of this process.
     """
     parser = cli.parser(__doc__)
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--repetitions", type=int, default=11)
-    parser.add_argument("--megabytes", type=float, default=100, help="of the large model")
-    parser.add_argument("--output", help="write a JSON file")
+    parser.add_argument("--workers", type=int, default=4, help="number of workers, at least 2")
+    parser.add_argument("--repetitions", type=int, default=11, help="repetitions of each row")
+    parser.add_argument("--megabytes", type=float, default=100, help="size of the large model")
+    parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args(argv)
     if options.workers < 2:
         parser.error(f"--workers must be at least 2, received {options.workers}")

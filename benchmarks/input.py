@@ -55,10 +55,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
       argv: the arguments after the program name. Default None: those of this process.
     """
     parser = cli.parser(__doc__)
-    parser.add_argument("--seconds", type=float, default=5, help="of one measurement")
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--images", type=int, default=512, help="to generate")
-    parser.add_argument("--output", help="write a JSON file")
+    parser.add_argument("--seconds", type=float, default=5, help="length of one measurement")
+    parser.add_argument("--repetitions", type=int, default=3, help="measurements of each row")
+    parser.add_argument("--images", type=int, default=512, help="number of images to generate")
+    parser.add_argument("--output", help="JSON file to write")
     return parser.parse_args(argv)
 
 

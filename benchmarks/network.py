@@ -58,12 +58,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
       argv: the arguments after the program name. Default None: those of this process.
     """
     parser = cli.parser(__doc__)
-    parser.add_argument("--hosts", type=int, default=4)
-    parser.add_argument("--mbit", type=float, default=500, help="of a link, million bits a second")
-    parser.add_argument("--megabytes", type=float, default=50, help="of parameters")
-    parser.add_argument("--repetitions", type=int, default=7, help="of an exchange")
-    parser.add_argument("--fits", type=int, default=1, help="of 6 steps each; 0: no training")
-    parser.add_argument("--output", help="write a JSON file, and a picture next to it")
+    parser.add_argument("--hosts", type=int, default=4, help="number of workers, at least 2")
+    parser.add_argument(
+        "--mbit", type=float, default=500, help="link bandwidth per direction, in Mbit/s"
+    )
+    parser.add_argument("--megabytes", type=float, default=50, help="size of the parameters")
+    parser.add_argument("--repetitions", type=int, default=7, help="repetitions of each exchange")
+    parser.add_argument(
+        "--fits", type=int, default=1, help="fits of 6 steps for each kind of step; 0: no training"
+    )
+    parser.add_argument("--output", help="JSON file to write; the picture is a .png next to it")
     for internal in ("--join", "--memory", "--folder"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -88,7 +92,7 @@ def main() -> int:
             hosts = stack.enter_context(links.hosts(options.hosts, options.mbit))
             command.append(f"--join={hosts.flag}")
         except links.NoHostsError as reason:
-            print(f"No hosts of their own ({reason}): all workers share the loopback.", flush=True)
+            print(f"No separate hosts ({reason}): all workers share the loopback.", flush=True)
         command.append(f"--folder={stack.enter_context(tempfile.TemporaryDirectory())}")
         for name in WEIGHED:
             print(f"Memory: {name}", flush=True)

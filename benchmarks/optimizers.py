@@ -282,14 +282,32 @@ def _loss(row: dict) -> str:
 def main() -> None:
     """Run every optimizer on every task."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--workers", type=int, default=4, help="That share the global batch.")
-    parser.add_argument("--seeds", type=int, default=5, help="Runs of each kind, at least 2.")
-    parser.add_argument("--rates", nargs="+", type=float, help="Default: the optimizer's grid.")
-    parser.add_argument("--factors", nargs="+", type=float, help="Default: 1, root of n, n.")
-    parser.add_argument("--steps", type=int, help="Default: the task's.")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
-    parser.add_argument("--output", help="Write a JSON file.")
+    parser.add_argument("--workers", type=int, default=4, help="number of workers, at least 2")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each kind, at least 2")
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        type=float,
+        help="learning rates of the grid (default: those of the optimizer)",
+    )
+    parser.add_argument(
+        "--factors",
+        nargs="+",
+        type=float,
+        help="factors of the learning rate with n workers (default: 1, sqrt(n) and n)",
+    )
+    parser.add_argument("--steps", type=int, help="steps of a run (default: those of the task)")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="tasks to train"
+    )
+    parser.add_argument(
+        "--optimizers",
+        nargs="+",
+        choices=OPTIMIZERS,
+        default=list(OPTIMIZERS),
+        help="optimizers to compare",
+    )
+    parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args()
     if options.seeds < 2 or options.workers < 2 or BATCH % options.workers:
         parser.error(f"--seeds must be at least 2, and --workers at least 2 and divide {BATCH}.")

@@ -271,9 +271,9 @@ def draw(sizes: Sequence[int], found: dict, path: pathlib.Path) -> None:
             figure.draw(panel, {name: found[data, n][name] for name in names})
             panel.set_title(f"{data}, {n} nodes")
     for panel in axes[-1]:
-        panel.set_xlabel("step; dots: within 1.1 times Parallel SGD from here on")
+        panel.set_xlabel("step (dot: end of the transient stage)")
     for panel in axes[:, 0]:
-        panel.set_ylabel("f(mean of the nodes) - f*")
+        panel.set_ylabel("f(mean of the nodes) - f*, mean ± standard error")
     axes[0, 0].legend()
     pyplot.savefig(path, dpi=110)
 
@@ -281,11 +281,18 @@ def draw(sizes: Sequence[int], found: dict, path: pathlib.Path) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--nodes", type=int, nargs="+", default=[20, 50, 100])
-    parser.add_argument("--iterations", type=int, default=5000)
-    parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--every", type=int, default=75, help="looks after so many steps")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output/paper.json"))
+    parser.add_argument(
+        "--nodes", type=int, nargs="+", default=[20, 50, 100], help="numbers of nodes to simulate"
+    )
+    parser.add_argument("--iterations", type=int, default=5000, help="steps of a run")
+    parser.add_argument("--trials", type=int, default=50, help="runs with different batches")
+    parser.add_argument("--every", type=int, default=75, help="steps between measurements")
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("output/paper.json"),
+        help="JSON file to write; the picture is a .png next to it",
+    )
     return parser
 
 

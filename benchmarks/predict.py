@@ -47,12 +47,16 @@ ALGORITHMS = {
 def main() -> int:
     """Start the workers, or run as one of them; return the exit code."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--mbit", type=float, help="of a link; default: all share the loopback")
-    parser.add_argument("--width", type=int, default=512, help="of three hidden layers")
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--repetitions", type=int, default=5, help="of a fit")
-    parser.add_argument("--output", help="write a JSON file")
+    parser.add_argument("--workers", type=int, default=4, help="number of workers")
+    parser.add_argument(
+        "--mbit",
+        type=float,
+        help="link bandwidth per direction, in Mbit/s (default: all workers share the loopback)",
+    )
+    parser.add_argument("--width", type=int, default=512, help="units of the three hidden layers")
+    parser.add_argument("--batch_size", type=int, default=256, help="batch size of a worker")
+    parser.add_argument("--repetitions", type=int, default=5, help="fits of each algorithm")
+    parser.add_argument("--output", help="JSON file to write")
     parser.add_argument("--join", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if "TF_CONFIG" in os.environ:

@@ -134,8 +134,15 @@ def trained(options: argparse.Namespace) -> None:
 def main() -> None:
     """Measure in separate processes, print the tables, and write the JSON file."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--workers", type=int, default=8, help="real processes to compare with")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output/scale.json"))
+    parser.add_argument(
+        "--workers", type=int, default=8, help="number of real processes to compare with"
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("output/scale.json"),
+        help="JSON file to write",
+    )
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)  # nodes, samples
     parser.add_argument("--result", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -152,7 +159,7 @@ def main() -> None:
     further = [beyond(rows, nodes) for nodes in BEYOND]
     print(f"\nA ring, d = {DIMENSION}, one trial\n{report.machine()}\n")
     print(table(rows))
-    print(f"Not run; time and memory extrapolated, what is sent exact:\n{table(further)}")
+    print(f"Not run: time and memory are extrapolated, bytes sent are exact:\n{table(further)}")
     compared = in_a_process(options.workers, SAMPLES["compared"])
     virtual = options.workers / float(np.median(compared["seconds"]))
     real = options.workers / in_processes(options.workers)
@@ -165,8 +172,8 @@ def main() -> None:
         / (rows[-1]["nodes"] - rows[-2]["nodes"]),
         "simulated_over_processes": virtual / real,
     }
-    print(f"\n{options.workers} nodes, node-steps a second:")
-    print(f"simulated {virtual:,.0f}, as processes {real:,.0f}")
+    print(f"\n{options.workers} nodes, node-steps per second:")
+    print(f"simulated: {virtual:,.0f}; in worker processes: {real:,.0f}")
     for name, ratio in ratios.items():
         print(f"{name} = {ratio:.2f}")
     node_steps = {"simulated": virtual, "processes": real}
@@ -205,7 +212,10 @@ def in_a_process(nodes: int, samples: int) -> dict:
             [sys.executable, __file__, *flags], stderr=subprocess.PIPE, text=True
         )
         if ended.returncode:
-            sys.exit(f"{ended.stderr}\n{nodes} nodes ended with code {ended.returncode}, see above")
+            sys.exit(
+                f"{ended.stderr}\n{nodes} nodes: the process ended with exit code "
+                f"{ended.returncode}, see above"
+            )
         return json.loads(result.read_text())
 
 

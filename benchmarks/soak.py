@@ -25,9 +25,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
       argv: the arguments after the program name. Default None: those of this process.
     """
     parser = cli.parser(__doc__)
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=20000)
-    parser.add_argument("--output", help="write a JSON file")
+    parser.add_argument("--workers", type=int, default=4, help="number of workers, at least 2")
+    parser.add_argument("--steps", type=int, default=20000, help="steps to train, at least 20")
+    parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args(argv)
     if options.workers < 2:
         parser.error(f"--workers must be at least 2, received {options.workers}")
@@ -92,7 +92,8 @@ def publish(everyone: list, options: argparse.Namespace) -> None:
       options: the options of the command line.
     """
     print(f"\n{options.workers} workers, {options.steps} steps\n{report.machine()}\n")
-    print(f"rank  {'MB':>7}  {'at last':>7}  {'threads':>7}  {'at last':>7}  files  at last")
+    print("After a tenth of the steps, and at the end:")
+    print(f"rank  {'MB':>7}  {'at end':>7}  {'threads':>7}  {'at end':>7}  files   at end")
     rows, growth = [], {"resident_bytes": 0.0, "threads": 0.0, "files": 0.0}
     for rank, (early, late) in enumerate(everyone):
         rows.append({"name": f"rank {rank}", "early": early, "late": late})

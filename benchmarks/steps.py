@@ -55,8 +55,8 @@ def measure(
     unit_s = max(gossip_s, busy_s / FACTORS[0])
     if cluster.is_chief:
         print(
-            f"Steps of fit: computation in times of {unit_s:.3g} s; a gossip takes {gossip_s:.3g} "
-            f"s, a step's own work {busy_s:.3g} s",
+            f"Steps of fit: the unit of computation is {unit_s:.3g} s; a gossip takes "
+            f"{gossip_s:.3g} s, the processor's own work in a step {busy_s:.3g} s",
             flush=True,
         )
     seconds = {str(factor): {name: [] for name in trainers} for factor in FACTORS}

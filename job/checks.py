@@ -31,7 +31,7 @@ def check(argv: list[str], cluster: tf_config.Cluster | None) -> None:
     check_workers(cluster)
     check_algorithm()
     if FLAGS.resume and not FLAGS.checkpoint_every:
-        raise ValueError("--resume goes on writing checkpoints. Give --checkpoint_every=1 too.")
+        raise ValueError("--resume also writes checkpoints. Give --checkpoint_every=1 too.")
     models.check(FLAGS.model)
     size = cluster.size if cluster else FLAGS.workers
     topology.resolve(topology_name(), size)
@@ -77,9 +77,9 @@ def check_kind(data: inputs.Data, recipe: recipes.Recipe) -> None:
             f"Use another data set, or one of the models {', '.join(fitting)}."
         )
     if FLAGS["sequence_length"].present and kind != "text":
-        raise ValueError("--sequence_length is for text, images have none. Leave it out.")
+        raise ValueError("--sequence_length is for text only. Leave it out.")
     if recipe.augment and kind == "text":
-        raise ValueError("--augment is for images, of which there are none in text. Leave it out.")
+        raise ValueError("--augment is for images only. Leave it out.")
 
 
 def check_classes(data: inputs.Data, size: int) -> None:
@@ -90,7 +90,8 @@ def check_classes(data: inputs.Data, size: int) -> None:
     if size * FLAGS.classes_per_worker < data.recipe.classes:
         raise ValueError(
             f"--classes_per_worker={FLAGS.classes_per_worker} with {size} workers leaves classes "
-            f"that nobody trains on: {data.name} has {data.recipe.classes}. Use more of either."
+            f"that nobody trains on: {data.name} has {data.recipe.classes}. Use more classes or "
+            "more workers."
         )
 
 
@@ -162,25 +163,26 @@ def check_vocabulary_of(initial_model: str) -> None:
     path = spec.vocabulary_of(initial_model)
     if not os.path.exists(path):
         raise ValueError(
-            f"--initial_model={initial_model} must have the vocabulary that it was trained with "
-            f"beside it, but there is no {path}."
+            f"--initial_model={initial_model} needs the vocabulary that it was trained with next "
+            f"to it, but there is no {path}."
         )
     own = vocabulary.load(path)
     if FLAGS.vocabulary and vocabulary.load(FLAGS.vocabulary) != own:
         raise ValueError(
-            f"--vocabulary={FLAGS.vocabulary} is not the one that --initial_model={initial_model} "
-            f"was trained with, {path}. Leave --vocabulary out to use that one."
+            f"--vocabulary={FLAGS.vocabulary} differs from the one that "
+            f"--initial_model={initial_model} was trained with, {path}. Leave --vocabulary out to "
+            "use that one."
         )
 
 
 def make_output_dir() -> None:
-    """Make `--output_dir`, and raise now rather than after training if it is not writable."""
+    """Create `--output_dir`, and raise now rather than after training if it is not writable."""
     try:
         os.makedirs(FLAGS.output_dir, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"--output_dir={FLAGS.output_dir} cannot be made ({error.strerror}). Name a directory "
-            "that you may write to."
+            f"--output_dir={FLAGS.output_dir} cannot be created ({error.strerror}). Name a "
+            "directory that you may write to."
         ) from None
     if not os.access(FLAGS.output_dir, os.W_OK | os.X_OK):
         raise ValueError(

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#2563a8", "#d9722b", "#777777"
-PALETTE = (BLUE, ORANGE, "#3c9a5f", "#b8424f", "#8466b0", "#b89b2c", GREY)
+BLUE, ORANGE, GRAY = "#2563a8", "#d9722b", "#777777"
+PALETTE = (BLUE, ORANGE, "#3c9a5f", "#b8424f", "#8466b0", "#b89b2c", GRAY)
 
 
 def draw(path: pathlib.Path, title: str, results: dict, distances: list[tuple[int, float]]) -> None:
@@ -28,15 +28,23 @@ def draw(path: pathlib.Path, title: str, results: dict, distances: list[tuple[in
     figure = new_figure(title)
     loss, accuracy, consensus = figure.subplots(1, 3)
 
-    loss.set(title="Loss", yscale="log")
+    loss.set(title="Loss", yscale="log", ylabel="loss (log scale)")
     loss.plot(ends, history["loss"], ".-", color=BLUE, label="training, mean over workers")
     loss.plot(ends, history["val_loss"], ".-", color=ORANGE, label="validation, averaged model")
     if results["unigram_cross_entropy"]:
-        loss.axhline(results["unigram_cross_entropy"], color=GREY, ls="--", label="unigram")
+        loss.axhline(
+            results["unigram_cross_entropy"],
+            color=GRAY,
+            ls="--",
+            label="best model without context",
+        )
     loss.legend(frameon=False)
 
-    accuracy.set(title=f"Validation accuracy, {results['val_accuracy']:.4f} at the end")
-    accuracy.plot(ends, history["val_accuracy"], ".-", color=ORANGE)
+    accuracy.set(title="Validation accuracy", ylabel="averaged model")
+    accuracy.plot(ends, history["val_accuracy"], ".-", color=ORANGE, label="each epoch")
+    end = f"final: {results['val_accuracy']:.4f}"
+    accuracy.axhline(results["val_accuracy"], color=GRAY, ls="--", label=end)
+    accuracy.legend(frameon=False)
 
     is_measured = _draw_consensus(consensus, results["workers"], distances)
     for axes in (loss, accuracy, consensus):
@@ -52,15 +60,15 @@ def _draw_consensus(axes: "Axes", workers: int, distances: list[tuple[int, float
     Returns:
       Whether there are any.
     """
-    axes.set(title="Consensus distance before averages of all")
+    axes.set(title="Consensus distance")
     measured = [(step, distance) for step, distance in distances if distance > 0]
     if measured:
         axes.plot(*zip(*measured, strict=True), ".", color=BLUE, alpha=0.7)
-        axes.set(yscale="log")
+        axes.set(yscale="log", ylabel="before each global average (log scale)")
         return True
-    text = "one worker" if workers == 1 else "0 before every average"
+    text = "one worker" if workers == 1 else "0 before every global average"
     if any(math.isnan(distance) for _, distance in distances):
-        text = "no longer a number: the run diverged"
+        text = "not finite: the run diverged"
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center")
     axes.set(xticks=[], yticks=[])
     return False

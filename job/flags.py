@@ -20,98 +20,145 @@ ALGORITHMS = {
     "parallel": {"H": 1, "topology": "complete", **_WITHOUT_GOSSIP},
 }
 PERIODS = {"aga": 4}  # defaults of --H, from the paper; 6 for every other algorithm
-_RECIPE = "Default: the model's."
+_RECIPE = "Default: from the model's recipe."
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", "resnet20", f"One of {', '.join(models.MODELS)}.")
+flags.DEFINE_string("model", "resnet20", f"Model to train: {', '.join(models.MODELS)}.")
 flags.DEFINE_string(
     "dataset",
     None,
-    f"One of {', '.join(inputs.EMBEDDED)}, or any set of TensorFlow Datasets that has been "
-    f"prepared. {_RECIPE}",
+    f"Data to train on: {', '.join(inputs.EMBEDDED)}, or a set of TensorFlow Datasets that is "
+    f"already prepared in --data_dir. {_RECIPE}",
 )
-flags.DEFINE_string("data_dir", None, "Of TensorFlow Datasets; default: its own.")
-flags.DEFINE_string("vocabulary", None, "Of text: a file with one token a line; default: trained.")
-flags.DEFINE_integer("sequence_length", 64, "Of text: tokens of an example.")
-flags.DEFINE_string("initial_model", None, "A model.keras to start from, rather than at random.")
+flags.DEFINE_string(
+    "data_dir", None, "Directory of TensorFlow Datasets. Default: that of the library."
+)
+flags.DEFINE_string(
+    "vocabulary",
+    None,
+    "For text: file with one token a line. Default: train a vocabulary once, and keep it next to "
+    "the data.",
+)
+flags.DEFINE_integer("sequence_length", 64, "For text: number of tokens in an example.")
+flags.DEFINE_string(
+    "initial_model",
+    None,
+    "Saved model.keras whose weights to start from. Default: random initial weights.",
+)
 flags.DEFINE_enum(
     "algorithm",
     "pga",
     list(ALGORITHMS),
-    "pga: gossip with neighbors, global average every H-th step. aga: the same with an H that "
-    "grows as the loss falls. gossip: no global average. local: no gossip. parallel: a global "
-    "average in every step.",
+    "pga: gossip with neighbors, and a global average on every H-th step. aga: the same with an H "
+    "that grows as the loss falls. gossip: no global averages. local: no gossip. parallel: a "
+    "global average on every step.",
 )
 flags.DEFINE_integer(
     "H",
     None,
-    "Steps from one global average to the next; default 6. With aga: at first; default 4.",
+    "Period: steps from one global average to the next. Default: 6. With aga: the first period; "
+    "default: 4.",
     lower_bound=1,
 )
 flags.DEFINE_string(
-    "topology", "one_peer_exponential", f"Who gossips with whom: {', '.join(topology.BY_NAME)}."
+    "topology",
+    "one_peer_exponential",
+    f"Graph of the workers that gossip: {', '.join(topology.BY_NAME)}.",
 )
 flags.DEFINE_enum(
     "optimizer_state",
     "local",
     ["local", "average", "reset"],
-    "What becomes of momentum and the like at a global average.",
+    "What a global average does to the optimizer's variables, such as momentum: leave them local, "
+    "average them, or reset them to 0.",
 )
-flags.DEFINE_bool("overlap", False, "Gossip while the next step computes.")
+flags.DEFINE_bool("overlap", False, "Gossip during the computation of the next step.")
 flags.DEFINE_enum(
     "wire_dtype",
     "float32",
     ["float32", "bfloat16", "int8"],
-    "In what form a gossip sends parameters; global averages are exact.",
+    "Wire format of gossips. Global averages are not compressed.",
 )
-flags.DEFINE_integer("workers", 4, "Local processes, where TF_CONFIG is not set.", lower_bound=1)
 flags.DEFINE_integer(
-    "classes_per_worker", None, "Each worker sees so many classes only; default: all."
+    "workers", 4, "Number of local workers to start if TF_CONFIG is not set.", lower_bound=1
 )
-flags.DEFINE_integer("epochs", None, f"Epochs to train. {_RECIPE}")
 flags.DEFINE_integer(
-    "steps_per_epoch", None, "Steps of an epoch; default: one pass over the data.", lower_bound=1
+    "classes_per_worker",
+    None,
+    "Number of classes that each worker trains on, to make data differ between workers. Default: "
+    "all.",
 )
-flags.DEFINE_integer("batch_size", None, f"Examples in a worker's batch. {_RECIPE}")
-flags.DEFINE_enum("optimizer", None, recipes.OPTIMIZERS, _RECIPE)
+flags.DEFINE_integer("epochs", None, f"Number of epochs. {_RECIPE}")
+flags.DEFINE_integer(
+    "steps_per_epoch",
+    None,
+    "Number of steps in an epoch. Default: one pass over the data.",
+    lower_bound=1,
+)
+flags.DEFINE_integer("batch_size", None, f"Batch size of one worker. {_RECIPE}")
+flags.DEFINE_enum("optimizer", None, recipes.OPTIMIZERS, f"Optimizer. {_RECIPE}")
 flags.DEFINE_float(
     "learning_rate",
     None,
-    "The highest, after the warm-up, of one process with the global batch. With adamw each of n "
-    f"workers multiplies it by sqrt(n), and divides the weight decay by as much. {_RECIPE}",
+    "Highest learning rate, reached after the warm-up, for one process that trains on the global "
+    "batch. With adamw and n workers it is multiplied by sqrt(n), and the weight decay divided by "
+    f"sqrt(n). {_RECIPE}",
 )
 flags.DEFINE_integer(
     "reference_batch",
     None,
-    "The global batch that the learning rate is meant for; it is scaled in proportion to the real "
-    f"one. 0: not scaled. {_RECIPE}",
+    "Global batch size for which the learning rate is meant; with another one the rate is scaled "
+    f"in proportion. 0: do not scale. {_RECIPE}",
 )
 flags.DEFINE_enum(
     "schedule",
     None,
     recipes.SCHEDULES,
-    "Learning rate after the warm-up; steps: divided by 10 after a quarter, a half and three "
-    f"quarters of all steps. {_RECIPE}",
+    "Learning rate after the warm-up. cosine and linear: fall to 0. steps: divided by 10 after a "
+    f"quarter, a half and three quarters of all steps. {_RECIPE}",
 )
-flags.DEFINE_float("warmup", None, f"Share of all steps in which the rate rises. {_RECIPE}")
-flags.DEFINE_float("weight_decay", None, f"Not of biases and normalizations. {_RECIPE}")
-flags.DEFINE_float("label_smoothing", None, _RECIPE)
+flags.DEFINE_float(
+    "warmup",
+    None,
+    f"Share of all steps, below 1, during which the learning rate rises from 0. {_RECIPE}",
+)
+flags.DEFINE_float(
+    "weight_decay",
+    None,
+    f"Decoupled weight decay; biases and normalization layers have none. {_RECIPE}",
+)
+flags.DEFINE_float(
+    "label_smoothing",
+    None,
+    f"Probability to take from the label and spread over all classes. {_RECIPE}",
+)
 flags.DEFINE_bool("augment", None, f"Change training images at random. {_RECIPE}")
-flags.DEFINE_float("clip_norm", None, f"Greatest norm of a gradient; 0: any. {_RECIPE}")
+flags.DEFINE_float(
+    "clip_norm", None, f"Largest norm of a worker's gradient; 0: no clipping. {_RECIPE}"
+)
 flags.DEFINE_enum(
-    "precision", "float32", ["float32", "mixed_bfloat16", "mixed_float16"], "Keras' dtype policy."
+    "precision", "float32", ["float32", "mixed_bfloat16", "mixed_float16"], "Keras dtype policy."
 )
 flags.DEFINE_integer(
-    "seed", 0, "Of initial weights, shuffling and augmentation.", lower_bound=0, upper_bound=1 << 30
+    "seed",
+    0,
+    "Seed of initial weights, shuffling and augmentation.",
+    lower_bound=0,
+    upper_bound=1 << 30,
 )
-flags.DEFINE_string("output_dir", "output", "Where rank 0 writes; made if it is not there.")
+flags.DEFINE_string(
+    "output_dir", "output", "Directory that rank 0 writes to; created if it does not exist."
+)
 flags.DEFINE_integer(
     "checkpoint_every",
     0,
-    "Epochs from one checkpoint in --output_dir/checkpoints to the next; 0: none.",
+    "Save a checkpoint in --output_dir/checkpoints each time this number of epochs has passed. 0: "
+    "never.",
     lower_bound=0,
 )
-flags.DEFINE_bool("resume", False, "Go on from the newest of these checkpoints, if there is one.")
+flags.DEFINE_bool(
+    "resume", False, "Resume from the newest checkpoint of --checkpoint_every, if there is one."
+)
 
 
 def period() -> int | None:

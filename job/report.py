@@ -73,16 +73,17 @@ def table(results: dict) -> str:
     rows = {
         "trained": describe(results),
         "validation accuracy": accuracy,
-        "validation loss": f"{results['val_loss']:.4f}" + (" nats a masked token" * bool(unigram)),
-        "unigram": f"{unigram:.4f} nats, the best that knows no context" if unigram else None,
+        "validation loss": f"{results['val_loss']:.4f}"
+        + (" nats per masked token" * bool(unigram)),
+        "unigram": f"{unigram:.4f} nats, the best model without context" if unigram else None,
         "training loss": f"{results['train_loss']:.4f}, last epoch, mean over workers",
         "time": f"{results['seconds']:.1f} s for {trained} steps",
-        "communication": f"{results['communication_seconds'] / results['seconds']:.0%} of it",
+        "communication": f"{results['communication_seconds'] / results['seconds']:.0%} of the time",
         "steps": f"{results['gossip_steps']} {between}, {results['global_steps']} global",
-        "sent": f"{results['bytes_sent_per_worker'] / 1e6:.1f} MB by a worker, mean",
-        "consensus distance": "none, one worker"
+        "sent": f"{results['bytes_sent_per_worker'] / 1e6:.1f} MB per worker, mean",
+        "consensus distance": "none (one worker)"
         if distance is None
-        else f"{distance:.2e}, when the replicas last differed before an average",
+        else f"{distance:.2e}, before the last average of replicas that differed",
     }
     if not math.isfinite(results["val_loss"]):
         rows["diverged"] = "the loss is no longer a number; try a smaller --learning_rate"

@@ -53,7 +53,7 @@ def steps_per_epoch(data: inputs.Data, recipe: recipes.Recipe, size: int) -> int
     shares = data.shares(size, FLAGS.classes_per_worker)
     if shares is None:
         raise ValueError(
-            f"how many examples {data.name} has is known only after reading it. Give "
+            f"the number of examples of {data.name} is known only after reading it. Give "
             "--steps_per_epoch."
         )
     return min(shares) // recipe.batch_size

@@ -151,7 +151,7 @@ class Data:
         if not in_memory or not isinstance(self.recipe, images.Images):
             raise ValueError(
                 f"classes_per_worker={classes_per_worker} needs images with labels that are held "
-                f"in memory, as digits; {self.name} is not. Leave it out."
+                f"in memory, such as digits, received {self.name}. Leave it out."
             )
         if not 1 <= classes_per_worker <= self.recipe.classes:
             raise ValueError(
@@ -245,8 +245,8 @@ def _wordpiece(
     chosen = str(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     if "://" in chosen:
         raise ValueError(
-            f"A trained vocabulary is kept on a disk, received data_dir={chosen}. Give a "
-            "vocabulary that is there."
+            f"A trained vocabulary is kept on a local disk, received data_dir={chosen}. Give the "
+            "path of a vocabulary."
         )
     digest = hashlib.sha256(trained_on.encode()).hexdigest()[:12]
     file = f"{re.sub('[/:]', '-', name)}-{size}-{digest}.txt"

@@ -57,13 +57,13 @@ def _builder(name: str, data_dir: str | None, embedded: Sequence[str]):
     stem = match["stem"] if match else name
     # For an unknown name tfds.builder would import TensorFlow, and look for community data sets on
     # the network.
-    catalogue = tfds.list_builders(with_community_datasets=False)
-    if not match or (stem not in catalogue and not _on_disk(stem, data_dir)):
-        close = ", ".join(difflib.get_close_matches(stem, [*embedded, *catalogue], n=6))
+    catalog = tfds.list_builders(with_community_datasets=False)
+    if not match or (stem not in catalog and not _on_disk(stem, data_dir)):
+        close = ", ".join(difflib.get_close_matches(stem, [*embedded, *catalog], n=6))
         raise ValueError(
             f"Unknown dataset {name!r}. {f'Close: {close}. ' if close else ''}Embedded: "
             f"{', '.join(embedded)}. Any other is a set of TensorFlow Datasets ({_CATALOGUE}): "
-            "name or name/config, and :version after it where not the newest is meant."
+            "name or name/config, with :version after it for a version other than the newest."
         )
     try:
         return tfds.builder(name, data_dir=data_dir)
@@ -87,12 +87,12 @@ def _check_prepared(builder, name: str, data_dir: str | None):
             f"The dataset {name} is not prepared: there is nothing in {builder.data_path}. Prepare "
             'it once, which may download much: python -c "import tensorflow_datasets as tfds; '
             f'tfds.builder({name!r}{where}).download_and_prepare()". Or name another data_dir.'
-            + (f" By hand, before: {manual}" if manual else "")
+            + (f" First, by hand: {manual}" if manual else "")
         )
     if "train" not in builder.info.splits:
         raise ValueError(
-            f"The dataset {name} has no split 'train' but {', '.join(builder.info.splits)}. Only "
-            "sets with one can be trained on."
+            f"The dataset {name} has no split 'train' but {', '.join(builder.info.splits)}. Use "
+            "a data set that has one."
         )
 
 

@@ -84,7 +84,7 @@ def load(path: str | os.PathLike) -> list[str]:
     except OSError as error:
         raise ValueError(
             f"The vocabulary {path} cannot be read ({error.strerror}). Name a vocab.txt with one "
-            "token a line, or leave it out and one is trained."
+            "token a line, or leave it out to train one."
         ) from None
     except UnicodeDecodeError:
         raise ValueError(
@@ -96,14 +96,14 @@ def load(path: str | os.PathLike) -> list[str]:
     if missing:
         raise ValueError(
             f"The vocabulary {path} lacks {', '.join(missing)} among its {len(tokens)} lines. It "
-            f"must have {', '.join(SPECIAL)}, each on a line of its own."
+            f"must have {', '.join(SPECIAL)}, each on a separate line."
         )
     twice = [token for token, count in collections.Counter(tokens).items() if count > 1]
     if twice:
         lines = [number for number, token in enumerate(tokens, 1) if token == twice[0]]
         raise ValueError(
             f"The vocabulary {path} has {twice[0]!r} on lines {lines[0]} and {lines[1]}. Each "
-            "token must be there once."
+            "token must occur once."
         )
     return tokens
 
@@ -118,7 +118,7 @@ def check_kept(path: pathlib.Path) -> None:
     except OSError as error:
         raise ValueError(
             f"The vocabulary {path} cannot be written ({error.strerror}). Name a data directory "
-            "that you may write to, or a vocabulary that is there."
+            "that you may write to, or an existing vocabulary."
         ) from None
 
 

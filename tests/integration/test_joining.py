@@ -144,7 +144,7 @@ def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying)
     for each in results.values():
         np.testing.assert_array_equal(each["weights"], others[0]["best"])
     for rank in dying:
-        assert f"Rank {rank} failed, with signal SIGKILL. It is started again, to join" in said
+        assert f"Rank {rank} failed with signal SIGKILL. The launcher restarts it to join" in said
     epochs = came_back["epochs"]
     assert epochs == list(range(3, 8))
     for other in others:

@@ -65,7 +65,7 @@ def test_one_that_dies_before_the_start_is_restarted_into_it_whatever_the_proxie
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("no_proxy", "example.com")
     said = _launch(2, rejoins=1)
-    assert "Rank 1 failed, with exit code 1. It is started again" in said
+    assert "Rank 1 failed with exit code 1. The launcher restarts it" in said
     for rank in range(2):
         assert f"[{rank}] {rank} [0, 1] example.com,127.0.0.1\n" in said
     assert said.count("[0] 2 workers on 1 host are connected, over gRPC between CPUs.\n") == 1

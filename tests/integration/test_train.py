@@ -77,7 +77,7 @@ def test_a_run_resumes_from_its_checkpoints(tmp_path):
     assert (written["epochs"], written["steps"]) == (3, 12)
     assert len(written["history"]["loss"]) == 2
     with pytest.raises(
-        launch.LaunchError, match=r"of epoch 3: nothing is left of --epochs=3\. Give"
+        launch.LaunchError, match=r"of epoch 3, and --epochs=3 has no epoch after it\. Give"
     ):
         _train(*flags, "--epochs=3")
 
@@ -86,7 +86,7 @@ def _check_counts(written: dict):
     assert written["workers"] == written["epochs"] == 2
     # 2 epochs of 4 steps; steps 4 and 8 average globally.
     assert (written["steps"], written["gossip_steps"], written["global_steps"]) == (8, 6, 2)
-    # As for 32 x 32 x 3 images (test_models.py), less 9 * 2 * 16 weights for two missing colours.
+    # As for 32 x 32 x 3 images (test_models.py), less 9 * 2 * 16 weights for two missing colors.
     assert written["parameters"] == 269_434
     # A gossip sends all parameters once; so does, in a ring of two, a global average, along with
     # 1 376 moving statistics and the 2 + 2 * 3 numbers that ranks tell: steps 4 and 8 and the end.
@@ -230,5 +230,5 @@ def test_the_flags_reach_data_optimizer_and_callback(tmp_path):
         assert "initial=100, warmup_steps=2, exponent=1.0, maximum=100" in asked["state"][1]
         assert asked["precision"] == "bfloat16"
         assert asked["exchange"] == [True, "int8"]
-        assert asked["error"].startswith("The vocabulary of rank 1 is not rank 0's")
+        assert asked["error"].startswith("The vocabulary of rank 1 differs from rank 0's")
         assert asked["epochs"] == 2

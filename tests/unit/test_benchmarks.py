@@ -158,7 +158,9 @@ def test_scale_goes_on_where_it_measured_last():
     rows = [{"nodes": 10, "kib": 100, **shared}, {"nodes": 20, "kib": 120, **shared}]
     found = scale.beyond(rows, 100)
     assert found == {"nodes": 100, "kib": 280, "sent": pytest.approx(sent), **shared}
-    with pytest.raises(SystemExit, match=r"(?s)nodes must be a whole number >= 1.*0 nodes ended"):
+    with pytest.raises(
+        SystemExit, match=r"(?s)nodes must be a whole number >= 1.*0 nodes: the process ended"
+    ):
         scale.in_a_process(0, 4)
     line = scale.table([found]).splitlines()[1]
     assert line.split() == ["100", "5.0", "50.0", "60.0", "0", "80.0"]

@@ -90,8 +90,8 @@ def test_middle_is_that_of_the_image_resized_to_256(encode, shape):
 
 
 def test_files_become_batches_with_the_mean_of_imagenet():
-    grey = np.full((40, 60, 1), 255, np.uint8)
-    files = [tf.io.encode_jpeg(grey).numpy(), tf.io.encode_png(grey[:30]).numpy()]
+    gray = np.full((40, 60, 1), 255, np.uint8)
+    files = [tf.io.encode_jpeg(gray).numpy(), tf.io.encode_png(gray[:30]).numpy()]
     recipe = images.Images((224, 224, 3), 10, **images.IMAGENET, flip=True, encoded=True)
     for training in (True, False):
         found, labels = batch(recipe, files, training)

@@ -459,7 +459,7 @@ def test_known_text(tmp_path, name):
         ("", r"Unknown dataset ''"),
         ("wikipedia/nowhere", r"TensorFlow Datasets refuses 'wikipedia/nowhere': .*nowhere not"),
         ("mnist:1.2.3", r"TensorFlow Datasets refuses 'mnist:1\.2\.3': .* only: 3"),
-        ("imagenet2012", r"not prepared: .* By hand, before: manual_dir should contain two files"),
+        ("imagenet2012", r"not prepared: .* First, by hand: manual_dir should contain two files"),
         ("mnist", r"mnist is not prepared: there is nothing in .*mnist/3.*download_and_prepare"),
         ("coco", r"(?s)coco has neither an image with a class .* Its features: .*bbox"),
         ("numbers", r"numbers has neither an image"),
@@ -511,7 +511,7 @@ def test_a_vocabulary_that_cannot_be_had_is_refused(data_dir, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"/file/wordpiece/python_docs-4096-.* cannot be written"):
         inputs.find("python_docs", data_dir=str(tmp_path / "file"))
-    with pytest.raises(ValueError, match=r"kept on a disk, received data_dir=gs://bucket"):
+    with pytest.raises(ValueError, match=r"kept on a local disk, received data_dir=gs://bucket"):
         inputs.find("python_docs", data_dir="gs://bucket")
 
 
@@ -523,7 +523,9 @@ def test_classes_that_are_not_there_are_refused(classes):
 
 def test_classes_need_images_in_memory(docs, data_dir):
     for data in (docs, inputs.find("pictures_of_one_size", data_dir=str(data_dir))):
-        with pytest.raises(ValueError, match=f"held in memory, as digits; {data.name} is not"):
+        with pytest.raises(
+            ValueError, match=f"held in memory, such as digits, received {data.name}"
+        ):
             data.training(0, 2, 4, classes_per_worker=2)
 
 

@@ -17,7 +17,7 @@ import tf_gossip_pga as pga
 from tests.support import deadlines, graphs, nursery, reference, simulated
 from tf_gossip_pga import simulate
 from tf_gossip_pga.algorithm import schedule, topology
-from tf_gossip_pga.simulate import curves, mixing, tensors
+from tf_gossip_pga.simulate import curves, mixing, report, tensors
 from tf_gossip_pga.tools import memory
 
 
@@ -378,7 +378,7 @@ def simulation(**arguments):
         ),
         (
             lambda: simulate.settings_of("aga", "ring", None, 10),
-            r"H, with which aga begins, must be a whole number >= 1, received None",
+            r"H, the first period of aga, must be a whole number >= 1, received None",
         ),
         (
             lambda: simulate.settings_of("gossip_final", "ring", 0, 10),
@@ -486,6 +486,42 @@ def test_the_mean_loss_is_that_of_all_samples_however_they_are_cut(nodes, monkey
     np.testing.assert_allclose(simulation.excess(), expected, rtol=1e-5)
 
 
+def compared(trials: int, **transients) -> dict:
+    """The content of a JSON file after 200 steps, measured every 2."""
+    methods = {
+        name: {
+            "mean": [0.5, 0.25],
+            "standard_error": [0.1, 0.02],
+            "transient": transient,
+            "global_averages": 10.0,
+        }
+        for name, transient in {"parallel": 2, **transients}.items()
+    }
+    steps = list(range(2, 201, 2))
+    common = {"evaluated_at": steps, "trials": trials, "step_size": 0.2, "transient_factor": 1.1}
+    return common | {"methods": methods}
+
+
+def test_a_stage_is_reached_only_if_it_holds_for_the_last_tenth():
+    text = report.table(compared(3, gossip=None, local=200, slowmo=182, pga=180, aga=2))
+    stages = {line.split()[0]: line[38:58].strip() for line in text.splitlines()[1:7]}
+    assert stages == {
+        "parallel": "-",
+        "gossip": "not reached",
+        "local": "not reached",  # within the bound in its last measurement alone
+        "slowmo": "not reached",
+        "pga": "180",
+        "aga": "at most 2",  # it may have been there before the first measurement
+    }
+    assert "2.500e-01 ± 2e-02" in text and "mean over 3 trials" in text
+
+
+def test_one_trial_is_not_a_ranking():
+    text = report.table(compared(1, pga=180))
+    assert "±" not in text
+    assert "One trial has no standard error: the differences may be chance." in text
+
+
 def command(*flags):
     return nursery.run(["-m", "tf_gossip_pga.simulate", *flags])
 
@@ -534,7 +570,7 @@ def test_a_run_that_diverges_says_so_and_writes_what_json_has(tmp_path):
     assert content["methods"]["parallel"]["mean"][-1] is None
     assert content["methods"]["gossip"]["transient"] is None
     line = next(line for line in ended.stdout.splitlines() if line.startswith("gossip  "))
-    assert line.split()[1:4] == ["diverged", "not", "joined"]
+    assert line.split()[1:4] == ["diverged", "not", "reached"]
     assert "Try a smaller --step_size than 9." in ended.stdout
     assert "\x1b" not in ended.stdout and "\r" not in ended.stdout  # nor a progress bar: a file
     assert "Warning" not in ended.stderr

@@ -27,7 +27,7 @@ TWO_WORKERS = json.dumps(
     [
         ("--H=0", "flag --H=0: 0 is not a positive integer"),
         ("--algorithm=pgaa", "value should be one of <pga|aga|gossip|local|parallel>"),
-        ("--resume", "--resume goes on writing checkpoints. Give --checkpoint_every=1 too"),
+        ("--resume", "--resume also writes checkpoints. Give --checkpoint_every=1 too"),
         ("--algorithm=gossip --H=4", "--algorithm=gossip has no H, received --H=4"),
         (
             "--algorithm=gossip --optimizer_state=reset",
@@ -75,7 +75,7 @@ TWO_WORKERS = json.dumps(
         ("--model=bert_tiny --sequence_length=4", "sequence_length must be from 8 to 512 tokens"),
         ("--model=bert_tiny --augment", "--augment is for images"),
         ("--initial_model=README.md", "--initial_model=README.md is not a Keras model"),
-        ("--output_dir=/dev/null/here", "--output_dir=/dev/null/here cannot be made (Not a dir"),
+        ("--output_dir=/dev/null/here", "--output_dir=/dev/null/here cannot be created (Not a dir"),
         ("epochs=3", "unexpected argument 'epochs=3'"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_vocabulary_that_is_not_the_models_is_refused(tmp_path):
     other.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nb\na\n")
     flags = ["--model=bert_tiny", f"--initial_model={tmp_path / 'model.keras'}"]
     ended = _run(*flags, f"--vocabulary={other}")
-    assert f"--vocabulary={other} is not the one that --initial_model=" in ended.stderr
+    assert f"--vocabulary={other} differs from the one that --initial_model=" in ended.stderr
     assert f"trained with, {own}. Leave --vocabulary out" in ended.stderr
     assert ended.returncode == 1
 
@@ -157,4 +157,4 @@ def test_a_model_of_another_kind_is_no_start(tmp_path):
     ended = _run(initial)
     assert "model.keras is a bert_tiny, but --model=resnet20." in ended.stderr
     ended = _run(initial, "--model=bert_tiny")
-    assert f"beside it, but there is no {tmp_path / 'vocabulary.txt'}" in ended.stderr
+    assert f"next to it, but there is no {tmp_path / 'vocabulary.txt'}" in ended.stderr

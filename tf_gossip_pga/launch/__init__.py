@@ -5,7 +5,8 @@
 
 Each line of output begins with the rank of its worker. When a worker fails, the launcher stops the
 others, shows the rank and the last lines of the failed worker, and exits with code 1. Ctrl-C stops
-all workers and their children.
+all workers and their children. The launcher passes SIGTERM on to the workers, which have 20 s to
+save; if they end well, it exits with code 0.
 
 Three options handle failures:
 

@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program name. Default None: those of this process.
 
     Returns:
-      The exit code: 0 if all workers ended well, 1 if the job failed, 130 after Ctrl-C.
+      The exit code, as `run` returns it.
 
     Raises:
       SystemExit: an argument is wrong, with code 2; or `--help` is given.
@@ -38,27 +38,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tf_gossip_pga.launch",
-        description="Start N local worker processes of one script, each with its own TF_CONFIG.",
+        description="Start local worker processes of one script, each with its own TF_CONFIG.",
         allow_abbrev=False,
     )
-    parser.add_argument("--workers", type=int, default=2, help="number of processes (default 2)")
     parser.add_argument(
-        "--min-workers", type=int, help="how many must survive (default all; with --rejoins 1)"
+        "--workers", type=int, default=2, metavar="N", help="number of workers (default: 2)"
     )
     parser.add_argument(
-        "--rejoins", type=int, default=0, help="how many failed workers join the others again"
+        "--min-workers",
+        type=int,
+        metavar="N",
+        help="stop the job if fewer than N workers remain; for scripts that survive lost workers "
+        "(default: --workers, or 1 with --rejoins)",
     )
     parser.add_argument(
-        "--max-restarts", type=int, default=0, help="how often a failed job begins again"
+        "--rejoins",
+        type=int,
+        default=0,
+        metavar="N",
+        help="restart up to N failed workers, which join the surviving ones (default: 0)",
     )
     parser.add_argument(
-        "--verbose", action="store_true", help="show TensorFlow's start-up messages too"
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="restart a failed job up to N times; for scripts that resume from a checkpoint "
+        "(default: 0)",
+    )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="also show TensorFlow's start-up messages and repeated warnings",
     )
     parser.add_argument(
         "-m",
         dest="module",
         nargs=argparse.REMAINDER,
-        help="instead of a script: a module, as of python -m, and its arguments",
+        help="run a module, as python -m does, instead of a script; its arguments follow",
     )
     parser.add_argument("script", nargs="?", help="the Python script that every worker runs")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's arguments")

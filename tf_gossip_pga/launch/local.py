@@ -71,8 +71,11 @@ def launch(
             return Watch(crew, screen, **limits, is_starting=_starting(addresses)).run()
         except _Terminated:
             crew.signal(signal.SIGTERM)
+            outcomes: list[Outcome] = []
             with contextlib.suppress(LaunchError):
-                Watch(crew, screen, least=1, rejoins=0, deadline_s=_SAVE_S).run()
+                outcomes = Watch(crew, screen, least=1, rejoins=0, deadline_s=_SAVE_S).run()
+            if sum(each.returncode == 0 for each in outcomes) >= least:
+                return outcomes
             raise
 
 
@@ -118,7 +121,8 @@ def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings:
       **settings: further arguments of `launch`.
 
     Returns:
-      0 if the job ended well, 1 if it failed, 130 if a signal interrupted it.
+      0 if the job ended well, also if its workers saved and ended well after SIGTERM; 1 if it
+      failed; 130 if Ctrl-C or another signal interrupted it.
 
     Raises:
       ValueError: an argument of `launch` is out of range.
@@ -131,7 +135,7 @@ def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings:
         except LaunchError as error:
             print(f"\n{error}", file=sys.stderr, flush=True)
             if restart < max_restarts:
-                again = f"\nThe job begins again: restart {restart + 1} of {max_restarts}."
+                again = f"\nThe launcher restarts the job: restart {restart + 1} of {max_restarts}."
                 print(again, file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             print("\nInterrupted; all workers were stopped.", file=sys.stderr, flush=True)

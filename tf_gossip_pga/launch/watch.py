@@ -112,13 +112,13 @@ class Watch:
         if worker.process.returncode == 0:
             self._gone.append(worker)
             return
-        failure = f"Rank {worker.rank} failed, with {worker.ending}."
+        failure = f"Rank {worker.rank} failed with {worker.ending}."
         if self._running and self._rejoins:
             self._rejoins -= 1
             again = self._crew.start_again(worker.rank)
             self._drain([worker])
             self._add(again)
-            self._screen.notice(f"{failure} It is started again, to join the others.")
+            self._screen.notice(f"{failure} The launcher restarts it to join the others.")
             return
         self._failed.append(worker)
         self._gone.append(worker)
@@ -135,8 +135,8 @@ class Watch:
             ends = (f"rank {each.rank} ended with {each.ending}" for each in self._gone)
             self._fail(
                 f"Before the job had started, {', then '.join(ends)}. The other workers cannot "
-                "start without it, and were stopped. (With --rejoins=N up to N failed workers are "
-                "started again.)",
+                "start without it, and were stopped. (With --rejoins=N the launcher restarts up to "
+                "N failed workers.)",
                 self._gone,
             )
 
@@ -174,7 +174,7 @@ class Watch:
         before = f" Rank {', '.join(ended)} had ended before, with exit code 0." if ended else ""
         hint = ""
         if not others and len(workers) > 1 and not ended:
-            hint = " (A script that survives a loss needs --min-workers.)"
+            hint = " (If the script survives lost workers, give --min-workers.)"
         return (
             f"Rank {first.rank} failed first, with {first.ending}{then}; the other workers were "
             f"stopped.{before}{hint}"

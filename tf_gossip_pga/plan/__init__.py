@@ -26,7 +26,7 @@ Gossip-PGA with each period on each topology. It is a dict that can be written a
                            for graphs without a formula, such as a grid
       transient_iid        order of the transient stage with iid data; None: infinite or unknown
       transient_non_iid    the same with non-iid data
-    recommendation  `name` of a row; `reasons`, a list of sentences
+    recommendation  `name` of a row; `code`, the line that sets it up; `reasons`, three sentences
 
 The model of the network: each host has one full-duplex link of `mbit` in each direction. A gossip
 sends the parameters in their wire format to each neighbor. A global average is a ring all-reduce in

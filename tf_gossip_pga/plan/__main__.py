@@ -1,4 +1,11 @@
-"""Run the planner: `python -m tf_gossip_pga.plan --nodes=32 …`."""
+"""Estimate the step time of each algorithm on your network, and recommend one.
+
+python -m tf_gossip_pga.plan --nodes=32 --parameters=25557032 --compute_ms=250 --mbit=1000
+python -m tf_gossip_pga.launch --workers=4 -m tf_gossip_pga.plan --measure --model=FILE.keras
+
+The first command needs no cluster. The second measures the network and the computation where it
+runs.
+"""
 
 from __future__ import annotations
 
@@ -20,31 +27,57 @@ _TIMES = ("compute_ms", "mbit", "latency_ms", "straggler_ms", "overhead_ms")
 
 def define_flags() -> None:
     """Define the command-line flags."""
-    flags.DEFINE_integer("nodes", None, "Workers to plan for; default with --measure: as running.")
-    flags.DEFINE_integer("parameters", None, "How many numbers are averaged.")
-    flags.DEFINE_string("model", None, "Instead: a file of a Keras model.")
     flags.DEFINE_integer(
-        "batch_size", 32, "Batch size of the step, with --model and --measure.", lower_bound=1
+        "nodes", None, "Number of workers to plan for. Default with --measure: the running ones."
+    )
+    flags.DEFINE_integer("parameters", None, "Number of trainable parameters.")
+    flags.DEFINE_string("model", None, "File of a Keras model, instead of --parameters.")
+    flags.DEFINE_integer(
+        "batch_size",
+        32,
+        "Batch size of a worker, to measure the computation with --measure and --model.",
+        lower_bound=1,
     )
     flags.DEFINE_float(
-        "compute_ms", None, "Time of a step's computation; default: measured with --model."
+        "compute_ms",
+        None,
+        "Mean time of a step without any exchange, in ms. Required unless --measure and --model "
+        "measure it.",
     )
-    flags.DEFINE_float("mbit", None, "Link bandwidth per direction, in Mbit/s.")
-    flags.DEFINE_float("latency_ms", None, "Latency of a message; default 0.1.")
-    flags.DEFINE_float("straggler_ms", None, "Standard deviation of the computation; default 0.")
     flags.DEFINE_float(
-        "overhead_ms", None, "Cost of an exchange besides bandwidth and latency; default 0."
+        "mbit",
+        None,
+        "Link bandwidth per direction, in Mbit/s. Required unless --measure measures it.",
+    )
+    flags.DEFINE_float("latency_ms", None, "Latency of one message, in ms. Default: 0.1.")
+    flags.DEFINE_float(
+        "straggler_ms", None, "Standard deviation of the computation, in ms. Default: 0."
+    )
+    flags.DEFINE_float(
+        "overhead_ms",
+        None,
+        "Cost of an exchange in addition to bandwidth and latency, in ms. Default: 0.",
     )
     flags.DEFINE_string(
         "wire_dtype", "float32", f"Wire format of gossips: {', '.join(wire.BY_NAME)}."
     )
-    flags.DEFINE_bool("overlap", False, "Whether gossips travel during the next computation.")
-    flags.DEFINE_list("H", [str(each) for each in plan.PERIODS], "Periods to compare.")
-    flags.DEFINE_list(
-        "topology", list(plan.TOPOLOGIES), f"To compare: {', '.join(topology.BY_NAME)}."
+    flags.DEFINE_bool(
+        "overlap", False, "Whether gossips overlap with the computation of the next step."
     )
-    flags.DEFINE_bool("measure", False, "Measure what is not given, on the running cluster.")
-    flags.DEFINE_string("output", None, "Write a JSON file, and a picture next to it.")
+    flags.DEFINE_list(
+        "H", [str(each) for each in plan.PERIODS], "Periods to compare, in steps, at least 2."
+    )
+    names = [name for name in topology.BY_NAME if name != "disconnected"]  # that is Local SGD
+    flags.DEFINE_list("topology", list(plan.TOPOLOGIES), f"Graphs to compare: {', '.join(names)}.")
+    flags.DEFINE_bool(
+        "measure",
+        False,
+        "Measure the network on the running cluster, and with --model also the computation. A "
+        "value given as a flag replaces the measured one.",
+    )
+    flags.DEFINE_string(
+        "output", None, "JSON file to write; the picture is a .png next to it. Default: no file."
+    )
 
 
 def main(argv: Sequence[str]) -> None:

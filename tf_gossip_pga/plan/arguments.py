@@ -40,8 +40,8 @@ def comparison(
     name, times = collections.Counter(graph.name for graph in graphs).most_common(1)[0]
     if times > 1:
         raise ValueError(
-            f"topology has {times} of the name {name!r}, which the rows could not tell apart. Give "
-            "each one once; two matrices of your own need two plans."
+            f"topology has {times} of the name {name!r}, and the rows would have the same name. "
+            "Give each one once; compare two matrices of your own in two plans."
         )
     return n, [_period(each) for each in _list("H", H)], graphs
 
@@ -61,7 +61,8 @@ def numbers(given: Mapping[str, object]) -> dict[str, float]:
         raise ValueError("mbit, the bandwidth of a link in Mbit/s, must be above 0, received 0.")
     if found["straggler_ms"] and not found["compute_ms"]:
         raise ValueError(
-            f"straggler_ms={found['straggler_ms']:g} needs compute_ms > 0: it is its spread."
+            f"straggler_ms={found['straggler_ms']:g} needs compute_ms > 0: it is the standard "
+            "deviation of the computation."
         )
     return found
 
@@ -78,7 +79,7 @@ def _period(value: object) -> int:
     if period is None:
         raise ValueError(
             f"H must be a whole number, at least 2 and at most {LONGEST}; received {value!r}. H=1 "
-            "is Parallel SGD and None is Gossip SGD, which are in every plan."
+            "is Parallel SGD and None is Gossip SGD, which every plan contains."
         )
     return period
 
@@ -87,8 +88,8 @@ def _graph(topology: str | Topology, n: int) -> Topology:
     graph = topology_lib.resolve(topology, n)
     if all(each.is_empty for each in graph.cycle):
         raise ValueError(
-            f"In the topology {graph.name!r} nobody gossips: that is Local SGD, which is in every "
-            "plan. Give another, for example one_peer_exponential."
+            f"In the topology {graph.name!r} nobody gossips: that is Local SGD, which every plan "
+            "contains. Give another, for example one_peer_exponential."
         )
     return graph
 

@@ -67,10 +67,11 @@ def predict(
     costs = _costs(n, elements, wire_dtype, numbers)
     rows = _rows(n, periods, graphs, costs, overlap)
     form = {"wire_dtype": wire_dtype, "overlap": bool(overlap)}
+    settings = {"nodes": n, "parameters": elements, **costs, **numbers, **form}
     return {
-        "settings": {"nodes": n, "parameters": elements, **costs, **numbers, **form},
+        "settings": settings,
         "rows": rows,
-        "recommendation": recommendation.recommend(rows, numbers["compute_ms"]),
+        "recommendation": recommendation.recommend(rows, settings),
     }
 
 

@@ -85,7 +85,7 @@ def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[s
     session = process.active()
     if session.size < 2:
         raise RuntimeError(
-            "Measuring needs a running cluster, and this is one worker. Start several, for example "
+            "Measuring needs a running cluster, but this is one worker. Start several, for example "
             "python -m tf_gossip_pga.launch --workers=4 -m tf_gossip_pga.plan --measure …, or set "
             "TF_CONFIG on each machine."
         )
@@ -213,8 +213,8 @@ def _zeros_for(model: Any, batch_size: int) -> Any:
     for one in tf.nest.flatten(inputs):
         if None in one.shape[1:]:
             raise ValueError(
-                f"the model's input {one.name!r} has the shape {tuple(one.shape)}, and a batch can "
-                "be timed only where all but the number of samples is known. Give a model with "
+                f"the model's input {one.name!r} has the shape {tuple(one.shape)}, but a batch can "
+                "be timed only if every size except the batch size is known. Give a model with "
                 "fixed sizes, or --parameters and --compute_ms instead of --model."
             )
     return tf.nest.map_structure(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, TypeAlias
+
+from tf_gossip_pga.algorithm.topology import BY_NAME
 
 Row: TypeAlias = dict[str, Any]  # one of the `rows` of `predict`
 
 _WORTH = 0.1  # relative difference below which two times, or two transient stages, count as equal
+_DEFAULT_TOPOLOGY = "one_peer_exponential"  # of GossipPGA
 
 
-def recommend(rows: list[Row], compute_ms: float) -> dict[str, Any]:
+def recommend(rows: list[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Recommend one of the predicted algorithms.
 
     Candidates are all rows of Gossip-PGA. Gossip SGD is a candidate if its transient stage is at
@@ -19,6 +23,7 @@ def recommend(rows: list[Row], compute_ms: float) -> dict[str, Any]:
 
     1. Keep those whose step time is within 10% of the fastest.
     2. Of these, keep those whose transient stage for non-iid data is within 10% of the shortest.
+       An unknown transient stage counts as longer than a known one.
     3. Take the fastest of the rest.
 
     If it is less than 10% faster than Parallel SGD, recommend Parallel SGD instead, which has no
@@ -26,29 +31,43 @@ def recommend(rows: list[Row], compute_ms: float) -> dict[str, Any]:
 
     Args:
       rows: the `rows` of `predict`, Parallel SGD first.
-      compute_ms: mean time of a step's computation, in ms.
+      settings: the `settings` of `predict`.
 
     Returns:
-      `{"name": …, "reasons": […]}`: the name of a row, and sentences.
+      `{"name": …, "code": …, "reasons": […]}`: the name of a row, the line of code that sets it up,
+      and three sentences. In that code `topology` stands for a `Topology` of your own.
     """
-    parallel, near = rows[0], _near(rows)
-    shortest = min(map(_order, near))
-    best = min((row for row in near if _order(row) <= (1 + _WORTH) * shortest), key=_time)
-    share = compute_ms / _time(parallel) if _time(parallel) else 1.0
+    parallel, best = rows[0], _best(rows)
+    pays = best["speedup"] >= 1 + _WORTH
+    chosen = best if pays else parallel
     reasons = [
-        f"Parallel SGD takes {_time(parallel):.4g} ms a step, of which {share:.0%} is computation; "
-        f"{best['name']} {_time(best):.4g} ms, {best['speedup']:.2f} times as fast."
+        _speed(chosen, settings),
+        _global_averages(rows, best) if pays else _all_reduce(best),
+        _comparison(min((row for row in rows if row["method"] == "Local SGD"), key=_time), chosen),
     ]
-    if best["speedup"] < 1 + _WORTH:
-        reasons.append(
-            "All-reduce is the better choice here: a gain below a tenth is not worth replicas that "
-            "differ, a period to choose, and a transient stage. (H=1 is Parallel SGD.)"
-        )
-        return {"name": parallel["name"], "reasons": [*reasons, _local_sgd(rows, parallel)]}
-    reasons.append(_why_chosen(near))
-    plain, *periodic = _on_graph(rows, best["topology"])
-    reasons.append(_insurance(periodic) if best is plain else _comparison(plain, best))
-    return {"name": best["name"], "reasons": [*reasons, _local_sgd(rows, best)]}
+    return {"name": chosen["name"], "code": _code(chosen, settings), "reasons": reasons}
+
+
+def over_one_machine(row: Row, settings: Mapping[str, Any]) -> float | None:
+    """Return how many times as fast as one machine an algorithm is.
+
+    The one machine computes the batches of all workers one after another, and exchanges nothing.
+
+    Args:
+      row: one of the `rows` of `predict`.
+      settings: the `settings` of `predict`.
+
+    Returns:
+      The ratio of the times; None if a step takes no time.
+    """
+    return settings["nodes"] * settings["compute_ms"] / _time(row) if _time(row) else None
+
+
+def _best(rows: list[Row]) -> Row:
+    """Return the best candidate, whether or not it is faster than Parallel SGD."""
+    near = _near(rows)
+    shortest = min(map(_order, near))
+    return min((row for row in near if _order(row) <= (1 + _WORTH) * shortest), key=_time)
 
 
 def _near(rows: list[Row]) -> list[Row]:
@@ -72,58 +91,75 @@ def _longest(periodic: list[Row]) -> Row:
     return max(periodic, key=lambda row: row["H"])
 
 
-def _why_chosen(near: list[Row]) -> str:
-    """Say why the recommended algorithm was chosen among those near the fastest."""
-    fastest = min(near, key=_time)
-    counted = "Gossip-PGA, and of Gossip SGD where it catches up as soon,"
-    if len(near) == 1:
-        return f"No other setting of {counted} is within a tenth of its time."
-    text = (
-        f"Of {len(near)} settings of {counted} within a tenth of the fastest ({fastest['name']}, "
-        f"{_time(fastest):.4g} ms) "
-    )
-    known = [row for row in near if row["beta"] is not None]
-    if not known:
-        return f"{text}it is the fastest; which of them catches up first is not known."
-    text += (
-        "it is the fastest of those with the shortest transient stage where data differ, in order "
-        "of size; a tenth more counts as equal."
-    )
-    return text + " Stages that are not known count as longer." * (len(known) < len(near))
+def _code(row: Row, settings: Mapping[str, Any]) -> str:
+    """Return the `GossipPGA` that trains as the row does."""
+    graph = row["topology"]
+    arguments = [f"H={row['H']}"]
+    if graph not in (None, _DEFAULT_TOPOLOGY):
+        arguments.append(f'topology="{graph}"' if graph in BY_NAME else "topology=topology")
+    if graph and settings["overlap"]:
+        arguments.append("overlap=True")
+    if graph and settings["wire_dtype"] != "float32":
+        arguments.append(f'wire_dtype="{settings["wire_dtype"]}"')
+    return f"GossipPGA({', '.join(arguments)})"
 
 
-def _insurance(periodic: list[Row]) -> str:
-    """Say what Gossip-PGA would cost on the graph for which Gossip SGD is recommended."""
+def _speed(row: Row, settings: Mapping[str, Any]) -> str:
+    """Say how long a step takes, and how much faster that is."""
+    text = f"{row['name']} takes {_time(row):.4g} ms a step"
+    ratios = [f"{row['speedup']:.3g} times as fast as Parallel SGD"] if row["topology"] else []
+    over_one = over_one_machine(row, settings)
+    if over_one:
+        how = f"{over_one:.3g} times as fast as" if over_one >= 1 else "slower than"
+        ratios.append(f"{how} one machine with the same global batch")
+    return f"{text}: {' and '.join(ratios)}." if ratios else f"{text}."
+
+
+def _all_reduce(best: Row) -> str:
+    """Say why Parallel SGD is recommended."""
+    return (
+        f"The best alternative, {best['name']}, takes {_time(best):.4g} ms, which does not make up "
+        "for its transient stage and for replicas that differ."
+    )
+
+
+def _global_averages(rows: list[Row], best: Row) -> str:
+    """Compare the recommended row with or without global averages on the same graph."""
+    plain, *periodic = _on_graph(rows, best["topology"])
+    if best is not plain:
+        return _comparison(plain, best)
     row = _longest(periodic)
     return (
-        f"{row['name']} takes {_time(row):.4g} ms a step: an insurance, where data differ or "
-        "replicas drift apart."
+        f"Global averages every {row['H']} steps would hardly shorten the transient stage; use "
+        f"them if the replicas drift apart ({_time(row):.4g} ms a step)."
     )
-
-
-def _local_sgd(rows: list[Row], best: Row) -> str:
-    fastest = min((row for row in rows if row["method"] == "Local SGD"), key=_time)
-    return _comparison(fastest, best)
 
 
 def _comparison(other: Row, best: Row) -> str:
     """Compare another algorithm with the recommended one."""
-    share = _time(other) / _time(best) if _time(best) else 1.0
-    return f"{other['name']} takes {share:.2f} times its time, {_lag(other, best)}."
+    return f"{other['name']} takes {_time(other):.4g} ms {_lag(other, best)}."
 
 
 def _lag(other: Row, best: Row) -> str:
     """Compare the transient stages for non-iid data, as a ratio if both are finite and known."""
     of_best, of_other = _order(best), _order(other)
     if 0 < of_best < math.inf and 0 < of_other < math.inf:
-        return f"with {of_other / of_best:.3g} times as long a transient stage where data differ"
+        return f"and has a transient stage {_times(of_other / of_best)} as long on non-iid data"
     if not of_other:
-        return "without a transient stage"
+        return "and has no transient stage"
     if not of_best:
-        return "with a transient stage, which the recommended one does not have"
+        return "but has a transient stage"
     if other["beta"] is not None and of_other == math.inf:
-        return "and never catches up"
-    return "and which of the two catches up first is not known"
+        return "but never catches up with Parallel SGD"
+    return "but it is unknown which of the two catches up first"
+
+
+def _times(ratio: float) -> str:
+    """Return a ratio in words, with three significant digits."""
+    if ratio >= 1e6:
+        return "more than a million times"
+    number = f"{ratio:.3g}" if ratio < 1000 else f"{float(f'{ratio:.3g}'):,.0f}"
+    return f"{number} times"
 
 
 def _time(row: Row) -> float:

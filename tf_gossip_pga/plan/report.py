@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+from tf_gossip_pga.plan import recommendation
+
 _COLOR, _CHOSEN_COLOR = "#2563a8", "#d9722b"
 
 
@@ -17,42 +19,55 @@ def table(plan: dict[str, Any]) -> str:
     Returns:
       Several lines: the settings, one row for each algorithm, and the recommendation.
     """
-    rows, recommendation = plan["rows"], plan["recommendation"]
+    rows, settings, advice = plan["rows"], plan["settings"], plan["recommendation"]
     width = max(len(row["name"]) for row in rows)
     lines = [
-        *_description(plan["settings"]),
+        *_description(settings),
         "",
-        f"{'':{width}}  ms a step  speed-up    beta   transient: iid   non-iid",
-        *(_line(row, width) for row in rows),
+        f"{'':{width}}  {'':10}  {'times as fast as':^25}  {'':6}  {'transient stage':^18}",
+        f"{'':{width}}  ms a step   Parallel SGD  one machine    beta       iid   non-iid",
+        *(_line(row, settings, width) for row in rows),
         "",
-        f"Recommended: {recommendation['name']}",
-        *(f"  - {reason}" for reason in recommendation["reasons"]),
-        "Transient stages are orders without their constants, and not all of their forms could be",
-        "checked against the paper's text: compare them only with one another.",
+        "One machine: it computes the batches of all workers one after another.",
+        "Transient stage: steps until an algorithm has caught up with Parallel SGD, in order of",
+        "magnitude and without the constant. Compare these numbers only with one another: part of",
+        "the formulas could not be checked against the paper's text.",
+        "",
+        f"Recommended: {advice['name']}",
+        f"  {advice['code']}",
+        *(f"  - {reason}" for reason in advice["reasons"]),
     ]
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _description(settings: dict[str, Any]) -> list[str]:
-    during = " during the next step's computation" if settings["overlap"] else ""
+    during = " that overlap with the next step's computation" if settings["overlap"] else ""
     lines = [
         "{nodes} workers, {parameters:,} parameters, {wire_dtype} gossips{during}",
-        "computation {compute_ms:.4g} ms a step, standard deviation {straggler_ms:.4g} ms",
-        "links of {mbit:.4g} Mbit/s, latency {latency_ms:.3g} ms, overhead {overhead_ms:.3g} ms: "
-        "a message takes {message_ms:.4g} ms, a global average {average_ms:.4g} ms",
+        "computation: {compute_ms:.4g} ms a step, standard deviation {straggler_ms:.4g} ms",
+        "network: {mbit:.4g} Mbit/s in each direction, latency {latency_ms:.3g} ms, overhead "
+        "{overhead_ms:.3g} ms",
+        "exchanges: a message takes {message_ms:.4g} ms, a global average {average_ms:.4g} ms",
     ]
     return [line.format(**settings, during=during) for line in lines]
 
 
-def _line(row: dict[str, Any], width: int) -> str:
-    forms = {"beta": ".4f", "transient_iid": ".1e", "transient_non_iid": ".1e"}
-    beta, iid, non_iid = (
-        "-" if row[name] is None else f"{row[name]:{form}}" for name, form in forms.items()
-    )
+def _line(row: dict[str, Any], settings: dict[str, Any], width: int) -> str:
+    beta = "-" if row["beta"] is None else f"{row['beta']:.4f}"
+    iid, non_iid = (_order(row[name]) for name in ("transient_iid", "transient_non_iid"))
+    over_one = recommendation.over_one_machine(row, settings)
+    one = "-" if over_one is None else f"{over_one:.2f}x"
     return (
-        f"{row['name']:{width}}  {row['step_ms']:9.1f}  {row['speedup']:7.2f}x  {beta:>6}  "
-        f"{iid:>15}  {non_iid:>8}"
+        f"{row['name']:{width}}  {row['step_ms']:9.1f}  {row['speedup']:12.2f}x  {one:>11}  "
+        f"{beta:>6}  {iid:>8}  {non_iid:>8}"
     )
+
+
+def _order(value: float | None) -> str:
+    """Return the order of a transient stage as text; `-` if it is infinite or unknown."""
+    if value is None:
+        return "-"
+    return f"{value:.1e}" if value else "none"
 
 
 def draw(plan: dict[str, Any], path: str | pathlib.Path) -> None:
@@ -80,7 +95,7 @@ def draw(plan: dict[str, Any], path: str | pathlib.Path) -> None:
     _draw_orders(orders, rows)
     times.invert_yaxis()
     for axes in (times, orders):
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, ncol=2, loc="lower center", bbox_to_anchor=(0.5, 1))
         axes.grid(axis="x", color="#e6e6e6")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -89,10 +104,10 @@ def draw(plan: dict[str, Any], path: str | pathlib.Path) -> None:
 
 def _draw_times(axes: Any, rows: list[dict[str, Any]], chosen: str, compute_ms: float) -> None:
     names = [row["name"] for row in rows]
-    colors = [_CHOSEN_COLOR if name == chosen else _COLOR for name in names]
-    axes.barh(range(len(rows)), [row["step_ms"] for row in rows], color=colors)
-    axes.axvline(compute_ms, color="#777777", ls="--", label="computation")
-    axes.set(title="Time of a step", xlabel="milliseconds", yticks=range(len(rows)))
+    bars = axes.barh(range(len(rows)), [row["step_ms"] for row in rows], color=_COLOR)
+    bars[names.index(chosen)].set(color=_CHOSEN_COLOR, label="recommended")
+    axes.axvline(compute_ms, color="#777777", ls="--", label="computation alone")
+    axes.set(xlabel="time of a step (ms)", yticks=range(len(rows)))
     axes.set_yticklabels(names)
 
 
@@ -101,4 +116,4 @@ def _draw_orders(axes: Any, rows: list[dict[str, Any]]) -> None:
     for field, (marker, label) in fields.items():
         known = [(row[field], place) for place, row in enumerate(rows) if row[field]]
         axes.plot(*zip(*known, strict=True), marker, label=label)
-    axes.set(title="Transient stage, in order of size", xscale="log", xlabel="no unit")
+    axes.set(xscale="log", xlabel="transient stage, order of magnitude (no mark: none or unknown)")

@@ -1,11 +1,10 @@
-r"""Compare algorithms with virtual workers; write a JSON file with curves, and a figure.
+r"""Compare algorithms on virtual workers: print a table, and write the curves and a picture.
 
 python -m tf_gossip_pga.simulate --problem=logistic --nodes=20 --topology=ring --H=16 \
     --algorithm=pga --algorithm=gossip --output=output/simulation.json
 """
 
 import functools
-import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import tensorflow as tf
 from absl import app, flags
 
 from tf_gossip_pga.algorithm import topology
-from tf_gossip_pga.simulate import curves, problems
+from tf_gossip_pga.simulate import curves, problems, report
 from tf_gossip_pga.simulate import figure as figure_lib
 from tf_gossip_pga.simulate.problem import Problem
 from tf_gossip_pga.tools import output
@@ -25,30 +24,44 @@ PROBLEMS = {
 }
 
 flags.DEFINE_string(
-    "problem", "logistic", f"What to minimize: {', '.join(PROBLEMS)} (see simulate/problems.py)."
+    "problem",
+    "logistic",
+    f"Problem to minimize: {', '.join(PROBLEMS)}. digits needs scikit-learn.",
 )
-flags.DEFINE_integer("nodes", 20, "Virtual workers.", lower_bound=1)
-flags.DEFINE_string("topology", "ring", f"Who gossips: {', '.join(topology.BY_NAME)}.")
+flags.DEFINE_integer("nodes", 20, "Number of virtual workers.", lower_bound=1)
+flags.DEFINE_string(
+    "topology", "ring", f"Graph of the nodes that gossip: {', '.join(topology.BY_NAME)}."
+)
 flags.DEFINE_multi_string(
     "algorithm",
     ["gossip", "local", "pga"],
-    f"May be repeated: {', '.join(curves.ALGORITHMS)}. parallel is always there, to compare with.",
+    f"Algorithm to compare: {', '.join(curves.ALGORITHMS)}. parallel always runs too.",
 )
 flags.DEFINE_integer(
-    "H", 16, "Steps from one global average to the next; with aga, the first period.", lower_bound=1
+    "H",
+    16,
+    "Period: steps from one global average to the next. With aga: the first period.",
+    lower_bound=1,
 )
-flags.DEFINE_integer("iterations", 2000, "Steps.", lower_bound=1)
+flags.DEFINE_integer("iterations", 2000, "Number of steps.", lower_bound=1)
 flags.DEFINE_integer(
-    "trials", 10, "Runs with their own batches; curves are means over them.", lower_bound=1
+    "trials", 10, "Number of runs with different batches; curves are their mean.", lower_bound=1
 )
 flags.DEFINE_integer("batch_size", 32, "Samples in a batch of one node.", lower_bound=1)
-flags.DEFINE_float("heterogeneity", 0.0, "How much the data of nodes differ, from 0 (iid) to 1.")
+flags.DEFINE_float(
+    "heterogeneity", 0.0, "How much the data differ between nodes, from 0 (iid) to 1."
+)
 flags.DEFINE_float("step_size", 0.2, "Step size of plain SGD.")
 flags.DEFINE_integer(
-    "halve_every", None, "Steps after which the step size is halved. None: never.", lower_bound=1
+    "halve_every",
+    None,
+    "Halve the step size each time this number of steps has passed. Default: never.",
+    lower_bound=1,
 )
 flags.DEFINE_integer("seed", 0, "Seed of the data and the batches.", lower_bound=0)
-flags.DEFINE_string("output", "output/simulation.json", "JSON file; a .png is put next to it.")
+flags.DEFINE_string(
+    "output", "output/simulation.json", "JSON file to write; the picture is a .png next to it."
+)
 
 FLAGS = flags.FLAGS
 SETTINGS = ["problem", "nodes", "topology", "H", "iterations", "trials", "batch_size"]
@@ -69,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
     except (ValueError, MemoryError, ModuleNotFoundError) as error:
         sys.exit(f"simulate: {error}")
     content = describe(found, problem.minimum)
-    print(table(content["methods"]))
+    print(f"\n{report.table(content)}", flush=True)
     output.write(path, "tf_gossip_pga.simulate", content, functools.partial(draw, found))
 
 
@@ -125,29 +138,6 @@ def describe(found: dict[str, curves.Curve], minimum: float) -> dict[str, Any]:
     }
 
 
-def table(methods: dict[str, dict[str, Any]]) -> str:
-    """Return a table with a line for each method.
-
-    Args:
-      methods: `"methods"` of `describe`.
-
-    Returns:
-      Text with three columns: f - f* after the last step with its standard error, the transient
-      stage in steps, and the number of global averages.
-    """
-    lines = [f"\n{'':14}{'f - f* at the end':>24}{'transient, steps':>20}{'global averages':>18}"]
-    diverged = [name for name, each in methods.items() if not math.isfinite(each["mean"][-1])]
-    for name, each in methods.items():
-        end = f"{each['mean'][-1]:.3e} ± {each['standard_error'][-1]:.0e}"
-        end = "diverged" if name in diverged else end
-        joined = "not joined" if each["transient"] is None else each["transient"]
-        joined = "-" if name == "parallel" else joined
-        lines.append(f"{name:14}{end:>24}{joined:>20}{each['global_averages']:>18.0f}")
-    if diverged:
-        lines.append(f"\nTry a smaller --step_size than {FLAGS.step_size:g}.")
-    return "\n".join(lines)
-
-
 def draw(found: dict[str, curves.Curve], path: pathlib.Path) -> None:
     """Draw f(mean of the nodes) - f* against steps, with bands of one standard error.
 
@@ -160,11 +150,15 @@ def draw(found: dict[str, curves.Curve], path: pathlib.Path) -> None:
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     figure_lib.draw(axes, found)
+    trials = "one trial" if FLAGS.trials == 1 else f"mean over {FLAGS.trials} trials"
+    marks = ["dot: end of the transient stage"]
+    if FLAGS.trials > 1:
+        marks.append("band: ± one standard error")
     axes.set(
-        xlabel="step",
-        ylabel="f(mean of the nodes) - f*",
+        xlabel=f"step ({'; '.join(marks)})",
+        ylabel=f"f(mean of the nodes) - f*, {trials}",
         title=f"{FLAGS.problem}, {FLAGS.nodes} nodes, {FLAGS.topology}, H = {FLAGS.H}, "
-        f"heterogeneity {FLAGS.heterogeneity:g}, {FLAGS.trials} trials",
+        f"heterogeneity {FLAGS.heterogeneity:g}",
     )
     figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)

@@ -141,7 +141,7 @@ def settings_of(
         )
     schedule.resolve(H)
     if algorithm == "aga":
-        first = _validate.check_whole("H, with which aga begins,", H, 1)
+        first = _validate.check_whole("H, the first period of aga,", H, 1)
         longest = max(schedule.AdaptivePeriod.maximum, first)
         period = schedule.AdaptivePeriod(first, warmup_steps=iterations // 3, maximum=longest)
         return {"topology": topology, "H": period}
@@ -225,6 +225,18 @@ def transient(curve: Curve, parallel: Curve, factor: float = FACTOR) -> int | No
       above that bound at the end of the run.
     """
     return joins(curve.steps, curve.mean, parallel.mean, factor)
+
+
+def is_reached(transient: int, last: int) -> bool:
+    """Return whether a transient stage ended at least a tenth of the run before the last step.
+
+    A curve that comes near Parallel SGD's only in its last measurements may do so by chance.
+
+    Args:
+      transient: the transient stage, in steps.
+      last: the last step of the run.
+    """
+    return 10 * transient <= 9 * last
 
 
 def joins(steps: np.ndarray, mean: np.ndarray, parallel: np.ndarray, factor: float) -> int | None:

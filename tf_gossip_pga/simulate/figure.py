@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from tf_gossip_pga.simulate.curves import Curve, transient
+from tf_gossip_pga.simulate.curves import Curve, is_reached, transient
 
 
 def draw(axes: Any, found: dict[str, Curve]) -> None:
-    """Draw a line for each method on a logarithmic axis, with a dot where it joins Parallel SGD.
+    """Draw a line for each method on a logarithmic axis, with a dot where its transient stage ends.
 
     Args:
       axes: a `matplotlib.axes.Axes`.
@@ -21,8 +21,9 @@ def draw(axes: Any, found: dict[str, Curve]) -> None:
         low = np.maximum(mean - error, mean / 10)  # keep it positive for the logarithmic axis
         axes.fill_between(curve.steps, low, mean + error, color=color, alpha=0.2, linewidth=0)
         joined = transient(curve, found["parallel"])
-        if joined is not None and name != "parallel":
-            height = mean[np.searchsorted(curve.steps, joined)]
-            axes.plot(joined, height, "o", color=color, zorder=3)
+        if name == "parallel" or joined is None or not is_reached(joined, curve.steps[-1]):
+            continue
+        height = mean[np.searchsorted(curve.steps, joined)]
+        axes.plot(joined, height, "o", color=color, zorder=3)
     axes.set_yscale("log")
     axes.grid(alpha=0.3)

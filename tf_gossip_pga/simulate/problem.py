@@ -146,8 +146,8 @@ def _check_model(model: Any) -> None:
     if model.non_trainable_variables:
         names = ", ".join(variable.path for variable in model.non_trainable_variables)
         raise ValueError(
-            f"A simulation keeps trainable variables alone, and this model also has {names}. Leave "
-            "BatchNorm, dropout and frozen layers out; GroupNormalization is an alternative."
+            f"A simulation supports trainable variables only, but this model also has {names}. "
+            "Leave BatchNorm, dropout and frozen layers out; GroupNormalization is an alternative."
         )
 
 

@@ -142,7 +142,9 @@ def digits(nodes: int, heterogeneity: float = 0.0, seed: int = 0) -> Problem:
     seed = _validate.check_whole("seed", seed, 0)
     images, labels = _load_digits()
     if nodes > len(labels):
-        raise ValueError(f"digits can be dealt to at most {len(labels)} nodes, received {nodes}.")
+        raise ValueError(
+            f"digits can be divided among at most {len(labels)} nodes, received {nodes}."
+        )
     chosen = _deal(labels, nodes, share, seed)
     initializer: Any = keras.initializers.GlorotUniform(seed)
     model = keras.Sequential(
