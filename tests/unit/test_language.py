@@ -43,11 +43,12 @@ EXCEPTIONS = {
 
 
 def texts(root: pathlib.Path):
-    """Yield every file to check: its path relative to the root, and its text."""
+    """Yield every file to check, without generated pages: its relative path, and its text."""
     folders = [root / name for name in FOLDERS]
     files = [*root.iterdir(), *(file for folder in folders for file in folder.rglob("*"))]
     for file in sorted(files):
-        if file.is_file() and (file.suffix in KINDS or file.name == "Makefile"):
+        is_text = file.suffix in KINDS or file.name == "Makefile"
+        if is_text and file.is_file() and "_generated" not in file.parts:
             yield str(file.relative_to(root)), file.read_text()
 
 
