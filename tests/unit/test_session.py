@@ -8,11 +8,13 @@ import os
 import sys
 import threading
 import types
+import weakref
 
 import pytest
 import tensorflow as tf
 
 from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.coordination import running_call
 from tf_gossip_pga.coordination.diagnosis import Findings
 from tf_gossip_pga.coordination.status import Departure, Status
 from tf_gossip_pga.coordination.timing import Timing
@@ -124,12 +126,22 @@ class StandInRuntime:
 def _status(in_fit: bool = True) -> Status:
     status = Status()
     if in_fit:
-        status.enter_fit(_test_body.__code__)
+        _enter(status)
     return status
 
 
+_entered = weakref.WeakSet()
+
+
+def _enter(status: Status):
+    """Enter `fit`, for which `_test_body` stands: a worker is in it while that runs."""
+    status.enter_fit(_enter.__code__)
+    _entered.add(status)
+
+
 def _test_body(action):
-    """What `enter_fit` takes for `fit`: it is on the stack while a test acts."""
+    for status in _entered:
+        status._fit = running_call.Call(_test_body.__code__)
     return action()
 
 
@@ -262,7 +274,7 @@ def test_a_loss_between_fits_is_raised_and_the_next_fit_regroups():
     with pytest.raises(WorkerLost, match=r"lost at cluster.gather: x"):
         _exchange(session, "cluster.gather")
     assert not session._membership.asked
-    session._status.enter_fit(_test_body.__code__)
+    _enter(session._status)
     session.begin_sequence(LossPolicy(1, 60.0, lambda completed: None))
     _test_body(lambda: session.start(_noting(session, seen, "the start", fails=0)))
     assert (seen, session.view) == (["the start"], View(1, (0, 1)))
@@ -272,7 +284,7 @@ def test_where_a_loss_ends_training_the_fit_after_one_between_fits_fails_too():
     session = _elastic(in_fit=False)
     with pytest.raises(WorkerLost):
         _exchange(session, "cluster.barrier", ExchangeBroken("cluster.barrier", "x"))
-    session._status.enter_fit(_test_body.__code__)
+    _enter(session._status)
     session.begin_sequence(None)
     text = "lost at the start: x With on_worker_lost='continue' the surviving workers continue"
     with pytest.raises(WorkerLost, match=text):
@@ -436,7 +448,7 @@ def test_a_lost_worker_is_no_reason_against_the_next_fit():
     session = _elastic()
     session._channel.unreachable = lambda: [2]
     assert session.unreachable() == [2]
-    session.enter_fit(_test_body.__code__)
+    _enter(session._status)
     assert session.unreachable() == []
 
 
@@ -569,7 +581,7 @@ def test_only_the_first_fit_can_be_joined():
     assert session.joining() == {}  # a loss ends training
     session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
     assert session.joining() == {"2": 7}
-    session.enter_fit(_test_body.__code__)
+    _enter(session._status)
     assert session.joining() == {}
 
 
@@ -585,7 +597,7 @@ def test_a_worker_that_comes_back_to_a_later_fit_ends_and_says_why():
         return {0: json.loads(json.dumps(answer))}
 
     own._channel.ask_all = ask_all
-    members.enter_fit(_test_body.__code__)
+    _enter(members._status)
     text = "Rank 1 cannot join: rank 0 is already in a later call of fit"
     with pytest.raises(WorkerLost, match=text):
         own.admission.await_invitation()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -70,8 +69,8 @@ class Writer:
         Raises:
           CheckpointError: on every rank, if another job writes to the directory of a rank.
         """
-        thread = threading.get_ident()
-        self._ownership.begin(lambda: running_call.runs(thread, code))
+        fit = running_call.Frame(code)
+        self._ownership.begin(lambda: fit.is_running)
         if self._session.is_joining:
             return
         doing = "the claim of the checkpoint directory"

@@ -29,7 +29,7 @@ class Call:
 
     def __init__(self, code: types.CodeType) -> None:
         self._thread = threading.get_ident()
-        self._code = code
+        self._frame = Frame(code)
         self._codes = _with_wrappers(code)
         self._seen_before = id(_uncaught())  # a reference would keep the exception's frames alive
         self.has_ended = False
@@ -38,7 +38,7 @@ class Call:
     @property
     def is_running(self) -> bool:
         """Whether the function is on its thread's stack."""
-        return runs(self._thread, self._code)
+        return self._frame.is_running
 
     @property
     def was_left(self) -> bool:
@@ -71,10 +71,36 @@ class Call:
             yield error
 
 
-def runs(thread: int, code: types.CodeType) -> bool:
-    """Return whether a function is on a thread's stack."""
-    frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
-    return frame is not None and any(each.f_code is code for each, _ in traceback.walk_stack(frame))
+class Frame:
+    """The frame of a function that runs on this thread.
+
+    Other threads can ask whether it still runs.
+
+    They must not look for it on this thread's stack: CPython 3.11 crashes where one thread follows
+    `f_back` from frame to frame while another thread runs them.
+
+    Args:
+      code: the function's code object. The innermost frame with it is taken.
+    """
+
+    def __init__(self, code: types.CodeType) -> None:
+        frames = traceback.walk_stack(sys._getframe())  # pyright: ignore[reportPrivateUsage]
+        self._frame = next((frame for frame, _ in frames if frame.f_code is code), None)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the function has neither returned nor raised. Thread-safe.
+
+        The first answer that it has clears the function's local variables.
+        """
+        frame = self._frame
+        if frame is not None:
+            try:
+                frame.clear()
+            except RuntimeError:  # what Python raises for a frame that executes
+                return True
+            self._frame = None
+        return False
 
 
 def uncaught() -> str | None:
