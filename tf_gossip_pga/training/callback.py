@@ -133,8 +133,7 @@ class GossipPGA(keras.callbacks.Callback):
         one more copy of the parameters. Global averages are always exact. Default `"float32"`.
       timeout_s: how many seconds an exchange waits for another worker. Exchanges at the start of
         `fit`, between epochs, and around validation and checkpoints wait ten times as long. Long
-        before the timeout, a message on standard error names the worker it is waiting for. Default
-        300.
+        before that, a message on standard error names the worker it is waiting for. Default 300.
       on_worker_lost: what the other workers do when a worker is lost: `"raise"` ends `fit` with
         `WorkerLost`, and `"continue"` continues `fit` without the lost worker. Default `"raise"`.
 
@@ -147,21 +146,21 @@ class GossipPGA(keras.callbacks.Callback):
         ============================  ====================  ==========================
 
         With `"continue"`, the surviving workers agree on a new list of members, average their
-        models once, and gossip on a topology of the new size: the one with the same name if it
-        exists for that size, otherwise one-peer exponential. No step is lost or repeated. The lost
-        worker's data is no longer used, the learning rate stays the same, and the lowest surviving
-        rank becomes the chief. If a worker is lost between two `fit` calls, the next `fit` starts
-        without it. If the network splits, the larger side continues, or the side with the lowest
-        rank if both are equally large. A restarted worker joins at the beginning of an epoch; see
-        `initialize`.
+          models once, and gossip on a topology of the new size: the one with the same name if it
+          exists for that size, otherwise one-peer exponential. No step is lost or repeated. The
+          lost worker's data is no longer used, the learning rate stays the same, and the lowest
+          surviving rank becomes the chief. If a worker is lost between two `fit` calls, the next
+          one starts without it. If the network splits, the larger side continues; if the sides are
+          equal, the one with the lowest rank does. A restarted worker joins at the beginning of an
+          epoch; see `initialize`.
       min_workers: minimum number of workers that must survive with `"continue"`, from 1 to the
         number of workers. If fewer survive, `fit` ends with `WorkerLost` on all of them. Default 1.
       local: names of variables that each rank keeps to itself, or of layers to keep all of their
-        variables local. An example is a queue of features of the rank's own examples:
-        `local=["feature_queue"]`. Local variables are neither broadcast nor averaged, and each rank
-        saves its own in checkpoints. Lookup tables of local layers are not compared. A name matches
-        a variable's whole `path` or one component of it. Slots of a local variable are treated like
-        all slots. Default `()`.
+        variables local, such as a queue of the rank's own features: `local=["feature_queue"]`.
+        Local variables are neither broadcast nor averaged, and each rank saves its own in
+        checkpoints. Lookup tables of local layers are not compared. A name matches a variable's
+        whole `path` or one component of it. Slots of a local variable are treated like all slots.
+        Default `()`.
 
     Attributes:
       step: number of completed batches in the whole run.
@@ -285,8 +284,7 @@ class GossipPGA(keras.callbacks.Callback):
         from `initial_epoch`, and an adaptive period starts over.
 
         Raises:
-          ValueError: if it is set to a value that is not the state of a callback with this kind of
-            `H`.
+          ValueError: if set to a value that is not the state of a callback with this kind of `H`.
         """
         return self._run.snapshot
 
@@ -335,7 +333,7 @@ class GossipPGA(keras.callbacks.Callback):
           The values of all ranks, in rank order.
 
         Raises:
-          RuntimeError: on every rank, if the ranks are at different points; or if called outside
+          RuntimeError: on every rank, if the ranks are at different points; if called outside
             `fit`.
           WorkerLost: another worker was lost.
         """
