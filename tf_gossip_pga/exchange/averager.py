@@ -75,8 +75,8 @@ class Averaged:
       squares: `(|x_i - mean|^2, |mean|^2)` of the parameters, where x_i are this rank's parameters
         before the average. Because the mean is the same on all ranks, only the first member
         computes its norm; on the others it is 0.
-      non_finite: `{rank: step}`, the first step since the last global average after which the
-        rank's own parameters were not finite.
+      non_finite: `{rank: step}`, for each affected rank the first step since the last global
+        average after which its own parameters were not finite.
       sums: the passed numbers, summed over ranks, `[numbers]` float64.
     """
 
@@ -262,7 +262,7 @@ class Averager:
 
         Args:
           source: place of the sending member.
-          is_new: whether this member is new, and so assigns what it receives.
+          is_new: whether this member assigns the variables that it receives.
         """
         doing, count = "the state transfer", len(self._everything)
         # The key of a broadcast is also bound to its source.

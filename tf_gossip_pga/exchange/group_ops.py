@@ -5,10 +5,10 @@ and `CollectiveBcastRecvV2`). In the group of all members, `CollectiveReduceV2` 
 average and `CollectiveGatherV2` gathers values.
 
 - **Order.** All ranks issue messages in the same order: by chunk and, within a chunk, by the
-  topology's edge colors. At most `messages_in_flight` messages are in flight. Each message waits
-  for the one issued `messages_in_flight` places earlier. The first unfinished message in this order
-  waits for no other message, so it can always finish, and no deadlock is possible. This holds even
-  with a single message in flight, as in NCCL, which has one stream per device.
+  topology's edge colors. At most `messages_in_flight` messages are in flight, because each waits
+  for the one issued `messages_in_flight` positions earlier. The first unfinished message in this
+  order waits for no other message, so it can always finish, and no deadlock is possible. This holds
+  even with a single message in flight, as in NCCL, which has one stream per device.
 - **Deadlines.** With `timeout_seconds`, each collective starts two threads. They sleep for the
   whole timeout even if the collective finishes immediately, and within minutes of training they
   exhaust the process's threads. The ops therefore get no timeout. The watchdog aborts them instead.

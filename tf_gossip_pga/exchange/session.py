@@ -1,10 +1,8 @@
 """Run one process's exchanges, for a single worker or for a cluster with fixed members.
 
 A session owns everything that an exchange needs apart from the ops: the deadline, the watchdog, the
-  background thread for overlapped gossips, and the instance keys. `ElasticSession` supports members
-  that change. All sessions have the same interface.
-thread of overlapped gossips, and the instance keys. `ElasticSession` adds members that change. All
-sessions have the same interface.
+background thread for overlapped gossips, and the instance keys. `ElasticSession` supports members
+that change. All sessions have the same interface.
 """
 
 from __future__ import annotations
@@ -176,7 +174,7 @@ class FixedSession(SoloSession):
         self._status.enter_fit(code)
 
     def unreachable(self) -> list[int]:
-        """Return the ranks that do not answer requests. Forming a view requires answers."""
+        """Return the ranks that do not answer requests, and so could not form a view."""
         return self._channel.unreachable()
 
     def gather(self, value, doing: str, timeout_s: float) -> list:
@@ -251,7 +249,7 @@ class FixedSession(SoloSession):
         """Wait for the background exchange, and return its result.
 
         Returns:
-          The result. None if there is no such exchange, for example because a change of the view
+          The result, or None if there is no such exchange, for example because a change of the view
           discarded it.
 
         Raises:

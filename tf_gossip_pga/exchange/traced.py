@@ -29,7 +29,7 @@ class Traced:
         self._concrete = None
 
     def __call__(self, *tensors):
-        """Return `body(*tensors)`, run as a graph. All calls must use the same shapes and dtypes."""
+        """Return `body(*tensors)`, run as a graph. All calls need the same shapes and dtypes."""
         if self._concrete is None:
             function = tf.function(self._count, autograph=False)
             self._concrete = function.get_concrete_function(*tensors)

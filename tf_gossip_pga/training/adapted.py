@@ -1,8 +1,8 @@
 """Describe the state of adapted layers, so that the ranks can compare it.
 
-`adapt` produces lookup tables, means, and boundaries. They are not Keras variables, or are copies
-of variables, so a broadcast does not update them. If each rank adapts to its own part of the data,
-the ranks map the same word to different rows of the embedding.
+`adapt` produces lookup tables, means, and boundaries. Some of these are not Keras variables, and
+others are copies of variables, so a broadcast does not update them. If each rank adapts to its own
+part of the data, the ranks map the same word to different rows of the embedding.
 """
 
 from __future__ import annotations

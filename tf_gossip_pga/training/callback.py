@@ -25,7 +25,7 @@ _driver: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 class GossipPGA(keras.callbacks.Callback):
     """Train one Keras model on several workers with Gossip-PGA, inside plain `model.fit`.
 
-    Each worker trains on its own part of the data. Optimizer steps k are counted from 1 across all
+    Each worker trains on its own part of the data. Optimizer steps are numbered from 1 across all
     epochs and `fit` calls. After step k, the parameters x_i of rank i become::
 
         x_i <- 1/n sum_j x_j          if k % H == 0: a global average
@@ -116,10 +116,10 @@ class GossipPGA(keras.callbacks.Callback):
         options. Default `"local"`.
 
         - `"local"`: each rank keeps its own slots, as in the library by the paper's authors.
-        - `"average"`: average the slots too. Each slot adds as many bytes as the parameters have.
+        - `"average"`: average the slots too. Each adds as many bytes to send as the parameters do.
         - `"reset"`: set the slots to zero if there are several workers. With Adam, this acts like a
-          higher learning rate: because Adam keeps its step count, its next steps are at first 3
-          times as long as usual, and 7 times as long after a dozen steps.
+          learning rate several times as high: because Adam keeps its step count, its next steps are
+          at first 3 times as long as usual, and 7 times as long after a dozen steps.
       overlap: whether each gossip runs in the background while the next step is computed. It mixes
         the parameters from after step k, and the resulting change is added after the update u of
         step k+1: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k). This is the recursion of
@@ -133,7 +133,7 @@ class GossipPGA(keras.callbacks.Callback):
         one more copy of the parameters. Global averages are always exact. Default `"float32"`.
       timeout_s: how many seconds an exchange waits for another worker. Exchanges at the start of
         `fit`, between epochs, and around validation and checkpoints wait ten times as long. Long
-        before that, a message on standard error names the worker it is waiting for. Default 300.
+        before the deadline, a message on standard error names the missing worker. Default 300.
       on_worker_lost: what the other workers do when a worker is lost: `"raise"` ends `fit` with
         `WorkerLost`, and `"continue"` continues `fit` without the lost worker. Default `"raise"`.
 
@@ -155,9 +155,9 @@ class GossipPGA(keras.callbacks.Callback):
           epoch; see `initialize`.
       min_workers: minimum number of workers that must survive with `"continue"`, from 1 to the
         number of workers. If fewer survive, `fit` ends with `WorkerLost` on all of them. Default 1.
-      local: names of variables that each rank keeps to itself, or of layers to keep all of their
-        variables local, such as a queue of the rank's own features: `local=["feature_queue"]`.
-        Local variables are neither broadcast nor averaged, and each rank saves its own in
+      local: names of variables, or of layers to include all of their variables, that each rank
+        keeps to itself, such as a queue of features of its own examples: `local=["feature_queue"]`.
+        These variables are neither broadcast nor averaged, and each rank saves its own in
         checkpoints. Lookup tables of local layers are not compared. A name matches a variable's
         whole `path` or one component of it. Slots of a local variable are treated like all slots.
         Default `()`.

@@ -38,7 +38,7 @@ Fact = dict[str, Any]
 
 
 def facts(siblings: Siblings | None) -> list[Fact] | None:
-    """Describe this rank's other callbacks. Return None if they are unknown."""
+    """Describe this rank's other callbacks, or return None if they are unknown."""
     if siblings is None:
         return None
     placed = [(each, True) for each in siblings.before]

@@ -88,8 +88,8 @@ def find(callback: keras.callbacks.Callback) -> Siblings | None:
     If another callback wraps `callback` and calls its hook, use the position of the wrapper.
 
     Returns:
-      The other callbacks. None if the hook is not called from a `keras.callbacks.CallbackList`, as
-      in a custom training loop.
+      The other callbacks, or None if the hook is not called from a `keras.callbacks.CallbackList`,
+      as in a custom training loop.
     """
     callers: list[object] = [callback]
     frame = sys._getframe(1)

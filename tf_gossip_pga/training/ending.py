@@ -132,7 +132,7 @@ class Ending:
         self._noted = self._group.averager.digests()
 
     def _has_changed(self) -> bool | None:
-        """Return whether callbacks have set the parameters since `_note`. None if unknown.
+        """Return whether callbacks have set the parameters since `_note`, or None if unknown.
 
         This is unknown after a fit without any epoch, and on a rank that joined, because its
         callbacks have no memory of earlier epochs.

@@ -47,7 +47,7 @@ class Group:
 
     @property
     def loss_policy(self) -> LossPolicy | None:
-        """Return how to continue after a worker is lost. None if a loss ends training."""
+        """Return how to continue after a worker is lost, or None if a loss ends training."""
         settings = self._run.settings
         if not settings.survives:
             return None

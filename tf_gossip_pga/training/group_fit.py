@@ -185,7 +185,7 @@ class GroupFit(Fit):
     # ---- Joining workers ------------------------------------------------------------------------
 
     def _sync_with_joining(self, where: str, may_join: bool) -> dict[str, int]:
-        """Sync. Return the endpoints of joining workers, keyed by rank as a decimal string."""
+        """Sync, and return the joining workers' endpoints, keyed by rank as a decimal string."""
         everyone = self.group.sync(where, self.session.joining() if may_join else {})
         return {rank: endpoint for each in everyone for rank, endpoint in each.items()}
 

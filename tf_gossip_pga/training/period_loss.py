@@ -54,10 +54,10 @@ class PeriodLoss:
         """Compute the loss on a batch for which `needs` returned True.
 
         Args:
-          sums: the result of `sums_of` after the batch. If the model's `train_step` does not
-            maintain these sums, None, or the same value as after the previous batch.
-          logged: the loss in the batch's logs, a number or an array, or None if there is none. Used
-            if `sums` does not yield the loss.
+          sums: the result of `sums_of` after the batch. It is None, or unchanged since the previous
+            batch, if the model's `train_step` does not maintain these sums.
+          logged: the loss in the batch's logs (a number or an array), or None if there is none.
+            Used only if `sums` does not yield the loss.
           is_global: whether a global average follows this batch.
         """
         loss = math.nan if logged is None else float(np.mean(logged))

@@ -19,8 +19,8 @@ class Piggyback:
 
     Attributes:
       stop: whether the rank requests a stop. Default False.
-      loss: the rank's training loss. Default 0: not needed.
-      fingerprint: 32-bit hash of the rank's parameters after its first step. Default 0: not needed.
+      loss: the rank's training loss, if needed. Default 0.
+      fingerprint: 32-bit hash of the rank's parameters after its first step, if needed. Default 0.
     """
 
     stop: bool = False

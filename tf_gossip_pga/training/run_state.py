@@ -57,7 +57,7 @@ class RunState:
 
     @property
     def period_state(self) -> schedule.AdaptiveState | None:
-        """Return the JSON-serializable state of an adaptive period. None for a fixed period."""
+        """Return an adaptive period's JSON-serializable state, or None for a fixed period."""
         return self.adaptive.state if self.adaptive else None
 
     @property

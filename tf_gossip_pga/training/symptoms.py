@@ -61,8 +61,8 @@ class Symptoms:
         """Warn on the chief if parameters are not finite.
 
         Args:
-          non_finite: `{rank: step}`, the first step after which each rank's parameters were not
-            finite.
+          non_finite: `{rank: step}`, for each affected rank the first step after which its
+            parameters were not finite.
           is_chief: whether this rank is the chief.
         """
         if self._warned_of_nan or not non_finite:

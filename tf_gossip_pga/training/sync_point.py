@@ -127,7 +127,7 @@ def numbers_in(logs: dict | None) -> dict[str, float | list]:
 
 
 def _number(value) -> float | list | None:
-    """Return a number or array in JSON-serializable form. None for anything else."""
+    """Return a number or array in JSON-serializable form, or None for anything else."""
     if not isinstance(value, (float, int, list, tuple)) and not hasattr(value, "shape"):
         return None
     try:
