@@ -2,7 +2,6 @@
 
 Each exchange is a function that is traced once. There is one function for each round of the
 topology, and one for the global average.
-average.
 
 On a worker with several devices, TensorFlow mirrors each variable. Reading it returns the first
 device's value; assigning or adding to it changes it on all devices.

@@ -190,7 +190,6 @@ class ElasticSession(FixedSession):
 
         If the view changes meanwhile, skip the rest. The next exchange of the sequence first
         reconciles.
-        first.
         """
         with contextlib.suppress(ViewChanged):
             action()

@@ -52,7 +52,6 @@ def initialize(join: bool | None = None) -> Cluster:
     Returns:
       The `Cluster`, with `rank`, `size`, `addresses`, `members`, `is_chief`, `shard(dataset)`,
       `gather(value)`, `barrier()`, and, for a worker with several devices, the `strategy`.
-      `gather(value)`, `barrier()`, and the `strategy` for a worker with several devices.
 
     Raises:
       ValueError: if `TF_CONFIG` is invalid (the message quotes it and shows an example); if the

@@ -206,7 +206,6 @@ class FixedSession(SoloSession):
 
         First wait for any background exchange, and raise its error here, because all ranks run
         exchanges in the same order.
-        exchanges in one order.
 
         Args:
           doing: name of the exchange, for messages.

@@ -51,7 +51,6 @@ def strict(facts: list[Fact] | None) -> list[str] | None:
 
     These are the callbacks that must match on all ranks, except `BackupAndRestore`, because a
     joining worker gets its epoch from the other ranks. Return None if `facts` is None.
-    worker takes its epoch from the other ranks.
     """
     if facts is None:
         return None

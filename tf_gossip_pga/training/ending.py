@@ -136,7 +136,6 @@ class Ending:
 
         This is unknown after a fit without any epoch, and on a rank that joined, because its
         callbacks have no memory of earlier epochs.
-        the memory of earlier epochs.
         """
         if self._noted is None or self.has_joined:
             return None
