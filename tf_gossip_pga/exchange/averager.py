@@ -59,7 +59,7 @@ class Patience:
 
     Attributes:
       exchange_s: for an exchange during training.
-      start_s: for an exchange at the start of `fit`, at a sync point or after a change of the view.
+      start_s: for an exchange at the start of `fit`, at a sync point, or after a view change.
     """
 
     exchange_s: float
@@ -113,7 +113,7 @@ class Averager:
         numbers: int = 0,
         health: Health | None = None,
     ):
-        """Reserve instance keys. This is an exchange, so all members must do it together."""
+        """Reserve instance keys, which is an exchange, so all members must do this together."""
         self.bytes_sent = 0
         self._session = session
         self._view = session.view
@@ -203,7 +203,7 @@ class Averager:
         self.bytes_sent += self._gossip_bytes[round]
 
     def finish_gossip(self, apply: bool = True):
-        """Wait for the gossip in the background: x_i <- x_i + (sum_j W[i, j] * x'_j - x'_i).
+        """Wait for the background gossip, and apply it: x_i <- x_i + (sum_j W[i, j] * x'_j - x'_i).
 
         x' are the parameters at the time of `start_gossip`. Does nothing if no gossip is running.
 

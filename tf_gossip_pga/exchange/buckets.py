@@ -16,7 +16,7 @@ CHUNK_BYTES = 4 << 20
 # numbers.
 _CARRIERS = {tf.bool: tf.uint8, tf.complex64: tf.float32, tf.complex128: tf.float64}
 
-# A variable of at least 1/_SHARE of a chunk gets a chunk of its own.
+# A variable that fills at least 1/_SHARE of a chunk gets a chunk of its own.
 _SHARE = 4
 
 # TensorFlow slices without copying at multiples of 64 bytes. 64 elements satisfy this for any

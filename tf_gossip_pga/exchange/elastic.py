@@ -43,7 +43,7 @@ class LossPolicy:
     """How to continue after a worker is lost.
 
     Attributes:
-      min_workers: number of workers that must survive for training to continue.
+      min_workers: minimum number of workers that must survive for training to continue.
       patience_s: how many seconds surviving workers wait for surviving workers that are busy.
       reconcile: function that gives the members of a new view one model and one state. It receives
         the number of exchanges that this worker has completed. If any member has completed an
@@ -67,7 +67,7 @@ class ElasticSession(FixedSession):
       watchdog: monitors the exchange in progress.
       membership: this worker's part in agreeing on the members.
       timing: the deadlines of the control plane. Default: `Timing()`.
-      is_joining: whether this worker joins a running job. Default False.
+      is_joining: whether this worker is joining a running job. Default False.
 
     Attributes:
       is_joining: whether this worker is joining and not a member yet.
@@ -123,7 +123,7 @@ class ElasticSession(FixedSession):
         return super().unreachable() if self._status.tell().fits == 1 else []
 
     def heard_all(self):
-        """Record that an exchange with all members succeeded just now."""
+        """Record that an exchange with all members has just succeeded."""
         super().heard_all()
         self._membership.meet()
 
@@ -212,7 +212,7 @@ class ElasticSession(FixedSession):
         """Form a new view after a broken exchange, and raise `ViewChanged`; see also `waiting`.
 
         Args:
-          broken: the error of the exchange.
+          broken: the error that the exchange raised.
           joining: the workers that were being admitted, if an admission failed. Default: none.
         """
         policy = self._policy
@@ -268,7 +268,7 @@ class ElasticSession(FixedSession):
 
         Args:
           joining: ports keyed by rank as a decimal string, as returned by `joining`.
-          epoch: the epoch that begins, counted from 0.
+          epoch: the epoch that is about to begin, counted from 0.
           facts: digest of the facts that must be equal on all ranks.
           state: the callback's state.
 

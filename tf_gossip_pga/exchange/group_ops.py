@@ -126,7 +126,7 @@ class GroupOps:
         return exchanged
 
     def broadcast(self, chunks: list, first_key: int, source: int = 0) -> list:
-        """Return one member's chunks on every member.
+        """Broadcast one member's chunks, and return them on every member.
 
         Args:
           chunks: 1-D tensors, of the same shapes on all members.
@@ -150,7 +150,7 @@ class GroupOps:
 
         Args:
           chunks: 1-D tensors, of the same shapes on all members.
-          first_key: the first of `len(chunks)` reserved instance keys, not those of `broadcast`.
+          first_key: the first of `len(chunks)` reserved instance keys, other than `broadcast`'s.
         """
         means = []
         for index, chunk in enumerate(chunks):

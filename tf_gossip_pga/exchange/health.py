@@ -49,7 +49,7 @@ class Health:
         """Count this exchange if the parameters are not finite. Call this in a graph.
 
         Args:
-          chunks: the parameters, as their bucket packs them.
+          chunks: the parameters, packed by their bucket.
         """
         # Use few ops, because each costs time in a small model. If any number is not finite,
         # neither is the sum.

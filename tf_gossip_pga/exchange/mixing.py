@@ -57,7 +57,7 @@ class Mixer:
 
         Args:
           round: the round of the topology.
-          *chunks: the parameters x_i, as their bucket packs them.
+          *chunks: the parameters x_i, packed by their bucket.
 
         Returns:
           A list of 1-D tensors of the same lengths, of at least float32 precision.

@@ -124,7 +124,7 @@ class Runtime:
         self._server = tf.train.ServerDef()  # until the server starts
 
     def start(self, timeout_s: float):
-        """Start the server, and wait until the servers of all other workers have started.
+        """Start the server, and wait until all other workers' servers have started.
 
         Args:
           timeout_s: seconds to wait for the other workers.

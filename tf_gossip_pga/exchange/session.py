@@ -74,7 +74,7 @@ class SoloSession:
         """Record what this rank is doing, for workers that wait for it.
 
         Args:
-          where: the end of a sentence that begins with "It is".
+          where: what this rank is doing, as the end of a sentence that begins with "It is".
           step: number of completed steps.
         """
 

@@ -91,7 +91,7 @@ def _await_chief(cluster: Cluster, timing: Timing) -> None:
     waiting, deadline = Waiting(timing.start_report_s), time.monotonic() + timing.start_s
     while cluster.rank != 0:
         greeting = roll_call_sockets.greeting_at(cluster.addresses[0], timing.serve_s)
-        if greeting and not greetings.is_own(greeting):  # TensorFlow's, no longer the roll call's
+        if greeting and not greetings.is_own(greeting):  # from TensorFlow, not from the roll call
             return
         time.sleep(timing.poll_s)
         text = (

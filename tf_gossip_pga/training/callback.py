@@ -146,13 +146,13 @@ class GossipPGA(keras.callbacks.Callback):
         ============================  ====================  ==========================
 
         With `"continue"`, the surviving workers agree on a new list of members, average their
-          models once, and gossip on a topology of the new size: the one with the same name if it
-          exists for that size, otherwise one-peer exponential. No step is lost or repeated. The
-          lost worker's data is no longer used, the learning rate stays the same, and the lowest
-          surviving rank becomes the chief. If a worker is lost between two `fit` calls, the next
-          one starts without it. If the network splits, the larger side continues; if the sides are
-          equal, the one with the lowest rank does. A restarted worker joins at the beginning of an
-          epoch; see `initialize`.
+        models once, and gossip on a topology of the new size: the one with the same name if it
+        exists for that size, otherwise one-peer exponential. No step is lost or repeated. The lost
+        worker's data is no longer used, the learning rate stays the same, and the lowest surviving
+        rank becomes the chief. If a worker is lost between two `fit` calls, the next one starts
+        without it. If the network splits, the larger side continues; if the sides are equal, the
+        one with the lowest rank does. A restarted worker joins at the beginning of an epoch; see
+        `initialize`.
       min_workers: minimum number of workers that must survive with `"continue"`, from 1 to the
         number of workers. If fewer survive, `fit` ends with `WorkerLost` on all of them. Default 1.
       local: names of variables, or of layers to include all of their variables, that each rank
@@ -262,7 +262,7 @@ class GossipPGA(keras.callbacks.Callback):
 
     @property
     def distances(self) -> list[tuple[int, float]]:
-        """Return `(step, consensus distance)` for each global average of differing replicas."""
+        """Return `(step, consensus distance)` for each average of replicas that may differ."""
         return self._run.distances
 
     @property
@@ -306,7 +306,7 @@ class GossipPGA(keras.callbacks.Callback):
 
     @property
     def in_fit(self) -> bool:
-        """Return whether this callback is inside `fit`."""
+        """Return whether this callback is currently inside `fit`."""
         return self._fit is not None
 
     @property
@@ -379,7 +379,7 @@ class GossipPGA(keras.callbacks.Callback):
         _driver[model] = weakref.ref(self)
 
     def on_train_begin(self, logs=None):
-        """Agree with the other ranks on what to train, and start from rank 0's variables."""
+        """Agree with the other ranks on what to train, and copy rank 0's variables."""
         model = self.model
         if model is None:
             raise RuntimeError(

@@ -113,7 +113,7 @@ def check_model(model):
     Raises:
       TypeError: the model, or the caller of `set_model`, does not belong to Keras 3.
     """
-    caller = sys._getframe(2).f_locals.get("self")  # of set_model
+    caller = sys._getframe(2).f_locals.get("self")  # the caller of set_model
     for found in (model, caller):
         if type(found).__module__.partition(".")[0] == "tf_keras":
             break

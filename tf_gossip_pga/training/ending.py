@@ -84,7 +84,7 @@ class Ending:
         self._note()
 
     def check(self):
-        """Compare the models of all ranks after all callbacks, and make them equal.
+        """Compare all ranks' models after all callbacks have run, and make them equal.
 
         If the models differ, average globally. But if some ranks joined during this fit and others
         did not, copy the model of the lowest rank that did not join.
@@ -151,7 +151,7 @@ def _informed(changed: dict[int, bool | None]) -> list[int]:
 
 
 def check_all_or_none(changed: dict[int, bool | None]):
-    """Raise if callbacks set the weights of some ranks but not those of others.
+    """Raise if callbacks set the weights of some ranks but not of others.
 
     Args:
       changed: for each rank, whether its parameters have changed, or None if unknown.

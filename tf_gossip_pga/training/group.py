@@ -149,7 +149,7 @@ class Group:
 
         Args:
           doing: name of the exchange, for messages.
-          stop: whether this rank requests to stop. Default False.
+          stop: whether this rank requests a stop. Default False.
           loss: this rank's training loss, if the period is adaptive. Default 0.
 
         Returns:

@@ -228,7 +228,7 @@ class GroupFit(Fit):
         """Transfer the state of rank `source` to the new members.
 
         Args:
-          source: the rank that sends.
+          source: the sending rank.
           averager_for: function that builds an averager for a topology.
           is_new: whether this rank is a new member.
         """

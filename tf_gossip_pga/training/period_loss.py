@@ -29,7 +29,7 @@ class PeriodLoss:
         self._before = (0.0, 0.0)  # Keras' sum of losses, and its weight, before a batch
 
     def begin_epoch(self):
-        """Record that Keras resets its sums."""
+        """Record that Keras has reset its sums."""
         self._before = (0.0, 0.0)
 
     def after_average(self):

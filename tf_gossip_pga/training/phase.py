@@ -69,7 +69,7 @@ class StopVote:
 
         NO --request--> REQUESTED --agree--> AGREED
 
-    One rank requests a stop. All ranks agree at the next global average.
+    Any rank can request a stop. All ranks agree to it at the next global average.
 
     Attributes:
       state: one of `Vote`.

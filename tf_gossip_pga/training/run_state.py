@@ -32,7 +32,7 @@ class RunState:
       step: number of completed batches.
       gossip_steps: number of steps that ended with a gossip or without an exchange.
       global_steps: number of steps that ended with a global average.
-      distances: `(step, consensus distance)` of each global average of differing replicas.
+      distances: `(step, consensus distance)` of each global average of replicas that may differ.
       communication_seconds: seconds spent in exchanges, including the wait for other workers.
     """
 

@@ -17,7 +17,7 @@ from tf_gossip_pga.training.run_state import RunState
 class Start:
     """The start of one `fit` call.
 
-    If a worker is lost during the start, the other workers repeat it.
+    If a worker is lost during the start, the other workers repeat the start.
 
     Args:
       session: the exchanges of this process.
@@ -121,7 +121,7 @@ class Start:
         """Raise if the first batch created variables that the ranks did not start with.
 
         Raises:
-          ValueError: there are new variables; the message names them.
+          ValueError: there are new variables. The message names them.
         """
         preflight.check_no_late_variables(self._model, self._known)
 

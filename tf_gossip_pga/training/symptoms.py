@@ -24,7 +24,7 @@ class Symptoms:
 
     @property
     def fingerprint(self) -> int:
-        """Return this rank's fingerprint after its first step; 0 if it is not needed."""
+        """Return this rank's fingerprint after its first step, or 0 if it is not needed."""
         return self._moved or 0
 
     def begin(self, health: Health):

@@ -76,12 +76,12 @@ class Held:
 
 
 def variables_of(model: keras.Model, optimizer_state: str, local: Collection[str]) -> Variables:
-    """Return the variables that a run exchanges.
+    """Return the variables that a run exchanges, grouped by how they are exchanged.
 
     Args:
       model: a compiled model with built optimizers.
-      optimizer_state: as for `GossipPGA`.
-      local: as for `GossipPGA`.
+      optimizer_state: see `GossipPGA`.
+      local: see `GossipPGA`.
     """
     sent = [each for each in held(model) if each.is_sendable and not each.is_local(local)]
     averaged = [each for each in sent if each.is_averaged]
