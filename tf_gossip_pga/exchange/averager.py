@@ -1,10 +1,10 @@
-"""Average one model's variables: variables -> flat chunks of one dtype -> exchange -> assign.
+"""Average one model's variables: pack them into flat chunks, exchange the chunks, and unpack them.
 
-Each exchange is one function, traced once: one for every round of the topology, one for the global
-average.
+Each exchange is a function that is traced once. There is one function for each round of the
+topology, and one for the global average.
 
-On a worker with several devices, each variable is mirrored by TensorFlow. Reading it returns the
-first device's value; assigning or adding changes it on all devices.
+On a worker with several devices, TensorFlow mirrors each variable. Reading it returns the first
+device's value; assigning or adding to it changes it on all devices.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Variables:
     All are instances of `tf.Variable`.
 
     Attributes:
-      parameters: variables that every gossip and every global average mixes.
-      statistics: variables that only global averages mix (BatchNorm's moving mean and variance).
-      others: variables that are only broadcast (integers, the optimizers' variables).
-      slots: those of `others` that `Averager.average_slots` averages, such as momentum.
+      parameters: variables that are mixed by gossips and averaged by global averages.
+      statistics: variables that only global averages change (BatchNorm's moving mean and variance).
+      others: variables that are only broadcast (integers, optimizer variables).
+      slots: the variables in `others` that `Averager.average_slots` averages, such as momentum.
     """
 
     parameters: list
@@ -44,7 +44,7 @@ class Variables:
     slots: list = dataclasses.field(default_factory=list)
 
     def are(self, other: Variables) -> bool:
-        """Return whether both hold the same variable objects in the same places."""
+        """Return whether both contain the same variable objects in the same order."""
         return self._ids == other._ids
 
     @property
@@ -58,8 +58,8 @@ class Patience:
     """How long exchanges wait for other workers, in seconds.
 
     Attributes:
-      exchange_s: for an exchange of training.
-      start_s: for an exchange at the start of `fit`, at a sync point or after a change of the view.
+      exchange_s: for an exchange during training.
+      start_s: for an exchange at the start of `fit`, at a sync point, or after a view change.
     """
 
     exchange_s: float
@@ -68,15 +68,15 @@ class Patience:
 
 @dataclasses.dataclass(frozen=True)
 class Averaged:
-    """The results of a global average besides the means.
+    """The results of a global average, apart from the means.
 
     Attributes:
-      squares: `(|x_i - mean|^2, |mean|^2)` of the parameters, with this rank's x_i before the
-        average. Because the mean is the same on all ranks, the first member computes its norm for
-        all of them; it is 0 on the others.
-      non_finite: `{rank: step}`, the first step since the last global average after which a rank's
-        own parameters were not finite.
-      sums: the sums over ranks of the numbers that they passed, `[numbers]` float64.
+      squares: `(|x_i - mean|^2, |mean|^2)` of the parameters, where x_i are this rank's parameters
+        before the average. Because the mean is the same on all ranks, only the first member
+        computes its norm; on the others it is 0.
+      non_finite: `{rank: step}`, for each affected rank the first step since the last global
+        average after which its own parameters were not finite.
+      sums: the passed numbers, summed over ranks, `[numbers]` float64.
     """
 
     squares: tuple[float, float]
@@ -85,21 +85,22 @@ class Averaged:
 
 
 class Averager:
-    """Gossip, global average and broadcast of one model's variables.
+    """Gossip, average globally, and broadcast one model's variables.
 
     Args:
-      session: the exchanges of this process. The averager is valid for its present view only.
+      session: the exchanges of this process. The averager is valid only for the session's current
+        view.
       topology: which members average with each other.
       variables: the variables to exchange.
       patience: how long exchanges wait for other workers.
       wire: the encoding of gossips. Default: each variable in its own dtype.
-      numbers: how many numbers of each rank a global average also sums. Default 0.
-      health: the checks of the same parameters so far. Default None: start new ones.
+      numbers: how many extra numbers per rank a global average also sums. Default 0.
+      health: the existing checks of these parameters. Default None: create new ones.
 
     Attributes:
       health: the checks of this rank's own parameters.
-      bytes_sent: payload in bytes that this rank has sent since the averager was built. A broadcast
-        counts as one copy, although rank 0 may send several.
+      bytes_sent: number of payload bytes that this rank has sent since the averager was built. A
+        broadcast counts as one copy, although rank 0 may send several.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Averager:
         numbers: int = 0,
         health: Health | None = None,
     ):
-        """Reserve instance keys, which is an exchange: all members must do it together."""
+        """Reserve instance keys, which is an exchange, so all members must do this together."""
         self.bytes_sent = 0
         self._session = session
         self._view = session.view
@@ -131,9 +132,9 @@ class Averager:
         self._everything = buckets.Bucket(
             [*variables.parameters, *variables.statistics, *variables.others]
         )
-        self._started = False  # whether a gossip runs in the background
-        # A key is bound to one group, one kind of exchange and one length. A gossip and a broadcast
-        # may share keys because their groups differ.
+        self._started = False  # whether a gossip is running in the background
+        # A key is bound to one group, one kind of exchange, and one length. A gossip and a
+        # broadcast can share keys, because their groups differ.
         sent = max(len(self._parameters), len(self._everything))
         means = len(self._parameters) + len(self._passengers)
         first_key = session.reserve_keys(
@@ -142,7 +143,7 @@ class Averager:
         self._mixer = Mixer(self._ops, topology, self._parameters, wire, first_key)
         self._key_of_means = first_key + sent
         self._key_of_slots = self._key_of_means + means
-        rounds = range(topology.rounds)  # each has other neighbors
+        rounds = range(topology.rounds)  # each has different neighbors
         self._gossip_bytes = [self._mixer.bytes_sent(r) for r in rounds]
         self._gossips = [Traced(functools.partial(self._gossip, r)) for r in rounds]
         self._changes = [Traced(functools.partial(self._changes_of, r)) for r in rounds]
@@ -153,7 +154,7 @@ class Averager:
         self._broadcast = Traced(functools.partial(self._broadcast_from, first_key))
 
     def rebuilt(self, topology: Topology) -> Averager:
-        """Return an averager for the same variables, and a topology of the present members."""
+        """Return an averager of the same variables for the current members and their topology."""
         return Averager(
             self._session,
             topology,
@@ -172,7 +173,7 @@ class Averager:
         """Mix the parameters with this round's neighbors: x_i <- sum_j W[i, j] * x_j.
 
         Args:
-          round: number of the gossip over the whole run, from 0; the topology's rounds repeat.
+          round: number of the gossip in the whole run, from 0. The topology's rounds repeat.
           doing: name of the exchange, for messages.
         """
         step, round = round + 1, round % self._topology.rounds
@@ -184,16 +185,16 @@ class Averager:
         self.bytes_sent += self._gossip_bytes[round]
 
     def start_gossip(self, round: int, doing: str):
-        """Start a gossip of the present parameters in the background.
+        """Start a gossip of the current parameters in the background.
 
-        The parameters may change while it runs. Call `finish_gossip` before the next exchange that
-        changes them. Arguments are as for `gossip`.
+        The parameters may change while the gossip runs. Call `finish_gossip` before the next
+        exchange that changes them. The arguments are the same as for `gossip`.
         """
         step, round = round + 1, round % self._topology.rounds
         if self._topology.cycle[round].is_empty:
             return
-        # Pass values, not variables: TensorFlow copies a variable before an optimizer changes it in
-        # place while another op holds its value.
+        # Pass values, not variables: while another op holds a variable's value, TensorFlow copies
+        # the variable before an optimizer changes it in place.
         chunks = self._pack()
         exchange = functools.partial(self._changes[round], *chunks)
         self.health.steps.append(step)
@@ -202,13 +203,13 @@ class Averager:
         self.bytes_sent += self._gossip_bytes[round]
 
     def finish_gossip(self, apply: bool = True):
-        """Wait for the gossip in the background: x_i <- x_i + (sum_j W[i, j] * x'_j - x'_i).
+        """Wait for the background gossip, and apply it: x_i <- x_i + (sum_j W[i, j] * x'_j - x'_i).
 
-        x' are the parameters at `start_gossip`. Do nothing if no gossip runs.
+        x' are the parameters at the time of `start_gossip`. Does nothing if no gossip is running.
 
         Args:
-          apply: whether to change the parameters. Before a global average the change would have no
-            effect. Default True.
+          apply: whether to change the parameters. Right before a global average, the change would
+            have no effect. Default True.
         """
         started, self._started = self._started, False
         if started:
@@ -217,13 +218,13 @@ class Averager:
                 self._add(*changes)
 
     def global_average(self, doing: str, step: int = 0, numbers=None) -> Averaged:
-        """Set parameters and statistics to their means over ranks: x_i <- 1/n sum_j x_j.
+        """Set the parameters and statistics to their means over ranks: x_i <- 1/n sum_j x_j.
 
         Args:
           doing: name of the exchange, for messages.
           step: number of completed steps.
-          numbers: numbers to sum over ranks, `[numbers]` float32, as many as the constructor was
-            given. Default None: zeros.
+          numbers: numbers to sum over ranks, `[numbers]` float32, with the length given to the
+            constructor. Default None: zeros.
         """
         self.health.steps.append(step)
         with self._session.waiting(doing, self._patience.exchange_s):
@@ -249,17 +250,17 @@ class Averager:
             variable.assign(tf.zeros_like(variable))
 
     def broadcast(self, doing: str):
-        """Set all variables, including `others`, to those of the first member."""
+        """Copy all variables, including `others`, from the first member."""
         with self._session.waiting(doing, self._patience.start_s):
             self._broadcast()
         if self._session.place == 0 and self._session.size > 1:
             self.bytes_sent += self._everything.bytes
 
     def transfer_state(self, source: int, is_new: bool):
-        """Set all variables of new members to those of one member; all members must call it.
+        """Copy all variables of one member to the new members. All members must call this.
 
         Args:
-          source: place of the member that sends.
+          source: place of the sending member.
           is_new: whether this member assigns the variables that it receives.
         """
         doing, count = "the state transfer", len(self._everything)
@@ -271,7 +272,7 @@ class Averager:
             self.bytes_sent += self._everything.bytes
 
     def snapshot(self) -> list[tf.Tensor]:
-        """Return copies of parameters and statistics, each on its own device, for `restore`."""
+        """Return copies of the parameters and statistics, each on its own device, for `restore`."""
         copies = []
         for variable in self._on_all_devices():
             with tf.device(variable.device):
@@ -279,16 +280,16 @@ class Averager:
         return copies
 
     def restore(self, snapshot: list[tf.Tensor]):
-        """Restore parameters and statistics from the result of `snapshot`."""
+        """Restore the parameters and statistics from the result of `snapshot`."""
         for variable, value in zip(self._on_all_devices(), snapshot, strict=True):
             variable.assign(value)
 
     def digests(self) -> tuple[str, str]:
-        """Return digests of the parameters and of the statistics; equal bits have equal digests."""
+        """Return digests of the parameters and of the statistics, computed from their bits."""
         return _digest(self._parameters.variables), _digest(self._statistics.variables)
 
     def _count_all_reduce(self, sent: int):
-        # In a ring every piece travels n-1 times for the sum and n-1 times for the copies.
+        # In a ring, each piece is sent n-1 times to be summed and n-1 times to be copied.
         size = self._session.size
         self.bytes_sent += round(2 * (size - 1) / size * sent)
 
@@ -320,8 +321,8 @@ class Averager:
     def _merge_statistics(self):
         """Set the statistics to their means over this worker's devices.
 
-        Keras updates parameters equally on all devices, but BatchNorm's statistics from the
-        examples of each device.
+        Keras updates parameters equally on all devices, but computes BatchNorm's statistics from
+        each device's own examples.
         """
         for variable in self._statistics.variables:
             replicas = self._replicas(variable)
@@ -329,7 +330,7 @@ class Averager:
                 variable.assign(tf.reduce_mean(tf.stack(replicas), 0))
 
     def _replicas(self, variable) -> tuple[tf.Variable, ...]:
-        """Return a variable's copies, one for each of this worker's devices."""
+        """Return a variable's copies, one per device of this worker."""
         return self._session.cluster.strategy.experimental_local_results(variable)
 
     def _on_all_devices(self) -> list[tf.Variable]:
@@ -349,7 +350,7 @@ class Averager:
 
 
 def _digest(variables: list) -> str:
-    """Return a digest of the values of variables: 16 bytes as hexadecimal digits."""
+    """Return a digest of the variables' values: 16 bytes in hexadecimal."""
     digest = hashlib.blake2b(digest_size=16)
     for variable in variables:
         digest.update(variable.numpy().reshape(-1).view(np.uint8))
@@ -357,10 +358,10 @@ def _digest(variables: list) -> str:
 
 
 def consensus_distance(distances: list[tuple[float, float]]) -> float:
-    """Return the root mean square distance of the replicas from their mean, relative to its norm.
+    """Return the root mean square distance of the replicas from their mean, over the mean's norm.
 
     Args:
-      distances: `Averaged.squares` of each rank, the first member's first.
+      distances: `Averaged.squares` of each rank, beginning with the first member.
     """
     squares = np.array(distances)  # [ranks, 2] float64
     return float(np.sqrt(squares[:, 0].mean() / max(squares[0, 1], 1e-300)))

@@ -1,30 +1,32 @@
 """Pack variables into flat chunks of one dtype, and unpack them.
 
-Small variables share chunks, large ones have chunks of their own, and very large ones are split.
-For any model, messages are therefore neither tiny nor longer than `CHUNK_BYTES`.
+Small variables share chunks, large variables get chunks of their own, and very large variables are
+split. As a result, no message is tiny or longer than `CHUNK_BYTES`, whatever the model.
 """
 
 import dataclasses
 
 import tensorflow as tf
 
-# Maximum bytes of a message. Smaller chunks cost round trips; with larger ones, sending and mixing
-# overlap less.
+# Maximum size of a message in bytes. Smaller chunks cost more round trips; with larger chunks,
+# sending and mixing overlap less.
 CHUNK_BYTES = 4 << 20
 
-# Collectives support none of these dtypes. The sum of complex numbers is that of pairs of reals.
+# Collectives support none of these dtypes. A complex number can be summed as a pair of real
+# numbers.
 _CARRIERS = {tf.bool: tf.uint8, tf.complex64: tf.float32, tf.complex128: tf.float64}
 
-# A variable of at least 1/_SHARE of a chunk gets a chunk of its own.
+# A variable that fills at least 1/_SHARE of a chunk gets a chunk of its own.
 _SHARE = 4
 
-# TensorFlow slices without a copy at multiples of 64 bytes. 64 elements suffice for every dtype.
+# TensorFlow slices without copying at multiples of 64 bytes. 64 elements satisfy this for any
+# dtype.
 _ALIGNED = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
-    """The elements `start … stop` of a flattened variable, at `offset` in a chunk."""
+    """The elements `start … stop` of a flattened variable, stored at `offset` in a chunk."""
 
     variable: int
     start: int
@@ -34,9 +36,9 @@ class _Piece:
 
 
 class Bucket:
-    """A list of variables as a list of 1-D chunks of one dtype each.
+    """A list of variables, represented as a list of 1-D chunks that have one dtype each.
 
-    Complex numbers travel as pairs of real numbers, Booleans as one-byte integers.
+    Complex numbers are sent as pairs of real numbers, and Booleans as one-byte integers.
 
     Args:
       variables: instances of `tf.Variable` with static shapes.
@@ -48,11 +50,11 @@ class Bucket:
     """
 
     def __init__(self, variables, chunk_bytes: int = CHUNK_BYTES):
-        """Plan the chunks; no tensor is read."""
+        """Plan the chunks. Does not read any tensor."""
         self.variables = list(variables)
         self.bytes = sum(v.shape.num_elements() * v.dtype.size for v in self.variables)
         self._pieces: list[_Piece] = []
-        self._lengths: list[int] = []  # of the chunks, in elements
+        self._lengths: list[int] = []  # of each chunk, in elements
         self._dtypes: list[tf.DType] = []
         for dtype in dict.fromkeys(_carrier(v.dtype) for v in self.variables):
             self._plan(dtype, max(1, chunk_bytes // dtype.size))
@@ -68,15 +70,15 @@ class Bucket:
 
     def _plan(self, dtype, limit: int):
         """Place the variables of one dtype in chunks of at most `limit` elements."""
-        shared = None  # the chunk that small variables share at present
+        shared = None  # the current chunk for small variables
         for index, variable in enumerate(self.variables):
             size = variable.shape.num_elements() * (2 if variable.dtype.is_complex else 1)
             if _carrier(variable.dtype) != dtype or not size:
                 continue
             if size >= limit / _SHARE:
-                # A chunk of several variables is a copy; a variable alone is sent without one.
-                part = -(-size // -(-size // limit))  # equal parts …
-                part = min(limit, -(-part // _ALIGNED) * _ALIGNED)  # … where TensorFlow can slice
+                # Packing several variables copies them. A variable alone is not copied.
+                part = -(-size // -(-size // limit))  # equal parts,
+                part = min(limit, -(-part // _ALIGNED) * _ALIGNED)  # cut where TensorFlow can slice
                 for start in range(0, size, part):
                     self._place(index, start, min(size, start + part), None)
             else:
@@ -84,7 +86,7 @@ class Bucket:
                 shared = self._place(index, 0, size, None if full else shared)
 
     def _place(self, variable: int, start: int, stop: int, chunk: int | None) -> int:
-        """Append a piece to a chunk, or to a new chunk if it is None; return the chunk's index."""
+        """Append a piece to a chunk (a new one if `chunk` is None). Return the chunk's index."""
         if chunk is None:
             self._lengths.append(0)
             self._dtypes.append(_carrier(self.variables[variable].dtype))
@@ -94,7 +96,7 @@ class Bucket:
         return chunk
 
     def pack(self):
-        """Return the chunks with the present values of the variables, each `[n]` of one dtype."""
+        """Return the chunks with the variables' current values, each `[n]` of one dtype."""
         flat = [_carried(variable) for variable in self.variables]
         parts = [[] for _ in self._lengths]
         for piece in self._pieces:
@@ -102,12 +104,12 @@ class Bucket:
         return [tf.concat(part, 0) for part in parts]
 
     def assign(self, chunks):
-        """Set the variables from chunks of the same form as those of `pack`."""
+        """Set the variables from chunks of the same lengths and dtypes as `pack` returns."""
         for variable, value in self._unpacked(chunks):
             variable.assign(_restored(value, variable))
 
     def add(self, changes):
-        """Add chunks of the same lengths, in at least float32, to the variables."""
+        """Add chunks of the same lengths, of at least float32 precision, to the variables."""
         for variable, change in self._unpacked(changes):
             if change.dtype == _carrier(variable.dtype):
                 variable.assign_add(_restored(change, variable))  # in place
@@ -116,7 +118,7 @@ class Bucket:
                 variable.assign(tf.cast(wide(variable) + change, variable.dtype))
 
     def _unpacked(self, chunks):
-        """Yield each variable that is not empty, with its elements as a flat tensor."""
+        """Yield each non-empty variable, with its elements as a flat tensor."""
         parts = [[] for _ in self.variables]
         for piece in self._pieces:
             stop = piece.offset + piece.stop - piece.start
@@ -127,12 +129,12 @@ class Bucket:
 
 
 def _carrier(dtype: tf.DType) -> tf.DType:
-    """Return the dtype in which numbers of this dtype travel."""
+    """Return the dtype in which numbers of this dtype are sent."""
     return _CARRIERS.get(dtype, dtype)
 
 
 def _carried(variable):
-    """Return a variable's elements as a flat tensor of the dtype in which they travel."""
+    """Return a variable's elements as a flat tensor, in the dtype in which they are sent."""
     flat = tf.reshape(variable, [-1])
     if flat.dtype.is_complex:
         return tf.reshape(tf.bitcast(flat, _carrier(flat.dtype)), [-1])
@@ -140,12 +142,12 @@ def _carried(variable):
 
 
 def _restored(flat, variable):
-    """Convert a result of `_carried` back to the variable's own dtype and shape."""
+    """Convert a result of `_carried` back to the variable's dtype and shape."""
     if variable.dtype.is_complex:
         flat = tf.bitcast(tf.reshape(flat, [-1, 2]), variable.dtype)
     return tf.reshape(tf.cast(flat, variable.dtype), variable.shape)
 
 
 def wide(chunk):
-    """Cast a chunk to at least float32, so that mixing half precision does not round twice."""
+    """Cast a chunk to at least float32, to avoid rounding twice when mixing half precision."""
     return tf.cast(chunk, tf.float32) if chunk.dtype.size < 4 else chunk

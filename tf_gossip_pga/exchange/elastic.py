@@ -1,9 +1,9 @@
-"""Run the exchanges of a cluster whose members change: workers are lost, and join again.
+"""Run the exchanges of a cluster whose members change as workers are lost and rejoin.
 
-The exchanges of one `fit` form one sequence, which all members count in the same way. After a loss
-the surviving workers form a new view and agree on the largest count. They reconcile the state that
-the loss made different. Then each worker skips the exchanges that others completed without it. If
-no worker has completed an exchange yet, the surviving workers instead repeat the start of the
+The exchanges of one `fit` form a sequence, which all members count in the same way. After a loss,
+the surviving workers form a new view and agree on the largest count. They reconcile any state that
+the loss caused to differ. Each worker then skips the exchanges that others completed without it. If
+no worker has completed any exchange yet, the surviving workers instead repeat the start of the
 `fit`.
 """
 
@@ -40,14 +40,14 @@ from tf_gossip_pga.exchange.session import MISSED, FixedSession
 
 @dataclasses.dataclass(frozen=True)
 class LossPolicy:
-    """How to continue after the loss of a worker.
+    """How to continue after a worker is lost.
 
     Attributes:
-      min_workers: number of workers that must survive for training to continue.
-      patience_s: seconds that surviving workers wait for surviving workers that are busy.
+      min_workers: minimum number of workers that must survive for training to continue.
+      patience_s: how many seconds surviving workers wait for surviving workers that are busy.
       reconcile: function that gives the members of a new view one model and one state. It receives
-        the number of exchanges that this worker has completed. All members call it, if any of them
-        has completed an exchange.
+        the number of exchanges that this worker has completed. If any member has completed an
+        exchange, all members call it.
     """
 
     min_workers: int
@@ -56,21 +56,21 @@ class LossPolicy:
 
 
 class ElasticSession(FixedSession):
-    """The session of a worker in a cluster whose members change.
+    """The session of a worker in a cluster whose members can change.
 
     Args:
       cluster: this process's place among the workers.
       transport: the transport of exchanges.
       runtime: TensorFlow's server.
-      channel: asks the other workers.
-      status: the answers of this process to the other workers.
-      watchdog: watches the exchange in progress.
-      membership: this worker's part in the agreement on the members.
-      timing: the deadlines of the control plane. Default: those of `Timing`.
-      is_joining: whether this worker joins a running job. Default False.
+      channel: sends requests to the other workers.
+      status: this process's answers to the other workers.
+      watchdog: monitors the exchange in progress.
+      membership: this worker's part in agreeing on the members.
+      timing: the deadlines of the control plane. Default: `Timing()`.
+      is_joining: whether this worker is joining a running job. Default False.
 
     Attributes:
-      is_joining: whether this joining worker is not a member yet.
+      is_joining: whether this worker is joining and not a member yet.
       admission: the messages between this worker and joining workers.
     """
 
@@ -86,7 +86,7 @@ class ElasticSession(FixedSession):
         timing: Timing | None = None,
         is_joining: bool = False,
     ):
-        """Start to ask the other members whether they are alive; exchange nothing."""
+        """Start checking whether the other members are alive. Does not exchange anything."""
         self._runtime = runtime
         self._membership = membership
         self._policy: LossPolicy | None = None  # None: a loss ends training
@@ -100,30 +100,30 @@ class ElasticSession(FixedSession):
 
     @property
     def view(self) -> View:
-        """Return the present view: its number and its members."""
+        """Return the current view: its number and its members."""
         return self._membership.view
 
     @property
     def size(self) -> int:
-        """Return the number of members; on a joining worker before it joins, of all workers."""
+        """Return the number of members, or of all workers if this worker has yet to join."""
         return self.cluster.size if self.is_joining else super().size
 
     def gather(self, value, doing: str, timeout_s: float) -> list:
-        """Return the values of all members, in rank order; see `FixedSession.gather`.
+        """Return the values of all members, in rank order. See `FixedSession.gather`.
 
         Raises:
-          RuntimeError: also for a call of the user's script inside a `fit` that survives losses.
+          RuntimeError: also if the user's script calls it inside a `fit` that survives losses.
         """
         if self._policy is not None and self._status.tell().in_fit:
             _check_not_of_script(doing)
         return super().gather(value, doing, timeout_s)
 
     def unreachable(self) -> list[int]:
-        """Return the ranks that do not answer requests; after the first `fit`, none."""
+        """Return the ranks that do not answer requests. After the first `fit`, return none."""
         return super().unreachable() if self._status.tell().fits == 1 else []
 
     def heard_all(self):
-        """Record that an exchange with all members succeeded just now."""
+        """Record that an exchange with all members has just succeeded."""
         super().heard_all()
         self._membership.meet()
 
@@ -133,8 +133,8 @@ class ElasticSession(FixedSession):
         """Begin the sequence of exchanges of a `fit`.
 
         Args:
-          policy: how to continue after a loss from now on; None: a loss ends training.
-          completed: the count to begin with; not 0 for a worker that joined others. Default 0.
+          policy: how to continue after a loss from now on. None if a loss ends training.
+          completed: the initial count, which is not 0 on a worker that has joined. Default 0.
         """
         self._policy = policy
         self._starts = []
@@ -142,7 +142,7 @@ class ElasticSession(FixedSession):
         self._membership.begin_fit(policy.patience_s if policy else None)
 
     def end_sequence(self):
-        """Record that this rank, together with all others, has completed training."""
+        """Record that this rank and all others have completed training."""
         self._policy = None
         self._membership.end_fit()
         self._status.end_fit()
@@ -151,8 +151,8 @@ class ElasticSession(FixedSession):
         """Run exchanges that belong to the start of a `fit`.
 
         If a worker is lost before an exchange of the sequence is completed, the surviving workers
-        repeat all exchanges that were passed here, in the same order. If an exchange of the
-        sequence is completed already, for example by a callback, run `exchange` as the next one.
+        repeat all exchanges passed to this method, in the same order. If an exchange of the
+        sequence is already completed, for example by a callback, run `exchange` as the next one.
         """
         if not self._sequence.is_at_start:
             self.run(exchange)
@@ -169,12 +169,10 @@ class ElasticSession(FixedSession):
     def run(self, exchange: Callable[[], Any]) -> Any:
         """Run the next exchange of the sequence.
 
-        If a worker is lost and training continues, the surviving workers reconcile and run the
-        exchange again.
+        If a worker is lost and training continues, the new members reconcile and run it again.
 
         Returns:
-          The result of `exchange`; `MISSED`, without running it, if the other ranks already
-          completed it.
+          The result of `exchange`, or `MISSED`, without running it, if the others completed it.
         """
         sequence = self._sequence
         while True:
@@ -190,16 +188,16 @@ class ElasticSession(FixedSession):
     def attempt(self, action: Callable[[], None]):
         """Call `action`, which runs exchanges that are not part of the sequence.
 
-        If the view changes during them, skip the rest: the next exchange of the sequence reconciles
-        first.
+        If the view changes meanwhile, skip the rest. The next exchange of the sequence first
+        reconciles.
         """
         with contextlib.suppress(ViewChanged):
             action()
 
     def _reconcile(self):
-        if self.size > 1 and self._watchdog.called_off:  # another rank has lost a worker since
+        if self.size > 1 and self._watchdog.called_off:  # another rank has lost a worker
             self._on_broken(ExchangeBroken("the next exchange", self._watchdog.called_off))
-        if self._policy is None:  # a view changes only with a policy
+        if self._policy is None:  # a view changes only if there is a policy
             raise RuntimeError("Training has ended, so there is nothing to reconcile.")
         if self._sequence.is_at_start:
             for exchange in self._starts:
@@ -211,17 +209,17 @@ class ElasticSession(FixedSession):
     # ---- Losing workers -------------------------------------------------------------------------
 
     def _on_broken(self, broken: ExchangeBroken, joining: tuple[int, ...] = ()) -> NoReturn:
-        """Form a new view after a broken exchange, and raise `ViewChanged`; else as `waiting`.
+        """Form a new view after a broken exchange, and raise `ViewChanged`; see also `waiting`.
 
         Args:
-          broken: the error of the exchange.
-          joining: the workers that were being admitted, if the admission broke. Default: none.
+          broken: the error that the exchange raised.
+          joining: the workers that were being admitted, if an admission failed. Default: none.
         """
         policy = self._policy
         if policy is None or not self._status.tell().in_fit:
             super()._on_broken(broken)
         self._watchdog.call_off(broken.reason)
-        if self._under_way is not None:  # no exchange of the old view may be in flight
+        if self._under_way is not None:  # no exchange of the old view may remain in flight
             concurrent.futures.wait([self._under_way])
             self._under_way = None
         before = {*self.view.members, *joining}
@@ -239,7 +237,7 @@ class ElasticSession(FixedSession):
         if not self._sequence.regroup(most, is_lost=bool(lost)):
             self._end(broken)
         causes = {rank: each.text for rank, each in self._watchdog.departures.known.items()}
-        self._begin_view()  # forgets the departures
+        self._begin_view()  # also clears the departures
         how = f"without {named(lost, causes)}" if lost else "with all members"
         logger.warning(
             f"Rank {self.cluster.rank} continues {how}: {self.size} of {self.cluster.size} workers "
@@ -262,17 +260,17 @@ class ElasticSession(FixedSession):
     # ---- Joining workers ------------------------------------------------------------------------
 
     def joining(self) -> dict[str, int]:
-        """Return the endpoints of joining workers by rank; none after the first `fit`."""
+        """Return the endpoints of joining workers, keyed by rank. Empty after the first `fit`."""
         return self.admission.announced() if self._policy and self._status.tell().fits == 1 else {}
 
     def admit(self, joining: dict[str, int], epoch: int, facts: str, state: dict):
-        """Admit joining workers; all present members call it together, right after a sync point.
+        """Admit joining workers. All current members call this together, right after a sync point.
 
         Args:
-          joining: ports by rank in decimal digits, as `joining` returns them.
-          epoch: the epoch that begins, counted from 0.
+          joining: ports keyed by rank as a decimal string, as returned by `joining`.
+          epoch: the epoch that is about to begin, counted from 0.
           facts: digest of the facts that must be equal on all ranks.
-          state: state of the callback.
+          state: the callback's state.
 
         Raises:
           ViewChanged: the surviving workers formed a new view without the joining workers.
@@ -299,7 +297,7 @@ class ElasticSession(FixedSession):
         logger.info(f"Rank {self.cluster.rank} admitted {named(ranks)} after a restart.")
 
     def enter(self):
-        """Become a member, as a joining worker that has been invited.
+        """Become a member. A joining worker calls this after it has been invited.
 
         Raises:
           WorkerLost: the members did not wait for this worker, or one of them was lost.

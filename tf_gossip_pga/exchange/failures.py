@@ -1,4 +1,4 @@
-"""Distinguish failures of the network and of other processes from errors of our own code."""
+"""Distinguish failures of the network or of other processes from errors in our own code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 from tf_gossip_pga.coordination.diagnosis import Findings
 from tf_gossip_pga.errors import ExchangeBroken
 
-# The errors that TensorFlow raises if another process ends or the network to it is cut.
+# Errors that TensorFlow raises if another process ends or the connection to it is lost.
 _OF_THE_NETWORK = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -22,15 +22,15 @@ _OF_THE_NETWORK = (
 def broken(
     error: tf.errors.OpError, doing: str, findings: Findings | None
 ) -> ExchangeBroken | None:
-    """Translate TensorFlow's error in an exchange into `ExchangeBroken`.
+    """Convert TensorFlow's error in an exchange to `ExchangeBroken`.
 
     Args:
       error: the error that TensorFlow raised.
       doing: name of the exchange, for messages.
-      findings: the findings of the watchdog, if it aborted the exchange; else None.
+      findings: the watchdog's findings if it aborted the exchange, else None.
 
     Returns:
-      The exception to raise; None if the error is not a failure of the network.
+      The exception to raise, or None if neither the network nor another process failed.
     """
     aborted = re.search("aborted by: (.*)", error.message)
     if not aborted and not isinstance(error, _OF_THE_NETWORK):
@@ -40,7 +40,7 @@ def broken(
 
 
 def _peer(message: str) -> str | None:
-    """Return a description of the worker that TensorFlow blames; None if it names no worker."""
+    """Return a description of the worker that TensorFlow blames, or None if it names none."""
     task = re.search(r"Error reported from /job:(\w+)/task:(\d+)", message)
     task = task or re.search(r"target /job:(\w+)/replica:0/task:(\d+)", message)
     return f"the {task[1]} with index {task[2]}" if task else None

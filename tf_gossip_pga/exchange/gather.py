@@ -1,4 +1,4 @@
-"""Gather JSON values from all members through an all-gather of integers."""
+"""Gather JSON values from all members with an all-gather of integers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Gatherer:
     """
 
     def __init__(self, ops: Ops, rank: int):
-        """Store the arguments; each message length is traced at its first use."""
+        """Store the arguments. Each message length is traced at its first use."""
         self._ops = ops
         self._rank = rank
         self._functions: dict[int, tf.types.experimental.ConcreteFunction] = {}
@@ -37,10 +37,10 @@ class Gatherer:
         return decode(self._gather(padded))
 
     def _gather(self, values: np.ndarray) -> np.ndarray:
-        """Gather `[n]` int32 from all members, n a power of two; return `[size, n]` int32."""
+        """Gather `[n]` int32 from all members. Return `[size, n]` int32. n is a power of two."""
         length = len(values)
         if length not in self._functions:
-            # A concrete function, because `fit` may run in the scope of another strategy.
+            # Use a concrete function, because `fit` may run in the scope of another strategy.
             function = tf.function(self._ops.gather, autograph=False)
             spec = tf.TensorSpec([length], tf.int32)
             self._functions[length] = function.get_concrete_function(spec)
@@ -49,13 +49,13 @@ class Gatherer:
 
 
 def encode(rank: int, value) -> np.ndarray:
-    """Encode a value as a message: its length in bytes, then JSON, `[1 + bytes]` int32."""
+    """Encode a value as `[1 + bytes]` int32: the length in bytes, followed by the JSON bytes."""
     text = np.frombuffer(json.dumps([rank, value]).encode(), np.uint8)
     return np.concatenate([[len(text)], text]).astype(np.int32)
 
 
 def decode(messages: np.ndarray) -> list:
-    """Decode messages, `[size, length]` with one in each row; return the values in rank order."""
+    """Decode messages, `[size, length]`, one per row. Return the values in rank order."""
     pairs = [json.loads(row[1 : 1 + row[0]].astype(np.uint8).tobytes()) for row in messages]
-    # TensorFlow gathers in the order of its device names: task:10 comes before task:2.
+    # TensorFlow gathers in the order of device names, where task:10 precedes task:2.
     return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]

@@ -1,10 +1,10 @@
-"""Report for a process, and end it, while TensorFlow's start blocks Python in it.
+"""Print reports for a process, or end it, while TensorFlow's startup blocks its Python threads.
 
-After the roll call all workers start TensorFlow's server at the same time and wait for each other's
-servers. This takes a second or two. If a worker ends during that time, the others would wait
-silently for an hour, because rank 0 has no deadline there. They would also ignore SIGTERM, because
-TensorFlow installs its own handler. A second process therefore watches the first one during the
-start. It imports only the standard library.
+After the roll call, all workers start TensorFlow's server at the same time and wait for each
+other's servers. This takes a second or two. If a worker ends during that time, the others would
+wait silently for an hour, because rank 0 has no deadline at that point. They would also ignore
+SIGTERM, because TensorFlow installs its own handler. A second process therefore watches the worker
+while the server starts. It imports only the standard library.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ _POLL_S = 0.2
 
 @contextlib.contextmanager
 def watched(text: str, report_s: float, deadline_s: float) -> Generator[None, None, None]:
-    """Return a context in which a second process watches this one.
+    """Return a context manager in which a second process watches this one.
 
-    The second process also ends this one, by SIGKILL, if this one receives SIGTERM.
+    The second process also kills this one with SIGKILL if this one receives SIGTERM.
 
     Args:
-      text: message for a long wait, and for the deadline.
-      report_s: seconds until the first message; it is repeated whenever the wait has doubled.
-      deadline_s: seconds until the second process ends this one, by SIGKILL.
+      text: message to print during a long wait and at the deadline.
+      report_s: seconds until the first message. The message is repeated each time the wait has
+        doubled.
+      deadline_s: seconds until the second process kills this one with SIGKILL.
     """
-    import subprocess  # here, because the second process does not need it
+    import subprocess  # imported here, because the second process does not need it
 
     command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), text]
     command += [str(report_s), str(deadline_s)]
@@ -39,15 +40,15 @@ def watched(text: str, report_s: float, deadline_s: float) -> Generator[None, No
         guard = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE))
         if guard.stdin is not None:
             stack.callback(guard.stdin.close)  # ends the guard
-        # The guard can see a pending SIGTERM; TensorFlow's handler would swallow it.
+        # Block SIGTERM so that the guard sees it pending. TensorFlow's handler would swallow it.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, blocked)
         yield
 
 
 def _watch(pid: int, text: str, report_s: float, deadline_s: float) -> None:
-    """Watch a process until it closes this one's standard input, or end it; see `watched`."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # which a launcher sends to all processes
+    """Watch a process until it closes this process's standard input, or kill it. See `watched`."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes by a launcher
         signal.signal(number, signal.SIG_IGN)
     began = time.monotonic()
     report_at = report_s
@@ -68,7 +69,7 @@ def _watch(pid: int, text: str, report_s: float, deadline_s: float) -> None:
 
 
 def _is_terminated(pid: int) -> bool:
-    """Return whether SIGTERM is pending for a process, which blocks it."""
+    """Return whether SIGTERM is pending for a process that blocks it."""
     pending = 0
     with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as status:
         for line in status:

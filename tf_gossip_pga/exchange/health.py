@@ -1,12 +1,13 @@
-"""Check a rank's own parameters before they are mixed with those of other ranks.
+"""Check a rank's own parameters before they are mixed with other ranks' parameters.
 
-A NaN spreads with every gossip. After a few steps all ranks have it, and its origin is lost. Each
-rank therefore records the first step at which its own parameters were not finite. This costs one
-sum over the parameters, in the graph of the exchange, while messages are in flight.
+A NaN spreads with every gossip. After a few steps all ranks have it, and its origin can no longer
+be found. Each rank therefore records the first step after which its own parameters were not finite.
+This costs one sum over the parameters, computed in the exchange's graph while messages are in
+flight.
 
-The graph only counts the exchanges with parameters that are not finite. Because a NaN persists, the
-count tells how many exchanges ago it appeared, and Python knows the step of each exchange. Passing
-each step to TensorFlow would cost more than the check itself.
+The graph only counts the exchanges in which the parameters are not finite. Because a NaN persists,
+the count tells how many exchanges ago it appeared, and Python knows the step of each exchange.
+Passing each step to TensorFlow would cost more than the check itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import tensorflow as tf
 from tf_gossip_pga.exchange import buckets
 from tf_gossip_pga.exchange.traced import Traced
 
-# Integers of the same width: their sums do not depend on the order of summation.
+# Integer dtypes of the same width, whose sums do not depend on the order of summation.
 _INTEGERS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
 
 _REMEMBERED = 1000  # steps kept in `Health.steps`
@@ -32,40 +33,41 @@ class Health:
       parameters: the parameters to check.
 
     Attributes:
-      steps: the step count at each exchange since the last global average, the latest 1000. An
-        interrupted exchange may appear twice; the reported step is then too late, never too early.
+      steps: the step count at each exchange since the last global average, limited to the latest
+        1000. An interrupted exchange may appear twice. The reported step is then too late, never
+        too early.
     """
 
     def __init__(self, parameters: buckets.Bucket):
-        """Create the counter; nothing is checked yet."""
+        """Create the counter. Does not check anything yet."""
         self.steps: collections.deque[int] = collections.deque(maxlen=_REMEMBERED)
         self._parameters = parameters
-        self._count = tf.Variable(tf.constant(0.0))  # exchanges with parameters not finite
+        self._count = tf.Variable(tf.constant(0.0))  # exchanges with non-finite parameters
         self._sum = Traced(self._sum_of_bits)
 
     def note(self, chunks):
-        """Count this exchange, in a graph, if the parameters are not finite.
+        """Count this exchange if the parameters are not finite. Call this in a graph.
 
         Args:
-          chunks: the parameters, as their bucket packs them.
+          chunks: the parameters, packed by their bucket.
         """
-        # Few ops, because each costs time in a small model. A sum of numbers is not finite if one
-        # of them is not.
+        # Use few ops, because each costs time in a small model. If any number is not finite,
+        # neither is the sum.
         sums = [tf.cast(tf.reduce_sum(buckets.wide(chunk)), tf.float64) for chunk in chunks]
         if sums:
             self._count.assign_add(tf.cast(~tf.math.is_finite(tf.add_n(sums)), tf.float32))
 
     def take_count(self) -> tf.Tensor:
-        """Return, in a graph, the number of counted exchanges, scalar float32, and reset it."""
+        """Return the count of exchanges, scalar float32, and reset it. Call this in a graph."""
         count = self._count.read_value()
         self._count.assign(0.0)
         return count
 
     def first_steps(self, counts: np.ndarray) -> dict[int, int]:
-        """Return the first steps after which parameters were not finite, and clear `steps`.
+        """Return each rank's first step with non-finite parameters, and clear `steps`.
 
         Args:
-          counts: the result of `take_count` on each rank, `[ranks]`.
+          counts: the result of `take_count` from each rank, `[ranks]`.
 
         Returns:
           `{rank: step}` for the ranks whose count is not 0.
@@ -79,7 +81,7 @@ class Health:
         }
 
     def fingerprint(self) -> int:
-        """Return a 32-bit hash of the parameters, very likely different for different ones."""
+        """Return a 32-bit hash of the parameters. Different parameters rarely have equal hashes."""
         total = int(self._sum())
         return (total ^ total >> 32) % 2**32
 

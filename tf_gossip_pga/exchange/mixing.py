@@ -1,4 +1,4 @@
-"""Build the graph of a gossip: the changes that a round makes to each chunk of parameters."""
+"""Build the graph of a gossip: the change that a round makes to each chunk of parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tf_gossip_pga.exchange.wire import Wire
 
 
 class Mixer:
-    """The gossips of one bucket on one topology, among the members of one view.
+    """The gossips of one bucket on one topology, among the members of a view.
 
     Args:
       ops: the collective ops of the view.
@@ -26,19 +26,19 @@ class Mixer:
     def __init__(
         self, ops: Ops, topology: Topology, parameters: buckets.Bucket, wire: Wire, first_key: int
     ):
-        """Copy the parameters as the reference if the encoding is lossy; exchange nothing."""
+        """Copy the parameters as the reference if the encoding is lossy. Exchanges nothing."""
         self._ops = ops
         self._topology = topology
         self._parameters = parameters
         self._wire = wire
         self._first_key = first_key
-        # The parameters after the last global average; lossy encodings send differences from them.
+        # The parameters after the last global average. Lossy encodings send differences from them.
         self._reference: list[tf.Variable] = []
         if wire.lossy and not all(each.is_empty for each in topology.cycle):
             self._reference = [tf.Variable(chunk) for chunk in parameters.pack()]
 
     def bytes_sent(self, round: int) -> int:
-        """Return the payload in bytes that this rank sends in a round."""
+        """Return the number of payload bytes that this rank sends in a round."""
         colors = self._topology.colors(round)
         messages = sum(sender == self._ops.place for color in colors for sender, _ in color)
         layout = self._parameters.layout
@@ -47,20 +47,20 @@ class Mixer:
         )
 
     def remember(self, chunks):
-        """Set the reference to these chunks, which must be equal on all ranks."""
+        """Set the reference to the given chunks, which must be equal on all ranks."""
         if self._reference:
             for reference, chunk in zip(self._reference, chunks, strict=True):
                 reference.assign(chunk)
 
     def changes(self, round: int, *chunks):
-        """Return the change of each chunk by a gossip: sum_j W[i, j] * x_j - x_i.
+        """Return the change that a gossip makes to each chunk: sum_j W[i, j] * x_j - x_i.
 
         Args:
           round: the round of the topology.
-          *chunks: the parameters x_i, as their bucket packs them.
+          *chunks: the parameters x_i, packed by their bucket.
 
         Returns:
-          A list of 1-D tensors of the same lengths, in at least float32.
+          A list of 1-D tensors of the same lengths, of at least float32 precision.
         """
         weights, _ = self._topology.neighbors(round, self._ops.place)
         sources, encode = chunks, self._wire.encode
@@ -81,7 +81,7 @@ class Mixer:
         return changes
 
     def _difference(self, pair):
-        """Encode the difference of a chunk from its reference; `pair` is `(chunk, reference)`."""
+        """Encode a chunk's difference from its reference. `pair` is `(chunk, reference)`."""
         chunk, reference = pair
         return self._wire.encode(buckets.wide(chunk) - buckets.wide(reference))
 

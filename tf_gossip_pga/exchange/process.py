@@ -1,4 +1,4 @@
-"""Connect this process with its cluster: `initialize`, and the one session of the process."""
+"""Connect this process to its cluster: `initialize`, and the process-wide session."""
 
 from __future__ import annotations
 
@@ -34,34 +34,35 @@ _active: Session | None = None
 def initialize(join: bool | None = None) -> Cluster:
     """Connect this process to the cluster that `TF_CONFIG` describes.
 
-    Call it before the first model, variable, tensor or dataset; imports may come earlier. It meets
-    all other workers, starts TensorFlow's server, and waits until theirs have started. While that
-    takes long, it reports which workers are missing. Without `TF_CONFIG`, or with one that names a
-    single worker, it starts no server. Calling it again returns the same cluster.
+    Call this before creating any model, variable, tensor, or dataset; imports may come earlier. It
+    waits until all other workers are reachable, starts TensorFlow's server, and waits until the
+    other workers' servers have started. If this takes long, it reports which workers are missing.
+    If `TF_CONFIG` is unset or lists a single worker, it starts no server. Calling it again returns
+    the same cluster.
 
     Args:
-      join: whether to join a running job, as a worker that was lost and restarted. All workers of
-        the job need the same secret (SECURITY.md). Their script needs a `pga.GossipPGA` with
+      join: whether to join a running job, as a restarted worker that the job had lost. All workers
+        of the job need the same secret (SECURITY.md). Their script needs a `pga.GossipPGA` with
         `on_worker_lost="continue"`, and a `pga.Checkpoint` whose `restore` returns the epoch to
         begin with. The worker waits until the surviving workers find it, and joins their first
-        `fit` at the beginning of an epoch. If the other workers are only starting, it starts with
-        them. False: join only if all other workers run and look for this one. Default None: True if
-        the environment variable `TF_GOSSIP_PGA_JOIN` is 1, else False.
+        `fit` at the beginning of an epoch. If the other workers are still starting, it starts with
+        them. With False, the worker joins only if all other workers are running and looking for it.
+        Default None: True if the environment variable `TF_GOSSIP_PGA_JOIN` is 1, else False.
 
     Returns:
-      The `Cluster`: `rank`, `size`, `addresses`, `members`, `is_chief`, `shard(dataset)`,
-      `gather(value)`, `barrier()`, and the `strategy` for a worker with several devices.
+      The `Cluster`, with `rank`, `size`, `addresses`, `members`, `is_chief`, `shard(dataset)`,
+      `gather(value)`, `barrier()`, and, for a worker with several devices, the `strategy`.
 
     Raises:
-      ValueError: `TF_CONFIG` cannot be used; the message quotes it and shows an example. The
-        workers differ in their lists of addresses, in the versions of TensorFlow, Keras or this
-        package, or in the secret. A worker is to join, but has no secret or no other workers. There
-        is no `TF_CONFIG`, but `srun`, `mpirun` or a similar program started this process as one of
-        several (set `TF_GOSSIP_PGA_CLUSTER=none` to train alone on purpose).
-      RuntimeError: this worker's port is taken; or TensorFlow already runs, which is too late to
-        configure its server (the message names the line to move).
-      WorkerLost: another worker cannot start, or did not arrive within five minutes; or this worker
-        was to join a job that has ended.
+      ValueError: if `TF_CONFIG` is invalid (the message quotes it and shows an example); if the
+        workers differ in their lists of addresses, in the versions of TensorFlow, Keras, or this
+        package, or in the secret; if a joining worker has no secret or no other workers; or if
+        there is no `TF_CONFIG`, but `srun`, `mpirun`, or a similar program started this process as
+        one of several (set `TF_GOSSIP_PGA_CLUSTER=none` to train alone on purpose).
+      RuntimeError: if this worker's port is taken, or if TensorFlow is already running, so its
+        server can no longer be configured (the message names the line to move).
+      WorkerLost: if another worker cannot start or did not arrive within five minutes, or if the
+        job that this worker was to join has ended.
 
     Example:
         >>> import tf_gossip_pga as pga
@@ -89,10 +90,10 @@ def initialize(join: bool | None = None) -> Cluster:
 
 
 def active() -> Session:
-    """Return the session of this process; without a cluster, the session of a single worker.
+    """Return the session of this process. Without a cluster, return a single-worker session.
 
     Raises:
-      RuntimeError: `TF_CONFIG` names several workers, but `initialize` was not called.
+      RuntimeError: if `TF_CONFIG` names several workers but `initialize` was not called.
     """
     if _active is not None:
         return _active
@@ -107,8 +108,8 @@ def active() -> Session:
 
 
 def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
-    """Meet the other workers, and start this worker's server and its control plane."""
-    # Check before waiting: another rank may have ended with this same error.
+    """Contact the other workers, and start this worker's server and control plane."""
+    # Check before waiting for others: another rank may already have ended with the same error.
     if runtime_lib.is_running():
         raise startup.too_late()
     secret = secret_lib.find()
@@ -128,7 +129,7 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
     watchdog = Watchdog(cluster.rank, cluster.size, channel, status, timing, runtime_lib.abort)
     membership = Membership(channel, status, cluster.rank, cluster.size, timing, watchdog.call_off)
     if is_joining:
-        membership.restrict((cluster.rank,))  # the loss of another worker does not concern it yet
+        membership.restrict((cluster.rank,))  # ignore losses of other workers for now
     session = ElasticSession(
         cluster,
         transport=transport,
@@ -146,9 +147,9 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
             channel.learn(rank, endpoint)
     else:
         session.admission.listen()
-        # Here and not in the first `fit`: the others learn if a rank never calls fit.
+        # Do this here, not in the first `fit`, so that the others notice if a rank never calls fit.
         channel.learn_all(session.gather(channel.introduction, "the start", timing.start_s))
-    session.has_exchanged = False  # count only exchanges of the script
+    session.has_exchanged = False  # count only the script's own exchanges
     atexit.register(_warn_of_no_average, session, os.getpid())
     _tell_of_exceptions(watchdog.departures)
     if met and cluster.rank == 0:
@@ -167,22 +168,22 @@ def _find_others(
     transport: runtime_lib.Transport,
     timing: Timing,
 ) -> tuple[dict[int, int] | None, list[Report] | None]:
-    """Return the endpoints of workers that already train, or the reports of starting workers."""
+    """Return the endpoints of workers already in training, or the reports of starting workers."""
     roll = RollCall(cluster.addresses, cluster.rank, startup.facts(transport.name), timing)
     find = joining.await_probe if joins else joining.endpoints_if_probed
     while (known := find(cluster.addresses, cluster.rank, secret, timing)) is None:
         if met := roll.run():
             return None, met
-        if secret is None:  # the others already train, and cannot look for this worker
+        if secret is None:  # the others are training, and cannot look for this worker
             raise secret_lib.missing(cluster.rank)
     return known, None
 
 
 def _tell_of_exceptions(departures: Departures):
-    """Report the exception that ends this process or one of its threads to the other workers.
+    """Tell the other workers which exception ended this process or one of its threads.
 
-    The report is sent before the process closes its sockets. The watchdog reports exceptions that
-    leave `fit` and are caught.
+    The report is sent before the process closes its sockets. Exceptions that leave `fit` and are
+    then caught are reported by the watchdog.
     """
     atexit.register(departures.tell, ends=True)
     before = threading.excepthook
@@ -195,7 +196,7 @@ def _tell_of_exceptions(departures: Departures):
 
 
 def _warn_of_no_average(session: ElasticSession, pid: int):
-    """Warn at the end of the process if each worker may have trained for itself."""
+    """Warn at the end of the process if each worker may have trained on its own."""
     has_failed = getattr(sys, "last_value", None) is not None
     is_child = os.getpid() != pid
     if session.has_exchanged or has_failed or is_child or not session.cluster.is_chief:

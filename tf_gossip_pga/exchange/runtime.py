@@ -1,17 +1,17 @@
-"""Start, reconfigure and abort TensorFlow's collective runtime: the only module with private API.
+"""Start, reconfigure, and abort TensorFlow's collective runtime. Only this module uses private API.
 
-Public API can start the server (`tf.distribute.MultiWorkerMirroredStrategy`), but cannot end an
-exchange that hangs. All private names are attributes of `context.context()`. Each is tested in
-`tests/integration/test_collectives.py` and `tests/integration/test_survival.py`:
+The public API can start the server (`tf.distribute.MultiWorkerMirroredStrategy`), but it cannot
+abort an exchange that hangs. All private names used here are attributes of `context.context()`.
+Each is tested in `tests/integration/test_collectives.py` and `tests/integration/test_survival.py`:
 
-- `abort_collective_ops(code, message)` fails every pending and every later collective of this
+- `abort_collective_ops(code, message)` fails every pending and every subsequent collective of this
   process.
-- `enable_collective_ops(server)` gives the running server another cluster and ends an abort. The
-  public API has no equivalent short of a new process. `_collective_ops_server_def` is the server
+- `enable_collective_ops(server)` gives the running server a different cluster and ends an abort.
+  The only public alternative is to start a new process. `_collective_ops_server_def` is the server
   definition that the strategy passed.
 - `configure_coordination_service(…)` sets how long a worker may be silent.
-- `_context_handle` is set once TensorFlow runs, when it is too late to start a server. Public API
-  reports this only after rank 0 has answered.
+- `_context_handle` is set once TensorFlow is running, when it is too late to start a server. The
+  public API reports this only after rank 0 has answered.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _Implementation = tf.distribute.experimental.CommunicationImplementation
 _JOB = "worker"
 
 # TensorFlow's coordination service drops a worker whose heartbeats stop, and then fails the
-# exchanges of all other workers: by default 10 s after the worker stops, and again after the
-# surviving workers have formed a smaller cluster. We therefore disable it by an interval of ten
-# years. gRPC reports closed sockets; the watchdog detects silent workers.
+# exchanges of all other workers. By default it does so 10 s after the worker stops, and again after
+# the surviving workers have formed a smaller cluster. We therefore disable heartbeats with an
+# interval of ten years. gRPC reports closed sockets, and the watchdog detects silent workers.
 _HEARTBEAT_S = 10 * 365 * 86400.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Transport:
-    """The means by which exchanges travel between workers.
+    """How exchanges are sent between workers.
 
     Attributes:
-      device: the device that exchanges: the first of this worker.
+      device: the device that exchanges, which is this worker's first.
       implementation: the implementation to request from the strategy and the collective ops.
-      messages_in_flight: maximum number of collectives that a rank runs at the same time.
+      messages_in_flight: maximum number of collectives that a rank runs concurrently.
     """
 
     device: str
@@ -58,7 +58,7 @@ class Transport:
 
     @property
     def name(self) -> str:
-        """Return the name of the transport for messages."""
+        """Return the transport's name, for messages."""
         return "NCCL between GPUs" if "GPU" in self.device else "gRPC between CPUs"
 
     @property
@@ -75,14 +75,14 @@ def _context() -> Any:
 def find_transport() -> Transport:
     """Return the transport for the devices that this process sees."""
     if tf.config.get_visible_devices("GPU"):
-        # NCCL orders collectives as a single stream per device does.
+        # NCCL runs a device's collectives in order, on a single stream.
         return Transport("/device:GPU:0", _Implementation.AUTO, messages_in_flight=1)
-    # RING is TensorFlow's own implementation over gRPC. Four: two chunks, each sent and received.
+    # RING is TensorFlow's gRPC implementation. Four messages: two chunks, each sent and received.
     return Transport("/device:CPU:0", _Implementation.RING, messages_in_flight=4)
 
 
 def is_running() -> bool:
-    """Return whether TensorFlow already runs, which is too late to start a server."""
+    """Return whether TensorFlow is already running. If so, it is too late to start a server."""
     return _context()._context_handle is not None
 
 
@@ -90,7 +90,7 @@ def abort(reason: str):
     """Fail every collective of this process until `Runtime.set_view` is called.
 
     Args:
-      reason: why, for TensorFlow's error message.
+      reason: the reason to include in TensorFlow's error message.
     """
     _context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, reason)
 
@@ -108,13 +108,13 @@ class Runtime:
     """
 
     def __init__(self, cluster: Cluster, transport: Transport):
-        """Describe the cluster to TensorFlow; the server starts in `start` or `start_alone`."""
+        """Describe the cluster. The server is started by `start` or `start_alone`."""
         self.strategy: tf.distribute.Strategy | None = None
         self._rank = cluster.rank
         self._workers = cluster.size
         self._transport = transport
-        # All workers form one job, whatever roles TF_CONFIG gave them: TensorFlow only requires
-        # that all workers use the same names. One accelerator instead of all visible ones.
+        # All workers form one job, regardless of their roles in TF_CONFIG: TensorFlow requires only
+        # that all workers use the same names. Use one accelerator instead of all visible ones.
         self._resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec({_JOB: list(cluster.addresses)}),
             task_type=_JOB,
@@ -124,7 +124,7 @@ class Runtime:
         self._server = tf.train.ServerDef()  # until the server starts
 
     def start(self, timeout_s: float):
-        """Start the server, and wait until the servers of all other workers have started.
+        """Start the server, and wait until all other workers' servers have started.
 
         Args:
           timeout_s: seconds to wait for the other workers.
@@ -141,7 +141,7 @@ class Runtime:
         self._server = copy.deepcopy(_context()._collective_ops_server_def)
 
     def start_alone(self):
-        """Start the server of a joining worker; its cluster has only itself at first."""
+        """Start a joining worker's server, with a cluster that initially has only this worker."""
         self._server = tf.train.ServerDef(
             cluster=self._resolver.cluster_spec().as_cluster_def(),
             default_session_config=_context().config,
@@ -152,7 +152,7 @@ class Runtime:
         self.set_view(View(0, (self._rank,)))
 
     def set_view(self, view: View):
-        """Restrict the server's cluster to the members of a view; this also ends an abort."""
+        """Restrict the server's cluster to the members of a view. This also ends an abort."""
         server = copy.deepcopy(self._server)
         for rank in set(server.cluster.job[0].tasks) - set(view.members):
             del server.cluster.job[0].tasks[rank]
@@ -164,7 +164,7 @@ class Runtime:
 
 
 def _configure_coordination(workers: int, timeout_s: float):
-    """Configure the coordination service as the strategy does, but without heartbeats."""
+    """Configure the coordination service as the strategy would, but without heartbeats."""
     config = tf.compat.v1.ConfigProto().experimental.coordination_config
     config.coordinated_job_list.add(name=_JOB, num_tasks=workers)
     _context().configure_coordination_service(
@@ -177,13 +177,13 @@ def _configure_coordination(workers: int, timeout_s: float):
 
 
 def _without_startup_warning() -> contextlib.AbstractContextManager[None]:
-    """Suppress TensorFlow's warning that collective ops are enabled after its start."""
+    """Suppress TensorFlow's warning that collective ops are enabled after startup."""
     text = "Enabling collective ops after program startup"
     return _filtered("absl", lambda record: text not in record.getMessage())
 
 
 def _without_remarks() -> contextlib.AbstractContextManager[None]:
-    """Suppress the strategy's informational messages, which notebooks would show."""
+    """Suppress the strategy's informational messages, which would appear in notebooks."""
     return _filtered("tensorflow", lambda record: record.levelno > logging.INFO)
 
 
@@ -201,9 +201,9 @@ def _filtered(name: str, keeps: Callable[[logging.LogRecord], bool]) -> Generato
 def _interruptible() -> Generator[None, None, None]:
     """Let SIGINT and SIGTERM end the process while TensorFlow waits for the other workers.
 
-    Python's handlers cannot run until TensorFlow returns, so the signals get their default effect.
-    TensorFlow also installs a SIGTERM handler that swallows the signal, so Python's handlers are
-    restored afterwards.
+    Python's handlers cannot run until TensorFlow returns, so the signals get their default effect
+    in the meantime. TensorFlow also installs a SIGTERM handler that swallows the signal, so
+    Python's handlers are restored afterward.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

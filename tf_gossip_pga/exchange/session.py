@@ -1,8 +1,8 @@
-"""Run one process's exchanges: for a single worker, and for a cluster with fixed members.
+"""Run one process's exchanges, for a single worker or for a cluster with fixed members.
 
-A session owns what an exchange needs besides the ops: the deadline, the watchdog, the background
-thread of overlapped gossips, and the instance keys. `ElasticSession` adds members that change. All
-sessions have the same interface.
+A session owns everything that an exchange needs apart from the ops: the deadline, the watchdog, the
+background thread for overlapped gossips, and the instance keys. `ElasticSession` supports members
+that change. All sessions have the same interface.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tf_gossip_pga.errors import ExchangeBroken, WorkerLost
 from tf_gossip_pga.exchange import failures, gather, group_ops
 from tf_gossip_pga.exchange.runtime import Transport
 
-# The result of `run` for an exchange that the other ranks completed without this one.
+# The result of `run` for an exchange that the other ranks completed without this rank.
 MISSED = object()
 
 
@@ -34,20 +34,20 @@ class SoloSession:
 
     Args:
       cluster: this process's place among the workers.
-      timing: the deadlines of the control plane. Default: those of `Timing`.
+      timing: the deadlines of the control plane. Default: `Timing()`.
 
     Attributes:
       cluster: this process's place among the workers. `initialize` adds a strategy to it.
-      ops: the collective ops of the present view.
+      ops: the collective ops of the current view.
       timing: the deadlines of the control plane.
-      is_joining: whether this joining worker is not a member yet.
-      has_exchanged: whether this process exchanged anything other than barriers.
+      is_joining: whether this worker is joining and not a member yet.
+      has_exchanged: whether this process has exchanged anything other than barriers.
       all_workers: the `tf.distribute.MultiWorkerMirroredStrategy` that started TensorFlow's server.
-        None for a single worker, and for one that joined a running job.
+        None for a single worker, and for a worker that joined a running job.
     """
 
     def __init__(self, cluster: Cluster, timing: Timing | None = None):
-        """Store the arguments; exchange nothing."""
+        """Store the arguments without exchanging anything."""
         self.cluster = cluster
         self.is_joining = False
         self.has_exchanged = False
@@ -57,7 +57,7 @@ class SoloSession:
 
     @property
     def view(self) -> View:
-        """Return the present view: its number and its members."""
+        """Return the current view: its number and its members."""
         return View(0, (self.cluster.rank,))
 
     @property
@@ -67,19 +67,19 @@ class SoloSession:
 
     @property
     def place(self) -> int:
-        """Return this rank's index among the members: its node in topologies."""
+        """Return this rank's index among the members, which is its node in topologies."""
         return self.ops.place
 
     def at(self, where: str, step: int):
-        """Record what this rank does, for workers that wait for it.
+        """Record what this rank is doing, for workers that wait for it.
 
         Args:
-          where: the end of a sentence that begins with "It is".
+          where: what this rank is doing, as the end of a sentence that begins with "It is".
           step: number of completed steps.
         """
 
     def enter_fit(self, code: types.CodeType):
-        """Record that this thread trains until the function with this code object returns."""
+        """Record that this thread is training until the function with this code object returns."""
 
     def unreachable(self) -> list[int]:
         """Return the ranks that do not answer requests."""
@@ -91,16 +91,16 @@ class SoloSession:
         Args:
           value: this rank's value, JSON-serializable.
           doing: name of the exchange, for messages, such as `"the start of training"`.
-          timeout_s: seconds to wait for the other members; then `WorkerLost` is raised.
+          timeout_s: seconds to wait for the other members before raising `WorkerLost`.
         """
         return [value]
 
     def reserve_keys(self, count: int, doing: str, timeout_s: float) -> int:
-        """Reserve `count` instance keys that no rank has used; return the first, equal on all."""
+        """Reserve `count` keys that no rank has used. Return the first, the same on all ranks."""
         return 0
 
     def waiting(self, doing: str, timeout_s: float) -> contextlib.AbstractContextManager[None]:
-        """Return a context that runs exchanges under a deadline; see `FixedSession`."""
+        """Return a context manager that runs exchanges under a deadline. See `FixedSession`."""
         return contextlib.nullcontext()
 
     def begin(self, exchange: Callable[[], Any], doing: str, timeout_s: float):
@@ -110,11 +110,11 @@ class SoloSession:
         """
 
     def finish(self) -> Any:
-        """Return the result of the exchange in the background; None if there is none."""
+        """Return the result of the background exchange, or None if there is none."""
         return None
 
     def heard_all(self):
-        """Record that an exchange with all members succeeded just now."""
+        """Record that an exchange with all members has just succeeded."""
 
     def run(self, exchange: Callable[[], Any]) -> Any:
         """Run the next exchange of the sequence, which all members run in the same order."""
@@ -122,15 +122,15 @@ class SoloSession:
 
 
 class FixedSession(SoloSession):
-    """The session of a worker in a cluster with fixed members; a lost worker ends it.
+    """The session of a worker in a cluster with fixed members. A lost worker ends it.
 
     Args:
       cluster: this process's place among the workers.
       transport: the transport of exchanges.
-      channel: asks the other workers.
-      status: the answers of this process to the other workers.
-      watchdog: watches the exchange in progress.
-      timing: the deadlines of the control plane. Default: those of `Timing`.
+      channel: sends requests to the other workers.
+      status: this process's answers to the other workers.
+      watchdog: monitors the exchange in progress.
+      timing: the deadlines of the control plane. Default: `Timing()`.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class FixedSession(SoloSession):
         watchdog: Watchdog,
         timing: Timing | None = None,
     ):
-        """Build the ops of the present view; exchange nothing."""
+        """Build the ops of the current view without exchanging anything."""
         super().__init__(cluster, timing)
         self._transport = transport
         self._channel = channel
@@ -154,11 +154,11 @@ class FixedSession(SoloSession):
 
     @property
     def view(self) -> View:
-        """Return view 0, with all workers."""
+        """Return view 0, which contains all workers."""
         return View(0, tuple(range(self.cluster.size)))
 
     def _use_view(self):
-        """Build the ops and gathers of the present members, and start new instance keys."""
+        """Build the ops and gathers of the current members, and restart the instance keys."""
         self.ops = group_ops.for_view(
             self.view, self.cluster.rank, self.cluster.size, self._transport
         )
@@ -166,24 +166,24 @@ class FixedSession(SoloSession):
         self._next_key = group_ops.FIRST_FREE_KEY
 
     def at(self, where: str, step: int):
-        """Record what this rank does, for workers that wait for it; see `SoloSession.at`."""
+        """Record what this rank is doing, for workers that wait for it. See `SoloSession.at`."""
         self._watchdog.at(where, step)
 
     def enter_fit(self, code: types.CodeType):
-        """Record that this thread trains until the function with this code object returns."""
+        """Record that this thread is training until the function with this code object returns."""
         self._status.enter_fit(code)
 
     def unreachable(self) -> list[int]:
-        """Return the ranks that do not answer requests; without answers no view can be formed."""
+        """Return the ranks that do not answer requests, and so could not form a view."""
         return self._channel.unreachable()
 
     def gather(self, value, doing: str, timeout_s: float) -> list:
-        """Return the values of all members, in rank order; see `SoloSession.gather`.
+        """Return the values of all members, in rank order. See `SoloSession.gather`.
 
         Raises:
-          RuntimeError: on every rank, if `cluster.gather` or `cluster.barrier` on one rank meets a
-            different exchange on another.
-          WorkerLost: as for `waiting`.
+          RuntimeError: on every rank, if `cluster.gather` or `cluster.barrier` on one rank
+            coincides with a different exchange on another.
+          WorkerLost: see `waiting`.
         """
         if self.ops.size == 1:  # the last surviving worker
             return [value]
@@ -195,7 +195,7 @@ class FixedSession(SoloSession):
         return [each for _, each in everyone]
 
     def reserve_keys(self, count: int, doing: str, timeout_s: float) -> int:
-        """Reserve `count` instance keys that no rank has used; return the first, equal on all."""
+        """Reserve `count` keys that no rank has used. Return the first, the same on all ranks."""
         first = max(self.gather(self._next_key, doing, timeout_s))
         self._next_key = first + count
         return first
@@ -204,8 +204,8 @@ class FixedSession(SoloSession):
     def waiting(self, doing: str, timeout_s: float) -> Generator[None, None, None]:
         """Run exchanges under a deadline.
 
-        Wait first for an exchange in the background, and raise its error here: all ranks run
-        exchanges in one order.
+        First wait for any background exchange, and raise its error here, because all ranks run
+        exchanges in the same order.
 
         Args:
           doing: name of the exchange, for messages.
@@ -216,7 +216,7 @@ class FixedSession(SoloSession):
           ViewChanged: the exchange failed, and the surviving workers formed a new view.
           TrainingFinished: the exchange failed, but other workers have completed training.
         """
-        if self.ops.size == 1:  # the last surviving worker waits for no other
+        if self.ops.size == 1:  # the last surviving worker has no one to wait for
             yield
             return
         try:
@@ -231,7 +231,7 @@ class FixedSession(SoloSession):
         """Start `exchange()` in the background; `finish` returns its result.
 
         Args:
-          exchange: the exchange, called in another thread.
+          exchange: the exchange, which is called in another thread.
           doing: name of the exchange, for messages.
           timeout_s: seconds until the watchdog aborts the exchange.
         """
@@ -245,14 +245,14 @@ class FixedSession(SoloSession):
         self._under_way = self._background.submit(run)
 
     def finish(self) -> Any:
-        """Wait for the exchange in the background, and return its result.
+        """Wait for the background exchange, and return its result.
 
         Returns:
-          The result; None if there is no such exchange, for example because a change of the view
+          The result, or None if there is no such exchange, for example because a change of the view
           discarded it.
 
         Raises:
-          WorkerLost, ViewChanged, TrainingFinished: as for `waiting`.
+          WorkerLost, ViewChanged, TrainingFinished: see `waiting`.
         """
         if self._under_way is None:
             return None
@@ -262,12 +262,12 @@ class FixedSession(SoloSession):
             self._on_broken(broken)
 
     def heard_all(self):
-        """Record that an exchange with all members succeeded just now."""
+        """Record that an exchange with all members has just succeeded."""
         self._channel.heard_all()
 
     @contextlib.contextmanager
     def _deadline(self, doing: str, timeout_s: float) -> Generator[None, None, None]:
-        """Run an exchange under the watchdog; turn TensorFlow's errors into `ExchangeBroken`."""
+        """Run an exchange under the watchdog. Convert TensorFlow's errors to `ExchangeBroken`."""
         with self._watchdog.deadline(doing, timeout_s) as wait:
             try:
                 yield
@@ -278,7 +278,7 @@ class FixedSession(SoloSession):
                 raise broken from None
 
     def _on_broken(self, broken: ExchangeBroken) -> NoReturn:
-        """Raise the exception that a broken exchange means for training."""
+        """Raise the exception by which a broken exchange ends training."""
         advice = "With on_worker_lost='continue' the surviving workers continue."
         if not self._status.tell().in_fit:
             self._watchdog.give_up(broken.reason)
@@ -293,7 +293,7 @@ class FixedSession(SoloSession):
 
 
 def _check_that_calls_meet(members: tuple[int, ...], doings: list[str]):
-    """Raise if `cluster.gather` or `cluster.barrier` on one rank meets a different exchange."""
+    """Raise if one rank's `cluster.gather` or `cluster.barrier` meets a different exchange."""
     if len(set(doings)) > 1 and any(doing.startswith("cluster.") for doing in doings):
         places = "; ".join(
             f"rank {rank} is at {doing}" for rank, doing in zip(members, doings, strict=True)

@@ -1,4 +1,4 @@
-"""Prepare and start TensorFlow's server, and explain why it does not start."""
+"""Prepare and start TensorFlow's server, and explain any failure to start."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tf_gossip_pga.errors import WorkerLost
 from tf_gossip_pga.exchange import guard
 from tf_gossip_pga.exchange.runtime import Runtime
 
-# gRPC reads this variable in lower case only.
+# gRPC reads this variable only in lowercase.
 UNPROXIED = "no_grpc_proxy"
 
 
 def facts(transport: str) -> dict[str, str]:
-    """Return the facts that must be equal on all ranks before they start; see `roll_call`.
+    """Return the facts that must be equal on all ranks before they start. See `roll_call`.
 
     Args:
       transport: name of the transport.
@@ -42,10 +42,10 @@ def facts(transport: str) -> dict[str, str]:
 
 
 def bypass_proxies(cluster: Cluster) -> None:
-    """Exempt the cluster's hosts from gRPC's proxies, in this process and its children.
+    """Make gRPC bypass proxies for the cluster's hosts, in this process and its children.
 
-    gRPC obeys `grpc_proxy`, `https_proxy` and `http_proxy`, except for hosts in `no_grpc_proxy` or,
-    if that is unset, in `no_proxy`.
+    gRPC obeys `grpc_proxy`, `https_proxy`, and `http_proxy`, except for hosts in `no_grpc_proxy`
+    or, if that is unset, in `no_proxy`.
     """
     kept = os.environ.get(UNPROXIED, os.environ.get("no_proxy", ""))
     hosts = [host for host in kept.split(",") if host]
@@ -58,14 +58,14 @@ def bypass_proxies(cluster: Cluster) -> None:
 
 
 def start(runtime: Runtime, cluster: Cluster, timing: Timing) -> None:
-    """Start TensorFlow's server together with those of all other workers, after the roll call.
+    """Start TensorFlow's server together with all other workers' servers, after the roll call.
 
-    If the servers do not find each other within `Timing.start_s`, a guard process kills this one:
-    TensorFlow blocks it, so it cannot end itself.
+    If the servers do not find each other within `Timing.start_s`, a guard process kills this
+    process, which cannot end itself while TensorFlow blocks it.
 
     Raises:
       RuntimeError: the port is taken.
-      WorkerLost: rank 0's server did not start within `Timing.start_s`; or TensorFlow reports that
+      WorkerLost: rank 0's server did not start within `Timing.start_s`, or TensorFlow reports that
         the servers did not find each other.
     """
     _await_chief(cluster, timing)
@@ -81,17 +81,17 @@ def start(runtime: Runtime, cluster: Cluster, timing: Timing) -> None:
 
 
 def _await_chief(cluster: Cluster, timing: Timing) -> None:
-    """Wait until rank 0's server runs, and report a long wait.
+    """Wait until rank 0's server is running, and report a long wait.
 
-    TensorFlow itself would wait silently, and would block all Python threads.
+    TensorFlow itself would wait silently, blocking all Python threads.
 
     Raises:
-      WorkerLost: it does not run within `Timing.start_s`.
+      WorkerLost: rank 0's server does not start within `Timing.start_s`.
     """
     waiting, deadline = Waiting(timing.start_report_s), time.monotonic() + timing.start_s
     while cluster.rank != 0:
         greeting = roll_call_sockets.greeting_at(cluster.addresses[0], timing.serve_s)
-        if greeting and not greetings.is_own(greeting):  # TensorFlow's, no longer the roll call's
+        if greeting and not greetings.is_own(greeting):  # from TensorFlow, not from the roll call
             return
         time.sleep(timing.poll_s)
         text = (
@@ -105,7 +105,7 @@ def _await_chief(cluster: Cluster, timing: Timing) -> None:
 
 
 def _failure(cluster: Cluster, error: tf.errors.OpError) -> RuntimeError:
-    """Return the error for a server that did not start; its text includes TensorFlow's reason."""
+    """Return the error for a server that did not start, including TensorFlow's reason."""
     address, reason = cluster.addresses[cluster.rank], f"TensorFlow says: {error}"
     if "Could not start gRPC server" in str(error):
         return RuntimeError(
@@ -119,7 +119,7 @@ def _failure(cluster: Cluster, error: tf.errors.OpError) -> RuntimeError:
 
 
 def too_late() -> RuntimeError:
-    """Return the error for a call of `initialize` after TensorFlow started."""
+    """Return the error for a call of `initialize` after TensorFlow has started."""
     package = __name__.partition(".")[0]
     stack = inspect.stack()
     caller = next(

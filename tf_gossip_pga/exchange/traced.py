@@ -10,8 +10,9 @@ import tensorflow as tf
 class Traced:
     """A function of tensors, traced at its first call.
 
-    It holds a concrete function, which cannot retrace. TensorFlow warns about many small functions
-    of one name; concrete functions avoid that warning in programs with many `fit` calls.
+    It holds a concrete function, which is never retraced. TensorFlow warns if a program creates
+    many small functions of the same name. Concrete functions avoid this warning in programs with
+    many `fit` calls.
 
     Args:
       body: the function to trace.
@@ -23,12 +24,12 @@ class Traced:
     total = 0
 
     def __init__(self, body: Callable):
-        """Store the function; the first call traces it."""
+        """Store the function. It is traced at the first call."""
         self._body = body
         self._concrete = None
 
     def __call__(self, *tensors):
-        """Return `body(*tensors)`, run as a graph; each call needs the same shapes and dtypes."""
+        """Return `body(*tensors)`, run as a graph. All calls need the same shapes and dtypes."""
         if self._concrete is None:
             function = tf.function(self._count, autograph=False)
             self._concrete = function.get_concrete_function(*tensors)

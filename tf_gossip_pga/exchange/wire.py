@@ -1,43 +1,44 @@
-"""Encode the messages of gossips: parameters in their own dtype, or differences in fewer bits.
+"""Encode gossip messages, as parameters in their own dtype or as differences in fewer bits.
 
-A lossy encoding does not send the parameters x_j of a rank, but their difference from r. The
-reference r is the model after the last global average. Every rank keeps it, with the same bits::
+A lossy encoding does not send rank j's parameters x_j, but their difference from a reference r,
+which is the model after the last global average. Every rank keeps a bit-identical copy of r::
 
     q_j = Q(x_j - r)                                sent by rank j; Q rounds
     x_i <- x_i + sum_j W[i, j] * (q_j - q_i)        computed by rank i
 
-Rounding does little harm here, for two reasons. A few steps after a global average the replicas are
-close to r, so the rounding error is small relative to the difference, not to the parameters. And
-because W is doubly stochastic, the changes in the second line sum to zero over i for any q_j. So
-rounding never moves the mean over ranks, and no error feedback is needed.
+Rounding does little harm, for two reasons. First, the replicas stay close to r for a few steps
+after a global average, and the rounding error is proportional to their difference from r, not to
+the parameters. Second, because W is doubly stochastic, the changes in the second line sum to zero
+over i for any q_j. Rounding therefore never shifts the mean over ranks, and no error feedback is
+needed.
 
-Sources: differences from a value that both sides know, Koloskova, Stich and Jaggi, "Decentralized
-Stochastic Optimization and Gossip Algorithms with Compressed Communication", ICML 2019 (CHOCO,
-which has one value for each neighbor); scales for blocks, Dettmers et al., "8-bit Optimizers via
-Block-wise Quantization", ICLR 2022. Departure: one r for all neighbors, renewed by each global
-average. Without global averages (`H=None`) the differences and the rounding errors grow during the
-run.
+Sources. For differences from a value that both sides know: Koloskova, Stich and Jaggi,
+"Decentralized Stochastic Optimization and Gossip Algorithms with Compressed Communication", ICML
+2019 (CHOCO, which keeps one such value per neighbor). For scales per block: Dettmers et al., "8-bit
+Optimizers via Block-wise Quantization", ICLR 2022. Unlike CHOCO, this module uses one r for all
+neighbors, and each global average renews it. Without global averages (`H=None`), the differences
+and the rounding errors grow during the run.
 
-To add an encoding, write a subclass of `Wire`, list it in `BY_NAME`, and name it in `GossipPGA`'s
-docstring and in `job/flags.py`. Its messages are 1-D tensors of a dtype of at least two bytes
+To add an encoding, write a subclass of `Wire`, add it to `BY_NAME`, and mention it in `GossipPGA`'s
+docstring and in `job/flags.py`. Its messages must be 1-D tensors of a dtype of at least two bytes
 (`group_ops` lists the supported dtypes), with a static shape that is the same on all ranks.
-`encoded_bytes` must agree with `encode`.
+`encoded_bytes` must be consistent with `encode`.
 
-Only `encode` and `decode` import TensorFlow; a plan needs just the sizes.
+Only `encode` and `decode` import TensorFlow, because `tf_gossip_pga.plan` needs only the sizes.
 """
 
 import abc
 import dataclasses
 from typing import Any
 
-_BLOCK = 256  # elements that share a float32 scale, which adds 1.6 % to the bytes
+_BLOCK = 256  # elements that share one float32 scale, which adds 1.6 % to the bytes
 
 
 class Wire(abc.ABC):
     """An encoding of messages.
 
     Attributes:
-      lossy: whether `decode` may return other numbers than `encode` received.
+      lossy: whether `decode` may return numbers that differ from those passed to `encode`.
     """
 
     lossy = True
@@ -48,11 +49,11 @@ class Wire(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, values: Any) -> Any:
-        """Return the message for `[n]` floating-point numbers, a 1-D tensor."""
+        """Return the message for `[n]` floating-point numbers, as a 1-D tensor."""
 
     @abc.abstractmethod
     def decode(self, message: Any, elements: int) -> Any:
-        """Return the `elements` numbers of a message, `[elements]`, up to rounding."""
+        """Return the numbers in a message, `[elements]`, up to rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Full(Wire):
 
 @dataclasses.dataclass(frozen=True)
 class Bfloat16(Wire):
-    """Send 16 bits per number: the sign and exponent of float32, and 8 bits of precision."""
+    """Send 16 bits per number: float32's sign and exponent, and 8 bits of precision."""
 
     def encoded_bytes(self, elements: int, itemsize: int) -> int:
         """Return the encoded size in bytes of `elements` numbers of `itemsize` bytes each."""
@@ -90,7 +91,7 @@ class Bfloat16(Wire):
         return tf.bitcast(tf.reshape(numbers, [-1, 2]), tf.int32)
 
     def decode(self, message: Any, elements: int) -> Any:
-        """Return the numbers of a message, `[n]` float32."""
+        """Return the numbers in a message, `[n]` float32."""
         import tensorflow as tf
 
         numbers = tf.reshape(tf.bitcast(message, tf.bfloat16), [-1])
@@ -99,10 +100,11 @@ class Bfloat16(Wire):
 
 @dataclasses.dataclass(frozen=True)
 class Int8(Wire):
-    """Send 8 bits per number, and a float32 scale for each block of 256 numbers.
+    """Send 8 bits per number, plus one float32 scale per block of 256 numbers.
 
-    A number x becomes `scale * round(x / scale)` with `scale = max|block| / 127`, so that the error
-    is at most `max|block| / 254`. A block with a number that is not finite becomes NaN.
+    A number x becomes `scale * round(x / scale)` with `scale = max|block| / 127`, so the error is
+    at most `max|block| / 254`. If a block contains a non-finite number, the whole block becomes
+    NaN.
     """
 
     def encoded_bytes(self, elements: int, itemsize: int) -> int:
@@ -122,7 +124,7 @@ class Int8(Wire):
         return tf.concat([words, tf.bitcast(tf.reshape(scales, [-1]), tf.int32)], 0)
 
     def decode(self, message: Any, elements: int) -> Any:
-        """Return the numbers of a message, `[n]` float32."""
+        """Return the numbers in a message, `[n]` float32."""
         import tensorflow as tf
 
         blocks = -(-elements // _BLOCK)

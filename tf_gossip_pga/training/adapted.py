@@ -1,8 +1,8 @@
-"""Describe the state of adapted layers, so that ranks can compare it.
+"""Describe the state of adapted layers, so that the ranks can compare it.
 
-`adapt` produces lookup tables, means and boundaries that are not Keras variables, or are copies of
-them, so that a broadcast does not reach them. If each rank adapts to its own part of the data, the
-ranks map the same word to different rows of the embedding.
+`adapt` produces lookup tables, means, and boundaries. Some of these are not Keras variables, and
+others are copies of variables, so a broadcast does not update them. If each rank adapts to its own
+part of the data, the ranks map the same word to different rows of the embedding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tf_gossip_pga.training.variables import walk
 
-# Compare this many bits of a number: machines may round the last bits of a mean differently.
+# Number of bits compared in each number. Machines may round the last bits of a mean differently.
 _BITS = 12
 
 
@@ -26,15 +26,15 @@ def described(model: keras.Model, local: Collection[str] = ()) -> dict[str, str]
     """Describe the state of each layer that has a lookup table or an `adapt` method.
 
     Args:
-      model: the model that is trained.
-      local: names of layers that each rank keeps for itself. Default: none.
+      model: the model to be trained.
+      local: names of layers that each rank keeps to itself. Default: none.
 
     Returns:
-      A description by layer, such as
+      A dict that maps each layer to a description, such as
       `{"the adapted layer 'string_lookup'": "150 values (digest 3fa2c81d)"}`.
     """
     found: dict[int, tuple[keras.layers.Layer, list[np.ndarray]]] = {}
-    around: dict[int, keras.layers.Layer] = {}  # outer layer: the TextVectorization of a lookup
+    around: dict[int, keras.layers.Layer] = {}  # outer layers, e.g. of a StringLookup
     for _, holder, thing in walk(model):
         is_layer = isinstance(thing, keras.layers.Layer) and not isinstance(thing, keras.Model)
         if is_layer and hasattr(thing, "adapt"):
@@ -47,7 +47,7 @@ def described(model: keras.Model, local: Collection[str] = ()) -> dict[str, str]
     for layer, arrays in found.values():
         if layer.name in local:
             continue
-        # Keras numbers layers by process, so the numbers may differ between ranks.
+        # Each process numbers its layers, so the numbers may differ between ranks.
         name = f"the adapted layer {re.sub(r'_[0-9]+$', '', layer.name)!r}"
         texts[name if name not in texts else f"{name} ({len(texts)})"] = _text(arrays)
     return texts

@@ -1,4 +1,4 @@
-"""Train with Gossip-PGA inside plain `model.fit`: the callback, its arguments and Keras hooks."""
+"""Train with Gossip-PGA in plain `model.fit`: the callback, its arguments, and its Keras hooks."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from tf_gossip_pga.training.group_fit import GroupFit
 from tf_gossip_pga.training.run_state import RunState
 from tf_gossip_pga.training.settings import Settings
 
-# The callback that drives a model: the last one for which `fit` called `set_model`.
+# The callback that drives each model: the one whose `set_model` was called last.
 _driver: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class GossipPGA(keras.callbacks.Callback):
     """Train one Keras model on several workers with Gossip-PGA, inside plain `model.fit`.
 
-    Every worker trains on its own part of the data. After each optimizer step k, counted from 1
-    over all epochs and `fit` calls, the parameters x_i of rank i become::
+    Each worker trains on its own part of the data. Optimizer steps are numbered from 1 across all
+    epochs and `fit` calls. After step k, the parameters x_i of rank i become::
 
         x_i <- 1/n sum_j x_j          if k % H == 0: a global average
         x_i <- sum_j W[i, j] * x_j    otherwise: a gossip with the neighbors
 
-    n is the number of workers and W the mixing matrix of the topology in this step. Workers average
-    parameters, not gradients. A single worker exchanges nothing and writes the same logs. Source:
+    n is the number of workers, and W is the topology's mixing matrix for this step. Workers average
+    parameters, not gradients. A single worker exchanges nothing but writes the same logs. Source:
     Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021, Algorithm 1.
 
     **Requirements.** All ranks must pass the same arguments, build the same model, and train for
-    the same number of epochs and of batches. Build the model before `fit`, compile it with
+    the same number of epochs and batches per epoch. Build the model before `fit`, compile it with
     `steps_per_execution=1`, and pass `steps_per_epoch` if the length of the dataset is unknown. The
-    ranks check this before the first step.
+    ranks verify this before the first step.
 
-    **Variables.** What happens to the variables of the model and its optimizers:
+    **Variables.** The variables of the model and its optimizers are exchanged as follows:
 
     ===================================  ============  ======  ==============
     variable                             start of fit  gossip  global average
@@ -52,143 +52,147 @@ class GossipPGA(keras.callbacks.Callback):
     random generators; those in `local`  own           own     own
     ===================================  ============  ======  ==============
 
-    (1) See `optimizer_state`. Complex variables are treated like floating-point ones. A
+    (1) See `optimizer_state`. Complex variables are treated like floating-point variables. A
     `tf.Variable` that a layer holds but Keras does not track is treated like any other variable.
-    After a global average the averaged variables are bit-identical on all ranks.
+    After a global average, the averaged variables are bit-identical on all ranks.
 
     **Validation and the end of fit.** Validation inside `fit` runs on the averaged model. In an
-    epoch with validation, callbacks at its end see and save that model. Training then continues
-    from each rank's own model, or from the weights that a callback set. When training ends, one
-    more global average gives every rank the same model. After all callbacks the ranks compare their
-    models once more.
+    epoch with validation, callbacks that run at the end of the epoch also see and save the averaged
+    model. Training then continues from each rank's own model, or from the weights that a callback
+    has set. When training ends, a final global average gives every rank the same model. After all
+    callbacks have run, the ranks compare their models again.
 
-    **Other callbacks.** Put `GossipPGA` first in the list. The callbacks after it read logs that
-    are means over ranks, so that they make the same decision on every rank.
+    **Other callbacks.** Put `GossipPGA` first in the list. Callbacks after it read logs that are
+    averaged over ranks, so they make the same decision on every rank.
 
-    - Give callbacks that stop training, set learning rates or set weights to every rank, with the
-      same arguments: `EarlyStopping`, `ReduceLROnPlateau`, `LearningRateScheduler`.
-    - Give callbacks that write files to rank 0 only: `ModelCheckpoint`, `CSVLogger`. Give
-      `BackupAndRestore` to every rank, each with its own directory.
-    - Do not use `SwapEMAWeights`. Both exchange the weights around validation.
-    - If a callback sets `model.stop_training` on one rank, all ranks stop together: at the end of
-      the epoch or, if it was set after a batch (`TerminateOnNaN`), at the epoch's next global
-      average.
+    - Callbacks that stop training or set learning rates or weights (`EarlyStopping`,
+      `ReduceLROnPlateau`, `LearningRateScheduler`): pass them on every rank with the same
+      arguments.
+    - Callbacks that write files (`ModelCheckpoint`, `CSVLogger`): pass them on rank 0 only. The
+      exception is `BackupAndRestore`: pass it on every rank, each with its own directory.
+    - `SwapEMAWeights`: do not use it. Like `GossipPGA`, it replaces the weights for validation.
+    - If a callback sets `model.stop_training` on any rank, all ranks stop together at the end of
+      the epoch, or at its next global average if it was set after a batch (`TerminateOnNaN`).
 
-    **Learning rate.** Start from the learning rate for one process with the batch of all n workers
-    together, and change it as follows (docs/results/optimizers.md):
+    **Learning rate.** Start from the learning rate for a single process that trains on the batches
+    of all n workers together, and adjust it as follows (docs/results/optimizers.md):
 
     =========  =============  ==================
     optimizer  learning rate  weight decay
     =========  =============  ==================
     SGD        unchanged      unchanged
-    Adam       times sqrt(n)  (has none)
+    Adam       times sqrt(n)  (none)
     AdamW      times sqrt(n)  divided by sqrt(n)
     =========  =============  ==================
 
-    The gradients of a worker's smaller batch are noisier, and Adam divides by their size: its steps
-    are up to sqrt(n) times shorter. Averaging does not undo this, whatever `H` and
-    `optimizer_state` are.
+    A worker's smaller batch gives noisier gradients, and Adam divides by their magnitude, so its
+    steps are shorter by a factor of up to sqrt(n). Averaging does not compensate for this,
+    regardless of `H` and `optimizer_state`.
 
-    **Optimizers.** The optimizers of a model are the one passed to `compile` and those in
-    attributes of the model or its layers, also inside lists and dicts (a GAN has two). An optimizer
-    that is not built is built for all trainable variables of the model or layer that holds it. To
-    save memory, build it for the variables that it trains:
+    **Optimizers.** A model's optimizers are the one passed to `compile` and any in attributes of
+    the model or its layers, including inside lists and dicts. (A GAN has two optimizers.)
+    `GossipPGA` builds an unbuilt optimizer for all trainable variables of the model or layer that
+    holds it. To save memory, build it yourself for only the variables that it trains:
     `model.d_optimizer.build(model.discriminator.trainable_variables)`.
 
-    **Adapted layers.** Adapt layers with an `adapt` method or a lookup table to the same data on
-    every rank: to the whole dataset, before `cluster.shard`. The ranks compare the layers of the
-    model before the first step. They cannot compare layers that are mapped over the dataset.
+    **Adapted layers.** Adapt every layer that has an `adapt` method or a lookup table to the same
+    data on every rank: the whole dataset, before `cluster.shard`. The ranks compare the model's
+    adapted layers before the first step. They cannot compare layers used only in `dataset.map`.
 
-    **Several devices.** On a worker with several devices, build and compile the model in
-    `cluster.strategy.scope()`. All devices compute each step, and the first one exchanges for all.
+    **Several devices.** On a worker with several devices, build and compile the model inside
+    `cluster.strategy.scope()`. All devices compute each step, and the first device exchanges on
+    behalf of all of them.
 
     Args:
-      H: period of the global averages in steps, at least 1. `H=1` is Parallel SGD. `None` is Gossip
-        SGD: no global average during training. An `AdaptivePeriod` follows the training loss
-        (Gossip-AGA). Default 6, as in the paper.
+      H: number of steps between global averages, at least 1. `H=1` is Parallel SGD. `None` is
+        Gossip SGD, which has no global averages during training. An `AdaptivePeriod` adapts the
+        period to the training loss (Gossip-AGA). Default 6, as in the paper.
       topology: which ranks gossip with each other: a name in `pga.topology.BY_NAME` or a
-        `Topology`. `"disconnected"` is Local SGD. Default `"one_peer_exponential"`: in each step a
-        worker sends one message and receives one, for any number of workers.
-      optimizer_state: what a global average does with the optimizer's slots, its floating-point
-        variables other than scalars. Those for validation and at the end of training leave the
-        slots unchanged. Default `"local"`. (Wang et al., "SlowMo", ICLR 2020, compares the three.)
+        `Topology`. `"disconnected"` is Local SGD. Default `"one_peer_exponential"`: each worker
+        sends one message and receives one message per step, regardless of the number of workers.
+      optimizer_state: what a global average does with the optimizer's slots, that is, its
+        non-scalar floating-point variables. Global averages for validation and at the end of
+        training leave the slots unchanged. Wang et al. ("SlowMo", ICLR 2020) compare the three
+        options. Default `"local"`.
 
-        - `"local"`: each rank keeps its own, as the library of the paper's authors does.
-        - `"average"`: average them too. Each slot adds as many bytes as the parameters have.
-        - `"reset"`: set them to zero if there are several workers. With Adam this acts as a
-          learning rate several times as high: Adam keeps its step count, so its next steps are at
-          first 3 and after a dozen steps 7 times as long.
-      overlap: whether a gossip runs during the computation of the next step. It mixes the
-        parameters that step k left, and its change is added after the update u of step k+1:
-        x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k). This is the recursion of D-PSGD (Lian
-        et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017,
-        Algorithm 1). Global averages stay exact and do not overlap. The gossip right before a
-        global average would have no effect and is skipped; with `H=2` that is every gossip. Needs
-        memory for one more copy of the parameters. Default False.
-      wire_dtype: how gossips encode parameters. `"float32"` sends each in its own dtype.
-        `"bfloat16"` and `"int8"` send differences from the last global average, in a half and a
-        quarter of the bytes of float32 (`tf_gossip_pga.exchange.wire`). They need memory for one
-        more copy of the parameters. Global averages are always exact. Default `"float32"`.
-      timeout_s: seconds that an exchange waits for another worker. At the start of `fit`, between
-        epochs, and around validations and checkpoints it waits ten times as long. Long before, a
-        line on standard error names the worker that it waits for. Default 300.
-      on_worker_lost: what the loss of a worker means for the others: `"raise"` ends `fit` with
-        `WorkerLost`, `"continue"` continues it without the lost worker. Default `"raise"`.
+        - `"local"`: each rank keeps its own slots, as in the library by the paper's authors.
+        - `"average"`: average the slots too. Each adds as many bytes to send as the parameters do.
+        - `"reset"`: set the slots to zero if there are several workers. With Adam, this acts like a
+          learning rate several times as high: because Adam keeps its step count, its next steps are
+          at first 3 times as long as usual, and 7 times as long after a dozen steps.
+      overlap: whether each gossip runs in the background while the next step is computed. It mixes
+        the parameters from after step k, and the resulting change is added after the update u of
+        step k+1: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k). This is the recursion of
+        D-PSGD (Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?",
+        NeurIPS 2017, Algorithm 1). Global averages remain exact and do not overlap. The gossip
+        right before a global average would have no effect and is skipped; with `H=2`, every gossip
+        is skipped. Needs memory for one more copy of the parameters. Default False.
+      wire_dtype: how gossips encode parameters. `"float32"` sends each parameter in its own dtype.
+        `"bfloat16"` and `"int8"` send differences from the last global average, using one half and
+        one quarter of the bytes of float32 (see `tf_gossip_pga.exchange.wire`), and need memory for
+        one more copy of the parameters. Global averages are always exact. Default `"float32"`.
+      timeout_s: how many seconds an exchange waits for another worker. Exchanges at the start of
+        `fit`, between epochs, and around validation and checkpoints wait ten times as long. Long
+        before the deadline, a message on standard error names the missing worker. Default 300.
+      on_worker_lost: what the other workers do when a worker is lost: `"raise"` ends `fit` with
+        `WorkerLost`, and `"continue"` continues `fit` without the lost worker. Default `"raise"`.
 
         ============================  ====================  ==========================
         a worker is lost if it        with `"raise"`        with `"continue"`
         ============================  ====================  ==========================
         ends or leaves `fit`          when detected         when detected
         is silent (stopped, cut off)  after 60 s            after 75 s
-        answers but does not arrive   at the timeout        10 `timeout_s` after that
+        answers but does not arrive   at the timeout        10 times `timeout_s` later
         ============================  ====================  ==========================
 
-        With `"continue"` the surviving workers agree on a new list of members, average their
-        models once, and gossip on a graph for their number: that of the same name if it exists,
-        else one-peer exponential. No step is lost or repeated. The data of the lost worker are
-        lost, the learning rate stays the same, and the lowest surviving rank becomes the chief. If
-        a worker is lost between two `fit` calls, the next one starts without it. If the network
-        splits, the larger side continues, or of two equal sides the one with the lowest rank. A
-        restarted worker joins at the beginning of an epoch; see `initialize`.
-      min_workers: with `"continue"`, how many workers must survive, from 1 to the number of
-        workers. With fewer, all end with `WorkerLost`. Default 1.
-      local: names of variables, or of layers for all of their variables, that each rank keeps for
-        itself, such as a queue of features of its own examples: `local=["feature_queue"]`. They
-        are neither broadcast nor averaged, and each rank saves its own in checkpoints. The ranks do
-        not compare lookup tables of these layers. A name matches a variable's whole `path` or one
-        part of it. Slots of a local variable are treated like all slots. Default `()`.
+        With `"continue"`, the surviving workers agree on a new list of members, average their
+        models once, and gossip on a topology of the new size: the one with the same name if it
+        exists for that size, otherwise one-peer exponential. No step is lost or repeated. The lost
+        worker's data is no longer used, the learning rate stays the same, and the lowest surviving
+        rank becomes the chief. If a worker is lost between two `fit` calls, the next one starts
+        without it. If the network splits, the larger side continues; if the sides are equal, the
+        one with the lowest rank does. A restarted worker joins at the beginning of an epoch; see
+        `initialize`.
+      min_workers: minimum number of workers that must survive with `"continue"`, from 1 to the
+        number of workers. If fewer survive, `fit` ends with `WorkerLost` on all of them. Default 1.
+      local: names of variables, or of layers to include all of their variables, that each rank
+        keeps to itself, such as a queue of features of its own examples: `local=["feature_queue"]`.
+        These variables are neither broadcast nor averaged, and each rank saves its own in
+        checkpoints. Lookup tables of local layers are not compared. A name matches a variable's
+        whole `path` or one component of it. Slots of a local variable are treated like all slots.
+        Default `()`.
 
     Attributes:
-      step: number of completed batches over the whole run.
-      gossip_steps: number of steps, since this callback was made, that ended with a gossip, or with
-        no exchange (disconnected, or skipped by `overlap`).
+      step: number of completed batches in the whole run.
+      gossip_steps: number of steps since this callback was created that ended with a gossip or with
+        no exchange (because the topology is disconnected, or `overlap` skipped the gossip).
       global_steps: number of steps that ended with a global average.
       distances: list of `(step, consensus distance)`, one for each global average of replicas that
-        may differ, those for validation, checkpoints and the end of training included. Entries
-        appear at the latest at the end of the epoch or of training.
+        may differ, including averages for validation, for checkpoints, and at the end of training.
+        Entries appear by the end of the epoch or of training at the latest.
       communication_seconds: seconds spent in exchanges, including the wait for other workers. The
-        start of `fit`, the wait after its first batch, and the waits of checkpoints do not count.
-      bytes_sent: bytes of payload that this rank has sent.
+        start of `fit`, the wait after its first batch, and waits for checkpoints are excluded.
+      bytes_sent: number of payload bytes that this rank has sent.
 
-    **Logs.** At the end of an epoch, in `logs` and in `History`: every number that Keras and
-    earlier callbacks logged, such as `loss` or `val_accuracy`, becomes its mean over ranks. So does
-    every array of up to 100,000 numbers with the same shape on all ranks. These are added:
+    **Logs.** At the end of each epoch, every number in `logs` and `History` (such as `loss` or
+    `val_accuracy`) that Keras or an earlier callback logged becomes its mean over ranks. So does
+    every array of up to 100,000 numbers with the same shape on all ranks. These logs are added:
 
     - `consensus_distance`: root mean square distance of the replicas from their mean, divided by
-      the norm of the mean, just before the epoch's last global average. NaN in an epoch without
-      one; 0 for a single worker.
+      the norm of the mean, just before the epoch's last global average. NaN if the epoch has no
+      global average; 0 for a single worker.
     - `global_averages`: number of steps in the epoch that ended with a global average.
-    - `communication_seconds`: those of the epoch.
-    - `H`: the present period, if it is adaptive.
+    - `communication_seconds`: seconds spent in exchanges during the epoch.
+    - `H`: the current period, if it is adaptive.
 
     Raises:
-      ValueError: an argument is out of its range; at construction. When training starts, on every
-        rank: the ranks differ in their models, settings or callbacks, or a rank cannot train.
-      TypeError: `topology` is neither a name nor a `Topology`, or the model is not a Keras 3 model.
-      RuntimeError: `TF_CONFIG` names several workers, but `initialize` was not called. On every
-        rank: the ranks take different paths through training, or a callback set the weights of some
-        ranks only when training ended.
-      WorkerLost: another worker ended, left `fit` or did not answer; see `on_worker_lost`.
+      ValueError: at construction, if an argument is out of range. When training starts, on every
+        rank, if the ranks differ in model, settings, or callbacks, or if a rank cannot train.
+      TypeError: if `topology` is not a name or a `Topology`, or the model is not a Keras 3 model.
+      RuntimeError: if `TF_CONFIG` names several workers but `initialize` was not called. On every
+        rank, if the ranks take different paths through training, or if a callback sets the weights
+        of only some ranks when training ends.
+      WorkerLost: if another worker ended, left `fit`, or did not answer (see `on_worker_lost`).
 
     Example:
         >>> import keras
@@ -222,7 +226,7 @@ class GossipPGA(keras.callbacks.Callback):
         min_workers: int = 1,
         local: Sequence[str] = (),
     ):
-        """Check the arguments; nothing is exchanged before `fit`."""
+        """Check the arguments. Does not exchange anything; exchanges begin in `fit`."""
         super().__init__()
         self._session = process.active()
         self._settings = Settings(
@@ -243,7 +247,7 @@ class GossipPGA(keras.callbacks.Callback):
 
     @property
     def step(self) -> int:
-        """Return the number of completed batches over the whole run."""
+        """Return the number of completed batches in the whole run."""
         return self._run.step
 
     @property
@@ -258,7 +262,7 @@ class GossipPGA(keras.callbacks.Callback):
 
     @property
     def distances(self) -> list[tuple[int, float]]:
-        """Return `(step, consensus distance)` for each global average of differing replicas."""
+        """Return `(step, consensus distance)` for each average of replicas that may differ."""
         return self._run.distances
 
     @property
@@ -273,14 +277,14 @@ class GossipPGA(keras.callbacks.Callback):
 
     @property
     def state(self) -> dict:
-        """Return the progress of the run, JSON-serializable: `{"step": …, "period": …}`.
+        """Return the progress of the run as a JSON-serializable dict, `{"step": …, "period": …}`.
 
-        To continue a run in a new process, set it before `fit`, to the same value on every rank.
-        `Checkpoint` does so. If it is not set, the step count is derived from `initial_epoch`, and
-        an adaptive period starts again.
+        To continue a run in a new process, set this property to the same value on every rank before
+        `fit`. `Checkpoint` does this automatically. If it is not set, the step count is derived
+        from `initial_epoch`, and an adaptive period starts over.
 
         Raises:
-          ValueError: it is set to a value that no callback with this kind of `H` returns.
+          ValueError: if set to a value that is not the state of a callback with this kind of `H`.
         """
         return self._run.snapshot
 
@@ -302,7 +306,7 @@ class GossipPGA(keras.callbacks.Callback):
 
     @property
     def in_fit(self) -> bool:
-        """Return whether this callback is inside `fit`."""
+        """Return whether this callback is currently inside `fit`."""
         return self._fit is not None
 
     @property
@@ -313,32 +317,33 @@ class GossipPGA(keras.callbacks.Callback):
     def request_stop(self):
         """Stop all ranks together, at the next global average or at the end of the epoch.
 
-        One rank is enough to call it. A signal handler may call it at any time during training.
+        A call on one rank is enough. A signal handler may call this at any time during training.
         """
         if self._fit is not None:
             self._fit.request_stop()
 
     def sync(self, where: str, value: Any = None) -> list:
-        """Share a value with all ranks at a point of training; every rank must call it.
+        """Share a value with all ranks at a sync point. Every rank must call this method.
 
         Args:
-          where: name of the point, for messages and errors.
+          where: name of the sync point, for messages and errors.
           value: this rank's value, JSON-serializable. Default None.
 
         Returns:
           The values of all ranks, in rank order.
 
         Raises:
-          RuntimeError: on every rank, if the ranks are at different points; or outside `fit`.
+          RuntimeError: on every rank, if the ranks are at different points; if called outside
+            `fit`.
           WorkerLost: another worker was lost.
         """
         return self._in_training().sync(where, value)
 
     def average(self, doing: str) -> bool:
-        """Average globally now, independently of the period; every rank must call it.
+        """Average globally now, regardless of the period. Every rank must call this method.
 
-        Training then continues from the average. An adaptive period takes its next loss from the
-        first batch after it.
+        Training then continues from the average. An adaptive period measures its next loss on the
+        first batch after the average.
 
         Args:
           doing: name of the exchange, for messages.
@@ -348,7 +353,7 @@ class GossipPGA(keras.callbacks.Callback):
           average without this one.
 
         Raises:
-          RuntimeError: outside `fit`.
+          RuntimeError: if called outside `fit`.
           WorkerLost: another worker was lost.
         """
         return self._in_training().average(doing)
@@ -365,16 +370,16 @@ class GossipPGA(keras.callbacks.Callback):
     # ---- Called by Keras ------------------------------------------------------------------------
 
     def set_model(self, model):
-        """Check the model and become the callback that drives it."""
+        """Check the model, and make this callback the one that drives it."""
         callback_list.check_model(model)
         super().set_model(model)
-        # Keras calls this before on_train_begin, and also in a separate evaluate, which may follow
-        # an interrupted fit. The validation inside fit does not call it.
+        # Keras calls this before on_train_begin, and also in a standalone evaluate, which may
+        # follow an interrupted fit. Validation inside fit does not call it.
         self._fit = None
         _driver[model] = weakref.ref(self)
 
     def on_train_begin(self, logs=None):
-        """Agree with the other ranks on what to train, and start from rank 0's variables."""
+        """Agree with the other ranks on what to train, and copy rank 0's variables."""
         model = self.model
         if model is None:
             raise RuntimeError(
@@ -408,7 +413,7 @@ class GossipPGA(keras.callbacks.Callback):
         )
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Meet the other ranks and admit joining workers."""
+        """Sync with the other ranks, and admit joining workers."""
         self._in_training().begin_epoch(epoch)
 
     def on_train_batch_end(self, batch, logs=None):
@@ -419,17 +424,17 @@ class GossipPGA(keras.callbacks.Callback):
             fit.after_batch()
 
     def on_test_begin(self, logs=None):
-        """Put the averaged model in place for the validation inside `fit`."""
+        """Switch to the averaged model for validation inside `fit`."""
         if self._fit is not None:  # an evaluation outside fit exchanges nothing
             self._fit.begin_test()
 
     def on_test_end(self, logs=None):
-        """Record that the validation is over."""
+        """Record that validation has ended."""
         if self._fit is not None:
             self._fit.end_test()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Replace logs by their means over ranks, and add this callback's own."""
+        """Replace the logs with their means over ranks, and add this callback's own logs."""
         fit = self._in_training()
         fit.end_epoch(epoch, logs)
         if not self._calls_last:

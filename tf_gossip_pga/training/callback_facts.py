@@ -1,7 +1,7 @@
-"""Compare the callbacks of all ranks before the first step, and find differences and collisions.
+"""Compare the callbacks of all ranks before the first step, to find differences and conflicts.
 
-A difference that is certainly wrong is an error on every rank. One that may be intended is a
-warning from the chief.
+A difference that is certainly a mistake raises an error on every rank. If it may be intended, the
+chief logs a warning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.training.callback_list import Siblings
 
-# Callbacks that must be the same on all ranks, and the arguments that determine their decisions.
+# Callbacks that must match on all ranks, and the arguments that determine their decisions.
 _DECIDING = {
     keras.callbacks.BackupAndRestore: ("save_freq",),
     keras.callbacks.EarlyStopping: (
@@ -30,15 +30,15 @@ _DECIDING = {
     keras.callbacks.LearningRateScheduler: (),
     keras.callbacks.ReduceLROnPlateau: ("monitor", "factor", "patience", "cooldown", "min_lr"),
 }
-# Attributes in which callbacks keep the path that they write to.
+# Attributes that hold the path to which a callback writes.
 _PATHS = ("backup_dir", "directory", "filename", "filepath", "log_dir")
 
-# The description of one callback for the other ranks, JSON-serializable.
+# A JSON-serializable description of one callback, for the other ranks.
 Fact = dict[str, Any]
 
 
 def facts(siblings: Siblings | None) -> list[Fact] | None:
-    """Describe the other callbacks of this rank; None if they are unknown."""
+    """Describe this rank's other callbacks, or return None if they are unknown."""
     if siblings is None:
         return None
     placed = [(each, True) for each in siblings.before]
@@ -47,10 +47,10 @@ def facts(siblings: Siblings | None) -> list[Fact] | None:
 
 
 def strict(facts: list[Fact] | None) -> list[str] | None:
-    """Return the callbacks that a joining worker must share with the others; None if unknown.
+    """Return the callbacks that a joining worker must have in common with the others.
 
-    These are the callbacks that must be the same on all ranks, except `BackupAndRestore`: a joining
-    worker takes its epoch from the other ranks.
+    These are the callbacks that must match on all ranks, except `BackupAndRestore`, because a
+    joining worker gets its epoch from the other ranks. Return None if `facts` is None.
     """
     if facts is None:
         return None
@@ -62,7 +62,7 @@ def strict(facts: list[Fact] | None) -> list[str] | None:
 
 
 def problem_of_rank(facts: list[Fact] | None) -> str | None:
-    """Return why a rank cannot train with others and these callbacks, or None if it can."""
+    """Return why a rank cannot train with others using these callbacks, or None if it can."""
     if any(each["swaps"] for each in facts or ()):
         return (
             "SwapEMAWeights replaces the weights during validation, and so does GossipPGA. Remove "
@@ -76,14 +76,14 @@ def check(everyone: list[list[Fact] | None], ranks: tuple[int, ...]) -> list[str
     """Compare the callbacks of all ranks.
 
     Args:
-      everyone: the result of `facts` on each rank.
+      everyone: the result of `facts` from each rank.
       ranks: the ranks, in the same order.
 
     Returns:
-      The texts of warnings.
+      The warning messages.
 
     Raises:
-      ValueError: two ranks would train differently.
+      ValueError: the ranks would train differently.
     """
     seen = [each for each in everyone if each is not None]
     if len(seen) < len(everyone):
@@ -100,11 +100,11 @@ def check(everyone: list[list[Fact] | None], ranks: tuple[int, ...]) -> list[str
 
 
 def learning_rates(optimizer) -> str:
-    """Return an optimizer's learning rates as text, with six digits, for comparison."""
+    """Return an optimizer's learning rates as text, to six digits, for comparison."""
     optimizers = getattr(optimizer, "optimizers", [optimizer])
     rates = [getattr(each, "learning_rate", None) for each in optimizers]
     return ", ".join(
-        f"{each.value.numpy():.6g}"  # not float(each), which fails for a mirrored variable
+        f"{each.value.numpy():.6g}"  # float(each) fails for a mirrored variable
         if isinstance(each, keras.Variable)
         else "a schedule"
         for each in rates
@@ -112,7 +112,7 @@ def learning_rates(optimizer) -> str:
 
 
 def warn(cluster: Cluster, *texts: str):
-    """Log warnings that all ranks have found, on the chief only and each once per process."""
+    """Log warnings that all ranks have found: on the chief only, and once per process."""
     if cluster.is_chief:
         for text in texts:
             _warn_once(text)
@@ -129,7 +129,7 @@ def _fact(callback: keras.callbacks.Callback, is_before: bool) -> Fact:
     if kind is not None:
         arguments = ", ".join(f"{name}={getattr(callback, name)!r}" for name in _DECIDING[kind])
         decides = f"{type(callback).__name__}({arguments})"
-    own = vars(callback)  # not getattr: a property of a user's callback may fail before training
+    own = vars(callback)  # not getattr: a user's property may raise before training
     paths = [own.get(name) for name in _PATHS]
     follows = isinstance(
         callback, keras.callbacks.EarlyStopping | keras.callbacks.ReduceLROnPlateau
@@ -139,7 +139,7 @@ def _fact(callback: keras.callbacks.Callback, is_before: bool) -> Fact:
         "name": type(callback).__name__,
         "kind": kind.__name__ if kind else None,
         "decides": decides,
-        # An EarlyStopping that restores no weights may be on one rank: all ranks stop together.
+        # EarlyStopping without restored weights may be on one rank only: all ranks stop together.
         "strict": own.get("restore_best_weights", True),
         "swaps": isinstance(callback, keras.callbacks.SwapEMAWeights),
         "monitor": own.get("monitor") if is_before and follows else None,
@@ -153,7 +153,7 @@ def _absolute(path: str | os.PathLike) -> str:
 
 
 def _differences(everyone: list[list[Fact]], ranks: tuple[int, ...]):
-    """Yield a warning for each kind of callback with a harmless difference; raise for others."""
+    """Yield a warning for each harmless difference between callbacks. Raise for any other."""
     for kind in sorted(each.__name__ for each in _DECIDING):
         chosen = [[each for each in own if each["kind"] == kind] for own in everyone]
         texts = [" and ".join(each["decides"] for each in own) or f"no {kind}" for own in chosen]
@@ -183,7 +183,7 @@ def _own_logs(everyone: list[list[Fact]]):
 
 
 def _shared_paths(everyone: list[list[Fact]], ranks: tuple[int, ...]):
-    """Yield a warning for each path to which several ranks write."""
+    """Yield a warning for each path that several ranks write to."""
     written = [
         (each["name"], path, rank)
         for own, rank in zip(everyone, ranks, strict=True)

@@ -1,9 +1,10 @@
-"""Find the list of callbacks of the running `fit`: the only module that relies on Keras internals.
+"""Find the callback list of the running `fit`. Only this module relies on Keras internals.
 
-Keras gives a callback no access to the others. But it calls every hook from a method of the public
-class `keras.callbacks.CallbackList`, whose attribute `callbacks` holds all callbacks in the order
-of their calls. This module finds that list on the call stack. A callback appended to it comes after
-all others at every hook. `tests/unit/test_callback_list.py` fails if a version of Keras differs.
+Keras gives a callback no access to the other callbacks. But it calls every hook from a method of
+the public class `keras.callbacks.CallbackList`, whose attribute `callbacks` holds all callbacks in
+call order. This module finds that list on the call stack. A callback appended to the list runs
+after all others at every hook. `tests/unit/test_callback_list.py` fails if a version of Keras
+behaves differently.
 """
 
 from __future__ import annotations
@@ -15,53 +16,53 @@ import keras
 
 
 class Follower(Protocol):
-    """Methods to call after the hooks of all callbacks."""
+    """Methods to call after the hooks of all callbacks have run."""
 
     def after_batch(self):
         """Run after `on_train_batch_end`."""
 
     def after_epoch(self, epoch: int):
-        """Run after `on_epoch_end`; epochs count from 0."""
+        """Run after `on_epoch_end`; `epoch` counts from 0."""
 
     def after_end(self):
         """Run after `on_train_end`."""
 
 
 class Siblings:
-    """The other callbacks of the `fit` that begins.
+    """The other callbacks of a `fit` that is about to begin.
 
     Args:
       callbacks: Keras' own list of all callbacks.
-      place: index of the callback that asks.
+      place: index of the requesting callback.
 
     Attributes:
-      before: the callbacks that Keras calls before it, in order.
-      after: the callbacks that Keras calls after it, in order.
+      before: the callbacks that Keras calls before the requesting one, in order.
+      after: the callbacks that Keras calls after the requesting one, in order.
     """
 
     def __init__(self, callbacks: list[keras.callbacks.Callback], place: int):
-        """Split the list, and remove a `Last` of an interrupted `fit` from it."""
-        # A list that is reused may still hold the last callback of an interrupted fit.
+        """Split the list, and remove any `Last` that an interrupted `fit` left in it."""
+        # A reused list may still contain the `Last` of an interrupted fit.
         callbacks[place:] = [each for each in callbacks[place:] if not isinstance(each, Last)]
         self._callbacks = callbacks
         self.before = callbacks[:place]
         self.after = callbacks[place + 1 :]
 
     def call_last(self, follower: Follower):
-        """Call the methods of `follower` after those of all callbacks, until training ends."""
+        """Call the methods of `follower` after all callbacks, until training ends."""
         self._callbacks.append(Last(follower, self._callbacks))
 
 
 class Last(keras.callbacks.Callback):
-    """The last callback of a list.
+    """The last callback in a list.
 
     Args:
-      follower: the object whose methods it calls.
-      callbacks: the list, from which it removes itself when training ends.
+      follower: the object whose methods this callback calls.
+      callbacks: the list, from which this callback removes itself when training ends.
     """
 
     def __init__(self, follower: Follower, callbacks: list[keras.callbacks.Callback]):
-        """Store the arguments; the caller appends this callback to the list."""
+        """Store the arguments. The caller must append this callback to the list."""
         super().__init__()
         self._follower = follower
         self._callbacks = callbacks
@@ -75,7 +76,7 @@ class Last(keras.callbacks.Callback):
         self._follower.after_epoch(epoch)
 
     def on_train_end(self, logs=None):
-        """Leave the list, and call `Follower.after_end`."""
+        """Remove this callback from the list, and call `Follower.after_end`."""
         if self._callbacks[-1] is self:
             self._callbacks.pop()
         self._follower.after_end()
@@ -84,11 +85,11 @@ class Last(keras.callbacks.Callback):
 def find(callback: keras.callbacks.Callback) -> Siblings | None:
     """Find the list from which Keras is calling a hook of `callback`.
 
-    If another callback holds `callback` and calls its hook, use the place of that callback.
+    If another callback wraps `callback` and calls its hook, use the position of the wrapper.
 
     Returns:
-      The other callbacks; None if no `keras.callbacks.CallbackList` calls the hook, as in a custom
-      training loop.
+      The other callbacks, or None if the hook is not called from a `keras.callbacks.CallbackList`,
+      as in a custom training loop.
     """
     callers: list[object] = [callback]
     frame = sys._getframe(1)
@@ -107,12 +108,12 @@ def find(callback: keras.callbacks.Callback) -> Siblings | None:
 
 
 def check_model(model):
-    """Raise if a callback receives a model that is not a Keras 3 model.
+    """Raise if a callback received a model that is not a Keras 3 model.
 
     Raises:
-      TypeError: the model, or the caller of `set_model`, is not of Keras 3.
+      TypeError: the model, or the caller of `set_model`, does not belong to Keras 3.
     """
-    caller = sys._getframe(2).f_locals.get("self")  # of set_model
+    caller = sys._getframe(2).f_locals.get("self")  # the caller of set_model
     for found in (model, caller):
         if type(found).__module__.partition(".")[0] == "tf_keras":
             break
@@ -129,9 +130,9 @@ def check_model(model):
 
 
 def problem_of_hooks(params: dict | None) -> str | None:
-    """Return why a callback with these Keras `params` cannot train, or None if it can.
+    """Return why training with these Keras `params` is impossible, or None if it is possible.
 
-    They lack entries only if a custom training loop calls the hooks.
+    Entries are missing only if a custom training loop calls the hooks.
     """
     missing = [name for name in ("epochs", "steps") if name not in (params or {})]
     if not missing:

@@ -1,4 +1,4 @@
-"""Keep the ranks equal after the callbacks of an epoch and of a fit have run."""
+"""Keep the ranks' models equal after the callbacks of an epoch or a fit have run."""
 
 from __future__ import annotations
 
@@ -15,38 +15,39 @@ from tf_gossip_pga.training.group import Group
 
 
 class Ending:
-    """The ends of epochs, and of one `fit`, of a worker among others.
+    """The ends of epochs and of one `fit` call, on one of several workers.
 
-    When training ends, all ranks average globally during GossipPGA's `on_train_end`, so that later
-    callbacks see the common model. After all callbacks the ranks compare their models once more.
+    When training ends, all ranks average globally in GossipPGA's `on_train_end`, so that later
+    callbacks see the common model. After all callbacks have run, the ranks compare their models
+    again.
 
     Args:
       session: the exchanges of this process.
       group: the other ranks.
       model: the model that Keras trains.
-      epochs: the epoch that ends training, counted from 1.
+      epochs: number of the last epoch, counted from 1.
 
     Attributes:
-      has_joined: whether this rank joined the others during this fit. Its callbacks then lack the
+      has_joined: whether this rank joined the others during this fit. If so, its callbacks have no
         memory of earlier epochs.
     """
 
     def __init__(self, session: ElasticSession, group: Group, model: keras.Model, epochs: int):
-        """Store the arguments; exchange nothing."""
+        """Store the arguments without exchanging anything."""
         self._session = session
         self._group = group
         self._model = model
         self._epochs = epochs
         self._has_warned = False  # about learning rates
         self.has_joined = False
-        # The digests of parameters and statistics when `_note` was last called.
+        # Digests of the parameters and statistics at the last call of `_note`.
         self._noted: tuple[str, str] | None = None
 
     def follow_epoch(self, epoch: int):
-        """Restore this rank's own model after an epoch's callbacks; let all ranks stop together.
+        """Restore this rank's own model after an epoch's callbacks. Stop all ranks if one stops.
 
         Args:
-          epoch: the epoch that has ended, counted from 1.
+          epoch: the epoch that has just ended, counted from 1.
         """
         self._group.take_back()
         where = f"the end of the callbacks of epoch {epoch}"
@@ -69,7 +70,7 @@ class Ending:
         """Average globally when training ends.
 
         Raises:
-          RuntimeError: on every rank, if callbacks set the weights of some ranks only.
+          RuntimeError: on every rank, if callbacks set the weights of only some ranks.
         """
         where = "the end of training"
         own = [self._session.cluster.rank, self._has_changed()]
@@ -77,25 +78,25 @@ class Ending:
         check_all_or_none(changed)
         if {True, None} <= set(changed.values()):
             self._session.run(lambda: self._group.follow(_informed(changed)))
-        # Even if all replicas were equal: callbacks may have set weights, or the optimizer may have
-        # replaced them by its moving averages.
+        # Average even if all replicas were equal: callbacks may have set weights, or the optimizer
+        # may have replaced the weights with their moving averages.
         self._session.run(lambda: self._group.settle(where))
         self._note()
 
     def check(self):
-        """Compare the models of all ranks after all callbacks, and make them equal.
+        """Compare all ranks' models after all callbacks have run, and make them equal.
 
-        If they differ, average globally. If some ranks joined during this fit and others did not,
-        use instead the model of the lowest rank that did not.
+        If the models differ, average globally. But if some ranks joined during this fit and others
+        did not, copy the model of the lowest rank that did not join.
 
         Raises:
-          RuntimeError: on every rank, if callbacks set the weights of some ranks only.
-          WorkerLost: a worker was lost, and this rank's model may differ from the others.
+          RuntimeError: on every rank, if callbacks set the weights of only some ranks.
+          WorkerLost: a worker was lost, and this rank's model may differ from the others'.
         """
         where = "the end of fit"
         has_changed = self._has_changed()
 
-        def own():  # after a reconciliation the digests differ, but not what callbacks did
+        def own():  # a reconciliation changes the digests, but not has_changed
             return [self._session.cluster.rank, has_changed, self._group.averager.digests()]
 
         try:
@@ -131,10 +132,10 @@ class Ending:
         self._noted = self._group.averager.digests()
 
     def _has_changed(self) -> bool | None:
-        """Return whether callbacks set the parameters since `_note`; None if this is unknown.
+        """Return whether callbacks have set the parameters since `_note`, or None if unknown.
 
-        It is unknown after a fit without an epoch, and on a rank that joined: its callbacks lack
-        the memory of earlier epochs.
+        This is unknown after a fit without any epoch, and on a rank that joined, because its
+        callbacks have no memory of earlier epochs.
         """
         if self._noted is None or self.has_joined:
             return None
@@ -145,18 +146,18 @@ class Ending:
 
 
 def _informed(changed: dict[int, bool | None]) -> list[int]:
-    """Return the ranks that know whether callbacks set their weights; see `check_all_or_none`."""
+    """Return the ranks that know whether callbacks set their weights. See `check_all_or_none`."""
     return [rank for rank, has_changed in changed.items() if has_changed is not None]
 
 
 def check_all_or_none(changed: dict[int, bool | None]):
-    """Raise if callbacks set the weights of some ranks but not those of others.
+    """Raise if callbacks set the weights of some ranks but not of others.
 
     Args:
-      changed: for each rank, whether its parameters have changed; None if it does not know.
+      changed: for each rank, whether its parameters have changed, or None if unknown.
 
     Raises:
-      RuntimeError: some have changed and some have not; the message names both.
+      RuntimeError: some have changed and others have not. The message names both.
     """
     if not {True, False} <= set(changed.values()):
         return

@@ -1,7 +1,7 @@
-"""Follow one `fit` of a single worker: count steps, apply the schedule, write logs.
+"""Track one `fit` call of a single worker: count steps, apply the schedule, write logs.
 
-Each `fit` gets a new `Fit`, so that no state of an earlier one needs to be reset. `GroupFit` adds
-the other ranks.
+Each `fit` call creates a new `Fit`, so no state from an earlier call needs to be reset. `GroupFit`
+extends it to several workers.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from tf_gossip_pga.training.run_state import RunState
 
 
 class Fit:
-    """One `fit` of a single worker.
+    """One `fit` call of a single worker.
 
     Args:
       model: the model that Keras trains.
       params: the `params` that Keras passes to callbacks: `"epochs"`, `"steps"`.
-      run: the state that survives this fit.
+      run: the state that outlives this `fit`.
       session: the exchanges of this process.
 
     Attributes:
       model: the model that Keras trains.
-      params: as the argument.
-      run: as the argument.
-      session: as the argument.
+      params: see the argument.
+      run: see the argument.
+      session: see the argument.
       phase: the phase of this fit.
       vote: whether training stops before the end of the epoch.
-      epoch: the present epoch, counted from 1.
-      batches: number of completed batches of this epoch.
+      epoch: the current epoch, counted from 1.
+      batches: number of completed batches in this epoch.
       callbacks: the result of `callback_facts.facts` on this rank.
     """
 
     def __init__(self, model: keras.Model, params: dict, run: RunState, session: SoloSession):
-        """Store the arguments; exchange nothing."""
+        """Store the arguments without exchanging anything."""
         self.model = model
         self.params = params
         self.run = run
@@ -64,7 +64,7 @@ class Fit:
             raise ValueError(problem)
 
     def begin_epoch(self, epoch: int):
-        """Begin an epoch, counted from 0."""
+        """Begin an epoch; `epoch` counts from 0."""
         self.batches = 0
         self.epoch = epoch + 1
         self._begin_step_count(epoch)
@@ -76,7 +76,7 @@ class Fit:
         self._at_epoch_begin = (len(run.distances), run.global_steps, run.communication_seconds)
 
     def end_batch(self, logs: dict | None):
-        """Gossip or average globally after an optimizer step, as the schedule decides.
+        """Gossip or average globally after an optimizer step, depending on the schedule.
 
         Args:
           logs: Keras' logs of the batch, or None.
@@ -92,10 +92,10 @@ class Fit:
         self._report_step()
 
     def begin_test(self):
-        """Put the averaged model in place, for the validation and the end of the epoch."""
+        """Switch to the averaged model for validation and the end of the epoch."""
 
     def end_test(self):
-        """Record that the validation inside `fit` is over."""
+        """Record that validation inside `fit` has ended."""
         self._report_step()
 
     def end_epoch(self, epoch: int, logs: dict | None):
@@ -117,10 +117,10 @@ class Fit:
     # ---- After all callbacks: see `callback_list.Follower` --------------------------------------
 
     def after_batch(self):
-        """Request that all ranks stop if a callback has stopped this one."""
+        """Request that all ranks stop, if a callback has stopped this rank."""
 
     def after_epoch(self, epoch: int):
-        """Restore this rank's own model, and let all ranks stop together."""
+        """Restore this rank's own model, and stop all ranks if one of them stops."""
 
     def after_end(self):
         """Make the models of all ranks equal if callbacks changed them."""
@@ -133,11 +133,11 @@ class Fit:
         self.model.stop_training = True
 
     def sync(self, where: str, value: Any = None) -> list:
-        """Share a value at this point of training; return those of all ranks, in rank order."""
+        """Share a value at this point of training. Return all ranks' values, in rank order."""
         return [value]
 
     def average(self, doing: str) -> bool:
-        """Average globally, independently of the period; return whether this rank took part."""
+        """Average globally, regardless of the period. Return whether this rank took part."""
         if self._loss:
             self._loss.after_average()
         return True
@@ -145,11 +145,11 @@ class Fit:
     # ---- Extended by `GroupFit` -----------------------------------------------------------------
 
     def _gather_ranks(self, epoch: int):
-        """Meet the other ranks at the beginning of an epoch."""
+        """Sync with the other ranks at the beginning of an epoch."""
         self.phase = self.phase.after("epoch")
 
     def _average(self, is_global: bool) -> bool:
-        """Exchange after an optimizer step; return whether it was a global average."""
+        """Exchange after an optimizer step. Return whether it was a global average."""
         if is_global and self._loss:
             self._loss.average(self.run.step, self._loss.value)
         return is_global
@@ -158,22 +158,22 @@ class Fit:
         """Return the log of the consensus distance.
 
         Args:
-          measured: number of distances before this epoch.
+          measured: number of distances recorded before this epoch.
         """
         return {"consensus_distance": 0.0}
 
     def _begin_step_count(self, epoch: int):
-        # After a restore in a new process, the epoch gives the step count; our own count is 0.
+        # After a restore in a new process, run.step is 0, so derive the step count from the epoch.
         self.run.step = max(self.run.step, epoch * (self.params["steps"] or 0))
 
     # ---- Reports for workers that wait for this one ---------------------------------------------
 
     def report(self, where: str):
-        """Record what this rank does, as the end of a sentence that begins with "It is"."""
+        """Record what this rank is doing, as the end of a sentence that begins with "It is"."""
         self.session.at(where, self.run.step)
 
     def _report_step(self):
-        """Record that this rank computes the next step, or is at the end of the epoch."""
+        """Record that this rank is computing the next step, or is at the end of the epoch."""
         if self.batches == self.params["steps"]:
             self.report(f"at the end of epoch {self.epoch}")
         else:

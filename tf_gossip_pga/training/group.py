@@ -1,4 +1,4 @@
-"""Exchange with the other ranks of one `fit`: sync points, averages, reconciliation."""
+"""Exchange with the other ranks during one `fit`: sync points, averages, reconciliation."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from tf_gossip_pga.training.sync_point import Measured, Report
 
 
 class Group:
-    """The exchanges of one rank with the other ranks of a `fit`.
+    """One rank's exchanges with the other ranks during a `fit`.
 
     Args:
       session: the exchanges of this process.
-      run: the state that survives this fit.
+      run: the state that outlives this `fit`.
       model: the model that Keras trains.
       vote: whether training stops before the end of the epoch.
 
     Attributes:
       patience: how long exchanges wait for other workers.
-      replica: how this rank's model relates to those of the others.
+      replica: how this rank's model relates to the other ranks' models.
     """
 
     def __init__(self, session: ElasticSession, run: RunState, model: keras.Model, vote: StopVote):
-        """Store the arguments; exchange nothing."""
+        """Store the arguments without exchanging anything."""
         self.patience: Patience = run.settings.patience(session.timing)
         self.replica = Replica()
         self._session = session
         self._run = run
         self._model = model
         self._vote = vote
-        self._lent = ""  # digest of the averaged parameters, while they are lent
+        self._lent = ""  # digest of the averaged parameters while lent
         self._unreported: Measured = []
-        self._last_reports: list[dict] = []  # of all ranks at the last sync point
+        self._last_reports: list[dict] = []  # from all ranks, at the last sync point
 
     @property
     def loss_policy(self) -> LossPolicy | None:
-        """Return how to continue after the loss of a worker; None if a loss ends training."""
+        """Return how to continue after a worker is lost, or None if a loss ends training."""
         settings = self._run.settings
         if not settings.survives:
             return None
@@ -58,7 +58,7 @@ class Group:
         """Return the averager of the model's variables.
 
         Raises:
-          RuntimeError: there is none, because this joining worker was not admitted.
+          RuntimeError: there is no averager, because this joining worker was not admitted.
         """
         if self._run.averager is None:
             raise RuntimeError(
@@ -77,20 +77,22 @@ class Group:
         timed: bool = True,
         in_sequence: bool = True,
     ) -> list:
-        """Wait for all ranks at a sync point, and share a value and the measurements of each.
+        """Wait for all ranks at a sync point, and share each rank's value and measurements.
 
         Args:
           where: name of the sync point.
-          value: this rank's value, JSON-serializable; or a function that returns it, called each
-            time the exchange runs (again after a reconciliation). Default None.
-          logs: Keras' logs; the numbers in it become their means over ranks. Default None.
+          value: this rank's JSON-serializable value, or a function that returns it. The function is
+            called each time the exchange runs, including the repetition after a reconciliation.
+            Default None.
+          logs: Keras' logs. The numbers in them are replaced with their means over ranks. Default
+            None.
           timed: whether the wait counts as communication. Default True.
-          in_sequence: whether this is the next exchange of the sequence, else one of the start of
-            `fit`. Default True.
+          in_sequence: whether this exchange is the next one in the sequence. If False, it belongs
+            to the start of `fit`. Default True.
 
         Returns:
-          The values of all ranks, in rank order. If this rank missed the exchange, they include
-          that of a rank lost since then.
+          The values of all ranks, in rank order. If this rank missed the exchange, the values may
+          include that of a rank lost since then.
 
         Raises:
           RuntimeError: on every rank, if the ranks are at different points.
@@ -116,7 +118,7 @@ class Group:
                 self._session.run(gather)
             else:
                 gather()
-        # If this rank missed the exchange, it received these reports in the reconciliation.
+        # A rank that missed the exchange received these reports during the reconciliation.
         reports = [Report(**each) for each in self._last_reports]
         self._model.stop_training = any(each.stop for each in reports)
         sync_point.check_same_point(reports)
@@ -129,8 +131,8 @@ class Group:
     # ---- Averages -------------------------------------------------------------------------------
 
     def gossip(self, step: int):
-        """Mix with the neighbors after a step; in the background with `overlap`."""
-        # Rounds follow the step count, so that the ranks also agree in a resumed run.
+        """Mix with the neighbors after a step. With `overlap`, do so in the background."""
+        # Derive the round from the step count, so that ranks agree even in a resumed run.
         round, doing = step - 1, f"the gossip of step {step}"
         averager = self.averager
         with self._run.communicating():
@@ -138,17 +140,17 @@ class Group:
                 averager.gossip(round, doing)
                 return
             averager.finish_gossip()
-            # A gossip does not change the mean, so right before a global average it has no effect.
+            # A gossip keeps the mean, so one right before a global average would have no effect.
             if not self._run.schedule.is_global(step + 1):
                 averager.start_gossip(round, doing)
 
     def average_globally(self, doing: str, stop: bool = False, loss: float = 0.0) -> Heard:
-        """Set the model to the mean over ranks; share a few numbers in the same exchange.
+        """Set the model to the mean over ranks, and share a few numbers in the same exchange.
 
         Args:
           doing: name of the exchange, for messages.
-          stop: whether this rank requests to stop. Default False.
-          loss: this rank's training loss. Default 0, if the period is not adaptive.
+          stop: whether this rank requests a stop. Default False.
+          loss: this rank's training loss, if the period is adaptive. Default 0.
 
         Returns:
           The numbers of all ranks.
@@ -167,7 +169,7 @@ class Group:
         return heard
 
     def average_slots(self, doing: str):
-        """Average the optimizer's slots, clear them, or keep them, as `optimizer_state` says."""
+        """Average, clear, or keep the optimizer's slots, depending on `optimizer_state`."""
         with self._run.communicating():
             if self._run.settings.optimizer_state == "average":
                 self.averager.average_slots(doing)
@@ -175,20 +177,20 @@ class Group:
                 self.averager.clear_slots()
 
     def settle(self, doing: str):
-        """Average globally, so that no gossip is in the background afterwards."""
+        """Average globally, and leave no gossip running in the background."""
         self.take_back()
         self.averager.finish_gossip(apply=False)
         self.average_globally(doing)
 
     def follow(self, leaders: Collection[int]):
-        """Set all variables to those of the lowest rank in `leaders` that is still a member."""
+        """Copy all variables from the lowest rank in `leaders` that is still a member."""
         members = self._session.view.members
         place = next((place for place, rank in enumerate(members) if rank in leaders), None)
         if place is not None:
             self.averager.transfer_state(place, is_new=self._session.place != place)
 
     def lend_average(self, doing: str):
-        """Replace this rank's model by the average until `take_back`."""
+        """Replace this rank's model with the average until `take_back` is called."""
         local = self.averager.snapshot()
         self.average_globally(doing)
         self._lent = self.averager.digests()[0]
@@ -197,7 +199,7 @@ class Group:
     def take_back(self):
         """Restore this rank's own model if the average was lent.
 
-        If a callback changed the averaged weights, keep those weights instead.
+        If a callback changed the averaged weights, keep the changed weights instead.
         """
         local = self.replica.take_back()
         if local is not None and self.averager.digests()[0] == self._lent:
@@ -206,10 +208,10 @@ class Group:
     # ---- Changes of the view --------------------------------------------------------------------
 
     def use_view(self, averager_for: Callable[[Topology], Averager]):
-        """Exchange with the present members from now on.
+        """Exchange with the current members from now on.
 
         Args:
-          averager_for: function that returns an averager for a topology.
+          averager_for: function that builds an averager for a topology.
         """
         self._run.use_topology_for(self._session.size)
         self._run.use_averager(averager_for(self._run.topology))
@@ -217,9 +219,10 @@ class Group:
     def _reconcile(self, completed: int):
         """Give the members of a new view one model and one state.
 
-        The model is their average. Gossips need only neighbors, so the counts of completed
-        exchanges may differ by several. At most one of the exchanges that a rank missed was among
-        all members. The rank with the largest count shares the decisions of that exchange.
+        The model is their average. Because a gossip involves only neighbors, the members' counts of
+        completed exchanges may differ by several. At most one of the exchanges that a rank missed
+        involved all members. The rank with the largest count shares the decisions made in that
+        exchange.
 
         Args:
           completed: number of exchanges that this rank has completed.
@@ -233,7 +236,7 @@ class Group:
         }
         everyone = self._session.gather(own, doing, self.patience.start_s)
         first = max(everyone, key=lambda each: each["completed"])
-        self.take_back()  # averaging averages with local models would move the mean
+        self.take_back()  # mixing lent averages with local models would shift the mean
         self.use_view(self.averager.rebuilt)
         averaged = self.averager.global_average(doing, run.step)
         run.symptoms.check_finite(averaged.non_finite, self._session.cluster.is_chief)
@@ -245,4 +248,4 @@ class Group:
         if run.adaptive:
             run.adaptive.state = first["period"]
         self.replica.equalize()
-        self._unreported = []  # without the lost worker's part, these distances are incomplete
+        self._unreported = []  # incomplete without the lost worker's part

@@ -1,4 +1,4 @@
-"""Follow one `fit` of a worker among others: exchanges, sync points, joining workers."""
+"""Track one worker's `fit` call: its exchanges, its sync points, and workers that join."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tf_gossip_pga.training.start import Start
 
 
 class GroupFit(Fit):
-    """One `fit` of a worker among others; for the arguments see `Fit`.
+    """One `fit` call of one of several workers. For the arguments, see `Fit`.
 
     Attributes:
       group: the other ranks.
@@ -31,7 +31,7 @@ class GroupFit(Fit):
     session: ElasticSession
 
     def __init__(self, model: keras.Model, params: dict, run: RunState, session: ElasticSession):
-        """Store the arguments; exchange nothing."""
+        """Store the arguments without exchanging anything."""
         super().__init__(model, params, run, session)
         self.group = Group(session, run, model, self.vote)
         self._start = Start(session, self.group, run, model, params)
@@ -58,9 +58,9 @@ class GroupFit(Fit):
     # ---- Epochs and batches ---------------------------------------------------------------------
 
     def _gather_ranks(self, epoch: int):
-        """Meet the other ranks at the beginning of an epoch, and admit joining workers.
+        """Sync with the other ranks at the beginning of an epoch, and admit joining workers.
 
-        On a joining worker, become a member.
+        A joining worker becomes a member here.
         """
         if self.session.is_joining:
             self._enter(epoch)
@@ -69,26 +69,26 @@ class GroupFit(Fit):
         where = sync_point.beginning_of(epoch)
         if is_first and epoch:
             self.session.start(lambda: self._start.broadcast_again(where))
-        # A rank that completes this sync point knows that all ranks began equal. After a loss from
-        # here on, the surviving workers average; before, they repeat the start.
+        # A rank that completes this sync point knows that all ranks began with equal models. If a
+        # worker is lost earlier, the surviving workers repeat the start; if later, they average.
         while joining := self._sync_with_joining(where, may_join=not is_first):
             self._admit(joining, epoch)
         if is_first:
             self.run.symptoms.begin(self.group.averager.health)
 
     def _average(self, is_global: bool) -> bool:
-        """Exchange after an optimizer step; return whether it was a global average."""
-        if self.phase is Phase.WARMING_UP:  # ranks take different times to compile the first step
+        """Exchange after an optimizer step. Return whether it was a global average."""
+        if self.phase is Phase.WARMING_UP:  # ranks need different times to compile a step
             self.group.sync("the first batch", timed=False)
             self._start.check_no_late_variables()
         self.phase = self.phase.after("batch")
-        self.after_batch()  # for callbacks that come before GossipPGA
+        self.after_batch()  # for callbacks that run before GossipPGA
         self.run.symptoms.after_step(self.group.averager.health)
         was_global = self.session.run(self._exchange)
         return is_global if was_global is MISSED else was_global
 
     def _exchange(self) -> bool:
-        """Gossip or average globally; return whether it was a global average."""
+        """Gossip or average globally. Return whether it was a global average."""
         run, group = self.run, self.group
         group.replica.diverge()
         if not run.schedule.is_global(run.step):
@@ -108,8 +108,8 @@ class GroupFit(Fit):
     # ---- Validation, and the ends ---------------------------------------------------------------
 
     def begin_test(self):
-        """Put the averaged model in place, for the validation and the end of the epoch."""
-        self._check_whole_epoch()  # here too: validation comes before the end of the epoch
+        """Switch to the averaged model for validation and the end of the epoch."""
+        self._check_whole_epoch()  # also here, because validation precedes the end of the epoch
         validation = f"the validation after step {self.run.step}"
         self.report(f"in {validation}")
         # After a loss, only some ranks may know that the replicas are equal.
@@ -117,7 +117,7 @@ class GroupFit(Fit):
             self.session.run(lambda: self.group.lend_average(validation))
 
     def end_epoch(self, epoch: int, logs: dict | None):
-        """Replace Keras' logs by their means over ranks, and add this epoch's measurements."""
+        """Replace Keras' logs with their means over ranks, and add this epoch's measurements."""
         self._check_whole_epoch()
         self.group.sync(f"the end of epoch {epoch + 1}", logs=logs)
         super().end_epoch(epoch, logs)
@@ -132,7 +132,7 @@ class GroupFit(Fit):
         self._ending.average()
 
     def _check_whole_epoch(self):
-        """Raise if this rank ends the epoch early, because the others would wait for it."""
+        """Raise if this rank ends the epoch early, which would leave the others waiting for it."""
         if not self.vote.is_agreed:
             sync_point.check_whole_epoch(
                 self.session.cluster.rank,
@@ -145,14 +145,15 @@ class GroupFit(Fit):
     # ---- After all callbacks --------------------------------------------------------------------
 
     def after_batch(self):
-        """Request that all ranks stop if a callback has stopped this one."""
+        """Request that all ranks stop, if a callback has stopped this rank."""
         if self.model.stop_training and not self.vote.is_agreed:
-            # The others would wait if this rank stopped alone: all stop at the next global average.
+            # If this rank stopped alone, the others would wait. All stop at the next global
+            # average.
             self.vote.request()
             self.model.stop_training = False
 
     def after_epoch(self, epoch: int):
-        """Restore this rank's own model, and let all ranks stop together."""
+        """Restore this rank's own model, and stop all ranks if one of them stops."""
         self._ending.follow_epoch(epoch + 1)
 
     def after_end(self):
@@ -167,12 +168,12 @@ class GroupFit(Fit):
         self.vote.request()
 
     def sync(self, where: str, value: Any = None) -> list:
-        """Share a value at this point of training; return those of all ranks, in rank order."""
+        """Share a value at this point of training. Return all ranks' values, in rank order."""
         self.report(f"at {where}")
         return self.group.sync(where, value, timed=False)
 
     def average(self, doing: str) -> bool:
-        """Average globally, independently of the period; return whether this rank took part."""
+        """Average globally, regardless of the period. Return whether this rank took part."""
         super().average(doing)
 
         def settle():
@@ -184,19 +185,19 @@ class GroupFit(Fit):
     # ---- Joining workers ------------------------------------------------------------------------
 
     def _sync_with_joining(self, where: str, may_join: bool) -> dict[str, int]:
-        """Sync, and return the endpoints of joining workers by rank in decimal digits."""
+        """Sync, and return the joining workers' endpoints, keyed by rank as a decimal string."""
         everyone = self.group.sync(where, self.session.joining() if may_join else {})
         return {rank: endpoint for each in everyone for rank, endpoint in each.items()}
 
     def _admit(self, joining: dict[str, int], epoch: int):
-        """Admit joining workers after a global average; all members call it together."""
+        """Admit joining workers after a global average. All members must call this together."""
         session = self.session
         self.phase = self.phase.after("admission")
         doing = "the admission of a worker"
         own = [self.average(doing), session.view.number]
         if any(each != [True, session.view.number] for each in self.group.sync(doing, own)):
-            return  # another worker was lost meanwhile: all sync again
-        source = session.view.members[0]  # read now: a member may have been lost in the average
+            return  # another worker was lost in the meantime, so all ranks sync again
+        source = session.view.members[0]  # read after the average, in which a member may be lost
 
         def admit():
             with self.run.communicating():
@@ -206,7 +207,7 @@ class GroupFit(Fit):
         session.attempt(admit)
 
     def _enter(self, epoch: int):
-        """Become a member, and receive the state of the others; a loss meanwhile is an error."""
+        """Become a member, and receive the other workers' state. Raise if a worker is lost."""
         session, invitation = self.session, self.session.admission.accepted()
         if epoch != invitation.epoch:
             raise ValueError(
@@ -227,8 +228,8 @@ class GroupFit(Fit):
         """Transfer the state of rank `source` to the new members.
 
         Args:
-          source: the rank that sends.
-          averager_for: function that returns an averager for a topology.
+          source: the sending rank.
+          averager_for: function that builds an averager for a topology.
           is_new: whether this rank is a new member.
         """
         self.group.use_view(averager_for)

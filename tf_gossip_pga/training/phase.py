@@ -1,4 +1,4 @@
-"""Define the states and transitions of one `fit`: its phase, its stop vote and its replica."""
+"""Define the states and transitions of a `fit`: its phase, stop vote, and replica."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Phase(enum.Enum):
 
         STARTING   --epoch-->      WARMING_UP    all ranks begin the first epoch
         STARTING   --admission-->  WARMING_UP    this joining worker was admitted
-        WARMING_UP --batch-->      TRAINING      the ranks met after the first batch
+        WARMING_UP --batch-->      TRAINING      the ranks synced after the first batch
         TRAINING   --admission-->  WARMING_UP    a joining worker must compile its first step
         any        --end-->        ENDED
     """
 
     STARTING = "starting"  # the ranks agree on what to train
-    WARMING_UP = "warming up"  # the next batch is the first of these members together
+    WARMING_UP = "warming up"  # the next batch is the first one with these members
     TRAINING = "training"
     ENDED = "ended"
 
@@ -30,7 +30,7 @@ class Phase(enum.Enum):
           event: `"epoch"`, `"batch"`, `"admission"` or `"end"`.
 
         Raises:
-          RuntimeError: the event cannot happen in this phase.
+          RuntimeError: the event cannot occur in this phase.
         """
         if event == "end":
             return Phase.ENDED
@@ -45,7 +45,7 @@ class Phase(enum.Enum):
 _AFTER = {
     (Phase.STARTING, "epoch"): Phase.WARMING_UP,
     (Phase.STARTING, "admission"): Phase.WARMING_UP,
-    (Phase.WARMING_UP, "epoch"): Phase.WARMING_UP,  # an epoch without a batch
+    (Phase.WARMING_UP, "epoch"): Phase.WARMING_UP,  # an epoch without any batch
     (Phase.WARMING_UP, "admission"): Phase.WARMING_UP,
     (Phase.WARMING_UP, "batch"): Phase.TRAINING,
     (Phase.TRAINING, "epoch"): Phase.TRAINING,
@@ -69,7 +69,7 @@ class StopVote:
 
         NO --request--> REQUESTED --agree--> AGREED
 
-    One rank requests a stop. All ranks agree at the next global average.
+    Any rank can request a stop. All ranks agree to it at the next global average.
 
     Attributes:
       state: one of `Vote`.
@@ -80,27 +80,27 @@ class StopVote:
         self.state = Vote.NO
 
     def request(self):
-        """Record that this rank requests to stop."""
+        """Record that this rank has requested a stop."""
         if self.state is Vote.NO:
             self.state = Vote.REQUESTED
 
     def agree(self):
-        """Record that all ranks stop."""
+        """Record that all ranks have agreed to stop."""
         self.state = Vote.AGREED
 
     @property
     def is_requested(self) -> bool:
-        """Return whether this rank requests to stop, or all ranks stop."""
+        """Return whether this rank has requested a stop, or all ranks have agreed to stop."""
         return self.state is not Vote.NO
 
     @property
     def is_agreed(self) -> bool:
-        """Return whether all ranks stop."""
+        """Return whether all ranks have agreed to stop."""
         return self.state is Vote.AGREED
 
 
 class Replica:
-    """How this rank's model relates to those of the other ranks.
+    """How this rank's model relates to the other ranks' models.
 
     Transitions::
 
@@ -110,13 +110,13 @@ class Replica:
         LENT     --take_back-->  DIVERGED    after the epoch's callbacks the local model is restored
 
     Attributes:
-      is_equal: whether all replicas are bit-identical at present.
+      is_equal: whether all replicas are currently bit-identical.
     """
 
     def __init__(self):
         """Start with replicas that may differ."""
         self.is_equal = False
-        self._local: Any = None  # this rank's own weights, while the model holds the average
+        self._local: Any = None  # this rank's own weights while the average is lent
 
     @property
     def is_lent(self) -> bool:
@@ -128,7 +128,7 @@ class Replica:
         self.is_equal = False
 
     def equalize(self):
-        """Record that all replicas are bit-identical; discard a saved local model."""
+        """Record that all replicas are bit-identical, and discard any saved local model."""
         self.is_equal = True
         self._local = None
 
@@ -138,7 +138,7 @@ class Replica:
         self._local = local
 
     def take_back(self) -> Any:
-        """Return the saved local model, or None; the caller restores it."""
+        """Return the saved local model for the caller to restore, or None."""
         local, self._local = self._local, None
         if local is not None:
             self.is_equal = False

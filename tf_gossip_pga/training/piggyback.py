@@ -1,7 +1,7 @@
-"""Encode the few numbers that ranks exchange along with a global average.
+"""Encode a few numbers that ranks exchange along with a global average.
 
-A global average computes sums over ranks anyway, so these numbers need no extra exchange. A number
-that must stay separate for each rank has one place per rank, which is zero on all other ranks.
+A global average sums over ranks in any case, so these numbers need no extra exchange. A number that
+must stay separate for each rank has one position per rank, which is zero on all other ranks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-_STOP, _LOSS, _FIRST = range(3)  # places; from _FIRST on there are two for each rank
+_STOP, _LOSS, _FIRST = range(3)  # indices; from _FIRST on, each rank has two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +18,9 @@ class Piggyback:
     """The numbers of one rank.
 
     Attributes:
-      stop: whether the rank requests to stop. Default False.
-      loss: its training loss. Default 0, if it is not needed.
-      fingerprint: 32-bit hash of its parameters after its first step. Default 0, if it is not
-        needed.
+      stop: whether the rank requests a stop. Default False.
+      loss: the rank's training loss, if needed. Default 0.
+      fingerprint: 32-bit hash of the rank's parameters after its first step, if needed. Default 0.
     """
 
     stop: bool = False
@@ -29,11 +28,11 @@ class Piggyback:
     fingerprint: int = 0
 
     def encode(self, rank: int, ranks: int) -> np.ndarray:
-        """Return `[length(ranks)]` float32, to be summed over ranks.
+        """Return the encoded numbers, `[length(ranks)]` float32, to be summed over ranks.
 
         Args:
           rank: this rank.
-          ranks: number of ranks, lost ones included.
+          ranks: number of ranks, including lost ones.
         """
         numbers = np.zeros(length(ranks), np.float32)
         numbers[_STOP], numbers[_LOSS] = self.stop, self.loss
@@ -48,9 +47,9 @@ class Heard:
     """The numbers of all ranks.
 
     Attributes:
-      is_stop: whether any rank requests to stop.
-      loss: the mean of their training losses.
-      fingerprints: their fingerprints as two halves, `[ranks, 2]`; 0 for ranks without one.
+      is_stop: whether any rank requests a stop.
+      loss: the mean of the ranks' training losses.
+      fingerprints: each rank's fingerprint as two halves, `[ranks, 2]`; 0 for ranks without one.
     """
 
     is_stop: bool
@@ -59,10 +58,10 @@ class Heard:
 
     @classmethod
     def decode(cls, sums: np.ndarray, members: int) -> Heard:
-        """Decode the sums over ranks of what `encode` returned.
+        """Decode the sums over ranks of the results of `encode`.
 
         Args:
-          sums: `[length(ranks)]`.
+          sums: the summed numbers, `[length(ranks)]`.
           members: number of ranks that took part.
         """
         halves = np.rint(sums[_FIRST:]).reshape(-1, 2)
@@ -70,5 +69,5 @@ class Heard:
 
 
 def length(ranks: int) -> int:
-    """Return the number of encoded numbers for a number of ranks, lost ones included."""
+    """Return how many numbers are encoded for `ranks` ranks, including lost ones."""
     return _FIRST + 2 * ranks

@@ -1,4 +1,4 @@
-"""Handle SIGTERM, which schedulers send before they take a machine away, while `fit` runs."""
+"""Handle SIGTERM during `fit`. Schedulers send it before they reclaim a machine."""
 
 import contextlib
 import os
@@ -9,29 +9,29 @@ import time
 import types
 from collections.abc import Callable
 
-# Ignore a second signal within this many seconds: a service manager sends SIGTERM to the launcher
-# and to its workers, and the launcher also forwards it.
+# Ignore a second signal within this many seconds: a service manager sends SIGTERM to both the
+# launcher and its workers, and the launcher forwards it to the workers as well.
 _ECHO_S = 1.0
 
 
 class Sigterm:
-    """Record SIGTERM instead of ending the process, from `begin` to `end`.
+    """Record SIGTERM instead of letting it end the process, from `begin` to `end`.
 
-    This works in the main thread only. In other threads, and if the process ignores SIGTERM,
-    nothing changes. These signals have their usual effect: another SIGTERM at least a second after
-    the first, one that arrives after an exception left `fit`, and one that a forked child receives.
+    Has no effect outside the main thread or if the process ignores SIGTERM. The following signals
+    keep their usual effect: another SIGTERM at least a second after the first, a SIGTERM after an
+    exception has left `fit`, and a SIGTERM sent to a forked child.
 
     Args:
-      answer: function to call when the signal arrives; it runs between any two instructions of the
-        main thread.
-      text: message for standard error when the signal arrives.
+      answer: function to call when the signal arrives. It may run between any two instructions of
+        the main thread.
+      text: message to print to standard error when the signal arrives.
 
     Attributes:
       received: whether the signal has arrived since `begin`.
     """
 
     def __init__(self, answer: Callable[[], object], text: str):
-        """Store the arguments; `begin` installs the handler."""
+        """Store the arguments. The handler is installed by `begin`."""
         self.received = False
         self._received_at = 0.0
         self._answer = answer
@@ -40,7 +40,7 @@ class Sigterm:
         self._code: types.CodeType | None = None
 
     def begin(self, code: types.CodeType):
-        """Record the signal from now on, until `end` or the return of a function.
+        """Record the signal until `end` is called or a given function returns.
 
         Args:
           code: code object of that function.
@@ -57,8 +57,8 @@ class Sigterm:
         """Restore the previous handler.
 
         Args:
-          heeded: whether the script reacted to a signal that arrived. If not, raise it again, so
-            that it has its usual effect.
+          heeded: whether the script has handled the signal. If not, a signal that has arrived is
+            raised again, so that it has its usual effect.
         """
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
@@ -67,7 +67,7 @@ class Sigterm:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _handle(self, number: int, frame: types.FrameType | None):
-        # Keras does not tell callbacks when an exception leaves fit, so look at the stack.
+        # Keras does not notify callbacks when an exception leaves fit, so inspect the stack.
         if self.received and time.monotonic() < self._received_at + _ECHO_S:
             return
         if self.received or not any(each is self._code for each in _codes(frame)):
@@ -75,14 +75,14 @@ class Sigterm:
             self.end(heeded=False)
             return
         self.received, self._received_at = True, time.monotonic()
-        # Not print, which the signal may have interrupted.
+        # Do not use print: the signal may have interrupted a print call.
         with contextlib.suppress(OSError, ValueError):
             os.write(sys.stderr.fileno(), f"{self._text}\n".encode())
         self._answer()
 
 
 def _leave_to_parent():
-    """Restore the handler from before the parent's `begin` in a forked child."""
+    """In a forked child, restore the handler that preceded the parent's `begin`."""
     owner = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if isinstance(owner, Sigterm):
         owner.end(heeded=True)
@@ -94,13 +94,13 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 def code_of_caller(name: str) -> types.CodeType:
     """Return the code object of the innermost caller whose function is not named `name`.
 
-    In a hook of a callback, whose callers are hooks of the same name, this is Keras' `fit`.
+    Inside a callback hook, whose callers are hooks of the same name, this is Keras' `fit`.
     """
     return next(code for code in _codes(sys._getframe(1)) if code.co_name != name)
 
 
 def _codes(frame: types.FrameType | None):
-    """Yield the code objects of a frame and its callers, innermost first."""
+    """Yield the code objects of a frame and of its callers, innermost first."""
     while frame is not None:
         yield frame.f_code
         frame = frame.f_back

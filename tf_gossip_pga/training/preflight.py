@@ -1,8 +1,8 @@
-"""Check, before the first exchange, that each rank can train and that the ranks match.
+"""Check before the first exchange that each rank can train and that the ranks match.
 
-Ranks that differ would exchange tensors of different shapes or at different steps, and wait for
-each other forever. Each rank therefore sends all others a description of what it is about to train,
-and all ranks reach the same result.
+Mismatched ranks would exchange tensors of different shapes or at different steps, and would wait
+for each other forever. To prevent this, each rank sends all others a description of what it is
+about to train, and all ranks come to the same conclusion.
 """
 
 import hashlib
@@ -43,13 +43,13 @@ def problem_of_rank(
       model: the model that Keras is about to train.
       settings: the arguments of the callback.
       session: the exchanges of this process.
-      steps: number of batches in an epoch, from Keras' `params`; None if Keras does not know it.
+      steps: number of batches per epoch, from Keras' `params`; None if Keras does not know it.
     """
     found = problem_of_model(model) or problem_of_local(model, settings.local)
     if not found and settings.optimizer_state == "reset":
         optimizers = [optimizer for optimizer, _ in variables_lib.optimizers_of(model)]
         found = next(filter(None, map(problem_of_reset, optimizers)), None)
-    if session.cluster.size == 1:  # the other checks matter only to several ranks
+    if session.cluster.size == 1:  # the other checks apply only to several ranks
         return found
     if not found and settings.survives and (unreachable := session.unreachable()):
         found = (
@@ -60,7 +60,7 @@ def problem_of_rank(
 
 
 def problem_of_model(model) -> str | None:
-    """Return why a compiled `keras.Model` cannot be trained with gossip, or None if it can."""
+    """Return why a compiled `keras.Model` cannot be trained by gossip, or None if it can."""
     if model.steps_per_execution > 1:
         return (
             "GossipPGA must see every batch, but the model was compiled with "
@@ -86,12 +86,12 @@ def problem_of_model(model) -> str | None:
 
 
 def problem_of_unbuilt(model, optimizers: list) -> str | None:
-    """Return why an optimizer of the model cannot be built before training, or None if all can."""
+    """Return why one of the optimizers cannot be built before training, or None if all can."""
     for optimizer, _ in optimizers:
         inner = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
         if optimizer is not model.optimizer and not optimizer.built and inner.use_ema:
-            # If it were built for more variables than it trains, it would overwrite the others with
-            # its moving averages.
+            # If built for more variables than it trains, it would overwrite the extra ones with its
+            # moving averages.
             return (
                 f"The model holds the optimizer {optimizer.name!r} with use_ema=True, but "
                 "GossipPGA cannot tell which variables that optimizer trains. Build it before fit: "
@@ -101,9 +101,9 @@ def problem_of_unbuilt(model, optimizers: list) -> str | None:
 
 
 def problem_of_local(model, names: Collection[str]) -> str | None:
-    """Return which of the `local` names the model does not have, or None if it has all."""
+    """Return which of the `local` names is missing from the model, or None if all exist."""
     held = variables_lib.held_by_layers(model)
-    layers = {layer.name for _, layer, _ in variables_lib.walk(model)}  # also without variables
+    layers = {layer.name for _, layer, _ in variables_lib.walk(model)}  # even if empty
     for name in names:
         if name not in layers and not any(each.is_local([name]) for each in held):
             paths = [each.path for each in held]
@@ -139,7 +139,7 @@ def problem_of_devices(model, strategy) -> str | None:
 
 
 def problem_of_reset(optimizer) -> str | None:
-    """Return why an optimizer's slots cannot be set to zero during training, or None."""
+    """Return why an optimizer's slots cannot be reset to zero in training, or None if they can."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
     kept = {
         "moving averages of the weights (use_ema=True)": optimizer.use_ema,
@@ -160,7 +160,7 @@ def problem_of_data(steps: int | None) -> str | None:
     """Return why several ranks cannot train with this number of batches, or None if they can.
 
     Args:
-      steps: number of batches in an epoch, from Keras' `params`; None if Keras does not know it.
+      steps: number of batches per epoch, from Keras' `params`; None if Keras does not know it.
     """
     if steps is None:
         return (
@@ -173,16 +173,16 @@ def problem_of_data(steps: int | None) -> str | None:
 
 
 def facts(model, settings: dict) -> dict:
-    """Return the facts that must be equal on all ranks, in the order to report differences.
+    """Return the facts that must be equal on all ranks, in the order to check them.
 
-    Also build the optimizers; see `described`.
+    Also build the optimizers (see `described`).
 
     Args:
       model: a compiled `keras.Model`.
-      settings: further facts by name, JSON-serializable.
+      settings: further JSON-serializable facts, by name.
     """
     return {
-        # Versions first: another version may name and order variables differently.
+        # Versions first: other versions may name and order variables differently.
         "the version of TensorFlow": tf.__version__,
         "the version of Keras": keras.__version__,
         "the version of tf_gossip_pga": __version__,
@@ -196,9 +196,9 @@ def facts(model, settings: dict) -> dict:
 
 
 def described(model) -> list[str]:
-    """Describe every variable of a model and its optimizers, in the order of `variables.held`.
+    """Describe each variable of a model and its optimizers, in the order of `variables.held`.
 
-    Also build the optimizers that are not built yet.
+    Also build any optimizers that are not built yet.
     """
     variables_lib.build(model)
     return [_described(each) for each in variables_lib.held(model)]
@@ -209,10 +209,10 @@ def check_no_late_variables(model, known: list[Held]):
 
     Args:
       model: the model after its first batch.
-      known: the variables that it had before.
+      known: the model's variables before that batch.
 
     Raises:
-      ValueError: there are new variables; the message names them.
+      ValueError: there are new variables. The message names them.
     """
     before = {id(each.value) for each in known}
     late = [
@@ -228,7 +228,7 @@ def check_no_late_variables(model, known: list[Held]):
 
 
 def warnings_of_variables(model, local: Collection[str]) -> list[str]:
-    """Return warnings about variables that cannot be sent to other ranks and are not `local`."""
+    """Return warnings about variables that cannot be sent to other ranks but are not `local`."""
     left = [
         f"{each.path} ({each.value.dtype.name}, shape {each.value.shape})"
         for each in variables_lib.held_by_layers(model)
@@ -249,10 +249,10 @@ def digest(facts: dict) -> str:
 
 
 def check(everyone: list[dict], ranks: tuple[int, ...], rank: int):
-    """Raise on all ranks, for the same reason, if a rank cannot train or the ranks differ.
+    """Raise on every rank if any rank cannot train or the ranks differ.
 
     Args:
-      everyone: from each rank `{"problem": text or None, "facts": dict or None}`.
+      everyone: `{"problem": text or None, "facts": dict or None}` from each rank.
       ranks: the ranks, in the same order.
       rank: the rank of this process.
 
@@ -277,11 +277,11 @@ def check(everyone: list[dict], ranks: tuple[int, ...], rank: int):
 
 
 def check_joining(rank: int, invitation: Invitation | None, digest: str, problem: str | None):
-    """Raise if a joining worker does not match the workers that train.
+    """Raise if a joining worker does not match the workers already in training.
 
     Args:
       rank: the rank of the joining worker.
-      invitation: the invitation of the members; None if `Checkpoint.restore` did not request it.
+      invitation: the members' invitation, or None if `Checkpoint.restore` did not request one.
       digest: this worker's digest of the facts that must be equal on all ranks.
       problem: why this rank cannot train, or None if it can.
 
@@ -317,8 +317,8 @@ def _are_equal(values: list) -> bool:
 
 
 def _described(held: Held) -> str:
-    # Keras numbers the layers of a process in the order of creation, so the numbers may differ
-    # between ranks. Names of optimizer variables contain them in the middle:
+    # Keras numbers the layers of a process in order of creation, so the numbers may differ between
+    # ranks. Names of optimizer variables contain such numbers in the middle:
     # adam/sequential_2_dense_3_kernel_momentum.
     path = re.sub(r"_\d+(?=[_/]|$)", "", held.path)
     shape = held.value.shape
@@ -328,7 +328,7 @@ def _described(held: Held) -> str:
 
 
 def first_difference(lists: list[list[str]]) -> tuple[str, list[str]]:
-    """Return the name and the values of the first difference between lists from `described`."""
+    """Return the name and values of the first difference between results of `described`."""
     for index in range(max(map(len, lists))):
         values = [each[index] if index < len(each) else "none" for each in lists]
         if not _are_equal(values):

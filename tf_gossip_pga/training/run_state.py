@@ -1,4 +1,4 @@
-"""Keep the state that survives one `fit`: the step count, the period, totals, the averager."""
+"""Hold the state that outlives a `fit`: the step count, the period, totals, the averager."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tf_gossip_pga.training.symptoms import Symptoms
 
 
 class RunState:
-    """The state of a run over all of its `fit` calls.
+    """The state of a run across all of its `fit` calls.
 
     Args:
       settings: the arguments of the callback.
@@ -25,14 +25,14 @@ class RunState:
     Attributes:
       settings: the arguments of the callback.
       schedule: decides when to average globally.
-      topology: which of the present members gossip with each other.
-      averager: exchanges the model's variables; None before the first `fit`, and for a single
+      topology: which of the current members gossip with each other.
+      averager: exchanges the model's variables. None before the first `fit` and for a single
         worker.
-      symptoms: finds identical steps and parameters that are not finite.
+      symptoms: detects identical steps and non-finite parameters.
       step: number of completed batches.
       gossip_steps: number of steps that ended with a gossip or without an exchange.
       global_steps: number of steps that ended with a global average.
-      distances: `(step, consensus distance)` of each global average of differing replicas.
+      distances: `(step, consensus distance)` of each global average of replicas that may differ.
       communication_seconds: seconds spent in exchanges, including the wait for other workers.
     """
 
@@ -57,7 +57,7 @@ class RunState:
 
     @property
     def period_state(self) -> schedule.AdaptiveState | None:
-        """Return the state of an adaptive period, JSON-serializable; None for a fixed period."""
+        """Return an adaptive period's JSON-serializable state, or None for a fixed period."""
         return self.adaptive.state if self.adaptive else None
 
     @property
@@ -67,7 +67,7 @@ class RunState:
 
     @property
     def snapshot(self) -> dict:
-        """Return step and period, JSON-serializable; set it to continue a run."""
+        """Return the step and period, JSON-serializable. Set this to continue a run."""
         return {"step": self.step, "period": self.period_state}
 
     @snapshot.setter
@@ -93,7 +93,7 @@ class RunState:
         self.averager = averager
 
     def use_topology_for(self, size: int):
-        """Use a topology for this number of members; keep the present one if it fits."""
+        """Use a topology for this number of members. Keep the current one if it fits."""
         if self.topology.size != size:
             self.topology = topology_lib.resolve_for_survivors(self.settings.topology, size)
 
@@ -104,7 +104,7 @@ class RunState:
 
     @contextlib.contextmanager
     def communicating(self) -> Iterator[None]:
-        """Return a context whose duration counts as communication."""
+        """Return a context manager whose duration counts as communication time."""
         started = time.perf_counter()
         try:
             yield

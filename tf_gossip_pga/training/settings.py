@@ -1,4 +1,4 @@
-"""Check the arguments of `GossipPGA` once, at its construction."""
+"""Validate the arguments of `GossipPGA` once, at construction."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ OPTIMIZER_STATES = ("local", "average", "reset")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The arguments of `GossipPGA`, which documents them.
+    """The arguments of `GossipPGA`. See `GossipPGA` for their meaning.
 
     Args:
       size: number of workers.
 
     Raises:
-      ValueError: an argument is out of its range; the message names the accepted values.
+      ValueError: an argument is out of range. The message names the accepted values.
       TypeError: the topology is neither a name nor a `Topology`.
     """
 
@@ -41,7 +41,7 @@ class Settings:
     size: dataclasses.InitVar[int]
 
     def __post_init__(self, size: int):
-        """Check the arguments, and convert them to their types."""
+        """Validate the arguments, and convert them to their declared types."""
         schedule.resolve(self.H)
         if self.optimizer_state not in OPTIMIZER_STATES:
             raise ValueError(
@@ -82,15 +82,15 @@ class Settings:
 
     @property
     def survives(self) -> bool:
-        """Return whether training continues without lost workers."""
+        """Return whether training continues after a worker is lost."""
         return self.on_worker_lost == "continue"
 
     def patience(self, timing: Timing) -> Patience:
-        """Return how long exchanges wait for other workers; see `Patience`."""
+        """Return how long exchanges wait for other workers."""
         return Patience(self.timeout_s, self.timeout_s * timing.between_work_factor)
 
     def facts(self) -> dict:
-        """Return the settings that must be equal on all ranks, JSON-serializable.
+        """Return the settings that must be equal on all ranks, as a JSON-serializable dict.
 
         H and the topology are compared separately.
         """

@@ -1,4 +1,4 @@
-"""Start one `fit` of a worker among others: agree on what to train, and begin equal."""
+"""Start a `fit` of several workers: agree on what to train, and begin with equal models."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tf_gossip_pga.training.run_state import RunState
 
 
 class Start:
-    """The start of one `fit`.
+    """The start of one `fit` call.
 
-    If a worker is lost during the start, the other workers repeat it.
+    If a worker is lost during the start, the other workers repeat the start.
 
     Args:
       session: the exchanges of this process.
       group: the other ranks.
-      run: the state that survives this fit.
+      run: the state that outlives this `fit`.
       model: the model that Keras trains.
       params: the `params` that Keras passes to callbacks: `"epochs"`, `"steps"`.
 
@@ -38,7 +38,7 @@ class Start:
         model: keras.Model,
         params: dict[str, Any],
     ):
-        """Store the arguments and the present step; exchange nothing."""
+        """Store the arguments and the current step without exchanging anything."""
         self.digest = ""
         self._session = session
         self._group = group
@@ -56,7 +56,7 @@ class Start:
           callbacks: the result of `callback_facts.facts` on this rank.
 
         Raises:
-          ValueError: it does not match, or it cannot train.
+          ValueError: it does not match the others, or it cannot train.
         """
         self._run.use_topology_for(self._session.size)
         self._facts(problem, callbacks)
@@ -64,7 +64,7 @@ class Start:
         preflight.check_joining(self._session.cluster.rank, invitation, self.digest, problem)
 
     def agree(self, problem: str | None, callbacks: list[callback_facts.Fact] | None):
-        """Agree with all present members on what to train, and take rank 0's state.
+        """Agree with all current members on what to train, and copy rank 0's state.
 
         Args:
           problem: why this rank cannot train, or None if it can.
@@ -75,7 +75,7 @@ class Start:
         """
         run, session = self._run, self._session
         run.use_topology_for(session.size)
-        if run.averager is not None:  # an interrupted fit may have left a gossip in the background
+        if run.averager is not None:  # an interrupted fit may have left a gossip running
             run.averager.finish_gossip(apply=False)
         facts = self._facts(problem, callbacks)
         known = not problem and run.averager is not None and run.averager.serves(self._variables)
@@ -90,15 +90,15 @@ class Start:
             [each["callbacks"] for each in everyone], session.view.members
         )
         callback_facts.warn(session.cluster, *found)
-        # Building an averager is an exchange, so all ranks must build one or none.
+        # Building an averager requires an exchange, so either all ranks build one or none does.
         if not all(each["known"] for each in everyone):
             run.use_averager(self.new_averager(run.topology))
         self._group.averager.broadcast("the start of training")
 
     def broadcast_again(self, where: str):
-        """Take rank 0's state again, at the beginning of the first epoch.
+        """Copy rank 0's state again, at the beginning of the first epoch.
 
-        BackupAndRestore sets weights in on_train_begin, perhaps after the broadcast there.
+        BackupAndRestore sets weights in on_train_begin, possibly after the first broadcast.
 
         Args:
           where: name of the sync point.
@@ -107,7 +107,7 @@ class Start:
         self._group.averager.broadcast("the start of training")
 
     def new_averager(self, topology: Topology) -> Averager:
-        """Return an averager of the model's variables for the present members."""
+        """Return an averager of the model's variables for the current members."""
         return Averager(
             self._session,
             topology,
@@ -121,16 +121,16 @@ class Start:
         """Raise if the first batch created variables that the ranks did not start with.
 
         Raises:
-          ValueError: there are new variables; the message names them.
+          ValueError: there are new variables. The message names them.
         """
         preflight.check_no_late_variables(self._model, self._known)
 
     def _facts(
         self, problem: str | None, callbacks: list[callback_facts.Fact] | None
     ) -> dict | None:
-        """Return the facts that must be equal on all ranks, and keep their digest.
+        """Return the facts that must be equal on all ranks, and store their digest.
 
-        Also build the optimizers. Return None if this rank has a problem.
+        Also build the optimizers. Return None if this rank cannot train.
         """
         if problem:
             return None
@@ -145,10 +145,10 @@ class Start:
                 **run.settings.facts(),
                 "steps per epoch": self._params["steps"],
                 "epochs": self._params["epochs"],
-                "step count": self._step,  # not run.step, which may be ahead in a repeated start
+                "step count": self._step,  # run.step may be ahead in a repeated start
             },
         )
-        # `agree` compares the callbacks separately; for joining workers the digest includes them.
+        # `agree` compares callbacks separately. The digest includes them for joining workers.
         self.digest = preflight.digest({**facts, "callbacks": callback_facts.strict(callbacks)})
         return facts
 

@@ -1,7 +1,7 @@
-"""Warn about mistakes that make a run worthless without ending it.
+"""Warn about mistakes that make a run useless but do not stop it.
 
-Ranks that all train on the same examples take identical steps. A NaN of one rank spreads to all
-ranks. The ranks share their observations with each global average, and the chief warns.
+If all ranks train on the same examples, they take identical steps. A NaN on one rank spreads to all
+ranks. The ranks share their observations in each global average, and the chief warns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tf_gossip_pga.exchange.health import Health
 
 
 class Symptoms:
-    """The observations of this rank and the warnings of the chief, each once in a run."""
+    """This rank's observations, and the chief's warnings. Each warning appears once per run."""
 
     def __init__(self):
         """Start without observations."""
@@ -24,7 +24,7 @@ class Symptoms:
 
     @property
     def fingerprint(self) -> int:
-        """Return this rank's fingerprint after its first step; 0 if it is not needed."""
+        """Return this rank's fingerprint after its first step, or 0 if it is not needed."""
         return self._moved or 0
 
     def begin(self, health: Health):
@@ -36,7 +36,7 @@ class Symptoms:
         """Record the fingerprint after the first optimizer step, before any exchange."""
         if self._compares_steps and self._moved is None:
             now = health.fingerprint()
-            # A step that changes nothing (learning rate 0) shows nothing about the data.
+            # A step that changes nothing (learning rate 0) reveals nothing about the data.
             self._moved = None if now == self._start else now
 
     def check_steps(self, fingerprints: np.ndarray, members: tuple[int, ...], is_chief: bool):
@@ -61,7 +61,8 @@ class Symptoms:
         """Warn on the chief if parameters are not finite.
 
         Args:
-          non_finite: `{rank: step}`, the first step after which a rank's were not finite.
+          non_finite: `{rank: step}`, for each affected rank the first step after which its
+            parameters were not finite.
           is_chief: whether this rank is the chief.
         """
         if self._warned_of_nan or not non_finite:

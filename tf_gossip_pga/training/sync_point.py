@@ -1,4 +1,4 @@
-"""Define and evaluate the reports that ranks exchange at a sync point of training."""
+"""Define and evaluate the reports that ranks exchange at a sync point."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from tf_gossip_pga.coordination.reports import named
 from tf_gossip_pga.exchange.averager import consensus_distance
 
-# (step, (squared distance from the mean, squared norm of the mean)) of each global average.
+# For each global average: (step, (squared distance from the mean, squared norm of the mean)).
 Measured = list[tuple[int, tuple[float, float]]]
 
-# Maximum numbers in an array of logs to average; reports travel as text.
+# Largest array in the logs that is averaged, in elements. Reports are sent as text.
 _LARGEST_LOG = 100_000
 
 _BEGINNING = "the beginning of epoch "
@@ -21,15 +21,15 @@ _BEGINNING = "the beginning of epoch "
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The report of one rank at a sync point, JSON-serializable.
+    """One rank's JSON-serializable report at a sync point.
 
     Attributes:
       rank: the rank.
       where: name of the sync point.
       step: number of completed steps.
-      stop: whether this rank requests to stop.
-      measured: the measurements of its global averages since the last sync point.
-      logs: the numbers in Keras' logs, arrays as nested lists.
+      stop: whether this rank requests a stop.
+      measured: measurements of the rank's global averages since the last sync point.
+      logs: the numbers in Keras' logs, with arrays as nested lists.
       value: the value that the caller shares.
     """
 
@@ -48,10 +48,10 @@ def beginning_of(epoch: int) -> str:
 
 
 def check_same_point(reports: list[Report]):
-    """Raise, on every rank, if the ranks are at different points.
+    """Raise on every rank if the ranks are at different points.
 
     Raises:
-      RuntimeError: they are; the message names the point of each rank.
+      RuntimeError: the ranks are at different points. The message names each rank's point.
     """
     if len({(each.where, each.step) for each in reports}) > 1:
         places = "; ".join(
@@ -73,21 +73,21 @@ def check_same_point(reports: list[Report]):
 
 
 def check_whole_epoch(rank: int, epoch: int, batches: int, steps: int, is_stopped: bool):
-    """Raise if a rank ends an epoch before its last batch.
+    """Raise if a rank ends an epoch before the last batch.
 
     Args:
       rank: this rank.
       epoch: the epoch, counted from 1.
-      batches: number of completed batches of the epoch.
+      batches: number of completed batches in the epoch.
       steps: number of batches in the epoch.
       is_stopped: whether a callback has set `model.stop_training`.
 
     Raises:
-      RuntimeError: batches are missing; the message names the likely cause.
+      RuntimeError: batches are missing. The message names the likely cause.
     """
     if batches >= steps:
         return
-    if is_stopped:  # with a CallbackList, all ranks would stop together
+    if is_stopped:  # under a CallbackList, all ranks would stop together
         cause = "a callback that runs after GossipPGA set model.stop_training"
         advice = "If you call hooks yourself, call those of a keras.callbacks.CallbackList"
     else:
@@ -108,7 +108,7 @@ def distances(reports: list[Report]) -> list[tuple[int, float]]:
 
 
 def mean_logs(reports: list[Report], names) -> dict[str, float | np.ndarray]:
-    """Return the mean over ranks of each named log that all ranks have with the same shape."""
+    """Return each named log's mean over ranks, if all ranks have it with the same shape."""
     means = {}
     for name in names:
         if not all(name in each.logs for each in reports):
@@ -121,13 +121,13 @@ def mean_logs(reports: list[Report], names) -> dict[str, float | np.ndarray]:
 
 
 def numbers_in(logs: dict | None) -> dict[str, float | list]:
-    """Return the numbers in Keras' logs, JSON-serializable, with arrays as nested lists."""
+    """Return the numbers in Keras' logs in JSON-serializable form, with arrays as nested lists."""
     found = {name: _number(value) for name, value in (logs or {}).items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _number(value) -> float | list | None:
-    """Return a number or an array of numbers, JSON-serializable; None for anything else."""
+    """Return a number or array in JSON-serializable form, or None for anything else."""
     if not isinstance(value, (float, int, list, tuple)) and not hasattr(value, "shape"):
         return None
     try:

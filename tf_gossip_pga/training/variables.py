@@ -1,7 +1,8 @@
 """Find the variables and optimizers of a model, and decide how each is exchanged.
 
-Keras tracks the variables of layers. It does not track a `tf.Variable` that a layer created itself,
-nor an optimizer other than that of `compile`. A walk through attributes finds these.
+Keras tracks the variables of layers. It does not track a `tf.Variable` that a layer creates
+directly, nor any optimizer other than the one passed to `compile`. This module finds them by
+walking through attributes.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import tensorflow as tf
 
 from tf_gossip_pga.exchange.averager import Variables
 
-# The dtypes that a global average can average.
+# Dtypes that a global average can average.
 _AVERAGED = (tf.bfloat16, tf.float16, tf.float32, tf.float64, tf.complex64, tf.complex128)
 
-# Dtypes that do not hold numbers and cannot be sent.
+# Dtypes that are not numeric and cannot be sent.
 _OPAQUE = (tf.string, tf.resource, tf.variant)
 
 
@@ -27,12 +28,12 @@ class Held:
     """A variable of a model or of one of its optimizers.
 
     Attributes:
-      path: names of layers and of the variable, as in Keras' `path`.
+      path: the names of its layers and its own name, as in Keras' `path`.
       kind: `"trainable"`, `"frozen"`, `"random"` (the state of a random generator) or
         `"optimizer"`.
-      value: the `tf.Variable`, not Keras' wrapper.
-      is_raw: whether Keras does not track it, and so does not save it with the model. Default
-        False.
+      value: the `tf.Variable` itself, not Keras' wrapper.
+      is_raw: whether Keras does not track the variable, and so does not save it with the model.
+        Default False.
     """
 
     path: str
@@ -42,28 +43,28 @@ class Held:
 
     @property
     def is_sendable(self) -> bool:
-        """Return whether it can be sent: it holds numbers, and its shape is known."""
+        """Return whether the variable can be sent: it is numeric, with a fully defined shape."""
         return self.value.dtype not in _OPAQUE and self.value.shape.is_fully_defined()
 
     @property
     def is_averaged(self) -> bool:
-        """Return whether global averages average it, unless it is local."""
+        """Return whether global averages include this variable, provided that it is not local."""
         is_model = self.kind in ("trainable", "frozen")
         return is_model and self.is_sendable and self.value.dtype in _AVERAGED
 
     @property
     def is_slot(self) -> bool:
-        """Return whether it is a slot of its optimizer, such as momentum.
+        """Return whether this variable is an optimizer slot, such as momentum.
 
-        Slots are the optimizer's floating-point variables other than scalars.
+        Slots are the optimizer's non-scalar floating-point variables.
         """
         is_number = self.value.dtype in _AVERAGED
         return self.kind == "optimizer" and self.value.shape.rank != 0 and is_number
 
     def is_local(self, names: Collection[str]) -> bool:
-        """Return whether a name matches the whole path of this model variable or one part of it.
+        """Return whether a name matches this variable's whole path or one component of it.
 
-        Variables of optimizers are never local.
+        Optimizer variables are never local.
         """
         if self.kind == "optimizer":
             return False
@@ -75,12 +76,12 @@ class Held:
 
 
 def variables_of(model: keras.Model, optimizer_state: str, local: Collection[str]) -> Variables:
-    """Return the variables that a run exchanges.
+    """Return the variables that a run exchanges, grouped by how they are exchanged.
 
     Args:
       model: a compiled model with built optimizers.
-      optimizer_state: as for `GossipPGA`.
-      local: as for `GossipPGA`.
+      optimizer_state: see `GossipPGA`.
+      local: see `GossipPGA`.
     """
     sent = [each for each in held(model) if each.is_sendable and not each.is_local(local)]
     averaged = [each for each in sent if each.is_averaged]
@@ -94,7 +95,7 @@ def variables_of(model: keras.Model, optimizer_state: str, local: Collection[str
 
 
 def held(model: keras.Model) -> list[Held]:
-    """Return the variables of a model and of its built optimizers, each once, in a fixed order."""
+    """Return the variables of a model and its built optimizers, each once, in a fixed order."""
     optimizers = [
         Held(v.path, "optimizer", v.value)
         for optimizer, _ in optimizers_of(model)
@@ -104,7 +105,7 @@ def held(model: keras.Model) -> list[Held]:
 
 
 def held_by_layers(model: keras.Model) -> list[Held]:
-    """Return the variables of a model, each once, in a fixed order; not those of optimizers."""
+    """Return a model's variables without its optimizers', each once, in a fixed order."""
     found = [(path, thing) for path, _, thing in walk(model)]
     random = {
         id(thing.state) for _, thing in found if isinstance(thing, keras.random.SeedGenerator)
@@ -123,7 +124,8 @@ def held_by_layers(model: keras.Model) -> list[Held]:
 def optimizers_of(model: keras.Model) -> list[tuple[keras.optimizers.Optimizer, Any]]:
     """Return the optimizers of a model, each with the layer that holds it.
 
-    The first is the one of `compile`, if there is one. The others are found in attributes.
+    The optimizer passed to `compile` comes first, if there is one. The others are found in
+    attributes.
     """
     own = [] if model.optimizer is None else [(model.optimizer, model)]
     held_elsewhere = [
@@ -135,10 +137,10 @@ def optimizers_of(model: keras.Model) -> list[tuple[keras.optimizers.Optimizer, 
 
 
 def build(model: keras.Model):
-    """Build the variables of all optimizers, which Keras would build in the first step.
+    """Build the variables of all optimizers. Keras would build them only in the first step.
 
-    Also mark a model without its own `call` as built, so that Keras saves and loads its weights.
-    The `train_step` of such a model calls its layers.
+    Also mark a model without its own `call` as built, because Keras saves and loads weights only
+    for built models. Such a model calls its layers in its `train_step`.
     """
     if not has_call(model):
         model.built = True
@@ -148,18 +150,18 @@ def build(model: keras.Model):
 
 
 def has_call(model: keras.Model) -> bool:
-    """Return whether a model defines `call`; one with its own `train_step` may not."""
+    """Return whether a model defines `call`. A model with its own `train_step` may not."""
     return type(model).call is not keras.Model.call
 
 
 def walk(model: keras.Model) -> Iterator[tuple[str, Any, Any]]:
     """Yield the objects in the attributes of a model and its layers, each once.
 
-    The order is that of the attributes' assignment, the same on all ranks.
+    Objects come in the order in which the attributes were assigned, which is the same on all ranks.
 
     Yields:
-      `(path, layer, thing)`: the names of the layer that holds the object and of its attribute, the
-      layer, and the object, of one of the types in `_FOUND`.
+      `(path, layer, thing)`: the object's path (the names of the layer that holds it and of its
+      attribute), that layer, and the object itself. The object has one of the types in `_FOUND`.
     """
     seen: set[int] = set()
     waiting: list[tuple[str, Any, Any]] = [(model.name, model, model)]
@@ -186,7 +188,7 @@ _FOUND = (
 
 
 def _children(thing) -> list[tuple[str, Any]]:
-    """Return the attributes or elements of a container that have a type in `_FOUND`, with names."""
+    """Return a container's attributes or elements of the types in `_FOUND`, with their names."""
     if isinstance(thing, (keras.layers.Layer, tf.Module)):
         pairs = vars(thing).items()
     elif isinstance(thing, dict):
@@ -195,7 +197,7 @@ def _children(thing) -> list[tuple[str, Any]]:
         pairs = enumerate(thing)
     else:
         return []
-    # Skip the _self_… lists of attributes of TensorFlow and Keras, which lack the attribute names.
+    # Skip the _self_… lists, in which Keras and TensorFlow keep attributes without their names.
     return [
         (str(name), child)
         for name, child in pairs
@@ -204,7 +206,7 @@ def _children(thing) -> list[tuple[str, Any]]:
 
 
 def _unique(variables: list[Held]) -> list[Held]:
-    """Return the first entry for each variable."""
+    """Keep only the first entry for each variable."""
     first: dict[int, Held] = {}
     for each in variables:
         first.setdefault(id(each.value), each)
