@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     """Check the flags; then start the workers, or run as one of them.
 
     Args:
-      argv: the command line after flags are parsed, with the program name.
+      argv: the program name and the arguments that remain after parsing flags.
     """
     if FLAGS.compare == "algorithm" and FLAGS["algorithm"].present:
         sys.exit(f"compare.py: --algorithm={FLAGS.algorithm}, but all are compared. Leave it out.")
