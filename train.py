@@ -140,11 +140,11 @@ def train(
       cluster: the cluster, as `pga.initialize` returns it.
       job: what to train.
       callbacks: callbacks for `fit`.
-      verbose: verbosity of `fit` on rank 0; other ranks print nothing. Default 0.
+      verbose: verbosity of `fit` on rank 0. Other ranks print nothing. Default 0.
       resume_from: checkpoint callback from which to restore an earlier run. Default None.
 
     Raises:
-      ValueError: the restored checkpoint is from the last epoch or later.
+      ValueError: the restored checkpoint is from the last epoch or a later one.
     """
     import keras
 
@@ -168,7 +168,7 @@ def train(
         initial_epoch=first_epoch,
         steps_per_epoch=job.steps_per_epoch,
         validation_data=validation,
-        shuffle=False,  # tf.data already shuffles; True causes a Keras warning
+        shuffle=False,  # tf.data already shuffles, and Keras would warn
         callbacks=callbacks,
         verbose=verbose if cluster.is_chief else 0,  # pyright: ignore[reportArgumentType]
     )

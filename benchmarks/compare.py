@@ -73,7 +73,7 @@ flags.DEFINE_string("output", None, "JSON file to write; the picture is a .png n
 
 
 def main(argv: list[str]) -> None:
-    """Check the flags; then start the workers, or run as one of them.
+    """Check the flags, and then start the workers or run as one of them.
 
     Args:
       argv: the program name and the arguments that remain after parsing flags.

@@ -88,7 +88,7 @@ def spread(name: str, values: list[float]) -> dict:
     """Return the mean and the sample standard deviation over seeds.
 
     Args:
-      name: the field; the result has `{name}_mean` and `{name}_std`.
+      name: name of the field. The result contains `{name}_mean` and `{name}_std`.
       values: one value per seed.
     """
     return {f"{name}_mean": float(np.mean(values)), f"{name}_std": float(np.std(values, ddof=1))}

@@ -85,7 +85,7 @@ def examples(name: str, images: int) -> Iterator[dict]:
 
     Args:
       name: name of the data set in TensorFlow Datasets.
-      images: number of images; CIFAR-10 gets ten times as many.
+      images: number of images. CIFAR-10 gets ten times as many.
     """
     from pydoc_data.topics import topics
 

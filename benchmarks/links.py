@@ -105,7 +105,7 @@ def address(rank: int) -> str:
 
 @contextlib.contextmanager
 def _namespace() -> Iterator[int]:
-    """Yield the id of a process in a new network namespace; both end with this process."""
+    """Yield the id of a process in a new network namespace. Both end with this process."""
     holder = subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "echo ready; exec cat"],
         stdin=subprocess.PIPE,

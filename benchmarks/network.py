@@ -20,9 +20,9 @@ finished, and their medians are compared. The same run includes:
 `tf_gossip_pga.plan` predicts times from only two measurements: the rate of the TCP row and the time
 of the computation. CPU seconds are summed over all ranks for one repetition.
 
-Memory is measured for some of this library's exchanges: the peak memory of any rank beyond its
-parameters, in copies of the parameters, including what an exchange keeps for the next one. It is
-sampled every 2 ms in fresh processes that do nothing else.
+Memory is measured for some of this library's exchanges: the peak of any rank beyond its parameters,
+as a multiple of their size, including memory that an exchange keeps for the next one. It is sampled
+every 2 ms in fresh processes that do nothing else.
 """
 
 import argparse

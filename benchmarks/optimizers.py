@@ -43,7 +43,7 @@ OPTIMIZERS: dict[str, tuple[list[float], Callable[[int], float]]] = {
     "adam": ([2.5e-4 * 2**k for k in range(7)], math.sqrt),
     "adamw": ([2.5e-4 * 2**k for k in range(7)], math.sqrt),
 }
-WEIGHT_DECAY = 0.1  # of AdamW with one process; `Study` divides it by the learning rate's factor
+WEIGHT_DECAY = 0.1  # of AdamW with one process; `Study` divides it by the rate's factor
 BATCH = 64  # over all workers
 WINDOW = 16  # characters that predict the next one
 

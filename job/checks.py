@@ -115,7 +115,7 @@ def check_batch_size(data: inputs.Data, recipe: recipes.Recipe, size: int) -> No
 
 
 def counts(source: sources.Source) -> dict[str, int]:
-    """Return the number of items of each kind; every worker needs at least one of each."""
+    """Return the number of items of each kind. Every worker needs at least one of each."""
     if isinstance(source, sources.Rows):
         return {"documents": source.documents}
     return {

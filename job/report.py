@@ -25,7 +25,7 @@ def report(
     `results.json` is deleted first and written last, so if it exists, all files are complete.
 
     Args:
-      directory: the directory to write to; it must exist.
+      directory: the directory to write to. It must exist.
       model: the trained model.
       results: content of `results.json`, see `job.results`.
       distances: `[(step, consensus distance), …]`.

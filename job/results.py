@@ -13,7 +13,7 @@
     bytes_sent_per_worker   mean over workers
     consensus_distance      right before the last average of replicas that differed, whether in
                             training, for validation or at the end; null with one worker
-    history                 for each logged name, a list with one value for each epoch
+    history                 for each logged name, a list with one value per epoch
 
 In a resumed run, `epochs` and `steps` cover the whole run. All other values cover only the part
 after resuming.
@@ -98,7 +98,7 @@ def collect(cluster: "Cluster", job: Job, run: Run, gossip: "GossipPGA", timeout
 
 
 def last_distance(distances: list[tuple[int, float]]) -> float | None:
-    """Return the last consensus distance other than 0, if any; None with one worker.
+    """Return the last consensus distance, preferably nonzero, or None with one worker.
 
     Replicas are also averaged for validation and at the end of training. Right after a global
     average, they are already equal, and the distance of 0 says nothing about training.
@@ -119,7 +119,7 @@ def evaluate(job: Job, model: "keras.Model") -> dict[str, float]:
     """
     import keras
 
-    # Compile a second model with the same weights, so that `model` keeps its loss and optimizer.
+    # Compile a second model with the same weights, to keep the loss and optimizer of `model`.
     plain = keras.Model(model.inputs, model.outputs)
     loss = recipes.loss(dataclasses.replace(job.recipe, label_smoothing=0.0), job.data.kind)
     plain.compile(loss=loss, weighted_metrics=["accuracy"])

@@ -16,7 +16,7 @@ class Job:
       data: the data set.
       classes_per_worker: number of classes that each worker trains on; None: all.
       recipe: optimizer, learning rate, loss and number of epochs.
-      steps_per_epoch: number of batches of one worker in an epoch.
+      steps_per_epoch: number of batches per epoch on one worker.
     """
 
     data: inputs.Data

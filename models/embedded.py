@@ -16,8 +16,7 @@ from models import images, sources, text
 def digits(wordpiece: text.Maker | None) -> tuple[sources.InMemory, images.Images]:
     """Return 1797 images of handwritten digits, `[8, 8, 1]`, and their labels.
 
-    Every 5th image is used for validation. The images come with scikit-learn; nothing is
-    downloaded.
+    Every 5th image is used for validation. The images come with scikit-learn, without a download.
 
     Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
     Repository, 1998.

@@ -29,7 +29,7 @@ class WarmUp(schedules.LearningRateSchedule):
     """
 
     def __init__(self, steps: int, then: schedules.LearningRateSchedule):
-        """Set the schedule; see the class."""
+        """Initialize the schedule. See the class for the arguments."""
         self.steps = steps
         self.then = then
 
@@ -74,7 +74,7 @@ class SmoothedCrossentropy(keras.losses.Loss):
     """
 
     def __init__(self, label_smoothing: float, **arguments):
-        """Set the smoothing; see the class."""
+        """Initialize the loss. See the class for the arguments."""
         super().__init__(**arguments)
         self.label_smoothing = label_smoothing
 

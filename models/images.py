@@ -27,7 +27,7 @@ class Images:
     Attributes:
       kind: `"images"`.
       input_shape: height, width and channels of the images that a model receives.
-      classes: number of classes; labels are 0 … classes-1.
+      classes: number of classes. Labels are 0 … classes-1.
       mean, std: mean and standard deviation of each channel, for values from 0 to 1. The default
         leaves these values unchanged.
       shift: maximum shift of a training image in each direction, in pixels. Default 0.
@@ -58,7 +58,7 @@ class Images:
 
         Args:
           examples: a `tf.data.Dataset` of `(image, label)`.
-          batch_size: images in a batch.
+          batch_size: number of images per batch.
           augment: whether to randomly augment each image. Default True.
         """
         if not augment:
@@ -74,7 +74,7 @@ class Images:
 
         Args:
           examples: a `tf.data.Dataset` of `(image, label)`.
-          batch_size: images in a batch; the last batch may be smaller.
+          batch_size: number of images per batch. The last batch may be smaller.
         """
         return self._plain(examples, batch_size, drop_remainder=False)
 

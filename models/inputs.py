@@ -29,7 +29,7 @@ from models import vocabulary as vocabularies
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_SEQUENCE_LENGTHS = (8, 512)  # shortest and longest row, in tokens; BERT has 512 positions
+_SEQUENCE_LENGTHS = (8, 512)  # minimum and maximum row length in tokens; BERT has 512 positions
 EMBEDDED = {"digits": embedded.digits, "python_docs": embedded.python_docs}
 
 
@@ -59,16 +59,16 @@ class Data:
 
     @property
     def training_examples(self) -> int | None:
-        """Number of images or rows of text for training; None if known only after reading."""
+        """Number of images or rows of text for training, or None if known only after reading."""
         return self.source.training_examples
 
     @property
     def validation_examples(self) -> int | None:
-        """Number of images or rows of text for validation; None if known only after reading."""
+        """Number of images or rows of text for validation, or None if known only after reading."""
         return self.source.validation_examples
 
     def shares(self, size: int, classes_per_worker: int | None = None) -> list[int] | None:
-        """Return the number of training examples of each rank; None if known only after reading.
+        """Return the number of training examples per rank, or None if known only after reading.
 
         Args:
           size: number of ranks.
@@ -97,7 +97,7 @@ class Data:
         Args:
           rank: this rank.
           size: number of ranks.
-          batch_size: examples in a batch.
+          batch_size: number of examples per batch.
           classes_per_worker: number k of classes that each rank sees. Rank r sees the classes
             `(k * r + j) % classes` for j < k. Ranks that see the same class divide its examples.
             Default None: all classes.
@@ -129,7 +129,7 @@ class Data:
         Args:
           rank: this rank.
           size: number of ranks.
-          batch_size: examples in a batch; the last batch may be smaller.
+          batch_size: number of examples per batch. The last batch may be smaller.
 
         Returns:
           A `tf.data.Dataset`.
@@ -190,7 +190,8 @@ def find(
 ) -> Data:
     """Return the data set with a given name.
 
-    An embedded data set is loaded immediately. A prepared data set is read along with its batches.
+    An embedded data set is loaded immediately. A prepared data set is read when its batches are
+    read.
 
     Args:
       name: one of `EMBEDDED`, or a prepared data set of TensorFlow Datasets.
@@ -239,7 +240,7 @@ def _wordpiece(
       given: path of an existing vocabulary; None: train one when it is first needed, and store it.
       length: number of tokens per row.
       size: maximum number of tokens in a trained vocabulary.
-      trained_on: text that identifies the documents; if it changes, a new vocabulary is trained.
+      trained_on: text that identifies the documents. If it changes, a new vocabulary is trained.
       documents: function that returns the documents to train the vocabulary on.
     """
     if given is not None:

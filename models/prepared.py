@@ -3,7 +3,7 @@
     source, recipe = prepared.find("cifar10", data_dir=None, wordpiece=make, embedded=[])
     examples = source.training(rank=0, size=4)
 
-Nothing is downloaded. TensorFlow is imported only when examples are read; finding a data set and
+Nothing is downloaded. TensorFlow is imported only when examples are read. Finding a data set and
 its features requires only TensorFlow Datasets.
 """
 
@@ -67,7 +67,7 @@ def _builder(name: str, data_dir: str | None, embedded: Sequence[str]):
         )
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # the code of a builder runs here, and may raise anything
+    except Exception as error:  # builder code runs here, and may raise anything
         reason = " ".join(str(error).split())
         raise ValueError(f"TensorFlow Datasets refuses {name!r}: {reason[:400]}") from error
 
@@ -97,7 +97,7 @@ def _check_prepared(builder, name: str, data_dir: str | None):
 
 
 def _image_and_label(builder) -> tuple[str, str] | None:
-    """Return the names of the image and label features; None if there is no such pair."""
+    """Return the names of the image and label features, or None if there is no such pair."""
     import tensorflow_datasets as tfds
 
     pictures = _features(builder, tfds.features.Image)

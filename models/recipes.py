@@ -50,7 +50,7 @@ class Recipe:
     Attributes:
       dataset: a name for `inputs.find`.
       epochs: number of passes over the data, >= 1.
-      batch_size: examples in a batch of one worker, >= 1.
+      batch_size: number of examples per batch on each worker, >= 1.
       optimizer: `"sgd"` (with Nesterov momentum 0.9), `"adamw"` or `"lamb"`.
       learning_rate: peak learning rate, reached at the end of the warm-up, for one process that
         trains on the global batch; see `averaging_factor`.
@@ -130,9 +130,9 @@ RECIPES = {
         warmup=0.1,
         augment=True,
     ),
-    # Source: Goyal et al. 2017, arXiv 1706.02677. Departures: 120 epochs rather than 90, with drops
-    # after epochs 30, 60 and 90 rather than 30, 60 and 80, as in Chen et al. 2021, arXiv
-    # 2105.09080; the warm-up starts from 0 rather than from 0.1.
+    # Source: Goyal et al. 2017, arXiv 1706.02677. Departures: 120 epochs instead of 90, with drops
+    # after epochs 30, 60 and 90 instead of 30, 60 and 80, as in Chen et al. 2021, arXiv 2105.09080;
+    # the warm-up starts from 0 instead of 0.1.
     "resnet50": Recipe(
         dataset="imagenet2012",
         epochs=120,
@@ -166,8 +166,8 @@ RECIPES = {
 def averaging_factor(recipe: Recipe, workers: int) -> float:
     """Return the factor on the learning rate when workers share the batch of one process.
 
-    The workers together train on the same global batch as the one process. Adam divides a step by
-    the root mean square of the gradients. The gradient on 1/n of the batch has n times the
+    Together, the workers train on the same global batch as the single process. Adam divides a step
+    by the root mean square of the gradients. The gradient on 1/n of the batch has n times the
     variance. If noise dominates, each worker's step, and the mean over workers, is therefore
     shorter by a factor of sqrt(n). SGD steps are linear in the gradient, so their mean equals the
     step of one process. LAMB has not been measured, and keeps its learning rate. See

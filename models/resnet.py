@@ -25,7 +25,7 @@ def resnet20(input_shape: tuple[int, ...], classes: int) -> keras.Model:
     which is numerically more stable with a `from_logits=True` loss.
 
     Args:
-      input_shape: `(height, width, channels)`, any size; height and width may be None.
+      input_shape: `(height, width, channels)`, of any size. Height and width may be None.
       classes: number of classes.
 
     Returns:
@@ -59,7 +59,7 @@ def resnet50(input_shape: tuple[int, ...], classes: int) -> keras.Model:
     KerasHub builds the graph from Keras layers, so loading a saved model does not require KerasHub.
 
     Args:
-      input_shape: `(height, width, channels)`, any size; height and width may be None.
+      input_shape: `(height, width, channels)`, of any size. Height and width may be None.
       classes: number of classes.
 
     Returns:
@@ -71,7 +71,7 @@ def resnet50(input_shape: tuple[int, ...], classes: int) -> keras.Model:
       >>> resnet.resnet50((224, 224, 3), 1000).output.shape
       (None, 1000)
     """
-    from keras_hub.models import ResNetBackbone  # takes half a second; resnet20 does not need it
+    from keras_hub.models import ResNetBackbone  # takes half a second; not needed by resnet20
 
     backbone = ResNetBackbone(
         input_conv_filters=[64],
@@ -98,7 +98,7 @@ def _with_initial_weights_of_goyal(layer):
     config = layer.get_config()
     if isinstance(layer, layers.Conv2D):
         config["kernel_initializer"] = "he_normal"
-    if layer.name.endswith("_3_bn"):  # the last BatchNorm of a block; a test counts them
+    if layer.name.endswith("_3_bn"):  # the last BatchNorm of a block; a test counts these layers
         config["gamma_initializer"] = "zeros"
     return type(layer).from_config(config)
 

@@ -256,7 +256,7 @@ def decoded(document: bytes) -> str:
     """Return a document of TensorFlow Datasets as text.
 
     Args:
-      document: text in UTF-8; invalid bytes are replaced.
+      document: text in UTF-8. Invalid bytes are replaced.
     """
     return document.decode("utf-8", "replace")  # one bad byte must not end a long run
 

@@ -97,8 +97,8 @@ class WordPiece:
 
         Args:
           rows: a `tf.data.Dataset` of rows.
-          batch_size: rows in a batch.
-          augment: not used; masks are always random.
+          batch_size: number of rows per batch.
+          augment: not used, because masks are always random.
         """
         import keras_hub
 
@@ -125,7 +125,7 @@ class WordPiece:
 
         Args:
           rows: a `tf.data.Dataset` of rows.
-          batch_size: rows in a batch; the last batch may be smaller.
+          batch_size: number of rows per batch. The last batch may be smaller.
         """
         import tensorflow as tf
 

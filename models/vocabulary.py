@@ -73,7 +73,7 @@ def load(path: str | os.PathLike) -> list[str]:
     """Return the tokens of a `vocab.txt`, which has one token per line.
 
     Args:
-      path: the file; `~` stands for the home directory.
+      path: path of the file. `~` stands for the home directory.
 
     Raises:
       ValueError: the file does not exist, is not UTF-8, lacks a special token, or contains a token
@@ -129,7 +129,7 @@ def cached(path: pathlib.Path, make: Callable[[], list[str]]) -> list[str]:
     `path`, so no process reads an incomplete file.
 
     Args:
-      path: the file; its directory must exist.
+      path: path of the file. Its directory must exist.
       make: function that returns the vocabulary.
     """
     if not path.exists():

@@ -23,7 +23,7 @@ sees one GPU; with fewer GPUs, all workers train on the CPU.
 
 Contents:
   launch: run a command once per worker. `Outcome`, `LaunchError`: how workers ended.
-  run: launch from a terminal; print failures, and return an exit code.
+  run: launch from a terminal, print failures, and return an exit code.
   main: the command line.
   free_addresses: unused addresses on this machine for a cluster.
 """

@@ -122,8 +122,8 @@ def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings:
       **settings: further arguments of `launch`.
 
     Returns:
-      0 if the job succeeded, which includes workers that save and exit successfully after SIGTERM;
-      1 if it failed; 130 if Ctrl-C or another signal interrupted it.
+      0 if the job succeeded, or if its workers saved and exited successfully after SIGTERM; 1 if it
+      failed; 130 if Ctrl-C or another signal interrupted it.
 
     Raises:
       ValueError: an argument of `launch` is out of range.

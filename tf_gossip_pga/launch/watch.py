@@ -39,7 +39,7 @@ class Watch:
     Args:
       crew: the workers.
       screen: merges their output.
-      least: how many workers must end with exit code 0.
+      least: minimum number of workers that must end with exit code 0.
       rejoins: maximum number of failed workers to restart.
       deadline_s: seconds after which to stop the workers; None: never.
       is_starting: function that returns whether any rank in a list waits for others to start.
@@ -107,7 +107,7 @@ class Watch:
             self._screen.close(worker.rank)
 
     def _ended(self, worker: Worker) -> None:
-        """Handle the end of a worker: if it failed, restart it if allowed, or else report it."""
+        """Restart the worker if it failed and restarts are left, or else report its failure."""
         self._running.remove(worker)
         if worker.process.returncode == 0:
             self._gone.append(worker)

@@ -22,8 +22,8 @@ Gossip-PGA with each period on each topology. It is a JSON-serializable dict:
       name, method, topology, H
       step_ms              mean time of a step
       speedup              over Parallel SGD
-      beta                 b of the graph (see `plan.cost`); None without gossip, and for graphs
-                           without a formula, such as a grid, above 512 ranks
+      beta                 b of the graph (see `plan.cost`); None without gossip, and for a graph
+                           of more than 512 ranks without a formula, such as a grid
       transient_iid        order of the transient stage for iid data; None: infinite or unknown
       transient_non_iid    the same for non-iid data
     recommendation  `name` of a row; `code`, the line that sets it up; `reasons`, three sentences

@@ -74,7 +74,7 @@ def step_ms(
     steps = period * math.ceil(_STEPS / period)
     rounds = [peers(topology, round) for round in range(topology.rounds)]
     draw = _draws(costs["compute_ms"], costs["straggler_ms"], topology.size, seed)
-    ready = arrived = np.zeros(topology.size)  # ms: when ranks may compute; have received
+    ready = arrived = np.zeros(topology.size)  # ms: when ranks can compute; when they have received
     started = 0.0
     for step in range(1, period + steps + 1):
         ready = ready + draw()

@@ -34,7 +34,7 @@ def predict(
 
     Args:
       nodes: number of workers, each with its own link, >= 2.
-      parameters: number of averaged parameters, >= 1; or a built Keras model.
+      parameters: number of averaged parameters, >= 1, or a built Keras model.
       compute_ms: mean time of a step without any exchange, in ms, >= 0.
       mbit: link bandwidth per direction, in Mbit/s, > 0.
       latency_ms: latency of one message, in ms, >= 0. Default 0.1.

@@ -48,17 +48,17 @@ def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[s
     """Measure the network and, if `step` is given, a computation. Every rank must call this.
 
     Three exchanges are timed: a gossip and a global average of 256 float32 numbers (1 KiB), and a
-    one-peer gossip of the parameters. The large gossip sends at least 4 MiB, to take clearly longer
-    than the small one, and at most 64 MiB if only a number of parameters is given. Each exchange is
-    repeated nine times, timed from a common start until the last rank has finished, and the median
-    is used.
+    one-peer gossip of the parameters. The latter sends at least 4 MiB, which makes it clearly
+    slower than the small gossip, and at most 64 MiB if only a number of parameters is given. Each
+    exchange is repeated nine times, timed from a common start until the last rank has finished, and
+    the median is used.
 
     A small gossip takes one latency and a small global average takes 2 (n-1), so comparing them
     separates the latency from the overhead of an exchange. The additional time of the large gossip
     gives the bandwidth. All ranks run `step` at the same time, as in training.
 
     Args:
-      parameters: number of parameters, >= 1; or a built Keras model.
+      parameters: number of parameters, >= 1, or a built Keras model.
       step: a function that computes one training step without any exchange. Default None: no
         computation is timed.
 

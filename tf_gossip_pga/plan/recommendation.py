@@ -64,7 +64,7 @@ def over_one_machine(row: Row, settings: Mapping[str, Any]) -> float | None:
 
 
 def _best(rows: list[Row]) -> Row:
-    """Return the best candidate, whether or not it is faster than Parallel SGD."""
+    """Return the best candidate, even if it is slower than Parallel SGD."""
     near = _near(rows)
     shortest = min(map(_order, near))
     return min((row for row in near if _order(row) <= (1 + _WORTH) * shortest), key=_time)
@@ -124,7 +124,7 @@ def _all_reduce(best: Row) -> str:
 
 
 def _global_averages(rows: list[Row], best: Row) -> str:
-    """Compare the recommended row with its counterpart without, or with, global averages."""
+    """Compare the recommended row with the same graph without, or with, global averages."""
     plain, *periodic = _on_graph(rows, best["topology"])
     if best is not plain:
         return _comparison(plain, best)

@@ -22,7 +22,7 @@ class Problem:
     """A loss, the data of each node, and the initial parameters.
 
     Attributes:
-      loss: `(x [d], *batch) -> scalar`, the mean loss over a batch of one node. `batch` contains an
+      loss: `(x [d], *batch) -> scalar`, the mean loss over one node's batch. `batch` contains an
         array `[batch, …]` for each array in `data`. The loss must consist of differentiable
         TensorFlow operations that `tf.vectorized_map` supports.
       data: arrays `[nodes, samples, …]`. Node i draws its batches from index i of each array.

@@ -118,7 +118,7 @@ def digits(nodes: int, heterogeneity: float = 0.0, seed: int = 0) -> Problem:
     """Return a problem that classifies handwritten digits with a Keras model of 16 hidden units.
 
     The 1797 images of 8 x 8 pixels are divided among the nodes. The loss is the cross-entropy. Its
-    minimum is unknown, so `minimum` is 0. The images come with scikit-learn; nothing is downloaded.
+    minimum is unknown, so `minimum` is 0. The images come with scikit-learn, without a download.
 
     Source of the images: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI
     Machine Learning Repository, 1998.

@@ -24,8 +24,8 @@ class Simulation:
     """Simulate one algorithm on all nodes, in several independent trials at once.
 
     See `tf_gossip_pga.simulate` for the equations of a step. With `slow_momentum`, global averages
-    are those of SlowMo with slow learning rate 1. Here, u is initially 0, and x0 is the result of
-    the last global average, or the initial parameters before the first one:
+    follow SlowMo with slow learning rate 1. Initially, u is 0. x0 is the result of the last global
+    average, or the initial parameters before the first one:
 
         u <- slow_momentum * u + (x0 - 1/n sum_j y_j) / step_size
         x_i <- x0 - step_size * u

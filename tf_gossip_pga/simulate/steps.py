@@ -80,7 +80,8 @@ class Steps:
           state: the state after step `before`.
           before: int64 scalar, number of steps taken so far.
           count: int64 scalar, number of steps to take.
-          is_global: `[steps, trials]` bool, whether each step is a global average; steps >= count.
+          is_global: `[steps, trials]` bool, whether each step is a global average. Has at least
+            `count` rows.
           sizes: `[steps]`, the step size of each step.
         """
 
