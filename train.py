@@ -7,8 +7,8 @@
     python train.py --help
 
 If `TF_CONFIG` is set, this process is one worker of that cluster: start the same command on every
-machine. Otherwise this process starts `--workers` workers on this machine. Rank 0 prints a table
-and writes `results.json`, `curves.png` and `model.keras` to `--output_dir`; for a model of text
+machine. Otherwise, this process starts `--workers` workers on this machine. Rank 0 prints a table
+and writes `results.json`, `curves.png` and `model.keras` to `--output_dir`, and for a text model
 also `vocabulary.txt`.
 """
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 absl_flags.adopt_module_key_flags(flags)  # for --help
 
-# Deadline of waits for other ranks: one rank may train a vocabulary, or in benchmarks/compare.py a
-# model, while the others wait.
+# Deadline for waiting for other ranks. One rank may train a vocabulary, or a model in
+# benchmarks/compare.py, while the others wait.
 PATIENCE_S = 24 * 3600.0
 
 
@@ -49,10 +49,10 @@ def main(argv: list[str]) -> None:
 
 
 def start(argv: list[str], work: Callable[[], None]) -> None:
-    """Call `work` if this process is a worker; otherwise start this program once for each worker.
+    """Call `work` if this process is a worker; otherwise start this program once per worker.
 
     Args:
-      argv: the command line after flags are parsed, with the program name.
+      argv: the program name and the arguments that remain after parsing flags.
       work: function to call in each worker.
     """
     config = os.environ.get("TF_CONFIG", "").strip()
@@ -96,7 +96,7 @@ def worker() -> None:
 def check_vocabularies(cluster: "pga.Cluster", data: inputs.Data) -> None:
     """Raise `ValueError` on all ranks if their vocabularies differ.
 
-    With different token ids, the ranks would average unrelated rows of the embedding.
+    If token ids differed, the ranks would average embedding rows of unrelated tokens.
     """
     if not isinstance(data, inputs.Text):
         return
@@ -140,11 +140,11 @@ def train(
       cluster: the cluster, as `pga.initialize` returns it.
       job: what to train.
       callbacks: callbacks for `fit`.
-      verbose: verbosity of `fit` on rank 0; other ranks print nothing. Default 0.
-      resume_from: the checkpoint callback if it is to restore an earlier run. Default None.
+      verbose: verbosity of `fit` on rank 0. Other ranks print nothing. Default 0.
+      resume_from: checkpoint callback from which to restore an earlier run. Default None.
 
     Raises:
-      ValueError: the restored checkpoint is from the last epoch or later.
+      ValueError: the restored checkpoint is from the last epoch or a later one.
     """
     import keras
 
@@ -168,7 +168,7 @@ def train(
         initial_epoch=first_epoch,
         steps_per_epoch=job.steps_per_epoch,
         validation_data=validation,
-        shuffle=False,  # tf.data has shuffled; Keras warns otherwise
+        shuffle=False,  # tf.data already shuffles, and Keras would warn
         callbacks=callbacks,
         verbose=verbose if cluster.is_chief else 0,  # pyright: ignore[reportArgumentType]
     )
@@ -192,7 +192,7 @@ def compiled_model(cluster: "pga.Cluster", job: Job) -> "keras.Model":
 
 
 def datasets(cluster: "pga.Cluster", job: Job) -> "tuple[tf.data.Dataset, tf.data.Dataset]":
-    """Return this worker's training batches, which never end, and its validation batches.
+    """Return this worker's endless training batches and its validation batches.
 
     Raises:
       ValueError: there are fewer validation examples than workers.
@@ -201,7 +201,7 @@ def datasets(cluster: "pga.Cluster", job: Job) -> "tuple[tf.data.Dataset, tf.dat
     training = data.training(
         cluster.rank, cluster.size, recipe.batch_size, job.classes_per_worker, recipe.augment
     )
-    # Each rank validates on its part; GossipPGA replaces the logs by means over ranks.
+    # Each rank validates on its own part. GossipPGA averages the logs over ranks.
     validation = data.validation(cluster.rank, cluster.size, recipe.batch_size)
     if next(iter(validation), None) is None:
         raise ValueError(
@@ -212,5 +212,5 @@ def datasets(cluster: "pga.Cluster", job: Job) -> "tuple[tf.data.Dataset, tf.dat
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)  # without it app.run shows TensorFlow's INFO messages
+    logging.set_verbosity(logging.WARNING)  # otherwise, app.run shows TensorFlow's INFO messages
     app.run(main)

@@ -1,1 +1,1 @@
-"""Hold the benchmarks, scripts that print a table and write a JSON file, and their helpers."""
+"""Benchmarks, which are scripts that print a table and write a JSON file, and their helpers."""

@@ -1,4 +1,4 @@
-"""Make the command line of a benchmark, and start its worker processes."""
+"""Create the command line of a benchmark, and start its worker processes."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser that describes the script by its docstring, and shows defaults.
+    """Return a parser with the script's docstring as description, whose help shows defaults.
 
     Args:
       doc: the docstring.
@@ -30,7 +30,7 @@ def run(worker: Callable[[argparse.Namespace], None], options: argparse.Namespac
 
     Args:
       worker: function that runs one rank.
-      options: the command line's options, with `workers`.
+      options: the options of the command line, including `workers`.
 
     Returns:
       The exit code.

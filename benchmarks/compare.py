@@ -1,19 +1,19 @@
-r"""Compare all five algorithms in accuracy and time, on one workload with several seeds.
+r"""Compare the accuracy and time of all five algorithms on one workload with several seeds.
 
     python benchmarks/compare.py --seeds=5 --workers=16 --topology=ring --model=mlp \
         --classes_per_worker=2 --epochs=10 --steps_per_epoch=30 --output=output/compare.json
 
     python benchmarks/compare.py --compare=optimizer_state --output=output/optimizer_state.json
 
-The benchmark takes every flag of `train.py`, and sets the flags that it compares itself. All runs
-take place in the same worker processes, seed by seed, so that a change in the machine's speed
-affects all of them. The benchmark prints a table, and writes a picture next to the JSON file. There
-are two controls:
+The benchmark accepts every flag of `train.py`, and sets the flags under comparison itself. All runs
+use the same worker processes, one seed after another, so a change in the machine's speed affects
+all of them. The benchmark prints a table, and writes a picture next to the JSON file. There are two
+controls:
 
     one worker            plain Keras in one process, which trains on the global batch of all
-                          workers, drawn from all data. Synchronous training should equal it.
-    gossip, not averaged  the workers' own models at the end of Gossip SGD, before the final global
-                          average with which every algorithm here ends.
+                          workers, drawn from all data. Synchronous training should match it.
+    gossip, not averaged  the workers' own models at the end of Gossip SGD, before the global
+                          average that concludes every algorithm here.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from tf_gossip_pga import Cluster
 
-# Name -> flags. Adaptive periods begin at 4, so the comparison includes a fixed period of 4.
+# Name -> flags. Adaptive periods start at 4, so the comparison includes a fixed period of 4.
 METHODS = {
     "algorithm": {
         "parallel": {"algorithm": "parallel"},
@@ -62,7 +62,7 @@ METHODS = {
         "int8, overlap": {"wire_dtype": "int8", "overlap": True},
     },
 }
-SEED_STRIDE = 10_000  # ranks add to the seed; larger than what they add
+SEED_STRIDE = 10_000  # larger than any number that ranks add to the seed
 
 flags.adopt_module_key_flags(job_flags)  # for --help
 flags.DEFINE_enum("compare", "algorithm", list(METHODS), "Setting that differs from run to run.")
@@ -73,14 +73,14 @@ flags.DEFINE_string("output", None, "JSON file to write; the picture is a .png n
 
 
 def main(argv: list[str]) -> None:
-    """Check the flags; then start the workers, or run as one of them.
+    """Check the flags, and then start the workers or run as one of them.
 
     Args:
-      argv: the command line after flags are parsed, with the program name.
+      argv: the program name and the arguments that remain after parsing flags.
     """
     if FLAGS.compare == "algorithm" and FLAGS["algorithm"].present:
         sys.exit(f"compare.py: --algorithm={FLAGS.algorithm}, but all are compared. Leave it out.")
-    if FLAGS.output:  # fail before the runs rather than after them
+    if FLAGS.output:  # fail before the runs, not after them
         if pathlib.Path(FLAGS.output).suffix == ".png":
             sys.exit(
                 f"compare.py: --output={FLAGS.output} is the JSON file; its name must end in .json."
@@ -103,7 +103,7 @@ def worker() -> None:
     job = find_job(cluster.size)
     train.check_vocabularies(cluster, job.data)
     period, first_seed, methods = FLAGS.H, FLAGS.seed, METHODS[FLAGS.compare]
-    common_period = job_flags.period()  # of the methods that do not set a period
+    common_period = job_flags.period()  # period of the methods that do not set one
     runs = {name: [] for name in (*methods, compare_report.ALONE)}
     for seed in range(FLAGS.seeds):
         for name, measurements in runs.items():
@@ -128,7 +128,7 @@ def worker() -> None:
 
 
 def measure(cluster: "Cluster", job: Job) -> dict:
-    """Train once with the current flags, and return the figures; complete only on rank 0.
+    """Train once with the current flags, and return the measurements, complete only on rank 0.
 
     Args:
       cluster: the cluster.
@@ -138,7 +138,7 @@ def measure(cluster: "Cluster", job: Job) -> dict:
     own = _own_loss(job.data.validation(0, 1, 256))
     run = train.train(cluster, job, [own, gossip, clock])
     measured = results.collect(cluster, job, run, gossip, train.PATIENCE_S)
-    # Gather after `collect`, in which rank 0 may validate for a long time.
+    # Gather after `collect`, because rank 0 may spend a long time validating in it.
     everyone = cluster.gather(own.losses, train.PATIENCE_S)
     means = {name: float(np.mean([each[name] for each in everyone])) for name in own.losses}
     return {**measured, "own": means, "clock": clock.seconds}
@@ -152,7 +152,7 @@ def alone(cluster: "Cluster", job: Job) -> dict:
       job: what to train.
 
     Returns:
-      The figures on rank 0, an empty dict on other ranks.
+      The measurements on rank 0, and an empty dict on other ranks.
     """
     import tf_gossip_pga as pga
 
@@ -173,7 +173,7 @@ def alone(cluster: "Cluster", job: Job) -> dict:
 
 
 def _clock():
-    """Return a callback that records, after each epoch, the seconds since the first batch ended."""
+    """Return a callback that records the seconds from the first batch's end to each epoch's end."""
     import keras
 
     class Clock(keras.callbacks.Callback):
@@ -192,7 +192,7 @@ def _clock():
 def _own_loss(validation: "tf.data.Dataset"):
     """Return a callback that validates this worker's own model at the end of training.
 
-    It must stand before `GossipPGA`, which averages at the end of training.
+    It must precede `GossipPGA`, which averages at the end of training.
     """
     import keras
 

@@ -1,4 +1,4 @@
-"""Make the rows, the table and the picture of `compare.py`."""
+"""Create the rows, the table and the picture of `compare.py`."""
 
 import pathlib
 
@@ -27,9 +27,9 @@ def publish(
 
     Args:
       title: title of the table and the picture.
-      runs: method or control -> the measurements with each seed.
-      methods: the methods among `runs` to compare; ratios are over the first one.
-      steps_per_epoch: batches of one worker in an epoch.
+      runs: method or control -> the measurements for each seed.
+      methods: the methods in `runs` to compare. Ratios are relative to the first one.
+      steps_per_epoch: number of batches per epoch on one worker.
       path: the JSON file; None: write no files.
     """
     rows = [row(name, measured) for name, measured in runs.items()]
@@ -58,7 +58,7 @@ def row(name: str, measured: list[dict]) -> dict:
 
     Args:
       name: name of the method or control.
-      measured: the measurements with each seed.
+      measured: the measurements for each seed.
     """
 
     def median(field: str) -> float | None:
@@ -71,8 +71,8 @@ def row(name: str, measured: list[dict]) -> dict:
         **spread("val_loss", [each["val_loss"] for each in measured]),
         **spread("val_accuracy", [each["val_accuracy"] for each in measured]),
         "seconds": float(np.median([each["clock"][-1] for each in measured])),
-        # Sum over epochs: the exchange at the end of training waits while workers validate their
-        # own models.
+        # Sum over epochs, because the exchange at the end of training waits while workers validate
+        # their own models.
         "communication_seconds": float(
             np.median([sum(each["history"]["communication_seconds"]) for each in measured])
         )
@@ -88,14 +88,14 @@ def spread(name: str, values: list[float]) -> dict:
     """Return the mean and the sample standard deviation over seeds.
 
     Args:
-      name: the field; the result has `{name}_mean` and `{name}_std`.
-      values: one value for each seed.
+      name: name of the field. The result contains `{name}_mean` and `{name}_std`.
+      values: one value per seed.
     """
     return {f"{name}_mean": float(np.mean(values)), f"{name}_std": float(np.std(values, ddof=1))}
 
 
 def table(rows: list[dict]) -> str:
-    """Return a table with one line for each row, and dashes for figures that have no meaning."""
+    """Return a table with one line per row, and dashes for missing values."""
 
     def cell(each: dict, field: str, form: str, scale: float = 1.0) -> str:
         value = each.get(field)
@@ -135,8 +135,8 @@ def draw(path: pathlib.Path, title: str, steps_per_epoch: int, runs: dict) -> No
     Args:
       path: the file to write.
       title: title of the picture.
-      steps_per_epoch: batches of one worker in an epoch.
-      runs: method or control -> the measurements with each seed.
+      steps_per_epoch: number of batches per epoch on one worker.
+      runs: method or control -> the measurements for each seed.
     """
     picture = figure.new_figure(title)
     by_step, by_second = picture.subplots(1, 2, sharey=True)
@@ -148,7 +148,7 @@ def draw(path: pathlib.Path, title: str, steps_per_epoch: int, runs: dict) -> No
         by_step.plot(steps, mean, **style)
         band = (losses.min(0), losses.max(0))
         by_step.fill_between(steps, *band, color=color, alpha=0.15, linewidth=0)
-        if name != ALONE:  # one process alone has the whole machine
+        if name != ALONE:  # a single process has the whole machine to itself
             by_second.plot(np.median([each["clock"] for each in measured], 0), mean, **style)
     by_step.set(title="Loss against steps (band: range over seeds)", yscale="log")
     by_step.set(ylabel="validation loss of the averaged model (log scale)")

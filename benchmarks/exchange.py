@@ -1,11 +1,12 @@
-"""Time exchanges on loopback, next to the all-reduce of MultiWorkerMirroredStrategy.
+"""Time exchanges on loopback, compared to the all-reduce of MultiWorkerMirroredStrategy.
 
     python benchmarks/exchange.py --workers=4 --output=output/exchange.json
 
-A row is the time from a common start until the last rank has finished. The rows are repeated in
-turn, so that a change in the machine's speed affects all of them. Their medians are compared. Our
-rows include everything that a training step pays for: packing the variables, the exchange, mixing
-and assignment. The row of MultiWorkerMirroredStrategy is the bare all-reduce of one tensor.
+Each row is the time from a common start until the last rank has finished. Rows are measured in
+alternation, so a change in the machine's speed affects all of them, and their medians are compared.
+Rows of this library include all costs of an exchange in training: packing the variables, the
+exchange, mixing and assignment. The row of MultiWorkerMirroredStrategy is only the all-reduce of
+one tensor.
 """
 
 import argparse
@@ -27,7 +28,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line.
 
     Args:
-      argv: the arguments after the program name. Default None: those of this process.
+      argv: the arguments after the program name. Default None: those of the current process.
     """
     parser = cli.parser(__doc__)
     parser.add_argument("--workers", type=int, default=4, help="number of workers, at least 2")
@@ -83,7 +84,7 @@ def _small() -> dict[str, Callable[[], object]]:
 
     import tf_gossip_pga as pga
 
-    # 49 * 50 + 50 = 2500 parameters. Call the callback as Keras does, without training.
+    # 49 * 50 + 50 = 2500 parameters. Call the callback as Keras would, but without training.
     model = keras.Sequential([keras.Input((49,)), keras.layers.Dense(50)])
     model.compile("sgd", "mse")
     callback = pga.GossipPGA(H=6)
@@ -91,8 +92,8 @@ def _small() -> dict[str, Callable[[], object]]:
     callback.set_params({"epochs": 1, "steps": 1 << 30})
     callback.on_train_begin()
     callback.on_epoch_begin(0)
-    # Change the weights as a first training step would. Until they change, the callback checks them
-    # after each step.
+    # Change the weights, as the first training step would. Until they change, the callback checks
+    # them after each step.
     model.set_weights([weights + 1 for weights in model.get_weights()])
     bare = exchanges.all_reduce(tf.zeros([1]))
     return {

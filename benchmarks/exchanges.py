@@ -1,6 +1,6 @@
 """Run bare exchanges of parameters.
 
-Of the benchmarks, only this module imports from `tf_gossip_pga.exchange`.
+This is the only benchmark module that imports from `tf_gossip_pga.exchange`.
 """
 
 import itertools
@@ -21,7 +21,7 @@ _SHAPES = [(2048, 4096), *[(1024, 2048)] * 6, *[(512, 512)] * 16, *[(512,)] * 64
 
 
 def shapes(megabytes: float) -> list[tuple[int, ...]]:
-    """Return shapes of parameters with a given size as float32.
+    """Return shapes of parameters with a given total size in float32.
 
     Args:
       megabytes: the size in MB, approximately.
@@ -73,7 +73,7 @@ def all_reduce(value: "tf.Tensor") -> Callable[[], object]:
 def averager(
     variables: "Sequence[tf.Variable]", topology: str, wire_dtype: str = "float32"
 ) -> "Averager":
-    """Return the averager that gossips variables and averages them globally.
+    """Return an averager that gossips variables and averages them globally.
 
     Args:
       variables: the parameters.
@@ -95,7 +95,7 @@ def averager(
 
 
 def gossip(averager: "Averager") -> Callable[[], object]:
-    """Return a function that gossips; each call is the next round."""
+    """Return a function that runs the next gossip round on each call."""
     rounds = itertools.count()
     return lambda: averager.gossip(next(rounds), "the benchmark")
 
@@ -125,7 +125,7 @@ def gossip_during(averager: "Averager", step: Callable[[], None]) -> Callable[[]
 
 
 def traced() -> int:
-    """Return the number of functions of the package that this process has traced so far."""
+    """Return how many of the package's functions this process has traced so far."""
     from tf_gossip_pga.exchange.traced import Traced
 
     return Traced.total

@@ -1,15 +1,15 @@
-"""Measure input pipelines: images and tokens per second, and per second of one core.
+"""Measure input pipelines in images or tokens per second, and per core and second.
 
     python benchmarks/input.py --output=output/input.json
 
-A rate per core is the number of examples divided by the processor time, user and system, of the
-whole process, which does nothing else. It tells how many cores a worker needs to feed a model.
-Other programs hardly disturb it.
+The rate per core is the number of examples divided by the user and system CPU time of the whole
+process, which does nothing else. It shows how many cores a worker needs to feed a model, and other
+programs hardly affect it.
 
-The benchmark generates data sets in place of those of TensorFlow Datasets, under their names:
-random clouds of 500 x 375 pixels for ImageNet, noise for CIFAR-10, the Python language reference
-for text. They are small and stay in the page cache; reading real data from a disk takes additional
-time.
+Instead of real data from TensorFlow Datasets, the benchmark generates data sets under the same
+names: random clouds of 500 x 375 pixels for ImageNet, noise for CIFAR-10, and the Python language
+reference for text. They are small and stay in the page cache. Reading real data from disk takes
+additional time.
 """
 
 import argparse
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 WARM_UP = 4  # untimed batches: tracing, filling buffers, AUTOTUNE
 SHARDS = 4
 BATCH = 32
-LENGTH = 128  # tokens in a row
+LENGTH = 128  # tokens per row
 ROWS = [
     ("imagenet2012", "training"),
     ("imagenet2012", "validation"),
@@ -52,7 +52,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line.
 
     Args:
-      argv: the arguments after the program name. Default None: those of this process.
+      argv: the arguments after the program name. Default None: those of the current process.
     """
     parser = cli.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=5, help="length of one measurement")
@@ -63,7 +63,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def clouds(random: np.random.Generator, height: int = 375, width: int = 500) -> bytes:
-    """Return a JPEG file of noise at several scales: about 90 kB, nearly as large as ImageNet's.
+    """Return a JPEG file of multi-scale noise: about 90 kB, almost as large as ImageNet's.
 
     Args:
       random: source of randomness.
@@ -81,11 +81,11 @@ def clouds(random: np.random.Generator, height: int = 375, width: int = 500) -> 
 
 
 def examples(name: str, images: int) -> Iterator[dict]:
-    """Yield examples of a generated data set, in the form that the real builder's features need.
+    """Yield examples of a generated data set, in the format of the real builder's features.
 
     Args:
       name: name of the data set in TensorFlow Datasets.
-      images: number of images; CIFAR-10 gets ten times as many.
+      images: number of images. CIFAR-10 gets ten times as many.
     """
     from pydoc_data.topics import topics
 
@@ -103,7 +103,7 @@ def examples(name: str, images: int) -> Iterator[dict]:
 
 
 def prepare(name: str, images: int, data_dir: str) -> None:
-    """Write a generated data set in the form of a real one.
+    """Write a generated data set in the format of the real one.
 
     Args:
       name: name of the data set in TensorFlow Datasets.
@@ -118,7 +118,7 @@ def prepare(name: str, images: int, data_dir: str) -> None:
         """Build the generated data set."""
 
         VERSION = real.version
-        code_path = None  # otherwise the builder looks for checksums next to its code
+        code_path = None  # otherwise, the builder looks for checksums next to its code
 
         def _info(self):
             return tfds.core.DatasetInfo(
@@ -141,7 +141,7 @@ def prepare(name: str, images: int, data_dir: str) -> None:
 
 
 def pipelines(images: int, data_dir: str) -> "Iterator[tuple[str, str, int, tf.data.Dataset]]":
-    """Yield, for each row: name, unit, units in an example, and batches without end.
+    """Yield for each row its name, its unit, the units per example, and endless batches.
 
     Args:
       images: number of images to generate.
@@ -160,11 +160,11 @@ def measure(batches: "tf.data.Dataset", seconds: float) -> tuple[int, float, flo
     """Measure a pipeline.
 
     Args:
-      batches: the batches, without end.
+      batches: endless batches.
       seconds: how long to measure, approximately.
 
     Returns:
-      Number of examples delivered, processor time in seconds, elapsed time in seconds.
+      Number of examples delivered, CPU time in seconds, and elapsed time in seconds.
     """
     import tensorflow as tf
 
@@ -185,8 +185,8 @@ def row(
     Args:
       name: name of the row.
       unit: what is counted, e.g. `"tokens"`.
-      each: units in an example.
-      batches: the batches, without end.
+      each: number of units per example.
+      batches: endless batches.
       options: the options of the command line.
     """
     found = [measure(batches, options.seconds) for _ in range(options.repetitions)]

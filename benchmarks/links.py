@@ -1,4 +1,4 @@
-"""Make hosts on one machine: network namespaces behind links of a given bandwidth.
+"""Create hosts on one machine: network namespaces behind links of a given bandwidth.
 
     with links.hosts(8, mbit=250) as hosts:       # in the process that starts the workers
         launch.run([…, hosts.flag], workers=8)
@@ -8,9 +8,9 @@
 This needs root, iproute2 and util-linux.
 
 Each host is a network namespace with one interface. A bridge in another namespace connects them.
-Token buckets (tc tbf) limit what each host sends and what it receives, like a full-duplex port of a
-switch. The namespaces have no names: the kernel removes them and their links when the last process
-in them has ended, even if the benchmark is killed.
+Token buckets (tc tbf) limit the traffic of each host in both directions, like a full-duplex port of
+a switch. The namespaces are unnamed, so the kernel removes them and their links when their last
+process has ended, even if the benchmark is killed.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ from tf_gossip_pga.cluster import tf_config as cluster_lib
 
 _PORT = 2222
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
-# Bytes that may pass at once, and how long a packet may wait: like the small buffer of a switch.
+# Bytes that may pass at once, and how long a packet may wait, like in a switch's small buffer.
 _BUCKET = ["burst", "256kb", "latency", "50ms"]
 
 
 class NoHostsError(RuntimeError):
-    """Signal that this machine cannot make hosts; the message says why."""
+    """Raised when this machine cannot create hosts. The message states the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """Hold network namespaces.
+    """Network namespaces that act as hosts.
 
     Attributes:
-      processes: for each rank, the id of the process that keeps the namespace of its host open.
+      processes: for each rank, the id of the process that keeps its host's namespace open.
     """
 
     processes: tuple[int, ...]
@@ -52,7 +52,7 @@ class Hosts:
 
 @contextlib.contextmanager
 def hosts(count: int, mbit: float) -> Iterator[Hosts]:
-    """Make hosts, and remove them at the end of the context.
+    """Create hosts, and remove them at the end of the context.
 
     Args:
       count: number of hosts.
@@ -80,7 +80,7 @@ def hosts(count: int, mbit: float) -> Iterator[Hosts]:
 def join(flag: str) -> None:
     """Move this thread to the host of its rank, and rewrite `TF_CONFIG`.
 
-    Threads that it starts later follow it. Sockets that are already open do not move.
+    Threads that it starts later are on that host, too. Sockets that are already open do not move.
 
     Args:
       flag: `Hosts.flag`.
@@ -105,12 +105,12 @@ def address(rank: int) -> str:
 
 @contextlib.contextmanager
 def _namespace() -> Iterator[int]:
-    """Yield the id of a process in a new network namespace; both end with this process."""
+    """Yield the id of a process in a new network namespace. Both end with this process."""
     holder = subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "echo ready; exec cat"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C must not reach it: the workers must end first
+        start_new_session=True,  # Ctrl-C must not reach it, because the workers must end first
     )
     stdin, stdout = cast(IO[bytes], holder.stdin), cast(IO[bytes], holder.stdout)
     try:
@@ -125,7 +125,7 @@ def _namespace() -> Iterator[int]:
 
 
 def _connect(switch: int, host: int, rank: int, mbit: float) -> None:
-    """Connect a host to the switch by a link that is limited to `mbit` at both ends."""
+    """Connect a host to the switch through a link that is limited to `mbit` at both ends."""
     limit = ["root", "tbf", "rate", f"{mbit}mbit", *_BUCKET]
     port = f"port{rank}"
     _inside(switch, f"ip link add {port} type veth peer name eth0 netns {host}")

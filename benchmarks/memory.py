@@ -1,4 +1,4 @@
-"""Measure the memory that this process holds, and the most that an action needs."""
+"""Measure the memory of this process, and the peak memory of an action."""
 
 import ctypes
 import gc
@@ -16,13 +16,13 @@ def resident_bytes() -> int:
 
 
 def peak_of(build: Callable[[], Callable[[], object]], warm_up: int) -> int:
-    """Return the peak memory of an action, in bytes above what was held before it was built.
+    """Return an action's peak memory in bytes, above the memory held before it was built.
 
-    Freed memory is returned to the system first; otherwise the action could reuse it unnoticed.
+    Freed memory is first returned to the system. Otherwise, the action could reuse it unnoticed.
 
     Args:
-      build: function that makes the action.
-      warm_up: how often to run the action before memory is sampled; these runs trace functions.
+      build: function that builds the action.
+      warm_up: how often to run the action before sampling memory. These runs trace functions.
     """
 
     def sample():

@@ -1,28 +1,28 @@
-"""Time exchanges and training steps over slow links, next to the alternatives.
+"""Time exchanges and training steps over slow links, and compare them to alternatives.
 
     python benchmarks/network.py --hosts=8 --mbit=250 --output=output/network.json
 
-Each worker is a separate host behind a link of `--mbit` (see links.py). This needs root. Without
-root all workers share the loopback interface, and shares of the limit mean little. Exchanges and
-steps are repeated in turn, and timed from a common start until the last rank has finished. Their
-medians are compared. The same run includes:
+Each worker is a separate host behind a link of `--mbit` (see links.py), which requires root.
+Without root, all workers share the loopback interface, and shares of the limit mean little.
+Exchanges and steps are measured in alternation, each from a common start until the last rank has
+finished, and their medians are compared. The same run includes:
 
-    TCP       The limit: what the links can do. Each host sends the bytes of the parameters to the
-              next one through a plain socket, while it receives as many.
-    PyTorch   All-reduce and pair exchange over gloo, and Decent-DP on top of it. For Decent-DP the
-              row is one step of a model of the same size without computation, since its exchange is
-              part of the backward pass. Rows exist if the packages are installed
-              (benchmarks/requirements.txt).
-    steps     `model.fit` of a model of the same size. Its computation leaves the processor idle, as
-              with an accelerator. For comparison: Parallel SGD with MultiWorkerMirroredStrategy and
-              tf_keras, if that is installed.
+    TCP       The limit of the links. Each host sends the bytes of the parameters to the next one
+              through a plain socket, while receiving the same number of bytes.
+    PyTorch   All-reduce and pair exchange over gloo, and Decent-DP on top of it. The exchange of
+              Decent-DP is part of the backward pass, so its row is one step of a model of the same
+              size without computation. Requires the packages in benchmarks/requirements.txt;
+              otherwise, these rows are left out.
+    steps     `model.fit` of a model of the same size. Its computation leaves the CPU idle, as with
+              an accelerator. If tf_keras is installed, the comparison includes Parallel SGD with
+              tf_keras and MultiWorkerMirroredStrategy.
 
-`tf_gossip_pga.plan` predicts times from two figures only: the rate of the row TCP and the time of
-the computation. CPU seconds are the sum over all ranks for one repetition.
+`tf_gossip_pga.plan` predicts times from only two measurements: the rate of the TCP row and the time
+of the computation. CPU seconds are summed over all ranks for one repetition.
 
-Memory is measured for some of our exchanges: the most that a rank held above its parameters, in
-copies of them, including what an exchange keeps for the next one. Fresh processes that do nothing
-else sample it every 2 ms.
+Memory is measured for some of this library's exchanges: the peak of any rank beyond its parameters,
+as a multiple of their size, including memory that an exchange keeps for the next one. It is sampled
+every 2 ms in fresh processes that do nothing else.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line.
 
     Args:
-      argv: the arguments after the program name. Default None: those of this process.
+      argv: the arguments after the program name. Default None: those of the current process.
     """
     parser = cli.parser(__doc__)
     parser.add_argument("--hosts", type=int, default=4, help="number of workers, at least 2")
@@ -81,7 +81,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Make the hosts and start the workers, or run as one of them; return the exit code."""
+    """Create the hosts and start the workers, or run as one of them; return the exit code."""
     options = parse()
     if "TF_CONFIG" in os.environ:
         worker(options)
@@ -183,15 +183,15 @@ def builders(shapes: Shapes) -> dict[str, Callable[[], Callable[[], object]]]:
 
 
 def measure_memory(cluster: "Cluster", shapes: Shapes, name: str, folder: str) -> None:
-    """Measure how many copies of the parameters an exchange needs, and write the number.
+    """Measure how many copies of the parameters an exchange needs, and write the number to a file.
 
     Args:
       cluster: the cluster.
       shapes: shapes of the parameters.
       name: name of the exchange.
-      folder: directory for the file, in which rank 0 writes the largest number of any rank.
+      folder: directory for the file, to which rank 0 writes the maximum over ranks.
     """
-    builders([(64,)])[name]()()  # what TensorFlow allocates only once must not count
+    builders([(64,)])[name]()()  # exclude one-time allocations of TensorFlow
     held = memory.peak_of(builders(shapes)[name], timing.warm_up(cluster.size))
     copies = max(cluster.gather(held, timing.PATIENCE_S)) / exchanges.bytes_of(shapes)
     if cluster.is_chief:

@@ -1,4 +1,4 @@
-"""Make the rows, ratios, predictions and the picture of `network.py`."""
+"""Create the rows, ratios, predictions and the picture of `network.py`."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from tf_gossip_pga import plan
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Names of the rows of exchanges; `steps` has the names of the rows of steps.
+# Names of the rows of exchanges. `steps` defines the names of the rows of steps.
 LIMIT, MWMS, GOSSIP, GLOBAL = peers.TCP, "MWMS all-reduce", "one-peer gossip", "global average"
 BFLOAT16, INT8, DURING = f"{GOSSIP}, bfloat16", f"{GOSSIP}, int8", f"{GOSSIP} during a step"
 RING, STATIC = "ring gossip", "static exponential gossip"
@@ -25,7 +25,7 @@ def publish(everyone: list, options: argparse.Namespace) -> None:
     """Print the table, and write the JSON file and the picture.
 
     Args:
-      everyone: for each rank `[exchanges, steps]`, the results of `timing.measure` and
+      everyone: for each rank, `[exchanges, steps]`, which are the results of `timing.measure` and
         `steps.measure`.
       options: the options of the command line.
     """
@@ -45,11 +45,11 @@ def publish(everyone: list, options: argparse.Namespace) -> None:
 
 
 def rows_of(everyone: list, folder: pathlib.Path) -> list[dict]:
-    """Return the rows: first exchanges, beginning with the limit, then steps.
+    """Return the rows: the limit, then the exchanges, then the steps.
 
     Args:
       everyone: as in `publish`.
-      folder: directory with a file for each measured memory, in copies of the parameters.
+      folder: directory with one file per memory measurement, in copies of the parameters.
     """
     timed, trained = [each[0] for each in everyone], [each[1] for each in everyone]
     rows = [exchange_row(name, timed) for name in timed[0]]
@@ -65,7 +65,7 @@ def rows_of(everyone: list, folder: pathlib.Path) -> list[dict]:
 
 
 def exchange_row(name: str, ranks: list[dict]) -> dict:
-    """Return the row of an exchange: time until the last rank finished, processor time of all.
+    """Return the row of an exchange: the time until the last rank finished, and total CPU time.
 
     Args:
       name: name of the exchange.
@@ -103,7 +103,7 @@ def predicted(medians: dict[str, float], bytes_: int, size: int) -> dict[str, fl
     """Predict the rows with `tf_gossip_pga.plan`.
 
     Args:
-      medians: name of a row -> median in ms. Only the rows of TCP and of the computation alone are
+      medians: name of a row -> median in ms. Only the TCP row and the rows of computation alone are
         used.
       bytes_: size of the parameters.
       size: number of workers.
@@ -151,7 +151,7 @@ def predicted(medians: dict[str, float], bytes_: int, size: int) -> dict[str, fl
 
 
 def draw(path: pathlib.Path, title: str, rows: list[dict], size: int) -> None:
-    """Draw exchanges with the limit of the links, and steps with the computation alone.
+    """Draw exchanges next to the limit of the links, and steps next to computation alone.
 
     Args:
       path: the file to write.
@@ -169,7 +169,7 @@ def draw(path: pathlib.Path, title: str, rows: list[dict], size: int) -> None:
 
 
 def _draw_exchanges(panel: "Axes", rows: list[dict], size: int) -> None:
-    """Draw a bar for each exchange, and lines for the limits of the links."""
+    """Draw one bar per exchange, and lines for the limits of the links."""
     for label, color, of_ours in (
         ("this library", figure.BLUE, True),
         ("alternatives", figure.GRAY, False),
@@ -192,7 +192,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _draw_steps(panel: "Axes", medians: dict[str, float]) -> None:
-    """Draw a group of bars for each length of the computation."""
+    """Draw one group of bars per length of the computation."""
     for place, (color, name) in enumerate(zip(figure.PALETTE, steps.NAMES, strict=False)):
         rows = [steps.row_name(factor, name) for factor in steps.FACTORS]
         if all(row in medians for row in rows):

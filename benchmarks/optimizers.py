@@ -1,19 +1,19 @@
-"""Find the learning rate of SGD, Adam and AdamW on n workers, next to one process.
+"""Find the learning rate of SGD, Adam and AdamW on n workers, compared to one process.
 
     python benchmarks/optimizers.py --output=output/optimizers.json
     python benchmarks/optimizers.py --tasks text --optimizers adam --workers=16
 
-One process and n virtual workers train with the same global batch on three small tasks, whose data
-come with installed packages. Each worker draws an n-th of the global batch from its own n-th of the
-data. All runs take the same number of steps with a constant learning rate. The result is the
-validation loss of the mean of the workers at the end: mean and standard deviation over seeds, which
+One process and n virtual workers train with the same global batch size on three small tasks, whose
+data come with installed packages. Each worker draws 1/n of the global batch from its own 1/n of the
+data. All runs take the same number of steps with a constant learning rate. The result is the final
+validation loss of the mean of the workers, as mean and standard deviation over seeds, which
 determine initial weights and batches.
 
-The first table has a row for each learning rate of a grid. "x f" stands for n workers with the
-defaults of Gossip-PGA and f times the learning rate of the row. The second table compares settings
-at the learning rate with which one process ended lowest. Its differences are between runs with the
-same seed, with their standard error. "step" is the length of a step of the mean of the workers,
-relative to one process: root mean square over parameters, mean over steps.
+The first table has one row per learning rate of a grid. "x f" stands for n workers with the
+defaults of Gossip-PGA and f times the row's learning rate. The second table compares settings at
+the learning rate that gave one process the lowest loss. Its differences are between runs with the
+same seed, and are given with their standard error. "step" is the length of a step of the workers'
+mean relative to a step of one process: root mean square over parameters, mean over steps.
 """
 
 import dataclasses
@@ -43,17 +43,17 @@ OPTIMIZERS: dict[str, tuple[list[float], Callable[[int], float]]] = {
     "adam": ([2.5e-4 * 2**k for k in range(7)], math.sqrt),
     "adamw": ([2.5e-4 * 2**k for k in range(7)], math.sqrt),
 }
-WEIGHT_DECAY = 0.1  # of AdamW with one process; `Study` divides it by the factor on the rate
-BATCH = 64  # of all workers together
+WEIGHT_DECAY = 0.1  # of AdamW with one process; `Study` divides it by the rate's factor
+BATCH = 64  # over all workers
 WINDOW = 16  # characters that predict the next one
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Describe a task.
+    """A task to train on.
 
     Attributes:
-      model: function that makes a model with new weights.
+      model: function that creates a model with new weights.
       loss: loss or its name, as for `Model.compile`.
       training, validation: inputs and targets, each `[samples, …]`.
       steps: number of steps of a run.
@@ -67,7 +67,7 @@ class Task:
 
 
 def digits() -> Task:
-    """Classify the handwritten digits of scikit-learn; every fifth image is for validation."""
+    """Classify the handwritten digits of scikit-learn. Every fifth image is used for validation."""
     from sklearn import datasets
 
     images, labels = datasets.load_digits(return_X_y=True)
@@ -83,7 +83,7 @@ def digits() -> Task:
 
 
 def text() -> Task:
-    """Predict the next character of the Python manual; every sixth topic is for validation."""
+    """Predict the next character of the Python manual. Every sixth topic is used for validation."""
     from pydoc_data.topics import topics
 
     titles = sorted(topics)
@@ -135,10 +135,10 @@ class Study:
       task: the task.
       optimizer: a name in `OPTIMIZERS`.
       workers: number of workers that share the global batch.
-      seeds: number of runs of each kind.
+      seeds: number of runs per configuration.
 
     Attributes:
-      rule: factor on the learning rate by the documented rule.
+      rule: factor on the learning rate according to the documented rule.
       workers: number of workers.
     """
 
@@ -175,7 +175,7 @@ class Study:
         return self._row(self.workers, rate, factor, H, optimizer_state)
 
     def _row(self, workers: int, rate: float, factor: float, H: int | None, state: str) -> dict:  # noqa: N803
-        # A step decays by learning rate * weight decay; dividing the decay by the factor keeps it.
+        # A step decays by learning rate * weight decay. Dividing by the factor keeps the product.
         decay = WEIGHT_DECAY / factor if self._optimizer == "adamw" else 0.0
         losses, moved = self._ended(workers, decay, rate * factor, H, state)
         return {

@@ -1,25 +1,25 @@
-"""Measure how many steps Gossip-PGA needs to be as good as Parallel SGD, next to the theory.
+"""Measure how many steps Gossip-PGA takes to match Parallel SGD, and compare with the theory.
 
 python benchmarks/paper.py --output=output/paper.json
 
 This is the experiment of Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging",
 ICML 2021: logistic regression, d = 10, 8000 samples per node, step size 0.2 halved every 1000
-steps, H = 16, 20, 50 and 100 nodes, 50 trials. The paper's text was not at hand: its batch size is
-unknown, and is 32 here.
+steps, H = 16, 20, 50 and 100 nodes, 50 trials. The paper's text was not available. Its batch size
+is therefore unknown; this benchmark uses 32.
 
-The transient stage is the first measured step (every 75th is measured) from which on the mean over
+Every 75th step is measured. The transient stage is the first measured step from which the mean over
 trials of f(mean of the nodes) - f* stays below 1.1 times that of Parallel SGD. The interval spans
 16% to 84% of 400 bootstraps of the trials, with the same trials for all methods. It is conditional
-on one data set and one draw of optima for each n: only batches vary. If a curve is below 1.1 times
-at every measurement, its transient stage is at most the first measured step. If it is not below at
-the last one, its transient stage is longer than the run.
+on one data set and one draw of optima per n, because only batches vary. If a curve is below this
+bound at every measurement, its transient stage is at most the first measured step. If it is above
+the bound at the last measurement, its transient stage is longer than the run.
 
-The theory gives orders with unknown constants, for a step size that fits the length of the run. The
-tables therefore compare growth with n and ratios between methods, not steps.
+The theory gives orders of magnitude with unknown constants, for a step size that suits the length
+of the run. Therefore, the tables compare growth with n and ratios between methods, not steps.
 
-The measurements must see all phases of a period equally often: f at the mean is worst right after
-the global average, and falls within three steps. 75 shares no factor with H = 16. Every 100th step
-would see only four of the sixteen phases, one of them the worst.
+The measurements must cover all phases of a period equally often, because f at the mean is highest
+right after a global average and falls within three steps. 75 shares no factor with H = 16.
+Measuring every 100th step would cover only four of the sixteen phases, including the worst.
 """
 
 import argparse
@@ -59,7 +59,7 @@ FACTORS = (1.1, 1.2, 1.5)  # all tables but one use the first
 
 
 def orders(graph: topology.Topology, heterogeneous: bool) -> dict[str, float]:
-    """Return the order of each method's transient stage, and beta, C and D of `plan.cost`.
+    """Return the order of each method's transient stage, and beta, C and D as in `plan.cost`.
 
     Args:
       graph: the topology.
@@ -77,7 +77,7 @@ def orders(graph: topology.Topology, heterogeneous: bool) -> dict[str, float]:
 def simulated(sizes: Sequence[int], options: argparse.Namespace) -> dict:
     """Simulate all methods, with one single-threaded process per core.
 
-    A step is too short to benefit from several threads.
+    A step is too short to benefit from multiple threads.
 
     Args:
       sizes: numbers of nodes.
@@ -129,12 +129,12 @@ def transients(found: dict, factor: float, trials: int) -> dict:
 
     Args:
       found: the result of `simulated`.
-      factor: largest ratio to Parallel SGD that counts as joined.
+      factor: largest ratio to Parallel SGD that counts as caught up.
       trials: number of trials.
 
     Returns:
       `(data, nodes)` -> name -> steps, `[1 + BOOTSTRAPS]`. Steps are infinite if the method has not
-      joined Parallel SGD at the end of the run.
+      caught up with Parallel SGD by the end of the run.
     """
     random = np.random.default_rng(0)
     chosen = [np.arange(trials), *random.integers(trials, size=(BOOTSTRAPS, trials))]
@@ -161,10 +161,10 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def exponents(sizes: Sequence[int], measured: dict, theory: dict, every: int) -> list[dict]:
-    """Return the slopes of log(transient) over log(n), by least squares.
+    """Return least-squares slopes of log(transient) over log(n).
 
-    A method has a slope only if its transient stage is finite, and after the first measurement, for
-    all sizes.
+    A method has a slope only if, for all sizes, its transient stage is finite and ends after the
+    first measurement.
 
     Args:
       sizes: numbers of nodes.
@@ -199,7 +199,7 @@ def growth_line(row: dict) -> str:
 
 
 def predicted(sizes: Sequence[int]) -> dict:
-    """Return the orders of theory: `(data, nodes)` -> name -> order of the transient stage."""
+    """Return the theoretical orders: `(data, nodes)` -> name -> order of the transient stage."""
     found = {}
     for data in DATA:
         for n in sizes:
@@ -214,7 +214,7 @@ def predicted(sizes: Sequence[int]) -> dict:
 def table(
     sizes: Sequence[int], measured: dict, theory: dict, options: argparse.Namespace
 ) -> list[dict]:
-    """Print a line for each method, and return the lines as rows.
+    """Print one line per method, and return the lines as rows.
 
     Args:
       sizes: numbers of nodes.
@@ -254,7 +254,7 @@ def in_words(steps: float, options: argparse.Namespace) -> str:
 
 
 def draw(sizes: Sequence[int], found: dict, path: pathlib.Path) -> None:
-    """Draw the methods on a ring, with a panel for each number of nodes and kind of data.
+    """Draw the methods on a ring, in one panel per number of nodes and kind of data.
 
     Args:
       sizes: numbers of nodes.

@@ -1,6 +1,7 @@
-"""Run exchanges to compare with: plain sockets, and PyTorch and Decent-DP over gloo if installed.
+"""Run exchanges for comparison: plain sockets, and if installed, PyTorch and Decent-DP over gloo.
 
-Each function returns `{name: action}`. An action is one exchange; all ranks must call it together.
+Each function returns `{name: action}`. An action is one exchange, which all ranks must call
+together.
 """
 
 import importlib.util
@@ -30,7 +31,7 @@ def tcp(cluster: "Cluster", bytes_: int) -> Actions:
 
     Args:
       cluster: the cluster.
-      bytes_: how many bytes to send.
+      bytes_: number of bytes to send.
     """
     rank, size = cluster.rank, cluster.size
     server = socket.create_server((_host(cluster, rank), 0))
@@ -63,7 +64,7 @@ def torch(cluster: "Cluster", shapes: Sequence[tuple[int, ...]]) -> Actions:
       shapes: shapes of the parameters.
 
     Returns:
-      The actions; none unless PyTorch is installed on all ranks.
+      The actions, or an empty dict unless PyTorch is installed on all ranks.
     """
     rank, size = cluster.rank, cluster.size
     if not _have_all(cluster, "torch"):
@@ -71,7 +72,7 @@ def torch(cluster: "Cluster", shapes: Sequence[tuple[int, ...]]) -> Actions:
     pytorch = importlib.import_module("torch")
     distributed = importlib.import_module("torch.distributed")
 
-    # By default gloo takes the interface of the host's name, which may not lead to the others.
+    # By default, gloo uses the interface of the host's name, which may not reach the other hosts.
     is_loopback = _host(cluster, 0) == "127.0.0.1"
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if is_loopback else "eth0")
     address = f"tcp://{_host(cluster, 0)}:{_free_port(cluster)}"
@@ -94,15 +95,15 @@ def decent_dp(cluster: "Cluster", shapes: Sequence[tuple[int, ...]]) -> Actions:
     """Return a step of Decent-DP without computation, on its one-peer graph.
 
     A step of Decent-DP mixes, updates, and starts the next exchange. The action also waits for that
-    exchange. It needs the process group that `torch` makes.
+    exchange. It requires the process group that `torch` creates.
 
     Args:
       cluster: the cluster.
       shapes: shapes of the parameters.
 
     Returns:
-      The action; none unless the package is installed on all ranks and their number is a power of
-      two.
+      The action, or an empty dict unless the package is installed on all ranks and the number of
+      ranks is a power of two.
     """
     if not _have_all(cluster, "decent_dp") or cluster.size & (cluster.size - 1):
         return {}
@@ -140,7 +141,7 @@ def _have_all(cluster: "Cluster", package: str) -> bool:
 
 
 def _free_port(cluster: "Cluster") -> int:
-    """Return a port that is free on rank 0, the same number on all ranks."""
+    """Return a port that is free on rank 0; all ranks get the same number."""
     with socket.socket() as probe:
         probe.bind((_host(cluster, cluster.rank), 0))
         return cluster.gather(probe.getsockname()[1], timing.PATIENCE_S)[0]

@@ -3,9 +3,9 @@
     python benchmarks/predict.py --workers=4 --output=output/predict.json
     python benchmarks/predict.py --workers=4 --mbit=250        # separate hosts, see links.py
 
-A dense network trains on random numbers. In each repetition `plan.measure` times exchanges and
-single steps, and then each algorithm trains in turn. The predictions use the medians of the results
-of `plan.measure`. The time of a step is the mean over ranks, without the first period of a fit.
+A dense network trains on random numbers. In each repetition, `plan.measure` times exchanges and
+single steps, and then the algorithms train one after another. The predictions use the medians of
+the `plan.measure` results. The step time is the mean over ranks, without the first period of a fit.
 """
 
 import argparse

@@ -4,9 +4,9 @@
     replicas.run(batches, learning_rate=1e-3, H=6)
     replicas.mean                                   # [seeds, d]
 
-The parameters of all workers and seeds are one variable, `[workers, seeds, d]`. SGD with momentum,
-Adam and AdamW update each parameter independently of the others, so that one Keras optimizer can
-update all workers. LAMB and clipping by a norm do not work here.
+The parameters of all workers and seeds are stored in one variable, `[workers, seeds, d]`. SGD with
+momentum, Adam and AdamW update each parameter independently of the others, so one Keras optimizer
+can update all workers. LAMB and clipping by norm do not work here.
 """
 
 import functools
@@ -27,8 +27,8 @@ class Replicas:
 
     Args:
       loss: `(x [d], *batch) -> scalar`, as in `simulate.Problem`.
-      initial: `[seeds, d]` float32, the initial parameters of all workers with each seed.
-      optimizer: an elementwise Keras optimizer that is not built.
+      initial: `[seeds, d]` float32, the initial parameters of all workers for each seed.
+      optimizer: an elementwise Keras optimizer that is not built yet.
       topology: who gossips with whom.
     """
 
@@ -76,8 +76,8 @@ class Replicas:
           optimizer_state: as in `GossipPGA`. Default `"local"`.
 
         Returns:
-          `[seeds]`, the length of a step of the mean of the workers: root mean square over
-          parameters, mean over steps.
+          `[seeds]`, the length of a step of the workers' mean: root mean square over parameters,
+          mean over steps.
         """
         self._parameters.assign(self._initial)
         for variable, value in zip(self._optimizer.variables, self._fresh, strict=True):
@@ -99,7 +99,7 @@ class Replicas:
         with tf.GradientTape() as tape:
             tape.watch(x)
             losses = tf.vectorized_map(lambda both: self._loss(both[0], *both[1]), (x, flat))
-        # This is the gradient of the sum of all losses; each of them depends on its own x only.
+        # This is the gradient of the sum of all losses. Each loss depends only on its own x.
         gradient: Any = tape.gradient(losses, x)
         before = tf.reduce_mean(self._parameters.value, axis=0)
         self._optimizer.apply([tf.reshape(gradient, shape)], [self._parameters])

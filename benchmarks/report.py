@@ -30,7 +30,7 @@ def row(name: str, seconds) -> dict:
 
 
 def machine() -> str:
-    """Describe the machine: processor, cores, memory, version of Python, and the date."""
+    """Describe the machine: CPU, cores, memory, Python version, and the current date."""
     model = platform.machine()
     with open("/proc/cpuinfo") as lines:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -70,7 +70,7 @@ def publish(title: str, rows: list[dict], ratios: dict[str, float], path: str | 
 
 
 def table(rows: list[dict]) -> str:
-    """Return a table with one line for each row, and the columns for which a row has a value."""
+    """Return a table with one line per row, and those columns for which any row has a value."""
     columns = {
         head: column
         for head, column in _COLUMNS.items()

@@ -1,18 +1,18 @@
-"""Measure how large a simulation may be, and how much faster it is than worker processes.
+"""Measure how large a simulation can be, and how much faster it is than worker processes.
 
 python benchmarks/scale.py --output=output/scale.json
 
 The problem is least squares, d = 10, with Gossip-PGA (H = 16) on a ring. Each number of nodes runs
-in a separate process with one thread, so that a large problem gets no more of the machine than a
-small one. Memory is the peak above what the process held before it made the problem. XLA compiles
-the steps; they are timed five times, after an untimed first step. Two larger numbers of nodes are
-not run: their time and memory are extrapolated from the two largest that ran.
+in a separate process with one thread, so a large problem does not get more CPU than a small one.
+Memory is the peak above what the process held before creating the problem. XLA compiles the steps,
+which are timed five times after an untimed first step. For two larger numbers of nodes, time and
+memory are extrapolated from the two largest that ran.
 
-Then the same problem runs on eight nodes: as one simulation, and as eight processes that train a
-Keras model with the callback.
+The same problem then runs on eight nodes, both as one simulation and as eight processes that train
+a Keras model with the callback.
 
-The number of bytes sent is exact: what a real worker would send to its neighbors in gossips, and in
-ring all-reduces.
+The number of bytes sent is exact. It is what a real worker would send to its neighbors in gossips
+and in ring all-reduces.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from tf_gossip_pga.algorithm import topology
 SIZES = (100, 1000, 10_000, 100_000)
 BEYOND = (1_000_000, 10_000_000)
 DIMENSION = 10
-NODE_STEPS = 10_000_000  # nodes times steps in a repetition
+NODE_STEPS = 10_000_000  # nodes times steps per repetition
 REPETITIONS = 5
 SAMPLES = {"simulated": 4, "compared": 500}
 PGA = {"topology": "ring", "H": 16}
@@ -50,7 +50,7 @@ def simulated(nodes: int, samples: int) -> dict:
 
     Args:
       nodes: number of nodes.
-      samples: number of samples of each node.
+      samples: number of samples per node.
     """
     import tensorflow as tf
 
@@ -77,7 +77,7 @@ def simulated(nodes: int, samples: int) -> dict:
 
 
 def sent_bytes(nodes: int, edges: int) -> float:
-    """Return the bytes that a node sends in a step, as the mean over nodes and a period.
+    """Return the bytes that a node sends per step, averaged over nodes and one period.
 
     Args:
       nodes: number of nodes.
@@ -105,10 +105,10 @@ def beyond(rows: list[dict], nodes: int) -> dict:
 
 
 def trained(options: argparse.Namespace) -> None:
-    """Train as one of several processes on the same problem, and write the time of a step.
+    """Train as one of several processes on the same problem, and write the step time.
 
     Args:
-      options: the options of the command line; rank 0 writes to `options.result`.
+      options: the options of the command line. Rank 0 writes to `options.result`.
     """
     import tf_gossip_pga as pga
 
@@ -182,7 +182,7 @@ def main() -> None:
 
 
 def table(rows: list[dict]) -> str:
-    """Return a table of times, memory and bytes sent, with a line for each number of nodes."""
+    """Return a table of times, memory and bytes sent, with one line per number of nodes."""
     heads = ("nodes", "us a step", "ns a node", "CPU ns a node", "MiB", "B sent a node")
     lines = ["{:>10}{:>12}{:>12}{:>15}{:>9}{:>15}".format(*heads)]
     for row in rows:
@@ -193,7 +193,7 @@ def table(rows: list[dict]) -> str:
 
 
 def spread(rows: list[dict], key: str) -> float:
-    """Return the largest over the smallest value of a field over all rows."""
+    """Return the ratio of the largest to the smallest value of a field over all rows."""
     values = [row[key] for row in rows]
     return max(values) / min(values)
 
@@ -203,7 +203,7 @@ def in_a_process(nodes: int, samples: int) -> dict:
 
     Args:
       nodes: number of nodes.
-      samples: number of samples of each node.
+      samples: number of samples per node.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = pathlib.Path(folder, "result.json")
@@ -220,7 +220,7 @@ def in_a_process(nodes: int, samples: int) -> dict:
 
 
 def in_processes(workers: int) -> float:
-    """Train with several processes, and return the time of a step in seconds."""
+    """Train with several processes, and return the step time in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         result = pathlib.Path(folder, "result.json")
         launch.launch([sys.executable, __file__, f"--result={result}"], workers)

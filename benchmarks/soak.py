@@ -1,9 +1,9 @@
-"""Train a small model for long, and compare what each worker holds early and at the end.
+"""Train a small model for a long time, and compare each worker's resources early and at the end.
 
     python benchmarks/soak.py --steps=20000 --output=output/soak.json
 
-Each row is one worker: resident memory, threads and open files after a tenth of the steps, when all
-functions are traced and all connections are open, and at the end.
+Each row shows one worker's resident memory, threads and open files, first after a tenth of the
+steps, when all functions are traced and all connections are open, and then at the end.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line.
 
     Args:
-      argv: the arguments after the program name. Default None: those of this process.
+      argv: the arguments after the program name. Default None: those of the current process.
     """
     parser = cli.parser(__doc__)
     parser.add_argument("--workers", type=int, default=4, help="number of workers, at least 2")

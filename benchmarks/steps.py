@@ -1,4 +1,4 @@
-"""Time steps of `model.fit` whose computation leaves the processor idle, like an accelerator's."""
+"""Time steps of `model.fit` whose computation leaves the CPU idle, like that of an accelerator."""
 
 import functools
 import importlib.util
@@ -35,8 +35,8 @@ def measure(
 ) -> dict[str, dict[str, list[float]]]:
     """Time steps whose computation takes each of `FACTORS` times as long as a gossip.
 
-    If the processor's own work in a step takes longer than the smallest of these times, the unit is
-    longer than a gossip: the shortest time for which the smallest factor is possible.
+    If the CPU's own work in a step takes longer than the smallest of these times, the unit is not
+    the time of a gossip, but the shortest time for which the smallest factor is possible.
 
     Args:
       cluster: the cluster.
@@ -45,12 +45,12 @@ def measure(
       fits: how often to time each kind of step.
 
     Returns:
-      Factor -> name -> time of a step in seconds, one value for each fit.
+      Factor -> name -> step times in seconds, one per fit.
     """
     pause = [0.0]
     trainers = _trainers(cluster, shapes, pause)
     for train in trainers.values():
-        train()  # not timed: it traces functions
+        train()  # not timed, because it traces functions
     busy_s = max(cluster.gather(trainers[ALONE](), timing.PATIENCE_S))
     unit_s = max(gossip_s, busy_s / FACTORS[0])
     if cluster.is_chief:
@@ -74,7 +74,7 @@ def measure(
 def _trainers(
     cluster: "Cluster", shapes: Sequence[tuple[int, ...]], pause: list[float]
 ) -> dict[str, Callable[[], float]]:
-    """Return `{name: function}`; each function trains and returns the time of a step in seconds."""
+    """Return `{name: function}`; each function trains and returns the step time in seconds."""
     import keras
 
     import tf_gossip_pga as pga
@@ -106,7 +106,7 @@ def _model(library: Any, shapes: Sequence[tuple[int, ...]], pause: list[float]) 
     Args:
       library: Keras, or tf_keras.
       shapes: shapes of the model's parameters.
-      pause: a list with one number, which may change between steps.
+      pause: a list that contains one number, which may change between steps.
     """
     import tensorflow as tf
 
@@ -130,13 +130,13 @@ def _model(library: Any, shapes: Sequence[tuple[int, ...]], pause: list[float]) 
 
 
 def _fit(library: Any, model: Any, callbacks: Sequence) -> float:
-    """Train for one period after a first step, and return the mean time of a step in seconds."""
+    """Train for one period after a first step, and return the mean step time in seconds."""
     import tensorflow as tf
 
     class Clock(library.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             self.ended = time.perf_counter()
-            # Leave out the first step, which does not wait for a gossip of the step before.
+            # Exclude the first step, which does not wait for a gossip of a previous step.
             self.started = self.ended if batch == 0 else self.started
 
     clock = Clock()

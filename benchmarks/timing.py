@@ -1,4 +1,4 @@
-"""Time actions that all workers of a benchmark do together."""
+"""Time actions that all workers of a benchmark run together."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ PATIENCE_S = 1800.0  # an exchange over slow links, or tracing it on a busy mach
 def warm_up(size: int) -> int:
     """Return how often to run an exchange before it is timed.
 
-    The runs trace all rounds of a one-peer graph. There are at least three, as Decent-DP needs.
+    These runs trace all rounds of a one-peer graph. Decent-DP needs at least three.
 
     Args:
       size: number of workers.
@@ -26,16 +26,16 @@ def warm_up(size: int) -> int:
 def measure(
     cluster: "Cluster", actions: Mapping[str, Callable[[], object]], repetitions: int, what: str
 ) -> dict[str, dict[str, list[float]]]:
-    """Time actions that all ranks do together, in turn, each from a common start.
+    """Time actions that all ranks run together, in alternation, each from a common start.
 
     Args:
       cluster: the cluster.
       actions: name -> function.
       repetitions: how often to time each action.
-      what: text that rank 0 prints with the number of the repetition.
+      what: text that rank 0 prints before the number of the repetition.
 
     Returns:
-      Name -> `{"seconds": […], "cpu": […]}`, each with one value for each repetition.
+      Name -> `{"seconds": […], "cpu": […]}`, each with one value per repetition.
     """
     measured = {name: {"seconds": [], "cpu": []} for name in actions}
     for repetition in range(repetitions):

@@ -1,7 +1,7 @@
-"""Check that the flags of `train.py` fit together, before TensorFlow loads.
+"""Check that the flags of `train.py` fit together, before loading TensorFlow.
 
-Every function raises `ValueError` with a message that names the flag, what is accepted, and what to
-do.
+Each check raises `ValueError` with a message that names the flag, the accepted values, and a
+remedy.
 """
 
 import json
@@ -17,10 +17,10 @@ from tf_gossip_pga.cluster import tf_config
 
 
 def check(argv: list[str], cluster: tf_config.Cluster | None) -> None:
-    """Check all flags, and make the output directory if this process is to write to it.
+    """Check all flags, and create the output directory if this process writes to it.
 
     Args:
-      argv: the command line after flags are parsed, with the program name.
+      argv: the program name and the arguments that remain after parsing flags.
       cluster: the cluster in `TF_CONFIG`; None in the process that starts local workers.
 
     Raises:
@@ -57,7 +57,7 @@ def check_workers(cluster: tf_config.Cluster | None) -> None:
 
 
 def check_algorithm() -> None:
-    """Raise if a flag contradicts what the algorithm fixes."""
+    """Raise if a flag contradicts a setting that the algorithm fixes."""
     for name, fixed in ALGORITHMS[FLAGS.algorithm].items():
         if FLAGS[name].present and FLAGS[name].value != fixed:
             raise ValueError(
@@ -115,7 +115,7 @@ def check_batch_size(data: inputs.Data, recipe: recipes.Recipe, size: int) -> No
 
 
 def counts(source: sources.Source) -> dict[str, int]:
-    """Return the number of items of each kind; every worker needs at least one of each."""
+    """Return the number of items of each kind. Every worker needs at least one of each."""
     if isinstance(source, sources.Rows):
         return {"documents": source.documents}
     return {
@@ -125,7 +125,7 @@ def counts(source: sources.Source) -> dict[str, int]:
 
 
 def check_initial_model() -> None:
-    """Raise unless `--initial_model` is a file of `--model`, for text with its vocabulary."""
+    """Raise unless `--initial_model` is a saved `--model`, and for text has its vocabulary."""
     path = FLAGS.initial_model
     try:
         name = read_initial_model()["name"]
@@ -146,7 +146,7 @@ def read_initial_model() -> dict:
 
 
 def check_sizes(data: inputs.Data) -> None:
-    """Raise unless `--initial_model` has the inputs and outputs that the data need."""
+    """Raise unless the inputs and outputs of `--initial_model` fit the data."""
     layers = {each["name"]: each["config"] for each in read_initial_model().get("layers", [])}
     for argument, (layer, field) in models.FOUND_IN[data.kind].items():
         wanted, has = data.arguments[argument], layers.get(layer, {}).get(field)
@@ -176,7 +176,7 @@ def check_vocabulary_of(initial_model: str) -> None:
 
 
 def make_output_dir() -> None:
-    """Create `--output_dir`, and raise now rather than after training if it is not writable."""
+    """Create `--output_dir`, and raise now, instead of after training, if it is not writable."""
     try:
         os.makedirs(FLAGS.output_dir, exist_ok=True)
     except OSError as error:

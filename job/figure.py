@@ -55,10 +55,10 @@ def draw(path: pathlib.Path, title: str, results: dict, distances: list[tuple[in
 
 
 def _draw_consensus(axes: "Axes", workers: int, distances: list[tuple[int, float]]) -> bool:
-    """Draw the consensus distances, or a text that says why there are none to draw.
+    """Draw the consensus distances, or a text that explains why there are none.
 
     Returns:
-      Whether there are any.
+      Whether there are any distances to draw.
     """
     axes.set(title="Consensus distance")
     measured = [(step, distance) for step, distance in distances if distance > 0]

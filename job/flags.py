@@ -1,7 +1,7 @@
 """Define the flags of `train.py`, and the settings that each algorithm fixes.
 
-This module does not import TensorFlow: the process that starts the local workers rejects bad flags
-before TensorFlow loads.
+This module does not import TensorFlow, because the process that starts the local workers rejects
+bad flags before loading it.
 """
 
 from absl import flags
@@ -164,12 +164,13 @@ flags.DEFINE_bool(
 def period() -> int | None:
     """Return the period of the global average in steps, or None for no global average.
 
-    A period that the algorithm fixes precedes `--H`; without either it is the default.
+    A period that the algorithm fixes takes precedence over `--H`. Without either, the default
+    applies.
     """
     default = PERIODS.get(FLAGS.algorithm, 6)
     return ALGORITHMS[FLAGS.algorithm].get("H", FLAGS.H or default)
 
 
 def topology_name() -> str:
-    """Return the name of the topology: the one that the algorithm fixes, or else `--topology`."""
+    """Return the topology's name: the one that the algorithm fixes, or else `--topology`."""
     return ALGORITHMS[FLAGS.algorithm].get("topology", FLAGS.topology)

@@ -22,14 +22,14 @@ def report(
 ) -> None:
     """Print the table, and write the files.
 
-    `results.json` is deleted first and written last: if it exists, all files are complete.
+    `results.json` is deleted first and written last, so if it exists, all files are complete.
 
     Args:
-      directory: the directory to write to; it must exist.
+      directory: the directory to write to. It must exist.
       model: the trained model.
       results: content of `results.json`, see `job.results`.
       distances: `[(step, consensus distance), …]`.
-      vocabulary: tokens of a model of text, to write to `vocabulary.txt`; None for images.
+      vocabulary: tokens of a text model, to write to `vocabulary.txt`; None for images.
     """
     folder, title = pathlib.Path(directory), describe(results)
     (folder / "results.json").unlink(missing_ok=True)  # an earlier run's
@@ -46,7 +46,7 @@ def report(
 
 
 def write(path: pathlib.Path, save: Callable[[pathlib.Path], object]) -> None:
-    """Write a file so that no reader sees an incomplete one: save elsewhere, then move.
+    """Write a file atomically: save it under another name, then move it.
 
     Args:
       path: the file.

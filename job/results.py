@@ -2,7 +2,7 @@
 
     algorithm, model, dataset, H, topology, optimizer_state, overlap, wire_dtype, workers, epochs
     steps, gossip_steps, global_steps
-                            number of steps; those of `local` count as gossip without neighbors
+                            number of steps; with `local`, local steps count as gossip steps
     parameters              number of trainable parameters
     train_loss              mean over workers in the last epoch
     val_loss, val_accuracy  of the averaged model on all validation examples. This loss is the plain
@@ -13,10 +13,10 @@
     bytes_sent_per_worker   mean over workers
     consensus_distance      right before the last average of replicas that differed, whether in
                             training, for validation or at the end; null with one worker
-    history                 for each logged name, a list with one value for each epoch
+    history                 for each logged name, a list with one value per epoch
 
-In a resumed run `epochs` and `steps` count the whole run. All other values cover only the part
-after it resumed.
+In a resumed run, `epochs` and `steps` cover the whole run. All other values cover only the part
+after resuming.
 """
 
 import dataclasses
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Hold the outcome of one `fit`.
+    """The outcome of one `fit`.
 
     Attributes:
       model: the trained model.
-      history: for each logged name, one value for each epoch from `first_epoch` on.
+      history: for each logged name, one value per epoch, starting at `first_epoch`.
       seconds: duration of `fit`.
-      first_epoch: epoch at which `fit` resumed an earlier run; 0 if it did not.
+      first_epoch: epoch at which `fit` resumed an earlier run; 0 for a new run.
     """
 
     model: "keras.Model"
@@ -53,7 +53,7 @@ class Run:
 def collect(cluster: "Cluster", job: Job, run: Run, gossip: "GossipPGA", timeout_s: float) -> dict:
     """Return the content of `results.json` on rank 0, and an empty dict on other ranks.
 
-    Every rank must call it.
+    Every rank must call this function.
 
     Args:
       cluster: the cluster.
@@ -98,10 +98,10 @@ def collect(cluster: "Cluster", job: Job, run: Run, gossip: "GossipPGA", timeout
 
 
 def last_distance(distances: list[tuple[int, float]]) -> float | None:
-    """Return the last consensus distance other than 0, if any; None with one worker.
+    """Return the last consensus distance, preferably nonzero, or None with one worker.
 
-    Validation and the end of training also average. If they follow a global average, the replicas
-    are already equal, and a distance of 0 says nothing about training.
+    Replicas are also averaged for validation and at the end of training. Right after a global
+    average, they are already equal, and the distance of 0 says nothing about training.
 
     Args:
       distances: `[(step, consensus distance), …]`.
@@ -115,11 +115,11 @@ def evaluate(job: Job, model: "keras.Model") -> dict[str, float]:
 
     Args:
       job: what was trained.
-      model: the trained model; it stays compiled as it is.
+      model: the trained model, which is not recompiled.
     """
     import keras
 
-    # Compile a second model with the same weights, so that `model` keeps its loss and optimizer.
+    # Compile a second model with the same weights, to keep the loss and optimizer of `model`.
     plain = keras.Model(model.inputs, model.outputs)
     loss = recipes.loss(dataclasses.replace(job.recipe, label_smoothing=0.0), job.data.kind)
     plain.compile(loss=loss, weighted_metrics=["accuracy"])

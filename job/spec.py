@@ -16,7 +16,7 @@ class Job:
       data: the data set.
       classes_per_worker: number of classes that each worker trains on; None: all.
       recipe: optimizer, learning rate, loss and number of epochs.
-      steps_per_epoch: number of batches of one worker in an epoch.
+      steps_per_epoch: number of batches per epoch on one worker.
     """
 
     data: inputs.Data
@@ -37,7 +37,7 @@ def find_job(size: int) -> Job:
 
 
 def steps_per_epoch(data: inputs.Data, recipe: recipes.Recipe, size: int) -> int:
-    """Return `--steps_per_epoch`, by default one pass over the smallest share of a worker.
+    """Return `--steps_per_epoch`, by default one pass over the smallest share of any worker.
 
     Args:
       data: the data set.
@@ -60,7 +60,7 @@ def steps_per_epoch(data: inputs.Data, recipe: recipes.Recipe, size: int) -> int
 
 
 def find_recipe() -> recipes.Recipe:
-    """Return the model's recipe; a flag with the name of a field replaces the field."""
+    """Return the model's recipe, with fields replaced by flags of the same name."""
     recipe = recipes.RECIPES[FLAGS.model]
     names = [field.name for field in dataclasses.fields(recipe)]
     given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
@@ -68,7 +68,7 @@ def find_recipe() -> recipes.Recipe:
 
 
 def find_data() -> inputs.Data:
-    """Return the data set that the flags name; see `inputs.find`."""
+    """Return the data set that the flags specify; see `inputs.find`."""
     tokens = FLAGS.vocabulary
     if FLAGS.initial_model and models.kind(FLAGS.model) == "text":
         tokens = tokens or vocabulary_of(FLAGS.initial_model)

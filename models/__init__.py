@@ -4,7 +4,7 @@
     recipe = recipes.RECIPES["resnet20"]
     data = inputs.find(recipe.dataset)
 
-This package imports nothing of `tf_gossip_pga`.
+This package does not import `tf_gossip_pga`.
 
 Contents:
   MODELS, build: the models by name.
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import keras
 
-# Name of a model -> module with a function of that name. Building a model imports its module, and
-# with it Keras; train.py checks its flags in a process without TensorFlow.
+# Name of a model -> module with a function of that name. A module, and with it Keras, is imported
+# only to build a model, because train.py checks its flags in a process without TensorFlow.
 MODELS = {
     "mlp": "mlp",
     "resnet20": "resnet",
@@ -59,7 +59,7 @@ def kind(name: str) -> str:
 
 
 def build(name: str, **arguments) -> "keras.Model":
-    """Return a new model that is not compiled.
+    """Return a new, uncompiled model.
 
     Args:
       name: one of `MODELS`.

@@ -1,6 +1,6 @@
 """Build masked language models: BERT without its second task, next sentence prediction.
 
-Encoder and head come from KerasHub, with random weights.
+The encoder and the head come from KerasHub, with random weights.
 
 Source: Devlin, Chang, Lee and Toutanova, "BERT: Pre-training of Deep Bidirectional Transformers for
 Language Understanding", NAACL 2019. The tiny size: Turc, Chang, Lee and Toutanova, "Well-Read
@@ -69,14 +69,14 @@ def masked_lm(name: str, vocabulary_size: int) -> keras.Model:
 
     Returns:
       A model from a dict of int32 tensors to logits `[batch, masks, vocabulary_size]`, which are
-      float32 under any dtype policy. The length of a row is at most 512 tokens.
+      float32 regardless of the dtype policy. A row has at most 512 tokens.
 
         token_ids       [batch, length]
         segment_ids     [batch, length]   0 or 1
         padding_mask    [batch, length]   1 for a token, 0 for padding
         mask_positions  [batch, masks]    positions to predict, 0 … length-1
 
-      A saved model can be loaded wherever KerasHub is installed.
+      Loading a saved model requires KerasHub.
     """
     backbone = encoder(name, vocabulary_size)
     head = keras_hub.layers.MaskedLMHead(
@@ -88,9 +88,9 @@ def masked_lm(name: str, vocabulary_size: int) -> keras.Model:
         name="masked_lm_head",
     )
     positions = keras.Input((None,), dtype="int32", name="mask_positions")
-    # Take the inputs and outputs of the encoder's graph rather than call the encoder: this leaves
-    # out its pooler, which only the second task would train. Workers would average its weights
-    # without any use.
+    # Use the inputs and outputs of the encoder's graph instead of calling the encoder. This leaves
+    # out its pooler, which only the second task would train and which workers would average
+    # needlessly.
     inputs, outputs = cast(dict, backbone.input), cast(dict, backbone.output)
     logits = head(outputs["sequence_output"], positions)
     return keras.Model({**inputs, "mask_positions": positions}, logits, name=name)

@@ -3,7 +3,7 @@
     source, recipe = embedded.digits(None)
     examples = source.training(rank=0, size=4, classes_per_worker=None)
 
-Each function takes a `text.Maker`; data sets of images do not use it.
+Each function takes a `text.Maker`, which only text data sets use.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from models import images, sources, text
 def digits(wordpiece: text.Maker | None) -> tuple[sources.InMemory, images.Images]:
     """Return 1797 images of handwritten digits, `[8, 8, 1]`, and their labels.
 
-    Every 5th image is for validation. The images come with scikit-learn; nothing is downloaded.
+    Every 5th image is used for validation. The images come with scikit-learn, without a download.
 
     Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
     Repository, 1998.
@@ -39,11 +39,11 @@ def digits(wordpiece: text.Maker | None) -> tuple[sources.InMemory, images.Image
 def python_docs(wordpiece: text.Maker) -> tuple[sources.InMemory, text.WordPiece]:
     """Return the language reference that comes with Python: 79 topics, 465 kB.
 
-    Every 6th topic is for validation, about a tenth of the text. Each version of Python has its own
-    text.
+    Every 6th topic is used for validation, about a tenth of the text. The text depends on the
+    version of Python.
 
     Args:
-      wordpiece: makes the recipe from a vocabulary of 4096 tokens.
+      wordpiece: makes the recipe, with a vocabulary of 4096 tokens.
     """
     from pydoc_data.topics import topics as by_title
 

@@ -1,7 +1,7 @@
-"""Define what Keras lacks: a warm-up before any schedule, and label smoothing of integer labels.
+"""Define what Keras lacks: a warm-up before any schedule, and label smoothing for integer labels.
 
-Both are saved with a compiled model. To load a model that has one of them, import this module
-first, or load with `compile=False`: when Keras loads a file, it imports only modules of Keras.
+Both are saved with a compiled model. To load a model that uses either, import this module first or
+load with `compile=False`, because Keras imports only its own modules when it loads a file.
 """
 
 from typing import Any
@@ -20,21 +20,21 @@ class WarmUp(schedules.LearningRateSchedule):
                    = then(step - steps)       otherwise
 
     Source: Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv
-    1706.02677, section 2.2. There the warm-up starts above 0. Keras has a warm-up for its cosine
-    schedule only.
+    1706.02677, section 2.2. In the paper, the warm-up starts above 0. In Keras, only the cosine
+    schedule has a warm-up.
 
     Args:
       steps: number of steps of the warm-up, > 0.
-      then: the schedule that follows; its step 0 is the end of the warm-up.
+      then: the schedule that follows. Its step 0 is the end of the warm-up.
     """
 
     def __init__(self, steps: int, then: schedules.LearningRateSchedule):
-        """Set the schedule; see the class."""
+        """Initialize the schedule. See the class for the arguments."""
         self.steps = steps
         self.then = then
 
     def __call__(self, step: Any) -> Any:
-        """Return the learning rate, float32, of a step.
+        """Return the learning rate at a step, as float32.
 
         Args:
           step: number of the step, from 0.
@@ -44,15 +44,15 @@ class WarmUp(schedules.LearningRateSchedule):
         return ops.where(step < self.steps, rising, self.then(step - self.steps))
 
     def get_config(self) -> dict:
-        """Return the arguments of the constructor; `then` is serialized with its class."""
+        """Return the arguments of the constructor, with `then` serialized."""
         return {"steps": self.steps, "then": keras.saving.serialize_keras_object(self.then)}
 
     @classmethod
     def from_config(cls, config: dict) -> "WarmUp":
-        """Return the schedule of a configuration.
+        """Return the schedule that a configuration describes.
 
         Args:
-          config: what `get_config` returned.
+          config: the result of `get_config`.
         """
         return cls(config["steps"], keras.saving.deserialize_keras_object(config["then"]))
 
@@ -74,7 +74,7 @@ class SmoothedCrossentropy(keras.losses.Loss):
     """
 
     def __init__(self, label_smoothing: float, **arguments):
-        """Set the smoothing; see the class."""
+        """Initialize the loss. See the class for the arguments."""
         super().__init__(**arguments)
         self.label_smoothing = label_smoothing
 

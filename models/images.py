@@ -1,4 +1,4 @@
-"""Make batches of images: changed at random for training, always the same for validation.
+"""Make batches of images: randomly augmented for training, always the same for validation.
 
 A batch is `(images, labels)`: float32 `[batch, height, width, channels]` and int32 `[batch]`.
 """
@@ -12,9 +12,9 @@ import numpy as np
 if TYPE_CHECKING:
     import tensorflow as tf
 
-CROP = 224  # side in pixels of what is cut out of images of any size
+CROP = 224  # side of the square cut out of an image of any size, in pixels
 _RESIZED = 256  # shorter side in pixels to which a validation image is resized before the cut
-# Statistics of the training images: red, green, blue, for values from 0 to 1.
+# Statistics of the red, green and blue channels in the training images, for values from 0 to 1.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 CIFAR100 = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
@@ -27,11 +27,11 @@ class Images:
     Attributes:
       kind: `"images"`.
       input_shape: height, width and channels of the images that a model receives.
-      classes: number of classes; labels are 0 … classes-1.
-      mean, std: mean and standard deviation of each channel, for values from 0 to 1. By default
-        values stay as they are.
-      shift: largest shift of a training image in each direction, in pixels. Default 0.
-      flip: whether to mirror half of the training images. Default False.
+      classes: number of classes. Labels are 0 … classes-1.
+      mean, std: mean and standard deviation of each channel, for values from 0 to 1. The default
+        leaves these values unchanged.
+      shift: maximum shift of a training image in each direction, in pixels. Default 0.
+      flip: whether to mirror each training image with probability 1/2. Default False.
       encoded: whether examples are encoded files of any size: JPEG, or another format that
         `tf.io.decode_image` reads. Default False.
     """
@@ -58,8 +58,8 @@ class Images:
 
         Args:
           examples: a `tf.data.Dataset` of `(image, label)`.
-          batch_size: images in a batch.
-          augment: whether to change each image at random. Default True.
+          batch_size: number of images per batch.
+          augment: whether to randomly augment each image. Default True.
         """
         if not augment:
             return self._plain(examples, batch_size, drop_remainder=True)
@@ -70,11 +70,11 @@ class Images:
         return batches.map(lambda images, labels: (self._augmented(images), labels))
 
     def validation(self, examples: "tf.data.Dataset", batch_size: int) -> "tf.data.Dataset":
-        """Return batches of unchanged images for validation; of encoded files, the center.
+        """Return batches for validation: unchanged images, or the centers of encoded files.
 
         Args:
           examples: a `tf.data.Dataset` of `(image, label)`.
-          batch_size: images in a batch; the last batch may be smaller.
+          batch_size: number of images per batch. The last batch may be smaller.
         """
         return self._plain(examples, batch_size, drop_remainder=False)
 
@@ -97,13 +97,14 @@ class Images:
         import tensorflow as tf
 
         top = 255 if self.encoded else images.dtype.max if images.dtype.is_integer else 1
-        # Arrays as large as an image: broadcasting along the last axis takes twice the time.
+        # Arrays of the size of an image, because broadcasting along the last axis takes twice as
+        # long.
         mean, std = (np.full(self.input_shape, each, np.float32) for each in (self.mean, self.std))
         return tf.cast(images, tf.float32) * (1 / (top * std)) - mean / std
 
 
 def _each(examples, change: Callable, deterministic: bool = True):
-    """Apply a change to each image before batching, so that it stays in the processor's cache."""
+    """Apply a change to each image before batching, while the image is in the CPU cache."""
     import tensorflow as tf
 
     return examples.map(
@@ -114,12 +115,13 @@ def _each(examples, change: Callable, deterministic: bool = True):
 def shifted(images: "tf.Tensor", pixels: int) -> "tf.Tensor":
     """Move each image by a random number of pixels in each direction, and fill with 0.
 
-    This equals padding by `pixels` and a random crop. It is called after scaling, where 0 is the
-    mean. Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
+    This is equivalent to padding by `pixels` and taking a random crop. It is called after scaling,
+    when the mean is 0. Source: He et al., "Deep Residual Learning for Image Recognition", CVPR
+    2016, section 4.2.
 
     Args:
       images: `[batch, height, width, channels]`.
-      pixels: largest shift in each direction.
+      pixels: maximum shift in each direction.
     """
     import tensorflow as tf
 
@@ -134,8 +136,8 @@ def shifted(images: "tf.Tensor", pixels: int) -> "tf.Tensor":
 def random_crop(encoded: "tf.Tensor") -> "tf.Tensor":
     """Return a random part of an image file, resized to `[CROP, CROP, 3]` float32 in 0 … 255.
 
-    The part has 8 to 100% of the area, and is 3/4 to 4/3 as wide as high. TensorFlow draws it; if
-    ten draws do not fit into the image, it returns the whole image.
+    The part covers 8 to 100% of the area, and its ratio of width to height is 3/4 to 4/3. If ten
+    random draws do not fit into the image, TensorFlow returns the whole image.
 
     Source: Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6.
 
@@ -161,9 +163,9 @@ def random_crop(encoded: "tf.Tensor") -> "tf.Tensor":
 def middle(encoded: "tf.Tensor") -> "tf.Tensor":
     """Return the center of an image file, resized to `[CROP, CROP, 3]` float32 in 0 … 255.
 
-    The usual order is to resize the shorter side to 256 pixels and then cut out 224 x 224. The
-    result here differs by less than a pixel of the file, but only the part that remains is decoded
-    and resized.
+    The usual method resizes the shorter side to 256 pixels and then cuts out 224 x 224. This
+    function decodes and resizes only the part that remains. The result differs by less than one
+    pixel of the file.
 
     Args:
       encoded: the content of the file, a string scalar.

@@ -1,16 +1,17 @@
-"""Find data sets by name, and read them as training batches and validation batches.
+"""Find data sets by name, and read them as batches for training and validation.
 
     data = inputs.find("digits")
     batches = data.training(rank=0, size=4, batch_size=32)     # this rank's part
     for images, labels in data.validation(rank=0, size=1, batch_size=256):
         ...
 
-Training batches never end; validation batches are one pass. The parts of the ranks are disjoint.
+Training batches never end. Validation batches cover one pass. Each rank gets a disjoint part.
 
-`images` and `text` define what a batch is, `sources` which rank reads which examples. `embedded`
-holds the data sets that need no download, `prepared` those of TensorFlow Datasets.
+`images` and `text` define the batches, and `sources` defines which rank reads which examples.
+`embedded` contains the data sets that need no download, and `prepared` those of TensorFlow
+Datasets.
 
-TensorFlow is imported only when examples are read, so that train.py can check its flags without it.
+TensorFlow is imported only when examples are read, which lets train.py check its flags without it.
 """
 
 import dataclasses
@@ -28,13 +29,13 @@ from models import vocabulary as vocabularies
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_SEQUENCE_LENGTHS = (8, 512)  # shortest and longest row, in tokens; BERT has 512 positions
+_SEQUENCE_LENGTHS = (8, 512)  # minimum and maximum row length in tokens; BERT has 512 positions
 EMBEDDED = {"digits": embedded.digits, "python_docs": embedded.python_docs}
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Hold a data set.
+    """A named data set.
 
     Attributes:
       name: the name given to `find`.
@@ -58,24 +59,24 @@ class Data:
 
     @property
     def training_examples(self) -> int | None:
-        """Number of images or rows of text for training; None if known only after reading."""
+        """Number of images or rows of text for training, or None if known only after reading."""
         return self.source.training_examples
 
     @property
     def validation_examples(self) -> int | None:
-        """Number of images or rows of text for validation; None if known only after reading."""
+        """Number of images or rows of text for validation, or None if known only after reading."""
         return self.source.validation_examples
 
     def shares(self, size: int, classes_per_worker: int | None = None) -> list[int] | None:
-        """Return the number of training examples of each rank; None if known only after reading.
+        """Return the number of training examples per rank, or None if known only after reading.
 
         Args:
           size: number of ranks.
           classes_per_worker: as in `training`. Default None: all.
 
         Raises:
-          ValueError: `classes_per_worker` is given and these are not images in memory, or it is out
-            of range.
+          ValueError: `classes_per_worker` is out of range, or is given for data other than images
+            in memory.
         """
         self._check_classes(classes_per_worker)
         return self.source.shares(size, classes_per_worker)
@@ -88,17 +89,19 @@ class Data:
         classes_per_worker: int | None = None,
         augment: bool = True,
     ) -> "tf.data.Dataset":
-        """Return full batches of this rank's part, without end.
+        """Return endless full batches of this rank's part.
 
-        Each pass has a new order. A batch may hold the end of one pass and the start of the next.
+        Examples are reshuffled on each pass. A batch may span the end of one pass and the start of
+        the next.
 
         Args:
           rank: this rank.
           size: number of ranks.
-          batch_size: examples in a batch.
-          classes_per_worker: k: rank r sees only the classes `(k * r + j) % classes` for j < k;
-            ranks that see the same class divide its examples. Default None: every rank sees all.
-          augment: whether to change images at random. Default True.
+          batch_size: number of examples per batch.
+          classes_per_worker: number k of classes that each rank sees. Rank r sees the classes
+            `(k * r + j) % classes` for j < k. Ranks that see the same class divide its examples.
+            Default None: all classes.
+          augment: whether to randomly augment images. Default True.
 
         Returns:
           A `tf.data.Dataset`.
@@ -121,12 +124,12 @@ class Data:
     def validation(self, rank: int, size: int, batch_size: int) -> "tf.data.Dataset":
         """Return the batches of one pass over this rank's part, the same in every pass.
 
-        All ranks get the same number of examples; up to `size - 1` examples are left out.
+        All ranks get the same number of examples. Up to `size - 1` examples are left out.
 
         Args:
           rank: this rank.
           size: number of ranks.
-          batch_size: examples in a batch; the last batch may be smaller.
+          batch_size: number of examples per batch. The last batch may be smaller.
 
         Returns:
           A `tf.data.Dataset`.
@@ -161,7 +164,7 @@ class Data:
 
 
 class Text(Data):
-    """Hold a data set of text."""
+    """A named data set of text."""
 
     recipe: text.WordPiece
 
@@ -171,10 +174,10 @@ class Text(Data):
         return self.recipe.vocabulary
 
     def unigram_cross_entropy(self) -> float:
-        """Return the loss of the best model without context on the validation text.
+        """Return the loss of the best context-free model on the validation text.
 
         Returns:
-          Nats per token, see `text.WordPiece.unigram_cross_entropy`.
+          The loss in nats per token; see `text.WordPiece.unigram_cross_entropy`.
         """
         return self.recipe.unigram_cross_entropy(self.source.validation(0, 1))
 
@@ -185,17 +188,18 @@ def find(
     vocabulary: str | None = None,
     sequence_length: int = 64,
 ) -> Data:
-    """Return the data set of a name.
+    """Return the data set with a given name.
 
-    An embedded data set is loaded now; a prepared one is read when batches are.
+    An embedded data set is loaded immediately. A prepared data set is read when its batches are
+    read.
 
     Args:
       name: one of `EMBEDDED`, or a prepared data set of TensorFlow Datasets.
-      data_dir: directory of TensorFlow Datasets, in which trained vocabularies are kept too.
+      data_dir: directory of TensorFlow Datasets, where trained vocabularies are also stored.
         Default: the environment variable `TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
       vocabulary: for text: path of a file with one token per line. Default: a vocabulary that is
-        trained once and kept.
-      sequence_length: for text: tokens in a row, from 8 to 512. Default 64.
+        trained once and stored.
+      sequence_length: for text: number of tokens per row, from 8 to 512. Default 64.
 
     Raises:
       ValueError: there is no data set of this name, or it does not fit the other arguments.
@@ -232,11 +236,11 @@ def _wordpiece(
 
     Args:
       name: name of the data set, for the file of the trained vocabulary.
-      data_dir: directory for the trained vocabulary; None: that of TensorFlow Datasets.
-      given: path of a given vocabulary; None: train one when it is first needed, and keep it.
-      length: tokens in a row.
-      size: most tokens of a trained vocabulary.
-      trained_on: text that identifies the documents; if it changes, a new vocabulary is trained.
+      data_dir: directory for the trained vocabulary; None: the default of TensorFlow Datasets.
+      given: path of an existing vocabulary; None: train one when it is first needed, and store it.
+      length: number of tokens per row.
+      size: maximum number of tokens in a trained vocabulary.
+      trained_on: text that identifies the documents. If it changes, a new vocabulary is trained.
       documents: function that returns the documents to train the vocabulary on.
     """
     if given is not None:

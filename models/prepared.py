@@ -3,8 +3,8 @@
     source, recipe = prepared.find("cifar10", data_dir=None, wordpiece=make, embedded=[])
     examples = source.training(rank=0, size=4)
 
-Nothing is downloaded. TensorFlow is imported only when examples are read; finding a data set and
-its features needs TensorFlow Datasets only.
+Nothing is downloaded. TensorFlow is imported only when examples are read. Finding a data set and
+its features requires only TensorFlow Datasets.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from models import images, sources, text
 
-_FIRST = 20_000  # most documents to train a vocabulary on
-_VOCABULARY = 30522  # tokens of a vocabulary, as in BERT
+_FIRST = 20_000  # maximum number of documents to train a vocabulary on
+_VOCABULARY = 30522  # number of tokens in a vocabulary, as in BERT
 _CATALOGUE = "https://www.tensorflow.org/datasets/catalog"
 _NAME = re.compile(r"(?P<stem>\w+)(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
 
@@ -28,8 +28,8 @@ def find(
 
     Args:
       name: `set` or `set/config`, optionally with `:version`.
-      data_dir: directory in which it was prepared; None: that of TensorFlow Datasets.
-      wordpiece: makes the recipe of text.
+      data_dir: directory of prepared data sets; None: the default of TensorFlow Datasets.
+      wordpiece: makes the recipe for text.
       embedded: names of embedded data sets, for the error message.
 
     Raises:
@@ -55,7 +55,7 @@ def _builder(name: str, data_dir: str | None, embedded: Sequence[str]):
 
     match = _NAME.fullmatch(name)
     stem = match["stem"] if match else name
-    # For an unknown name tfds.builder would import TensorFlow, and look for community data sets on
+    # For an unknown name, tfds.builder would import TensorFlow, and look for community data sets on
     # the network.
     catalog = tfds.list_builders(with_community_datasets=False)
     if not match or (stem not in catalog and not _on_disk(stem, data_dir)):
@@ -67,7 +67,7 @@ def _builder(name: str, data_dir: str | None, embedded: Sequence[str]):
         )
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # the code of a builder runs here, and may raise anything
+    except Exception as error:  # builder code runs here, and may raise anything
         reason = " ".join(str(error).split())
         raise ValueError(f"TensorFlow Datasets refuses {name!r}: {reason[:400]}") from error
 
@@ -79,7 +79,7 @@ def _on_disk(stem: str, data_dir: str | None) -> bool:
 
 
 def _check_prepared(builder, name: str, data_dir: str | None):
-    """Raise `ValueError`, with the command that prepares it, unless the data set is on disk."""
+    """Raise `ValueError` with the command to prepare the data set unless it is on disk."""
     if not builder.info.splits:
         where = f", data_dir={data_dir!r}" if data_dir else ""
         manual = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
@@ -97,7 +97,7 @@ def _check_prepared(builder, name: str, data_dir: str | None):
 
 
 def _image_and_label(builder) -> tuple[str, str] | None:
-    """Return the names of the image and the label to predict; None if there is no such pair."""
+    """Return the names of the image and label features, or None if there is no such pair."""
     import tensorflow_datasets as tfds
 
     pictures = _features(builder, tfds.features.Image)
@@ -109,7 +109,7 @@ def _image_and_label(builder) -> tuple[str, str] | None:
 
 
 def _text(builder) -> str | None:
-    """Return the name of the text: `text` if it exists, otherwise the first in the alphabet.
+    """Return the name of the text feature: `text`, or else the first in alphabetical order.
 
     Return None for data sets with images, sound or video, whose texts are file names and the like.
     """
@@ -134,7 +134,7 @@ def _features(builder, of: type | tuple[type, ...]) -> list[str]:
 def _images(builder, image: str, label: str) -> tuple[sources.Prepared, images.Images]:
     """Return the source and recipe of images.
 
-    Images of different sizes are read as encoded files, so that only the needed part is decoded.
+    Images of different sizes are read as encoded files, to decode only the part that is needed.
     """
     import tensorflow_datasets as tfds
 

@@ -6,8 +6,8 @@
         recipes.loss(recipe, models.kind("resnet20")),
     )
 
-The fields of `Recipe` have the names of the flags of train.py. Keras is imported only when an
-optimizer, a schedule or a loss is made, so that train.py can check its flags without Keras.
+The fields of `Recipe` have the same names as the flags of train.py. Keras is imported only to
+create an optimizer, a schedule or a loss, which lets train.py check its flags without Keras.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OPTIMIZERS = ("sgd", "adamw", "lamb")
 SCHEDULES = ("cosine", "steps", "linear")
 MOMENTUM = 0.9  # of "sgd", with Nesterov's correction
-DROPS = (1 / 4, 1 / 2, 3 / 4)  # shares of all steps after which "steps" divides the rate by 10
+DROPS = (1 / 4, 1 / 2, 3 / 4)  # fractions of all steps after which "steps" divides the rate by 10
 
 
 def _whole(value) -> bool:
@@ -45,24 +45,25 @@ _ACCEPTED = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Describe a training run, except for the model. Defaults switch a feature off.
+    """Describe a training run, except for the model. The defaults disable optional features.
 
     Attributes:
       dataset: a name for `inputs.find`.
       epochs: number of passes over the data, >= 1.
-      batch_size: examples in a batch of one worker, >= 1.
+      batch_size: number of examples per batch on each worker, >= 1.
       optimizer: `"sgd"` (with Nesterov momentum 0.9), `"adamw"` or `"lamb"`.
-      learning_rate: highest learning rate, reached at the end of the warm-up, for one process that
+      learning_rate: peak learning rate, reached at the end of the warm-up, for one process that
         trains on the global batch; see `averaging_factor`.
-      reference_batch: global batch for which `learning_rate` is meant; with another global batch
-        the learning rate is scaled in proportion (Goyal et al. 2017, section 2.1). 0: not scaled.
-      schedule: learning rate after the warm-up. `"cosine"` and `"linear"` fall to 0. `"steps"` is
-        divided by 10 after a quarter, a half and three quarters of all steps.
-      warmup: share of all steps during which the learning rate rises from 0.
+      reference_batch: global batch size that `learning_rate` is meant for. With another global
+        batch size, the learning rate is scaled in proportion (Goyal et al. 2017, section 2.1). 0:
+        not scaled.
+      schedule: learning rate after the warm-up. `"cosine"` and `"linear"` decay to 0. `"steps"`
+        divides it by 10 after a quarter, a half and three quarters of all steps.
+      warmup: fraction of all steps during which the learning rate rises from 0.
       weight_decay: decoupled weight decay; see `optimizer`.
-      label_smoothing: probability to take from the label and spread over all classes.
-      augment: whether to change training images at random. No effect on text.
-      clip_norm: largest norm of one worker's gradient over all variables; 0: no clipping.
+      label_smoothing: probability that is taken from the label and spread over all classes.
+      augment: whether to randomly augment training images. No effect on text.
+      clip_norm: maximum norm of a worker's gradient over all variables; 0: no clipping.
 
     Raises:
       ValueError: a number or name is not accepted.
@@ -90,11 +91,11 @@ class Recipe:
 
 # Source: You et al. 2020, "Large Batch Optimization for Deep Learning: Training BERT in 76
 # minutes", arXiv 1904.00962, table of untuned LAMB, row for a global batch of 2048 (64 workers
-# here): learning rate 5 / (2^2 * 10^3), warm-up 1/80. For another global batch B the paper takes
-# learning rate * sqrt(B / 2048) and warm-up * B / 2048. The code does neither: give both flags.
-# Linear decay and weight decay 0.01 are from the same paper. Clipping is from Devlin et al., who
-# also estimate that BERT was trained for 40 epochs. Departures: Wikipedia only, one task, one
-# sequence length; see also `optimizer`.
+# here): learning rate 5 / (2^2 * 10^3), warm-up 1/80. For another global batch size B, the paper
+# multiplies the learning rate by sqrt(B / 2048) and the warm-up by B / 2048. The code does neither:
+# set both flags. Linear decay and weight decay 0.01 are from the same paper. Clipping is from
+# Devlin et al., who also estimate that BERT was trained for 40 epochs. Departures: Wikipedia only,
+# one task, one sequence length; see also `optimizer`.
 _YOU_ET_AL = Recipe(
     dataset="wikipedia",
     epochs=40,
@@ -108,7 +109,7 @@ _YOU_ET_AL = Recipe(
 )
 
 RECIPES = {
-    # Our values, tried on this data.
+    # Our own values, tested on this data.
     "mlp": Recipe(
         dataset="digits",
         epochs=60,
@@ -117,7 +118,7 @@ RECIPES = {
         learning_rate=0.1,
         schedule="cosine",
     ),
-    # Our values, except for the learning rate and its batch: He et al. 2016, section 4.2.
+    # Our own values, but learning rate and reference batch are from He et al. 2016, section 4.2.
     "resnet20": Recipe(
         dataset="digits",
         epochs=60,
@@ -129,9 +130,9 @@ RECIPES = {
         warmup=0.1,
         augment=True,
     ),
-    # Source: Goyal et al. 2017, arXiv 1706.02677. Departures: 120 epochs rather than 90, with drops
-    # after epochs 30, 60 and 90 rather than 30, 60 and 80, as in Chen et al. 2021, arXiv
-    # 2105.09080; the warm-up starts from 0 rather than from 0.1.
+    # Source: Goyal et al. 2017, arXiv 1706.02677. Departures: 120 epochs instead of 90, with drops
+    # after epochs 30, 60 and 90 instead of 30, 60 and 80, as in Chen et al. 2021, arXiv 2105.09080;
+    # the warm-up starts from 0 instead of 0.1.
     "resnet50": Recipe(
         dataset="imagenet2012",
         epochs=120,
@@ -144,8 +145,8 @@ RECIPES = {
         weight_decay=1e-4,
         augment=True,
     ),
-    # Our values; schedule and clipping are those of BERT. It was tried with four workers, for which
-    # `averaging_factor` makes this a learning rate of 2e-3 and a weight decay of 0.01, as in BERT.
+    # Our own values, with the schedule and clipping of BERT. Tested with four workers, for which
+    # `averaging_factor` results in a learning rate of 2e-3 and a weight decay of 0.01, as in BERT.
     "bert_tiny": Recipe(
         dataset="python_docs",
         epochs=55,
@@ -163,13 +164,14 @@ RECIPES = {
 
 
 def averaging_factor(recipe: Recipe, workers: int) -> float:
-    """Return the factor by which workers multiply the learning rate of one process.
+    """Return the factor on the learning rate when workers share the batch of one process.
 
-    One process and all workers together train on the same global batch. Adam divides a step by the
-    root mean square of the gradients. The gradient on an n-th of the batch has n times the
-    variance. If noise dominates, the step of each worker, and the mean of all, is therefore shorter
-    by sqrt(n). Steps of SGD are linear in the gradient: their mean equals the step of one process.
-    LAMB has not been measured, and keeps its learning rate. See docs/results/optimizers.md.
+    Together, the workers train on the same global batch as the single process. Adam divides a step
+    by the root mean square of the gradients. The gradient on 1/n of the batch has n times the
+    variance. If noise dominates, each worker's step, and the mean over workers, is therefore
+    shorter by a factor of sqrt(n). SGD steps are linear in the gradient, so their mean equals the
+    step of one process. LAMB has not been measured, and keeps its learning rate. See
+    docs/results/optimizers.md.
 
     Args:
       recipe: the recipe.
@@ -186,12 +188,12 @@ def schedule(
 ) -> "keras.optimizers.schedules.LearningRateSchedule":
     """Return the learning rate schedule of a run, a function of the step counted from 0.
 
-    Even in a very short run at least one step follows the warm-up.
+    Even in a very short run, at least one step follows the warm-up.
 
     Args:
       recipe: the recipe.
       steps: number of steps of the whole run.
-      global_batch: examples in one step of all workers together.
+      global_batch: number of examples per step, over all workers.
       workers: number of workers that share the global batch. Default 1.
     """
     from keras.optimizers import schedules
@@ -219,25 +221,25 @@ def optimizer(
     """Return an optimizer for a model, with the learning rate of `schedule`.
 
     Keras decouples weight decay from the gradient step: `w <- w - learning_rate * decay * w`. The
-    reported loss contains no penalty. Biases, and scales and offsets of normalizations, do not
-    decay. Departures from the papers:
+    reported loss does not include a penalty. Biases and the scales and offsets of normalization
+    layers do not decay. Departures from the papers:
 
-    - `"adamw"`: `decay` is `weight_decay / averaging_factor`, so that `learning_rate * decay` does
-      not depend on the number of workers.
-    - `"sgd"`: in the papers an L2 penalty is part of the gradient, and momentum multiplies its
-      effect by 1 / (1 - momentum); `decay` is therefore `weight_decay / (1 - momentum)`.
-    - `"lamb"`: in You et al. the decay is part of the update that is scaled to the norm of the
-      weights, and biases and scales are not scaled. Keras applies the decay separately, and scales
-      all variables.
+    - `"adamw"`: `decay` is `weight_decay / averaging_factor`, which makes `learning_rate * decay`
+      independent of the number of workers.
+    - `"sgd"`: in the papers, an L2 penalty is part of the gradient, and momentum multiplies its
+      effect by 1 / (1 - momentum). Therefore, `decay` is `weight_decay / (1 - momentum)`.
+    - `"lamb"`: in You et al., the decay is part of the update that is scaled to the norm of the
+      weights, and updates of biases and scales are not scaled. Keras applies the decay separately,
+      and scales the updates of all variables.
 
-    A saved optimizer does not store which variables do not decay. Make a new one for further
-    training rather than use a loaded one.
+    A saved optimizer does not store which variables do not decay. To continue training, create a
+    new optimizer instead of using a loaded one.
 
     Args:
       recipe: the recipe.
       model: a built `keras.Model`.
       steps: number of steps of the whole run.
-      global_batch: examples in one step of all workers together.
+      global_batch: number of examples per step, over all workers.
       workers: number of workers that share the global batch. Default 1.
     """
     from keras import optimizers
@@ -265,8 +267,8 @@ def optimizer(
 def loss(recipe: Recipe, kind: str) -> "keras.losses.Loss":
     """Return the cross-entropy of logits `[batch, …, classes]` with integer labels `[batch, …]`.
 
-    For text it is the weighted mean, `sum(w * loss) / sum(w)`: a row may have fewer masks than
-    positions for them, and the unused positions, of weight 0, must not count.
+    For text, the loss is the weighted mean `sum(w * loss) / sum(w)`, because a row may not use all
+    of its mask positions. Unused positions have weight 0 and must not count.
 
     Args:
       recipe: the recipe.

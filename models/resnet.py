@@ -14,22 +14,23 @@ def resnet20(input_shape: tuple[int, ...], classes: int) -> keras.Model:
     """Return ResNet-20 for small images (He et al. 2016, section 4.2).
 
     It has a 3x3 convolution, three stages of three basic blocks with 16, 32 and 64 filters (the
-    second and third stage halve the image), global average pooling and a dense layer: 20 layers
-    with weights. Shortcuts have no parameters (option A of the paper). With 32 x 32 x 3 images and
-    10 classes there are 269,722 trainable parameters and 1,376 moving statistics of BatchNorm.
+    second and third stages halve the image size), global average pooling and a dense layer: 20
+    layers with weights. Shortcuts have no parameters (option A of the paper). With 32 x 32 x 3
+    images and 10 classes, there are 269,722 trainable parameters and 1,376 moving statistics of
+    BatchNorm.
 
-    Departures from the paper: a block is the identity at first (Goyal et al. 2017, section 5.1).
-    BatchNorm's moving averages have a momentum of 0.9 rather than the 0.99 of Keras, so that they
-    are useful after some dozens of steps. The output is logits rather than probabilities, which is
-    numerically better with a loss with `from_logits=True`.
+    Departures from the paper: each block is initially the identity (Goyal et al. 2017, section
+    5.1). BatchNorm's moving averages have a momentum of 0.9 instead of the Keras default 0.99,
+    which makes them useful after a few dozen steps. The output is logits instead of probabilities,
+    which is numerically more stable with a `from_logits=True` loss.
 
     Args:
-      input_shape: `(height, width, channels)`, any size; height and width may be None.
+      input_shape: `(height, width, channels)`, of any size. Height and width may be None.
       classes: number of classes.
 
     Returns:
-      A model from images `[batch, height, width, channels]` float32, values around 0 … 1, to logits
-      `[batch, classes]` float32.
+      A model from images `[batch, height, width, channels]` float32, with values around 0 … 1, to
+      logits `[batch, classes]` float32.
 
     Example:
       >>> from models import resnet
@@ -49,28 +50,28 @@ def resnet20(input_shape: tuple[int, ...], classes: int) -> keras.Model:
 def resnet50(input_shape: tuple[int, ...], classes: int) -> keras.Model:
     """Return ResNet-50 in its common form, with 25,557,032 parameters for 1000 classes.
 
-    Departures from He et al. 2016, table 1: a block halves the image in its 3x3 convolution rather
-    than in the 1x1 convolution before it ("v1.5"). A block is the identity at first, since the
-    scale of its last BatchNorm is initially zero; this and the other initial weights are from Goyal
-    et al. 2017, section 5.1. Convolutions have no bias. BatchNorm has momentum 0.9 and epsilon
-    1e-5.
+    Departures from He et al. 2016, table 1: a block that halves the image size does so in its 3x3
+    convolution instead of the 1x1 convolution before it ("v1.5"). Each block is initially the
+    identity, because the scale of its last BatchNorm starts at zero. This and the other initial
+    weights are from Goyal et al. 2017, section 5.1. Convolutions have no bias. BatchNorm has
+    momentum 0.9 and epsilon 1e-5.
 
-    KerasHub builds the graph from layers of Keras; loading a saved model does not need KerasHub.
+    KerasHub builds the graph from Keras layers, so loading a saved model does not require KerasHub.
 
     Args:
-      input_shape: `(height, width, channels)`, any size; height and width may be None.
+      input_shape: `(height, width, channels)`, of any size. Height and width may be None.
       classes: number of classes.
 
     Returns:
-      A model from images `[batch, height, width, channels]` float32, mean about 0 and deviation
-      about 1, to logits `[batch, classes]` float32.
+      A model from images `[batch, height, width, channels]` float32, with mean about 0 and standard
+      deviation about 1, to logits `[batch, classes]` float32.
 
     Example:
       >>> from models import resnet
       >>> resnet.resnet50((224, 224, 3), 1000).output.shape
       (None, 1000)
     """
-    from keras_hub.models import ResNetBackbone  # takes half a second; resnet20 does not need it
+    from keras_hub.models import ResNetBackbone  # takes half a second; not needed by resnet20
 
     backbone = ResNetBackbone(
         input_conv_filters=[64],
@@ -97,7 +98,7 @@ def _with_initial_weights_of_goyal(layer):
     config = layer.get_config()
     if isinstance(layer, layers.Conv2D):
         config["kernel_initializer"] = "he_normal"
-    if layer.name.endswith("_3_bn"):  # the last BatchNorm of a block; a test counts them
+    if layer.name.endswith("_3_bn"):  # the last BatchNorm of a block; a test counts these layers
         config["gamma_initializer"] = "zeros"
     return type(layer).from_config(config)
 
@@ -105,7 +106,7 @@ def _with_initial_weights_of_goyal(layer):
 def _basic_block(x, filters: int, strides: int):
     """Return relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))).
 
-    The scale of the outer bn is initially 0, which makes the block the identity.
+    The scale of the outer bn is initially 0, which makes the block the identity at first.
     """
     y = _convolution(x, filters, strides)
     y = layers.Activation("relu")(layers.BatchNormalization(momentum=0.9)(y))
@@ -116,8 +117,8 @@ def _basic_block(x, filters: int, strides: int):
 def _shortcut(x, filters: int, strides: int):
     """Return the shortcut of a block, which has no parameters (option A of the paper).
 
-    It is x itself if the shape stays the same; otherwise every other pixel, with zeros for the new
-    channels.
+    The shortcut is x itself if the shape does not change. Otherwise, it is every other pixel of x,
+    with zeros for the new channels.
     """
     if strides > 1:
         x = layers.MaxPooling2D(pool_size=1, strides=strides)(x)
@@ -126,7 +127,7 @@ def _shortcut(x, filters: int, strides: int):
 
 
 def _convolution(x, filters: int, strides: int = 1):
-    """Apply a 3x3 convolution without a bias; the BatchNorm that always follows has one."""
+    """Apply a 3x3 convolution without bias, because the BatchNorm that always follows has one."""
     return layers.Conv2D(
         filters,
         3,
@@ -138,7 +139,7 @@ def _convolution(x, filters: int, strides: int = 1):
 
 
 def _logits(x, classes: int, kernel_initializer: Any = "glorot_uniform"):
-    """Return logits `[batch, classes]`, float32 under any dtype policy."""
+    """Return logits `[batch, classes]`, float32 regardless of the dtype policy."""
     return layers.Dense(
         classes, kernel_initializer=kernel_initializer, dtype="float32", name="logits"
     )(x)

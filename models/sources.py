@@ -1,9 +1,9 @@
-"""Give each rank its part of the examples: of arrays, TensorFlow Datasets, or rows of documents.
+"""Give each rank its part of the examples: arrays, TensorFlow Datasets, or rows of documents.
 
     source = sources.InMemory((images, labels), (images, labels))
     examples = source.training(rank=0, size=4)     # a tf.data.Dataset, in a new order each time
 
-The parts of the ranks are disjoint, for training and for validation. TensorFlow is imported only
+Each rank gets a disjoint part, both for training and for validation. TensorFlow is imported only
 when examples are read.
 """
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _SHUFFLED_BYTES = 1 << 28  # shuffle buffer: 256 MiB, about 2000 images of ImageNet
-_SHUFFLED_ROWS = 1 << 14  # shuffle buffer for rows of text: 8 MiB with 128 tokens in a row
-_HELD_OUT = 10_000  # most examples held out of a data set without a split for validation
-_GROUP = 128  # documents tokenized together; their last tokens, which fill no row, are dropped
+_SHUFFLED_ROWS = 1 << 14  # shuffle buffer for rows of text: 8 MiB with 128 tokens per row
+_HELD_OUT = 10_000  # maximum number of examples held out if there is no validation split
+_GROUP = 128  # documents tokenized together; leftover tokens that do not fill a row are dropped
 
 
 class InMemory:
-    """Hold examples as arrays; the first axis is the example.
+    """Examples in memory, as arrays whose first axis is the example.
 
     Args:
       training: `(images, labels)`, or `(rows,)` for text.
@@ -48,7 +48,7 @@ class InMemory:
     def training(
         self, rank: int, size: int, classes_per_worker: int | None = None
     ) -> "tf.data.Dataset":
-        """Return this rank's training examples as a `tf.data.Dataset`, in a new order each time.
+        """Return this rank's training examples as a `tf.data.Dataset`, reshuffled on each pass.
 
         Args:
           rank: this rank.
@@ -59,7 +59,7 @@ class InMemory:
         return _slices(self._training, part).shuffle(len(part))
 
     def validation(self, rank: int, size: int) -> "tf.data.Dataset":
-        """Return this rank's validation examples in a fixed order; all ranks get equally many.
+        """Return this rank's validation examples in a fixed order, the same number on every rank.
 
         Args:
           rank: this rank.
@@ -90,8 +90,8 @@ def _slices(arrays: tuple[np.ndarray, ...], chosen: np.ndarray) -> "tf.data.Data
 
     first, *others = (each[chosen] for each in arrays)
     options = tf.data.Options()
-    # There is nothing to tune. The tuning thread may sleep for about ten seconds before an iterator
-    # can end; with many processes, one of them always makes the others wait.
+    # There is nothing to tune, and the tuning thread may sleep for about ten seconds before an
+    # iterator can end. With many processes, there is always one that makes the others wait.
     options.autotune.enabled = False
     slices = tf.data.Dataset.from_tensor_slices((first, *others) if others else first)
     return slices.with_options(options)
@@ -100,13 +100,13 @@ def _slices(arrays: tuple[np.ndarray, ...], chosen: np.ndarray) -> "tf.data.Data
 class Prepared:
     """Read examples of a prepared data set.
 
-    The split `train` is for training. The split for validation is `validation`, or else `test`. If
-    the data set has neither, the last 5% of `train` are for validation instead of training, at most
-    10,000 examples.
+    Training uses the split `train`. Validation uses the split `validation`, or else `test`. If the
+    data set has neither, validation uses the last 5% of `train`, at most 10,000 examples, and
+    training uses the rest.
 
     Args:
       builder: the `tfds.core.DatasetBuilder` of a prepared data set.
-      pick: function from an example, a dict of features, to the values to keep.
+      pick: function that maps an example, a dict of features, to the values to keep.
       decoders: as in `builder.as_dataset`. Default None.
     """
 
@@ -125,7 +125,7 @@ class Prepared:
         self.validation_examples = self._validation[2] - self._validation[1]
 
     def shares(self, size: int, classes_per_worker: int | None = None) -> list[int]:
-        """Return the number of training examples of each rank; they differ by at most one.
+        """Return the number of training examples of each rank. The numbers differ by at most one.
 
         Args:
           size: number of ranks.
@@ -136,7 +136,7 @@ class Prepared:
     def training(
         self, rank: int, size: int, classes_per_worker: int | None = None
     ) -> "tf.data.Dataset":
-        """Return this rank's training examples as a `tf.data.Dataset`, in a new order each time.
+        """Return this rank's training examples as a `tf.data.Dataset`, reshuffled on each pass.
 
         Args:
           rank: this rank.
@@ -146,13 +146,13 @@ class Prepared:
         examples = self.in_files(rank, size)
         specs: Any = examples.element_spec
         train = self._builder.info.splits["train"]
-        # An example may be larger decoded than on disk: an image of 10 kB may take 200 kB.
+        # A decoded example may be larger than on disk: a 10 kB image may take 200 kB.
         here = [spec.shape.num_elements() * spec.dtype.size for spec in specs if spec.shape.rank]
         each = max(1, train.num_bytes // train.num_examples, *here)
         return examples.shuffle(max(1, min(_SHUFFLED_BYTES // each, self.shares(size)[rank])))
 
     def in_files(self, rank: int, size: int) -> "tf.data.Dataset":
-        """Return this rank's training examples; only the files are in a new order each time.
+        """Return this rank's training examples. Only the order of files is reshuffled on each pass.
 
         Args:
           rank: this rank.
@@ -164,7 +164,7 @@ class Prepared:
         return [self.training_examples * rank // size for rank in range(size + 1)]
 
     def validation(self, rank: int, size: int) -> "tf.data.Dataset":
-        """Return this rank's validation examples in a fixed order; all ranks get equally many.
+        """Return this rank's validation examples in a fixed order, the same number on every rank.
 
         Args:
           rank: this rank.
@@ -178,7 +178,7 @@ class Prepared:
         """Return the first training examples of the data set.
 
         Args:
-          count: how many.
+          count: number of examples.
         """
         return self._read("train", 0, count)
 
@@ -190,11 +190,11 @@ class Prepared:
 
 
 class Rows:
-    """Read rows of tokens of prepared documents; their number is known only after reading.
+    """Read rows of tokens from prepared documents. The number of rows is known only after reading.
 
     Args:
       documents: reads the documents.
-      wordpiece: makes rows of documents.
+      wordpiece: cuts documents into rows.
     """
 
     training_examples = validation_examples = None
@@ -214,7 +214,7 @@ class Rows:
     def training(
         self, rank: int, size: int, classes_per_worker: int | None = None
     ) -> "tf.data.Dataset":
-        """Return the rows of this rank's documents, in a new order each time.
+        """Return the rows of this rank's documents, reshuffled on each pass.
 
         Args:
           rank: this rank.
@@ -224,11 +224,11 @@ class Rows:
         return self._rows(self._documents.in_files(rank, size)).shuffle(_SHUFFLED_ROWS)
 
     def validation(self, rank: int, size: int) -> "tf.data.Dataset":
-        """Return every `size`-th row of all documents; all ranks get equally many.
+        """Return every `size`-th row of all documents, the same number on every rank.
 
-        The number of rows of a document is unknown in advance, so that equal shares of documents
-        would not give equal shares of rows. Every rank therefore tokenizes all documents, which is
-        cheap compared to a model.
+        The number of rows in a document is unknown in advance, so equal shares of documents would
+        not give equal shares of rows. Therefore, every rank tokenizes all documents, which is cheap
+        compared to running a model.
 
         Args:
           rank: this rank.
@@ -256,7 +256,7 @@ def decoded(document: bytes) -> str:
     """Return a document of TensorFlow Datasets as text.
 
     Args:
-      document: text in UTF-8; invalid bytes are replaced.
+      document: text in UTF-8. Invalid bytes are replaced.
     """
     return document.decode("utf-8", "replace")  # one bad byte must not end a long run
 

@@ -1,4 +1,4 @@
-"""Make rows of WordPiece tokens from text, with masked tokens to predict as in BERT.
+"""Cut text into rows of WordPiece tokens, with masked tokens to predict as in BERT.
 
     wordpiece = text.WordPiece(lambda: vocabulary.train(documents, 4096), length=64)
     rows = wordpiece.rows(documents)                   # int32 [rows, 64]
@@ -7,8 +7,8 @@
 A batch is `(inputs, mask_ids, mask_weights)`. `inputs` is a dict of int32 tensors: `token_ids`,
 `segment_ids` (all 0: a row is one segment) and `padding_mask` (all 1: a row is full), each
 `[batch, length]`, and `mask_positions`, `[batch, masks]`. `mask_ids`, int32 `[batch, masks]`, are
-the tokens to predict. `mask_weights`, float32 `[batch, masks]`, are 1, and 0 at unused positions of
-a row with fewer tokens to predict.
+the tokens to predict. `mask_weights`, float32 `[batch, masks]`, are 1 for tokens to predict, and 0
+for the unused positions of a row with fewer such tokens.
 
 Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
 Understanding", NAACL 2019, section 3.1 and appendix A.1. Departures: there is no next-sentence
@@ -27,21 +27,21 @@ from models import vocabulary
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_SELECTED = 0.15  # share of a row's tokens, special ones apart, that are selected for prediction
-_MASKED, _RANDOM = 0.8, 0.1  # shares of selected tokens masked, and replaced; the rest stay
+_SELECTED = 0.15  # fraction of a row's non-special tokens that is selected for prediction
+_MASKED, _RANDOM = 0.8, 0.1  # fractions of selected tokens to mask and to replace; the rest stay
 
 
 class WordPiece:
-    """Make rows of documents, and batches of rows, with one vocabulary and one length of rows.
+    """Cut documents into rows of one length, and batch the rows, with one vocabulary.
 
     Args:
-      read: function that returns the vocabulary; called when it is first needed.
-      length: tokens in a row, including [CLS] and [SEP].
+      read: function that returns the vocabulary. Called when the vocabulary is first needed.
+      length: number of tokens per row, including [CLS] and [SEP].
 
     Attributes:
       kind: `"text"`.
-      length: tokens in a row.
-      masks: most masks in a row.
+      length: number of tokens per row.
+      masks: maximum number of masked tokens per row.
     """
 
     kind = "text"
@@ -63,7 +63,7 @@ class WordPiece:
 
     @functools.cached_property
     def special(self) -> list[int]:
-        """Ids of the tokens that are never selected; predicting [UNK], too, would teach nothing."""
+        """Ids of the tokens that are never selected. Predicting [UNK] would teach nothing."""
         return [self.vocabulary.index(token) for token in vocabulary.SPECIAL]
 
     @functools.cached_property
@@ -73,8 +73,8 @@ class WordPiece:
     def rows(self, documents: Sequence[str]) -> np.ndarray:
         """Cut the tokens of documents into rows.
 
-        A row is [CLS], `length - 2` tokens, [SEP]. A [SEP] also stands between two documents. The
-        last tokens, which do not fill a row, are dropped.
+        A row consists of [CLS], `length - 2` tokens and [SEP]. A [SEP] also separates two
+        documents. Leftover tokens that do not fill a row are dropped.
 
         Args:
           documents: the texts.
@@ -93,12 +93,12 @@ class WordPiece:
     def training(
         self, rows: "tf.data.Dataset", batch_size: int, augment: bool = True
     ) -> "tf.data.Dataset":
-        """Return full batches for training, with new random masks each time a row comes.
+        """Return full batches for training, with new random masks each time a row is used.
 
         Args:
           rows: a `tf.data.Dataset` of rows.
-          batch_size: rows in a batch.
-          augment: not used; masks are always random.
+          batch_size: number of rows per batch.
+          augment: not used, because masks are always random.
         """
         import keras_hub
 
@@ -121,11 +121,11 @@ class WordPiece:
         return rows.batch(batch_size, drop_remainder=True).map(mask)
 
     def validation(self, rows: "tf.data.Dataset", batch_size: int) -> "tf.data.Dataset":
-        """Return batches for validation; a row has the same masks in every pass and on every rank.
+        """Return batches for validation. A row has the same masks in every pass and on every rank.
 
         Args:
           rows: a `tf.data.Dataset` of rows.
-          batch_size: rows in a batch; the last batch may be smaller.
+          batch_size: number of rows per batch. The last batch may be smaller.
         """
         import tensorflow as tf
 
@@ -135,7 +135,7 @@ class WordPiece:
         )
 
     def fixed_masks(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Mask rows by the rule of `training`, with random numbers seeded by the tokens of the row.
+        """Mask rows as in `training`, but with random numbers seeded by the tokens of the row.
 
         Args:
           rows: `[batch, length]` int32.
@@ -176,11 +176,12 @@ class WordPiece:
         return inputs, tf.cast(ids, tf.int32), weights
 
     def unigram_cross_entropy(self, rows: "tf.data.Dataset") -> float:
-        """Return the cross-entropy of the best model without context, in nats per token.
+        """Return the cross-entropy of the best context-free model, in nats per token.
 
             H = -sum_t p_t log p_t
 
-        The model knows the frequencies p of the tokens in these rows. Special tokens do not count.
+        The model always predicts the frequencies p of the tokens in these rows. Special tokens do
+        not count.
 
         Args:
           rows: a `tf.data.Dataset` of rows.

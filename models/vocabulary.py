@@ -1,10 +1,10 @@
-"""Train, read and keep WordPiece vocabularies.
+"""Train, load and store WordPiece vocabularies.
 
     tokens = vocabulary.cached(path, lambda: vocabulary.train(documents, 4096))
     ids = vocabulary.tokenizer(tokens).encode("A text.").ids
 
-A vocabulary is a list of tokens in the order of their ids, from 0. Text is converted to lower case,
-without accents.
+A vocabulary is a list of tokens in the order of their ids, from 0. Text is converted to lowercase,
+and accents are removed.
 """
 
 import collections
@@ -17,13 +17,13 @@ import tokenizers
 from tokenizers import normalizers, pre_tokenizers, trainers
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_ALPHABET = 1000  # most characters of a trained vocabulary, the default of the tokenizers library
+_ALPHABET = 1000  # maximum number of characters to train on, the default of tokenizers
 
 
 def tokenizer(tokens: list[str]) -> tokenizers.Tokenizer:
-    """Return BERT's tokenizer for lower case.
+    """Return BERT's lowercase tokenizer.
 
-    It splits a "[MASK]" that is part of a text into brackets and a word, not the special token.
+    It splits a "[MASK]" in a text into brackets and a word, instead of using the special token.
 
     Args:
       tokens: the vocabulary.
@@ -36,15 +36,15 @@ def tokenizer(tokens: list[str]) -> tokenizers.Tokenizer:
 
 
 def train(documents: Sequence[str], size: int) -> list[str]:
-    """Train a WordPiece vocabulary in lower case; the same documents give the same vocabulary.
+    """Train a lowercase WordPiece vocabulary. The same documents give the same vocabulary.
 
     `BertWordPieceTokenizer.train` gives a different vocabulary each time. Of two equally frequent
-    pairs it merges the one with the lower ids, and it assigns ids to the pieces `##a`, `##b`, … in
-    the order of a hash table. Here the characters and these pieces come first, in a fixed order.
+    pairs, it merges the one with the lower ids, but it assigns ids to the pieces `##a`, `##b`, … in
+    the order of a hash table. Here, the characters and these pieces come first, in a fixed order.
 
     Args:
       documents: the texts.
-      size: largest number of tokens.
+      size: maximum number of tokens.
     """
     blank = tokenizer([])
     counts = collections.Counter()
@@ -70,13 +70,13 @@ def train(documents: Sequence[str], size: int) -> list[str]:
 
 
 def load(path: str | os.PathLike) -> list[str]:
-    """Return the tokens of a `vocab.txt`, one per line.
+    """Return the tokens of a `vocab.txt`, which has one token per line.
 
     Args:
-      path: the file; `~` stands for the home directory.
+      path: path of the file. `~` stands for the home directory.
 
     Raises:
-      ValueError: the file does not exist, is not UTF-8, lacks a special token, or has a token
+      ValueError: the file does not exist, is not UTF-8, lacks a special token, or contains a token
         twice.
     """
     try:
@@ -90,7 +90,7 @@ def load(path: str | os.PathLike) -> list[str]:
         raise ValueError(
             f"The vocabulary {path} is not text in UTF-8. Name a vocab.txt with one token a line."
         ) from None
-    # Not splitlines: a token may be a character at which it splits, such as U+2028.
+    # Not `splitlines`, which also splits at characters that may be tokens, such as U+2028.
     tokens = [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")]
     missing = [token for token in SPECIAL if token not in tokens]
     if missing:
@@ -123,13 +123,13 @@ def check_kept(path: pathlib.Path) -> None:
 
 
 def cached(path: pathlib.Path, make: Callable[[], list[str]]) -> list[str]:
-    """Return the vocabulary at `path`; make and write it first if there is none.
+    """Return the vocabulary at `path`. If there is none, make and write it first.
 
-    Several processes may do this at the same time. Each writes its own file and moves it, so that
-    no process reads an incomplete one.
+    Several processes may call this at the same time. Each writes its own file and then moves it to
+    `path`, so no process reads an incomplete file.
 
     Args:
-      path: the file; its directory must exist.
+      path: path of the file. Its directory must exist.
       make: function that returns the vocabulary.
     """
     if not path.exists():

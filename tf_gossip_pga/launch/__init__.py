@@ -1,31 +1,31 @@
-"""Start worker processes of one script on this machine, each with its own `TF_CONFIG`.
+"""Start several workers of one script on this machine, each with its own `TF_CONFIG`.
 
     python -m tf_gossip_pga.launch --workers=4 SCRIPT [ARGUMENTS…]
     python -m tf_gossip_pga.launch --workers=4 -m MODULE [ARGUMENTS…]
 
 Each line of output begins with the rank of its worker. When a worker fails, the launcher stops the
-others, shows the rank and the last lines of the failed worker, and exits with code 1. Ctrl-C stops
-all workers and their children. The launcher passes SIGTERM on to the workers, which have 20 s to
-save; if they end well, it exits with code 0.
+others, shows the rank of the failed worker and the last lines of its output, and exits with code 1.
+Ctrl-C stops all workers and their child processes. The launcher forwards SIGTERM to the workers,
+which have 20 s to save a checkpoint, and exits with code 0 if they end successfully.
 
 Three options handle failures:
 
-    --min-workers=N   For scripts that survive a loss: the surviving workers continue to train as
-                      long as there are at least N of them.
-    --rejoins=N       The launcher also restarts up to N failed workers, which join the surviving
-                      ones. If a worker ends before the job has started, the others cannot start
-                      without it: it is restarted to take part in the start, or the job ends.
+    --min-workers=N   For scripts that survive lost workers: training continues as long as at least
+                      N workers survive.
+    --rejoins=N       Also restart up to N failed workers, which join the surviving workers. If a
+                      worker ends before the job has started, the others cannot start without it:
+                      either the launcher restarts it in time, or the job ends.
     --max-restarts=N  For scripts that resume from a checkpoint: restart a failed job up to N times.
 
-The launcher leaves out TensorFlow's start-up messages, and warnings that another worker has already
-printed, unless `--verbose` is given. If the machine has at least as many GPUs as workers, each
-worker sees one GPU; with fewer GPUs, all workers train on the CPU.
+Unless `--verbose` is given, the launcher hides TensorFlow's start-up messages, and warnings that
+another worker has already printed. If the machine has at least as many GPUs as workers, each worker
+sees one GPU; with fewer GPUs, all workers train on the CPU.
 
 Contents:
-  launch: run a command once for each worker. `Outcome`, `LaunchError`: how workers ended.
-  run: launch from a terminal; print failures, and return an exit code.
+  launch: run a command once per worker. `Outcome`, `LaunchError`: how workers ended.
+  run: launch from a terminal, print failures, and return an exit code.
   main: the command line.
-  free_addresses: free addresses on this machine for a cluster.
+  free_addresses: unused addresses on this machine for a cluster.
 """
 
 from tf_gossip_pga.errors import LaunchError

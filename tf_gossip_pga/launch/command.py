@@ -14,13 +14,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line of `python -m tf_gossip_pga.launch`.
 
     Args:
-      argv: the arguments after the program name. Default None: those of this process.
+      argv: the arguments after the program name. Default None: those of the current process.
 
     Returns:
       The exit code, as `run` returns it.
 
     Raises:
-      SystemExit: an argument is wrong, with code 2; or `--help` is given.
+      SystemExit: an argument is invalid (code 2), or `--help` is given.
     """
     parser = _parser()
     options = parser.parse_args(argv)
@@ -95,7 +95,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 
 def _program(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
-    """Return the arguments for Python: the script or the module, and its arguments."""
+    """Return the arguments for Python: the script or module, followed by its own arguments."""
     if options.module is not None:
         if not options.module:
             parser.error("-m needs the name of a module")

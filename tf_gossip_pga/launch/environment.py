@@ -1,4 +1,4 @@
-"""Make the environment of each local worker: its rank in the cluster, its GPU, its CPU cores."""
+"""Create the environment of each local worker: its rank, its GPU and its CPU cores."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def of_worker(
     Args:
       addresses: `host:port` of all workers, in rank order.
       rank: the worker's rank.
-      gpus: the GPUs of this machine, as `CUDA_VISIBLE_DEVICES` names them.
+      gpus: the GPUs of this machine, in the notation of `CUDA_VISIBLE_DEVICES`.
       verbose: whether to show TensorFlow's start-up messages.
       joins: whether the worker joins a running job.
-      secret: shared secret of the workers of this job; a secret that the user has set in the
+      secret: secret shared by the workers of this job. A secret that the user has set in the
         environment takes precedence.
     """
     environment = {
@@ -34,7 +34,7 @@ def of_worker(
     environment.pop(detect.CLUSTER, None)
     if joins:
         environment[tf_config.JOIN] = "1"
-    # By default TensorFlow starts a thread for every core in each worker, which is slower.
+    # By default, TensorFlow in each worker starts a thread for every core, which is slower.
     share = max(1, (os.cpu_count() or 1) // len(addresses))
     environment.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
     if not verbose:
@@ -60,7 +60,7 @@ def visible_gpus() -> list[str]:
 
 
 def free_addresses(count: int) -> list[str]:
-    """Return addresses on this machine whose ports are free at this moment.
+    """Return addresses on this machine whose ports are currently free.
 
     Another process may take a port before a worker listens on it.
 
@@ -68,7 +68,7 @@ def free_addresses(count: int) -> list[str]:
       count: number of addresses.
 
     Returns:
-      `count` different strings, `"127.0.0.1:PORT"`.
+      `count` distinct strings, `"127.0.0.1:PORT"`.
     """
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

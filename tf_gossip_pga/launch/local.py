@@ -1,4 +1,4 @@
-"""Run a command once for each worker on this machine."""
+"""Run a command once per worker on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tf_gossip_pga.launch.workers import Crew, Worker
 from tf_gossip_pga.tools.screen import Screen
 
 _ANSWER_S = 0.2  # deadline for a local worker to answer whether it waits for others to start
-_SAVE_S = 20.0  # how long workers may save a checkpoint after SIGTERM
+_SAVE_S = 20.0  # time for workers to save a checkpoint after SIGTERM
 
 
 def launch(
@@ -32,21 +32,22 @@ def launch(
     deadline_s: float | None = None,
     write: Callable[[str], object] | None = None,
 ) -> list[Outcome]:
-    """Run `command` once for each worker, and return how each rank ended when all have ended.
+    """Run `command` once per worker, wait for all of them, and return how each rank ended.
 
     Args:
       command: program and arguments, e.g. `[sys.executable, "script.py"]`.
       workers: number of processes, >= 1. Each gets its own `TF_CONFIG`.
       verbose: whether to show TensorFlow's start-up messages and repeated warnings.
-      min_workers: how many must end with exit code 0. Default: all; with `rejoins`, one.
-      rejoins: how many failed workers to restart, which join the surviving ones; for scripts with
-        `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`.
+      min_workers: how many workers must end with exit code 0. Default: all, or 1 with `rejoins`.
+      rejoins: maximum number of failed workers to restart, to join the surviving workers. For
+        scripts that use `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`.
       deadline_s: seconds after which the launcher stops all workers. Default: never.
-      write: receives the output as text, each line with its rank. Default: standard output.
+      write: function that receives the output as text, each line with its rank. Default: print to
+        standard output.
 
     Raises:
       ValueError: `workers`, `min_workers` or `rejoins` is out of range.
-      LaunchError: too many workers failed, or one ended before the job had started, or the deadline
+      LaunchError: too many workers failed, one ended before the job had started, or the deadline
         passed.
 
     Example:
@@ -59,7 +60,7 @@ def launch(
     if min_workers is None:
         min_workers = 1 if rejoins else workers
     least = _validate.check_whole("min_workers", min_workers, 1, workers)
-    # If our output is a terminal, give rank 0 one too, so that Keras draws its progress bar.
+    # If the output is a terminal, give rank 0 one too, to make Keras draw its progress bar.
     terminal = write is None and sys.stdout.isatty()
     screen = Screen(write or _write_out, verbose, terminal)
     addresses = environment.free_addresses(workers)
@@ -82,7 +83,7 @@ def launch(
 def _starter(
     command: Sequence[str], addresses: list[str], screen: Screen, verbose: bool, terminal: bool
 ) -> Callable[[int, bool], Worker]:
-    """Return the function that starts the worker of a rank."""
+    """Return a function that starts the worker of a given rank."""
     workers, gpus = len(addresses), environment.visible_gpus()
     secret = secrets.token_hex(16)
     if 0 < len(gpus) < workers:
@@ -101,7 +102,7 @@ def _starter(
 
 
 def _starting(addresses: list[str]) -> Callable[[list[int]], bool]:
-    """Return a function that says whether any of the given ranks waits for others to start."""
+    """Return a function that checks whether any of the given ranks waits for others to start."""
 
     def is_starting(ranks: list[int]) -> bool:
         return roll_call_sockets.is_under_way((addresses[rank] for rank in ranks), _ANSWER_S)
@@ -112,16 +113,16 @@ def _starting(addresses: list[str]) -> Callable[[list[int]], bool]:
 def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings: Any) -> int:
     """Launch from a terminal: print failures to standard error, and return an exit code.
 
-    Install signal handlers, so that SIGTERM reaches the workers and SIGHUP stops them.
+    Install signal handlers that forward SIGTERM to the workers and stop them on SIGHUP.
 
     Args:
       command: program and arguments, as for `launch`.
       workers: number of processes, >= 1.
-      max_restarts: how often a failed job is restarted. Default 0.
+      max_restarts: maximum number of restarts of a failed job. Default 0.
       **settings: further arguments of `launch`.
 
     Returns:
-      0 if the job ended well, also if its workers saved and ended well after SIGTERM; 1 if it
+      0 if the job succeeded, or if its workers saved and exited successfully after SIGTERM; 1 if it
       failed; 130 if Ctrl-C or another signal interrupted it.
 
     Raises:
@@ -144,7 +145,7 @@ def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings:
 
 
 class _Terminated(KeyboardInterrupt):
-    """Signal that the launcher received SIGTERM, which it passes on to the workers."""
+    """Raised when the launcher receives SIGTERM, to forward it to the workers."""
 
 
 def _handle_signals() -> None:

@@ -13,8 +13,8 @@ from tf_gossip_pga.launch import workers as workers_lib
 from tf_gossip_pga.launch.workers import Crew, Worker
 from tf_gossip_pga.tools.screen import Screen
 
-_POLL_S = 0.1  # longest wait for output between two looks at the processes
-_LOOK_S = 1.0  # least time between two checks whether the others wait at the start
+_POLL_S = 0.1  # maximum wait for output between two checks of the processes
+_LOOK_S = 1.0  # minimum time between two checks for workers that wait to start
 
 
 @dataclasses.dataclass
@@ -23,8 +23,8 @@ class Outcome:
 
     Attributes:
       rank: the worker's rank.
-      returncode: its exit code; minus the signal number if a signal ended it; None if the launcher
-        stopped it, because others failed or the deadline passed.
+      returncode: the exit code; the negative signal number if a signal ended the worker; None if
+        the launcher stopped it because others failed or the deadline passed.
       last_lines: the last lines of its output.
     """
 
@@ -39,11 +39,11 @@ class Watch:
     Args:
       crew: the workers.
       screen: merges their output.
-      least: how many workers must end with exit code 0.
-      rejoins: how many failed workers to restart.
+      least: minimum number of workers that must end with exit code 0.
+      rejoins: maximum number of failed workers to restart.
       deadline_s: seconds after which to stop the workers; None: never.
-      is_starting: function of a list of ranks that says whether any of them waits for others to
-        start. Default: none of them does.
+      is_starting: function that returns whether any rank in a list waits for others to start.
+        Default: always False.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Watch:
         self._running: list[Worker] = []
         self._failed: list[Worker] = []
         self._gone: list[Worker] = []  # ended with any exit code, and not restarted
-        self._look_at = 0.0  # monotonic time of the next check whether others wait for them
+        self._look_at = 0.0  # monotonic time of the next check for workers that wait
 
     def run(self) -> list[Outcome]:
         """Watch until the end, and return how each worker ended, in rank order.
@@ -97,7 +97,7 @@ class Watch:
             self._screen.close(worker.rank)
 
     def _drain(self, ended: list[Worker]) -> None:
-        """Relay the output that is left in the pipes, and close that of workers that ended."""
+        """Relay all output left in the pipes, and close the output of the given workers."""
         # Stop after a while: a child that outlives its worker may print forever.
         ends = time.monotonic() + workers_lib.GRACE_S
         while (keys := self._selector.select(timeout=0)) and time.monotonic() < ends:
@@ -107,7 +107,7 @@ class Watch:
             self._screen.close(worker.rank)
 
     def _ended(self, worker: Worker) -> None:
-        """Restart a failed worker if a restart is left; otherwise report it."""
+        """Restart the worker if it failed and restarts are left, or else report its failure."""
         self._running.remove(worker)
         if worker.process.returncode == 0:
             self._gone.append(worker)
@@ -127,7 +127,7 @@ class Watch:
         self._screen.notice(failure)
 
     def _check_start(self, now: float) -> None:
-        """Fail if the running workers wait for the start of one that has already ended."""
+        """Fail if a running worker is waiting to start with one that has already ended."""
         if not self._gone or not self._running or now < self._look_at:
             return
         self._look_at = now + _LOOK_S
@@ -148,7 +148,7 @@ class Watch:
     def _fail(self, reason: str, to_blame: list[Worker]) -> NoReturn:
         """Stop all workers, and raise `LaunchError`.
 
-        Its message holds the reason, and the last lines of the workers to blame.
+        The message contains the reason and the last lines of the workers to blame.
         """
         codes = [worker.process.poll() for worker in self._crew.workers]  # None: still running
         self._crew.stop()
@@ -166,7 +166,7 @@ class Watch:
         ]
 
     def _description(self) -> str:
-        """Say which worker failed first, which failed later, and which had ended before."""
+        """Describe which worker failed first, which failed later, and which had already ended."""
         workers = self._crew.workers
         first, *others = self._failed
         then = "".join(f", then rank {each.rank}, with {each.ending}" for each in others)

@@ -12,7 +12,7 @@ import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-GRACE_S = 2.0  # from SIGTERM, which TensorFlow ignores, to SIGKILL
+GRACE_S = 2.0  # time from SIGTERM, which TensorFlow ignores, to SIGKILL
 
 
 class Worker:
@@ -22,11 +22,11 @@ class Worker:
       command: program and arguments.
       rank: the worker's rank.
       environment: all environment variables of the process.
-      terminal: whether the process prints to a pseudo-terminal; otherwise to a pipe.
+      terminal: whether the process prints to a pseudo-terminal instead of a pipe.
 
     Attributes:
       rank: the worker's rank.
-      output: file descriptor from which to read its output.
+      output: file descriptor for reading the output of the process.
       process: the process.
     """
 
@@ -57,7 +57,7 @@ class Worker:
         return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
     def read(self) -> bytes:
-        """Return new output, at most 64 KiB; empty once the worker has closed its output."""
+        """Return up to 64 KiB of new output, or `b""` once the worker has closed its output."""
         try:
             return os.read(self.output, 1 << 16)
         except OSError:  # a pseudo-terminal raises once the other side is closed
@@ -74,10 +74,10 @@ class Worker:
 
 
 class Crew:
-    """Hold the workers of one job, one for each rank.
+    """The workers of one job, one per rank.
 
     Args:
-      start: function `(rank, joins)` that starts a worker; `joins` says whether the worker joins a
+      start: function `(rank, joins)` that starts a worker. `joins` is True if the worker joins a
         running job.
 
     Attributes:
@@ -99,7 +99,7 @@ class Crew:
             self.workers.append(self._start(rank, False))
 
     def start_again(self, rank: int) -> Worker:
-        """Replace the failed worker of a rank by one that joins the running job.
+        """Replace the failed worker of a rank with one that joins the running job.
 
         Args:
           rank: the rank.
@@ -108,7 +108,7 @@ class Crew:
           The new worker.
         """
         failed = self.workers[rank]
-        failed.signal(signal.SIGKILL)  # kill the children that outlive it
+        failed.signal(signal.SIGKILL)  # kill any children that outlived it
         self._replaced.append(failed)
         self.workers[rank] = self._start(rank, True)
         return self.workers[rank]
@@ -125,7 +125,7 @@ class Crew:
     def stop(self) -> None:
         """Stop every worker and its children: first with SIGTERM, then with SIGKILL.
 
-        A second call does no harm.
+        Safe to call more than once.
         """
         try:
             self._signal_and_wait(signal.SIGTERM)

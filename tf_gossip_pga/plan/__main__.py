@@ -3,8 +3,8 @@
 python -m tf_gossip_pga.plan --nodes=32 --parameters=25557032 --compute_ms=250 --mbit=1000
 python -m tf_gossip_pga.launch --workers=4 -m tf_gossip_pga.plan --measure --model=FILE.keras
 
-The first command needs no cluster. The second measures the network and the computation where it
-runs.
+The first command needs no cluster. The second measures the network and the computation of the
+cluster that it runs on.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Predict, print the table, and write both files.
+    """Predict, print the table, and write the output files if requested.
 
     Args:
-      argv: the program name and the arguments that are not flags; any of these is an error.
+      argv: the program name and any non-flag arguments, which are rejected.
     """
     given = flags.FLAGS
     try:
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _predict(given: flags.FlagValues) -> dict[str, Any] | None:
-    """Return the prediction for the flags; None on all ranks but the chief."""
+    """Return the prediction for the flags, or None on ranks other than the chief."""
     if None not in (given.model, given.parameters):
         raise ValueError("give either --parameters or --model: a model has its own number of them")
     cluster = _initialize() if given.measure else None
@@ -133,7 +133,7 @@ def _initialize() -> Any:
 
 
 def _parameters(given: flags.FlagValues) -> Any:
-    """Return the number of parameters, or the model that `--model` names."""
+    """Return the number of parameters, or the model loaded from `--model`."""
     if given.model is not None:
         import keras
 
@@ -144,7 +144,7 @@ def _parameters(given: flags.FlagValues) -> Any:
 
 
 def _times(given: flags.FlagValues, parameters: Any) -> dict[str, Any]:
-    """Return the times and the bandwidth; values given as flags replace measured ones."""
+    """Return the times and the bandwidth. Flags override measured values."""
     times = {name: given[name].value for name in _TIMES if given[name].value is not None}
     if not given.measure:
         return times
@@ -153,7 +153,7 @@ def _times(given: flags.FlagValues, parameters: Any) -> dict[str, Any]:
 
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings, or raise `ValueError` if one without a default is missing."""
+    """Return the settings. Raise `ValueError` if a required setting is missing."""
     needed = {"nodes": None, "compute_ms": None, "mbit": None} | settings
     missing = [f"--{name}" for name, value in needed.items() if value is None]
     if missing:

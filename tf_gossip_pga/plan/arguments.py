@@ -10,7 +10,7 @@ from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import topology as topology_lib
 from tf_gossip_pga.algorithm.graph import Topology
 
-LONGEST = 10_000  # longest period, in steps: `cost.step_ms` simulates each step of two periods
+LONGEST = 10_000  # longest period, in steps; `cost.step_ms` simulates every step of two periods
 
 
 def comparison(
@@ -18,16 +18,16 @@ def comparison(
     H: int | Iterable[int],  # noqa: N803 (the paper's name)
     topology: str | Topology | Iterable[str | Topology],
 ) -> tuple[int, list[int], list[Topology]]:
-    """Return the checked number of ranks, periods and graphs to compare.
+    """Validate and return the number of ranks, the periods and the graphs to compare.
 
     Args:
       nodes: number of ranks, >= 2.
-      H: one period or several, each from 2 to `LONGEST` steps.
-      topology: one topology or several, each a name or a `Topology` for `nodes` ranks.
+      H: one or more periods, each from 2 to `LONGEST` steps.
+      topology: one or more topologies, each a name or a `Topology` for `nodes` ranks.
 
     Raises:
-      ValueError: an argument is out of range or empty, two graphs have the same name, or no rank
-        has a neighbor in one of them.
+      ValueError: an argument is out of range or empty, two graphs have the same name, or a graph
+        has no edges.
       TypeError: a topology is neither a name nor a `Topology`.
     """
     n = _validate.whole(nodes, 2)
@@ -47,10 +47,10 @@ def comparison(
 
 
 def numbers(given: Mapping[str, object]) -> dict[str, float]:
-    """Return the times and the bandwidth as floats, with the names in `given`.
+    """Validate the times and the bandwidth, and return them as floats by name.
 
     Args:
-      given: the numbers by name; `mbit`, `straggler_ms` and `compute_ms` must be among them.
+      given: the numbers by name. Must contain `mbit`, `straggler_ms` and `compute_ms`.
 
     Raises:
       ValueError: a number is negative or not finite, `mbit` is 0, or `straggler_ms` is positive

@@ -1,19 +1,20 @@
-"""Model the cost of an algorithm: the time of a step, and the steps until it catches up.
+"""Model the cost of an algorithm: its step time, and the steps it takes to catch up.
 
-**Time.** `step_ms` simulates every rank from step to step. It draws a computation time for each
-rank and step from a gamma distribution with the given mean and standard deviation. Exchanges then
-take time by these rules:
+**Time.** `step_ms` simulates every rank step by step. It draws a computation time for each rank and
+step from a gamma distribution with the given mean and standard deviation. The time of exchanges
+follows these rules:
 
-    gossip          A message begins when both its sender and its receiver have computed. Each host
-                    has one full-duplex link, which the messages that are ready share. Only the
+    gossip          A message starts once both its sender and its receiver have finished computing.
+                    Messages that are ready share the one full-duplex link of a host. Only the
                     neighbors of a late rank wait for it.
-    overlap         As with `GossipPGA(overlap=True)`: a rank waits for the gossip of step k after
-                    the computation of step k+1, and skips the gossip right before a global average.
-    global average  Begins when the last rank has computed, and ends on all ranks at the same time.
+    overlap         As with `GossipPGA(overlap=True)`: a rank waits for the gossip of step k only
+                    after computing step k+1, and skips the gossip right before a global average.
+    global average  Starts once the last rank has finished computing, and ends on all ranks at once.
 
 **Accuracy.** The transient stage is the number of steps until an algorithm has caught up with
-Parallel SGD. The table gives its order for iid and for non-iid data on the ranks. The constant
-factors are unknown: compare orders with one another, not with the length of a run.
+Parallel SGD. The table gives its order of magnitude for iid and non-iid data on the ranks. The
+constant factors are unknown, so compare the orders only with each other, not with the length of a
+run.
 
                  iid                   non-iid
     Gossip SGD   n^3 b^4 / (1-b)^2     n^3 b^4 / (1-b)^4        b: norm of W - 11'/n
@@ -22,16 +23,17 @@ factors are unknown: compare orders with one another, not with the length of a r
 
 Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021.
 
-How reliable the table is: the non-iid orders of Gossip SGD and Local SGD, and the bound
-n^3 b^4 H^4 for Gossip-PGA, were taken from quotations of the paper. The other orders were derived
-without the paper's text at hand, and agree with these.
+Reliability: the non-iid orders of Gossip SGD and Local SGD, and the bound n^3 b^4 H^4 for
+Gossip-PGA, were taken from quotations of the paper. The other orders were derived without access to
+the paper's text, and are consistent with these.
 
-A single round of the one-peer exponential graph or of the hypercube has no useful b. `beta_of`
-takes the b of the static exponential graph for both. Ying et al. ("Exponential Graph is Provably
-Efficient for Decentralized Deep Training", NeurIPS 2021) prove the same rate for the one-peer graph
-if the number of ranks is a power of two; for the hypercube it is a guess. With other numbers of
-ranks the one-peer graph may be slower. Up to 512 ranks, `beta_of` therefore takes at least the
-geometric mean of b per round over the cycle; above 512 ranks it has no better value.
+A single round of the one-peer exponential graph or of the hypercube has no useful b. For both,
+`beta_of` uses the b of the static exponential graph. Ying et al. ("Exponential Graph is Provably
+Efficient for Decentralized Deep Training", NeurIPS 2021) prove that the one-peer graph achieves the
+same rate if the number of ranks is a power of two. For the hypercube, this b is a guess. With other
+numbers of ranks, the one-peer graph may be slower. Up to 512 ranks, `beta_of` therefore returns at
+least the per-round geometric mean of b over the cycle. Above 512 ranks, no better value is
+available.
 """
 
 from __future__ import annotations
@@ -45,9 +47,9 @@ from tf_gossip_pga.algorithm import topology as topology_lib
 from tf_gossip_pga.algorithm.graph import Round, Topology
 from tf_gossip_pga.algorithm.schedule import AdaptiveSchedule, FixedPeriod
 
-_STEPS = 240  # least number of steps to average over; rounded up to whole periods
-_LARGEST_DENSE = 512  # most ranks for which a dense spectral norm is computed: O(n^3)
-_ROUNDING = 1e-9  # rounding error of a b of 0 or 1
+_STEPS = 240  # minimum number of steps to average over, rounded up to whole periods
+_LARGEST_DENSE = 512  # maximum number of ranks for a dense spectral norm, which takes O(n^3)
+_ROUNDING = 1e-9  # rounding error when b is 0 or 1
 
 
 def step_ms(
@@ -57,22 +59,22 @@ def step_ms(
     overlap: bool,
     seed: int = 0,
 ) -> float:
-    """Return the time of a step in ms, the mean over ranks and at least 240 steps.
+    """Return the step time in ms, averaged over all ranks and at least 240 steps.
 
     Args:
       topology: who gossips with whom.
-      schedule: when to average globally; the period must be fixed.
-      costs: times in ms. `compute_ms`: mean computation of a step. `straggler_ms`: its standard
-        deviation. `message_ms`: how long a message occupies a link. `latency_ms`: added until the
-        last message has arrived. `average_ms`: a whole global average.
-      overlap: whether ranks wait for a gossip only after the next computation.
-      seed: seed of the computation times. Default 0.
+      schedule: when to average globally. The period must be fixed.
+      costs: times in ms. `compute_ms` and `straggler_ms`: mean and standard deviation of a step's
+        computation. `message_ms`: how long a message occupies a link. `latency_ms`: added to the
+        arrival time of a rank's last message. `average_ms`: duration of a global average.
+      overlap: whether ranks wait for a gossip only after the next step's computation.
+      seed: random seed for the computation times. Default 0.
     """
     period = schedule.H or topology.rounds
     steps = period * math.ceil(_STEPS / period)
     rounds = [peers(topology, round) for round in range(topology.rounds)]
     draw = _draws(costs["compute_ms"], costs["straggler_ms"], topology.size, seed)
-    ready = arrived = np.zeros(topology.size)  # ms; when each rank can compute, and has received
+    ready = arrived = np.zeros(topology.size)  # ms: when ranks can compute; when they have received
     started = 0.0
     for step in range(1, period + steps + 1):
         ready = ready + draw()
@@ -84,7 +86,7 @@ def step_ms(
             ready = np.maximum(ready, arrived)
             if not schedule.is_global(step + 1):
                 arrived = gossip_ends(ready, rounds[(step - 1) % len(rounds)], costs)
-        if step == period:  # leave out the first period, which begins with all ranks in step
+        if step == period:  # exclude the first period, which starts with all ranks in sync
             started = float(ready.mean())
     return (float(ready.mean()) - started) / steps
 
@@ -92,7 +94,7 @@ def step_ms(
 def _draws(mean: float, deviation: float, n: int, seed: int) -> Callable[[], np.ndarray | float]:
     """Return a function that draws one step's computation times, `[n]` in ms.
 
-    The draws depend on the seed only, so that every method sees the same ones.
+    The draws depend only on the seed, so every method gets the same ones.
     """
     if not deviation:
         return lambda: mean
@@ -101,7 +103,7 @@ def _draws(mean: float, deviation: float, n: int, seed: int) -> Callable[[], np.
 
 
 def peers(topology: Topology, round: int) -> list[np.ndarray]:
-    """Return the senders and the receivers of each rank in one round.
+    """Return which ranks each rank receives from and sends to in one round.
 
     Args:
       topology: who gossips with whom.
@@ -109,7 +111,7 @@ def peers(topology: Topology, round: int) -> list[np.ndarray]:
 
     Returns:
       Two int arrays `[n, largest degree]`: the ranks that each rank receives from, and those that
-      it sends to. Shorter rows end with -1.
+      it sends to. Shorter rows are padded with -1.
     """
     each = topology.cycle[round]
     return [
@@ -119,7 +121,7 @@ def peers(topology: Topology, round: int) -> list[np.ndarray]:
 
 
 def _table(size: int, ranks: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return a row with the partners of each rank, padded with -1."""
+    """Return one row per rank with its partners, padded with -1."""
     order = np.argsort(ranks, kind="stable")
     degree = np.bincount(ranks, minlength=size)
     column = np.arange(len(ranks)) - np.repeat(np.cumsum(degree) - degree, degree)
@@ -133,13 +135,14 @@ def gossip_ends(
 ) -> np.ndarray:
     """Return the time at which each rank has sent and received all its messages.
 
-    A message begins when both its sender and its receiver are ready, and a link is never idle while
-    a message could use it. When the p-th to last message begins, the link has at least p messages
-    left to carry. The latest of these bounds is the time at which the link is done.
+    A message starts once both its sender and its receiver are ready, and a link is never idle while
+    a message could use it. When the p-th to last message starts, the link still has at least p
+    messages to carry, which gives a lower bound on its finish time. The link finishes at the latest
+    of these bounds.
 
     Args:
       ready: `[n]`, the time at which each rank is ready to exchange, in ms.
-      peers: the senders and the receivers of each rank, as `peers` returns them.
+      peers: the result of `peers` for the round.
       costs: `message_ms` and `latency_ms`, in ms.
 
     Returns:
@@ -158,8 +161,8 @@ def gossip_ends(
 def beta_of(graph: Topology) -> float | None:
     """Return the b that the transient stage depends on.
 
-    Return None where computing it would take too long: a graph of more than 512 ranks for which
-    this module has no formula.
+    Return None for a graph of more than 512 ranks for which this module has no formula, because
+    computing b would take too long.
     """
     if graph.name in ("one_peer_exponential", "hypercube"):
         static = _beta_of_circulant(topology_lib.static_exponential(graph.size).cycle[0])
@@ -171,7 +174,7 @@ def beta_of(graph: Topology) -> float | None:
 
 
 def _beta_of_circulant(each: Round) -> float:
-    """Return b of a circulant W: each row is the row of rank 0, shifted.
+    """Return b of a circulant W, in which each row is the row of rank 0, shifted.
 
     The eigenvalues of such a matrix are the Fourier transform of that row.
     """
@@ -183,7 +186,7 @@ def _beta_of_circulant(each: Round) -> float:
 
 
 def _beta_of_a_round(graph: Topology) -> float | None:
-    """Return the geometric mean of b per round over a cycle; None above 512 ranks."""
+    """Return the per-round geometric mean of b over a cycle, or None above 512 ranks."""
     if graph.size > _LARGEST_DENSE:
         return None
     return _exact(graph.beta) ** (1 / graph.rounds)
@@ -194,7 +197,7 @@ def _exact(beta: float) -> float:
 
 
 def between_averages(beta: float, H: int | None) -> tuple[float, float]:  # noqa: N803
-    """Return C and D of the table above; both are 1 / (1-b) if `H` is None, for Gossip SGD."""
+    """Return C and D of the table above. For Gossip SGD (`H=None`), both are 1 / (1-b)."""
     if beta >= 1 - _ROUNDING:  # the graph is disconnected: gossip alone never catches up
         never = math.inf if H is None else H
         return never, never
@@ -217,8 +220,8 @@ def transient(
       H: period in steps; None for Gossip SGD.
 
     Returns:
-      Two numbers without a unit. None stands for an order that is infinite, or unknown because
-      `beta` is None.
+      Two dimensionless numbers. None means that the order is infinite, or unknown because `beta` is
+      None.
     """
     if method == "Parallel SGD":
         return 0.0, 0.0

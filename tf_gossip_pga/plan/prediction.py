@@ -30,23 +30,24 @@ def predict(
 ) -> dict[str, Any]:
     """Predict the step time and the transient stage of each algorithm, and recommend one.
 
-    `tf_gossip_pga.plan` describes the model of the network and the fields of the result.
+    See `tf_gossip_pga.plan` for the network model and the fields of the result.
 
     Args:
       nodes: number of workers, each with its own link, >= 2.
-      parameters: number of averaged parameters, >= 1; or a built Keras model.
+      parameters: number of averaged parameters, >= 1, or a built Keras model.
       compute_ms: mean time of a step without any exchange, in ms, >= 0.
       mbit: link bandwidth per direction, in Mbit/s, > 0.
       latency_ms: latency of one message, in ms, >= 0. Default 0.1.
       straggler_ms: standard deviation of the computation, in ms, >= 0. Default 0.
-      overhead_ms: cost of an exchange besides bandwidth and latency, in ms, >= 0. Default 0.
+      overhead_ms: fixed cost of an exchange besides its latency, in ms, >= 0. Default 0.
       wire_dtype: wire format of gossips: `"float32"` (default), `"bfloat16"` or `"int8"`.
-      overlap: whether gossips travel during the next step's computation. Default False.
-      H: one or several periods of the global average, each from 2 to 10000 steps.
-      topology: one or several graphs, each a name or a `Topology` of `nodes` ranks; no name twice.
+      overlap: whether gossips overlap with the next step's computation. Default False.
+      H: one or more periods of the global average, each from 2 to 10000 steps.
+      topology: one or more graphs, each a name or a `Topology` for `nodes` ranks. Names must
+        differ.
 
     Returns:
-      A dict with `settings`, `rows` and `recommendation`, which can be written as JSON.
+      A JSON-serializable dict with `settings`, `rows` and `recommendation`.
 
     Raises:
       ValueError: an argument is out of range, or a topology does not exist for `nodes` ranks.

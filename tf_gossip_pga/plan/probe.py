@@ -14,7 +14,7 @@ from tf_gossip_pga.algorithm import topology as topology_lib
 
 Gather: TypeAlias = Callable[[object, str, float], list]
 
-_SMALL = 256  # elements of the small exchanges, whose time is all latency and overhead
+_SMALL = 256  # elements of the small exchanges, which take only latency and overhead
 _LEAST_LARGE, _MOST_LARGE = 1 << 20, 1 << 24  # elements of the gossip that measures bandwidth
 _REPETITIONS = 9
 _WARM_UP, _STEPS = 3, 20
@@ -25,7 +25,7 @@ def count(parameters: Any) -> int:
     """Return the number of parameters.
 
     Args:
-      parameters: the number itself, >= 1, or a built Keras model, whose trainable variables are
+      parameters: the number itself, >= 1, or a built Keras model, whose trainable parameters are
         counted.
 
     Raises:
@@ -45,27 +45,27 @@ def _shapes(parameters: Any) -> list[tuple[int, ...]]:
 
 
 def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[str, float]:
-    """Measure the network and, if `step` is given, a computation; every rank must call this.
+    """Measure the network and, if `step` is given, a computation. Every rank must call this.
 
     Three exchanges are timed: a gossip and a global average of 256 float32 numbers (1 KiB), and a
-    one-peer gossip of the parameters. The latter sends at least 4 MiB, so that it takes clearly
-    longer than the small one; it sends at most 64 MiB if only a number of parameters is given. Each
-    exchange runs nine times, from a common start until the last rank has finished, and the median
-    counts.
+    one-peer gossip of the parameters. The latter sends at least 4 MiB, which makes it clearly
+    slower than the small gossip, and at most 64 MiB if only a number of parameters is given. Each
+    exchange is repeated nine times, timed from a common start until the last rank has finished, and
+    the median is used.
 
-    A small gossip costs one latency and a small global average 2 (n-1) latencies, which separates
-    the latency from the overhead of an exchange. The additional time of the large gossip gives the
-    bandwidth. The ranks run `step` at the same time, as they do in training.
+    A small gossip takes one latency and a small global average takes 2 (n-1), so comparing them
+    separates the latency from the overhead of an exchange. The additional time of the large gossip
+    gives the bandwidth. All ranks run `step` at the same time, as in training.
 
     Args:
-      parameters: number of parameters, >= 1; or a built Keras model.
+      parameters: number of parameters, >= 1, or a built Keras model.
       step: a function that computes one training step without any exchange. Default None: no
         computation is timed.
 
     Returns:
       Arguments of `predict`, the same on every rank: `mbit` in Mbit/s, `latency_ms` and
-      `overhead_ms`. With `step` also `compute_ms` and `straggler_ms`, the mean and the standard
-      deviation over ranks and 20 steps.
+      `overhead_ms`. With `step`, also `compute_ms` and `straggler_ms`, the mean and the standard
+      deviation of the step time over all ranks and 20 steps.
 
     Raises:
       ValueError: `parameters` is neither a number >= 1 nor a built model.
@@ -94,14 +94,14 @@ def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[s
 
 
 def _large_shapes(parameters: Any) -> list[tuple[int, ...]]:
-    """Return the shapes for the large gossip: those of the model if it is large enough."""
+    """Return the shapes to send in the large gossip: the model's own if it is large enough."""
     elements = count(parameters)
     own = _shapes(parameters) if elements >= _LEAST_LARGE else []
     return own or [(min(max(elements, _LEAST_LARGE), _MOST_LARGE),)]
 
 
 def _exchanges(session: Any, large_shapes: list[tuple[int, ...]]) -> dict[str, float]:
-    """Time the three exchanges, and derive the network from them."""
+    """Time the three exchanges, and derive bandwidth, latency and overhead."""
     import tensorflow as tf
 
     from tf_gossip_pga.exchange.averager import Averager, Patience, Variables
@@ -114,7 +114,7 @@ def _exchanges(session: Any, large_shapes: list[tuple[int, ...]]) -> dict[str, f
         return Averager(session, graph, Variables(variables), patience)
 
     def timed(action: Callable[[int], object]) -> float:
-        # The first exchange of each round traces a TensorFlow function; leave these out.
+        # The first exchange of each round traces a TensorFlow function, so it is not timed.
         return _median_ms(session.gather, action, untimed=graph.rounds)
 
     small, large = averager([(_SMALL,)]), averager(large_shapes)
@@ -126,7 +126,7 @@ def _exchanges(session: Any, large_shapes: list[tuple[int, ...]]) -> dict[str, f
 
 
 def _median_ms(gather: Gather, action: Callable[[int], object], untimed: int) -> float:
-    """Return the median time in ms until the last rank has finished the action."""
+    """Return the median time in ms from a common start until the last rank has finished."""
     seconds = []
     for repetition in range(untimed + _REPETITIONS):
         gather(None, "the common start", _PATIENCE_S)
@@ -157,7 +157,7 @@ def _network(
 
     Args:
       size: number of ranks.
-      elements: float32 numbers that the large gossip sends.
+      elements: number of float32 values that the large gossip sends.
       gossip_ms: time of a gossip of `_SMALL` numbers.
       average_ms: time of a global average of `_SMALL` numbers.
       large_ms: time of the large gossip.
@@ -185,7 +185,7 @@ def step_of(model: Any, batch_size: int) -> Callable[[], np.ndarray]:
       batch_size: number of samples in the batch.
 
     Raises:
-      ValueError: an input has an unknown dimension other than the batch.
+      ValueError: an input has an unknown dimension other than the batch size.
     """
     import tensorflow as tf
 

@@ -17,17 +17,17 @@ _DEFAULT_TOPOLOGY = "one_peer_exponential"  # of GossipPGA
 def recommend(rows: list[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Recommend one of the predicted algorithms.
 
-    Candidates are all rows of Gossip-PGA. Gossip SGD is a candidate if its transient stage is at
-    most 10% longer than that of the longest period on the same graph; otherwise the graph needs
-    global averages. The choice among the candidates has three steps:
+    All Gossip-PGA rows are candidates. A Gossip SGD row is a candidate if its transient stage is at
+    most 10% longer than that of Gossip-PGA with the longest period on the same graph. Otherwise,
+    the graph needs global averages. The best candidate is found in three steps:
 
     1. Keep those whose step time is within 10% of the fastest.
     2. Of these, keep those whose transient stage for non-iid data is within 10% of the shortest.
        An unknown transient stage counts as longer than a known one.
-    3. Take the fastest of the rest.
+    3. Choose the fastest of the remaining candidates.
 
-    If it is less than 10% faster than Parallel SGD, recommend Parallel SGD instead, which has no
-    transient stage.
+    If the best candidate is less than 10% faster than Parallel SGD, Parallel SGD is recommended
+    instead, because it has no transient stage.
 
     Args:
       rows: the `rows` of `predict`, Parallel SGD first.
@@ -35,7 +35,7 @@ def recommend(rows: list[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
       `{"name": …, "code": …, "reasons": […]}`: the name of a row, the line of code that sets it up,
-      and three sentences. In that code `topology` stands for a `Topology` of your own.
+      and three sentences. In the code, `topology` stands for a custom `Topology`.
     """
     parallel, best = rows[0], _best(rows)
     pays = best["speedup"] >= 1 + _WORTH
@@ -49,22 +49,22 @@ def recommend(rows: list[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def over_one_machine(row: Row, settings: Mapping[str, Any]) -> float | None:
-    """Return how many times as fast as one machine an algorithm is.
+    """Return the speedup of an algorithm over a single machine.
 
-    The one machine computes the batches of all workers one after another, and exchanges nothing.
+    The single machine computes the batches of all workers one after another, without exchanges.
 
     Args:
       row: one of the `rows` of `predict`.
       settings: the `settings` of `predict`.
 
     Returns:
-      The ratio of the times; None if a step takes no time.
+      The ratio of the step times, or None if a step takes no time.
     """
     return settings["nodes"] * settings["compute_ms"] / _time(row) if _time(row) else None
 
 
 def _best(rows: list[Row]) -> Row:
-    """Return the best candidate, whether or not it is faster than Parallel SGD."""
+    """Return the best candidate, even if it is slower than Parallel SGD."""
     near = _near(rows)
     shortest = min(map(_order, near))
     return min((row for row in near if _order(row) <= (1 + _WORTH) * shortest), key=_time)
@@ -92,7 +92,7 @@ def _longest(periodic: list[Row]) -> Row:
 
 
 def _code(row: Row, settings: Mapping[str, Any]) -> str:
-    """Return the `GossipPGA` that trains as the row does."""
+    """Return the code that creates the `GossipPGA` callback of a row."""
     graph = row["topology"]
     arguments = [f"H={row['H']}"]
     if graph not in (None, _DEFAULT_TOPOLOGY):
@@ -105,7 +105,7 @@ def _code(row: Row, settings: Mapping[str, Any]) -> str:
 
 
 def _speed(row: Row, settings: Mapping[str, Any]) -> str:
-    """Say how long a step takes, and how much faster that is."""
+    """State the time of a step and its speedups."""
     text = f"{row['name']} takes {_time(row):.4g} ms a step"
     ratios = [f"{row['speedup']:.3g} times as fast as Parallel SGD"] if row["topology"] else []
     over_one = over_one_machine(row, settings)
@@ -116,7 +116,7 @@ def _speed(row: Row, settings: Mapping[str, Any]) -> str:
 
 
 def _all_reduce(best: Row) -> str:
-    """Say why Parallel SGD is recommended."""
+    """Explain why Parallel SGD is recommended."""
     return (
         f"The best alternative, {best['name']}, takes {_time(best):.4g} ms, which does not make up "
         "for its transient stage and for replicas that differ."
@@ -124,7 +124,7 @@ def _all_reduce(best: Row) -> str:
 
 
 def _global_averages(rows: list[Row], best: Row) -> str:
-    """Compare the recommended row with or without global averages on the same graph."""
+    """Compare the recommended row with the same graph without, or with, global averages."""
     plain, *periodic = _on_graph(rows, best["topology"])
     if best is not plain:
         return _comparison(plain, best)

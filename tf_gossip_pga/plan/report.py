@@ -14,10 +14,10 @@ def table(plan: dict[str, Any]) -> str:
     """Return a prediction as text.
 
     Args:
-      plan: what `predict` returned.
+      plan: the result of `predict`.
 
     Returns:
-      Several lines: the settings, one row for each algorithm, and the recommendation.
+      Several lines: the settings, one row per algorithm, and the recommendation.
     """
     rows, settings, advice = plan["rows"], plan["settings"], plan["recommendation"]
     width = max(len(row["name"]) for row in rows)
@@ -64,7 +64,7 @@ def _line(row: dict[str, Any], settings: dict[str, Any], width: int) -> str:
 
 
 def _order(value: float | None) -> str:
-    """Return the order of a transient stage as text; `-` if it is infinite or unknown."""
+    """Return the order of a transient stage as text, or `-` if it is infinite or unknown."""
     if value is None:
         return "-"
     return f"{value:.1e}" if value else "none"
@@ -74,8 +74,8 @@ def draw(plan: dict[str, Any], path: str | pathlib.Path) -> None:
     """Write a picture of a prediction.
 
     Args:
-      plan: what `predict` returned.
-      path: the file to write; its suffix sets the format.
+      plan: the result of `predict`.
+      path: the file to write. Its suffix determines the format.
 
     Raises:
       ModuleNotFoundError: matplotlib is not installed.

@@ -7,8 +7,8 @@ r"""Simulate many virtual workers in one process, to compare algorithms without 
     curve = simulate.run(pga, iterations=1000)
     curve.mean                                     # f(mean of the nodes) - f*, mean over trials
 
-The parameters of all nodes are one tensor. A step is that of a real run: each node moves against
-the gradient on a batch of its own data, then the nodes average.
+The parameters of all nodes are stored in one tensor. A step is the same as in a real run: each node
+takes a gradient step on a batch of its own data, and then the nodes average.
 
     y_i <- x_i - step_size * gradient of f_i(x_i, batch)
     x_i <- 1/n sum_j y_j            if k % H == 0, k counted from 1
@@ -19,7 +19,7 @@ where d is the number of parameters.
 
 Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021.
 
-From the command line, which also writes a figure next to the JSON file:
+The command line also writes a figure next to the JSON file:
 
     python -m tf_gossip_pga.simulate --problem=logistic --nodes=50 --topology=ring --H=16 \
         --algorithm=pga --algorithm=gossip --heterogeneity=1 --output=output/simulation.json
@@ -28,9 +28,9 @@ Contents:
   Problem: a loss in TensorFlow, and the data of each node.
   logistic, quadratic, digits: ready-made problems. from_keras: the problem of a Keras model.
   Simulation: one algorithm on one problem.
-  run, Curve: f along one simulation. compare: several algorithms with the same batches.
+  run, Curve: f during one simulation. compare: several algorithms on the same batches.
   ALGORITHMS, settings_of: names of algorithms, and the arguments of `Simulation` for each.
-  transient, FACTOR: the step from which a method is as good as Parallel SGD.
+  transient, FACTOR: the step from which a method keeps up with Parallel SGD.
 """
 
 from tf_gossip_pga.simulate.curves import (

@@ -69,10 +69,10 @@ SETTINGS += ["heterogeneity", "step_size", "halve_every", "seed"]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Check the flags, simulate, print the table, and write both files.
+    """Check the flags, simulate, print the table, and write the JSON file and the picture.
 
     Args:
-      arguments: the program name and the arguments that are not flags; any of these is an error.
+      arguments: the program name and any non-flag arguments, which are rejected.
     """
     try:
         if len(arguments) > 1:
@@ -91,7 +91,7 @@ def _simulate() -> tuple[Problem, dict[str, curves.Curve]]:
         raise ValueError(
             f"Unknown problem {FLAGS.problem!r}. Known problems: {', '.join(sorted(PROBLEMS))}."
         )
-    topology.resolve(FLAGS.topology, FLAGS.nodes)  # fail before making the data
+    topology.resolve(FLAGS.topology, FLAGS.nodes)  # fail before generating the data
     for name in FLAGS.algorithm:
         curves.settings_of(name, FLAGS.topology, FLAGS.H, FLAGS.iterations)
     problem = PROBLEMS[FLAGS.problem](FLAGS.nodes, FLAGS.heterogeneity, seed=FLAGS.seed)
@@ -114,7 +114,7 @@ def describe(found: dict[str, curves.Curve], minimum: float) -> dict[str, Any]:
     """Return the content of the JSON file.
 
     Args:
-      found: the curve of each algorithm, `"parallel"` among them.
+      found: the curve of each algorithm, including `"parallel"`.
       minimum: f* of the problem.
     """
     parallel = found["parallel"]
@@ -142,7 +142,7 @@ def draw(found: dict[str, curves.Curve], path: pathlib.Path) -> None:
     """Draw f(mean of the nodes) - f* against steps, with bands of one standard error.
 
     Args:
-      found: the curve of each algorithm, `"parallel"` among them.
+      found: the curve of each algorithm, including `"parallel"`.
       path: the file to write.
     """
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Record f(mean of the nodes) - f* along simulations, and find where methods join Parallel SGD."""
+"""Record f(mean of the nodes) - f* during simulations, and find when a method catches up."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.simulate.problem import Problem
 from tf_gossip_pga.simulate.simulation import Simulation
 
-# A method has joined Parallel SGD once its curve stays at or below this multiple of Parallel SGD's.
+# A method has caught up once its curve stays at or below this multiple of Parallel SGD's.
 FACTOR = 1.1
-_LOOKS = 200  # most measurements of a run, by default
+_LOOKS = 200  # maximum number of measurements per run, by default
 
 ALGORITHMS = ("parallel", "gossip", "local", "pga", "aga", "slowmo", "gossip_final")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-    """Hold the measurements of one `run`.
+    """Measurements recorded by one `run`.
 
     Attributes:
       steps: `[points]` int, the step after which each measurement was taken.
@@ -48,21 +48,21 @@ class Curve:
     def standard_error(self) -> np.ndarray:
         """Standard error of `mean`, `[points]`; 0 with one trial."""
         trials = self.excess.shape[1]
-        with np.errstate(invalid="ignore"):  # a run that diverged holds inf or NaN
+        with np.errstate(invalid="ignore"):  # a diverged run contains inf or NaN
             return self.excess.std(axis=1, ddof=min(1, trials - 1)) / math.sqrt(trials)
 
 
 def run(
     simulation: Simulation, iterations: int, every: int | None = None, verbose: int = 0
 ) -> Curve:
-    """Advance a simulation, and measure f at the mean of its nodes on the way.
+    """Advance a simulation, and regularly measure f at the mean of its nodes.
 
     Args:
-      simulation: a `Simulation`; it stays at its last step, so that another `run` continues it.
+      simulation: a `Simulation`. Another `run` continues from its last step.
       iterations: number of steps, >= 1.
-      every: number of steps between measurements, >= 1; the last step is measured too. A
-        measurement costs as much as the loss of all samples. Default None: the smallest number for
-        which there are at most 200 measurements.
+      every: number of steps between measurements, >= 1. The last step is always measured. Each
+        measurement computes the loss of all samples. Default None: the smallest number that gives
+        at most 200 measurements.
       verbose: 0 prints nothing, 1 shows a progress bar, 2 prints a line at the end. Default 0.
 
     Returns:
@@ -96,7 +96,7 @@ def run(
 
 
 def _interval(iterations: int, H: int) -> int:  # noqa: N803
-    """Return the smallest interval between measurements that sees every phase of a period.
+    """Return the smallest measurement interval that covers every phase of a period.
 
     f at the mean is highest right after a global average, and falls within a few steps. An interval
     that shares a factor with the period would always measure the same phases.
@@ -117,7 +117,7 @@ def settings_of(
 
     Args:
       algorithm: one of `ALGORITHMS`. `"aga"` starts with the period `H` and warms up for a third of
-        the run. `"slowmo"` has slow momentum 0.5. `"gossip_final"` averages globally once, in the
+        the run. `"slowmo"` has slow momentum 0.5. `"gossip_final"` averages globally once, at the
         last step.
       topology: who gossips with whom, as in `Simulation`. `"parallel"` and `"local"` ignore it.
       H: period of the global average in steps, >= 1. `"parallel"`, `"gossip"` and `"gossip_final"`
@@ -125,10 +125,10 @@ def settings_of(
       iterations: number of steps of the run.
 
     Returns:
-      A dict with `topology` and `H`, for `"slowmo"` also with `slow_momentum`.
+      A dict with `topology` and `H`, and for `"slowmo"` also `slow_momentum`.
 
     Raises:
-      ValueError: the algorithm is unknown, or `H` is not a period.
+      ValueError: the algorithm is unknown, or `H` is not a valid period.
 
     Example:
       >>> from tf_gossip_pga import simulate
@@ -165,17 +165,17 @@ def compare(
     verbose: int = 0,
     **arguments: Any,
 ) -> dict[str, Curve]:
-    """Run Parallel SGD and each of the given algorithms, all with the same batches.
+    """Run Parallel SGD and each of the given algorithms, all on the same batches.
 
     Args:
       problem: a `Problem`.
-      algorithms: names from `ALGORITHMS`. Parallel SGD always runs, and runs first.
+      algorithms: names from `ALGORITHMS`. Parallel SGD always runs first, even if it is not listed.
       topology: who gossips with whom, as in `Simulation`.
       H: period of the global average in steps, >= 1; see `settings_of`.
       iterations: number of steps of each run, >= 1.
       every: number of steps between measurements, >= 1. Default None: the smallest number that
-        gives at most 200 measurements and shares no factor with `H`, so that all phases of the
-        period are measured.
+        gives at most 200 measurements and shares no factor with `H`, which ensures that all phases
+        of the period are measured.
       verbose: 0 prints nothing; 1 and 2 print each name and progress, as in `run`. Default 0.
       **arguments: further arguments of `Simulation`: `step_size`, `trials`, `batch_size`, ….
 
@@ -213,16 +213,16 @@ def compare(
 def transient(curve: Curve, parallel: Curve, factor: float = FACTOR) -> int | None:
     """Return the transient stage: the measured step from which a method stays near Parallel SGD.
 
-    Both curves are means over trials, measured after the same steps.
+    The curves must be measured at the same steps. Their means over trials are compared.
 
     Args:
-      curve: the method.
-      parallel: Parallel SGD on the same problem.
+      curve: the method's curve.
+      parallel: the curve of Parallel SGD on the same problem.
       factor: largest ratio of `curve` to `parallel` that counts as near. Default 1.1.
 
     Returns:
-      The first measured step from which on `curve <= factor * parallel`; None if the method is
-      above that bound at the end of the run.
+      The first measured step from which `curve <= factor * parallel` holds until the end of the
+      run; None if it does not hold at the end.
     """
     return joins(curve.steps, curve.mean, parallel.mean, factor)
 
@@ -230,7 +230,7 @@ def transient(curve: Curve, parallel: Curve, factor: float = FACTOR) -> int | No
 def is_reached(transient: int, last: int) -> bool:
     """Return whether a transient stage ended at least a tenth of the run before the last step.
 
-    A curve that comes near Parallel SGD's only in its last measurements may do so by chance.
+    A curve that gets close to Parallel SGD's only in its last measurements may do so by chance.
 
     Args:
       transient: the transient stage, in steps.
@@ -240,14 +240,14 @@ def is_reached(transient: int, last: int) -> bool:
 
 
 def joins(steps: np.ndarray, mean: np.ndarray, parallel: np.ndarray, factor: float) -> int | None:
-    """Return the first of `steps` from which on `mean <= factor * parallel`, or None.
+    """Return the first of `steps` from which `mean <= factor * parallel` holds, or None.
 
     Args:
       steps: `[points]` int.
-      mean: `[points]`, the method.
-      parallel: `[points]`, Parallel SGD.
-      factor: largest ratio that counts as joined.
+      mean: `[points]`, curve of the method.
+      parallel: `[points]`, curve of Parallel SGD.
+      factor: largest ratio that counts as caught up.
     """
-    apart = np.flatnonzero(~(mean <= factor * parallel))  # counts NaN as not joined
+    apart = np.flatnonzero(~(mean <= factor * parallel))  # NaN counts as not caught up
     first = apart[-1] + 1 if len(apart) else 0
     return int(steps[first]) if first < len(steps) else None

@@ -1,4 +1,4 @@
-"""Draw curves on matplotlib axes. The caller makes the axes; nothing here imports matplotlib."""
+"""Draw curves on matplotlib axes that the caller creates. Does not import matplotlib."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def draw(axes: Any, found: dict[str, Curve]) -> None:
 
     Args:
       axes: a `matplotlib.axes.Axes`.
-      found: the curve of each algorithm, `"parallel"` among them.
+      found: the curve of each algorithm, including `"parallel"`.
     """
     for index, (name, curve) in enumerate(found.items()):
         color = "black" if name == "parallel" else f"C{index - 1}"

@@ -9,10 +9,10 @@ from tf_gossip_pga.algorithm.graph import Round
 
 
 def mixer(each: Round, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return the function that maps y `[nodes, …]` to W y.
+    """Return a function that maps y `[nodes, …]` to W y.
 
-    The function reads O(edges) rows of y. It uses shifts of y if W is circulant, and a gather
-    otherwise. If at least half the entries of W are edges, it multiplies with the dense W instead.
+    The function reads O(edges) rows of y. It shifts y if W is circulant, and gathers rows
+    otherwise. If at least half the entries of W are edges, it multiplies by the dense W instead.
 
     Args:
       each: the round.

@@ -1,8 +1,8 @@
-"""Define what a simulation minimizes: a loss, and the data of each node.
+"""Define what a simulation minimizes: a loss and each node's data.
 
-The loss is a function of one node, `loss(x, *batch)`, in TensorFlow operations. The simulation
-vectorizes it over all nodes. With f_i the mean loss over node i's data, the nodes together minimize
-f(x) = 1/n sum_i f_i(x).
+The loss is a function `loss(x, *batch)` for one node, written in TensorFlow operations. The
+simulation vectorizes it over all nodes. If f_i is the mean loss over node i's data, the nodes
+together minimize f(x) = 1/n sum_i f_i(x).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """Hold a loss, the data of each node, and the initial parameters.
+    """A loss, the data of each node, and the initial parameters.
 
     Attributes:
-      loss: `(x [d], *batch) -> scalar`, the mean loss over a batch of one node. `batch` has an
-        array `[batch, …]` for each array in `data`. It must consist of differentiable TensorFlow
-        operations that `tf.vectorized_map` supports.
-      data: arrays `[nodes, samples, …]`; node i draws its batches from `[i]` of each array.
-      initial: `[d]`, float32 or float64, the parameters of every node before the first step. Its
-        dtype is that of all computations.
+      loss: `(x [d], *batch) -> scalar`, the mean loss over one node's batch. `batch` contains an
+        array `[batch, …]` for each array in `data`. The loss must consist of differentiable
+        TensorFlow operations that `tf.vectorized_map` supports.
+      data: arrays `[nodes, samples, …]`. Node i draws its batches from index i of each array.
+      initial: `[d]`, float32 or float64, the initial parameters of every node. All computations use
+        this dtype.
       minimum: f*, the minimum of f, or a lower bound if the minimum is unknown. Curves show
         f(x) - minimum. Default 0.
 
     Raises:
-      ValueError: the shapes of the arrays do not fit, or `initial` is not a vector of floats.
+      ValueError: the shapes of the arrays are inconsistent, or `initial` is not a vector of floats.
 
     Example:
       The minimum of this parabola is the mean of all numbers:
@@ -92,24 +92,24 @@ class Problem:
 
 
 def from_keras(model: Any, loss: Any, x: npt.ArrayLike, y: npt.ArrayLike) -> Problem:
-    """Return the problem of training a Keras model from its current weights.
+    """Return a problem that trains a Keras model from its current weights.
 
     The parameters are the model's trainable variables, flattened and concatenated. The loss is the
-    mean of `loss` over the batch, plus the model's regularizers.
+    mean of `loss` over the batch, plus the model's regularization losses.
 
     Args:
       model: a built `keras.Model` with one input and one output. It is not changed.
-      loss: a loss or its name, as for `keras.losses.get`; not a sum over samples.
+      loss: a loss or its name, as for `keras.losses.get`. Must not sum over samples.
       x: inputs, `[nodes, samples, …]`.
       y: targets, `[nodes, samples, …]`.
 
     Returns:
-      A `Problem` whose `minimum` is 0, since the minimum of the loss is unknown.
+      A `Problem` whose `minimum` is 0, because the minimum of the loss is unknown.
 
     Raises:
-      ValueError: the model is not built, or nothing in it is trainable; it has non-trainable
-        variables (of BatchNorm, dropout or frozen layers), which a simulation does not keep; or the
-        loss is a sum over samples.
+      ValueError: the model is not built, has no trainable variables, or has non-trainable variables
+        (from BatchNorm, dropout or frozen layers), which simulations do not support; or the loss
+        sums over samples.
 
     Example:
       >>> import keras

@@ -2,8 +2,8 @@
 
     problem = problems.logistic(nodes=20, heterogeneity=1)
 
-`heterogeneity` sets how much the data of the nodes differ: from 0, where all nodes draw from one
-distribution (iid), to 1 (non-iid).
+`heterogeneity` controls how much the nodes' data differ, from 0 (iid: all nodes draw from one
+distribution) to 1 (non-iid).
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from tf_gossip_pga.tools import memory
 def logistic(
     nodes: int, heterogeneity: float = 0.0, samples: int = 8000, dimension: int = 10, seed: int = 0
 ) -> Problem:
-    """Return logistic regression, started at 0.
+    """Return a logistic regression problem that starts at 0.
 
         f_i(x) = mean_m ln(1 + exp(-y_im h_im' x))
 
     The features h are drawn from N(0, 10 I). The label y is 1 with probability
-    1 / (1 + exp(-h' x_i*)), and -1 otherwise, where x_i* has norm one. Newton's method in float64
-    finds the minimum.
+    1 / (1 + exp(-h' x_i*)), and -1 otherwise, where x_i* has norm one. The minimum is computed by
+    Newton's method in float64.
 
     Source: the experiment of Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging",
-    ICML 2021, reconstructed without the paper's text at hand.
+    ICML 2021, reconstructed without access to the paper's text.
 
     Args:
       nodes: number of nodes, >= 1.
-      heterogeneity: 0: all nodes share one x*. 1: each node has its own x_i*. Between: x_i* is the
-        direction of (1 - heterogeneity) x* + heterogeneity x_i*. Default 0.
-      samples: number of samples of each node, >= 1. Default 8000.
+      heterogeneity: with 0, all nodes share one x*; with 1, each node has its own x_i*. In between,
+        a node uses (1 - heterogeneity) x* + heterogeneity x_i*, normalized. Default 0.
+      samples: number of samples per node, >= 1. Default 8000.
       dimension: number of parameters d, >= 1. Default 10.
       seed: seed of the data, >= 0. Default 0.
 
@@ -46,7 +46,8 @@ def logistic(
 
     Raises:
       ValueError: an argument is out of range.
-      MemoryError: the data would not fit into this machine's memory. Raised before they are drawn.
+      MemoryError: the data would not fit into this machine's memory. Raised before generating the
+        data.
 
     Example:
       >>> from tf_gossip_pga import simulate
@@ -73,17 +74,17 @@ def logistic(
 def quadratic(
     nodes: int, heterogeneity: float = 0.0, samples: int = 100, dimension: int = 10, seed: int = 0
 ) -> Problem:
-    """Return least squares, started at 0.
+    """Return a least-squares problem that starts at 0.
 
         f_i(x) = mean_m d/2 (a_im' x - b_im)^2
 
     The vectors a are uniform on the unit sphere, and b = a' x_i* + noise of standard deviation 0.1,
-    so that f_i is nearly |x - x_i*|^2 / 2. The minimum is exact, in float64.
+    so f_i is nearly |x - x_i*|^2 / 2. The minimum is computed exactly, in float64.
 
     Args:
       nodes: number of nodes, >= 1.
       heterogeneity: as in `logistic`. Default 0.
-      samples: number of samples of each node, >= 1. Default 100.
+      samples: number of samples per node, >= 1. Default 100.
       dimension: number of parameters d, >= 1. Default 10.
       seed: seed of the data, >= 0. Default 0.
 
@@ -92,7 +93,8 @@ def quadratic(
 
     Raises:
       ValueError: an argument is out of range.
-      MemoryError: the data would not fit into this machine's memory. Raised before they are drawn.
+      MemoryError: the data would not fit into this machine's memory. Raised before generating the
+        data.
     """
     nodes, samples, dimension = _sizes(nodes, samples, dimension)
     memory.check(48 * nodes * samples * (dimension + 1), f"least squares of {nodes} nodes")
@@ -113,21 +115,21 @@ def quadratic(
 
 
 def digits(nodes: int, heterogeneity: float = 0.0, seed: int = 0) -> Problem:
-    """Return the classification of handwritten digits by a Keras model with 16 hidden units.
+    """Return a problem that classifies handwritten digits with a Keras model of 16 hidden units.
 
     The 1797 images of 8 x 8 pixels are divided among the nodes. The loss is the cross-entropy. Its
-    minimum is unknown, and `minimum` is 0. The images come with scikit-learn; nothing is
-    downloaded.
+    minimum is unknown, so `minimum` is 0. The images come with scikit-learn, without a download.
 
     Source of the images: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI
     Machine Learning Repository, 1998.
 
     Args:
-      nodes: number of nodes, from 1 to 1797. All nodes get the same number of images; the rest is
-        left out.
-      heterogeneity: share of the images that are divided in the order of their labels; the others
-        are shuffled. With 1 a node sees few digits: one or two if there are many nodes. Default 0.
-      seed: seed of the order and of the initial weights, >= 0. Default 0.
+      nodes: number of nodes, from 1 to 1797. All nodes get the same number of images. Leftover
+        images are not used.
+      heterogeneity: fraction of the images that are divided in label order. The others are
+        shuffled. With 1, each node sees few different digits, only one or two if there are many
+        nodes. Default 0.
+      seed: seed of the shuffling and of the initial weights, >= 0. Default 0.
 
     Returns:
       A `Problem` in float32.
@@ -171,11 +173,11 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _deal(labels: np.ndarray, nodes: int, share: float, seed: int) -> np.ndarray:
-    """Return the indices of each node's images, `[nodes, images of a node]`."""
+    """Return the indices of each node's images, `[nodes, images per node]`."""
     order = np.random.default_rng(seed).permutation(len(labels))
     sorted_ones, shuffled = np.split(order, [round(share * len(order))])
     by_label = sorted_ones[np.argsort(labels[sorted_ones], kind="stable")]
-    # Each node gets a part of both: images with adjacent labels, and shuffled ones.
+    # Each node gets both kinds: images with adjacent labels, and shuffled images.
     parts = zip(
         np.array_split(by_label, nodes),
         reversed(np.array_split(shuffled, nodes)),

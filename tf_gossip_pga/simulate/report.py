@@ -1,4 +1,4 @@
-"""Show compared methods as text."""
+"""Format a comparison of methods as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tf_gossip_pga.simulate import curves
 
 
 def table(content: dict[str, Any]) -> str:
-    """Return a table with a line for each method, and what its columns mean.
+    """Return a table with one line per method, and an explanation of its columns.
 
     Args:
       content: the content of the JSON file that `python -m tf_gossip_pga.simulate` writes.
@@ -43,7 +43,7 @@ def _stage(transient: int | None, steps: list[int]) -> str:
 
 
 def _notes(factor: float, steps: list[int], trials: int) -> list[str]:
-    """Say what the columns of the table mean, and what they do not show."""
+    """Explain what the columns of the table show, and what they do not."""
     every = "step" if steps[0] == 1 else f"{steps[0]} steps"
     notes = [
         f"Transient stage: the first step from which f - f* stays within {factor:g} times that of",

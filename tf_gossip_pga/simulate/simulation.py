@@ -17,15 +17,15 @@ from tf_gossip_pga.simulate import steps as steps_lib
 from tf_gossip_pga.simulate import tensors
 from tf_gossip_pga.simulate.problem import Problem
 
-_CHUNK = 512  # most steps of one call of the compiled loop
+_CHUNK = 512  # maximum number of steps per call of the compiled loop
 
 
 class Simulation:
     """Simulate one algorithm on all nodes, in several independent trials at once.
 
-    `tf_gossip_pga.simulate` has the equations of a step. With `slow_momentum`, a global average is
-    that of SlowMo with slow learning rate 1, where u is 0 at first, and x0 is the result of the
-    last global average, or the initial parameters:
+    See `tf_gossip_pga.simulate` for the equations of a step. With `slow_momentum`, global averages
+    follow SlowMo with slow learning rate 1. Initially, u is 0. x0 is the result of the last global
+    average, or the initial parameters before the first one:
 
         u <- slow_momentum * u + (x0 - 1/n sum_j y_j) / step_size
         x_i <- x0 - step_size * u
@@ -36,22 +36,24 @@ class Simulation:
       problem: a `Problem`.
       topology: a name in `pga.topology.BY_NAME`, or a `Topology` for `problem.nodes` nodes.
         `"disconnected"` gives Local SGD. Default `"one_peer_exponential"`.
-      H: period of the global average in steps, >= 1. 1 is Parallel SGD, None is Gossip SGD. An
-        `AdaptivePeriod` is Gossip-AGA, with a separate period for each trial. Default 6.
+      H: period of the global average in steps, >= 1. 1 gives Parallel SGD and None gives Gossip
+        SGD. An `AdaptivePeriod` gives Gossip-AGA, with a separate period for each trial. Default 6.
       step_size: step size of plain SGD, > 0. Default 0.1.
       halve_every: interval in steps at which the step size is halved, >= 1. Default None: never.
-      batch_size: samples in a batch of one node, >= 1; None: all samples of the node. Default 1.
-      trials: number of runs with the same start and different batches, >= 1. Default 1.
-      shuffle: True: each node's samples are shuffled once and divided into batches; every step
-        draws one of these at random, with replacement. False: step k of every trial takes the
-        samples in their order, beginning at index (k - 1) * batch_size, and starts over after the
-        last one. Default True.
-      slow_momentum: momentum of SlowMo, >= 0 and < 1; 0 is Gossip-PGA by another formula. Default
-        None: a plain average.
+      batch_size: number of samples per batch on each node, >= 1; None: all samples of the node.
+        Default 1.
+      trials: number of runs with the same initial parameters and different batches, >= 1. Default
+        1.
+      shuffle: if True, each node's samples are shuffled once and divided into batches, and every
+        step draws a batch at random, with replacement. If False, step k of every trial takes the
+        samples in order, starting at index (k - 1) * batch_size and wrapping around after the last
+        one. Default True.
+      slow_momentum: momentum of SlowMo, >= 0 and < 1. 0 is equivalent to Gossip-PGA. Default None:
+        a plain average.
       seed: seed of the batches, >= 0. Simulations with the same seed draw the same batches.
         Default 0.
-      jit_compile: whether XLA compiles the steps. Compilation takes seconds, and saves most of the
-        time of a step that has little to compute. Default False.
+      jit_compile: whether XLA compiles the steps. Compilation takes seconds, but saves most of the
+        time of a step with little computation. Default False.
 
     Attributes:
       problem: the `Problem`.
@@ -64,7 +66,7 @@ class Simulation:
         nodes.
       TypeError: `topology` is neither a name nor a `Topology`.
       MemoryError: parameters, batches and samples would not fit into this machine's memory. Raised
-        before any of them is allocated. The intermediate results of the loss are not counted.
+        before any of them is allocated. Does not include intermediate results of the loss.
 
     Example:
       >>> from tf_gossip_pga import simulate
@@ -134,7 +136,7 @@ class Simulation:
 
     @property
     def consensus_distance(self) -> np.ndarray:
-        """Root mean square distance of the nodes from their mean, over its norm, `[trials]`."""
+        """RMS distance of the nodes from their mean, divided by the mean's norm, `[trials]`."""
         mean = self.mean
         spread = tf.reduce_sum((self._state.x - mean) ** 2, axis=2)
         distance = tf.sqrt(tf.reduce_mean(spread, axis=0))
@@ -159,9 +161,10 @@ class Simulation:
         return loss.numpy().astype(np.float64) - self.problem.minimum
 
     def _advance_to_average(self, end: int) -> None:
-        """Advance to `end`, or to the last step up to which the global averages are known.
+        """Advance to `end`, or to the last step for which the global averages are known.
 
-        With an adaptive period, the loss after one global average decides when the next one comes.
+        With an adaptive period, the loss after one global average determines when the next one
+        occurs.
         """
         is_global, count = self._plan(end)
         before, taken = (tf.constant(number, tf.int64) for number in (self.step, count))
@@ -177,8 +180,8 @@ class Simulation:
         """Plan the next call of the compiled loop.
 
         Returns:
-          Whether each of the next steps is a global average, `[_CHUNK, trials]` bool; and how many
-          steps to take.
+          Whether each of the next steps is a global average, `[_CHUNK, trials]` bool, and the
+          number of steps to take.
         """
         is_global = np.zeros((_CHUNK, self.trials), bool)
         count = 0

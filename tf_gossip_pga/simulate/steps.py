@@ -1,4 +1,4 @@
-"""Take the steps of one algorithm on all nodes and trials at once, as one compiled loop.
+"""Take the steps of one algorithm on all nodes and trials at once, in one compiled loop.
 
 y_i <- x_i - step_size * gradient of f_i(x_i, batch)
 x_i <- 1/n sum_j y_j            if the step is a global average
@@ -18,7 +18,7 @@ from tf_gossip_pga.simulate.problem import Problem
 
 
 class State(NamedTuple):
-    """Hold the tensors that one step passes to the next."""
+    """Tensors that one step passes to the next."""
 
     x: Any  # [nodes, trials, d], the parameters
     anchor: Any  # [trials, d], x0 of SlowMo
@@ -47,9 +47,9 @@ class Steps:
       problem: a `Problem`.
       topology: who gossips with whom.
       trials: number of runs.
-      batch: samples in a batch of one node.
+      batch: number of samples per batch on each node.
       seed: seed of the batches.
-      shuffle: whether batches are drawn at random; otherwise they are taken in order.
+      shuffle: whether to draw batches at random instead of taking them in order.
       slow_momentum: momentum of SlowMo; None: a plain average.
     """
 
@@ -80,12 +80,13 @@ class Steps:
           state: the state after step `before`.
           before: int64 scalar, number of steps taken so far.
           count: int64 scalar, number of steps to take.
-          is_global: `[steps, trials]` bool, whether each step is a global average; steps >= count.
+          is_global: `[steps, trials]` bool, whether each step is a global average. Has at least
+            `count` rows.
           sizes: `[steps]`, the step size of each step.
         """
 
-        # `before` is a loop variable: if it were constant in the loop, XLA would compile the loop
-        # again for each of its values.
+        # `before` is a loop variable. If it were a constant, XLA would recompile the loop for each
+        # value.
         def body(index, before, state):
             row = tf.gather(is_global, index), tf.gather(sizes, index)
             return index + 1, before + 1, self._step(state, before, *row)
@@ -102,7 +103,7 @@ class Steps:
             x=tf.where(chosen, mean, self._mix(y, before)),
             anchor=tf.where(chosen, mean, state.anchor),
             velocity=tf.where(chosen, velocity, state.velocity),
-            # GossipPGA too reports the loss of the first batch after a global average.
+            # GossipPGA also reports the loss of the first batch after a global average.
             loss=tf.where(state.fresh, tf.reduce_mean(losses, axis=0), state.loss),
             fresh=is_global,
         )
@@ -136,7 +137,7 @@ class Steps:
             losses = tf.vectorized_map(
                 lambda both: self._problem.loss(both[0], *both[1]), (one_by_one, batches)
             )
-        # This is the gradient of the sum of all losses; each of them depends on its own x only.
+        # This is the gradient of the sum of all losses. Each loss depends only on its own x.
         gradient: Any = tape.gradient(losses, one_by_one)
         return tf.reshape(losses, x.shape[:2]), tf.reshape(gradient, x.shape)
 

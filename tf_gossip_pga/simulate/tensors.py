@@ -1,4 +1,4 @@
-"""Hold the data of a problem as tensors, which all simulations of the problem share."""
+"""Convert a problem's data to tensors that all simulations of the problem share."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import tensorflow as tf
 from tf_gossip_pga.simulate.problem import Problem
 from tf_gossip_pga.tools import memory
 
-_BLOCK = 16384  # samples whose loss is computed at once: few enough for the processor's cache
+_BLOCK = 16384  # samples per block of the mean loss; few enough for the CPU cache
 
 
 class _Tensors(list):
-    """Hold the tensors of one problem. Unlike a plain list, it supports weak references."""
+    """A list of one problem's tensors. Unlike a plain list, it supports weak references."""
 
 
 _in_use: weakref.WeakValueDictionary[tuple[Hashable, ...], _Tensors] = weakref.WeakValueDictionary()
@@ -26,12 +26,12 @@ _in_use: weakref.WeakValueDictionary[tuple[Hashable, ...], _Tensors] = weakref.W
 def shared(make: Callable[..., Any], *arguments: Hashable) -> _Tensors:
     """Return the tensors of `make(*arguments)`, shared with other simulations.
 
-    Call `make` only if no simulation holds its result yet. The tensors live as long as one
+    Call `make` only if no simulation holds its result yet. The tensors are kept as long as any
     simulation holds them.
 
     Args:
       make: returns an iterable of tensors.
-      *arguments: its arguments.
+      *arguments: arguments of `make`.
     """
     key = (make, *arguments)
     found = _in_use.get(key)
@@ -41,16 +41,16 @@ def shared(make: Callable[..., Any], *arguments: Hashable) -> _Tensors:
 
 
 def check_size(problem: Problem, trials: int, batch: int, seed: int | None) -> None:
-    """Raise `MemoryError` unless the tensors that a simulation must hold fit into memory.
+    """Raise `MemoryError` unless the tensors of a simulation fit into memory.
 
     Args:
       problem: a `Problem`.
       trials: number of runs.
-      batch: samples in a batch of one node.
-      seed: seed of the batches; None: they are taken in order.
+      batch: number of samples per batch on each node.
+      seed: seed of the batches; None: take them in order.
 
     Raises:
-      MemoryError: they would not fit.
+      MemoryError: the tensors would not fit.
     """
     n, item = problem.nodes, np.asarray(problem.initial).dtype.itemsize
     sample = sum(math.prod(np.shape(array)[2:]) for array in problem.data)
@@ -64,7 +64,7 @@ def check_size(problem: Problem, trials: int, batch: int, seed: int | None) -> N
 
 
 def dtype_of(problem: Problem) -> tf.DType:
-    """Return the dtype of all computations, that of `problem.initial`."""
+    """Return the dtype of all computations, which is that of `problem.initial`."""
     return tf.as_dtype(np.asarray(problem.initial).dtype)
 
 
@@ -73,11 +73,11 @@ def batches(problem: Problem, batch: int, seed: int | None) -> list[tf.Tensor]:
 
     Args:
       problem: a `Problem`.
-      batch: samples in a batch of one node.
-      seed: seed by which the samples are shuffled; None: they keep their order.
+      batch: number of samples per batch on each node.
+      seed: seed for shuffling the samples; None: keep their order.
 
     Returns:
-      `[nodes * batches of a node, batch, …]` for each array of the data.
+      `[nodes * batches per node, batch, …]` for each array of the data.
     """
     places = batch_places(problem.samples, batch, seed)
     return [
@@ -89,12 +89,12 @@ def batches(problem: Problem, batch: int, seed: int | None) -> list[tf.Tensor]:
 def batch_places(samples: int, batch: int, seed: int | None) -> np.ndarray:
     """Return the indices of a node's samples in each of its batches, `[batches, batch]`.
 
-    All samples are repeated equally often, as often as it takes to fill whole batches.
+    Each sample is repeated the same number of times, just enough to fill whole batches.
 
     Args:
       samples: number of samples of a node.
       batch: samples in a batch.
-      seed: seed by which the samples are shuffled; None: they keep their order.
+      seed: seed for shuffling the samples; None: keep their order.
     """
     order = np.arange(samples)
     if seed is not None:
@@ -106,12 +106,12 @@ def blocks(problem: Problem) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
     """Divide the data into blocks of whole nodes, for the mean loss.
 
     Returns:
-      `[blocks, samples of a block, …]` for each array of the data, and `[samples, …]` of the
+      `[blocks, samples per block, …]` for each array of the data, and `[samples, …]` for the
       remaining nodes, which do not fill a block.
     """
     n, samples = problem.nodes, problem.samples
     together = max(1, min(n, _BLOCK // samples))
-    end = n - n % together  # of the nodes in blocks
+    end = n - n % together  # number of nodes in blocks
     whole, rest = [], []
     for array in map(np.asarray, problem.data):
         shape = [-1, together * samples, *array.shape[2:]]
@@ -123,7 +123,7 @@ def blocks(problem: Problem) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
 def mean_loss(problem: Problem) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return f, the mean loss over the samples of all nodes: `[trials, d] -> [trials]`.
 
-    The function computes one block of samples at a time.
+    The function processes one block of samples at a time.
     """
     held = shared(blocks, problem)
     dtype, all_samples = dtype_of(problem), problem.nodes * problem.samples
