@@ -24,7 +24,7 @@ _ADDRESS = re.compile(r"(\[[^\s\[\]/]+\]|[^\s\[\]/:]+):(?P<port>[1-9][0-9]{0,4})
 # Environment variable; "1" lets this worker join a running job.
 JOIN = "TF_GOSSIP_PGA_JOIN"
 
-# Environment variables with the secret that a job's workers share, or the name of its file.
+# Environment variables: the secret that a job's workers share, or the name of a file with it.
 SECRET = "TF_GOSSIP_PGA_SECRET"
 SECRET_FILE = "TF_GOSSIP_PGA_SECRET_FILE"
 
@@ -32,7 +32,7 @@ SECRET_FILE = "TF_GOSSIP_PGA_SECRET_FILE"
 def from_tf_config(text: str | None) -> Cluster:
     """Return the place that a `TF_CONFIG` assigns to this process.
 
-    Workers with the roles `worker` and `chief` train. A chief is rank 0, before the workers.
+    Tasks of type `worker` and `chief` train. If there is a chief, it is rank 0, before the workers.
 
     Args:
       text: the content of `TF_CONFIG`; None or blank means a single worker.
