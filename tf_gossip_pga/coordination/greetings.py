@@ -1,6 +1,6 @@
 """Define the first bytes that this package's listeners send, before a nonce or a report.
 
-TensorFlow's server, which later listens on the same main port, begins differently.
+TensorFlow's server, which later listens on the same main port, sends different first bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def is_own(greeting: bytes | None) -> bool:
     """Return whether a listener is a process of this package, and not TensorFlow's server.
 
     Args:
-      greeting: the first bytes that it sent; None if nothing listens there.
+      greeting: the first bytes that the listener sent, or None if nothing listens there.
     """
     return greeting is not None and greeting.startswith(_OWN)
 
