@@ -32,9 +32,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     All ranks save together every `every` epochs, at the end of the last epoch, and when training
     stops early. Before saving, they average globally, regardless of `H`, and training continues
-    from that average. When checkpoints are taken therefore affects the weights, but a resumed run
-    follows the same path as an uninterrupted one. Optimizer slots are handled as in any global
-    average.
+    from that average. Checkpoints therefore affect the weights of a run, but a resumed run follows
+    the same path as an uninterrupted one. Optimizer slots are handled as in any global average.
 
     **Resume.** Call `restore` on every rank before `fit`. It restores weights, optimizer variables,
     step count, period and random generators. On CPUs with
@@ -231,7 +230,7 @@ class Checkpoint(keras.callbacks.Callback):
             self._save(epoch + 1, due=True)
 
     def on_train_end(self, logs=None):
-        """Release the directory, and restore the previous handler of SIGTERM."""
+        """Release the directory, and restore the previous SIGTERM handler."""
         if self._writer is not None:
             self._writer.end()
         self._sigterm.end(heeded=self.preempted)
@@ -242,7 +241,7 @@ class Checkpoint(keras.callbacks.Callback):
             self._writer.save(epoch, lambda: due or self.preempted)
 
     def _sync(self, where: str, value) -> list:
-        """Share a value with all ranks; also learn whether any rank received SIGTERM."""
+        """Share a value with all ranks. Also learn whether any rank received SIGTERM."""
         everyone = self._gossip.sync(where, [self._sigterm.received, value])
         self.preempted = self.preempted or any(signaled for signaled, _ in everyone)
         return [each for _, each in everyone]

@@ -72,7 +72,7 @@ class Channel:
       endpoint: the port of this process's channel.
       endpoints: the ports of this process and of the workers it can send requests to, by rank.
       introduction: this process's `Introduction`, as a JSON-serializable dict.
-      handlers: kind of request -> function that takes the request and returns the answer; see
+      handlers: functions by kind of request. Each takes a request and returns the answer; see
         `Server`.
     """
 
@@ -163,7 +163,7 @@ class Channel:
         self.endpoints = {rank: each for rank, each in self.endpoints.items() if rank in ranks}
 
     def probe(self, ranks: Iterable[int]) -> None:
-        """Start probing the main ports of these lost ranks, to send them all endpoints.
+        """Start probing the main ports of these lost ranks, to send them the known endpoints.
 
         A restarted worker listens there; see `joining`. Without a secret, a restarted worker could
         not prove that it belongs to the job, so only report once that these ranks cannot rejoin.

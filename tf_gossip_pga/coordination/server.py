@@ -46,14 +46,14 @@ class Server:
     they must be quick and must never block. A handler raises `ValueError` for an invalid request.
 
     Args:
-      listener: a socket that listens; the server closes it.
+      listener: a listening socket. The server closes it.
       key: the key that askers must know.
       greeting: sent to every process that connects; see `secret` for the rest of the conversation.
       size: number of workers.
       serve_s: maximum duration of a connection, in seconds.
 
     Attributes:
-      handlers: kind of request -> function that takes the request and returns the answer.
+      handlers: functions by kind of request. Each takes a request and returns the answer.
     """
 
     def __init__(

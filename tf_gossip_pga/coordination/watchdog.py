@@ -100,7 +100,7 @@ class Watchdog:
         """Record what this process is doing now, and how long its last step took.
 
         Args:
-          where: the activity, to follow "It is" in a sentence.
+          where: the activity, phrased to follow "It is" in a sentence.
           step: number of completed steps.
         """
         last, since = self._last_step
@@ -196,7 +196,7 @@ class Watchdog:
         )
 
     def close(self) -> None:
-        """Let the thread end. Only tests call this; a process keeps its watchdog until it ends."""
+        """Stop the thread. Only tests call this. A process keeps its watchdog until it ends."""
         self._closed.set()
 
     def _findings(self) -> Findings:
