@@ -8,7 +8,7 @@ import operator
 def whole(value: object, at_least: int, at_most: int | None = None) -> int | None:
     """Return `value` as an `int`, or None if it is not a whole number in the given range.
 
-    Reject booleans; accept NumPy integers.
+    Booleans are rejected. NumPy integers are accepted.
     """
     try:
         result = at_least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]

@@ -78,7 +78,7 @@ class ExchangeBroken(ExchangeInterrupted):
       doing: the exchange that failed, e.g. `"the gossip of step 7"`.
       reason: why it failed, as text for messages.
       peer: description of the worker that TensorFlow blames, or None.
-      findings: what the watchdog found before it aborted the exchange; None if TensorFlow or
+      findings: what the watchdog found before it aborted the exchange. None if TensorFlow or
         another rank noticed the failure first.
     """
 

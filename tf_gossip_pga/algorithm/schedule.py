@@ -198,7 +198,7 @@ class AdaptiveSchedule:
 
 
 def resolve(H: object) -> FixedPeriod | AdaptiveSchedule:  # noqa: N803 (the paper's name)
-    """Return the schedule with which a run starts, for the `H` that a user passed.
+    """Return the schedule at the start of a run for the `H` that a user passed.
 
     Args:
       H: whole number of steps >= 1, None for no global average, or an `AdaptivePeriod`.

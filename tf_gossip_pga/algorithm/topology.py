@@ -285,14 +285,14 @@ def from_matrix(W: npt.ArrayLike) -> Topology:  # noqa: N803 (the literature's n
     """Return a one-round topology with your own doubly stochastic matrix.
 
     Args:
-      W: array-like `[n, n]`, converted to float64; `W[i, j]` is the weight that rank i gives to the
+      W: array-like `[n, n]`, converted to float64. `W[i, j]` is the weight that rank i gives to the
         parameters of rank j.
 
     Returns:
       A `Topology` of one round.
 
     Raises:
-      ValueError: the matrix is not square, or not doubly stochastic; the message names the row or
+      ValueError: the matrix is not square or not doubly stochastic. The message names the row or
         column and its deviation from 1.
 
     Example:
@@ -315,7 +315,7 @@ def from_networkx(graph: UndirectedGraph) -> Topology:
     """Return the topology of an undirected networkx graph, with Metropolis-Hastings weights.
 
     Args:
-      graph: a `networkx.Graph`. Ranks follow the order of `graph.nodes`; self-loops are ignored.
+      graph: a `networkx.Graph`. Ranks follow the order of `graph.nodes`. Self-loops are ignored.
 
     Returns:
       A `Topology` of one round.

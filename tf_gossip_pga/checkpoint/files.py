@@ -39,10 +39,10 @@ class CheckpointFiles:
     """The checkpoints of one directory.
 
     Args:
-      directory: path of the directory; created if it does not exist.
+      directory: path of the directory. It is created if it does not exist.
       keep: number of complete checkpoints that `prune` keeps, >= 1.
       check: function that raises `CheckpointError` if this process may not write or remove files
-        (`ownership`); called before each change. Default: no check.
+        (`ownership`). It is called before each change. Default: no check.
 
     Attributes:
       directory: path of the directory.

@@ -220,7 +220,8 @@ class Ownership:
         """Begin a fit: renew the claim's modification time until `release` or the end of training.
 
         Args:
-          is_needed: function that returns whether training still runs; called in another thread.
+          is_needed: function that returns whether training is still running. It is called in
+            another thread.
         """
         self._claim = None
         self._stop.set()
@@ -266,7 +267,7 @@ class Ownership:
                 members = tuple(Process(**each) for each in content["members"])
                 claim = Claim(content["run"], content["view"], members)
                 return _Found(number, claim, str(content["since"]))
-            except FileNotFoundError:  # replaced meanwhile
+            except FileNotFoundError:  # since replaced
                 pass
             except (ValueError, KeyError, TypeError, RecursionError):
                 if time.monotonic() > ends or self._age_s(self._path(number)) > _WRITING_S:
@@ -282,7 +283,7 @@ class Ownership:
         return []
 
     def _create(self, number: int, claim: Claim) -> bool:
-        """Create a claim and remove earlier ones; return False if another process was faster."""
+        """Create a claim and remove earlier ones. Return False if another process was faster."""
         now = datetime.datetime.now(datetime.UTC)
         content = {**dataclasses.asdict(claim), "since": f"{now:%Y-%m-%d %H:%M:%S} UTC"}
         path, flags = self._path(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY

@@ -85,7 +85,7 @@ class Reader:
         return 0
 
     def _load(self, number: int, model: keras.Model) -> tuple[dict | None, str | None]:
-        """On the chief, load a checkpoint; return `(manifest, problem)`, one of which is None."""
+        """On the chief, load a checkpoint. Return `(manifest, problem)`, one of which is None."""
         try:
             manifest = self._files.read(number)
             path = self._files.checked(number, WEIGHTS, manifest.get("files", {}))

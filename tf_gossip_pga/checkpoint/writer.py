@@ -100,7 +100,8 @@ class Writer:
 
         Args:
           epoch: the epoch that a resumed run starts from, counted from 0.
-          is_due: function that returns whether to save; called after the ranks have synchronized.
+          is_due: function that returns whether to save. It is called after the ranks have
+            synchronized.
         """
         doing = f"the checkpoint after step {self._gossip.step}"
         offer = self._ownership.offer(self._cluster.rank)
@@ -189,7 +190,7 @@ class Writer:
         return None
 
     def _prune(self, number: int):
-        """On the chief, remove old checkpoints; a failure does not affect the new one."""
+        """On the chief, remove old checkpoints. A failure does not affect the new one."""
         try:
             self._files.prune(number)
         except (OSError, CheckpointError) as error:

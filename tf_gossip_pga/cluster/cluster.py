@@ -21,7 +21,7 @@ class Cluster:
     Attributes:
       rank: this worker's number, 0 … size-1.
       size: number of workers at the start.
-      addresses: `"host:port"` of every worker in rank order; empty for a single worker without a
+      addresses: `"host:port"` of every worker in rank order. Empty for a single worker without a
         `TF_CONFIG`.
       strategy: the `tf.distribute.Strategy` in whose scope to build and compile the model. If this
         worker has several devices, the strategy splits each batch across them. With one device, it

@@ -68,7 +68,7 @@ def find(environment: Mapping[str, str] | None = None) -> Cluster:
     it.
 
     Args:
-      environment: the environment variables to read; by default those of this process.
+      environment: the environment variables to read. Default: those of this process.
 
     Returns:
       A `Cluster` without a `strategy`.

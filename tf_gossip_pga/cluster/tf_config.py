@@ -30,7 +30,7 @@ SECRET_FILE = "TF_GOSSIP_PGA_SECRET_FILE"
 
 
 def from_tf_config(text: str | None) -> Cluster:
-    """Return the place that a `TF_CONFIG` assigns to this process.
+    """Return this process's place in the cluster according to `TF_CONFIG`.
 
     Tasks of type `worker` and `chief` train. If there is a chief, it is rank 0, before the workers.
 
@@ -41,7 +41,7 @@ def from_tf_config(text: str | None) -> Cluster:
       A `Cluster` without a `strategy`.
 
     Raises:
-      ValueError: this package cannot run the cluster exactly as written; the message quotes the
+      ValueError: this package cannot run the cluster exactly as written. The message quotes the
         text received and shows an example.
 
     Example:

@@ -17,10 +17,10 @@ For all exchanges:
 
 For membership:
 
-- `view`: `View`, a numbered list of members; `Standing`, what a worker reports while a view is
+- `view`: `View`, a numbered list of members, and `Standing`, a worker's report while a view is
   formed.
 - `contacts`: when workers last communicated, and what a dead worker may have done since then.
-- `decide`: what a worker does with the others' answers, as pure functions.
+- `decide`: pure functions that decide what a worker does with the others' answers.
 - `protocol`: the agreement on a new view, as generators that yield effects (see docs/protocol.md).
 - `membership`: run the protocol over the real channel and clock.
 - `sequence`: a worker's place in the sequence of exchanges of one `fit`.

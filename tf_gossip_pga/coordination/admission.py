@@ -28,7 +28,7 @@ class _Announcement:
 
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-    """A member's answer: the endpoints of all members, and what it is doing; see `Whereabouts`."""
+    """A member's answer: the endpoints of all members, and its activity (see `Whereabouts`)."""
 
     endpoints: dict[Rank, Port]
     where: str
@@ -132,7 +132,7 @@ class Admission:
                     "call of fit, and a worker can join only during the first. Let the other "
                     "workers finish without it, or restart the whole job."
                 )
-            for each in answered.values():  # other workers may have joined meanwhile
+            for each in answered.values():  # other workers may have joined in the meantime
                 self._learn(each.endpoints)
             if waited_s := waiting.due():
                 busy = {rank: each.where for rank, each in answered.items() if each.where}

@@ -72,8 +72,8 @@ class Channel:
       endpoint: the port of this process's channel.
       endpoints: the ports of this process and of the workers it can send requests to, by rank.
       introduction: this process's `Introduction`, as a JSON-serializable dict.
-      handlers: functions by kind of request. Each takes a request and returns the answer; see
-        `Server`.
+      handlers: functions by kind of request. Each takes a request and returns the answer (see
+        `Server`).
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Channel:
     def probe(self, ranks: Iterable[int]) -> None:
         """Start probing the main ports of these lost ranks, to send them the known endpoints.
 
-        A restarted worker listens there; see `joining`. Without a secret, a restarted worker could
+        A restarted worker listens there (see `joining`). Without a secret, a restarted worker could
         not prove that it belongs to the job, so only report once that these ranks cannot rejoin.
         """
         before, self._lost = self._lost, tuple(ranks)
@@ -196,7 +196,7 @@ class Channel:
 
         Args:
           kind: the kind of request, a key of their `handlers`.
-          timeout_s: seconds to wait for each answer; by default `Timing.ask_s`.
+          timeout_s: seconds to wait for each answer. Default `Timing.ask_s`.
           **details: additional JSON-serializable fields of the request.
         """
         timeout_s = self._timing.ask_s if timeout_s is None else timeout_s

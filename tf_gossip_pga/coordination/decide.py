@@ -149,7 +149,7 @@ def decide(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> De
     Args:
       attempt: the agreement to reach.
       answers: the last answer of each other worker.
-      memory: the memory after these answers; see `Memory.updated`.
+      memory: the memory after these answers (see `Memory.updated`).
       now: when the answers arrived.
     """
     if any(_has_finished(attempt, each) for each in answers.values()):

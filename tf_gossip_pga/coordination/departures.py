@@ -25,7 +25,7 @@ class Departures:
 
     Attributes:
       known: the other workers' departures, by rank.
-      heard: when the last report arrived; the caller resets it to None.
+      heard: when the last report arrived. The caller resets it to None.
     """
 
     def __init__(self, rank: int, size: int, channel: Channel, status: Status) -> None:

@@ -33,7 +33,7 @@ class Findings:
 
     @property
     def names(self) -> str:
-        """`"rank 3"`, or `"rank 1 and rank 3"`; a long list is shortened."""
+        """`"rank 3"`, or `"rank 1 and rank 3"`. A long list is shortened."""
         return " and ".join(shortened([f"rank {rank}" for rank in self.ranks]))
 
 

@@ -26,5 +26,5 @@ def is_own(greeting: bytes | None) -> bool:
 
 
 def is_joining(greeting: bytes | None) -> bool:
-    """Return whether a listener waits for a probe in order to join a job; see `is_own`."""
+    """Return whether a listener waits for a probe in order to join a job (see `is_own`)."""
     return greeting is not None and greeting.startswith(JOINING)

@@ -40,7 +40,7 @@ class Invitation:
       completed: number of exchanges that the members have completed.
       members: the ranks of the current view.
       joining: the ranks being admitted.
-      endpoints: the endpoints of all these ranks, by rank; see `Channel.endpoint`.
+      endpoints: the endpoints of all these ranks, by rank (see `Channel.endpoint`).
       epoch: the epoch that begins, counted from 0.
       facts: digest of the facts that must be equal on all ranks.
       state: the callback's state.
@@ -131,7 +131,7 @@ def endpoints_if_probed(
     """
     timing = timing or Timing()
     others = _others(addresses, rank)
-    # OSError: the port is taken, which TensorFlow will report; or no probe arrived in time.
+    # OSError: no probe arrived in time, or the port is taken, which TensorFlow will report.
     with contextlib.suppress(OSError):
         if secret and others and all(_listens(address, timing) for address in others):
             listener = _listener(addresses[rank])

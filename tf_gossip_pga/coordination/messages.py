@@ -37,7 +37,7 @@ def checked(message: Mapping[str, Any], size: int, **declared: Any) -> Message:
 
     Args:
       message: the message from another process.
-      size: number of workers at the start; every rank is below it.
+      size: number of workers at the start. Every rank is below this number.
       **declared: the type of each field: `Rank`, `Port`, `int` (0 … 2**53), `float` (finite, >= 0),
         `bool`, `str`, `Any`, `X | None`, `list[X]`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`,
         or `dict[Rank, X]`, whose keys are decimal strings in JSON.

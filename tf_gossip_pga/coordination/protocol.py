@@ -118,7 +118,7 @@ class Protocol:
 
         Args:
           rank: rank of the worker that asks.
-          wants: number of the view that it wants; 0 for no view.
+          wants: number of the view that it wants, or 0 for none.
           fit: how many times it has called `fit`.
           own_fit: how many times this worker has called `fit`.
           in_fit: whether this worker is still inside its last `fit`.

@@ -14,7 +14,7 @@ class Waiting:
 
     Args:
       first_s: seconds before the first report.
-      now: when the wait begins; by default, the current `time.monotonic()`.
+      now: when the wait begins. Default: the current `time.monotonic()`.
     """
 
     def __init__(self, first_s: float, now: float | None = None) -> None:

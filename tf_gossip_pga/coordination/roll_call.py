@@ -33,7 +33,7 @@ class RollCall:
     Args:
       addresses: `"host:port"` of all workers, in rank order.
       rank: this worker's rank.
-      facts: facts that must be equal on all ranks, by name; see `Report`.
+      facts: facts that must be equal on all ranks, by name (see `Report`).
       timing: how often to call, and how long to wait.
     """
 

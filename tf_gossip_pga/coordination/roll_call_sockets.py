@@ -36,7 +36,7 @@ class Seat:
     """The results of calls to the address of one rank.
 
     Attributes:
-      report: report of the worker that answers there; None if none does.
+      report: report of the worker that answers there, or None if none does.
       left: report of the last worker that answered there, if none answers now.
       absence: why no worker answers, as a sentence without its final period.
       is_server: whether TensorFlow's server, or another gRPC server, listens there.
@@ -60,12 +60,12 @@ class Calls:
     Args:
       addresses: `"host:port"` of all workers, in rank order.
       rank: this worker's rank.
-      facts: facts that must be equal on all ranks, by name; see `Report`.
+      facts: facts that must be equal on all ranks, by name (see `Report`).
       timing: how often to call, and how long to wait for answers.
 
     Attributes:
       own: this worker's current report.
-      seats: the results of calls, by rank; this worker calls its own address too.
+      seats: the results of calls, by rank. This worker calls its own address too.
       changed: set when a worker has reported something new.
     """
 
@@ -201,14 +201,14 @@ class Calls:
         )
 
     def _miss(self, rank: int, absence: str, is_server: bool = False) -> None:
-        """Record why no worker of a rank answers at its address."""
+        """Record why no worker answers at a rank's address."""
         seat = self.seats[rank]
         with self._lock:
             seat.left, seat.report = seat.report or seat.left, None
             seat.absence, seat.is_server = absence, is_server
 
     def _found(self, rank: int, report: Report, where: str) -> None:
-        """Record which process answers at the address of a rank."""
+        """Record which process answers at a rank's address."""
         self._hear(report)
         if rank != self._rank:
             if report.addresses != self.own.addresses:

@@ -36,7 +36,7 @@ class Report:
       facts: facts that must be equal on all ranks, by name, e.g. `{"version of Keras": "3.15.1"}`.
       missing: the ranks that it has not met.
       complete: whether it knows that all workers have met each other.
-      failure: why it cannot start, as a sentence; empty if it can.
+      failure: why it cannot start, as a sentence, or an empty string if it can.
     """
 
     rank: int
@@ -86,7 +86,7 @@ def from_line(line: bytes) -> Report:
 
 
 def difference(reports: Collection[Report]) -> str:
-    """Return what the reports disagree on, as sentences; empty if they agree."""
+    """Return sentences that say what the reports disagree on, or an empty string if they agree."""
     lists = _holders([(report, report.addresses) for report in reports])
     if len(lists) > 1:
         quoted = (f"\n  {who}: {_quoted(each, list(lists))}" for each, who in lists.items())

@@ -49,7 +49,7 @@ class Call:
         """Return the exception that escaped the function, e.g. `"raised OSError: disk full"`.
 
         Once found, the exception is remembered. None means that no call of this method has found it
-        so far. The exception that `sys.exit` raises is rarely visible.
+        so far. An exception raised by `sys.exit` is rarely visible.
         """
         if self._raised is None:
             for error in self._visible():

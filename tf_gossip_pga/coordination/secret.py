@@ -45,7 +45,7 @@ def find(environment: Mapping[str, str] | None = None) -> bytes | None:
     it.
 
     Args:
-      environment: the environment variables to read; by default those of this process.
+      environment: the environment variables to read. Default: those of this process.
 
     Raises:
       ValueError: both variables are set, the file cannot be read, or the secret is too short or too
@@ -82,7 +82,7 @@ def differing(fingerprints: Sequence[str | None]) -> ValueError:
     """Return the error for workers that do not have the same secret.
 
     Args:
-      fingerprints: the fingerprint of each worker's secret, in rank order; None for no secret.
+      fingerprints: the fingerprint of each worker's secret, in rank order, or None for no secret.
     """
     ranks: dict[str | None, list[int]] = {}
     for rank, each in enumerate(fingerprints):
@@ -145,12 +145,12 @@ def open_request(key: bytes, begins_with: str, line: bytes) -> tuple[Message, st
 
 
 def seal_answer(key: bytes, to: str, answer: Message) -> bytes:
-    """Return an answer as an authenticated line; `to` comes from `open_request`."""
+    """Return an answer as an authenticated line. `to` comes from `open_request`."""
     return _seal(key, "answer " + to, answer)
 
 
 def open_answer(key: bytes, to: str, line: bytes) -> Message:
-    """Return an answer; `to` comes from `seal_request`.
+    """Return an answer. `to` comes from `seal_request`.
 
     Raises:
       ValueError: the answering process does not know the key, or the line is not an answer.

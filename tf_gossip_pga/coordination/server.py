@@ -48,7 +48,7 @@ class Server:
     Args:
       listener: a listening socket. The server closes it.
       key: the key that askers must know.
-      greeting: sent to every process that connects; see `secret` for the rest of the conversation.
+      greeting: sent to every process that connects (see `secret` for the rest of the conversation).
       size: number of workers.
       serve_s: maximum duration of a connection, in seconds.
 
@@ -80,7 +80,7 @@ class Server:
 
         Args:
           coroutine: the coroutine.
-          timeout_s: seconds to wait for the result; None for no limit.
+          timeout_s: seconds to wait for the result, or None for no limit.
 
         Raises:
           TimeoutError: there is no result after `timeout_s`.
@@ -109,7 +109,7 @@ class Server:
             accepting = asyncio.create_task(self._accept())
             await self._closed.wait()
             accepting.cancel()
-            await asyncio.sleep(0)  # let tasks begin: only then do they close their connections
+            await asyncio.sleep(0)  # let tasks start, so that they close their connections
             self._drop(len(self._serving))
             await asyncio.gather(accepting, *self._serving, return_exceptions=True)
             await asyncio.sleep(0)  # the loop closes the sockets in its next iteration

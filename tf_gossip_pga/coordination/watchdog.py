@@ -1,4 +1,4 @@
-"""Watch the exchange in progress: ask which ranks it waits for, report the wait, and abort it.
+"""Watch the exchange in progress: find which ranks it waits for, and report or abort it.
 
 TensorFlow's collectives wait silently and forever, and each of their own timeouts costs two
 threads. Instead, a single thread watches the exchange in progress. If the exchange takes long, the
@@ -40,7 +40,7 @@ class Wait:
       report_at: when to report the wait again.
       suspected_since: when a worker that it waits for was first found not answering. None if all
         answer.
-      findings: what the watchdog found before it aborted the exchange; None while the exchange
+      findings: what the watchdog found before it aborted the exchange. None while the exchange
         runs, or if another worker noticed the failure first.
     """
 
@@ -272,7 +272,7 @@ class Watchdog:
         if overdue or findings.never or silent:
             reason = f"no answer within {wait.timeout_s:g} s; {found}" if overdue else found
             with self._lock:
-                if self._wait is wait:  # else the exchange has completed meanwhile
+                if self._wait is wait:  # else the exchange has since completed
                     wait.findings = findings
                     self._abort(reason)
         elif now > wait.report_at and self._wait is wait and self._is_worth_a_line(findings):

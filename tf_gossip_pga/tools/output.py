@@ -47,8 +47,8 @@ def write(
       path: path of the JSON file.
       module: name of the command, as in `python -m NAME`.
       content: content of the JSON file. The command line is added to it.
-      draw: function that writes a picture to a path with matplotlib; not called if matplotlib is
-        not installed.
+      draw: function that writes a picture to a path with matplotlib. It is not called if matplotlib
+        is not installed.
     """
     command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     path.write_text(as_json({"command": command, **content}))
