@@ -1,7 +1,7 @@
 """Train Keras 3 models without an all-reduce in every step: Gossip-PGA in one callback.
 
-Each worker takes a local optimizer step, then averages its parameters with its neighbors in a graph
-(gossip). On every H-th batch all workers average globally::
+After each local optimizer step, a worker averages its parameters with its neighbors in a graph
+(gossip). On every H-th batch, all workers average globally instead::
 
     import tf_gossip_pga as pga
 
@@ -20,10 +20,10 @@ Contents:
 - `initialize`, `Cluster`: connect this process to the other workers.
 - `GossipPGA`: the callback that averages.
 - `Checkpoint`: the callback that saves a run and resumes it.
-- `AdaptivePeriod`: a period H that follows the training loss.
-- `WorkerLost`: the exception raised when another worker died or does not answer.
+- `AdaptivePeriod`: a period H that adapts to the training loss.
+- `WorkerLost`: the exception raised when another worker dies or does not answer.
 - `topology`, `Topology`: who averages with whom, and with what weights.
-- `plan`: predict the time of a step and recommend an algorithm, with `pga.plan.predict(…)` or
+- `plan`: predict the step time and recommend an algorithm, with `pga.plan.predict(…)` or
   `python -m tf_gossip_pga.plan`.
 - `simulate`: run the same algorithms with virtual workers on one device.
 
@@ -59,7 +59,7 @@ __all__ = [
     "topology",
 ]
 
-# Loaded on first use, so that the launcher and errors about TF_CONFIG do not import TensorFlow.
+# Imported on first use: the launcher and TF_CONFIG error messages must not load TensorFlow.
 _ROOM_OF = {
     "AdaptivePeriod": "algorithm.schedule",
     "Checkpoint": "checkpoint.callback",

@@ -1,7 +1,7 @@
-"""Write messages for users as plain lines on standard error, through `logging`.
+"""Write user-facing messages to standard error as plain lines, through `logging`.
 
-By default the logger `"tf_gossip_pga"` writes each message as one line on standard error, below a
-progress bar if there is one. Configure it like any other logger::
+By default, the logger `"tf_gossip_pga"` writes each message as one line to standard error, below
+any progress bar. Configure it like any other logger::
 
     logger = logging.getLogger("tf_gossip_pga")
     logger.setLevel(logging.WARNING)     # hide progress reports

@@ -1,4 +1,4 @@
-"""Convert and check numbers that users pass."""
+"""Convert and check user-supplied numbers."""
 
 import math
 import numbers
@@ -8,7 +8,7 @@ import operator
 def whole(value: object, at_least: int, at_most: int | None = None) -> int | None:
     """Return `value` as an `int`, or None if it is not a whole number in the given range.
 
-    Reject booleans; accept NumPy integers.
+    Booleans are rejected. NumPy integers are accepted.
     """
     try:
         result = at_least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
@@ -31,7 +31,7 @@ def number(value: object) -> float | None:
 def check_whole(
     name: str, value: object, at_least: int, at_most: int | None = None, unit: str = ""
 ) -> int:
-    """Return `value` as an `int`, or raise an error that says what is accepted.
+    """Return `value` as an `int`, or raise an error that states the accepted range.
 
     Args:
       name: name of the argument, for the error message.

@@ -1,6 +1,6 @@
-"""Define every exception of this package, in one tree.
+"""Define all exceptions of this package.
 
-The built-in base class is in parentheses::
+Built-in base classes are in parentheses::
 
     GossipError
     ├── WorkerLost (RuntimeError)        another worker died, left or did not answer
@@ -9,10 +9,10 @@ The built-in base class is in parentheses::
     └── ExchangeInterrupted              internal, never leaves the package
         ├── ExchangeBroken               an exchange failed
         ├── ViewChanged                  an exchange failed, and the survivors have a new view
-        ├── ViewAbandoned                a wanted view cannot be formed; the next one may
-        └── TrainingFinished             another worker has trained to the end
+        ├── ViewAbandoned                the wanted view cannot be formed; the next one may
+        └── TrainingFinished             another worker has finished training
 
-Users catch the first three. A wrong argument raises a plain `ValueError` or `TypeError`.
+User code may catch the first three. An invalid argument raises a plain `ValueError` or `TypeError`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ class GossipError(Exception):
 class WorkerLost(GossipError, RuntimeError):  # noqa: N818 (the name that users know)
     """Another worker died, left, or did not answer before the deadline, so the exchange failed.
 
-    If `fit` raises it, this process cannot exchange any more: end all processes and start the job
-    again. If `cluster.gather` or `cluster.barrier` raises it between two fits, a script may catch
-    it; the next `fit` with `on_worker_lost="continue"` then continues with the surviving workers.
+    If `fit` raises this error, this process can no longer exchange: end all processes and restart
+    the job. If `cluster.gather` or `cluster.barrier` raises it between two `fit` calls, a script
+    may catch it. The next `fit` with `on_worker_lost="continue"` then continues with the surviving
+    workers.
 
     Example:
       >>> import tf_gossip_pga as pga
@@ -48,7 +49,7 @@ class WorkerLost(GossipError, RuntimeError):  # noqa: N818 (the name that users 
 
 
 class CheckpointError(GossipError, ValueError):
-    """A checkpoint cannot be used. The message names the file and what is wrong with it."""
+    """A checkpoint cannot be used. The message names the file and the problem."""
 
 
 class LaunchError(GossipError, RuntimeError):
@@ -66,7 +67,7 @@ class LaunchError(GossipError, RuntimeError):
 class ExchangeInterrupted(GossipError):  # noqa: N818 (says what happened, as do the next four)
     """Base class of exceptions that interrupt an exchange.
 
-    Internal: the package turns each into `WorkerLost` or handles it.
+    Internal: the package either handles them or converts them to `WorkerLost`.
     """
 
 
@@ -75,9 +76,9 @@ class ExchangeBroken(ExchangeInterrupted):
 
     Attributes:
       doing: the exchange that failed, e.g. `"the gossip of step 7"`.
-      reason: why it failed, in words.
-      peer: the worker that TensorFlow blames, in words, or None.
-      findings: what the watchdog found before it aborted the exchange; None if TensorFlow or
+      reason: why it failed, as text for messages.
+      peer: description of the worker that TensorFlow blames, or None.
+      findings: what the watchdog found before it aborted the exchange. None if TensorFlow or
         another rank noticed the failure first.
     """
 
@@ -94,7 +95,7 @@ class ExchangeBroken(ExchangeInterrupted):
 class ViewChanged(ExchangeInterrupted):
     """An exchange failed, and the surviving workers have formed a new view.
 
-    Rebuild everything that was built for the old view.
+    Everything that was built for the old view must be rebuilt.
     """
 
 
@@ -106,4 +107,4 @@ class ViewAbandoned(ExchangeInterrupted):
 
 
 class TrainingFinished(ExchangeInterrupted):
-    """Another worker has trained to the end, so no exchange remains to take part in."""
+    """Another worker has finished training, so there is nothing left to exchange."""

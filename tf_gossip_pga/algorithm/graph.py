@@ -1,12 +1,12 @@
 """Represent who averages with whom: a cycle of sparse, doubly stochastic mixing matrices.
 
-In every round each rank replaces its parameters by a weighted mean of its own and its neighbors'
+In every round, each rank replaces its parameters with a weighted mean of its own and its neighbors'
 parameters::
 
     x_i <- sum_j W[i, j] * x_j
 
-`W` is doubly stochastic. Its rows sum to one, so the result is a mean. Its columns sum to one, so
-the mean over ranks does not move.
+`W` is doubly stochastic: its rows sum to one, so each result is a weighted mean, and its columns
+sum to one, so the mean over all ranks is preserved.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy.typing as npt
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ranks: TypeAlias = npt.NDArray[np.int64]
 
-# Accepted float64 rounding error of a row or column sum, and of a weight below zero.
+# Tolerated float64 rounding error: of row and column sums, and of weights below zero.
 _TOLERANCE = 1e-9
 
 
@@ -31,8 +31,8 @@ class Round:
     """One doubly stochastic matrix W, stored as its off-diagonal entries and its diagonal.
 
     Attributes:
-      receivers: rank i of each edge, `[edges]` int64.
-      senders: rank j of each edge, `[edges]` int64.
+      receivers: the receiving rank i of each edge, `[edges]` int64.
+      senders: the sending rank j of each edge, `[edges]` int64.
       edge_weights: `W[i, j]` of each edge, `[edges]` float64.
       self_weights: the diagonal `W[i, i]`, `[size]` float64.
 
@@ -54,7 +54,7 @@ class Round:
 
     @property
     def arrays(self) -> tuple[Ranks, Ranks, Floats, Floats]:
-        """The four arrays, in the order of declaration."""
+        """The four arrays, in declaration order."""
         return self.receivers, self.senders, self.edge_weights, self.self_weights
 
     @property
@@ -69,7 +69,7 @@ class Round:
 class Topology:
     """A cycle of mixing matrices over `size` ranks.
 
-    Build one with the functions of `pga.topology` rather than with this constructor.
+    Use the functions in `pga.topology` rather than this constructor.
 
     Attributes:
       name: name of the function that built it, e.g. `"ring"`.
@@ -116,7 +116,7 @@ class Topology:
         `W[i, j]` is the weight that rank `i` gives to the parameters it receives from rank `j`.
 
         Args:
-          round: number of the round, from 0; the rounds repeat cyclically.
+          round: number of the round, starting at 0. Rounds repeat cyclically.
 
         Returns:
           The dense matrix, `[size, size]` float64.
@@ -125,9 +125,9 @@ class Topology:
 
     @functools.cached_property
     def beta(self) -> float:
-        """Spectral norm of `W - 11'/n`, W being the product of the matrices of one cycle.
+        """Spectral norm of `W - 11'/n`, where W is the product of the matrices of one cycle.
 
-        With 0 one cycle averages exactly; with 1 the ranks never agree.
+        If it is 0, one cycle averages exactly. If it is 1, the ranks never agree.
         """
         product = np.eye(self.size)
         for round in range(self.rounds):
@@ -138,7 +138,7 @@ class Topology:
         """Return the weights with which `rank` mixes parameters in a round.
 
         Args:
-          round: number of the round, from 0; the rounds repeat cyclically.
+          round: number of the round, starting at 0. Rounds repeat cyclically.
           rank: the receiving rank.
 
         Returns:
@@ -153,12 +153,12 @@ class Topology:
     def colors(self, round: int) -> tuple[tuple[tuple[int, int], ...], ...]:
         """Return an edge coloring: groups of `(sender, receiver)` edges that share no rank.
 
-        If every rank works through the groups in this order, each rank handles at most one message
-        per group, and no cycle of ranks can wait for one another. The coloring is greedy: a rank
-        with d messages to send or receive sees at most 2d - 1 colors.
+        If every rank processes the groups in this order, it handles at most one message per group,
+        and ranks cannot wait for each other in a cycle. The coloring is greedy: if each rank sends
+        and receives at most d messages in total, there are at most 2d - 1 colors.
 
         Args:
-          round: number of the round, from 0; the rounds repeat cyclically.
+          round: number of the round, starting at 0. Rounds repeat cyclically.
         """
         each = self._at(round)
         senders: list[int] = each.senders.tolist()
@@ -177,7 +177,7 @@ class Topology:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A short text, equal for two topologies only if their name and all weights are equal."""
+        """A string that two topologies share only if their names and all weights are equal."""
         content = hashlib.sha256()
         for each in self.cycle:
             for array in each.arrays:

@@ -28,11 +28,11 @@ def circulant(n: int, weights: Mapping[int, float]) -> Round:
 def metropolis_hastings(n: int, edges: Iterable[tuple[int, int]]) -> Round:
     """Return the round of an undirected graph, with Metropolis-Hastings weights.
 
-    `W[i, j] = 1 / (1 + max(deg_i, deg_j))` on the graph's edges. Ignore self-loops.
+    `W[i, j] = 1 / (1 + max(deg_i, deg_j))` on the graph's edges. Self-loops are ignored.
 
     Args:
       n: number of ranks.
-      edges: pairs of ranks; each pair must occur once.
+      edges: pairs of ranks. Each pair must occur only once.
     """
     distinct = sorted((i, j) for i, j in edges if i != j)
     pairs = np.array(distinct, dtype=np.int64).reshape(-1, 2)
@@ -47,16 +47,16 @@ def metropolis_hastings(n: int, edges: Iterable[tuple[int, int]]) -> Round:
 
 
 def hops(n: int) -> list[int]:
-    """Return the powers of two below n, 1, 2, 4, …; there are ceil(log2 n) of them."""
+    """Return the powers of two below n (1, 2, 4, …), ceil(log2 n) in total."""
     return [1 << k for k in range((n - 1).bit_length())]
 
 
 def most_square(n: int) -> tuple[int, int]:
-    """Return the number of rows and columns of the most nearly square rectangle of n ranks."""
+    """Return the number of rows and columns of the most nearly square grid of n ranks."""
     rows = next(rows for rows in range(math.isqrt(n), 0, -1) if n % rows == 0)
     return rows, n // rows
 
 
 def undirected(a: int, b: int) -> tuple[int, int]:
-    """Return the edge between two ranks with the lower rank first, so that a set stores it once."""
+    """Return an edge with its lower rank first, so that a set stores each edge only once."""
     return (a, b) if a < b else (b, a)

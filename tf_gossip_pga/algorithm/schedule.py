@@ -1,13 +1,13 @@
 """Decide when to average globally: the period H, fixed or adaptive.
 
-Step k counts completed batches from 1 over the whole run. Gossip-PGA averages globally instead of
-gossiping when `k % H == 0` (Chen et al., ICML 2021, Algorithm 1). The edge values are algorithms of
-their own: `H=1` is Parallel SGD, and `H=None` is Gossip SGD. Gossip-AGA chooses a new H at each
-global average, from the training loss (Algorithm 2).
+Steps are completed batches, counted from 1 over the whole run. At step k, Gossip-PGA averages
+globally instead of gossiping if `k % H == 0` (Chen et al., ICML 2021, Algorithm 1). Two special
+cases are algorithms of their own: `H=1` is Parallel SGD, and `H=None` is Gossip SGD. Gossip-AGA
+computes a new H from the training loss at each global average (Algorithm 2).
 
 A schedule answers `is_global(step)`, and the caller reports each global average with
-`observe(step, loss)`. Every rank must get the same answers. The ranks therefore compare H, and the
-state of an adaptive period, before they train, and all of them observe the same loss.
+`observe(step, loss)`. The answers must be the same on every rank. The ranks therefore compare H and
+the state of an adaptive period before training, and they all observe the same loss.
 """
 
 # pyright: reportConstantRedefinition=false
@@ -49,25 +49,26 @@ class FixedPeriod:
 class AdaptivePeriod:
     """Lengthen the period H as the training loss falls (Gossip-AGA).
 
-    Early gradients are large and replicas drift apart quickly; later the replicas stay close for
-    longer. F is the mean over ranks of the loss of the first batch after a global average. It is
-    the loss of the averaged model, whereas between averages each replica fits its own data. At the
-    global average of step k::
+    Early in training, gradients are large and replicas drift apart quickly. Later, they stay close
+    for longer. F is the loss of the first batch after a global average, averaged over the ranks. It
+    measures the averaged model, whereas later losses measure replicas that have each fitted their
+    own data. The global average at step k updates the period::
 
-        F_initial <- (F_initial + F) / 2                        if k <= warmup_steps; H stays
+        F_initial <- (F_initial + F) / 2                        if k <= warmup_steps; H is kept
         H <- ceil((F_initial / F)^exponent * initial)           afterwards, within 1 … maximum
 
     Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021,
-    Algorithm 2, reconstructed without the text of the algorithm box. Possible departures: the
-    exponent (1 and 1/4 are both mentioned), the bound `maximum`, and the batch whose loss is F. The
-    alternative for F is the last batch before the average. If ranks see different data, that loss
-    is small because the replicas have drifted apart, and it would ask for even fewer averages.
+    Algorithm 2, reconstructed without access to the algorithm box itself. It may differ from the
+    paper in the exponent (both 1 and 1/4 are mentioned), in the bound `maximum`, and in the batch
+    that F is taken from. The alternative is the last batch before the average. But if ranks see
+    different data, that batch's loss is small precisely because the replicas have drifted apart, so
+    it would lead to even fewer averages.
 
     Args:
       initial: the first period in steps, >= 1. Default 4, as in the paper.
-      warmup_steps: number of first steps, >= 0, during which the period stays `initial` and the
-        loss is recorded. They should span the warm-up of the learning rate and the first, steep
-        fall of the loss. Default 100.
+      warmup_steps: number of initial steps, >= 0, during which the period stays at `initial` and
+        the loss is recorded. It should cover the learning-rate warm-up and the first steep drop of
+        the loss. Default 100.
       exponent: how strongly the period follows the loss, >= 0. Default 1.
       maximum: the longest period in steps, >= `initial`. Default 64.
 
@@ -110,7 +111,7 @@ class AdaptivePeriod:
 
 
 class AdaptiveState(TypedDict):
-    """State of an `AdaptiveSchedule` that a resumed run needs; JSON can hold it."""
+    """JSON-serializable state of an `AdaptiveSchedule`, needed to resume a run."""
 
     H: int  # current period in steps
     last: int  # step of the last global average
@@ -143,7 +144,7 @@ class AdaptiveSchedule:
 
         Args:
           step: the step that ended with this global average.
-          loss: F; every rank must pass the same number.
+          loss: F, which must be the same number on every rank.
         """
         self._last = step
         if not 0 <= loss < math.inf:  # true for NaN
@@ -163,8 +164,8 @@ class AdaptiveSchedule:
         settings = self._settings
         if loss == 0:
             return settings.maximum
-        # Decimal powers are the same on every machine. Those of the C library differ in the last
-        # bit, and ranks that round up differently would wait for one another forever.
+        # Decimal powers are identical on every machine. The C library's powers may differ in the
+        # last bit, and ranks that round up to different periods would wait for one another forever.
         with decimal.localcontext(prec=28, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN):
             ratio = decimal.Decimal(initial_loss) / decimal.Decimal(loss)
             period = ratio ** decimal.Decimal(settings.exponent) * settings.initial
@@ -182,7 +183,7 @@ class AdaptiveSchedule:
 
     @property
     def state(self) -> AdaptiveState:
-        """State that a resumed run needs; JSON can hold it. Assign to it to restore a run."""
+        """JSON-serializable state, needed to resume a run. Assign to it to restore a run."""
         return {"H": self.H, "last": self._last, "initial_loss": self._initial_loss}
 
     @state.setter
@@ -197,7 +198,7 @@ class AdaptiveSchedule:
 
 
 def resolve(H: object) -> FixedPeriod | AdaptiveSchedule:  # noqa: N803 (the paper's name)
-    """Return the schedule for a user's `H`, at the beginning of a run.
+    """Return the schedule at the start of a run for the `H` that a user passed.
 
     Args:
       H: whole number of steps >= 1, None for no global average, or an `AdaptivePeriod`.

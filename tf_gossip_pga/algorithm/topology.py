@@ -1,9 +1,9 @@
 """Build topologies: who averages with whom, and with what weights.
 
-Ranks are numbered 0 … size-1. `Topology.beta` tells how fast gossip reaches agreement.
+Ranks are numbered 0 … size-1. `Topology.beta` indicates how fast gossip reaches agreement.
 
-To add a topology, write a function of `n` in this module, and add it to `BY_NAME` and `__all__`.
-The planner computes beta from the matrices up to 512 ranks; above that, it needs a formula in
+To add a topology, write a function of `n` in this module, and add it to `BY_NAME` and `__all__`. Up
+to 512 ranks, the planner computes beta from the matrices. Beyond that, it needs a formula in
 `plan.cost.beta_of`.
 
 Example:
@@ -51,7 +51,7 @@ __all__ = [
     "torus",
 ]
 
-_BYTES_AN_EDGE = 224  # of memory in `complete`, where edges are Python objects first
+_BYTES_AN_EDGE = 224  # in `complete`, which builds edges as Python objects
 
 
 class UndirectedGraph(Protocol):
@@ -72,7 +72,7 @@ class UndirectedGraph(Protocol):
 
 
 def ring(n: int) -> Topology:
-    """Connect each rank with its two neighbors on a circle, weights 1/3 (n = 2: weights 1/2).
+    """Connect each rank to its two neighbors on a circle, with weights 1/3 (1/2 if n = 2).
 
     `beta = 1/3 + 2/3 cos(2 pi / n)` for n >= 3.
 
@@ -96,10 +96,10 @@ def ring(n: int) -> Topology:
 
 
 def grid(n: int) -> Topology:
-    """Connect the ranks of the most nearly square rectangle, without wrapping (n prime: a path).
+    """Connect neighbors in the most nearly square grid, without wraparound (a path if n is prime).
 
-    Metropolis-Hastings weights, `1 / (1 + max(deg_i, deg_j))`. With 16 ranks beta is 0.8686,
-    printed as 0.868 in the source.
+    The weights are Metropolis-Hastings, `1 / (1 + max(deg_i, deg_j))`. With 16 ranks, beta is
+    0.8686, which the source prints as 0.868.
 
     Source: Chen et al., ICML 2021.
 
@@ -124,9 +124,9 @@ def grid(n: int) -> Topology:
 
 
 def torus(n: int) -> Topology:
-    """Connect the ranks of a grid and also its opposite sides (n prime: a ring).
+    """Connect ranks as in `grid`, but with wraparound (a ring if n is prime).
 
-    Metropolis-Hastings weights, `1 / (1 + max(deg_i, deg_j))`.
+    The weights are Metropolis-Hastings, `1 / (1 + max(deg_i, deg_j))`.
 
     Args:
       n: number of ranks, >= 1.
@@ -153,9 +153,10 @@ def torus(n: int) -> Topology:
 
 
 def static_exponential(n: int) -> Topology:
-    """Let each rank receive from the ranks 1, 2, 4, … before it, weights 1 / (1 + ceil(log2 n)).
+    """Have each rank receive from the ranks 1, 2, 4, … before it.
 
-    The graph is directed. `beta = 1 - 2 / (2 + floor(log2(n - 1)))` for even n.
+    The graph is directed, and all weights are 1 / (1 + ceil(log2 n)). For even n,
+    `beta = 1 - 2 / (2 + floor(log2(n - 1)))`.
 
     Source: Ying et al., NeurIPS 2021.
 
@@ -179,10 +180,11 @@ def static_exponential(n: int) -> Topology:
 
 
 def one_peer_exponential(n: int) -> Topology:
-    """Let each rank receive from one rank in round k, 2^(k mod ceil(log2 n)) before it.
+    """Have each rank receive in round k from the rank 2^(k mod ceil(log2 n)) before it.
 
-    The weights are 1/2. The graph is directed: every rank sends one message and receives one. If n
-    is a power of two, any log2 n consecutive rounds average exactly. For other n they do not.
+    All weights are 1/2. The graph is directed: in each round, every rank sends one message and
+    receives one. If n is a power of two, any log2 n consecutive rounds average exactly. For other
+    n, the average is not exact.
 
     Source: Assran et al., ICML 2019; exact averaging: Ying et al., NeurIPS 2021.
 
@@ -205,7 +207,7 @@ def one_peer_exponential(n: int) -> Topology:
 
 
 def hypercube(n: int) -> Topology:
-    """Pair rank i with rank i xor 2^k in round k, weights 1/2.
+    """Pair rank i with rank i xor 2^k in round k, with weights 1/2.
 
     One cycle of log2 n rounds averages exactly.
 
@@ -238,7 +240,7 @@ def hypercube(n: int) -> Topology:
 
 
 def complete(n: int) -> Topology:
-    """Connect every rank with every other, weights 1/n: a round is a global average (Parallel SGD).
+    """Connect all ranks, with weights 1/n, so each round is a global average (Parallel SGD).
 
     Args:
       n: number of ranks, >= 1.
@@ -260,7 +262,7 @@ def complete(n: int) -> Topology:
 
 
 def disconnected(n: int) -> Topology:
-    """Connect no ranks, W = I: with a period H this is Local SGD.
+    """Connect no ranks (W = I). With a period H, this is Local SGD.
 
     Args:
       n: number of ranks, >= 1.
@@ -280,17 +282,17 @@ def disconnected(n: int) -> Topology:
 
 
 def from_matrix(W: npt.ArrayLike) -> Topology:  # noqa: N803 (the literature's name)
-    """Return a topology of one round with your own doubly stochastic matrix.
+    """Return a one-round topology with your own doubly stochastic matrix.
 
     Args:
-      W: array-like `[n, n]`, converted to float64; `W[i, j]` is the weight that rank i gives to the
+      W: array-like `[n, n]`, converted to float64. `W[i, j]` is the weight that rank i gives to the
         parameters of rank j.
 
     Returns:
       A `Topology` of one round.
 
     Raises:
-      ValueError: the matrix is not square, or not doubly stochastic; the message names the row or
+      ValueError: the matrix is not square or not doubly stochastic. The message names the row or
         column and its deviation from 1.
 
     Example:
@@ -313,7 +315,7 @@ def from_networkx(graph: UndirectedGraph) -> Topology:
     """Return the topology of an undirected networkx graph, with Metropolis-Hastings weights.
 
     Args:
-      graph: a `networkx.Graph`. Ranks follow the order of `graph.nodes`; self-loops are ignored.
+      graph: a `networkx.Graph`. Ranks follow the order of `graph.nodes`. Self-loops are ignored.
 
     Returns:
       A `Topology` of one round.
@@ -355,7 +357,7 @@ BY_NAME: dict[str, Callable[[int], Topology]] = {
 
 
 def resolve(topology: str | Topology, size: int) -> Topology:
-    """Return the topology for a user's `topology` argument.
+    """Return the topology that a user's `topology` argument selects.
 
     Args:
       topology: one of the names in `BY_NAME`, or a `Topology`.
@@ -366,7 +368,7 @@ def resolve(topology: str | Topology, size: int) -> Topology:
 
     Raises:
       ValueError: the name is unknown, its graph does not exist for `size` ranks, or the `Topology`
-        has another size.
+        has a different size.
       TypeError: `topology` is neither a name nor a `Topology`.
 
     Example:
@@ -396,8 +398,8 @@ def resolve(topology: str | Topology, size: int) -> Topology:
 def resolve_for_survivors(topology: str | Topology, size: int) -> Topology:
     """Return the topology for the surviving workers of a run that began with `topology`.
 
-    Keep the name if its graph exists for `size` ranks. Otherwise, and for a `Topology` of another
-    size, return the one-peer exponential graph.
+    A named topology is kept if its graph exists for `size` ranks. Otherwise, or for a `Topology` of
+    a different size, this returns the one-peer exponential graph.
 
     Args:
       topology: one of the names in `BY_NAME`, or a `Topology`.

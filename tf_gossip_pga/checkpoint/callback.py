@@ -1,8 +1,8 @@
 """Save a run and resume it: the `Checkpoint` callback.
 
-A checkpoint is taken when all replicas are equal, right after a global average. The chief writes
+A checkpoint is taken right after a global average, when all replicas are equal. The chief writes
 one set of weights in Keras' own format. Every rank writes the variables that a global average does
-not change: those of its optimizers, its random generators, its integers.
+not make equal: optimizer variables, random generator states, and integers.
 """
 
 from __future__ import annotations
@@ -28,64 +28,64 @@ from tf_gossip_pga.training.variables import Held
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Save the run of a `GossipPGA`, and resume it in new processes.
+    """Save a `GossipPGA` run, and resume it in new processes.
 
-    All ranks save together at the end of every `every`-th epoch, at the end of the last epoch, and
-    when training stops early. They first average globally, whatever `H` is, and training continues
-    from that average. The weights of a run therefore depend on its checkpoints: it continues from
-    the saved model, so that a resumed run takes the same path as an uninterrupted one. The
-    optimizer's slots are treated as at every global average.
+    All ranks save together every `every` epochs, at the end of the last epoch, and when training
+    stops early. Before saving, they average globally, regardless of `H`, and training continues
+    from that average. Checkpoints therefore affect the weights of a run, but a resumed run follows
+    the same path as an uninterrupted one. Optimizer slots are handled as in any global average.
 
-    **Resume.** Call `restore` before `fit`. On every rank it restores weights, optimizer variables,
+    **Resume.** Call `restore` on every rank before `fit`. It restores weights, optimizer variables,
     step count, period and random generators. On CPUs with
-    `tf.config.experimental.enable_op_determinism()` a resumed run equals an uninterrupted one bit
-    for bit. Not saved are the position in the dataset (a shuffled dataset starts its first order
-    again) and the state of other callbacks.
+    `tf.config.experimental.enable_op_determinism()`, a resumed run matches an uninterrupted one bit
+    for bit. The state of other callbacks and the position in the dataset are not saved. A shuffled
+    dataset therefore starts over with its first order.
 
-    **Preemption.** When a rank receives SIGTERM, which schedulers send before they take a machine
-    away, all ranks stop together: at the next global average of training, or at the end of the
-    epoch (`H=None`). They save, `fit` returns, and the script continues. A resumed run starts an
-    interrupted epoch from its beginning and so sees its first batches again. A second SIGTERM has
-    its usual effect.
+    **Preemption.** Schedulers send SIGTERM before they reclaim a machine. When any rank receives
+    it, all ranks stop together at the next global average, or at the end of the epoch if `H=None`.
+    They save a checkpoint, `fit` returns, and the script continues. A resumed run restarts an
+    interrupted epoch from the beginning, so it sees that epoch's first batches again. A second
+    SIGTERM has its usual effect.
 
-    **Files.** `directory` may be shared by all ranks or be on a separate disk of each. The chief is
-    rank 0 or, once that is lost, the lowest surviving rank.
+    **Files.** `directory` may be shared by all ranks or be on a separate disk for each. The chief
+    is rank 0 or, if rank 0 is lost, the lowest surviving rank.
 
     =================================  ===========  =======================================
     in `directory/checkpoint-…/`       written by   content
     =================================  ===========  =======================================
     `model.weights.h5`                 the chief    weights; `model.load_weights` reads it
-    `rank-….npz`                       every rank   what global averages do not make equal
+    `rank-….npz`                       every rank   variables that differ between ranks
     `manifest.json`, last              the chief    sizes and SHA-256 of all files
     =================================  ===========  =======================================
 
-    Loading unpickles nothing. The number of workers may change from run to run. A rank without a
-    file, because the rank or its disk is new, reports it and uses rank 0's optimizer variables.
+    Loading never unpickles data. The number of workers may change between runs. A rank that has no
+    file, because the rank or its disk is new, reports this and uses the chief's optimizer
+    variables.
 
-    **Failures.** Training continues, and the chief reports the reason, if a model has weights that
-    are not finite (it would displace the last good checkpoints), or if the directory cannot be
-    listed, read or written.
+    **Failures.** A model with non-finite weights is not saved, because it would displace the last
+    good checkpoints. In that case, or if the directory cannot be listed, read or written, the chief
+    reports the reason and training continues.
 
-    **Ownership.** While `fit` runs, the directory belongs to one job; a second job fails before its
-    first step. A restarted job takes the directory over once the earlier one has ended; if that ran
-    on other machines, once it has shown no sign of life for a minute. A worker that the others
+    **Ownership.** While `fit` runs, the directory belongs to one job. A second job fails before its
+    first step. A restarted job takes over the directory once the earlier job has ended or, if that
+    job ran on other machines, has shown no sign of life for a minute. A worker that the others have
     excluded can no longer write or remove files there (`tf_gossip_pga.checkpoint.ownership`).
 
     Args:
       gossip: the `GossipPGA` of the same `fit`. It must come before this callback in `callbacks`.
-      directory: path of the directory for checkpoints; created if it does not exist.
-      every: number of epochs from one checkpoint to the next, at least 1. Default 1.
+      directory: path of the checkpoint directory. It is created if it does not exist.
+      every: number of epochs between checkpoints, at least 1. Default 1.
       keep: number of complete checkpoints to keep, at least 1. Older ones are removed. Default 3.
 
     Attributes:
-      preempted: whether the last `fit` stopped because a rank received SIGTERM; the same on all
-        ranks.
+      preempted: whether the last `fit` stopped because a rank received SIGTERM. The value is the
+        same on all ranks.
 
     Raises:
-      ValueError: an argument is out of its range, or the directory cannot be written; at
-        construction. When training starts: `gossip` does not come before this callback.
-      CheckpointError: when training starts, on every rank: another job writes to the directory. It
-        is a `ValueError`.
+      ValueError: at construction, an argument is out of range or the directory is not writable.
+        When training starts, `gossip` does not come before this callback.
+      CheckpointError: when training starts, on every rank, if another job owns the directory. This
+        is a subclass of `ValueError`.
 
     Example:
         >>> import tempfile
@@ -115,7 +115,7 @@ class Checkpoint(keras.callbacks.Callback):
     def __init__(
         self, gossip: GossipPGA, directory: str | os.PathLike, every: int = 1, keep: int = 3
     ):
-        """Check the arguments and create the directory; nothing is read or written yet."""
+        """Check the arguments and create the directory. Does not read or write any file yet."""
         super().__init__()
         if not isinstance(gossip, GossipPGA):
             raise ValueError(f"gossip must be a GossipPGA, received {gossip!r}.")
@@ -133,36 +133,37 @@ class Checkpoint(keras.callbacks.Callback):
         rank = self._session.cluster.rank
         self.preempted = False
         self._reader = Reader(self._files, self._session, gossip)
-        self._writer: Writer | None = None  # of the present fit
-        self._fit: dict[str, Any] = {}  # Keras' params of it: "epochs", "steps"
-        self._kept: list[tuple[Held, np.ndarray]] = []  # this rank's own, during the broadcast
-        self._epoch = self._batches = 0  # the present epoch, and its completed batches
+        self._writer: Writer | None = None  # of the current fit
+        self._fit: dict[str, Any] = {}  # its params from Keras: "epochs", "steps"
+        self._kept: list[tuple[Held, np.ndarray]] = []  # this rank's own, during broadcasts
+        self._epoch = self._batches = 0  # the current epoch, and its completed batches
         self._sigterm = preemption.Sigterm(
             gossip.request_stop,
             f"Rank {rank} received SIGTERM. All ranks will stop and save a checkpoint.",
         )
 
     def restore(self, model: keras.Model) -> int:
-        """Load the newest complete checkpoint; call it on every rank, before `fit`.
+        """Load the newest complete checkpoint. Call this on every rank, before `fit`.
 
-        The chief chooses the checkpoint. If a file of it is damaged on any rank, all ranks use the
-        next older one, and the chief reports the reason. Only the chief's model has the weights
-        until `fit` broadcasts them.
+        The chief chooses the checkpoint. If one of its files is damaged on any rank, all ranks fall
+        back to the next older checkpoint, and the chief reports the reason. Until `fit` broadcasts
+        the weights, only the chief's model has them.
 
-        A joining worker waits here until the others begin an epoch. It reads no file: `fit`
-        transfers their state to it.
+        A joining worker waits here until the others begin an epoch. It does not read any file,
+        because `fit` transfers their state to it.
 
         Args:
-          model: a built and compiled model, with the variables and optimizers that it had when the
+          model: a built and compiled model, with the same variables and optimizers as when the
             checkpoint was taken.
 
         Returns:
-          The epoch to begin with, counted from 0, for `initial_epoch`; 0 if there is no checkpoint.
+          The value for `initial_epoch`: the epoch to start from, counted from 0, or 0 if there is
+          no checkpoint.
 
         Raises:
-          ValueError: on every rank: there are checkpoints, but none can be used (the message gives
-            the reason for each); or a rank called `fit` instead of `restore`.
-          WorkerLost: another worker was lost; or this joining worker found no job to join.
+          ValueError: on every rank, if there are checkpoints but none can be used (the message
+            gives the reason for each), or if a rank called `fit` instead of `restore`.
+          WorkerLost: another worker was lost, or this joining worker found no job to join.
 
         Example:
             See `Checkpoint`.
@@ -179,12 +180,12 @@ class Checkpoint(keras.callbacks.Callback):
     def set_model(self, model):
         """Copy the variables that `restore` read for this rank."""
         super().set_model(model)
-        # fit broadcasts rank 0's optimizer variables; on_epoch_begin puts this rank's own back.
+        # fit broadcasts rank 0's optimizer variables; on_epoch_begin restores this rank's own.
         several = self._session.cluster.size > 1
         self._kept = rank_file.copies(self._reader.restored) if several else []
 
     def on_train_begin(self, logs=None):
-        """Take the directory, and handle SIGTERM until training ends."""
+        """Claim the directory, and handle SIGTERM until training ends."""
         if not self._gossip.in_fit or self._gossip.model is not self.model:
             raise ValueError(
                 "The GossipPGA of a Checkpoint must come before it in the callbacks of the same "
@@ -229,23 +230,23 @@ class Checkpoint(keras.callbacks.Callback):
             self._save(epoch + 1, due=True)
 
     def on_train_end(self, logs=None):
-        """Release the directory, and restore the previous handler of SIGTERM."""
+        """Release the directory, and restore the previous SIGTERM handler."""
         if self._writer is not None:
             self._writer.end()
         self._sigterm.end(heeded=self.preempted)
 
     def _save(self, epoch: int, due: bool):
-        """Save on all ranks; if not `due`, only if a rank received SIGTERM."""
+        """Save on all ranks. If not `due`, save only if a rank received SIGTERM."""
         if self._writer is not None:
             self._writer.save(epoch, lambda: due or self.preempted)
 
     def _sync(self, where: str, value) -> list:
-        """Share a value with all ranks; also learn whether any rank received SIGTERM."""
+        """Share a value with all ranks. Also learn whether any rank received SIGTERM."""
         everyone = self._gossip.sync(where, [self._sigterm.received, value])
         self.preempted = self.preempted or any(signaled for signaled, _ in everyone)
         return [each for _, each in everyone]
 
     def _is_early(self) -> bool:
-        """Return whether the epoch has batches that have not been trained on."""
+        """Return whether the epoch still has batches left to train on."""
         steps = self._fit["steps"]
         return self._gossip.stopped if steps is None else self._batches < steps

@@ -8,14 +8,13 @@ The layout::
         manifest.json                                  written last, by one of them
 
 The manifest holds the size and SHA-256 of every other file, and its own SHA-256. Each file is
-written under a temporary name, synchronized with the disk and then renamed. Complete checkpoints
-therefore stay intact when a process dies at any moment. It may leave a folder without a manifest,
-which readers ignore and the next writer removes.
+written under a temporary name, synced to disk, and then renamed. Complete checkpoints therefore
+stay intact no matter when a process dies. A dead process may leave a folder without a manifest.
+Readers ignore such a folder, and the next writer removes it.
 
-The processes may use different disks: a process that finds only its own files in a folder compares
-them with the manifest that it receives from another process. Numbers are never reused, so that no
-complete checkpoint is overwritten. Links are not followed, and only regular files are opened
-(`regular`).
+The processes may use different disks. A process that finds only its own files in a folder checks
+them against the manifest that another process sends. Numbers are never reused, so no complete
+checkpoint is overwritten. Links are not followed, and only regular files are opened (`regular`).
 
 This module does not interpret the contents of the files.
 """
@@ -40,10 +39,10 @@ class CheckpointFiles:
     """The checkpoints of one directory.
 
     Args:
-      directory: path of the directory; created if it does not exist.
+      directory: path of the directory. It is created if it does not exist.
       keep: number of complete checkpoints that `prune` keeps, >= 1.
       check: function that raises `CheckpointError` if this process may not write or remove files
-        (`ownership`); called before each change. Default: no check.
+        (`ownership`). It is called before each change. Default: no check.
 
     Attributes:
       directory: path of the directory.
@@ -90,7 +89,7 @@ class CheckpointFiles:
     def complete(self) -> list[int]:
         """Return the numbers of all checkpoints with a manifest, newest first.
 
-        A folder or manifest that is a link counts; `read` then reports the link.
+        Folders and manifests that are links count too, but `read` rejects them.
         """
         return [each for each in self._names() if os.path.lexists(self.folder(each) / MANIFEST)]
 
@@ -107,13 +106,13 @@ class CheckpointFiles:
         return []
 
     def write(self, number: int, name: str, save: Callable[[pathlib.Path], object]) -> dict:
-        """Write one file of a checkpoint; other processes may write other files of it.
+        """Write one file of a checkpoint. Other processes may write its other files.
 
         Args:
           number: number of the checkpoint.
           name: name of the file.
-          save: function that writes the file to the path it receives, which has the suffixes of
-            `name`.
+          save: function that writes the file to the path it receives. The path has the same
+            suffixes as `name`.
 
         Returns:
           The manifest's entry for the file: `{"bytes": …, "sha256": …}`.
@@ -139,8 +138,8 @@ class CheckpointFiles:
 
         Args:
           number: number of the checkpoint.
-          content: further entries of the manifest, JSON-serializable.
-          files: by file name, the results of `write`.
+          content: additional JSON-serializable entries of the manifest.
+          files: the results of `write`, by file name.
 
         Raises:
           CheckpointError: this process may not write to the directory.
@@ -150,7 +149,7 @@ class CheckpointFiles:
         self.write(number, MANIFEST, lambda path: path.write_bytes(text))
 
     def prune(self, newest: int):
-        """Remove old checkpoints, and incomplete ones that dead writers left.
+        """Remove old checkpoints, and incomplete ones left by dead writers.
 
         Args:
           newest: number of the newest complete checkpoint.
@@ -173,15 +172,15 @@ class CheckpointFiles:
           CheckpointError: this process may not remove files from the directory.
         """
         self._check()
-        # The manifest first, so that a partly removed checkpoint never looks complete.
+        # Remove the manifest first, so that a partly removed checkpoint never looks complete.
         with contextlib.suppress(OSError):
             _unlink(self.folder(number) / MANIFEST)
-        shutil.rmtree(self.folder(number), ignore_errors=True)  # leaves a link as it is
+        shutil.rmtree(self.folder(number), ignore_errors=True)  # leaves links alone
 
     def forget(self, name: str, kept: Collection[int]):
-        """Remove one file from old checkpoints, and the folders that are then empty.
+        """Remove one file from old checkpoints, and any folders left empty.
 
-        For processes other than the one that calls `prune`, which may have their own disks.
+        For the processes that do not call `prune`, because they may have their own disks.
 
         Args:
           name: name of the file.
@@ -199,10 +198,10 @@ class CheckpointFiles:
                     self.folder(number).rmdir()
 
     def read(self, number: int) -> dict:
-        """Return the manifest of a checkpoint: the content, and the entries under `"files"`.
+        """Return a checkpoint's manifest: its content, with the file entries under `"files"`.
 
         Raises:
-          CheckpointError: the manifest cannot be read, or is not as `finish` wrote it.
+          CheckpointError: the manifest cannot be read, or differs from what `finish` wrote.
         """
         path = self.folder(number) / MANIFEST
         with _explained(path):
@@ -252,7 +251,7 @@ class CheckpointFiles:
 def _manifest(content: dict) -> bytes:
     """Return the text of a manifest with its own digest.
 
-    There is only one way to write a manifest, so that any change can be detected.
+    The same content always yields the same text, so any change can be detected.
     """
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=1).encode() + b"\n"
@@ -265,7 +264,7 @@ def _entry(path: pathlib.Path) -> dict:
 
 
 def _unlink(path: pathlib.Path):
-    """Remove a file or a link if it exists; never in a folder that is a link."""
+    """Remove a file or a link if it exists. Never follows a link to the folder."""
     with contextlib.suppress(FileNotFoundError), regular.folder(path.parent) as folder:
         os.unlink(path.name, dir_fd=folder)
 
@@ -288,7 +287,7 @@ def _move(partial: pathlib.Path, path: pathlib.Path):
 
 
 def _sync(path: pathlib.Path):
-    """Synchronize a file, or the names in a folder, with the disk."""
+    """Sync a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

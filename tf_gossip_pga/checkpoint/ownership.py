@@ -1,43 +1,44 @@
-"""Let one job at a time write to a directory of checkpoints, and only the newest view of that job.
+"""Let only one job at a time, and only its newest view, write to a checkpoint directory.
 
 The layout::
 
     DIRECTORY/
       owner/000003.json     the claim with the highest number is in force
 
-A claim names the run, the number of the view, and the processes that are members of the view. Only
-one process can create the file with a given number (on NFS too), and its content never changes. A
-process that finds another group's claim in force has lost the directory: it neither writes nor
-removes files. All members of a view make the same claim. In a shared directory the first of them
-creates the file and the others find it; on separate disks each member creates one.
+A claim lists the run, the view number, and the processes that are members of the view. Only one
+process can create the file with a given number, even on NFS, and the content of that file never
+changes. A process that finds another group's claim in force has lost the directory: it no longer
+writes or removes files there. All members of a view make the same claim. In a shared directory, the
+first member creates the file and the others find it. On separate disks, each member creates its own
+file.
 
 Who may replace the claim in force:
 
 ================================  =================================================================
 claim in force                    may be replaced by
 ================================  =================================================================
-of the same run, an earlier view  a view that descends from it: its members know the claim, or share
-                                  a member with it. An excluded worker may not replace it.
-of another run                    a `fit` that begins, after the job of the claim released the
-                                  directory or ended. A `fit` that has begun may not: another job
-                                  has taken the directory from it.
+of the same run, an earlier view  a later view whose members know the claim, or that shares a
+                                  member with it. An excluded worker may not replace it.
+of another run                    a `fit` that begins after the claim's job has released the
+                                  directory or ended. A `fit` already under way may not: another
+                                  job has taken the directory from it.
 ================================  =================================================================
 
-A job has ended if all of its processes ran on this machine and no longer exist. If some ran on
-other machines, the modification time of the file shows whether the job is alive: members renew it
-every `BEAT_S`, and a job that has not renewed it for `LEASE_S` has ended. Both compared times come
-from the file server's clock. At its end, `fit` releases the directory by setting the modification
-time to 0, so that a live process that no longer trains does not hold it. No file has to be removed
-by hand.
+If all of a job's processes ran on this machine, the job has ended once none of them exists. If some
+ran on other machines, the file's modification time shows whether the job is alive: members renew it
+every `BEAT_S` seconds, and a job that has not renewed it for `LEASE_S` seconds counts as ended.
+Both times that are compared come from the file server's clock. When `fit` ends, it releases the
+directory by setting the modification time to 0, so a live process that no longer trains does not
+hold it. No file ever has to be removed by hand.
 
 Limits:
 
-- If all members of a job are stopped, or cut off from the directory, for `LEASE_S`, a job on
-  another machine can take the directory. The first job notices before its next write, and continues
-  to train without checkpoints.
-- A process that is stopped exactly between the check and the rename of a file can still rename it
-  later. The digests in the manifest then show that file as damaged.
-- On file systems that do not keep modification times (some object stores), machines cannot see
+- If all members of a job are stopped, or cut off from the directory, for `LEASE_S` seconds, a job
+  on another machine can take the directory. The first job notices this before its next write, and
+  continues training without checkpoints.
+- A process that is stopped between the ownership check and the rename of a file can still rename
+  the file later. The digests in the manifest then show that the file is damaged.
+- On file systems that do not keep modification times (some object stores), a machine cannot tell
   whether a job on another machine is alive.
 """
 
@@ -64,7 +65,7 @@ BEAT_S = 5.0
 LEASE_S = 60.0
 _WRITING_S = 5.0  # how long a claim may be unreadable while it is being written
 
-# The run of this process, by process id: a forked child belongs to another run.
+# This process's run, keyed by process id because a forked child belongs to another run.
 _runs: dict[int, str] = {}
 
 
@@ -75,10 +76,10 @@ class Process:
     Attributes:
       rank: its rank.
       host: name of its machine.
-      machine: identity of the machine's present boot and process namespace, in which `pid` is
+      machine: identity of the machine's current boot and process namespace, in which `pid` is
         valid.
       pid: its process id.
-      started: when it started, in clock ticks since boot; 0 if the system does not tell.
+      started: when it started, in clock ticks since boot; 0 if unknown.
     """
 
     rank: int
@@ -95,7 +96,7 @@ class Process:
 
     @property
     def lives(self) -> bool | None:
-        """Return whether it runs; None if this machine or container cannot tell."""
+        """Return whether the process is running; None if this machine or container cannot tell."""
         if self.machine != _machine():
             return None
         if os.path.exists("/proc/self/stat"):
@@ -114,8 +115,8 @@ class Claim:
     """A claim of the directory.
 
     Attributes:
-      run: name of the run: of all processes that started together, and of those that joined them. A
-        restarted job is another run.
+      run: name of the run, which consists of all processes that started together and those that
+        joined them later. A restarted job is a new run.
       view: number of the view.
       members: the processes that are members of the view, in rank order.
     """
@@ -143,14 +144,14 @@ class _Found:
 
 
 class Ownership:
-    """This process's part in owning the directory.
+    """Claim, check and release the directory for this process.
 
     Args:
       directory: path of the directory of checkpoints.
     """
 
     def __init__(self, directory: pathlib.Path):
-        """Store the argument; claim nothing."""
+        """Store the argument. Does not claim anything."""
         self._directory = directory
         self._folder = directory / "owner"
         self._number = 0  # number of the newest known claim of this process's group
@@ -159,19 +160,20 @@ class Ownership:
         self._stop = threading.Event()
 
     def offer(self, rank: int) -> dict:
-        """Return what the other members need to make the same claim, JSON-serializable."""
+        """Return the JSON-serializable data that other members need to make the same claim."""
         process = dataclasses.asdict(Process.this(rank))
         return {"run": _runs.get(os.getpid()), "process": process}
 
     def take(self, offers: list[dict], view: int, members: tuple[int, ...]):
         """Claim the directory for a view, unless it is already claimed for that view.
 
-        Wait up to `LEASE_S` if only the modification time can tell whether another job has ended.
+        Waits up to `LEASE_S` seconds if only the modification time can show whether another job has
+        ended.
 
         Args:
           offers: the results of `offer` on all members, in rank order.
           view: number of the view.
-          members: the ranks of its members.
+          members: the ranks of the view's members.
 
         Raises:
           CheckpointError: the directory belongs to another job, or to another view.
@@ -193,17 +195,17 @@ class Ownership:
             if self._create(number, claim):
                 self._number = number
             else:
-                time.sleep(0.05)  # NFS may refuse to create a file before it lists it
+                time.sleep(0.05)  # NFS may refuse to create a file that it does not list yet
         self._claim = claim
         with contextlib.suppress(PermissionError):  # another user's file, which its creator renews
             os.utime(self._path(self._number))  # the claim may have been released
 
     def described(self) -> dict:
-        """Return the run and view of this fit's claim, for a manifest; empty without a claim."""
+        """Return the run and view of this fit's claim for a manifest, or `{}` without a claim."""
         return {"run": self._claim.run, "view": self._claim.view} if self._claim else {}
 
     def check(self):
-        """Raise unless this process may write and remove files.
+        """Raise an error unless this process may write and remove files.
 
         Raises:
           CheckpointError: another claim is in force, or this process has none.
@@ -218,7 +220,8 @@ class Ownership:
         """Begin a fit: renew the claim's modification time until `release` or the end of training.
 
         Args:
-          is_needed: function that returns whether training still runs; called in another thread.
+          is_needed: function that returns whether training is still running. It is called in
+            another thread.
         """
         self._claim = None
         self._stop.set()
@@ -255,7 +258,7 @@ class Ownership:
         return self._folder / f"{number:06d}.json"
 
     def _newest(self) -> _Found | None:
-        """Return the claim in force, or None; wait a moment for a claim that is being written."""
+        """Return the claim in force, or None. Waits briefly for a claim that is being written."""
         ends = time.monotonic() + _WRITING_S
         while number := max(self._numbers(), default=0):
             try:
@@ -264,7 +267,7 @@ class Ownership:
                 members = tuple(Process(**each) for each in content["members"])
                 claim = Claim(content["run"], content["view"], members)
                 return _Found(number, claim, str(content["since"]))
-            except FileNotFoundError:  # replaced meanwhile
+            except FileNotFoundError:  # since replaced
                 pass
             except (ValueError, KeyError, TypeError, RecursionError):
                 if time.monotonic() > ends or self._age_s(self._path(number)) > _WRITING_S:
@@ -280,7 +283,7 @@ class Ownership:
         return []
 
     def _create(self, number: int, claim: Claim) -> bool:
-        """Create a claim and remove earlier ones; return False if another process was faster."""
+        """Create a claim and remove earlier ones. Return False if another process was faster."""
         now = datetime.datetime.now(datetime.UTC)
         content = {**dataclasses.asdict(claim), "since": f"{now:%Y-%m-%d %H:%M:%S} UTC"}
         path, flags = self._path(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY
@@ -302,7 +305,7 @@ class Ownership:
         return max(self._numbers(), default=0) == number
 
     def _check_replaceable(self, found: _Found, claim: Claim):
-        """Raise `CheckpointError` unless `claim` may replace the one in force; wait to find out."""
+        """Raise `CheckpointError` unless `claim` may replace the one in force. May wait."""
         held = found.claim
         shares = held is not None and bool(set(held.members) & set(claim.members))
         if held is not None and held.run == claim.run:
@@ -333,7 +336,7 @@ class Ownership:
     # ---- Signs of life --------------------------------------------------------------------------
 
     def _is_held(self, found: _Found) -> bool:
-        """Return whether the job of a claim still holds the directory; wait to find out."""
+        """Return whether a claim's job still holds the directory. May wait to find out."""
         path = self._path(found.number)
         with contextlib.suppress(FileNotFoundError):  # it has just been replaced
             renewed = path.stat().st_mtime
@@ -358,7 +361,7 @@ class Ownership:
         return self._server_time() - path.lstat().st_mtime
 
     def _server_time(self) -> float:
-        """Return the file server's time, the modification time of a file created now."""
+        """Return the file server's time, taken from the modification time of a new file."""
         clock = self._folder / f".clock-{uuid.uuid4().hex}"
         clock.touch(exist_ok=False)
         try:
@@ -368,7 +371,7 @@ class Ownership:
 
 
 def _digest(processes: list[Process]) -> str:
-    """Return the name of the run that these processes start, the same on all of them."""
+    """Return a name for the run that these processes start. It is the same on all of them."""
     text = json.dumps([dataclasses.asdict(each) for each in processes])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -394,5 +397,5 @@ def _started(pid: int) -> int | None:
         text = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    state, *fields = text.rpartition(")")[2].split()  # after the name, which may contain anything
+    state, *fields = text.rpartition(")")[2].split()  # skips the name, which may contain anything
     return None if state in "ZX" else int(fields[18])

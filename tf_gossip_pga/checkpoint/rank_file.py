@@ -1,8 +1,8 @@
-"""Save and load the variables that a rank saves for itself: global averages do not make them equal.
+"""Save and load each rank's own variables, which global averages do not make equal.
 
-The file also holds variables that Keras does not track and does not save with the model's weights.
-It is a `.npz` without pickle. The name of each array is the variable's place among the variables of
-the model and its optimizers, in the order of `preflight.described`.
+The file is an `.npz` without pickled data. It also holds variables that Keras does not track and so
+does not save with the model's weights. Each array is named after the variable's position among the
+variables of the model and its optimizers, in the order of `preflight.described`.
 """
 
 import os
@@ -13,20 +13,20 @@ import tensorflow as tf
 
 from tf_gossip_pga.training.variables import Held, held
 
-# The prefix of the names of these files.
+# Prefix of these files' names.
 PREFIX = "rank-"
 
 
 def places(model, averages_slots: bool, local: Collection[str]) -> list[int]:
-    """Return the places of the variables that each rank must save for itself.
+    """Return the positions of the variables that each rank must save for itself.
 
-    These are integers, random states, the optimizers' variables, local variables, and variables
-    that Keras does not save.
+    These are integers, random states, optimizer variables, local variables, and variables that
+    Keras does not save.
 
     Args:
       model: a model with built optimizers.
       averages_slots: whether a global average also makes the optimizers' slots equal.
-      local: as for `GossipPGA`.
+      local: the `local` argument of `GossipPGA`.
     """
 
     def is_in_weights(each: Held) -> bool:
@@ -46,12 +46,12 @@ def rank_name(rank: int) -> str:
 
 
 def copies(variables: list[Held]) -> list[tuple[Held, np.ndarray]]:
-    """Return each variable with a copy of its present value."""
+    """Return each variable with a copy of its current value."""
     return [(each, np.asarray(each.value.numpy())) for each in variables]
 
 
 def save(path: str | os.PathLike, model, places: list[int]):
-    """Write the variables at these places to a file.
+    """Write the variables at these positions to a file.
 
     Args:
       path: path of the file.
@@ -65,16 +65,16 @@ def save(path: str | os.PathLike, model, places: list[int]):
 
 
 def load(path: str | os.PathLike, model) -> list[tuple[Held, np.ndarray]]:
-    """Return the variables of a file with their values; assign nothing.
+    """Return the variables in a file with their values. Does not assign the values.
 
-    NumPy and zipfile raise other errors than those below if they cannot read the file.
+    If NumPy or zipfile cannot read the file, they raise errors other than those below.
 
     Args:
       path: path of a file that `save` wrote.
       model: a model with built optimizers.
 
     Raises:
-      ValueError: a variable of the file has another shape or dtype than in the model.
+      ValueError: a variable has a different shape or dtype in the file than in the model.
     """
     everything, found = held(model), []
     # Open the file here, because NumPy does not close a file that it cannot read.
@@ -94,6 +94,6 @@ def load(path: str | os.PathLike, model) -> list[tuple[Held, np.ndarray]]:
 
 
 def is_finite(model) -> bool:
-    """Return whether all floating-point variables of a model, not its optimizers, are finite."""
+    """Return whether all floating-point variables of a model, without optimizers, are finite."""
     floating = [each.value for each in held(model) if each.is_averaged]
     return all(bool(tf.reduce_all(tf.math.is_finite(tf.abs(value)))) for value in floating)

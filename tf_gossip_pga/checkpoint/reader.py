@@ -35,7 +35,7 @@ class Reader:
     """
 
     def __init__(self, files: CheckpointFiles, session: SoloSession, gossip: GossipPGA):
-        """Store the arguments; read nothing."""
+        """Store the arguments. Does not read anything."""
         self.restored: list[Held] = []
         self._files = files
         self._session = session
@@ -48,7 +48,7 @@ class Reader:
         return self._session.cluster.is_chief
 
     def restore(self, model: keras.Model) -> int:
-        """Load the newest usable checkpoint; return the epoch to begin with, or 0 without one.
+        """Load the newest usable checkpoint. Return the epoch to start from, or 0 without one.
 
         Args:
           model: a built and compiled model.
@@ -65,7 +65,7 @@ class Reader:
         self._warn_if_lost(everyone)
         reasons: list[str] = []
         for number in everyone[0][0]:
-            # Use the chief's manifest, because the other ranks may have other disks.
+            # Use the chief's manifest, because the other ranks may use other disks.
             manifest, problem = self._load(number, model) if self._is_chief else (None, None)
             manifest, problem = self._share([manifest, problem])[0]
             if not problem and not self._is_chief:
@@ -85,7 +85,7 @@ class Reader:
         return 0
 
     def _load(self, number: int, model: keras.Model) -> tuple[dict | None, str | None]:
-        """On the chief, load a checkpoint; return `(manifest, problem)`, one of which is None."""
+        """On the chief, load a checkpoint. Return `(manifest, problem)`, one of which is None."""
         try:
             manifest = self._files.read(number)
             path = self._files.checked(number, WEIGHTS, manifest.get("files", {}))
@@ -95,7 +95,7 @@ class Reader:
         return manifest, None
 
     def _problem_of_own(self, number: int, manifest: dict, model: keras.Model) -> str | None:
-        """On another rank, load its own file; return why it cannot be used, or None."""
+        """On other ranks, load the rank's own file. Return why it cannot be used, or None."""
         try:
             self._take(number, manifest, model)
         except CheckpointError as error:
@@ -109,7 +109,7 @@ class Reader:
         model: keras.Model,
         load_weights: Callable[[], object] = lambda: None,
     ):
-        """Load the weights, the schedule and the variables of this rank.
+        """Load the weights, the schedule and this rank's variables.
 
         Args:
           number: number of the checkpoint.
@@ -137,7 +137,7 @@ class Reader:
             self.restored = [variable for variable, _ in loaded]
 
     def _check_run(self, folder: pathlib.Path, manifest: dict, model: keras.Model):
-        """Restore the schedule; raise if the checkpoint is of another model, optimizer or `H`."""
+        """Restore the schedule. Raise if the checkpoint is for another model, optimizer or `H`."""
         epoch, variables = manifest.get("epoch"), manifest.get("variables")
         if not isinstance(epoch, int) or epoch < 0 or not isinstance(variables, list):
             raise CheckpointError(f"{folder / MANIFEST} was not written by Checkpoint")
@@ -155,7 +155,7 @@ class Reader:
             ) from None
 
     def _report(self, number: int, reasons: list[str]):
-        """Report the checkpoint from which the run resumes, and the skipped ones."""
+        """Report the checkpoint that the run resumes from, and those that were skipped."""
         folder = self._files.folder(number)
         if self._is_chief:
             for reason in reasons:
@@ -168,10 +168,11 @@ class Reader:
             )
 
     def _warn_if_lost(self, everyone: list):
-        """Warn if the chief has no checkpoint but another rank has, or has a newer one.
+        """Warn if another rank has a checkpoint and the chief has none, or only an older one.
 
         Args:
-          everyone: for each rank, the numbers of its complete checkpoints and of all checkpoints.
+          everyone: for each rank, the numbers of its complete checkpoints and of all its
+            checkpoints.
         """
         listed = zip(self._session.view.members, everyone, strict=True)
         others = [rank for rank, (_, numbers) in listed if numbers]
@@ -190,7 +191,7 @@ class Reader:
             )
 
     def _share(self, value: Any, unfit: str | None = None) -> list:
-        """Share a value; return those of all ranks, in rank order.
+        """Share a value, and return the values of all ranks in rank order.
 
         Args:
           value: this rank's value, JSON-serializable.
@@ -214,7 +215,7 @@ class Reader:
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike) -> Iterator[None]:
-    """Turn any error of a library that loads a file into a `CheckpointError`.
+    """Convert any error that a library raises while loading a file to a `CheckpointError`.
 
     Args:
       path: path of the file.

@@ -1,6 +1,6 @@
-"""Open regular files of a checkpoint in a real folder, and never follow a link.
+"""Open a checkpoint's regular files without ever following a link.
 
-A link could lead out of the directory, and reading a FIFO could wait forever.
+A link could lead outside the directory, and reading a FIFO could block forever.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Generator
 
 @contextlib.contextmanager
 def folder(path: pathlib.Path) -> Generator[int, None, None]:
-    """Return a context with a descriptor of a folder, for `dir_fd`.
+    """Open a folder, and yield its descriptor for use as `dir_fd`.
 
     Raises:
       OSError: the folder does not exist, is a link, or cannot be opened.
@@ -33,7 +33,7 @@ def opened(path: pathlib.Path) -> io.BufferedReader:
       OSError: the file does not exist, the file or the folder is a link, the file is not regular,
         or it cannot be opened.
     """
-    # Not blocking: otherwise opening a FIFO waits until another process opens it to write.
+    # Non-blocking: otherwise, opening a FIFO waits until another process opens it for writing.
     with folder(path.parent) as parent:
         descriptor = _open(path, os.O_NONBLOCK, parent)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

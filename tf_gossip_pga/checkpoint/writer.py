@@ -20,7 +20,7 @@ from tf_gossip_pga.errors import CheckpointError
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training.callback import GossipPGA
 
-# The file of weights in Keras' own format, one for all ranks.
+# Weights file in Keras' own format, one for all ranks.
 WEIGHTS = "model.weights.h5"
 
 
@@ -29,12 +29,12 @@ class Writer:
 
     Args:
       files: the checkpoints of the directory.
-      ownership: the claim of the directory.
+      ownership: the claim on the directory.
       session: the exchanges of this process.
       gossip: the callback that averages.
       sync: function that shares a value with all ranks, as `GossipPGA.sync` does.
       model: the model to save.
-      variables: descriptions of its variables for the manifest (`preflight.described`).
+      variables: descriptions of the model's variables for the manifest (`preflight.described`).
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Writer:
         model: keras.Model,
         variables: list[str],
     ):
-        """Store the arguments; write nothing."""
+        """Store the arguments. Does not write anything."""
         self._files = files
         self._ownership = ownership
         self._session = session
@@ -58,13 +58,13 @@ class Writer:
         self._variables = variables
 
     def begin(self, code: types.CodeType):
-        """Take the directory on all ranks, before the first step.
+        """Claim the directory on all ranks, before the first step.
 
-        If this fails for another reason than another job, training continues, and `save` tries
-        again. Joining workers take the directory at their first `save`.
+        If this fails for any reason other than another job, training continues and `save` tries
+        again. Joining workers claim the directory at their first `save`.
 
         Args:
-          code: code object of `fit`; the directory is released soon after it returns.
+          code: code object of `fit`. The directory is released soon after `fit` returns.
 
         Raises:
           CheckpointError: on every rank, if another job writes to the directory of a rank.
@@ -98,8 +98,9 @@ class Writer:
         """Write a checkpoint on all ranks, or report why it was not completed.
 
         Args:
-          epoch: the epoch that a resumed run begins with, counted from 0.
-          is_due: function that returns whether to save; called after the ranks have met.
+          epoch: the epoch that a resumed run starts from, counted from 0.
+          is_due: function that returns whether to save. It is called after the ranks have
+            synchronized.
         """
         doing = f"the checkpoint after step {self._gossip.step}"
         offer = self._ownership.offer(self._cluster.rank)
@@ -135,7 +136,7 @@ class Writer:
     def _listed(self) -> tuple[int, list[int], str | None]:
         """Return an unused number, the numbers of complete checkpoints, and a problem or None.
 
-        Do not raise `OSError`: all ranks learn of the problem, and continue to train.
+        Does not raise `OSError`: all ranks must learn of the problem and continue training.
         """
         try:
             return self._files.unused_number(), self._files.complete(), None
@@ -149,7 +150,7 @@ class Writer:
     def _try_to_write(
         self, number: int, averaged: bool, complete: list[int], offers: list[dict]
     ) -> list:
-        """Return `[files, problem]`: the manifest's entries of this rank's files, or a problem."""
+        """Return `[files, problem]`: the manifest entries of this rank's files, or a problem."""
         if not averaged:
             return [{}, "A worker was lost, and this rank missed the average"]
         try:
@@ -159,7 +160,7 @@ class Writer:
             return [{}, f"Rank {self._cluster.rank}: {error}"]
 
     def _write(self, number: int, complete: list[int]) -> dict[str, dict]:
-        """Write this rank's files; return the manifest's entries for them."""
+        """Write this rank's files, and return their manifest entries."""
         averages_slots = self._gossip.optimizer_state != "local"
         places = rank_file.places(self._model, averages_slots, self._gossip.local)
         save_own = functools.partial(rank_file.save, model=self._model, places=places)
@@ -168,12 +169,12 @@ class Writer:
         if self._cluster.is_chief:
             entries[WEIGHTS] = self._files.write(number, WEIGHTS, self._model.save_weights)
         elif complete:  # if there are none, the chief's disk may be lost or not mounted
-            # Remove files one checkpoint late, because this one is not complete yet.
+            # Remove files one checkpoint late, because the new one is not complete yet.
             self._files.forget(name, {*complete, number})
         return entries
 
     def _finish(self, number: int, epoch: int, files: dict, ranks: int) -> str | None:
-        """On the chief, complete a checkpoint; return why it cannot, or None."""
+        """On the chief, complete a checkpoint. Return the problem if that fails, else None."""
         content = {
             **self._ownership.described(),
             "epoch": epoch,
@@ -188,7 +189,7 @@ class Writer:
         return None
 
     def _prune(self, number: int):
-        """On the chief, remove old checkpoints; a failure does not affect the new one."""
+        """On the chief, remove old checkpoints. A failure does not affect the new one."""
         try:
             self._files.prune(number)
         except (OSError, CheckpointError) as error:

@@ -16,21 +16,22 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """One process's place among the workers, as `pga.initialize` returns it.
+    """One process's place among the workers, as returned by `pga.initialize`.
 
     Attributes:
       rank: this worker's number, 0 … size-1.
       size: number of workers at the start.
-      addresses: `"host:port"` of every worker in rank order; empty for a single worker without a
+      addresses: `"host:port"` of every worker in rank order. Empty for a single worker without a
         `TF_CONFIG`.
       strategy: the `tf.distribute.Strategy` in whose scope to build and compile the model. If this
-        worker has several devices, the strategy splits each batch over them. With one device it is
-        TensorFlow's default strategy, and the scope changes nothing. None in a `Cluster`
+        worker has several devices, the strategy splits each batch across them. With one device, it
+        is TensorFlow's default strategy, whose scope has no effect. None if the `Cluster` was
         constructed directly.
-      lost: ranks of lost workers, without which the others continue (`on_worker_lost="continue"`).
-      exchange_values: function that exchanges a value with the other surviving workers for `gather`
-        and `barrier`, called as `exchange_values(value, doing, timeout_s)`. None in a `Cluster`
-        constructed directly.
+      lost: ranks of the workers that were lost while the others continued
+        (`on_worker_lost="continue"`).
+      exchange_values: function with which `gather` and `barrier` exchange a value with the other
+        surviving workers, called as `exchange_values(value, doing, timeout_s)`. None if the
+        `Cluster` was constructed directly.
 
     Example:
       >>> import tf_gossip_pga as pga
@@ -59,15 +60,15 @@ class Cluster:
         return self.rank == self.members[0]
 
     def shard(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """Return this worker's part of a dataset: the same number of elements on every rank.
+        """Return this worker's share of a dataset, with the same number of elements on every rank.
 
-        Of n surviving workers, the i-th gets element e if `e % n == i`. Up to `n - 1` elements at
-        the end are dropped to keep the parts equal. Call `shard` before `batch`, and before
-        `shuffle` (or shuffle with the same seed on every rank).
+        With n surviving workers, worker i (counted from 0) gets the elements e with `e % n == i`.
+        Up to `n - 1` elements at the end are dropped to keep the shares equal. Call `shard` before
+        `batch`, and before `shuffle` (or shuffle with the same seed on every rank).
 
         Args:
           dataset: a `tf.data.Dataset` that yields the same elements in the same order on every
-            rank. Its length may be unknown, but every rank then reads all of it.
+            rank. If its length is unknown, every rank reads all of it.
 
         Returns:
           A `tf.data.Dataset`.
@@ -89,26 +90,26 @@ class Cluster:
     def gather(self, value: object, timeout_s: float = 300.0) -> list:
         """Return the values that all surviving workers passed, in rank order.
 
-        Every surviving worker must call `gather` outside of `fit`, in the same order relative to
-        its other calls of `gather` and `barrier`. If only the chief calls it, for example, the
-        chief waits until the deadline, and then all workers fail.
+        Every surviving worker must call `gather` outside `fit`, and all workers must make their
+        `gather` and `barrier` calls in the same order. If, for example, only the chief calls it,
+        the chief waits until the deadline, and then all workers fail.
 
         Args:
-          value: any value that JSON can hold, including NaN and infinity. Tuples come back as
-            lists, and keys of dicts as strings.
+          value: any JSON-serializable value, including NaN and infinity. Tuples are returned as
+            lists, and dict keys as strings.
           timeout_s: seconds to wait for the other workers, > 0. Default 300.
 
         Returns:
-          A list with one value per rank in `members`; with one worker `[value]`.
+          A list with one value per rank in `members`: `[value]` if there is only one worker.
 
         Raises:
-          TypeError: JSON cannot hold `value`.
+          TypeError: `value` is not JSON-serializable.
           ValueError: `timeout_s` is not a number > 0.
-          RuntimeError: another worker is in a different exchange, e.g. in `barrier`; or this worker
-            is inside a `fit` with `on_worker_lost="continue"`.
+          RuntimeError: another worker is in a different exchange, e.g. `barrier`, or this worker is
+            inside a `fit` with `on_worker_lost="continue"`.
           WorkerLost: another worker died, or did not call `gather` before the deadline. If the
-            script catches it, the next `fit` with `on_worker_lost="continue"` begins with the
-            surviving workers.
+            script catches this error, the next `fit` with `on_worker_lost="continue"` starts with
+            the surviving workers.
 
         Example:
           >>> cluster, loss = Cluster(), 0.25  # in a script: pga.initialize()
@@ -122,7 +123,7 @@ class Cluster:
     def barrier(self, timeout_s: float = 300.0) -> None:
         """Wait until every surviving worker has called `barrier`.
 
-        As with `gather`, every surviving worker must call it, and outside of `fit`.
+        As with `gather`, every surviving worker must call it, outside `fit`.
 
         Args:
           timeout_s: seconds to wait for the other workers, > 0. Default 300.

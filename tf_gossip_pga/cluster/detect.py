@@ -1,12 +1,12 @@
 """Find the cluster that this process belongs to.
 
-`srun`, `mpirun` and other starters run several processes. Without a `TF_CONFIG` each of them would
-train alone. This module reads the starters' own variables only to refuse that.
+`srun`, `mpirun` and other starters launch several processes. Without `TF_CONFIG`, each process
+would train alone. This module reads the starters' own variables only to detect and refuse that.
 
 To add a starter (Slurm, Kubernetes, …), write a function that takes the environment and returns a
-`Cluster`, or None if the starter left no trace, and add it to `STARTERS`. No other module reads the
-starters' variables, except that `train.py` and the benchmarks start local workers if `TF_CONFIG` is
-unset.
+`Cluster`, or None if the starter set no variables. Then add the function to `STARTERS`. No other
+module reads the starters' variables. However, `train.py` and the benchmarks start local workers if
+`TF_CONFIG` is unset.
 """
 
 from __future__ import annotations
@@ -62,19 +62,20 @@ STARTERS = (tf_config,)
 
 
 def find(environment: Mapping[str, str] | None = None) -> Cluster:
-    """Return this process's place among the workers; a single worker if no starter left a trace.
+    """Return this process's place among the workers, or a single worker if no starter is found.
 
-    With `TF_GOSSIP_PGA_CLUSTER=none` this process is a single worker, whatever started it.
+    With `TF_GOSSIP_PGA_CLUSTER=none`, this process is a single worker regardless of what started
+    it.
 
     Args:
-      environment: the environment variables to read; by default those of this process.
+      environment: the environment variables to read. Default: those of this process.
 
     Returns:
       A `Cluster` without a `strategy`.
 
     Raises:
-      ValueError: a variable cannot be used; the message quotes it. Also if there is no `TF_CONFIG`,
-        but other variables show that this process is one of several.
+      ValueError: a variable cannot be used (the message quotes it), or `TF_CONFIG` is not set but
+        other variables show that this process is one of several.
 
     Example:
       >>> find({}).size

@@ -6,16 +6,16 @@ import tensorflow as tf
 def local_strategy() -> tf.distribute.Strategy:
     """Return the strategy that trains a model on all devices of this worker, and on no others.
 
-    By default a `MirroredStrategy` takes the devices of the whole cluster. It then sums gradients
-    with a collective whose group key is 1. TensorFlow's group leader would see one group of all
-    processes and reject members as "already full". Both reductions chosen here use no collective.
-    The rest of the strategy uses none either unless XLA compiles the step, which
-    `training.preflight.problem_of_devices` refuses.
+    By default, a `MirroredStrategy` uses the devices of the whole cluster and sums gradients with a
+    collective whose group key is 1. TensorFlow's group leader would then see all processes as one
+    group and reject members because it is "already full". Neither of the reductions used here is
+    such a collective. The rest of the strategy uses no collectives either, unless XLA compiles the
+    step, which `training.preflight.problem_of_devices` refuses.
     """
     devices = _names()
     if len(devices) < 2:
         return tf.distribute.get_strategy()
-    # NCCL accepts each GPU once, so it cannot use a GPU that is split into logical devices.
+    # NCCL accepts each GPU only once, so it cannot use a GPU that is split into logical devices.
     nccl = len(devices) == len(tf.config.get_visible_devices("GPU"))
     return tf.distribute.MirroredStrategy(
         devices, tf.distribute.NcclAllReduce() if nccl else tf.distribute.ReductionToOneDevice()

@@ -1,6 +1,6 @@
 """Return the part of a `tf.data.Dataset` that one of several workers reads.
 
-TensorFlow is imported only once a dataset exists, so that a launcher does not need it.
+TensorFlow is imported only where it is needed, so that the launcher does not depend on it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _INFINITE, _UNKNOWN = -1, -2  # tf.data.INFINITE_CARDINALITY and UNKNOWN_CARDINA
 
 
 def shard(dataset: tf.data.Dataset, place: int, workers: int) -> tf.data.Dataset:
-    """Return every element e with `e % workers == place`, the same number for each place.
+    """Return the elements e with `e % workers == place`, equally many for each place.
 
     Args:
       dataset: a `tf.data.Dataset` that yields the same elements in the same order on every rank.
@@ -57,5 +57,5 @@ def _shard_of_unknown_length(dataset: Any, place: int, workers: int) -> tf.data.
         # The group is a dataset or a nested structure of datasets.
         return tf.data.Dataset.zip(group).skip(place).take(1)
 
-    # With enumerate, a window is a pair whatever the structure of the elements.
+    # With enumerate, every window is a pair, whatever the structure of the elements.
     return dataset.enumerate().window(workers, drop_remainder=True).flat_map(own)

@@ -24,15 +24,15 @@ _ADDRESS = re.compile(r"(\[[^\s\[\]/]+\]|[^\s\[\]/:]+):(?P<port>[1-9][0-9]{0,4})
 # Environment variable; "1" lets this worker join a running job.
 JOIN = "TF_GOSSIP_PGA_JOIN"
 
-# Environment variables with the secret that a job's workers share, or the name of its file.
+# Environment variables: the secret that a job's workers share, or the name of a file with it.
 SECRET = "TF_GOSSIP_PGA_SECRET"
 SECRET_FILE = "TF_GOSSIP_PGA_SECRET_FILE"
 
 
 def from_tf_config(text: str | None) -> Cluster:
-    """Return the place that a `TF_CONFIG` assigns to this process.
+    """Return this process's place in the cluster according to `TF_CONFIG`.
 
-    Workers with the roles `worker` and `chief` train. A chief is rank 0, before the workers.
+    Tasks of type `worker` and `chief` train. If there is a chief, it is rank 0, before the workers.
 
     Args:
       text: the content of `TF_CONFIG`; None or blank means a single worker.
@@ -41,7 +41,7 @@ def from_tf_config(text: str | None) -> Cluster:
       A `Cluster` without a `strategy`.
 
     Raises:
-      ValueError: this package cannot run the cluster exactly as written; the message quotes the
+      ValueError: this package cannot run the cluster exactly as written. The message quotes the
         text received and shows an example.
 
     Example:

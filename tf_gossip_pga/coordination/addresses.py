@@ -1,4 +1,4 @@
-"""Parse addresses of `TF_CONFIG`, resolve host names, connect and listen."""
+"""Parse `TF_CONFIG` addresses, resolve host names, connect and listen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 def split(address: str) -> tuple[str, int]:
-    """Return host and port of an address as in `TF_CONFIG`."""
+    """Return the host and port of a `TF_CONFIG` address."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 
@@ -26,22 +26,23 @@ def connect(hosts: Sequence[str], port: int, timeout_s: float) -> socket.socket:
     Args:
       hosts: names or numeric addresses, in the order to try.
       port: the port to connect to.
-      timeout_s: seconds for each attempt, which also becomes the timeout of the connection.
+      timeout_s: seconds to wait for each attempt. This is also the timeout of the returned
+        connection.
 
     Raises:
-      OSError: no host accepts; this is the last host's error.
-      UnicodeError: a text is not a valid host name.
+      OSError: no host accepts a connection. This is the last host's error.
+      UnicodeError: an entry of `hosts` is not a valid host name.
     """
     refused = OSError("no address")
     for host in hosts:
         for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             connection = socket.socket(family, kind)
             try:
-                # The system may assign this end a port on which a worker will listen soon.
+                # The system may assign this end a port that a worker will soon listen on.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 connection.settimeout(timeout_s)
                 connection.connect(address)
-                # On one machine it may even assign the port being called, if nobody listens there.
+                # On one machine it may even assign the port being called, if nothing listens there.
                 if connection.getsockname() == connection.getpeername():
                     raise ConnectionRefusedError("connected to itself")
                 return connection
@@ -52,10 +53,10 @@ def connect(hosts: Sequence[str], port: int, timeout_s: float) -> socket.socket:
 
 
 def listener(hosts: Sequence[str], rank: int) -> socket.socket:
-    """Return a socket that listens, on any port, on the interface of this worker's own address.
+    """Return a socket that listens on the interface of this worker's own address, on any port.
 
-    If this machine does not have that address (behind NAT or in a container), the socket listens on
-    all interfaces.
+    If this machine does not have that address (e.g. behind NAT or in a container), the socket
+    listens on all interfaces.
 
     Args:
       hosts: host names of all workers, in rank order.
@@ -71,7 +72,7 @@ def listener(hosts: Sequence[str], rank: int) -> socket.socket:
 
 
 def listener_everywhere(port: int) -> socket.socket:
-    """Return a socket that listens at `port` on all interfaces, as TensorFlow's server does."""
+    """Return a socket that listens on `port` on all interfaces, as TensorFlow's server does."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))

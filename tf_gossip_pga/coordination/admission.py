@@ -28,7 +28,7 @@ class _Announcement:
 
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-    """A member's answer: the endpoints of all members, and what it is doing; see `Whereabouts`."""
+    """A member's answer: the endpoints of all members, and its activity (see `Whereabouts`)."""
 
     endpoints: dict[Rank, Port]
     where: str
@@ -36,7 +36,7 @@ class _Answer:
 
 
 class Admission:
-    """The messages between joining workers and members before a view grows.
+    """Exchange messages between joining workers and members before a view grows.
 
     A joining worker announces itself to the members until they invite it. The members admit it at
     the beginning of an epoch.
@@ -48,7 +48,8 @@ class Admission:
       timing: every deadline of the control plane.
 
     Attributes:
-      invitation: the invitation that this joining worker has received; None before.
+      invitation: the invitation that this joining worker has received, or None if there is none
+        yet.
     """
 
     def __init__(self, cluster: Cluster, channel: Channel, status: Status, timing: Timing) -> None:
@@ -61,18 +62,18 @@ class Admission:
         self._announced: dict[int, tuple[int, float]] = {}
 
     def listen(self) -> None:
-        """Accept announcements of joining workers from now on, as a member."""
+        """Start accepting announcements from joining workers, as a member."""
         self._channel.handlers["join"] = self._take_announcement
 
     def await_members(self) -> None:
-        """Accept an invitation from the members from now on, as a joining worker."""
+        """Start accepting an invitation from the members, as a joining worker."""
         self._channel.handlers["invite"] = self._take_invitation
 
     def announced(self) -> dict[str, int]:
         """Return the endpoints of lost workers that have announced themselves recently.
 
         Returns:
-          Ports by rank. The ranks are in decimal digits, so that JSON can hold the dict.
+          Ports by rank. The ranks are decimal strings, so that the dict is JSON-serializable.
         """
         soonest = time.monotonic() - self._timing.announced_s
         return {
@@ -82,16 +83,16 @@ class Admission:
         }
 
     def forget(self) -> None:
-        """Forget all announcements; a worker that still wants to join announces itself again."""
+        """Forget all announcements. A worker that still wants to join announces itself again."""
         self._announced = {}
 
     def invite(self, invitation: Invitation, joining: Mapping[str, int], asks: bool) -> None:
-        """Learn the endpoints of joining workers; one of the members also sends the invitation.
+        """Learn the endpoints of joining workers. One of the members also sends the invitation.
 
         Args:
           invitation: the invitation, to which the endpoints are added.
-          joining: endpoints by rank in decimal digits, as `announced` returns them.
-          asks: whether this member is the one that sends the invitation.
+          joining: endpoints by rank, as returned by `announced`.
+          asks: whether this member sends the invitation.
 
         Raises:
           OSError: the host name of a joining worker cannot be resolved here.
@@ -131,7 +132,7 @@ class Admission:
                     "call of fit, and a worker can join only during the first. Let the other "
                     "workers finish without it, or restart the whole job."
                 )
-            for each in answered.values():  # other workers may have joined meanwhile
+            for each in answered.values():  # other workers may have joined in the meantime
                 self._learn(each.endpoints)
             if waited_s := waiting.due():
                 busy = {rank: each.where for rank, each in answered.items() if each.where}
@@ -149,7 +150,7 @@ class Admission:
         """Return the invitation that this joining worker has received.
 
         Raises:
-          RuntimeError: it has not been invited.
+          RuntimeError: no invitation has been received.
         """
         if self.invitation is None:
             raise RuntimeError("No invitation to join has been received.")

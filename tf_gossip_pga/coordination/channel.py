@@ -1,12 +1,12 @@
 """Send requests to other workers and answer theirs, independently of TensorFlow's exchanges.
 
-Each process listens on a TCP port that the operating system chooses (`server`). A connection
-carries one request and its answer, one line of JSON each. Both sides prove that they belong to the
-job (`secret`). A worker sends requests only while it waits or forms a view (`watchdog`,
-`protocol`), to ping (`Protocol.ping`), to announce itself (`admission`), to report that it ends
-(`departures`, `watchdog`), or to probe the addresses of lost workers.
+Each process listens on a TCP port that the operating system chooses (`server`). Each connection
+carries one request and its answer, each as one line of JSON. Both sides prove that they belong to
+the job (`secret`). A worker sends requests only while it waits or forms a view (`watchdog`,
+`protocol`), to ping others (`Protocol.ping`), to announce itself (`admission`), to report that it
+is ending (`departures`, `watchdog`), or to probe the addresses of lost workers.
 
-Each kind of request is an entry of `Channel.handlers`.
+`Channel.handlers` has one entry for each kind of request.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ from tf_gossip_pga.coordination.timing import Timing
 
 @dataclasses.dataclass(frozen=True)
 class Introduction:
-    """The data that others need to send requests to a starting worker.
+    """The data that other workers need to send requests to a starting worker.
 
-    Workers gather it over TensorFlow's transport at the start.
+    Workers gather it over TensorFlow's transport at startup.
 
     Attributes:
       port: the port of its channel.
-      key: its key in hexadecimal digits, if the job has no secret.
-      fingerprint: fingerprint of the job's secret, if it has one; all workers must have the same.
+      key: its key in hexadecimal, if the job has no secret.
+      fingerprint: fingerprint of the job's secret, if there is one. It must be the same on all
+        workers.
     """
 
     port: Port
@@ -65,14 +66,14 @@ class Channel:
       status: answers the request `"status"`.
       timing: how long to wait for answers, and how often to probe.
       secret: the job's secret. Without one, each worker generates a key and sends it to the others
-        in its introduction, and lost workers cannot join again.
+        in its introduction, and lost workers cannot rejoin.
 
     Attributes:
       endpoint: the port of this process's channel.
       endpoints: the ports of this process and of the workers it can send requests to, by rank.
-      introduction: an `Introduction` of this process, as JSON can hold it.
-      handlers: kind of request -> function that takes the request and returns the answer; see
-        `Server`.
+      introduction: this process's `Introduction`, as a JSON-serializable dict.
+      handlers: functions by kind of request. Each takes a request and returns the answer (see
+        `Server`).
     """
 
     def __init__(
@@ -162,11 +163,10 @@ class Channel:
         self.endpoints = {rank: each for rank, each in self.endpoints.items() if rank in ranks}
 
     def probe(self, ranks: Iterable[int]) -> None:
-        """Probe the main ports of these lost ranks from now on, and send them all endpoints.
+        """Start probing the main ports of these lost ranks, to send them the known endpoints.
 
-        A restarted worker listens there; see `joining`. If the job has no secret, report once that
-        the ranks cannot join again, because a restarted worker could not prove that it belongs to
-        the job.
+        A restarted worker listens there (see `joining`). Without a secret, a restarted worker could
+        not prove that it belongs to the job, so only report once that these ranks cannot rejoin.
         """
         before, self._lost = self._lost, tuple(ranks)
         if self._secret is not None:
@@ -182,7 +182,7 @@ class Channel:
         self._heard_all = time.monotonic()
 
     def last_heard_s(self) -> dict[int, float]:
-        """Return how many seconds ago each of the others last showed that it is alive, by rank."""
+        """Return, by rank, how many seconds ago each other worker last showed a sign of life."""
         now = time.monotonic()
         return {
             rank: now - max(self._heard_all, self._heard.get(rank, self._heard_all))
@@ -192,29 +192,29 @@ class Channel:
     def ask_all(
         self, kind: str, timeout_s: float | None = None, **details: Any
     ) -> dict[int, Message | Absence]:
-        """Send one request to all others, and return their answers by rank, or why there is none.
+        """Send a request to all other workers, and return each answer, or why it is missing.
 
         Args:
           kind: the kind of request, a key of their `handlers`.
-          timeout_s: seconds to wait for each answer; by default `Timing.ask_s`.
-          **details: further fields of the request, as JSON can hold them.
+          timeout_s: seconds to wait for each answer. Default `Timing.ask_s`.
+          **details: additional JSON-serializable fields of the request.
         """
         timeout_s = self._timing.ask_s if timeout_s is None else timeout_s
         return self._server.run(self._ask_all(timeout_s, {**details, "kind": kind}))
 
     def tell_at_exit(self, kind: str, **details: Any) -> None:
-        """Send one request to all others while this process ends, and wait only briefly.
+        """Send a request to all other workers while this process ends. Waits only briefly.
 
         Args:
           kind: the kind of request, a key of their `handlers`.
-          **details: further fields of the request, as JSON can hold them.
+          **details: additional JSON-serializable fields of the request.
         """
         ask_s = self._timing.ask_s
         with contextlib.suppress(TimeoutError):
             self._server.run(self._ask_all(ask_s, {**details, "kind": kind}), ask_s + 1.0)
 
     def unreachable(self) -> list[int]:
-        """Return the others that may be alive but do not answer within `Timing.reachable_s`."""
+        """Return the workers that may be alive but do not answer within `Timing.reachable_s`."""
         answers = self.ask_all("status", timeout_s=self._timing.reachable_s)
         return [rank for rank, answer in answers.items() if answer is Absence.SUSPECTED]
 
@@ -263,8 +263,8 @@ async def _ask(
     Args:
       hosts: its addresses, in the order to try.
       port: its port.
-      key: the server's key, which both sides prove to know.
-      greeting: the greeting that the server must begin with.
+      key: the server's key, which both sides prove that they know.
+      greeting: the greeting that the server must start with.
       request: the request, with its `"kind"`.
 
     Raises:
@@ -282,9 +282,9 @@ async def _ask(
 
 
 async def _refused(peer: _Peer, timeout_s: float) -> Absence:
-    """Return what a refused connection to a worker's channel means.
+    """Return how to interpret a refused connection to a worker's channel.
 
-    A firewall may refuse the channel's port and pass the main port, so try that one too.
+    A firewall may block the channel's port but not the main port, so try the main port too.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -295,7 +295,7 @@ async def _refused(peer: _Peer, timeout_s: float) -> Absence:
         return Absence.DEAD
     except OSError:
         return Absence.SUSPECTED
-    # If a new process of this rank starts there or waits to join, the old process is dead.
+    # If a new process of this rank is starting or joining there, the old process is dead.
     return Absence.DEAD if greetings.is_own(greeting) else Absence.SUSPECTED
 
 

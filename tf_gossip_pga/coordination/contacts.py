@@ -1,13 +1,13 @@
-"""Track when this worker last communicated with each other worker, and which dead ones are gone.
+"""Track when this worker last communicated with each other worker, and which are gone.
 
-If this worker was stopped or cut off, a worker that is dead now may have excluded it and formed a
-view without it before it died. But this worker is excluded only if a member has not heard from it
-for `silent_s`, or has waited for it to come to a view for `patience_s`. So suppose that nobody has
+While this worker was stopped or cut off, a worker that is dead now may have excluded it and formed
+a view without it. However, a member excludes this worker only after hearing nothing from it for
+`silent_s`, or after waiting `patience_s` for it to come to a view. Suppose that no member has
 waited that long, and that all others have answered a question that this worker asked within the
-last `silent_s`. Then no view without this worker exists, and a worker found dead at that moment is
+last `silent_s`. Then no view without this worker exists. A worker found dead at that time is
 *gone*: it has begun no view without this worker.
 
-Moments are numbers on any one clock, in seconds.
+All times are in seconds on the same clock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tf_gossip_pga.coordination.view import Standing
 
 
 class Contacts:
-    """Record when one worker and the others have communicated. Thread-safe.
+    """Record when this worker and the others last communicated. Thread-safe.
 
     Args:
       silent_s: how long a worker may show no sign of life before a view is formed without it.
@@ -39,23 +39,23 @@ class Contacts:
         self._lock = threading.RLock()
         self._silent_s = silent_s
         self._answered: dict[int, float] = {}  # when the last question it answered was asked
-        self._exchanged: tuple[float, ...] = ()  # ends of the last three with all members
-        self._wanted_since: float | None = None  # since when others wait for this worker
+        self._exchanged: tuple[float, ...] = ()  # ends of the last three full exchanges
+        self._wanted_since: float | None = None  # when others began to wait for this worker
 
     def record_wanted(self, at: float) -> None:
-        """Record that another worker wants a view for which this worker does not regroup yet.
+        """Record that another worker wants a view that this worker is not yet regrouping for.
 
         Args:
-          at: the moment since which that worker waits.
+          at: when that worker started to wait.
         """
         with self._lock:
             self._wanted_since = at if self._wanted_since is None else min(at, self._wanted_since)
 
     def record_regrouping(self, now: float) -> None:
-        """Record that this worker regroups for the wanted view.
+        """Record that this worker is regrouping for the wanted view.
 
-        If it is too late, it can no longer tell what dead workers have done, and forgets all it
-        heard.
+        If it is too late, this worker can no longer tell what dead workers have done, so it forgets
+        everything it has heard.
         """
         with self._lock:
             self._forget_if_late(now)
@@ -64,9 +64,10 @@ class Contacts:
     def record_exchange(self, now: float) -> None:
         """Record that an exchange of all members has succeeded.
 
-        Call the last three such exchanges 1, 2 and 3. Each member began 3 after it had completed 2.
-        Exchange 2 needed this worker, which began it after 1 had ended. So every member was still
-        in this view at some moment after the end of 1.
+        Number the last three such exchanges 1, 2 and 3. Each member began exchange 3 after
+        completing exchange 2. Exchange 2 could not complete without this worker, which began it
+        after exchange 1 had ended. Every member was therefore still in this view at some time after
+        exchange 1 ended.
         """
         with self._lock:
             self._exchanged = (*self._exchanged[-2:], now)
@@ -84,7 +85,7 @@ class Contacts:
           others: the other members of the view.
           answers: the answers, by rank.
           asked: when the question was asked.
-          now: when the answers had arrived.
+          now: when all answers had arrived.
         """
         with self._lock:
             if self._forget_if_late(now):
@@ -97,19 +98,19 @@ class Contacts:
                 self.gone |= {rank for rank in known if answers.get(rank) is Absence.DEAD}
 
     def age_s(self, rank: int, now: float) -> float:
-        """Return how many seconds old this worker's latest knowledge of a rank is; inf if none."""
+        """Return the age in seconds of this worker's latest knowledge of a rank, or inf if none."""
         ends = self._exchanged
         known_at = ends[0] if len(ends) == 3 else -math.inf
         return now - max(known_at, self._answered.get(rank, -math.inf))
 
     def begin(self) -> None:
-        """Record that a view begins, whose members have all just answered."""
+        """Record that a view begins. All of its members have just answered."""
         with self._lock:
             self.gone = frozenset()
             self._exchanged = ()
 
     def forget(self) -> None:
-        """Forget what this worker has heard: it was away, or a rank is a different process now."""
+        """Forget everything heard, because this worker was away or a rank is a new process now."""
         with self._lock:
             self._answered.clear()
             self._exchanged = ()

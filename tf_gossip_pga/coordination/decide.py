@@ -1,6 +1,6 @@
 """Decide what to do with the others' answers, in pure functions without a clock or a channel.
 
-Moments are numbers on any one clock, in seconds.
+All times are in seconds on the same clock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Attempt:
       number: number of the wanted view.
       fit: number of the `fit` that this worker is in.
       min_workers: how many members the wanted view must have.
-      patience_s: how long to wait for a worker that answers and does not want the view yet.
+      patience_s: how long to wait for a worker that answers but does not want the view yet.
       silent_s: how long a worker may show no sign of life before the view is formed without it.
     """
 
@@ -45,9 +45,9 @@ class Memory:
     """What earlier answers have shown.
 
     Attributes:
-      silent_since: moment of the first missing answer, for each rank that does not answer.
-      late_since: moment of the first answer, for each rank that answers and has yet to want the
-        view.
+      silent_since: when the first answer was missing, for each rank that does not answer.
+      late_since: when the first answer arrived, for each rank that answers but does not want the
+        view yet.
       asked_by: when each rank last asked this worker.
       gone: dead ranks that cannot have begun a view without this worker (see `contacts`).
     """
@@ -84,20 +84,20 @@ class Memory:
         return Memory(late_since=self.late_since)
 
     def silence_s(self, rank: int, attempt: Attempt, now: float) -> float:
-        """Return for how many seconds a rank that does not answer has shown no sign of life.
+        """Return how many seconds an unresponsive rank has shown no sign of life.
 
-        A question from the rank is a sign of life, but only for `patience_s` after its first
-        missing answer. A firewall may pass the rank's packets in one direction only, and then the
-        others would wait for it without end.
+        A question from the rank counts as a sign of life, but only for `patience_s` after its first
+        missing answer. Otherwise, if a firewall let the rank's packets pass in one direction only,
+        the others would wait for it forever.
         """
         since = self.silent_since[rank]
         asked = min(self.asked_by.get(rank, since), since + attempt.patience_s)
-        return max(0.0, now - max(since, asked))  # it may have asked since `now`
+        return max(0.0, now - max(since, asked))  # it may have asked after `now`
 
 
 @dataclasses.dataclass(frozen=True)
 class Wait:
-    """Ask again: these ranks, or the leader, are not ready."""
+    """Ask again, because these ranks or the leader are not ready."""
 
     ranks: frozenset[int]
 
@@ -111,14 +111,14 @@ class Adopt:
 
 @dataclasses.dataclass(frozen=True)
 class Lead:
-    """Decide, as the leader, on these members."""
+    """Decide on these members, as the leader."""
 
     members: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Finish:
-    """Stop: a worker has trained to the end, so nothing is left to do together."""
+    """Stop, because a worker has finished training and nothing is left to do together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,25 +132,25 @@ Decision = Wait | Adopt | Lead | Finish | Fail
 
 
 def decide(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> Decision:
-    """Return what a worker that wants a view does next.
+    """Return the next action of a worker that wants a view.
 
     Every member of the current view is in one of these states::
 
         willing    wants the same view, in the same `fit`
-        undecided  has not answered, but not for long; or answers and may still come
-        away       has shown no sign of life for `silent_s`, or has not come for `patience_s`, or is
+        undecided  has been silent only briefly, or answers and may still come
+        away       has shown no sign of life for `silent_s`, has not come for `patience_s`, or is
                    dead: it may have continued without this worker
-        no side    dead and `gone` (see `Memory`), or has left `fit` by an exception
+        no side    is dead and `gone` (see `Memory`), or has left `fit` by an exception
 
     The lowest willing rank is the leader. It decides as soon as no member is undecided and all
-    willing workers have reached one another; the others adopt its list. If two willing workers have
-    not reached each other for `silent_s`, one of them counts as away.
+    willing workers have reached one another. The others adopt its list of members. If two willing
+    workers have not reached each other for `silent_s`, one of them counts as away.
 
     Args:
       attempt: the agreement to reach.
       answers: the last answer of each other worker.
-      memory: the memory after these answers; see `Memory.updated`.
-      now: the moment of the answers.
+      memory: the memory after these answers (see `Memory.updated`).
+      now: when the answers arrived.
     """
     if any(_has_finished(attempt, each) for each in answers.values()):
         return Finish()
@@ -183,7 +183,7 @@ def excluding(rank: int, view: View, own: Standing, answers: Answers) -> int | N
 
 
 def begun_by(rank: int, own: Standing, answers: Answers) -> int | None:
-    """Return the most exchanges any member has completed, once the view may begin; else None.
+    """Return the most exchanges completed by any member, or None until the view may begin.
 
     The leader begins when all members have joined. The others begin when the leader has begun, and
     take the number from the leader, because they may have missed a member's answer.
@@ -205,13 +205,13 @@ def begun_by(rank: int, own: Standing, answers: Answers) -> int | None:
 
 
 def all_want(number: int, ranks: Iterable[int], answers: Answers) -> bool:
-    """Return whether all these ranks want the view of this number or a later one."""
+    """Return whether all these ranks want the view with this number or a later one."""
     found = [answers.get(rank) for rank in ranks]
     return all(isinstance(each, Standing) and each.wants >= number for each in found)
 
 
 def excluded_text(rank: int, by: int) -> str:
-    """Return the message with which an excluded worker ends."""
+    """Return the error message of an excluded worker."""
     return (
         f"Rank {rank} was excluded: it did not respond in time, and rank {by} has continued "
         "without it. To rejoin, restart it with initialize(join=True)."
@@ -234,7 +234,7 @@ def _willing(attempt: Attempt, answers: Answers) -> set[int]:
 
 
 def _late(attempt: Attempt, answers: Answers) -> set[int]:
-    """Return the ranks that answer and may still come: they are in this `fit`, or before it."""
+    """Return the ranks that answer and may still come, in this `fit` or on the way to it."""
     willing = _willing(attempt, answers)
     return {
         rank
@@ -267,7 +267,7 @@ def _undecided(attempt: Attempt, answers: Answers, memory: Memory) -> set[int]:
 
 
 def _torn(willing: set[int], answers: Answers) -> dict[Pair, float]:
-    """Return pairs of willing ranks that have not reached each other, with the seconds since when.
+    """Return pairs of willing ranks that cannot reach each other, and for how many seconds.
 
     The lower rank of a pair comes first.
     """
@@ -282,10 +282,10 @@ def _torn(willing: set[int], answers: Answers) -> dict[Pair, float]:
 
 
 def _cover(pairs: Iterable[Pair], leader: int) -> set[int]:
-    """Return ranks to leave out, so that no pair remains.
+    """Return ranks to leave out so that no pair remains.
 
-    Repeatedly pick the rank in the most pairs, the highest of several, and never the leader. So if
-    no other rank reaches one rank, only that one is left out.
+    Repeatedly pick the rank that is in the most pairs (the highest one in a tie), but never the
+    leader. If one rank is unreachable for all others, only that rank is left out.
     """
     left: set[Pair] = set(pairs)
     found: set[int] = set()
@@ -311,8 +311,8 @@ def _follow(
 def _why_not(attempt: Attempt, willing: set[int], away: set[int], answers: Answers) -> str | None:
     """Return why the willing workers may not continue, or None.
 
-    The workers that are away may decide the same about the willing ones. The side with more workers
-    continues; of two equal sides, the one with the lowest rank.
+    The workers that are away may be deciding the same about the willing ones. The side with more
+    workers continues. If both sides are equally large, the side with the lowest rank continues.
     """
     ahead = len(willing) - len(away)
     if ahead < 0 or (ahead == 0 and min(away) < min(willing)):

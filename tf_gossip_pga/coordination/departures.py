@@ -1,4 +1,4 @@
-"""Report to the others an exception that ends this worker's part, and record their reports."""
+"""Report exceptions that end this worker's part, and record the other workers' reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tf_gossip_pga.coordination.status import Absence, Departure, Status
 
 
 class Departures:
-    """The workers that have left `fit`, or ended, by an exception.
+    """Track the workers that have left `fit`, or ended, because of an exception.
 
     Args:
       rank: this worker's rank.
@@ -25,7 +25,7 @@ class Departures:
 
     Attributes:
       known: the other workers' departures, by rank.
-      heard: when the last report arrived; the caller resets it to None.
+      heard: when the last report arrived. The caller resets it to None.
     """
 
     def __init__(self, rank: int, size: int, channel: Channel, status: Status) -> None:
@@ -41,11 +41,11 @@ class Departures:
         channel.handlers["departure"] = self._note
 
     def tell(self, ends: bool = False) -> None:
-        """Report to all others an exception that has left this worker's `fit` since the last call.
+        """Tell all others if an exception has escaped this worker's `fit` since the last call.
 
         Args:
           ends: whether this process is ending. If so, also report an exception that ended it
-            outside of `fit`.
+            outside `fit`.
         """
         is_final = self._reported is not None and self._reported.ends
         if is_final or os.getpid() != self._process:  # a forked child reports nothing
@@ -60,7 +60,7 @@ class Departures:
     def learn(self, answers: Mapping[int, dict[str, Any] | Absence]) -> None:
         """Update `known` from answers to the request "status".
 
-        Forget workers that are back in `fit`.
+        Forgets workers that are back in `fit`.
         """
         with self._lock:
             self.known = {
@@ -70,7 +70,7 @@ class Departures:
             }
 
     def forget(self) -> None:
-        """Forget all departures: the members have changed."""
+        """Forget all departures, because the members have changed."""
         self.known = {}
 
     def _note(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Departures:
 
 
 def _latest(answer: dict[str, Any] | Absence, known: Departure | None) -> Departure | None:
-    """Return a worker's departure after an answer; the report of a process that ends is final."""
+    """Return a worker's departure as of an answer. A report that a process ends is final."""
     if isinstance(answer, Absence) or (known and known.ends):
         return known
     left = answer.get("left")

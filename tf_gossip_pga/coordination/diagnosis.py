@@ -1,4 +1,4 @@
-"""Find which workers an exchange waits for and describe them, from answers alone."""
+"""Find and describe the workers that an exchange waits for, based only on their answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Findings:
 
     @property
     def names(self) -> str:
-        """`"rank 3"`, or `"rank 1 and rank 3"`; a long list is shortened."""
+        """`"rank 3"`, or `"rank 1 and rank 3"`. A long list is shortened."""
         return " and ".join(shortened([f"rank {rank}" for rank in self.ranks]))
 
 
@@ -47,10 +47,11 @@ def diagnose(
     """Return which workers keep this worker waiting, and why.
 
     Args:
-      answers: the other workers' answers to the request "status", by rank; empty if none is known.
+      answers: the other workers' answers to the request "status", by rank. Empty until all workers
+        have started.
       own: this worker's own status.
-      last_heard_s: how many seconds ago each of the others showed that it is alive.
-      ending: ranks that end because they have lost another worker, and so are not to blame.
+      last_heard_s: how many seconds ago each other worker last showed a sign of life, by rank.
+      ending: ranks that are ending because they lost another worker, and so are not to blame.
       departed: the departures that workers have reported, by rank.
     """
     departed = departed or {}
@@ -60,7 +61,7 @@ def diagnose(
     late = {rank: where for rank, where in found.items() if _is_late(where, own)}
     if not late:
         return _elsewhere(found, own)
-    # Ranks that wait themselves are late because of others.
+    # Ranks that are waiting themselves are late because of others.
     causes = {r: where for r, where in late.items() if not _waits(where, own)} or late
     lost = {rank: where for rank, where in causes.items() if _is_lost(where, own)}
     never = any(_never_comes(where, own) for where in causes.values())
@@ -81,13 +82,13 @@ def diagnose(
 def _parsed(answer: dict[str, Any] | Absence, departure: Departure | None) -> Where:
     # A status contains no ranks, so the size does not matter.
     found = parse_answer(Whereabouts, answer, size=0)
-    # A process that ends is silent for a moment before its sockets close.
+    # An ending process is silent for a moment before its sockets close.
     is_over = found is Absence.DEAD or (found is Absence.SUSPECTED and departure and departure.ends)
     return departure if departure and is_over else found
 
 
 def _is_late(where: Where, own: Whereabouts) -> bool:
-    """Return whether a worker is missing from the exchange that this one waits in."""
+    """Return whether a worker is missing from the exchange that this worker waits in."""
     if not isinstance(where, Whereabouts):
         return True
     if where.view > own.view or _cannot_exchange(where):
@@ -96,12 +97,12 @@ def _is_late(where: Where, own: Whereabouts) -> bool:
 
 
 def _cannot_exchange(where: Whereabouts) -> bool:
-    """Return whether an exception has left an exchange, which rules out any other of this view."""
+    """Return whether an exception ended an exchange, so that no more can follow in this view."""
     return where.unfinished is not None and where.waits_at is None and not where.in_fit
 
 
 def _elsewhere(found: Mapping[int, Where], own: Whereabouts) -> Findings:
-    """Return the ranks that wait in another exchange of the same number.
+    """Return the ranks that wait in a different exchange with the same number.
 
     Neither exchange will ever complete.
     """
@@ -131,7 +132,7 @@ def _is_lost(where: Where, own: Whereabouts) -> bool:
 
 
 def _never_comes(where: Where, own: Whereabouts) -> bool:
-    """Return whether a late worker will not take part in the exchange that this one waits in."""
+    """Return whether a late worker will never reach the exchange that this worker waits in."""
     if not isinstance(where, Whereabouts):
         return where is not Absence.SUSPECTED
     if where.view > own.view or _cannot_exchange(where):
@@ -141,7 +142,7 @@ def _never_comes(where: Where, own: Whereabouts) -> bool:
 
 
 def _predicate(where: Where, own: Whereabouts, last_heard_s: float) -> str:
-    """Return what a late worker does, to follow its name in a sentence."""
+    """Return a predicate that describes a late worker, to follow its name in a sentence."""
     if where is Absence.SUSPECTED:
         return f"{where.value}; last heard from {last_heard_s:.0f} s ago"
     if isinstance(where, Absence):

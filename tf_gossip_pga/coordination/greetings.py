@@ -1,6 +1,6 @@
 """Define the first bytes that this package's listeners send, before a nonce or a report.
 
-TensorFlow's server, which later listens on the same main port, begins differently.
+TensorFlow's server, which later listens on the same main port, sends different first bytes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def is_own(greeting: bytes | None) -> bool:
     """Return whether a listener is a process of this package, and not TensorFlow's server.
 
     Args:
-      greeting: the first bytes that it sent; None if nothing listens there.
+      greeting: the first bytes that the listener sent, or None if nothing listens there.
     """
     return greeting is not None and greeting.startswith(_OWN)
 
 
 def is_joining(greeting: bytes | None) -> bool:
-    """Return whether a listener waits for a probe in order to join a job; see `is_own`."""
+    """Return whether a listener waits for a probe in order to join a job (see `is_own`)."""
     return greeting is not None and greeting.startswith(JOINING)

@@ -1,13 +1,13 @@
-"""Let a worker that was lost and restarted find the surviving workers.
+"""Let a restarted worker find the surviving workers.
 
-The restarted worker knows the addresses in `TF_CONFIG`, but TensorFlow listens there, and the
-operating system has chosen the ports of the surviving workers' channels. Therefore, before
-TensorFlow binds the port, the restarted worker listens on its own address. The lowest surviving
-rank probes it repeatedly (`Channel.probe`), and sends it the endpoints of all surviving workers.
-From then on the joining worker can ask all of them. It announces itself until they admit it, at the
-beginning of an epoch.
+A worker that was lost and restarted knows only the addresses in `TF_CONFIG`, where TensorFlow's
+servers listen. It does not know the ports of the surviving workers' channels, which the operating
+system chose. It therefore listens on its own address until TensorFlow binds that port. The lowest
+surviving rank probes this address repeatedly (`Channel.probe`), and sends it the endpoints of all
+surviving workers. The joining worker can then send requests to all of them. It announces itself
+until they admit it at the beginning of an epoch.
 
-Both sides prove that they know the job's secret (`secret`). Without a secret no worker can join.
+Both sides prove that they know the job's secret (`secret`). Without a secret, no worker can join.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Invitation:
     """The message that members send to a joining worker when they are ready to admit it.
 
     Attributes:
-      view_number: number of the view that it will be a member of.
+      view_number: number of the view that the joining worker will be a member of.
       completed: number of exchanges that the members have completed.
       members: the ranks of the current view.
       joining: the ranks being admitted.
-      endpoints: the endpoints of all of these, by rank; see `Channel.endpoint`.
+      endpoints: the endpoints of all these ranks, by rank (see `Channel.endpoint`).
       epoch: the epoch that begins, counted from 0.
-      facts: a digest of what must be equal on all ranks.
+      facts: digest of the facts that must be equal on all ranks.
       state: the callback's state.
     """
 
@@ -59,11 +59,11 @@ class Invitation:
 def await_probe(
     addresses: Sequence[str], rank: int, secret: bytes | None, timing: Timing | None = None
 ) -> dict[int, int] | None:
-    """Wait at this worker's own port for a probe, and return the endpoints that it brings.
+    """Wait on this worker's own port for a probe, and return the endpoints that it carries.
 
-    Return None if no job can be joined yet. This is so if none of the other addresses can belong to
-    a worker that trains, and either a worker takes part in a roll call there or all other workers
-    wait to join as well.
+    Return None if there is no job to join yet. This is the case if no other address can belong to a
+    training worker, and either another worker is taking part in a roll call or all other workers
+    are waiting to join too.
 
     Args:
       addresses: `"host:port"` of all workers, in rank order.
@@ -76,7 +76,7 @@ def await_probe(
 
     Raises:
       ValueError: there is no secret.
-      RuntimeError: another process has the port.
+      RuntimeError: another process uses this worker's port.
       WorkerLost: no worker is left that could probe this one, so there is no job to join.
     """
     if secret is None:
@@ -117,20 +117,21 @@ def await_probe(
 def endpoints_if_probed(
     addresses: Sequence[str], rank: int, secret: bytes | None, timing: Timing | None = None
 ) -> dict[int, int] | None:
-    """Return the endpoints of workers that have lost this worker; None if a job is starting.
+    """Return the endpoints of the workers that lost this worker, or None if a job is starting.
 
-    This covers a worker that was restarted without `TF_GOSSIP_PGA_JOIN=1`. It waits only if
-    something, such as TensorFlow's server, already listens at all other addresses.
+    This handles a worker that was restarted without `TF_GOSSIP_PGA_JOIN=1`. It waits only if
+    something, such as TensorFlow's server, already listens at every other address.
 
     Args:
       addresses: as in `await_probe`.
       rank: as in `await_probe`.
-      secret: as in `await_probe`; None if there is none, so that no worker can probe this one.
+      secret: as in `await_probe`, or None if the job has no secret. In that case, no worker can
+        probe this one.
       timing: as in `await_probe`.
     """
     timing = timing or Timing()
     others = _others(addresses, rank)
-    # OSError: the port is taken, which TensorFlow will report; or no probe arrived in time.
+    # OSError: no probe arrived in time, or the port is taken, which TensorFlow will report.
     with contextlib.suppress(OSError):
         if secret and others and all(_listens(address, timing) for address in others):
             listener = _listener(addresses[rank])
@@ -155,7 +156,7 @@ def _listener(address: str) -> socket.socket:
 def _probed(
     listener: socket.socket, addresses: Sequence[str], rank: int, secret: bytes, timing: Timing
 ) -> Generator[concurrent.futures.Future[dict[int, int]], None, None]:
-    """Listen, and yield a future for the endpoints that a probe will bring."""
+    """Listen, and yield a future for the endpoints that a probe will carry."""
     size, key = len(addresses), secret_lib.key_of(secret, addresses, rank)
     brought: concurrent.futures.Future[dict[int, int]] = concurrent.futures.Future()
 

@@ -66,7 +66,7 @@ class Membership:
         return self._protocol.view
 
     def watch(self) -> None:
-        """Start to ask the others periodically whether they are alive."""
+        """Start asking the others periodically whether they are alive."""
         if self._pinging is None:
             self._pinging = threading.Thread(target=self._ping, name="gossip-ping", daemon=True)
             self._pinging.start()
@@ -75,8 +75,8 @@ class Membership:
         """Record that a `fit` begins.
 
         Args:
-          patience_s: how long workers that form a view wait for workers that are busy; None if a
-            loss ends training, so that no view is ever formed.
+          patience_s: how long workers that form a view wait for busy workers. None if a lost worker
+            ends training, so that no view is ever formed.
         """
         if patience_s is None:
             self._pinging = None
@@ -85,7 +85,7 @@ class Membership:
             self.watch()
 
     def end_fit(self) -> None:
-        """Record that this worker has trained to the end of its current `fit`."""
+        """Record that this worker has finished training in its current `fit`."""
         self._protocol.finished = self._status.tell().fits
         self._protocol.contacts.patience_s = self._timing.silent_s  # the next fit may differ
 
@@ -96,28 +96,27 @@ class Membership:
     def restrict(self, members: Collection[int]) -> None:
         """Treat only these ranks as members of the current view.
 
-        Until it is admitted, a joining worker is the only member of its own view, so that losses of
-        other workers do not concern it.
+        Until it is admitted, a joining worker is the only member of its own view, so the loss of
+        another worker does not affect it.
         """
         self._protocol.view = View(self.view.number, tuple(sorted(members)))
 
     def regroup(
         self, completed: int, min_workers: int, timeout_s: float, join: Callable[[View], None]
     ) -> int:
-        """Form the next view with all surviving workers. When it returns, this worker is a member.
+        """Form the next view with all surviving workers, and join it.
 
         Args:
           completed: number of exchanges that this worker has completed.
-          min_workers: how many members there must be.
-          timeout_s: how long to wait for workers that are alive and busy.
-          join: called with the view to make this process a member.
+          min_workers: minimum number of members.
+          timeout_s: how long to wait for workers that are alive but busy.
+          join: function that makes this process a member of the view that it receives.
 
         Returns:
-          The most exchanges that any member has completed.
+          The largest number of exchanges that any member has completed.
 
         Raises:
-          TrainingFinished: another worker has trained to the end, so nothing is left to do
-            together.
+          TrainingFinished: another worker has finished training, so nothing is left to do together.
           WorkerLost: too few workers survive, or others have continued without this worker.
         """
         fit = self._status.tell().fits
@@ -130,7 +129,7 @@ class Membership:
         joining: Sequence[int],
         join: Callable[[View], None],
     ) -> None:
-        """Form a view of members and joining workers; all of them call this.
+        """Form a view of members and joining workers. All of them must call this.
 
         Args:
           view_number: the number of the current view plus one.
@@ -139,7 +138,7 @@ class Membership:
           join: as in `regroup`.
 
         Raises:
-          ViewAbandoned: another worker was lost meanwhile, or did not come; the members may
+          ViewAbandoned: another worker was lost in the meantime, or did not come. The members may
             regroup.
           WorkerLost: others have continued without this worker.
         """
@@ -150,7 +149,7 @@ class Membership:
         self._protocol.recheck()
 
     def _ping(self) -> None:
-        """Ask the others periodically. One thread per process, nearly always asleep."""
+        """Ask the others periodically. One thread per process, asleep most of the time."""
         while self._pinging is threading.current_thread():
             try:
                 self._run(self._protocol.ping(), lambda view: None)

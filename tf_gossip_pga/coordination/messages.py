@@ -1,12 +1,12 @@
 """Check messages from other processes, field by field, against declared types.
 
-A message is a JSON object. The names and types of its fields are declared once, by the annotations
-of a dataclass or by keywords::
+A message is a JSON object. The names and types of its fields are declared once, by dataclass
+annotations or by keyword arguments::
 
     rank = checked(request, size, rank=Rank)["rank"]
     standing = parse(Standing, answer, size)
 
-A message that does not match its declaration raises `ValueError`; no other exception is raised.
+A message that does not match its declaration raises `ValueError` and never another exception.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Port = Annotated[int, "port"]  # 1 … 65535
 _Result = TypeVar("_Result")
 _Check = Callable[[Any, int], Any]  # (value, number of workers) -> checked value
 
-_LARGEST = 2**53  # the largest integer that every JSON parser keeps exact
+_LARGEST = 2**53  # the largest integer that every JSON parser preserves exactly
 
 
 def checked(message: Mapping[str, Any], size: int, **declared: Any) -> Message:
@@ -37,13 +37,13 @@ def checked(message: Mapping[str, Any], size: int, **declared: Any) -> Message:
 
     Args:
       message: the message from another process.
-      size: number of workers at the start; every rank is below it.
+      size: number of workers at the start. Every rank is below this number.
       **declared: the type of each field: `Rank`, `Port`, `int` (0 … 2**53), `float` (finite, >= 0),
         `bool`, `str`, `Any`, `X | None`, `list[X]`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`,
-        or `dict[Rank, X]`, whose keys JSON holds as decimal digits.
+        or `dict[Rank, X]`, whose keys are decimal strings in JSON.
 
     Raises:
-      ValueError: a field is missing, unknown, or not of its type.
+      ValueError: a field is missing, unknown, or of the wrong type.
     """
     checks = {name: _check(each) for name, each in declared.items()}
     return _checked(message, checks, checks.keys(), size)

@@ -1,19 +1,20 @@
 """Agree on the members, without a clock or a network, in generators that yield effects.
 
 A driver performs each effect and sends the answers to an `Ask` back into the generator.
-`membership` drives it with the real channel and clock, and a simulation with a virtual network.
-docs/protocol.md specifies the protocol.
+`membership` drives the generators with the real channel and clock, and a simulation drives them
+with a virtual network. The protocol is specified in docs/protocol.md.
 
 A worker whose exchange has failed wants the next view. It asks the others until it can decide on
 the members (`decide`). The lowest rank that wants the view is the leader, and the others adopt its
-list. Each worker makes itself a member and reports it; when the leader has heard this from all of
-them, they begin. After any failure on the way, all of them want the view after that.
+list of members. Each worker makes itself a member and reports this. Once all of them have reported
+to the leader, the view begins. After any failure along the way, all of them want the next higher
+view.
 
-Two properties follow. No exchange of a view begins before every member is in it; TensorFlow's group
-leader would forget a member that came too early. And no worker is a member of two views: a list
-counts once all workers on it have adopted it.
+Two properties follow. First, no exchange of a view begins before every member has joined it,
+because TensorFlow's group leader would forget a member that came too early. Second, no worker is a
+member of two views, because a list counts only once all workers on it have adopted it.
 
-Between losses each worker asks the others periodically (`ping`). So it knows whether a dead worker
+Between losses, each worker asks the others periodically (`ping`), so it knows whether a dead worker
 may have continued without it (`contacts`).
 """
 
@@ -37,10 +38,11 @@ from tf_gossip_pga.errors import TrainingFinished, ViewAbandoned, WorkerLost
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """Ask all known workers for their standing; the driver sends back their answers by rank.
+    """Ask all known workers for their standing. The driver sends back their answers by rank.
 
     Attributes:
-      wants: number of the wanted view, for which they call off their exchanges; 0 for no view.
+      wants: number of the wanted view, or 0 for none. The workers that are asked call off their
+        exchanges to form it.
     """
 
     wants: int
@@ -80,15 +82,15 @@ class Protocol:
       rank: this worker's rank.
       size: number of workers at the start.
       timing: every deadline of the control plane.
-      clock: returns the current moment, in seconds.
+      clock: returns the current time, in seconds.
       call_off: called with a reason when another worker wants a new view.
 
     Attributes:
       view: the current view. A joining worker is alone in its view until it is admitted.
-      finished: number of the last `fit` that this worker has trained to the end. The caller sets
-        it.
-      contacts: when this worker and the others have communicated. The caller records exchanges in
-        it.
+      finished: number of the last `fit` in which this worker has finished training. Set by the
+        caller.
+      contacts: when this worker and the others last communicated. The caller records exchanges
+        here.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class Protocol:
 
         Args:
           rank: rank of the worker that asks.
-          wants: number of the view that it wants; 0 for no view.
+          wants: number of the view that it wants, or 0 for none.
           fit: how many times it has called `fit`.
           own_fit: how many times this worker has called `fit`.
           in_fit: whether this worker is still inside its last `fit`.
@@ -137,7 +139,7 @@ class Protocol:
         return dataclasses.replace(standing, fit=own_fit, in_fit=in_fit, finished=self.finished)
 
     def ping(self) -> Steps[None]:
-        """Ask the other members whether they are alive, unless recent contact has shown it.
+        """Ask the other members whether they are alive, unless they recently showed that they are.
 
         A separate thread drives this generator.
         """
@@ -223,10 +225,10 @@ class Protocol:
         return most_completed
 
     def _agree(self, attempt: decide_lib.Attempt, standing: Standing) -> Steps[tuple[int, ...]]:
-        """Return the members of the wanted view, the same on all of them."""
+        """Return the members of the wanted view, the same list on each of them."""
         self._memory = memory = self._memory.for_next_attempt()
         waiting = Waiting(self._timing.report_s, self._clock())
-        # Report all others as not reached yet, so that no leader decides before they have been.
+        # Report all others as not reached yet, so that no leader decides before they are reached.
         unheard = dict.fromkeys(attempt.view.others(self._rank), 0.0)
         standing = dataclasses.replace(standing, silent=tuple(unheard.items()))
         while True:
@@ -260,7 +262,7 @@ class Protocol:
     def _until_begun(
         self, standing: Standing, deadline: float, joining: Collection[int] = ()
     ) -> Steps[int]:
-        """Wait until all members have joined; return the most exchanges any has completed."""
+        """Wait until all members have joined. Return the most exchanges completed by any member."""
         begun = functools.partial(decide_lib.begun_by, self._rank, standing)
         others = [rank for rank in standing.members or () if rank != self._rank]
         return (yield from self._until(standing, others, deadline, begun, joining))
@@ -273,11 +275,11 @@ class Protocol:
         happened: Callable[[decide_lib.Answers], _Result | None],
         joining: Collection[int] = (),
     ) -> Steps[_Result]:
-        """Ask the others until `happened(answers)` returns a value other than None; return it.
+        """Ask the others until `happened(answers)` is not None, and return its value.
 
         Raises:
-          ViewAbandoned: one of `others` is dead or has left `fit` (a joining worker may still enter
-            it), or the deadline has passed.
+          ViewAbandoned: one of `others` is dead or has left `fit`, or the deadline has passed. A
+            joining worker may still enter `fit`.
         """
         waiting = Waiting(self._timing.report_s, self._clock())
         while True:
@@ -299,7 +301,7 @@ class Protocol:
 
         Args:
           standing: this worker's standing, which others receive as an answer from now on.
-          calls_off: whether the others call off their exchanges for the wanted view.
+          calls_off: whether the others must call off their exchanges for the wanted view.
 
         Raises:
           ViewAbandoned: another worker wants a later view.
@@ -313,7 +315,7 @@ class Protocol:
         by = decide_lib.excluding(self._rank, self.view, standing, answers)
         if by is not None:
             raise WorkerLost(decide_lib.excluded_text(self._rank, by))
-        # While workers are admitted, regrouping takes precedence; it wants the same number.
+        # While workers are admitted, regrouping for a view of the same number takes precedence.
         if self._wanted > standing.wants - (not calls_off):
             raise ViewAbandoned
         return answers
@@ -330,7 +332,7 @@ class Protocol:
         )
 
     def _standing_at(self, wants: int, completed: int = 0, fit: int = 1) -> Standing:
-        """Return this worker's standing when it begins to want a view after its current one."""
+        """Return this worker's standing when it starts to want a view after the current one."""
         return Standing(
             view=self.view.number,
             view_members=self.view.members,
@@ -341,7 +343,7 @@ class Protocol:
 
 
 def _is_lost(answers: decide_lib.Answers, joining: Collection[int]) -> bool:
-    """Return whether a worker has died or left `fit`; a joining worker may still enter it."""
+    """Return whether a worker has died, or is outside `fit` and not joining."""
     left = any(
         isinstance(each, Standing) and not each.in_fit and rank not in joining
         for rank, each in answers.items()
@@ -350,10 +352,10 @@ def _is_lost(answers: decide_lib.Answers, joining: Collection[int]) -> bool:
 
 
 def _late(standing: Standing, others: Sequence[int], answers: decide_lib.Answers) -> set[int]:
-    """Return the ranks to wait for.
+    """Return the ranks that are still being waited for.
 
-    These are the ranks that do not want the view; if there are none, those that have not joined it;
-    and if there are none either, all others.
+    These are the ranks that do not want the view. If all want it, they are the ranks that have not
+    joined it. If all have joined it, they are all others.
     """
     known = {rank: each for rank, each in answers.items() if isinstance(each, Standing)}
     away = {r for r in others if r not in known or known[r].wants != standing.wants}

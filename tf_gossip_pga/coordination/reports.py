@@ -1,11 +1,11 @@
-"""Decide when a wait is worth a line of output, and name ranks in it."""
+"""Decide when to report a wait, and name ranks in the report."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-# Items that a list in a sentence names before it ends with a count.
+# Most items that a list in a sentence names. The rest are only counted.
 _LISTED = 8
 
 
@@ -14,7 +14,7 @@ class Waiting:
 
     Args:
       first_s: seconds before the first report.
-      now: moment at which the wait begins; by default the current `time.monotonic()`.
+      now: when the wait begins. Default: the current `time.monotonic()`.
     """
 
     def __init__(self, first_s: float, now: float | None = None) -> None:
@@ -35,7 +35,7 @@ def named(ranks: Iterable[int], predicates: Mapping[int, str] | None = None) -> 
 
     Args:
       ranks: the ranks to name.
-      predicates: what to say about some of the ranks: `"raised OSError: disk full"`.
+      predicates: descriptions of some of the ranks, e.g. `"raised OSError: disk full"`.
     """
     predicates = predicates or {}
     return " and ".join(
@@ -45,6 +45,6 @@ def named(ranks: Iterable[int], predicates: Mapping[int, str] | None = None) -> 
 
 
 def shortened(texts: Sequence[str]) -> list[str]:
-    """Return the first texts, and the number of further ones."""
+    """Return the first few texts, followed by the number of remaining ones."""
     more = len(texts) - _LISTED
     return [*texts[:_LISTED], f"{more} more"] if more > 0 else list(texts)

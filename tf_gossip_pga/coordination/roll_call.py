@@ -1,15 +1,15 @@
 """Connect all workers before TensorFlow starts, or report who is missing and why.
 
-TensorFlow waits for the other workers silently when it starts, and ignores signals meanwhile. So
-every worker first listens on its own port, where TensorFlow's server will listen later, and calls
-all addresses of `TF_CONFIG` repeatedly (`roll_call_sockets`).
+When TensorFlow starts, it waits for the other workers silently and ignores signals. Every worker
+therefore first listens on its own port, where TensorFlow's server will listen later, and repeatedly
+calls all addresses in `TF_CONFIG` (`roll_call_sockets`).
 
-A worker's report names the ranks that it has not met yet. The roll call is complete for a worker
-that has met all others, and whose last reports from all others name no missing rank. It tells all
-others before it leaves. If that message is lost, they see that it has left, because TensorFlow's
-server now listens at its address.
+A worker's report lists the ranks that it has not met yet. The roll call is complete for a worker
+once it has met all others and their latest reports list no missing rank. The worker tells all
+others before it leaves. If that message is lost, they can tell that it has left because
+TensorFlow's server now listens at its address.
 
-Workers do not authenticate here; whoever reaches the ports can prevent a start.
+Workers do not authenticate here. Anyone who can reach the ports can prevent a job from starting.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class RollCall:
     Args:
       addresses: `"host:port"` of all workers, in rank order.
       rank: this worker's rank.
-      facts: facts that must be equal on all ranks, by name; see `Report`.
+      facts: facts that must be equal on all ranks, by name (see `Report`).
       timing: how often to call, and how long to wait.
     """
 
@@ -55,16 +55,16 @@ class RollCall:
         self._warned: set[str] = set()  # nonces of second processes already reported
 
     def run(self) -> list[Report] | None:
-        """Return the reports of all workers in rank order, once all have met all.
+        """Return the reports of all workers in rank order, once all workers have met each other.
 
         Return None if TensorFlow's server, or another gRPC server, listens at all other addresses.
-        The others may be training already and probing for this worker. The caller may then call
-        `run` again.
+        The others may already be training and probing for this worker. In that case, the caller may
+        call `run` again.
 
         Raises:
           RuntimeError: this worker's port is taken.
           ValueError: the workers differ in facts or addresses, or two processes have this rank.
-          WorkerLost: another worker cannot start, or some have not come within `Timing.start_s`.
+          WorkerLost: another worker cannot start, or some were not met within `Timing.start_s`.
         """
         if self._began is None:
             self._began = time.monotonic()
@@ -118,14 +118,14 @@ class RollCall:
         return all(self._seats[rank].is_server for rank in self._others)
 
     def _trouble(self, now: float) -> Exception | None:
-        """Return the error with which this worker cannot start, after telling it to the others."""
+        """Return the error that prevents this worker from starting, after telling the others."""
         error = self._error()
         if error is None:
             self._trouble_since = None
             return None
         if self._trouble_since is None:
             self._trouble_since = now
-        # Wait a little: other workers may have a third list, or report a better reason.
+        # Wait briefly: other workers may have a third list, or report a better reason.
         if now < self._trouble_since + self._timing.start_settle_s:
             return None
         text = str(error)
@@ -164,7 +164,7 @@ class RollCall:
         return f"address in use. Is rank {self._rank} already running?{who}"
 
     def _is_spare(self, report: Report) -> bool:
-        """Return whether a failed process is a second one of its rank, and report that once."""
+        """Return whether a failed process is a duplicate of its rank, and report that once."""
         met = self._calls.own if report.rank == self._rank else self._seats[report.rank].report
         if met is None or met.nonce == report.nonce:
             return False

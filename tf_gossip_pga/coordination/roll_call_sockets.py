@@ -1,4 +1,4 @@
-"""Handle the connections of the roll call (`roll_call`): call all addresses, and answer at one.
+"""Make and answer the calls of the roll call (`roll_call`).
 
 Each end of a connection sends its `Report` as a line of JSON::
 
@@ -24,10 +24,10 @@ from tf_gossip_pga.coordination import greetings, roster
 from tf_gossip_pga.coordination.roster import Report
 from tf_gossip_pga.coordination.timing import Timing
 
-# TensorFlow's server begins with an HTTP/2 SETTINGS frame; three bytes of length precede this.
+# TensorFlow's server begins with an HTTP/2 SETTINGS frame. Three length bytes precede this part.
 _SETTINGS = b"\x04\0\0\0\0\0"
 
-# Connections served at once, and processes remembered, in addition to those of the workers.
+# Limits on connections served at once and on processes remembered, beyond those of the workers.
 _STRANGERS = 64
 
 
@@ -36,13 +36,13 @@ class Seat:
     """The results of calls to the address of one rank.
 
     Attributes:
-      report: report of the worker that answers there; None if none does.
-      left: report of the last worker that answered there, if none does any more.
+      report: report of the worker that answers there, or None if none does.
+      left: report of the last worker that answered there, if none answers now.
       absence: why no worker answers, as a sentence without its final period.
       is_server: whether TensorFlow's server, or another gRPC server, listens there.
       called_by: nonce of a worker of this rank that has called this one.
-      received: this process's latest report that was received there.
-      wake: set to call immediately.
+      received: the latest of this process's reports that has been received there.
+      wake: event to set for an immediate call.
     """
 
     report: Report | None = None
@@ -60,12 +60,12 @@ class Calls:
     Args:
       addresses: `"host:port"` of all workers, in rank order.
       rank: this worker's rank.
-      facts: facts that must be equal on all ranks, by name; see `Report`.
+      facts: facts that must be equal on all ranks, by name (see `Report`).
       timing: how often to call, and how long to wait for answers.
 
     Attributes:
       own: this worker's current report.
-      seats: the results of calls, by rank; this worker calls its own address too.
+      seats: the results of calls, by rank. This worker calls its own address too.
       changed: set when a worker has reported something new.
     """
 
@@ -96,7 +96,7 @@ class Calls:
 
     @contextlib.contextmanager
     def under_way(self) -> Generator[OSError | None, None, None]:
-        """Call and answer inside the context; yield the error if this worker cannot listen."""
+        """Call and answer inside the context. Yield the error if this worker cannot listen."""
         over = threading.Event()
         with contextlib.ExitStack() as stack:
             failed = None
@@ -117,13 +117,13 @@ class Calls:
             seat.wake.set()
 
     def say(self, **changes: Any) -> None:
-        """Change this worker's report, and call all others with it."""
+        """Change this worker's report, and send it to all others."""
         self.own = dataclasses.replace(self.own, **changes)
         for seat in self.seats:
             seat.wake.set()
 
     def tell(self, seconds: float, **changes: Any) -> None:
-        """Send a last report to all others; return when they have received it, or time is up.
+        """Send a last report to all others. Return when they have received it or the time is up.
 
         Args:
           seconds: how long to wait for them.
@@ -201,14 +201,14 @@ class Calls:
         )
 
     def _miss(self, rank: int, absence: str, is_server: bool = False) -> None:
-        """Record why no worker of a rank answers at its address."""
+        """Record why no worker answers at a rank's address."""
         seat = self.seats[rank]
         with self._lock:
             seat.left, seat.report = seat.report or seat.left, None
             seat.absence, seat.is_server = absence, is_server
 
     def _found(self, rank: int, report: Report, where: str) -> None:
-        """Record which process answers at the address of a rank."""
+        """Record which process answers at a rank's address."""
         self._hear(report)
         if rank != self._rank:
             if report.addresses != self.own.addresses:
@@ -266,7 +266,7 @@ class Calls:
             connection.sendall(b"\n")
 
     def _called(self, seat: Seat, report: Report, own: Report) -> None:
-        """Record that a worker has called, and has received a report of this one."""
+        """Record that a worker has called and has received this worker's report."""
         with self._lock:
             seat.received = own
             if seat.report and seat.report.nonce == report.nonce:
@@ -340,13 +340,13 @@ def _read_line(connection: socket.socket, ends: float) -> bytes:
 
 
 def _read(connection: socket.socket, ends: float, size: int) -> bytes:
-    """Return what arrives next, up to `size` bytes, before `ends` (of `time.monotonic`)."""
+    """Return up to `size` bytes that arrive before `ends` (by `time.monotonic`)."""
     connection.settimeout(max(1e-3, ends - time.monotonic()))
     return connection.recv(size)
 
 
 def _start(function: Callable[..., None], *arguments: Any) -> threading.Thread:
-    # Daemon: resolving a name may take longer than a process that ends should wait.
+    # Daemon thread, because resolving a name may take longer than an ending process should wait.
     thread = threading.Thread(target=function, args=arguments, name="roll-call", daemon=True)
     thread.start()
     return thread

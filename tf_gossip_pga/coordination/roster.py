@@ -1,6 +1,6 @@
-"""Define the reports that starting workers exchange, and compare them. No sockets.
+"""Define and compare the reports that starting workers exchange. Uses no sockets.
 
-In the roll call (`roll_call`) each worker sends one `Report`, as a line of JSON, to every other.
+In the roll call (`roll_call`), each worker sends one `Report`, as a line of JSON, to every other.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from tf_gossip_pga.coordination.reports import shortened
 
 _Value = TypeVar("_Value")
 
-# Maximum length of a report's line: enough for the addresses of some thousand workers.
+# Maximum length of a report's line: enough for the addresses of several thousand workers.
 REPORT_BYTES = 1 << 18
 
 _TEXT = 2000  # characters kept of a name or a reason
 
-# Of longer lists of addresses, quote only the entries that differ.
+# For longer lists of addresses, quote only the entries that differ.
 _QUOTED = 8
 
 
@@ -29,14 +29,14 @@ class Report:
 
     Attributes:
       rank: its rank.
-      nonce: random characters that identify the process; a restarted worker has others.
+      nonce: random characters that identify the process. A restarted worker has different ones.
       host: name of its machine.
       pid: its process id there.
       addresses: `"host:port"` of all workers in rank order, from its `TF_CONFIG`.
       facts: facts that must be equal on all ranks, by name, e.g. `{"version of Keras": "3.15.1"}`.
       missing: the ranks that it has not met.
-      complete: whether it knows that all workers have met all.
-      failure: why it cannot start, as a sentence; empty if it can.
+      complete: whether it knows that all workers have met each other.
+      failure: why it cannot start, as a sentence, or an empty string if it can.
     """
 
     rank: int
@@ -86,7 +86,7 @@ def from_line(line: bytes) -> Report:
 
 
 def difference(reports: Collection[Report]) -> str:
-    """Return what the reports disagree on, as sentences; empty if they agree."""
+    """Return sentences that say what the reports disagree on, or an empty string if they agree."""
     lists = _holders([(report, report.addresses) for report in reports])
     if len(lists) > 1:
         quoted = (f"\n  {who}: {_quoted(each, list(lists))}" for each, who in lists.items())
@@ -103,7 +103,7 @@ def difference(reports: Collection[Report]) -> str:
 
 
 def _holders(values: Iterable[tuple[Report, _Value]]) -> dict[_Value, str]:
-    """Return, for each value, the processes that hold it, in words and in rank order."""
+    """Return, for each value, a description of the processes that hold it, in rank order."""
     holders: dict[_Value, list[str]] = {}
     for report, value in sorted(values, key=lambda each: (each[0].rank, each[0].nonce)):
         holders.setdefault(value, []).append(f"rank {report.rank} ({report.process})")
@@ -111,7 +111,7 @@ def _holders(values: Iterable[tuple[Report, _Value]]) -> dict[_Value, str]:
 
 
 def _quoted(addresses: Sequence[str], lists: Sequence[Sequence[str]]) -> str:
-    """Return a list in words; of a long list only the entries that differ between the lists."""
+    """Return a list as text. Of a long list, show only the entries that differ between lists."""
     if len(addresses) <= _QUOTED:
         return ", ".join(addresses)
     odd = [

@@ -1,4 +1,4 @@
-"""Observe a call from other threads: whether it still runs, and which exception left it."""
+"""Observe from other threads whether a call is running, and which exception escaped it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import traceback
 import types
 from collections.abc import Iterator
 
-# Characters of an exception's text that other workers receive.
+# Maximum length of an exception's text that other workers receive.
 _LONGEST = 300
 
 
 class Call:
     """A running call of a function on the thread that creates this object.
 
-    An exception leaves Keras' `fit` without calling any callback, but Python shows it. The function
-    is no longer on the thread's stack. The exception is the one that the thread handles (in
-    `except`, `finally` or `with`), or the last uncaught one.
+    When an exception escapes Keras' `fit`, no callback is called, but Python reveals it. The
+    function is no longer on the thread's stack, and the exception is either the one that the thread
+    is handling (in `except`, `finally` or `with`) or the last uncaught one.
 
     Args:
       code: the function's code object. It must be on the stack.
 
     Attributes:
-      has_ended: whether the function has finished its work, even if it has not returned yet. The
-        caller sets it.
+      has_ended: whether the function has finished its work, even if it has not returned yet. Set by
+        the caller.
     """
 
     def __init__(self, code: types.CodeType) -> None:
@@ -42,14 +42,14 @@ class Call:
 
     @property
     def was_left(self) -> bool:
-        """Whether an exception has left the function."""
+        """Whether an exception has escaped the function."""
         return not self.has_ended and not self.is_running
 
     def raised(self) -> str | None:
-        """Return which exception has left the function: `"raised OSError: disk full"`.
+        """Return the exception that escaped the function, e.g. `"raised OSError: disk full"`.
 
-        The result is remembered once found. None means that no call so far could see the exception.
-        That of `sys.exit` is seldom visible.
+        Once found, the exception is remembered. None means that no call of this method has found it
+        so far. An exception raised by `sys.exit` is rarely visible.
         """
         if self._raised is None:
             for error in self._visible():
@@ -60,7 +60,7 @@ class Call:
         return self._raised
 
     def _visible(self) -> Iterator[BaseException]:
-        """Yield the exceptions that the thread handles, innermost first; then an uncaught one."""
+        """Yield the exceptions that the thread handles, innermost first, then an uncaught one."""
         handled = sys._current_exceptions().get(self._thread)  # pyright: ignore[reportPrivateUsage]
         error: object = handled[1] if isinstance(handled, tuple) else handled  # before Python 3.12
         while isinstance(error, BaseException):
@@ -104,9 +104,9 @@ class Frame:
 
 
 def uncaught() -> str | None:
-    """Return the exception that ends this program, in words, or None.
+    """Return a description of the exception that ends this program, or None.
 
-    In a notebook or at a prompt exceptions do not end the program, so return None.
+    In a notebook or at a prompt, exceptions do not end the program, so this returns None.
     """
     error = _uncaught()
     return worded(error) if isinstance(error, BaseException) and not hasattr(sys, "ps1") else None
@@ -131,7 +131,7 @@ def _uncaught() -> object:
 def _with_wrappers(code: types.CodeType) -> set[types.CodeType]:
     """Return the code of a function on the stack, and of the callers in its package that wrap it.
 
-    Keras' own wrapper of `fit` removes `fit` from tracebacks.
+    They are needed because Keras' wrapper of `fit` removes `fit` from tracebacks.
     """
     codes = {code}
     package = None

@@ -1,9 +1,9 @@
 """Find a job's secret, and let two processes prove to each other that they know it.
 
-All workers of a job may share a secret. With it a worker that was lost and restarted proves that it
-belongs to the job, and the members prove the same to the restarted worker. The secret itself is
-never sent. Each process listens with a *key* of 32 bytes, which others derive from the secret and
-the process's place in the job.
+The workers of a job may share a secret. A restarted worker uses it to prove that it belongs to the
+job, and the members use it to prove the same to the restarted worker. The secret itself is never
+sent. Each process listens with a *key* of 32 bytes, which others derive from the secret and the
+process's place in the job.
 
 Requests and answers are authenticated with the key of the process that listens::
 
@@ -11,7 +11,7 @@ Requests and answers are authenticated with the key of the process that listens:
     asker -> listener      HMAC(key, nonce, request), request       the request has a nonce as well
     listener -> asker      HMAC(key, HMAC of the request, answer), answer
 
-Both nonces are random, so that neither message can be replayed. Nothing is encrypted.
+Both nonces are random, so neither message can be replayed. Nothing is encrypted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tf_gossip_pga.coordination.messages import Message
 from tf_gossip_pga.coordination.reports import named
 
 _SHORTEST, _LONGEST = 16, 4096  # characters
-_MAC_BYTES = 64  # of a MAC in hexadecimal digits
+_MAC_BYTES = 64  # length of a MAC in hexadecimal
 
 _HOW = (
     "Give every worker of the job the same random text of at least "
@@ -39,12 +39,13 @@ _HOW = (
 
 
 def find(environment: Mapping[str, str] | None = None) -> bytes | None:
-    """Return the secret of the job that this process belongs to, or None if it has none.
+    """Return the secret of this process's job, or None if the job has none.
 
-    `TF_GOSSIP_PGA_SECRET` holds the secret, or `TF_GOSSIP_PGA_SECRET_FILE` names a file that does.
+    `TF_GOSSIP_PGA_SECRET` holds the secret, or `TF_GOSSIP_PGA_SECRET_FILE` names a file that holds
+    it.
 
     Args:
-      environment: the environment variables to read; by default those of this process.
+      environment: the environment variables to read. Default: those of this process.
 
     Raises:
       ValueError: both variables are set, the file cannot be read, or the secret is too short or too
@@ -69,7 +70,7 @@ def find(environment: Mapping[str, str] | None = None) -> bytes | None:
 
 
 def missing(rank: int) -> ValueError:
-    """Return the error for a worker that is to join a running job and has no secret."""
+    """Return the error for a worker that should join a running job but has no secret."""
     return ValueError(
         f"Rank {rank} cannot join a running job: it has no secret to prove that it belongs to the "
         f"job. Set {SECRET} to the secret of the other workers, or {SECRET_FILE} to the name of a "
@@ -81,7 +82,7 @@ def differing(fingerprints: Sequence[str | None]) -> ValueError:
     """Return the error for workers that do not have the same secret.
 
     Args:
-      fingerprints: the fingerprint of each worker's secret, in rank order; None for no secret.
+      fingerprints: the fingerprint of each worker's secret, in rank order, or None for no secret.
     """
     ranks: dict[str | None, list[int]] = {}
     for rank, each in enumerate(fingerprints):
@@ -94,18 +95,18 @@ def differing(fingerprints: Sequence[str | None]) -> ValueError:
 
 
 def key_of(secret: bytes, addresses: Sequence[str], rank: int) -> bytes:
-    """Return the key of the process of a rank, in the job at these addresses."""
+    """Return the key of a rank's process, in the job at these addresses."""
     return hmac.digest(secret, json.dumps(["key", rank, *addresses]).encode(), "sha256")
 
 
 def fingerprint(secret: bytes, addresses: Sequence[str]) -> str:
-    """Return a text that is equal for equal secrets, and does not reveal the secret."""
+    """Return a string that is equal for equal secrets but does not reveal the secret."""
     text = json.dumps(["fingerprint", *addresses])
     return hmac.digest(secret, text.encode(), "sha256").hex()[:16]
 
 
 def nonce() -> str:
-    """Return a random text with which a listener begins a conversation."""
+    """Return a random string that a listener sends at the start of a conversation."""
     return secrets.token_hex(16)
 
 
@@ -114,8 +115,8 @@ def seal_request(key: bytes, begins_with: str, request: Message) -> tuple[bytes,
 
     Args:
       key: key of the process that is asked.
-      begins_with: the nonce that it has sent.
-      request: a dict that JSON can hold.
+      begins_with: the nonce that the asked process has sent.
+      request: a JSON-serializable dict.
 
     Returns:
       The line, and the text that `open_answer` needs.
@@ -144,12 +145,12 @@ def open_request(key: bytes, begins_with: str, line: bytes) -> tuple[Message, st
 
 
 def seal_answer(key: bytes, to: str, answer: Message) -> bytes:
-    """Return an answer as an authenticated line; `to` comes from `open_request`."""
+    """Return an answer as an authenticated line. `to` comes from `open_request`."""
     return _seal(key, "answer " + to, answer)
 
 
 def open_answer(key: bytes, to: str, line: bytes) -> Message:
-    """Return an answer; `to` comes from `seal_request`.
+    """Return an answer. `to` comes from `seal_request`.
 
     Raises:
       ValueError: the answering process does not know the key, or the line is not an answer.

@@ -1,4 +1,4 @@
-"""Count the exchanges of one `fit`, which all members run in the same order, across losses."""
+"""Count the exchanges of one `fit` across losses. All members run them in the same order."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Sequence:
         """Record a new view, and return whether another attempt is worthwhile.
 
         Args:
-          most_completed: the largest count among all its members.
+          most_completed: the largest count among all members of the view.
           is_lost: whether a worker was lost.
 
         Returns:

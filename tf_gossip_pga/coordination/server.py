@@ -1,8 +1,8 @@
 """Answer requests from other processes of the job, on a thread with its own event loop.
 
-The server sends a greeting with a nonce to every process that connects. The process must send one
-request which proves that it knows the server's key (`secret`); the server drops anything else. The
-number of connections and the time of each are limited, so that strangers cannot exhaust the file
+The server sends a greeting with a nonce to every process that connects. The process must then send
+one request that proves that it knows the server's key (`secret`). The server drops anything else.
+The number of connections and the duration of each are limited, so strangers cannot exhaust the file
 descriptors of a training process. Above the limit, the server closes the oldest connection.
 """
 
@@ -29,12 +29,12 @@ MESSAGE_BYTES = 1 << 16  # enough for the endpoints of thousands of workers
 # Raised when a connection fails, takes too long, or carries anything but a message of this job.
 BROKEN = (OSError, ValueError, RecursionError)
 
-# System errors that mean no room for another connection, and the pause after an error.
+# System errors that mean there is no room for a connection, and the pause after an error.
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _RETRY_S = 0.1
 
-# Limits of simultaneous connections. One worker may at the same time ask for the status, want a
-# view, report an exception, and report its end.
+# Limits on simultaneous connections. A worker may ask for the status, want a view, report an
+# exception, and report its end, all at the same time.
 _STRANGERS = 32
 _OF_EACH_WORKER = 4
 
@@ -42,19 +42,18 @@ _OF_EACH_WORKER = 4
 class Server:
     """Answer requests that arrive at a socket.
 
-    Each kind of request is an entry of `handlers`. Handlers run on the server's only thread: they
-    must be quick and must not wait for anything. A handler raises `ValueError` for a request that
-    it cannot use.
+    Each kind of request is an entry of `handlers`. Handlers run on the server's only thread, so
+    they must be quick and must never block. A handler raises `ValueError` for an invalid request.
 
     Args:
-      listener: a socket that listens; the server closes it.
+      listener: a listening socket. The server closes it.
       key: the key that askers must know.
-      greeting: sent to every process that connects; see `secret` for the rest of the conversation.
+      greeting: sent to every process that connects (see `secret` for the rest of the conversation).
       size: number of workers.
-      serve_s: seconds that a connection may take.
+      serve_s: maximum duration of a connection, in seconds.
 
     Attributes:
-      handlers: kind of request -> function that takes the request and returns the answer.
+      handlers: functions by kind of request. Each takes a request and returns the answer.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Server:
         self._most = _STRANGERS + _OF_EACH_WORKER * size
         self._serve_s = serve_s
         self._serving: dict[asyncio.Task[None], None] = {}  # the oldest first
-        # Create a new event loop, and leave alone the one that the calling thread may have.
+        # Create a new event loop, separate from one that the calling thread may have.
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
         self._closed = asyncio.Event()
@@ -81,7 +80,7 @@ class Server:
 
         Args:
           coroutine: the coroutine.
-          timeout_s: seconds to wait for the result; None for no limit.
+          timeout_s: seconds to wait for the result, or None for no limit.
 
         Raises:
           TimeoutError: there is no result after `timeout_s`.
@@ -110,7 +109,7 @@ class Server:
             accepting = asyncio.create_task(self._accept())
             await self._closed.wait()
             accepting.cancel()
-            await asyncio.sleep(0)  # let tasks begin: only then do they close their connections
+            await asyncio.sleep(0)  # let tasks start, so that they close their connections
             self._drop(len(self._serving))
             await asyncio.gather(accepting, *self._serving, return_exceptions=True)
             await asyncio.sleep(0)  # the loop closes the sockets in its next iteration
@@ -133,7 +132,7 @@ class Server:
             self._drop(len(self._serving) - self._most)
 
     async def _readable(self) -> None:
-        """Return when a connection may be waiting; `sock_accept` may lose one that it accepts."""
+        """Wait until a connection is pending. `sock_accept` could lose one that it accepts."""
         is_readable = self._loop.create_future()
         self._loop.add_reader(self._listener, _settle, is_readable)
         try:
@@ -142,7 +141,7 @@ class Server:
             self._loop.remove_reader(self._listener)
 
     def _drop(self, count: int) -> None:
-        """Close the oldest connections; those of workers are served within milliseconds."""
+        """Close the oldest connections. Workers' connections are served within milliseconds."""
         for task in list(self._serving)[: max(0, count)]:
             task.cancel()
 

@@ -1,4 +1,4 @@
-"""Describe where a worker is, for others that wait for it, and why a worker may not answer."""
+"""Describe where a worker is, for workers that wait for it, and why it may not answer."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LEFT = "has left fit"
 
 @dataclasses.dataclass(frozen=True)
 class Departure:
-    """A worker's report that an exception has left its `fit`, or ended the worker.
+    """A worker's report that an exception has escaped its `fit` or ended the worker.
 
     Attributes:
       text: a predicate about the worker: `"raised OSError: disk full"`.
-      ends: whether its process ends.
+      ends: whether its process is ending.
     """
 
     text: str
@@ -39,23 +39,23 @@ class Whereabouts:
     """A worker's report about where it is.
 
     Attributes:
-      where: what it does in `fit`, to follow "is": `"computing step 7"`; empty before its first
-        `fit`.
-      where_s: for how many seconds it has done this.
+      where: its activity in `fit`, to follow "is", e.g. `"computing step 7"`. Empty before its
+        first `fit`.
+      where_s: how many seconds this activity has lasted.
       step: number of completed steps.
       exchanges: how many exchanges it has begun. All ranks take part in the same exchanges in the
         same order, so a rank that has begun fewer is late.
       waits_at: the exchange that it waits in, or None.
-      waits_s: for how many seconds it has waited there.
+      waits_s: how many seconds it has waited there.
       fits: how many times it has called `fit`.
       in_fit: whether it is still inside the last of these calls.
-      left: how it has left the last of these calls before its end, `"raised OSError: disk full"` or
-        `LEFT`; None while it trains and after the end.
-      unfinished: the exchange that it has begun and not completed, or None. After such an exchange
-        fails, the worker cannot exchange any more.
-      can_regroup: whether the next `fit` may regroup nevertheless, because that exchange failed
-        between two fits.
-      view: number of the view whose exchanges these are.
+      left: how it left the last of these calls early, e.g. `"raised OSError: disk full"` or `LEFT`.
+        None while it trains and after it has finished.
+      unfinished: the exchange that it has begun but not completed, or None. If that exchange fails,
+        the worker can no longer exchange.
+      can_regroup: whether the next `fit` may still regroup, because that exchange failed between
+        two `fit` calls.
+      view: number of the view that these exchanges belong to.
     """
 
     where: str
@@ -73,7 +73,7 @@ class Whereabouts:
 
 
 class Status:
-    """This process's status. The threads that train update it; the channel's thread reads it.
+    """This process's status. Training threads update it, and the channel's thread reads it.
 
     Attributes:
       exchanges: see `Whereabouts`.
@@ -93,26 +93,26 @@ class Status:
         self._fits = 0
 
     def at(self, where: str, step: int) -> None:
-        """Record what this process does now, and how many steps it has completed."""
+        """Record what this process is doing now, and how many steps it has completed."""
         self._at = (where, step, time.monotonic())
 
     def enter_fit(self, code: types.CodeType) -> None:
-        """Record that this thread trains until the function with this code has returned.
+        """Record that this thread trains until the function with this code returns.
 
-        An exception leaves `fit` without calling any callback, but the thread's stack shows it.
+        When an exception escapes `fit`, no callback is called, but the thread's stack reveals it.
         """
         self._fit = running_call.Call(code)
         self._fits += 1
 
     def end_fit(self) -> None:
-        """Record that this process has trained to the end, although `fit` has not returned yet."""
+        """Record that this process has finished training, although `fit` has not returned yet."""
         if self._fit is not None:
             self._fit.has_ended = True
 
     def begin_view(self, number: int) -> None:
         """Record that this process is a member of a new view.
 
-        All members count exchanges from 0 again.
+        All members restart their count of exchanges at 0.
         """
         self._view = number
         self.exchanges = 0
@@ -127,18 +127,18 @@ class Status:
         """Record that the exchange is over.
 
         Args:
-          completed: whether it has produced a result.
+          completed: whether the exchange has produced a result.
         """
         self._waits = None
         if completed:
             self.unfinished = None
 
     def departure(self, ends: bool = False) -> Departure | None:
-        """Return which exception has left `fit`, or None if none has.
+        """Return how an exception ended `fit`, or None if none did.
 
         Args:
           ends: whether this process is ending. If so, also return an exception that ended it
-            outside of `fit`.
+            outside `fit`.
         """
         text = self.tell().left
         if ends:

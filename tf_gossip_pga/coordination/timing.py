@@ -10,50 +10,51 @@ import dataclasses
 class Timing:
     """Deadlines and intervals, in seconds unless the name says otherwise.
 
-    Everything that waits receives one such object. Tests and the protocol simulation pass other
-    values; nothing else changes them.
+    Everything that waits receives a `Timing` object. Only tests and the protocol simulation pass
+    other values.
 
     Attributes:
       start_s: how long a starting worker waits for the others: in the roll call, while TensorFlow
         starts, and in its first exchange.
-      start_report_s: when a starting worker first reports that it waits for others.
-      start_call_s: shortest interval at which a starting worker calls the others.
+      start_report_s: how long a starting worker waits for others before it first reports the wait.
+      start_call_s: shortest interval between a starting worker's calls to another worker.
       start_settle_s: how long a worker that cannot start listens for further reports about the
-        cause, and how long it tries to listen on its port.
-      start_tell_s: how long it then tries to send the cause to the others.
-      between_work_factor: how many times longer than `timeout_s` workers wait for one another after
-        different work: reading data, compiling, validating, writing a checkpoint.
+        cause. Also how long a worker keeps trying to listen on its port.
+      start_tell_s: how long a worker that cannot start tries to send the cause to the others.
+      between_work_factor: factor by which `timeout_s` is extended when workers wait for one another
+        after unequal work, such as reading data, compiling, validating, or writing a checkpoint.
       restore_s: how long workers wait for one another while checkpoints are read.
-      ask_s: how long a request to another worker may take; long for a live process, short next to
-        any timeout.
-      reachable_s: how long the one request may take that checks whether a worker can be reached at
-        all.
+      ask_s: how long a request to another worker may take. This is ample for a live process, but
+        short compared with any timeout.
+      reachable_s: how long a request may take that only checks whether a worker is reachable.
       serve_s: how long an unknown peer may hold a connection.
       watch_every_s: how often the watchdog checks the exchange in progress.
-      patience_s: how long an exchange may take, at least, before the watchdog asks and reports.
-      patience_steps: the same, as a number of this worker's own steps.
+      patience_s: minimum duration of an exchange before the watchdog asks about it and reports it.
+      patience_steps: the same, as a multiple of this worker's median step time.
       suspect_s: how long a worker may be silent before the watchdog aborts an exchange with it.
-      linger_s: how long a worker that ends after a loss still answers, so that the others do not
-        blame it.
+      linger_s: how long a worker keeps answering before it ends after a loss, so that the others do
+        not blame it.
       closing_s: how long to wait for an ending worker to close its sockets before asking it again.
-      closing_checks: how many times to ask it again.
+      closing_checks: how many times to ask an ending worker again.
       poll_s: how often workers ask one another while they form a view.
       silent_s: how long a worker may be silent, after the exchange was aborted, before a view is
         formed without it. A silent worker is lost after `suspect_s + silent_s`.
-      ping_every_s: how often a worker asks members whose recent activity it has not seen. Together
-        with the time of an answer it must be far below `silent_s`.
-      report_s: when a worker first reports that it waits for others to form a view.
+      ping_every_s: how often a worker asks members whose recent activity it has not seen. This
+        interval plus the time of an answer must be far below `silent_s`.
+      report_s: how long a worker waits for others to form a view before it first reports the wait.
       attempts: how many views in a row may be abandoned before a worker gives up.
       futile_regroups: how often the same exchange may fail without a lost worker before a worker
         gives up.
       probe_every_s: how often the chief probes the ports of lost workers.
       announce_every_s: how often a joining worker announces itself.
-      announced_s: for how long such an announcement counts.
+      announced_s: how long such an announcement remains valid.
       admit_s: how long the members wait for joining workers that they have invited.
-      join_report_s: when a joining worker first reports that it waits.
-      job_check_every_s: how often a worker that waits for a probe checks whether a job is left.
-      job_checks: after how many such checks without a sign of a job it gives up.
-      unannounced_probe_s: how long a worker that is started without `TF_GOSSIP_PGA_JOIN=1` listens
+      join_report_s: how long a joining worker waits before it first reports the wait.
+      job_check_every_s: how often a worker that waits for a probe checks whether there is still a
+        job to join.
+      job_checks: how many such checks in a row may find no sign of a job before the worker gives
+        up.
+      unannounced_probe_s: how long a worker that was started without `TF_GOSSIP_PGA_JOIN=1` listens
         for a probe.
     """
 

@@ -1,4 +1,4 @@
-"""Define `View`, on which workers agree, and `Standing`, which they send one another meanwhile."""
+"""Define `View`, which workers agree on, and `Standing`, which they exchange to do so."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """A worker's answer to those that form a view.
+    """A worker's answer to workers that are forming a view.
 
     Attributes:
       view: number of the last view whose exchanges it has begun.
-      view_members: members of that view; None if it is not known.
-      wants: number of the view that it wants, or is in.
+      view_members: members of that view, or None if unknown.
+      wants: number of the view that it wants or is in.
       completed: number of exchanges that it has completed in this `fit`.
       members: members of the wanted view, once it has decided on them or adopted them.
-      is_member: whether it has made itself one of them.
-      most_completed: once it has begun the wanted view, the most exchanges that any member had
-        completed.
+      is_member: whether it has made itself a member of the wanted view.
+      most_completed: the most exchanges that any member had completed, once it has begun the wanted
+        view.
       fit: how many times it has called `fit`.
       in_fit: whether it is still inside the last of these calls.
-      finished: number of the last `fit` that it has trained to the end.
-      silent: each rank that it has not reached since it began to want the view, and for how many
-        seconds that rank has shown no sign of life.
+      finished: number of the last `fit` in which it has finished training.
+      silent: each rank that it has not reached since it began to want the view, with the number of
+        seconds without a sign of life from that rank.
     """
 
     view: int = 0

@@ -1,8 +1,8 @@
-"""Watch the exchange in progress: ask which ranks it waits for, report the wait, and abort it.
+"""Watch the exchange in progress: find which ranks it waits for, and report or abort it.
 
-TensorFlow's collectives wait silently and without limit, and their own timeouts cost two threads
-each. Here one thread watches the exchange in progress. When the exchange takes long, the thread
-asks the other workers through `channel` where they are. When it takes too long, the thread aborts
+TensorFlow's collectives wait silently and forever, and each of their own timeouts costs two
+threads. Instead, a single thread watches the exchange in progress. If the exchange takes long, the
+thread asks the other workers where they are (`channel`). If it takes too long, the thread aborts
 it.
 """
 
@@ -30,7 +30,7 @@ from tf_gossip_pga.errors import ExchangeBroken, WorkerLost
 
 @dataclasses.dataclass
 class Wait:
-    """An exchange in progress. Moments are those of `time.monotonic`.
+    """An exchange in progress. All times are from `time.monotonic`.
 
     Attributes:
       doing: the exchange, e.g. `"the gossip of step 7"`.
@@ -38,8 +38,9 @@ class Wait:
       started: when it began.
       ask_at: when to ask the other workers again.
       report_at: when to report the wait again.
-      suspected_since: since when a worker that it waits for has not answered; None if all answer.
-      findings: what the watchdog found before it aborted the exchange; None while the exchange
+      suspected_since: when a worker that it waits for was first found not answering. None if all
+        answer.
+      findings: what the watchdog found before it aborted the exchange. None while the exchange
         runs, or if another worker noticed the failure first.
     """
 
@@ -61,11 +62,12 @@ class Watchdog:
       channel: sends requests to the other workers.
       status: this worker's status.
       timing: every deadline of the control plane.
-      abort: called with a reason, makes the exchange in progress and every later one fail.
+      abort: function that takes a reason, and makes the exchange in progress and all later ones
+        fail.
 
     Attributes:
       called_off: why no exchange may begin, or None.
-      departures: the workers that have left `fit`, or ended, by an exception.
+      departures: the workers that have left `fit`, or ended, because of an exception.
     """
 
     def __init__(
@@ -88,17 +90,17 @@ class Watchdog:
         self.called_off: str | None = None
         self._step_s: collections.deque[float] = collections.deque(maxlen=50)
         self._last_step = (0, 0.0)  # its number, and when it was completed
-        self._ending: set[int] = set()  # ranks that have lost another worker, and end
+        self._ending: set[int] = set()  # ranks that are ending because they lost another
         self._closed = threading.Event()
         self.departures = Departures(rank, size, channel, status)
         channel.handlers["ending"] = self._note_ending
         threading.Thread(target=self._run, name="gossip-watchdog", daemon=True).start()
 
     def at(self, where: str, step: int) -> None:
-        """Record what this process does now, and how long its last step took.
+        """Record what this process is doing now, and how long its last step took.
 
         Args:
-          where: the activity, to follow "It is" in a sentence.
+          where: the activity, phrased to follow "It is" in a sentence.
           step: number of completed steps.
         """
         last, since = self._last_step
@@ -111,17 +113,17 @@ class Watchdog:
 
     @contextlib.contextmanager
     def deadline(self, doing: str, timeout_s: float) -> Generator[Wait, None, None]:
-        """Run exchanges under a deadline, after which they are aborted.
+        """Run exchanges under a deadline, and abort them when it passes.
 
-        The caller translates the error that an aborted exchange ends with. The `findings` of the
-        yielded object say why the watchdog aborted it.
+        The caller converts the error that an aborted exchange raises. The `findings` of the yielded
+        `Wait` say why the watchdog aborted it.
 
         Args:
           doing: the exchange, e.g. `"the gossip of step 7"`.
           timeout_s: how many seconds it may take.
 
         Raises:
-          ExchangeBroken: exchanges are called off.
+          ExchangeBroken: exchanges have been called off.
           WorkerLost: an earlier exchange was not completed, and no new view can repair that.
         """
         wait = Wait(doing, timeout_s)
@@ -150,9 +152,9 @@ class Watchdog:
                     self._abort(reason)
 
     def give_up(self, reason: str) -> None:
-        """Call off all exchanges of this view after one that failed between two fits.
+        """Call off all exchanges of this view after one failed between two `fit` calls.
 
-        The script may catch the resulting exception, and the next `fit` forms a new view.
+        The script may catch the resulting exception. The next `fit` then forms a new view.
         """
         self._status.can_regroup = True
         self.call_off(reason)
@@ -167,9 +169,10 @@ class Watchdog:
             self.departures.forget()
 
     def text_of_loss(self, broken: ExchangeBroken) -> str:
-        """Return the report of an exchange that has failed for good.
+        """Return the report of an exchange that has failed permanently.
 
-        This lingers before it returns: if this process ended at once, the others would blame it.
+        This waits before it returns, because the others would blame a process that ends
+        immediately.
         """
         self._channel.ask_all("ending", rank=self._rank)
         findings, reason = broken.findings, broken.reason
@@ -193,7 +196,7 @@ class Watchdog:
         )
 
     def close(self) -> None:
-        """Let the thread end. Only tests call this; a process keeps its watchdog until it ends."""
+        """Stop the thread. Only tests call this. A process keeps its watchdog until it ends."""
         self._closed.set()
 
     def _findings(self) -> Findings:
@@ -210,10 +213,10 @@ class Watchdog:
         )
 
     def _settled_findings(self) -> Findings:
-        """Ask again while a worker is suspected, and return the findings that blame fewest.
+        """Ask again while a worker is suspected. Return the findings that blame the fewest ranks.
 
-        A worker that ends closes its sockets one by one, and a live worker may miss a request on a
-        busy machine.
+        An ending worker closes its sockets one by one, and a live worker on a busy machine may miss
+        a request.
         """
         fewest = self._findings()
         for _ in range(self._timing.closing_checks):
@@ -226,7 +229,7 @@ class Watchdog:
         return fewest
 
     def _note_ending(self, request: Message) -> Message:
-        """Record that a rank ends because it has lost another.
+        """Record that a rank is ending because it has lost another.
 
         The watchdog then asks immediately, while all workers still answer.
         """
@@ -243,7 +246,7 @@ class Watchdog:
         return max(self._timing.patience_s, min(longest_s, timeout_s / 10))
 
     def _run(self) -> None:
-        """Watch exchanges that take long. One thread per process, nearly always asleep."""
+        """Watch exchanges that take long. One thread per process, asleep most of the time."""
         while not self._closed.wait(self._timing.watch_every_s):
             try:
                 self.departures.tell()
@@ -269,7 +272,7 @@ class Watchdog:
         if overdue or findings.never or silent:
             reason = f"no answer within {wait.timeout_s:g} s; {found}" if overdue else found
             with self._lock:
-                if self._wait is wait:  # else the exchange has completed meanwhile
+                if self._wait is wait:  # else the exchange has since completed
                     wait.findings = findings
                     self._abort(reason)
         elif now > wait.report_at and self._wait is wait and self._is_worth_a_line(findings):
@@ -279,15 +282,15 @@ class Watchdog:
         wait.ask_at = now + min(self._patience_s(wait.timeout_s), self._timing.suspect_s / 4)
 
     def _has_news(self, now: float) -> bool:
-        """Return whether a worker has reported an exception, at least `closing_s` ago.
+        """Return whether a worker reported an exception at least `closing_s` ago.
 
-        If that worker completed the exchange first, this gives the others time to complete it too.
+        If that worker had completed the exchange, this gives the others time to complete it too.
         """
         heard = self.departures.heard
         return heard is not None and now > heard + self._timing.closing_s
 
     def _is_worth_a_line(self, findings: Findings) -> bool:
-        """Return whether to report a wait; not if all ranks have only just reached the exchange."""
+        """Return whether to report a wait. False if all ranks have just reached the exchange."""
         return bool(findings.text) or findings.reached_s > self._timing.patience_s
 
     def _text_of_all_there(self, reached_s: float) -> str:

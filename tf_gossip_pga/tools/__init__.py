@@ -1,4 +1,4 @@
-"""Help the commands with output files, memory estimates, and the merged output of workers.
+"""Support the commands with output files, memory checks, and merged worker output.
 
 Contents:
 

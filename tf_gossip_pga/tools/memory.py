@@ -1,4 +1,4 @@
-"""Compare the memory that a computation needs with what is available, before allocating it."""
+"""Check whether enough memory is available before a computation allocates it."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ def check(needed: int, what: str) -> None:
 
     Args:
       needed: the memory needed, in bytes.
-      what: what needs it, as the start of the error message.
+      what: description of the computation, which starts the error message.
     """
     has = available()
     if needed > has:
@@ -23,9 +23,9 @@ def check(needed: int, what: str) -> None:
 
 
 def available() -> int:
-    """Return the available memory in bytes: what Linux reports, at most a container's limit.
+    """Return the available memory in bytes, as Linux reports it, up to the container's limit.
 
-    If the system does not report available memory, return the size of all memory.
+    If the system does not report available memory, return the total memory size.
     """
     try:
         lines = _KNOWN.read_text().splitlines()

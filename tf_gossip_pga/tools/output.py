@@ -11,7 +11,7 @@ from typing import Any
 
 
 def check(given: str) -> pathlib.Path:
-    """Return the path of the JSON file and create its folder. Call this before any work.
+    """Return the path of the JSON file and create its folder. Call this before doing any work.
 
     Args:
       given: value of the flag `--output`.
@@ -46,9 +46,9 @@ def write(
     Args:
       path: path of the JSON file.
       module: name of the command, as in `python -m NAME`.
-      content: content of the JSON file; the command line is added to it.
-      draw: function that writes a picture to a path with matplotlib; not called if matplotlib is
-        not installed.
+      content: content of the JSON file. The command line is added to it.
+      draw: function that writes a picture to a path with matplotlib. It is not called if matplotlib
+        is not installed.
     """
     command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     path.write_text(as_json({"command": command, **content}))
@@ -67,7 +67,7 @@ def as_json(value: object) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Return a copy of `value` with None for each number that is not finite."""
+    """Return a copy of `value` in which None replaces every non-finite number."""
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Merge the output of several workers for one terminal or file. The launcher feeds it."""
+"""Merge the output of several workers into one terminal or file, for the launcher."""
 
 import codecs
 import collections
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 _LAST_LINES = 20
 
-# Longer lines, in characters, are not matched against the patterns below.
+# Lines with more characters are not matched against the patterns below.
 _LONGEST = 10_000
 
 # Start-up messages of TensorFlow and its libraries, in the formats of absl and TensorFlow.
@@ -21,7 +21,7 @@ _NOISE = re.compile(
     r"|.* oneDNN supports DT_INT64 only on platforms"
     r"|E\d{4} .*Unable to register cu(DNN|FFT|BLAS) factory"
 )
-# The surviving runtimes print these when a worker has ended, normally or not. Kept for reports.
+# Surviving workers' runtimes print these when a worker ends, normally or not. Kept for reports.
 _RUNTIME_ERROR = re.compile(
     r"(E\d{4}|\d{4}-\d\d-\d\d) .*(base_collective_executor|coordination_service\w*)\.cc:\d+\]"
     r"|Additional GRPC error information from|:UNKNOWN:Error received from peer"
@@ -34,14 +34,14 @@ _ESCAPE = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
 
 class Screen:
-    """Merge the workers' output: complete lines with their rank, and rank 0's progress bar.
+    """Merge the workers' output: complete lines prefixed with the rank, and rank 0's progress bar.
 
     Args:
       write: receives the merged output piece by piece.
-      verbose: whether to show everything. Otherwise omit start-up messages, runtime errors, and
-        warnings that another rank already printed.
-      terminal: whether the output goes to a terminal. Otherwise write only complete lines without
-        colors, and of a progress bar only its last state.
+      verbose: whether to show everything. Otherwise, omit startup messages, runtime errors, and
+        warnings that another rank has already printed.
+      terminal: whether the output goes to a terminal. Otherwise, write only complete lines without
+        colors, and only the last state of a progress bar.
 
     Attributes:
       last_lines: the last lines of each rank, including its runtime errors, for failure reports.
@@ -72,7 +72,7 @@ class Screen:
         partial = self._partial[rank]
         if lines:
             lines[0] = partial.take() + lines[0]
-        # Store the rest before showing a line: SIGTERM may raise an exception while one is shown.
+        # Store the rest first, because SIGTERM may raise an exception while a line is being shown.
         partial.add(rest)
         for line in lines:
             self._line(rank, line)
@@ -80,7 +80,7 @@ class Screen:
             self._redraw()
 
     def close(self, rank: int) -> None:
-        """Show a rank's last line if no newline ended it."""
+        """Show a rank's last line if it does not end with a newline."""
         if rest := self._partial[rank].take():
             self._line(rank, rest)
 
@@ -121,9 +121,9 @@ class Screen:
 
 
 class _Unfinished:
-    """A line that has not ended yet, collected from any number of pieces in linear time.
+    """An unfinished line, assembled from any number of pieces in linear time.
 
-    Of a progress bar only the last state is kept, because an epoch may draw it ten thousand times.
+    Only the last state of a progress bar is kept, because an epoch may draw it ten thousand times.
     """
 
     def __init__(self):
@@ -144,10 +144,10 @@ class _Unfinished:
         return whole
 
     def state(self) -> str | None:
-        """Return what a progress bar shows; None if the line is not a progress bar."""
+        """Return the visible state of a progress bar, or None if the line is not one."""
         return _last_state("".join(self._pieces)) if self._is_bar else None
 
 
 def _last_state(line: str) -> str:
-    """Return what remains visible of a line that was overwritten in place, e.g. a progress bar."""
+    """Return the visible part of a line that was overwritten in place, e.g. a progress bar."""
     return line.rstrip("\r").rpartition("\r")[2].replace("\b", "")
