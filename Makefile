@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-all test-quick exchange network compare optimizers input paper scale lint docs help clean
+.PHONY: train test test-slow test-all test-quick exchange network compare optimizers input paper scale lint docs help clean
 
 train: $(VENV)/ready  ## Train ResNet-20 on handwritten digits with 4 local workers. 1 minute.
 	$(RUN) train.py
@@ -12,9 +12,11 @@ train: $(VENV)/ready  ## Train ResNet-20 on handwritten digits with 4 local work
 test: $(VENV)/ready lint  ## Check style, spelling and types, and run all but the slow tests. 10 minutes.
 	$(RUN) -m pytest -n 3 --dist=worksteal -m "not slow"
 
-# Also the models of the paper at full size, more chaos, the wheel in an environment of its own.
-test-all: test  ## Run `make test`, then the slow tests: everything that proves the project.
+# The models of the paper at full size, more chaos, the wheel in an environment of its own.
+test-slow: $(VENV)/ready  ## Run the slow tests alone. 15 minutes.
 	$(RUN) -m pytest -n 2 --dist=worksteal -m slow
+
+test-all: test test-slow  ## Run `make test`, then the slow tests: everything that proves the project.
 
 test-quick: $(VENV)/ready  ## Run the tests that start no worker processes. Some minutes.
 	$(RUN) -m pytest -m "not multiprocess"
