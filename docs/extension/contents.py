@@ -41,7 +41,7 @@ SECTIONS = {
         "reference/glossary",
         "reference/*",
     ),
-    "Results": ("results/index", "results/*"),
+    "Results": ("results/*",),
     "Development": ("development/architecture", "development/*"),  # then those of the root folder
 }
 
@@ -58,19 +58,19 @@ _RECORDS = """
 
 def parts(root: pathlib.Path) -> Iterator[tuple[str, str]]:
     """Yield the name and the content of each generated file."""
-    pages = dict(root_pages(root))
+    pages = dict(root_pages())
     yield from pages.items()
     found = {name: _found(root / "docs", patterns) for name, patterns in SECTIONS.items()}
     found["Development"] += [f"{links.GENERATED}/{name.removesuffix('.md')}" for name in pages]
     yield "contents.md", "\n".join(_toctree(*each) for each in found.items() if each[1])
 
 
-def root_pages(root: pathlib.Path) -> Iterator[tuple[str, str]]:
+def root_pages() -> Iterator[tuple[str, str]]:
     """Yield a page for each document of the root folder, except for the README."""
     for document, page in links.PAGES.items():
         name = page.removeprefix(f"/{links.GENERATED}/")
-        if name != page and (root / document).exists():
-            has_records = document == "BUILD_NOTES.md" and (root / "docs" / "decisions").exists()
+        if name != page:
+            has_records = document == "BUILD_NOTES.md"
             yield name, f"```{{include}} ../../../{document}\n```\n" + _RECORDS * has_records
 
 

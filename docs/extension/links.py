@@ -12,7 +12,7 @@ import re
 
 GENERATED = "_generated"  # folder of everything that the build writes
 
-# A file of the root folder -> its page. `facts` makes the generated ones.
+# A file of the root folder -> its page. `contents` writes the generated ones.
 PAGES = {
     "README.md": "/index.md",
     "BUILD_NOTES.md": f"/{GENERATED}/pages/decisions.md",

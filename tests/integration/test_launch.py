@@ -161,6 +161,23 @@ def test_ctrl_c_stops_all_and_leaves_no_process_behind(tmp_path, times):
     _await_end(pids)
 
 
+def _sigterm_once_ready(*command: str) -> tuple[int, str]:
+    """Launch two workers that print "ready", then send SIGTERM; return exit code and output."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tf_gossip_pga.launch", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert {run.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
+        run.send_signal(signal.SIGTERM)
+        output, _ = run.communicate(timeout=deadlines.long())
+    finally:
+        run.kill()
+    return run.returncode, output
+
+
 def test_sigterm_reaches_workers_that_save_and_begins_nothing_anew(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -174,19 +191,8 @@ def test_sigterm_reaches_workers_that_save_and_begins_nothing_anew(tmp_path):
         "time.sleep(600)\n"
     )
     command = ["--workers=2", "--max-restarts=1", str(script), str(launch_workers.GRACE_S)]
-    run = subprocess.Popen(
-        [sys.executable, "-m", "tf_gossip_pga.launch", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        assert {run.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
-        run.send_signal(signal.SIGTERM)
-        output, _ = run.communicate(timeout=deadlines.long())
-    finally:
-        run.kill()
-    assert run.returncode == 0  # all ended well, as one process of this script would
+    returncode, output = _sigterm_once_ready(*command)
+    assert returncode == 0  # all ended well, as one process of this script would
     assert sorted(output.splitlines()) == ["[0] saved", "[1] saved"]
 
 
@@ -201,21 +207,10 @@ def test_after_sigterm_as_many_must_end_well_as_without_it(tmp_path, least):
         "time.sleep(600)\n"
     )
     command = ["--workers=2", f"--min-workers={least}", str(script)]
-    run = subprocess.Popen(
-        [sys.executable, "-m", "tf_gossip_pga.launch", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        assert {run.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
-        run.send_signal(signal.SIGTERM)
-        output, _ = run.communicate(timeout=deadlines.long())
-    finally:
-        run.kill()
+    returncode, output = _sigterm_once_ready(*command)
     assert "Rank 1 failed with exit code 1." in output
     assert ("Interrupted; all workers were stopped." in output) == (least == 2)
-    assert run.returncode == (130 if least == 2 else 0)
+    assert returncode == (130 if least == 2 else 0)
 
 
 def test_nohup_is_respected(tmp_path):

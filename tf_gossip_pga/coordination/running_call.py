@@ -72,15 +72,14 @@ class Call:
 
 
 class Frame:
-    """The frame of a function that runs on this thread.
+    """The frame of a function that runs on the thread that creates this object.
 
-    Other threads can ask whether it still runs.
-
-    They must not look for it on this thread's stack: CPython 3.11 crashes where one thread follows
-    `f_back` from frame to frame while another thread runs them.
+    Another thread can ask whether the function is still running. It must not search this thread's
+    stack instead: CPython 3.11 crashes if one thread follows `f_back` while another runs the
+    frames.
 
     Args:
-      code: the function's code object. The innermost frame with it is taken.
+      code: the function's code object. Takes the innermost frame with it.
     """
 
     def __init__(self, code: types.CodeType) -> None:
@@ -91,13 +90,13 @@ class Frame:
     def is_running(self) -> bool:
         """Whether the function has neither returned nor raised. Thread-safe.
 
-        The first answer that it has clears the function's local variables.
+        The first query after it has ended clears its local variables.
         """
         frame = self._frame
         if frame is not None:
             try:
                 frame.clear()
-            except RuntimeError:  # what Python raises for a frame that executes
+            except RuntimeError:  # the frame is executing
                 return True
             self._frame = None
         return False
