@@ -1,12 +1,13 @@
 """The harness first: a crash, a hang and an exception in one worker are reported and end all."""
 
 import os
+import pathlib
 import signal
 import time
 
 import pytest
 
-from tests.support import workers
+from tests.support import deadlines, workers
 from tf_gossip_pga import launch
 
 pytestmark = pytest.mark.multiprocess
@@ -28,6 +29,8 @@ def _fails(cluster, how, pids):
     with open(f"{pids}/{cluster.rank}", "w") as file:
         file.write(str(os.getpid()))
     if cluster.rank == 1:
+        other = pathlib.Path(pids, "0")  # let it have written its own
+        deadlines.Deadline(60).until(lambda: other.exists() and other.read_text())
         if how == "exception":
             raise ValueError("the second worker cannot continue")
         if how == "crash":
