@@ -28,6 +28,7 @@ RAISED = dataclasses.replace(LEFT, left="raised OSError: disk full")
 BROKE_OFF = dataclasses.replace(
     RAISED, exchanges=2, left="raised KeyboardInterrupt", unfinished="the gossip of step 2"
 )
+INTERRUPTED = dataclasses.replace(BROKE_OFF, left=None)
 # An exchange was broken between fits.
 GAVE_UP = dataclasses.replace(LEFT, exchanges=2, unfinished="cluster.barrier", can_regroup=True)
 IN_ANOTHER_FIT = dataclasses.replace(COMPUTING, fits=2)
@@ -90,6 +91,15 @@ def _diagnose(*others, own=AHEAD, ending=(), departed=None) -> Findings:
         # A worker that only takes long is not blamed next to one that never comes.
         ([COMPUTING, LEFT], (2,), True, "rank 2 has left fit; 3 s ago it was computing step 2"),
         ([DEAD, COMPUTING], (1,), True, f"rank 1 {GONE}"),
+        # The end of one worker interrupts the others, which are still asking who it was.
+        ([INTERRUPTED, DEAD], (2,), True, f"rank 2 {GONE}"),
+        ([GAVE_UP, DEAD], (2,), True, f"rank 2 {GONE}"),
+        (
+            [BROKE_OFF, DEAD],
+            (1, 2),
+            True,
+            f"rank 1 raised KeyboardInterrupt{CANNOT}; rank 2 {GONE}",
+        ),
         (
             [ELSEWHERE, AHEAD],
             (1,),
@@ -164,11 +174,7 @@ def test_between_two_fits_a_late_worker_is_slow_and_not_lost():
     [
         (RAISED, False, "rank 1 has not reached it: it raised OSError: disk full"),
         (BROKE_OFF, True, f"rank 1 raised KeyboardInterrupt{CANNOT}"),
-        (
-            dataclasses.replace(BROKE_OFF, left=None),
-            True,
-            f"rank 1 was interrupted{CANNOT}",
-        ),
+        (INTERRUPTED, True, f"rank 1 was interrupted{CANNOT}"),
     ],
 )
 @pytest.mark.parametrize(

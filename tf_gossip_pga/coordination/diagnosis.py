@@ -67,6 +67,8 @@ def diagnose(
     never = any(_never_comes(where, own) for where in causes.values())
     if never:  # then do not blame a worker that is only slow
         causes = {rank: where for rank, where in lost.items() if rank not in ending} or lost
+    if any(_has_ended(where) for where in causes.values()):  # its end interrupted the others
+        causes = {rank: where for rank, where in causes.items() if not _was_interrupted(where)}
     sentences = [
         f"rank {rank} {_predicate(where, own, last_heard_s.get(rank, 0.0))}"
         for rank, where in causes.items()
@@ -99,6 +101,15 @@ def _is_late(where: Where, own: Whereabouts) -> bool:
 def _cannot_exchange(where: Whereabouts) -> bool:
     """Return whether an exception ended an exchange, so that no more can follow in this view."""
     return where.unfinished is not None and where.waits_at is None and not where.in_fit
+
+
+def _has_ended(where: Where) -> bool:
+    return where is Absence.DEAD or isinstance(where, Departure)
+
+
+def _was_interrupted(where: Where) -> bool:
+    """Return whether an exchange failed in a worker that reports no exception of its own."""
+    return isinstance(where, Whereabouts) and _cannot_exchange(where) and not where.left
 
 
 def _elsewhere(found: Mapping[int, Where], own: Whereabouts) -> Findings:
