@@ -158,7 +158,7 @@ def train(
             f"The checkpoint is of epoch {first_epoch}, and --epochs={job.recipe.epochs} has no "
             "epoch after it. Give more epochs, or leave --resume out to start over."
         )
-    if first_epoch:  # otherwise the data would repeat the order of the first epochs
+    if first_epoch:  # with the same seed, the data would repeat the order of the first epochs
         keras.utils.set_random_seed(FLAGS.seed + cluster.rank + first_epoch * cluster.size)
     training, validation = datasets(cluster, job)
     started = time.perf_counter()

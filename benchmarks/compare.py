@@ -7,7 +7,7 @@ r"""Compare the accuracy and time of all five algorithms on one workload with se
 
 The benchmark accepts every flag of `train.py`, and sets the flags under comparison itself. All runs
 use the same worker processes, one seed after another, so a change in the machine's speed affects
-all of them. The benchmark prints a table, and writes a picture next to the JSON file. There are two
+all methods. The benchmark prints a table, and writes a picture next to the JSON file. There are two
 controls:
 
     one worker            plain Keras in one process, which trains on the global batch of all
@@ -79,11 +79,15 @@ def main(argv: list[str]) -> None:
       argv: the program name and the arguments that remain after parsing flags.
     """
     if FLAGS.compare == "algorithm" and FLAGS["algorithm"].present:
-        sys.exit(f"compare.py: --algorithm={FLAGS.algorithm}, but all are compared. Leave it out.")
+        sys.exit(
+            "compare.py: --compare=algorithm runs all algorithms, received "
+            f"--algorithm={FLAGS.algorithm}. Leave --algorithm out."
+        )
     if FLAGS.output:  # fail before the runs, not after them
         if pathlib.Path(FLAGS.output).suffix == ".png":
             sys.exit(
-                f"compare.py: --output={FLAGS.output} is the JSON file; its name must end in .json."
+                f"compare.py: --output={FLAGS.output} ends in .png, but names the JSON file. Use a "
+                "name that ends in .json."
             )
         try:
             pathlib.Path(FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +196,7 @@ def _clock():
 def _own_loss(validation: "tf.data.Dataset"):
     """Return a callback that validates this worker's own model at the end of training.
 
-    It must precede `GossipPGA`, which averages at the end of training.
+    This callback must precede `GossipPGA`, which averages at the end of training.
     """
     import keras
 

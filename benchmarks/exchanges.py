@@ -1,4 +1,4 @@
-"""Run bare exchanges of parameters.
+"""Run exchanges of parameters without training.
 
 This is the only benchmark module that imports from `tf_gossip_pga.exchange`.
 """

@@ -5,7 +5,7 @@
 
     links.join(flag)                              # in each worker, before its first socket
 
-This needs root, iproute2 and util-linux.
+Creating hosts requires root, iproute2 and util-linux.
 
 Each host is a network namespace with one interface. A bridge in another namespace connects them.
 Token buckets (tc tbf) limit the traffic of each host in both directions, like a full-duplex port of
@@ -26,7 +26,7 @@ from tf_gossip_pga.cluster import tf_config as cluster_lib
 
 _PORT = 2222
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
-# Bytes that may pass at once, and how long a packet may wait, like in a switch's small buffer.
+# How many bytes may pass at once, and how long a packet may wait: a switch with a small buffer.
 _BUCKET = ["burst", "256kb", "latency", "50ms"]
 
 
@@ -63,9 +63,11 @@ def hosts(count: int, mbit: float) -> Iterator[Hosts]:
     """
     missing = [tool for tool in ("ip", "tc", "unshare", "nsenter") if not shutil.which(tool)]
     if os.geteuid() != 0:
-        raise NoHostsError("it needs root")
+        raise NoHostsError("creating hosts requires root")
     if missing:
-        raise NoHostsError(f"it needs {', '.join(missing)} (iproute2, util-linux)")
+        raise NoHostsError(
+            f"creating hosts requires {', '.join(missing)} (part of iproute2 or util-linux)"
+        )
     with contextlib.ExitStack() as stack:
         switch = stack.enter_context(_namespace())
         _inside(switch, "ip link add bridge type bridge")
@@ -78,9 +80,10 @@ def hosts(count: int, mbit: float) -> Iterator[Hosts]:
 
 
 def join(flag: str) -> None:
-    """Move this thread to the host of its rank, and rewrite `TF_CONFIG`.
+    """Move this thread to the host of its rank, and write the hosts' addresses to `TF_CONFIG`.
 
-    Threads that it starts later are on that host, too. Sockets that are already open do not move.
+    Threads that this thread starts later are on that host, too. Sockets that are already open do
+    not move.
 
     Args:
       flag: `Hosts.flag`.
@@ -115,7 +118,7 @@ def _namespace() -> Iterator[int]:
     stdin, stdout = cast(IO[bytes], holder.stdin), cast(IO[bytes], holder.stdout)
     try:
         if stdout.readline() != b"ready\n":
-            raise NoHostsError("the kernel gives no network namespaces")
+            raise NoHostsError("the kernel did not create a network namespace")
         yield holder.pid
     finally:
         holder.kill()

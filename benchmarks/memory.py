@@ -18,7 +18,8 @@ def resident_bytes() -> int:
 def peak_of(build: Callable[[], Callable[[], object]], warm_up: int) -> int:
     """Return an action's peak memory in bytes, above the memory held before it was built.
 
-    Freed memory is first returned to the system. Otherwise, the action could reuse it unnoticed.
+    Memory that this process has freed is first returned to the system. Otherwise, the action could
+    reuse that memory, and the measurement would miss it.
 
     Args:
       build: function that builds the action.

@@ -3,7 +3,8 @@
     python benchmarks/network.py --hosts=8 --mbit=250 --output=output/network.json
 
 Each worker is a separate host behind a link of `--mbit` (see links.py), which requires root.
-Without root, all workers share the loopback interface, and shares of the limit mean little.
+Without root, all workers share the loopback interface. The column "of limit", which compares each
+exchange to the TCP row described below, then means little.
 Exchanges and steps are measured in alternation, each from a common start until the last rank has
 finished, and their medians are compared. The same run includes:
 
@@ -20,9 +21,9 @@ finished, and their medians are compared. The same run includes:
 `tf_gossip_pga.plan` predicts times from only two measurements: the rate of the TCP row and the time
 of the computation. CPU seconds are summed over all ranks for one repetition.
 
-Memory is measured for some of this library's exchanges: the peak of any rank beyond its parameters,
-as a multiple of their size, including memory that an exchange keeps for the next one. It is sampled
-every 2 ms in fresh processes that do nothing else.
+Memory is measured for some of this library's exchanges. The result is the peak of any rank beyond
+its parameters, as a multiple of their size. It includes memory that an exchange keeps for the next
+one. Memory is sampled every 2 ms in fresh processes that do nothing else.
 """
 
 import argparse

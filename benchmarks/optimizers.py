@@ -9,11 +9,11 @@ data. All runs take the same number of steps with a constant learning rate. The 
 validation loss of the mean of the workers, as mean and standard deviation over seeds, which
 determine initial weights and batches.
 
-The first table has one row per learning rate of a grid. "x f" stands for n workers with the
+The first table has one row per learning rate of a grid. A column "x f" is for n workers with the
 defaults of Gossip-PGA and f times the row's learning rate. The second table compares settings at
 the learning rate that gave one process the lowest loss. Its differences are between runs with the
-same seed, and are given with their standard error. "step" is the length of a step of the workers'
-mean relative to a step of one process: root mean square over parameters, mean over steps.
+same seed, and are given with their standard error. The column "step" is the length of a step of the
+workers' mean relative to a step of one process: root mean square over parameters, mean over steps.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from models import mlp
 from tf_gossip_pga import simulate
 from tf_gossip_pga.algorithm import topology
 
-# Name -> the grid of learning rates, and the documented rule: n -> factor on the learning rate.
+# Name -> the grid of learning rates, and the rule of `GossipPGA`: n -> factor on learning rates.
 OPTIMIZERS: dict[str, tuple[list[float], Callable[[int], float]]] = {
     "sgd": ([0.01 * 2**k for k in range(7)], lambda n: 1.0),
     "adam": ([2.5e-4 * 2**k for k in range(7)], math.sqrt),
@@ -138,7 +138,7 @@ class Study:
       seeds: number of runs per configuration.
 
     Attributes:
-      rule: factor on the learning rate according to the documented rule.
+      rule: factor on the learning rate that the documentation of `GossipPGA` recommends.
       workers: number of workers.
     """
 
@@ -310,7 +310,10 @@ def main() -> None:
     parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args()
     if options.seeds < 2 or options.workers < 2 or BATCH % options.workers:
-        parser.error(f"--seeds must be at least 2, and --workers at least 2 and divide {BATCH}.")
+        parser.error(
+            f"--seeds must be at least 2, received {options.seeds}. --workers must be at least 2 "
+            f"and divide the global batch size of {BATCH}, received {options.workers}."
+        )
     n, rows = options.workers, []
     factors = options.factors or [1.0, math.sqrt(n), float(n)]
     for name in options.tasks:

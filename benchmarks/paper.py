@@ -8,18 +8,20 @@ steps, H = 16, 20, 50 and 100 nodes, 50 trials. The paper's text was not availab
 is therefore unknown; this benchmark uses 32.
 
 Every 75th step is measured. The transient stage is the first measured step from which the mean over
-trials of f(mean of the nodes) - f* stays below 1.1 times that of Parallel SGD. The interval spans
-16% to 84% of 400 bootstraps of the trials, with the same trials for all methods. It is conditional
-on one data set and one draw of optima per n, because only batches vary. If a curve is below this
-bound at every measurement, its transient stage is at most the first measured step. If it is above
-the bound at the last measurement, its transient stage is longer than the run.
+trials of f(mean of the nodes) - f* stays below a bound, 1.1 times the value of Parallel SGD. Each
+transient stage is printed with an interval, which spans 16% to 84% of 400 bootstraps of the trials,
+with the same trials for all methods. The interval is conditional on one data set and one draw of
+optima per n, because only batches vary. If a curve is below the bound at every measurement, its
+transient stage is at most the first measured step. If the curve is above the bound at the last
+measurement, its transient stage is longer than the run.
 
 The theory gives orders of magnitude with unknown constants, for a step size that suits the length
 of the run. Therefore, the tables compare growth with n and ratios between methods, not steps.
 
-The measurements must cover all phases of a period equally often, because f at the mean is highest
-right after a global average and falls within three steps. 75 shares no factor with H = 16.
-Measuring every 100th step would cover only four of the sixteen phases, including the worst.
+The measurements must cover all positions between two global averages equally often, because f at
+the mean is highest right after a global average and falls within three steps. They do, because 75
+shares no factor with H = 16. Measuring every 100th step would cover only four of the sixteen
+positions, including the worst.
 """
 
 import argparse
@@ -55,7 +57,7 @@ GRAPHS = ("ring", "grid", "static_exponential")
 DATA = {"iid": 0.0, "non-iid": 1.0}
 H = 16
 BOOTSTRAPS = 400
-FACTORS = (1.1, 1.2, 1.5)  # all tables but one use the first
+FACTORS = (1.1, 1.2, 1.5)  # ratios to Parallel SGD; all tables but the last use only the first
 
 
 def orders(graph: topology.Topology, heterogeneous: bool) -> dict[str, float]:
@@ -194,7 +196,9 @@ def growth_line(row: dict) -> str:
     found = "-"
     if row["measured"] is not None:
         interval_ = f"({row['low']:.2f} … {row['high']:.2f})"
-        found = f"{row['measured']:.2f} {interval_}, {row['bootstraps_with_a_slope']:.0%} of them"
+        found = (
+            f"{row['measured']:.2f} {interval_}, {row['bootstraps_with_a_slope']:.0%} of bootstraps"
+        )
     return f"{row['data']:8} {row['method']:26} predicted {row['predicted']:6.2f}  {found}"
 
 
@@ -311,7 +315,7 @@ def main() -> None:
     if growth:
         print("\nGrowth with n, transient ~ n^p (16 … 84 % of the bootstraps with a slope):")
         print("\n".join(map(growth_line, growth)))
-    print("\nThe same where joining means within another factor, non-iid, ring:")
+    print("\nTransient stages for several ratios to Parallel SGD, non-iid, ring:")
     for factor, steps in by_factor.items():
         for name in ("gossip, ring", "local", "pga, ring"):
             line = [in_words(steps["non-iid", n][name][0], options) for n in sizes]

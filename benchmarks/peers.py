@@ -95,7 +95,7 @@ def decent_dp(cluster: "Cluster", shapes: Sequence[tuple[int, ...]]) -> Actions:
     """Return a step of Decent-DP without computation, on its one-peer graph.
 
     A step of Decent-DP mixes, updates, and starts the next exchange. The action also waits for that
-    exchange. It requires the process group that `torch` creates.
+    exchange. The action requires the process group that `torch` creates.
 
     Args:
       cluster: the cluster.

@@ -35,8 +35,9 @@ def measure(
 ) -> dict[str, dict[str, list[float]]]:
     """Time steps whose computation takes each of `FACTORS` times as long as a gossip.
 
-    If the CPU's own work in a step takes longer than the smallest of these times, the unit is not
-    the time of a gossip, but the shortest time for which the smallest factor is possible.
+    The smallest of these times may be shorter than the CPU's own work in a step. Then the factors
+    multiply not the time of a gossip, but the shortest time for which the smallest factor is
+    possible.
 
     Args:
       cluster: the cluster.

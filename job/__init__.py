@@ -1,1 +1,1 @@
-"""Define the parts of train.py: flags, checks, the job they describe, results and report."""
+"""Define the parts of train.py: flags, their checks, the job to run, results and report."""

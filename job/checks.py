@@ -31,7 +31,10 @@ def check(argv: list[str], cluster: tf_config.Cluster | None) -> None:
     check_workers(cluster)
     check_algorithm()
     if FLAGS.resume and not FLAGS.checkpoint_every:
-        raise ValueError("--resume also writes checkpoints. Give --checkpoint_every=1 too.")
+        raise ValueError(
+            "--resume requires --checkpoint_every, because a resumed run writes checkpoints too. "
+            "Give --checkpoint_every=1."
+        )
     models.check(FLAGS.model)
     size = cluster.size if cluster else FLAGS.workers
     topology.resolve(topology_name(), size)
@@ -52,7 +55,8 @@ def check_workers(cluster: tf_config.Cluster | None) -> None:
     """Raise if `--workers` is given and differs from the number of workers in `TF_CONFIG`."""
     if cluster and FLAGS["workers"].present and FLAGS.workers != cluster.size:
         raise ValueError(
-            f"--workers={FLAGS.workers}, but TF_CONFIG names {cluster.size} workers. Leave one out."
+            f"--workers={FLAGS.workers}, but TF_CONFIG names {cluster.size} workers. Leave "
+            "--workers out, or unset TF_CONFIG to start local workers."
         )
 
 
@@ -84,14 +88,15 @@ def check_kind(data: inputs.Data, recipe: recipes.Recipe) -> None:
 
 def check_classes(data: inputs.Data, size: int) -> None:
     """Raise if there is a class that no worker trains on."""
-    data.shares(size, FLAGS.classes_per_worker)  # raises unless these are images in memory
+    # Raise if --classes_per_worker is given for data other than images in memory.
+    data.shares(size, FLAGS.classes_per_worker)
     if not FLAGS.classes_per_worker or not isinstance(data.recipe, images.Images):
         return
     if size * FLAGS.classes_per_worker < data.recipe.classes:
         raise ValueError(
             f"--classes_per_worker={FLAGS.classes_per_worker} with {size} workers leaves classes "
-            f"that nobody trains on: {data.name} has {data.recipe.classes}. Use more classes or "
-            "more workers."
+            f"that nobody trains on: {data.name} has {data.recipe.classes} classes. Give each "
+            "worker more classes, or use more workers."
         )
 
 
@@ -115,7 +120,7 @@ def check_batch_size(data: inputs.Data, recipe: recipes.Recipe, size: int) -> No
 
 
 def counts(source: sources.Source) -> dict[str, int]:
-    """Return the number of items of each kind. Every worker needs at least one of each."""
+    """Return how many items of each kind the data have. Every worker needs at least one of each."""
     if isinstance(source, sources.Rows):
         return {"documents": source.documents}
     return {
@@ -134,7 +139,10 @@ def check_initial_model() -> None:
             f"--initial_model={path} is not a Keras model. Name a model.keras that train.py wrote."
         ) from None
     if name != FLAGS.model:
-        raise ValueError(f"--initial_model={path} is a {name}, but --model={FLAGS.model}.")
+        raise ValueError(
+            f"--initial_model={path} is a {name}, but --model={FLAGS.model}. Give the same model "
+            "in both flags."
+        )
     if models.kind(FLAGS.model) == "text":
         check_vocabulary_of(path)
 
@@ -163,8 +171,8 @@ def check_vocabulary_of(initial_model: str) -> None:
     path = spec.vocabulary_of(initial_model)
     if not os.path.exists(path):
         raise ValueError(
-            f"--initial_model={initial_model} needs the vocabulary that it was trained with next "
-            f"to it, but there is no {path}."
+            f"--initial_model={initial_model} needs the vocabulary that it was trained with, but "
+            f"there is no {path}. Copy the vocabulary there."
         )
     own = vocabulary.load(path)
     if FLAGS.vocabulary and vocabulary.load(FLAGS.vocabulary) != own:

@@ -5,8 +5,8 @@
                             number of steps; with `local`, local steps count as gossip steps
     parameters              number of trainable parameters
     train_loss              mean over workers in the last epoch
-    val_loss, val_accuracy  of the averaged model on all validation examples. This loss is the plain
-                            cross-entropy; the one in `history` includes label smoothing
+    val_loss, val_accuracy  of the averaged model on all validation examples. `val_loss` is the
+                            plain cross-entropy; the losses in `history` include label smoothing
     unigram_cross_entropy   of the same validation text, in nats; null for images
     seconds, compute_seconds, communication_seconds
                             duration of `fit`, the part without exchanges, and the part in exchanges
@@ -98,10 +98,11 @@ def collect(cluster: "Cluster", job: Job, run: Run, gossip: "GossipPGA", timeout
 
 
 def last_distance(distances: list[tuple[int, float]]) -> float | None:
-    """Return the last consensus distance, preferably nonzero, or None with one worker.
+    """Return the last nonzero consensus distance: 0 if all are 0, and None with one worker.
 
-    Replicas are also averaged for validation and at the end of training. Right after a global
-    average, they are already equal, and the distance of 0 says nothing about training.
+    Replicas are also averaged for validation and at the end of training. If this happens right
+    after another global average, the replicas are already equal. The distance is then 0, which says
+    nothing about training.
 
     Args:
       distances: `[(step, consensus distance), …]`.

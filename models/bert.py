@@ -89,8 +89,8 @@ def masked_lm(name: str, vocabulary_size: int) -> keras.Model:
     )
     positions = keras.Input((None,), dtype="int32", name="mask_positions")
     # Use the inputs and outputs of the encoder's graph instead of calling the encoder. This leaves
-    # out its pooler, which only the second task would train and which workers would average
-    # needlessly.
+    # out the encoder's pooler, which only next sentence prediction would train and which workers
+    # would average needlessly.
     inputs, outputs = cast(dict, backbone.input), cast(dict, backbone.output)
     logits = head(outputs["sequence_output"], positions)
     return keras.Model({**inputs, "mask_positions": positions}, logits, name=name)

@@ -70,7 +70,7 @@ class Images:
         return batches.map(lambda images, labels: (self._augmented(images), labels))
 
     def validation(self, examples: "tf.data.Dataset", batch_size: int) -> "tf.data.Dataset":
-        """Return batches for validation: unchanged images, or the centers of encoded files.
+        """Return batches for validation: images without augmentation, or centers of encoded files.
 
         Args:
           examples: a `tf.data.Dataset` of `(image, label)`.
@@ -115,9 +115,9 @@ def _each(examples, change: Callable, deterministic: bool = True):
 def shifted(images: "tf.Tensor", pixels: int) -> "tf.Tensor":
     """Move each image by a random number of pixels in each direction, and fill with 0.
 
-    This is equivalent to padding by `pixels` and taking a random crop. It is called after scaling,
-    when the mean is 0. Source: He et al., "Deep Residual Learning for Image Recognition", CVPR
-    2016, section 4.2.
+    This is equivalent to padding by `pixels` and taking a random crop. The images must be scaled
+    already, so that 0 is the mean of each channel. Source: He et al., "Deep Residual Learning for
+    Image Recognition", CVPR 2016, section 4.2.
 
     Args:
       images: `[batch, height, width, channels]`.
@@ -164,8 +164,8 @@ def middle(encoded: "tf.Tensor") -> "tf.Tensor":
     """Return the center of an image file, resized to `[CROP, CROP, 3]` float32 in 0 … 255.
 
     The usual method resizes the shorter side to 256 pixels and then cuts out 224 x 224. This
-    function decodes and resizes only the part that remains. The result differs by less than one
-    pixel of the file.
+    function decodes and resizes only the part that remains. That part differs from the usual one
+    by less than one pixel of the file.
 
     Args:
       encoded: the content of the file, a string scalar.

@@ -115,7 +115,7 @@ class Data:
         if shares and not shares[rank]:
             raise ValueError(
                 f"Rank {rank} has nothing to train on: {self.name} has {self.training_examples} "
-                f"training examples, received {size} workers. Use fewer workers."
+                f"training examples for {size} workers. Use fewer workers."
             )
         examples = self.source.training(rank, size, classes_per_worker)
         batches = self.recipe.training(examples.repeat(), batch_size, augment)
@@ -141,7 +141,7 @@ class Data:
 
         if self.validation_examples is not None and self.validation_examples < size:
             raise ValueError(
-                f"{self.name} has {self.validation_examples} validation examples, received {size} "
+                f"{self.name} has {self.validation_examples} validation examples for {size} "
                 "workers. Use fewer workers, or validate on one."
             )
         examples = self.source.validation(rank, size)
@@ -190,8 +190,8 @@ def find(
 ) -> Data:
     """Return the data set with a given name.
 
-    An embedded data set is loaded immediately. A prepared data set is read when its batches are
-    read.
+    An embedded data set is loaded immediately. The examples of a prepared data set are read from
+    disk only when its batches are used.
 
     Args:
       name: one of `EMBEDDED`, or a prepared data set of TensorFlow Datasets.
@@ -218,7 +218,8 @@ def find(
         source, recipe = prepared.find(name, data_dir, wordpiece, list(EMBEDDED))
     if vocabulary is not None and recipe.kind != "text":
         raise ValueError(
-            f"{name} has images, received vocabulary={vocabulary!r}. Leave the vocabulary out."
+            f"{name} has images, which need no vocabulary; received vocabulary={vocabulary!r}. "
+            "Leave the vocabulary out."
         )
     return (Text if recipe.kind == "text" else Data)(name, source, recipe)
 
@@ -249,8 +250,8 @@ def _wordpiece(
     chosen = str(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     if "://" in chosen:
         raise ValueError(
-            f"A trained vocabulary is kept on a local disk, received data_dir={chosen}. Give the "
-            "path of a vocabulary."
+            f"A trained vocabulary can be kept only on a local disk, received data_dir={chosen}. "
+            "Give the path of an existing vocabulary, or a local data_dir."
         )
     digest = hashlib.sha256(trained_on.encode()).hexdigest()[:12]
     file = f"{re.sub('[/:]', '-', name)}-{size}-{digest}.txt"

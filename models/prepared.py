@@ -45,8 +45,9 @@ def find(
         _check_prepared(builder, name, data_dir)
         return _rows(builder, body, wordpiece)
     raise ValueError(
-        f"The dataset {name} has neither an image with a class to predict nor text without "
-        f"images or sound. Its features: {builder.info.features}"
+        f"The dataset {name} has neither an image with a class to predict nor plain text (texts "
+        "next to images, sound or video do not count). Choose another dataset. Its features: "
+        f"{builder.info.features}"
     )
 
 
@@ -61,9 +62,10 @@ def _builder(name: str, data_dir: str | None, embedded: Sequence[str]):
     if not match or (stem not in catalog and not _on_disk(stem, data_dir)):
         close = ", ".join(difflib.get_close_matches(stem, [*embedded, *catalog], n=6))
         raise ValueError(
-            f"Unknown dataset {name!r}. {f'Close: {close}. ' if close else ''}Embedded: "
-            f"{', '.join(embedded)}. Any other is a set of TensorFlow Datasets ({_CATALOGUE}): "
-            "name or name/config, with :version after it for a version other than the newest."
+            f"Unknown dataset {name!r}. {f'Similar names: {close}. ' if close else ''}Embedded: "
+            f"{', '.join(embedded)}. Any other name must be that of a set of TensorFlow Datasets "
+            f"({_CATALOGUE}): name or name/config, followed by :version for a version other than "
+            "the newest."
         )
     try:
         return tfds.builder(name, data_dir=data_dir)
@@ -87,7 +89,7 @@ def _check_prepared(builder, name: str, data_dir: str | None):
             f"The dataset {name} is not prepared: there is nothing in {builder.data_path}. Prepare "
             'it once, which may download much: python -c "import tensorflow_datasets as tfds; '
             f'tfds.builder({name!r}{where}).download_and_prepare()". Or name another data_dir.'
-            + (f" First, by hand: {manual}" if manual else "")
+            + (f" Before that, download by hand: {manual}" if manual else "")
         )
     if "train" not in builder.info.splits:
         raise ValueError(

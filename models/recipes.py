@@ -93,9 +93,9 @@ class Recipe:
 # minutes", arXiv 1904.00962, table of untuned LAMB, row for a global batch of 2048 (64 workers
 # here): learning rate 5 / (2^2 * 10^3), warm-up 1/80. For another global batch size B, the paper
 # multiplies the learning rate by sqrt(B / 2048) and the warm-up by B / 2048. The code does neither:
-# set both flags. Linear decay and weight decay 0.01 are from the same paper. Clipping is from
-# Devlin et al., who also estimate that BERT was trained for 40 epochs. Departures: Wikipedia only,
-# one task, one sequence length; see also `optimizer`.
+# set the flags --learning_rate and --warmup. Linear decay and weight decay 0.01 are from the same
+# paper. Clipping is from Devlin et al., who also estimate that BERT was trained for 40 epochs.
+# Departures: Wikipedia only, one task, one sequence length; see also `optimizer`.
 _YOU_ET_AL = Recipe(
     dataset="wikipedia",
     epochs=40,

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _SELECTED = 0.15  # fraction of a row's non-special tokens that is selected for prediction
-_MASKED, _RANDOM = 0.8, 0.1  # fractions of selected tokens to mask and to replace; the rest stay
+# Fractions of the selected tokens to replace by [MASK] and by a random token. The rest stay.
+_MASKED, _RANDOM = 0.8, 0.1
 
 
 class WordPiece:

@@ -38,9 +38,10 @@ def tokenizer(tokens: list[str]) -> tokenizers.Tokenizer:
 def train(documents: Sequence[str], size: int) -> list[str]:
     """Train a lowercase WordPiece vocabulary. The same documents give the same vocabulary.
 
-    `BertWordPieceTokenizer.train` gives a different vocabulary each time. Of two equally frequent
-    pairs, it merges the one with the lower ids, but it assigns ids to the pieces `##a`, `##b`, … in
-    the order of a hash table. Here, the characters and these pieces come first, in a fixed order.
+    `BertWordPieceTokenizer.train` gives a different vocabulary each time. The cause is that, of two
+    equally frequent pairs, it merges the one with the lower ids, but it assigns ids to the pieces
+    `##a`, `##b`, … in the order of a hash table. Here, the characters and these pieces get the
+    first ids, in a fixed order.
 
     Args:
       documents: the texts.

@@ -1,7 +1,7 @@
 """Train Keras 3 models without an all-reduce in every step: Gossip-PGA in one callback.
 
-After each local optimizer step, a worker averages its parameters with its neighbors in a graph
-(gossip). On every H-th batch, all workers average globally instead::
+After each local optimizer step, a worker averages its parameters with those of its neighbors in a
+graph (gossip). After every H-th step, all workers average globally instead::
 
     import tf_gossip_pga as pga
 
@@ -9,7 +9,7 @@ After each local optimizer step, a worker averages its parameters with its neigh
     dataset = cluster.shard(dataset).batch(32)        # 32 per worker, 32 * cluster.size globally
     model.fit(dataset, callbacks=[pga.GossipPGA(H=6)])
 
-Settings select the algorithm: `H=1` is Parallel SGD, `H=None` is Gossip SGD,
+The arguments of `GossipPGA` select the algorithm: `H=1` is Parallel SGD, `H=None` is Gossip SGD,
 `topology="disconnected"` is Local SGD, and `H=AdaptivePeriod()` is Gossip-AGA. To start several
 workers on one machine, run::
 
@@ -59,7 +59,8 @@ __all__ = [
     "topology",
 ]
 
-# Imported on first use: the launcher and TF_CONFIG error messages must not load TensorFlow.
+# The module that defines each public name. It is imported when the name is first used, because the
+# launcher and the error messages about TF_CONFIG must not load TensorFlow.
 _ROOM_OF = {
     "AdaptivePeriod": "algorithm.schedule",
     "Checkpoint": "checkpoint.callback",

@@ -9,10 +9,11 @@ Built-in base classes are in parentheses::
     └── ExchangeInterrupted              internal, never leaves the package
         ├── ExchangeBroken               an exchange failed
         ├── ViewChanged                  an exchange failed, and the survivors have a new view
-        ├── ViewAbandoned                the wanted view cannot be formed; the next one may
+        ├── ViewAbandoned                the wanted view cannot be formed, but a later one may be
         └── TrainingFinished             another worker has finished training
 
-User code may catch the first three. An invalid argument raises a plain `ValueError` or `TypeError`.
+User code may catch all of these except `ExchangeInterrupted` and its subclasses. An invalid
+argument raises a plain `ValueError` or `TypeError`.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class GossipError(Exception):
 class WorkerLost(GossipError, RuntimeError):  # noqa: N818 (the name that users know)
     """Another worker died, left, or did not answer before the deadline, so the exchange failed.
 
-    If `fit` raises this error, this process can no longer exchange: end all processes and restart
-    the job. If `cluster.gather` or `cluster.barrier` raises it between two `fit` calls, a script
-    may catch it. The next `fit` with `on_worker_lost="continue"` then continues with the surviving
-    workers.
+    If `fit` raises this error, this process can no longer take part in exchanges: end all processes
+    and restart the job. If `cluster.gather` or `cluster.barrier` raises this error between two
+    `fit` calls, a script may catch it. The next `fit` with `on_worker_lost="continue"` then
+    continues with the surviving workers.
 
     Example:
       >>> import tf_gossip_pga as pga
@@ -53,7 +54,7 @@ class CheckpointError(GossipError, ValueError):
 
 
 class LaunchError(GossipError, RuntimeError):
-    """A worker process failed, too many worker processes failed, or the deadline passed.
+    """Too many workers failed, one ended before the job had started, or the deadline passed.
 
     Attributes:
       outcomes: one `launch.Outcome` per rank.
@@ -64,7 +65,7 @@ class LaunchError(GossipError, RuntimeError):
         self.outcomes = outcomes
 
 
-class ExchangeInterrupted(GossipError):  # noqa: N818 (says what happened, as do the next four)
+class ExchangeInterrupted(GossipError):  # noqa: N818 (its name says what happened)
     """Base class of exceptions that interrupt an exchange.
 
     Internal: the package either handles them or converts them to `WorkerLost`.
@@ -100,9 +101,9 @@ class ViewChanged(ExchangeInterrupted):
 
 
 class ViewAbandoned(ExchangeInterrupted):
-    """The wanted view cannot be formed because another worker was lost.
+    """The wanted view cannot be formed: another worker was lost or did not join in time.
 
-    The next view may succeed.
+    The workers may form a later view.
     """
 
 

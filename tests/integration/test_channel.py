@@ -105,10 +105,14 @@ def test_workers_with_other_keys_are_not_answered_and_not_believed(capfd):
 @pytest.mark.parametrize(
     ("secrets", "text"),
     [
-        ((None, SECRET, None), "no secret on rank 0 and rank 2, secret .{6}… on rank 1"),
+        (
+            (None, SECRET, None),
+            "no secret on rank 0 and rank 2, a secret with fingerprint .{6}… on rank 1",
+        ),
         (
             (SECRET, SECRET, b"another secret of a job"),
-            "secret .{6}… on rank 0 and rank 1, secret .{6}… on rank 2",
+            "a secret with fingerprint .{6}… on rank 0 and rank 1, "
+            "a secret with fingerprint .{6}… on rank 2",
         ),
     ],
 )

@@ -225,7 +225,7 @@ def test_one_that_answers_and_does_not_come_is_left_out_and_named(capfd):
         crew.enter(0)  # this thread hangs as rank 0
         assert crew.regroup({1: 5, 2: 4}, timeout_s=2.0) == {1: 5, 2: 5}
         assert crew.memberships[1].view.members == (1, 2)
-        assert "Rank 1 has waited 1 s for rank 0 to regroup without a lost worker" in (
+        assert "Rank 1 has waited 1 s for rank 0 to regroup after the loss of a worker" in (
             capfd.readouterr().err
         )
 
@@ -239,7 +239,7 @@ def test_who_was_left_out_and_comes_when_the_others_have_ended_continues_with_no
         crew.in_fit = threading.Barrier(1)
         crew.start(2, 5)
         crew.wait([2])
-        assert "It knows only that rank 0 and rank 1 ended" in crew.results[2]
+        assert "This worker knows only that rank 0 and rank 1 ended" in crew.results[2]
         assert crew.joined[2] == []
 
 

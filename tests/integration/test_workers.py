@@ -67,6 +67,6 @@ def test_a_crash_is_reported_with_its_rank_and_ends_all(tmp_path):
 
 
 def test_a_hang_ends_at_the_deadline(tmp_path):
-    with pytest.raises(launch.LaunchError, match=r"After [\d.]+ s rank 0, 1 had not ended"):
+    with pytest.raises(launch.LaunchError, match=r"deadline of [\d.]+ s passed before rank 0, 1"):
         workers.run(_fails, 2, deadline_s=3, how="hang", pids=str(tmp_path))
     assert _alive(tmp_path) == []

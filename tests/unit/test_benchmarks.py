@@ -139,7 +139,7 @@ def test_transients_and_their_growth():
     # 200, 800, 3200
     assert growth["square"]["measured"] == growth["square"]["low"] == pytest.approx(2)
     assert growth["never"]["measured"] is None
-    assert "100% of them" in paper.growth_line(growth["late"])
+    assert "100% of bootstraps" in paper.growth_line(growth["late"])
     assert paper.growth_line(growth["never"]).endswith("-")
 
 

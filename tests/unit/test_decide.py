@@ -134,7 +134,7 @@ def test_dead_workers_are_on_no_side_where_they_cannot_have_continued():
     assert _decide(answers, since=LONG_AGO) == Lead((0,))
     found = _decide(answers, since=LONG_AGO, gone={1})
     assert "regroup with rank 2 and rank 3, which may be continuing without rank 0" in found.reason
-    assert "It knows only that rank 2 ended" in found.reason
+    assert "knows only that rank 2 ended" in found.reason
     assert _decide({1: WILLING, 2: DEAD, 3: WILLING}, gone=()) == Lead((0, 1, 3))
 
 

@@ -35,7 +35,7 @@ IN_ANOTHER_FIT = dataclasses.replace(COMPUTING, fits=2)
 ELSEWHERE = dataclasses.replace(AHEAD, waits_at="the end of training")
 DEAD, SUSPECTED = Absence.DEAD, Absence.SUSPECTED
 
-SLOW = "rank 1 has not reached it; for 3 s it has been computing step 2"
+SLOW = "rank 1 has not reached it, and for 3 s has been computing step 2"
 CANNOT = " in the gossip of step 2, and must be restarted before it can exchange again"
 GONE = "has ended: its process no longer listens"
 SILENT = "does not answer (its process is stopped, or the network to it is cut)"
@@ -59,7 +59,7 @@ def _diagnose(*others, own=AHEAD, ending=(), departed=None) -> Findings:
             [WAITING, AHEAD],
             (1,),
             False,
-            "rank 1 has not reached it; it has waited 2 s at the gossip of step 1",
+            "rank 1 has not reached it, and has itself waited 2 s at the gossip of step 1",
         ),
         (
             [COMPUTING, NOT_BEGUN],

@@ -375,12 +375,12 @@ def test_of_periods_alike_in_time_the_one_that_catches_up_first_is_taken():
         ({"H": [1]}, "H must be .* at least 2 and at most 10000; received 1. H=1 is Parallel"),
         ({"H": 10_001}, "at most 10000; received 10001"),
         ({"H": None}, "received None. H=1 is Parallel SGD and None is Gossip SGD"),
-        ({"H": []}, "H must name at least one to compare"),
+        ({"H": []}, "H must contain at least one value to compare"),
         (
             {"topology": ["ring", "grid", "ring"]},
-            "topology has 2 of the name 'ring'.* each one once",
+            "topology contains 2 graphs named 'ring'.* each graph once",
         ),
-        ({"topology": []}, "topology must name at least one to compare"),
+        ({"topology": []}, "topology must contain at least one value to compare"),
         ({"topology": "circle"}, "Unknown topology 'circle'. Known names: complete, "),
         ({"topology": "disconnected"}, "nobody gossips: that is Local SGD"),
         ({"nodes": 6, "topology": "hypercube"}, "The nearest sizes are 4 and 8"),
@@ -482,10 +482,10 @@ def test_the_command_prints_a_table_and_writes_json_and_a_picture(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (GIVEN[1:], "plan: give --nodes, or --measure on a running cluster"),
+        (GIVEN[1:], "plan: values are missing for --nodes: give each one, or"),
         (GIVEN[:1], "plan: give --parameters=NUMBER, or --model=FILE.keras"),
         ((*GIVEN, "--H=4,often"), "plan: H must be a whole number, at least 2 and at most 10000"),
-        ((*GIVEN, "--topology=ring,ring"), "plan: topology has 2 of the name 'ring'"),
+        ((*GIVEN, "--topology=ring,ring"), "plan: topology contains 2 graphs named 'ring'"),
         (("--measure", "--parameters=9"), "plan: Measuring needs a running cluster"),
         (("--measure", *GIVEN, "--H=1"), "plan: H must be a whole number"),  # before it measures
         ((*GIVEN, "--model=model.keras"), "plan: give either --parameters or --model"),

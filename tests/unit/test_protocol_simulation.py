@@ -55,7 +55,7 @@ def test_the_schedules_reach_what_they_are_for():
         for end in (
             "continued without it",
             "cannot regroup with",
-            "It knows only that",
+            "knows only that",
             "min_workers",
             "was not admitted",
         ):

@@ -36,11 +36,11 @@ def test_a_file_that_others_can_read_is_used_with_a_warning(tmp_path, capfd):
     [
         (
             {"TF_GOSSIP_PGA_SECRET": ""},
-            "TF_GOSSIP_PGA_SECRET has 0 characters, but a secret has 16 to 4096. Give every",
+            "TF_GOSSIP_PGA_SECRET has 0 characters, but a secret must have 16 to 4096. Give every",
         ),
         (
             {"TF_GOSSIP_PGA_SECRET": "short"},
-            "has 5 characters, but a secret has 16 to 4096. Give every worker",
+            "has 5 characters, but a secret must have 16 to 4096. Give every worker",
         ),
         ({"TF_GOSSIP_PGA_SECRET": "x" * 5000}, "has 5000 characters"),
         ({"TF_GOSSIP_PGA_SECRET": TEXT, "TF_GOSSIP_PGA_SECRET_FILE": "/x"}, "are both set"),

@@ -581,7 +581,7 @@ def test_a_run_that_diverges_says_so_and_writes_what_json_has(tmp_path):
     [
         (
             ["--nodes=6", "--topology=hypercube"],
-            "simulate: hypercube needs a power of two of ranks, received n=6",
+            "simulate: hypercube needs a number of ranks that is a power of two, received n=6",
         ),
         (["--algorithm=sgd"], "simulate: Unknown algorithm 'sgd'"),
         (["--H=0"], "flag --H=0: 0 is not a positive integer"),

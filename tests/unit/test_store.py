@@ -163,7 +163,7 @@ def test_a_partial_file_that_is_a_link_is_not_written_through(store, tmp_path):
 def test_a_file_that_lies_elsewhere_is_an_error(store, name):
     number = _checkpoint(store, a=b"x")
     entry = store.read(number)["files"]["a"]
-    with pytest.raises(files_lib.CheckpointError, match="is not in the folder of its manifest"):
+    with pytest.raises(files_lib.CheckpointError, match="which is a path and not a file name"):
         store.checked(number, name, {name: entry})
 
 

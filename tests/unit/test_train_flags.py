@@ -27,7 +27,7 @@ TWO_WORKERS = json.dumps(
     [
         ("--H=0", "flag --H=0: 0 is not a positive integer"),
         ("--algorithm=pgaa", "value should be one of <pga|aga|gossip|local|parallel>"),
-        ("--resume", "--resume also writes checkpoints. Give --checkpoint_every=1 too"),
+        ("--resume", "--resume requires --checkpoint_every, because"),
         ("--algorithm=gossip --H=4", "--algorithm=gossip has no H, received --H=4"),
         (
             "--algorithm=gossip --optimizer_state=reset",
@@ -48,7 +48,7 @@ TWO_WORKERS = json.dumps(
             "--algorithm=local has topology=disconnected, received --topology=ring",
         ),
         ("--topology=rings", "Unknown topology 'rings'. Known names: complete, "),
-        ("--topology=hypercube --workers=3", "hypercube needs a power of two of ranks"),
+        ("--topology=hypercube --workers=3", "a number of ranks that is a power of two"),
         ("--batch_size=360", "359 of the 1437 training examples of digits, with 4 workers"),
         ("--workers=1500 --topology=ring", "1500 workers, more than the 1437 training examples"),
         ("--workers=361 --topology=ring", "361 workers, more than the 360 validation examples"),
@@ -64,13 +64,13 @@ TWO_WORKERS = json.dumps(
         ("--optimizer=adam", "value should be one of <sgd|adamw|lamb>"),
         ("--optimizer_state=mean", "value should be one of <local|average|reset>"),
         ("--model=resnet19", "Unknown model 'resnet19'. Known models: "),
-        ("--dataset=digit", "Unknown dataset 'digit'. Close: digits"),
+        ("--dataset=digit", "Unknown dataset 'digit'. Similar names: digits"),
         (
             "--dataset=python_docs",
             "--model=resnet20 is for images, but --dataset=python_docs holds",
         ),
         ("--model=bert_tiny --dataset=digits", "one of the models mlp, resnet20, resnet50."),
-        ("--vocabulary=here.txt", "digits has images, received vocabulary='here.txt'"),
+        ("--vocabulary=here.txt", "received vocabulary='here.txt'"),
         ("--model=bert_tiny --vocabulary=/no/file", "vocabulary /no/file cannot be read (No such"),
         ("--model=bert_tiny --sequence_length=4", "sequence_length must be from 8 to 512 tokens"),
         ("--model=bert_tiny --augment", "--augment is for images"),
@@ -157,4 +157,4 @@ def test_a_model_of_another_kind_is_no_start(tmp_path):
     ended = _run(initial)
     assert "model.keras is a bert_tiny, but --model=resnet20." in ended.stderr
     ended = _run(initial, "--model=bert_tiny")
-    assert f"next to it, but there is no {tmp_path / 'vocabulary.txt'}" in ended.stderr
+    assert f"trained with, but there is no {tmp_path / 'vocabulary.txt'}" in ended.stderr

@@ -22,7 +22,7 @@ import numpy.typing as npt
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ranks: TypeAlias = npt.NDArray[np.int64]
 
-# Tolerated float64 rounding error: of row and column sums, and of weights below zero.
+# Tolerated float64 rounding error: how far a row or column sum may be from 1, and a weight below 0.
 _TOLERANCE = 1e-9
 
 
@@ -127,7 +127,8 @@ class Topology:
     def beta(self) -> float:
         """Spectral norm of `W - 11'/n`, where W is the product of the matrices of one cycle.
 
-        If it is 0, one cycle averages exactly. If it is 1, the ranks never agree.
+        The matrix `11'/n`, in which every entry is 1/n, replaces all parameters with their exact
+        mean. If beta is 0, one cycle does the same. If beta is 1, the ranks never agree.
         """
         product = np.eye(self.size)
         for round in range(self.rounds):
@@ -151,11 +152,12 @@ class Topology:
         return dict(zip(senders, weights, strict=True)), float(each.self_weights[rank])
 
     def colors(self, round: int) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Return an edge coloring: groups of `(sender, receiver)` edges that share no rank.
+        """Return an edge coloring: groups of edges, in each of which no two share a rank.
 
-        If every rank processes the groups in this order, it handles at most one message per group,
-        and ranks cannot wait for each other in a cycle. The coloring is greedy: if each rank sends
-        and receives at most d messages in total, there are at most 2d - 1 colors.
+        An edge is a pair `(sender, receiver)`, and each group is one color. If every rank processes
+        the groups in this order, each rank handles at most one message per group, and ranks cannot
+        wait for each other in a cycle. The coloring is greedy: if each rank sends and receives at
+        most d messages in total, there are at most 2d - 1 groups.
 
         Args:
           round: number of the round, starting at 0. Rounds repeat cyclically.
@@ -204,7 +206,8 @@ def _check_sums(each: Round, size: int) -> None:
         if not abs(sums[worst] - 1) <= _TOLERANCE:
             raise ValueError(
                 f"The mixing matrix is not doubly stochastic: {kind} {worst} sums to "
-                f"{sums[worst]:.9g}, {sums[worst] - 1:+.3g} from 1. Rows must sum to 1 so that a "
-                "mean stays a mean, columns so that the mean over ranks does not move. (Weights "
-                "computed in float32 are not exact enough: compute them in float64.)"
+                f"{sums[worst]:.9g}, {sums[worst] - 1:+.3g} from 1. Every row must sum to "
+                "1, so that each result is a weighted mean. Every column must sum to 1, so that "
+                "the mean over all ranks is preserved. (Weights computed in float32 are not exact "
+                "enough: compute them in float64.)"
             )

@@ -1,4 +1,4 @@
-"""Build single rounds of a topology: no edges, circulant graphs, undirected graphs."""
+"""Build single rounds of a topology: of graphs without edges, circulant and undirected graphs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ def identity(n: int) -> Round:
 
 
 def circulant(n: int, weights: Mapping[int, float]) -> Round:
-    """Return the round in which rank i receives from rank i - hop, for each `{hop: weight}`."""
+    """Return the round in which rank i receives from rank (i - hop) % n, for each hop.
+
+    Args:
+      n: number of ranks.
+      weights: the weight of the received parameters, by hop.
+    """
     ranks = np.arange(n)
     receivers = np.tile(ranks, len(weights))
     senders = np.concatenate([(ranks - hop) % n for hop in weights] or [ranks[:0]])

@@ -5,9 +5,9 @@ globally instead of gossiping if `k % H == 0` (Chen et al., ICML 2021, Algorithm
 cases are algorithms of their own: `H=1` is Parallel SGD, and `H=None` is Gossip SGD. Gossip-AGA
 computes a new H from the training loss at each global average (Algorithm 2).
 
-A schedule answers `is_global(step)`, and the caller reports each global average with
-`observe(step, loss)`. The answers must be the same on every rank. The ranks therefore compare H and
-the state of an adaptive period before training, and they all observe the same loss.
+A schedule answers `is_global(step)`. If the period is adaptive, the caller also reports each global
+average with `observe(step, loss)`. The answers must be the same on every rank. The ranks therefore
+compare H and the state of an adaptive period before training, and they all observe the same loss.
 """
 
 # pyright: reportConstantRedefinition=false
@@ -49,26 +49,32 @@ class FixedPeriod:
 class AdaptivePeriod:
     """Lengthen the period H as the training loss falls (Gossip-AGA).
 
-    Early in training, gradients are large and replicas drift apart quickly. Later, they stay close
-    for longer. F is the loss of the first batch after a global average, averaged over the ranks. It
-    measures the averaged model, whereas later losses measure replicas that have each fitted their
-    own data. The global average at step k updates the period::
+    Early in training, gradients are large and replicas drift apart quickly. Later, the replicas
+    stay close for longer.
+
+    The period follows F, the loss of the first batch after a global average, averaged over the
+    ranks. F measures the averaged model, whereas the losses of later batches measure replicas that
+    have each fitted their own data. The next global average, at step k, uses F to update the
+    period::
 
         F_initial <- (F_initial + F) / 2                        if k <= warmup_steps; H is kept
         H <- ceil((F_initial / F)^exponent * initial)           afterwards, within 1 … maximum
 
+    The first F becomes F_initial.
+
     Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021,
-    Algorithm 2, reconstructed without access to the algorithm box itself. It may differ from the
-    paper in the exponent (both 1 and 1/4 are mentioned), in the bound `maximum`, and in the batch
-    that F is taken from. The alternative is the last batch before the average. But if ranks see
-    different data, that batch's loss is small precisely because the replicas have drifted apart, so
-    it would lead to even fewer averages.
+    Algorithm 2. This class was written without access to the paper's algorithm box. It may
+    therefore differ from the paper in the exponent (both 1 and 1/4 are mentioned), in the bound
+    `maximum`, and in the batch that F is taken from. F could also be the loss of the last batch
+    before a global average. But if ranks see different data, that loss is small precisely because
+    the replicas have drifted apart. The period would then grow, and the ranks would average even
+    less often.
 
     Args:
       initial: the first period in steps, >= 1. Default 4, as in the paper.
       warmup_steps: number of initial steps, >= 0, during which the period stays at `initial` and
-        the loss is recorded. It should cover the learning-rate warm-up and the first steep drop of
-        the loss. Default 100.
+        the loss is recorded. These steps should cover the learning-rate warm-up and the first steep
+        drop of the loss. Default 100.
       exponent: how strongly the period follows the loss, >= 0. Default 1.
       maximum: the longest period in steps, >= `initial`. Default 64.
 
@@ -176,8 +182,8 @@ class AdaptiveSchedule:
             self._warned = True
             warnings.warn(
                 f"The training loss at step {step} is {loss}, from which no period can be derived "
-                "(train_step must return it among its logs, as 'loss'): "
-                f"global averages follow every {self.H} steps until it is a number >= 0 again.",
+                "(train_step must return the loss among its logs, as 'loss'). Until the loss is a "
+                f"number >= 0 again, there is a global average every {self.H} steps.",
                 stacklevel=2,
             )
 
@@ -193,7 +199,11 @@ class AdaptiveSchedule:
         loss = _validate.number(found["initial_loss"])
         forgotten = found["initial_loss"] is None
         if period is None or last is None or not (forgotten or (loss is not None and loss > 0)):
-            raise ValueError(f"this is no state of an adaptive period: {state!r}.")
+            raise ValueError(
+                "The state of an adaptive period must have an H that is a whole number >= 1, a "
+                "last that is a whole number >= 0, and an initial_loss that is > 0 or None; "
+                f"received {state!r}."
+            )
         self.H, self._last, self._initial_loss = period, last, loss
 
 

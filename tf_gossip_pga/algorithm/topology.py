@@ -1,10 +1,11 @@
 """Build topologies: who averages with whom, and with what weights.
 
-Ranks are numbered 0 … size-1. `Topology.beta` indicates how fast gossip reaches agreement.
+Ranks are numbered 0 … size-1. The smaller `Topology.beta` is, the faster gossip reaches
+agreement.
 
 To add a topology, write a function of `n` in this module, and add it to `BY_NAME` and `__all__`. Up
-to 512 ranks, the planner computes beta from the matrices. Beyond that, it needs a formula in
-`plan.cost.beta_of`.
+to 512 ranks, the planner computes beta from the matrices. For more ranks, the planner needs a
+formula for beta in `plan.cost.beta_of`.
 
 Example:
   >>> from tf_gossip_pga import topology
@@ -51,7 +52,7 @@ __all__ = [
     "torus",
 ]
 
-_BYTES_AN_EDGE = 224  # in `complete`, which builds edges as Python objects
+_BYTES_AN_EDGE = 224  # memory that `complete` needs per edge, because it builds Python objects
 
 
 class UndirectedGraph(Protocol):
@@ -153,7 +154,7 @@ def torus(n: int) -> Topology:
 
 
 def static_exponential(n: int) -> Topology:
-    """Have each rank receive from the ranks 1, 2, 4, … before it.
+    """Have each rank receive from the ranks that are 1, 2, 4, … places before it on a circle.
 
     The graph is directed, and all weights are 1 / (1 + ceil(log2 n)). For even n,
     `beta = 1 - 2 / (2 + floor(log2(n - 1)))`.
@@ -180,11 +181,12 @@ def static_exponential(n: int) -> Topology:
 
 
 def one_peer_exponential(n: int) -> Topology:
-    """Have each rank receive in round k from the rank 2^(k mod ceil(log2 n)) before it.
+    """Have each rank receive from one rank per round, at distances 1, 2, 4, … on a circle.
 
-    All weights are 1/2. The graph is directed: in each round, every rank sends one message and
-    receives one. If n is a power of two, any log2 n consecutive rounds average exactly. For other
-    n, the average is not exact.
+    In round k, that rank is 2^(k mod ceil(log2 n)) places before the receiver. All weights are
+    1/2. The graph is directed: in each round, every rank sends one message and receives one. If n
+    is a power of two, any log2 n consecutive rounds average exactly. For other n, the average is
+    not exact.
 
     Source: Assran et al., ICML 2019; exact averaging: Ying et al., NeurIPS 2021.
 
@@ -228,7 +230,7 @@ def hypercube(n: int) -> Topology:
     if n & (n - 1):
         below = 1 << (n.bit_length() - 1)
         raise ValueError(
-            f"hypercube needs a power of two of ranks, received n={n}. "
+            f"hypercube needs a number of ranks that is a power of two, received n={n}. "
             f"The nearest sizes are {below} and {2 * below}; "
             "one_peer_exponential accepts every size."
         )
@@ -292,8 +294,9 @@ def from_matrix(W: npt.ArrayLike) -> Topology:  # noqa: N803 (the literature's n
       A `Topology` of one round.
 
     Raises:
-      ValueError: the matrix is not square or not doubly stochastic. The message names the row or
-        column and its deviation from 1.
+      ValueError: the matrix is not square, has a weight that is negative or not finite, or is not
+        doubly stochastic. In the last case, the message names the row or column, and how far its
+        sum is from 1.
 
     Example:
       >>> from_matrix([[0.75, 0.25], [0.25, 0.75]]).beta
@@ -336,7 +339,7 @@ def from_networkx(graph: UndirectedGraph) -> Topology:
         )
     rank = {node: i for i, node in enumerate(graph.nodes)}
     n = _ranks("from_networkx", len(rank))
-    # Unlike the attribute, the call edges() omits the keys of parallel edges.
+    # In a multigraph, the attribute `edges` yields (node, node, key), but edges() yields pairs.
     edges = {rounds.undirected(rank[a], rank[b]) for a, b in graph.edges()}
     return _undirected("from_networkx", n, edges)
 
@@ -390,7 +393,8 @@ def resolve(topology: str | Topology, size: int) -> Topology:
     if topology.size != size:
         raise ValueError(
             f"Topology {topology.name!r} is for {topology.size} ranks, but the cluster has {size} "
-            f"workers. Build it for {size}, or pass its name to have it built for you."
+            f"workers. Build the topology for {size} ranks, or pass a name such as 'ring', for "
+            "which the topology is built automatically."
         )
     return topology
 
@@ -398,8 +402,8 @@ def resolve(topology: str | Topology, size: int) -> Topology:
 def resolve_for_survivors(topology: str | Topology, size: int) -> Topology:
     """Return the topology for the surviving workers of a run that began with `topology`.
 
-    A named topology is kept if its graph exists for `size` ranks. Otherwise, or for a `Topology` of
-    a different size, this returns the one-peer exponential graph.
+    A topology that was given by name is kept if its graph exists for `size` ranks. A `Topology` is
+    kept if it has `size` ranks. In all other cases, return the one-peer exponential graph.
 
     Args:
       topology: one of the names in `BY_NAME`, or a `Topology`.

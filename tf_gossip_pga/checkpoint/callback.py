@@ -135,7 +135,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._reader = Reader(self._files, self._session, gossip)
         self._writer: Writer | None = None  # of the current fit
         self._fit: dict[str, Any] = {}  # its params from Keras: "epochs", "steps"
-        self._kept: list[tuple[Held, np.ndarray]] = []  # this rank's own, during broadcasts
+        self._kept: list[tuple[Held, np.ndarray]] = []  # own values that fit's start overwrites
         self._epoch = self._batches = 0  # the current epoch, and its completed batches
         self._sigterm = preemption.Sigterm(
             gossip.request_stop,
@@ -200,7 +200,7 @@ class Checkpoint(keras.callbacks.Callback):
             self._gossip,
             self._sync,
             model,
-            preflight.described(model),  # now: an optimizer built later may have other variables
+            preflight.described(model),  # now, because an optimizer built later may differ
         )
         self.preempted = False
         code = preemption.code_of_caller("on_train_begin")

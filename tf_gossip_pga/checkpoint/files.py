@@ -180,7 +180,7 @@ class CheckpointFiles:
     def forget(self, name: str, kept: Collection[int]):
         """Remove one file from old checkpoints, and any folders left empty.
 
-        For the processes that do not call `prune`, because they may have their own disks.
+        The processes that do not call `prune` call this, because they may have their own disks.
 
         Args:
           name: name of the file.
@@ -237,7 +237,10 @@ class CheckpointFiles:
         if not isinstance(files, dict) or name not in files:
             raise CheckpointError(f"{path} is not listed in its manifest")
         if path.name != name:
-            raise CheckpointError(f"{path} is not in the folder of its manifest")
+            raise CheckpointError(
+                f"{path} cannot be used: its manifest lists {name!r}, which is a path and not a "
+                "file name"
+            )
         with _explained(path):
             found = _entry(path)
         if found != files[name]:

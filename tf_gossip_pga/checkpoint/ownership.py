@@ -7,27 +7,29 @@ The layout::
 
 A claim lists the run, the view number, and the processes that are members of the view. Only one
 process can create the file with a given number, even on NFS, and the content of that file never
-changes. A process that finds another group's claim in force has lost the directory: it no longer
-writes or removes files there. All members of a view make the same claim. In a shared directory, the
-first member creates the file and the others find it. On separate disks, each member creates its own
-file.
+changes. A process that finds a claim in force that is not its own has lost the directory: it no
+longer writes or removes files there. All members of a view make the same claim. In a shared
+directory, one member creates the file and the others find it. On separate disks, each member
+creates its own file.
 
 Who may replace the claim in force:
 
 ================================  =================================================================
 claim in force                    may be replaced by
 ================================  =================================================================
-of the same run, an earlier view  a later view whose members know the claim, or that shares a
-                                  member with it. An excluded worker may not replace it.
+of the same run, an earlier view  a later view that shares a member with the claim, or whose
+                                  members have made that claim before. An excluded worker may not
+                                  replace it.
 of another run                    a `fit` that begins after the claim's job has released the
                                   directory or ended. A `fit` already under way may not: another
                                   job has taken the directory from it.
 ================================  =================================================================
 
 If all of a job's processes ran on this machine, the job has ended once none of them exists. If some
-ran on other machines, the file's modification time shows whether the job is alive: members renew it
-every `BEAT_S` seconds, and a job that has not renewed it for `LEASE_S` seconds counts as ended.
-Both times that are compared come from the file server's clock. When `fit` ends, it releases the
+ran on other machines, the modification time of the claim's file shows whether the job is alive:
+members renew it every `BEAT_S` seconds, and a job that has not renewed it for `LEASE_S` seconds
+counts as ended. The current time, with which it is compared, also comes from the file server's
+clock. When `fit` ends, it releases the
 directory by setting the modification time to 0, so a live process that no longer trains does not
 hold it. No file ever has to be removed by hand.
 
@@ -137,7 +139,7 @@ class _Found:
     @property
     def words(self) -> str:
         if self.claim is None or not self.claim.members:
-            return f"claim {self.number}"
+            return f"claim {self.number}, whose file names no process"
         members = self.claim.members
         first = next((each for each in members if each.lives), members[0])
         return f"process {first.pid} on {first.host} (rank {first.rank}), since {self.since}"
@@ -154,7 +156,7 @@ class Ownership:
         """Store the argument. Does not claim anything."""
         self._directory = directory
         self._folder = directory / "owner"
-        self._number = 0  # number of the newest known claim of this process's group
+        self._number = 0  # number of this process's last claim; 0: none
         self._run = ""
         self._claim: Claim | None = None  # the claim of this fit
         self._stop = threading.Event()
@@ -198,7 +200,7 @@ class Ownership:
                 time.sleep(0.05)  # NFS may refuse to create a file that it does not list yet
         self._claim = claim
         with contextlib.suppress(PermissionError):  # another user's file, which its creator renews
-            os.utime(self._path(self._number))  # the claim may have been released
+            os.utime(self._path(self._number))  # undoes a release
 
     def described(self) -> dict:
         """Return the run and view of this fit's claim for a manifest, or `{}` without a claim."""
@@ -267,7 +269,7 @@ class Ownership:
                 members = tuple(Process(**each) for each in content["members"])
                 claim = Claim(content["run"], content["view"], members)
                 return _Found(number, claim, str(content["since"]))
-            except FileNotFoundError:  # since replaced
+            except FileNotFoundError:  # another process has just replaced it
                 pass
             except (ValueError, KeyError, TypeError, RecursionError):
                 if time.monotonic() > ends or self._age_s(self._path(number)) > _WRITING_S:

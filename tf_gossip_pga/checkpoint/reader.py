@@ -126,7 +126,7 @@ class Reader:
             load_weights()
         self.restored = []
         listed, name = manifest["files"], self._own_name
-        if self._is_chief and name not in listed:  # this rank was lost when it was written
+        if self._is_chief and name not in listed:  # it took no part in the save
             name = next((each for each in sorted(listed) if each.startswith(PREFIX)), name)
         if self._is_chief or (name in listed and os.path.lexists(folder / name)):
             path = self._files.checked(number, name, listed)
@@ -206,7 +206,8 @@ class Reader:
         patience_s = self._session.timing.restore_s
         everyone = self._session.gather(own, "the restore of a checkpoint", patience_s)
         for rank, each in zip(self._session.view.members, everyone, strict=True):
-            # A rank that called fit instead sends other keys, and reads `elsewhere` as our problem.
+            # A rank that called fit instead sends a dict with other keys, and reads `elsewhere` in
+            # this rank's dict as the problem.
             problem = each["unfit"] if "restores" in each else f"it has called fit. {advice}"
             if problem:
                 raise ValueError(f"Rank {rank} cannot restore a checkpoint: {problem}")

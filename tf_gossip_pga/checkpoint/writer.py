@@ -60,8 +60,8 @@ class Writer:
     def begin(self, code: types.CodeType):
         """Claim the directory on all ranks, before the first step.
 
-        If this fails for any reason other than another job, training continues and `save` tries
-        again. Joining workers claim the directory at their first `save`.
+        If this fails for any reason other than another job's claim, training continues and `save`
+        tries again. Joining workers claim the directory at their first `save`.
 
         Args:
           code: code object of `fit`. The directory is released soon after `fit` returns.
@@ -168,7 +168,7 @@ class Writer:
         entries = {name: self._files.write(number, name, save_own)}
         if self._cluster.is_chief:
             entries[WEIGHTS] = self._files.write(number, WEIGHTS, self._model.save_weights)
-        elif complete:  # if there are none, the chief's disk may be lost or not mounted
+        elif complete:  # if the chief has none, its disk may be lost or unmounted
             # Remove files one checkpoint late, because the new one is not complete yet.
             self._files.forget(name, {*complete, number})
         return entries

@@ -62,7 +62,8 @@ class Cluster:
     def shard(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Return this worker's share of a dataset, with the same number of elements on every rank.
 
-        With n surviving workers, worker i (counted from 0) gets the elements e with `e % n == i`.
+        The surviving workers are counted from 0 in rank order, and so are the elements. If there
+        are n surviving workers, worker i gets each element e with `e % n == i`.
         Up to `n - 1` elements at the end are dropped to keep the shares equal. Call `shard` before
         `batch`, and before `shuffle` (or shuffle with the same seed on every rank).
 
@@ -91,8 +92,8 @@ class Cluster:
         """Return the values that all surviving workers passed, in rank order.
 
         Every surviving worker must call `gather` outside `fit`, and all workers must make their
-        `gather` and `barrier` calls in the same order. If, for example, only the chief calls it,
-        the chief waits until the deadline, and then all workers fail.
+        `gather` and `barrier` calls in the same order. If, for example, only the chief
+        calls `gather`, the chief waits until the deadline, and then all workers fail.
 
         Args:
           value: any JSON-serializable value, including NaN and infinity. Tuples are returned as
@@ -123,7 +124,7 @@ class Cluster:
     def barrier(self, timeout_s: float = 300.0) -> None:
         """Wait until every surviving worker has called `barrier`.
 
-        As with `gather`, every surviving worker must call it, outside `fit`.
+        As with `gather`, every surviving worker must call `barrier`, and must do so outside `fit`.
 
         Args:
           timeout_s: seconds to wait for the other workers, > 0. Default 300.

@@ -1,12 +1,13 @@
 """Find the cluster that this process belongs to.
 
 `srun`, `mpirun` and other starters launch several processes. Without `TF_CONFIG`, each process
-would train alone. This module reads the starters' own variables only to detect and refuse that.
+would train alone. So far, this module reads the starters' own environment variables only to detect
+such a process and to refuse it.
 
 To add a starter (Slurm, Kubernetes, …), write a function that takes the environment and returns a
-`Cluster`, or None if the starter set no variables. Then add the function to `STARTERS`. No other
-module reads the starters' variables. However, `train.py` and the benchmarks start local workers if
-`TF_CONFIG` is unset.
+`Cluster`, or None if the starter has set no variables. Then add the function to `STARTERS`. No
+other module of the package reads the starters' variables. However, `train.py` and the benchmarks
+start local workers whenever `TF_CONFIG` is unset, so they must be changed as well.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ STARTERS = (tf_config,)
 
 
 def find(environment: Mapping[str, str] | None = None) -> Cluster:
-    """Return this process's place among the workers, or a single worker if no starter is found.
+    """Return this process's place among the workers that the environment describes.
 
-    With `TF_GOSSIP_PGA_CLUSTER=none`, this process is a single worker regardless of what started
-    it.
+    If the environment describes no workers, or contains `TF_GOSSIP_PGA_CLUSTER=none`, this process
+    is a single worker.
 
     Args:
       environment: the environment variables to read. Default: those of this process.

@@ -7,10 +7,12 @@ def local_strategy() -> tf.distribute.Strategy:
     """Return the strategy that trains a model on all devices of this worker, and on no others.
 
     By default, a `MirroredStrategy` uses the devices of the whole cluster and sums gradients with a
-    collective whose group key is 1. TensorFlow's group leader would then see all processes as one
-    group and reject members because it is "already full". Neither of the reductions used here is
-    such a collective. The rest of the strategy uses no collectives either, unless XLA compiles the
-    step, which `training.preflight.problem_of_devices` refuses.
+    collective whose group key is 1. TensorFlow's group leader would then put the processes of all
+    workers into one group, and reject some of them because this group is "already full".
+
+    The two reductions used here avoid this: both run inside this process, without a group key. The
+    strategy itself creates a collective with a group key only if XLA compiles the step;
+    `training.preflight.problem_of_devices` therefore refuses models with `jit_compile=True`.
     """
     devices = _names()
     if len(devices) < 2:
@@ -23,7 +25,10 @@ def local_strategy() -> tf.distribute.Strategy:
 
 
 def _names() -> list[str]:
-    """Return the names of the visible GPUs, or else CPUs, without initializing TensorFlow."""
+    """Return the names of the visible GPUs, or of the CPUs if there are no GPUs.
+
+    This function does not initialize TensorFlow.
+    """
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
     count = sum(
         len(tf.config.get_logical_device_configuration(device) or [device])

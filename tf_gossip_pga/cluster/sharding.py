@@ -14,7 +14,9 @@ _INFINITE, _UNKNOWN = -1, -2  # tf.data.INFINITE_CARDINALITY and UNKNOWN_CARDINA
 
 
 def shard(dataset: tf.data.Dataset, place: int, workers: int) -> tf.data.Dataset:
-    """Return the elements e with `e % workers == place`, equally many for each place.
+    """Return the elements whose index e satisfies `e % workers == place`.
+
+    Every place gets the same number of elements.
 
     Args:
       dataset: a `tf.data.Dataset` that yields the same elements in the same order on every rank.
@@ -50,12 +52,13 @@ def shard(dataset: tf.data.Dataset, place: int, workers: int) -> tf.data.Dataset
 
 
 def _shard_of_unknown_length(dataset: Any, place: int, workers: int) -> tf.data.Dataset:
-    """Return one element of each complete group of `workers` elements."""
+    """Return the element at index `place` of each complete group of `workers` elements."""
     import tensorflow as tf
 
     def own(_: Any, group: Any) -> tf.data.Dataset:
-        # The group is a dataset or a nested structure of datasets.
+        # `group` is a dataset, or a nested structure of datasets if the elements are nested.
         return tf.data.Dataset.zip(group).skip(place).take(1)
 
-    # With enumerate, every window is a pair, whatever the structure of the elements.
+    # Because of `enumerate`, every window is a pair (indices, elements), whatever the structure of
+    # the elements. `flat_map` therefore always calls `own` with two arguments.
     return dataset.enumerate().window(workers, drop_remainder=True).flat_map(own)

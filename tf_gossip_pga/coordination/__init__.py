@@ -1,6 +1,6 @@
 """Track which workers are members, alive, or late: the control plane, without TensorFlow.
 
-For all exchanges:
+Modules that support every exchange:
 
 - `timing`: every deadline and interval.
 - `running_call`: whether a function is still running, and which exception escaped it.
@@ -11,11 +11,11 @@ For all exchanges:
 - `messages`: declare and check the types of message fields.
 - `secret`: the secret that a job's workers share, and how they prove that they know it.
 - `departures`: report an exception that escaped `fit` or ended a worker.
-- `diagnosis`: find which ranks an exchange waits for, and describe them in a sentence.
+- `diagnosis`: find which ranks an exchange waits for, and describe them in one line.
 - `watchdog`: watch the exchange in progress, report it, and abort it.
 - `reports`: decide when to report a wait, and name ranks in the report.
 
-For membership:
+Modules that decide on the members, after a loss or when a worker joins:
 
 - `view`: `View`, a numbered list of members, and `Standing`, a worker's report while a view is
   formed.
@@ -32,8 +32,9 @@ To support a new way of losing a worker:
 1. If the worker can raise an exception inside `fit`, nothing needs to be added: `status` detects
    that the worker has left `fit`, and everything else follows from that.
 2. Otherwise, let the worker report the failure in a field of `Whereabouts` (`status`), so that
-   `diagnosis` blames it immediately. Also add a field to `Standing` (`view`), so that `decide`
-   counts the worker on no side and `protocol._is_lost` abandons the view. The worker itself must
-   end in `exchange.elastic` when one of its own exchanges fails.
+   `diagnosis` blames the worker immediately. Also add a field to `Standing` (`view`), and read the
+   field in two places. `decide` must count the worker on neither side of a partition, and
+   `protocol._is_lost` must return True, so that the view is abandoned. When one of the worker's own
+   exchanges fails, `exchange.elastic` must end the worker.
 3. Document the failure in docs/protocol.md, and add it to the simulation.
 """

@@ -38,11 +38,13 @@ def connect(hosts: Sequence[str], port: int, timeout_s: float) -> socket.socket:
         for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             connection = socket.socket(family, kind)
             try:
-                # The system may assign this end a port that a worker will soon listen on.
+                # The system may give this end a port on which a worker of this machine will soon
+                # listen. With SO_REUSEADDR, that worker can still do so.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 connection.settimeout(timeout_s)
                 connection.connect(address)
-                # On one machine it may even assign the port being called, if nothing listens there.
+                # If nothing listens at the called port and that port is on this machine, the system
+                # may even give this end the same port, so that it connects to itself.
                 if connection.getsockname() == connection.getpeername():
                     raise ConnectionRefusedError("connected to itself")
                 return connection
@@ -53,7 +55,7 @@ def connect(hosts: Sequence[str], port: int, timeout_s: float) -> socket.socket:
 
 
 def listener(hosts: Sequence[str], rank: int) -> socket.socket:
-    """Return a socket that listens on the interface of this worker's own address, on any port.
+    """Return a socket that listens on the interface of this worker's own address, on a free port.
 
     If this machine does not have that address (e.g. behind NAT or in a container), the socket
     listens on all interfaces.

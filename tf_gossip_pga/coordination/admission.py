@@ -44,7 +44,7 @@ class Admission:
     Args:
       cluster: this process's place among the workers.
       channel: sends requests to the other workers.
-      status: this process's status, for joining workers that ask for it.
+      status: this process's status, which answers to joining workers contain.
       timing: every deadline of the control plane.
 
     Attributes:
@@ -62,11 +62,11 @@ class Admission:
         self._announced: dict[int, tuple[int, float]] = {}
 
     def listen(self) -> None:
-        """Start accepting announcements from joining workers, as a member."""
+        """Start accepting announcements from joining workers. Members call this."""
         self._channel.handlers["join"] = self._take_announcement
 
     def await_members(self) -> None:
-        """Start accepting an invitation from the members, as a joining worker."""
+        """Start accepting an invitation from the members. Joining workers call this."""
         self._channel.handlers["invite"] = self._take_invitation
 
     def announced(self) -> dict[str, int]:
@@ -90,7 +90,7 @@ class Admission:
         """Learn the endpoints of joining workers. One of the members also sends the invitation.
 
         Args:
-          invitation: the invitation, to which the endpoints are added.
+          invitation: the invitation, to which this method adds the endpoints.
           joining: endpoints by rank, as returned by `announced`.
           asks: whether this member sends the invitation.
 
@@ -109,7 +109,8 @@ class Admission:
           The invitation.
 
         Raises:
-          WorkerLost: the members have ended, or are in a later `fit`, which cannot be joined.
+          WorkerLost: the members have ended, or are past their first `fit`, the only one that a
+            worker can join.
         """
         waiting = Waiting(self._timing.join_report_s)
         while self.invitation is None:
@@ -170,6 +171,6 @@ class Admission:
         return dataclasses.asdict(answer)
 
     def _take_invitation(self, request: Message) -> Message:
-        """Record that the members are ready. Runs on the channel's thread."""
+        """Record that the members are ready to admit this worker. Runs on the channel's thread."""
         self.invitation = messages.parse(Invitation, request, self._cluster.size)
         return {}

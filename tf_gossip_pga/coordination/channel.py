@@ -2,9 +2,16 @@
 
 Each process listens on a TCP port that the operating system chooses (`server`). Each connection
 carries one request and its answer, each as one line of JSON. Both sides prove that they belong to
-the job (`secret`). A worker sends requests only while it waits or forms a view (`watchdog`,
-`protocol`), to ping others (`Protocol.ping`), to announce itself (`admission`), to report that it
-is ending (`departures`, `watchdog`), or to probe the addresses of lost workers.
+the job (`secret`).
+
+A worker sends requests only for these purposes:
+
+- to find out which ranks an exchange waits for (`watchdog`),
+- to form a view (`protocol`),
+- to check that the others are alive (`Protocol.ping`) and reachable (`Channel.unreachable`),
+- to join a job, or to invite a joining worker (`admission`),
+- to report an exception (`departures`), or that it ends because of a loss (`watchdog`),
+- to probe the addresses of lost workers (`Channel.probe`).
 
 `Channel.handlers` has one entry for each kind of request.
 """
@@ -39,9 +46,10 @@ class Introduction:
 
     Attributes:
       port: the port of its channel.
-      key: its key in hexadecimal, if the job has no secret.
-      fingerprint: fingerprint of the job's secret, if there is one. It must be the same on all
-        workers.
+      key: the key that authenticates requests to it (see `secret`), in hexadecimal. None if the job
+        has a secret.
+      fingerprint: fingerprint of the job's secret, which must be the same on all workers. None if
+        the job has no secret.
     """
 
     port: Port
@@ -63,7 +71,7 @@ class Channel:
     Args:
       addresses: `"host:port"` of all workers' TensorFlow servers, in rank order.
       rank: this worker's rank.
-      status: answers the request `"status"`.
+      status: this worker's status, the answer to the request `"status"`.
       timing: how long to wait for answers, and how often to probe.
       secret: the job's secret. Without one, each worker generates a key and sends it to the others
         in its introduction, and lost workers cannot rejoin.
@@ -131,10 +139,10 @@ class Channel:
             self._learn(rank, each.port, each.key)
 
     def learn(self, rank: int, endpoint: int) -> None:
-        """Learn the endpoint of a worker that joins this one, or that this one joins.
+        """Learn the endpoint of a joining worker, or of a member if this worker is joining.
 
         Raises:
-          OSError: its host name cannot be resolved.
+          OSError: the worker's host name cannot be resolved.
           ValueError: the job has no secret.
         """
         self._learn(rank, endpoint, None)
@@ -163,10 +171,11 @@ class Channel:
         self.endpoints = {rank: each for rank, each in self.endpoints.items() if rank in ranks}
 
     def probe(self, ranks: Iterable[int]) -> None:
-        """Start probing the main ports of these lost ranks, to send them the known endpoints.
+        """Start probing these lost ranks: send the known endpoints to their `TF_CONFIG` ports.
 
-        A restarted worker listens there (see `joining`). Without a secret, a restarted worker could
-        not prove that it belongs to the job, so only report once that these ranks cannot rejoin.
+        A restarted worker listens there (see `joining`). If the job has no secret, a restarted
+        worker could not prove that it belongs to the job. In that case, send nothing, and report
+        once that these ranks cannot rejoin.
         """
         before, self._lost = self._lost, tuple(ranks)
         if self._secret is not None:
@@ -195,7 +204,7 @@ class Channel:
         """Send a request to all other workers, and return each answer, or why it is missing.
 
         Args:
-          kind: the kind of request, a key of their `handlers`.
+          kind: the kind of request, a key of the other workers' `handlers`.
           timeout_s: seconds to wait for each answer. Default `Timing.ask_s`.
           **details: additional JSON-serializable fields of the request.
         """
@@ -203,10 +212,10 @@ class Channel:
         return self._server.run(self._ask_all(timeout_s, {**details, "kind": kind}))
 
     def tell_at_exit(self, kind: str, **details: Any) -> None:
-        """Send a request to all other workers while this process ends. Waits only briefly.
+        """Send a request to all other workers while this process ends. Wait only briefly.
 
         Args:
-          kind: the kind of request, a key of their `handlers`.
+          kind: the kind of request, a key of the other workers' `handlers`.
           **details: additional JSON-serializable fields of the request.
         """
         ask_s = self._timing.ask_s
@@ -219,7 +228,7 @@ class Channel:
         return [rank for rank, answer in answers.items() if answer is Absence.SUSPECTED]
 
     def close(self) -> None:
-        """End the thread, and close its sockets."""
+        """End the channel's thread, and close its sockets."""
         self._server.close()
 
     # ---- On the channel's thread ----------------------------------------------------------------
@@ -261,15 +270,15 @@ async def _ask(
     """Send a request to a `Server`, and return the answer.
 
     Args:
-      hosts: its addresses, in the order to try.
-      port: its port.
-      key: the server's key, which both sides prove that they know.
+      hosts: the server's addresses, in the order to try.
+      port: the server's port.
+      key: the server's key. Both sides prove that they know it.
       greeting: the greeting that the server must start with.
       request: the request, with its `"kind"`.
 
     Raises:
       OSError: the connection failed.
-      ValueError: the listener is not a process of this job, or it has dropped the request.
+      ValueError: the listener is not a process of this job, or has dropped the request.
     """
     reader, writer = await _connected(hosts, port)
     with contextlib.closing(writer):
@@ -284,7 +293,8 @@ async def _ask(
 async def _refused(peer: _Peer, timeout_s: float) -> Absence:
     """Return how to interpret a refused connection to a worker's channel.
 
-    A firewall may block the channel's port but not the main port, so try the main port too.
+    A firewall may block the channel's port but not the main port, the one in `TF_CONFIG`. Therefore
+    try the main port too.
     """
     try:
         async with asyncio.timeout(timeout_s):

@@ -1,11 +1,11 @@
-"""Track when this worker last communicated with each other worker, and which are gone.
+"""Track when this worker last communicated with each other worker, and which workers are gone.
 
-While this worker was stopped or cut off, a worker that is dead now may have excluded it and formed
-a view without it. However, a member excludes this worker only after hearing nothing from it for
-`silent_s`, or after waiting `patience_s` for it to come to a view. Suppose that no member has
-waited that long, and that all others have answered a question that this worker asked within the
-last `silent_s`. Then no view without this worker exists. A worker found dead at that time is
-*gone*: it has begun no view without this worker.
+While this worker was stopped or cut off, a worker that has died since may have formed a view
+without this worker. However, a member excludes this worker only after hearing nothing from this
+worker for `silent_s`, or after waiting `patience_s` for this worker to help form a view. Suppose
+that no member has waited that long, and that each other member has answered a question that this
+worker asked within the last `silent_s`. Then no view without this worker exists. A member that has
+answered and is found dead at that time is *gone*: it has begun no view without this worker.
 
 All times are in seconds on the same clock.
 """
@@ -27,8 +27,8 @@ class Contacts:
       silent_s: how long a worker may show no sign of life before a view is formed without it.
 
     Attributes:
-      patience_s: how long the others wait for this worker to come to a wanted view.
-      asked_by: when each rank last asked this worker, which is a sign of life.
+      patience_s: how long the others wait for this worker to help form a wanted view.
+      asked_by: when each rank last asked this worker a question. A question is a sign of life.
       gone: dead ranks that have begun no view without this worker.
     """
 
@@ -38,12 +38,13 @@ class Contacts:
         self.gone: frozenset[int] = frozenset()
         self._lock = threading.RLock()
         self._silent_s = silent_s
-        self._answered: dict[int, float] = {}  # when the last question it answered was asked
-        self._exchanged: tuple[float, ...] = ()  # ends of the last three full exchanges
+        # rank -> when this worker asked the last question that the rank has answered
+        self._answered: dict[int, float] = {}
+        self._exchanged: tuple[float, ...] = ()  # ends of the last three exchanges of all members
         self._wanted_since: float | None = None  # when others began to wait for this worker
 
     def record_wanted(self, at: float) -> None:
-        """Record that another worker wants a view that this worker is not yet regrouping for.
+        """Record that another worker wants a view that this worker does not try to form yet.
 
         Args:
           at: when that worker started to wait.
@@ -52,10 +53,10 @@ class Contacts:
             self._wanted_since = at if self._wanted_since is None else min(at, self._wanted_since)
 
     def record_regrouping(self, now: float) -> None:
-        """Record that this worker is regrouping for the wanted view.
+        """Record that this worker now tries to form the wanted view.
 
-        If it is too late, this worker can no longer tell what dead workers have done, so it forgets
-        everything it has heard.
+        If the others may have stopped waiting for this worker, it can no longer tell what dead
+        workers have done. It therefore forgets everything it has heard.
         """
         with self._lock:
             self._forget_if_late(now)
@@ -67,7 +68,7 @@ class Contacts:
         Number the last three such exchanges 1, 2 and 3. Each member began exchange 3 after
         completing exchange 2. Exchange 2 could not complete without this worker, which began it
         after exchange 1 had ended. Every member was therefore still in this view at some time after
-        exchange 1 ended.
+        exchange 1 ended. That end therefore counts as the last contact with every member.
         """
         with self._lock:
             self._exchanged = (*self._exchanged[-2:], now)
@@ -98,7 +99,12 @@ class Contacts:
                 self.gone |= {rank for rank in known if answers.get(rank) is Absence.DEAD}
 
     def age_s(self, rank: int, now: float) -> float:
-        """Return the age in seconds of this worker's latest knowledge of a rank, or inf if none."""
+        """Return how many seconds ago the last known contact with a rank was; inf if there is none.
+
+        A contact is an exchange of all members, or a question that the rank has answered. See
+        `record_exchange` for the time of an exchange. An answered question counts from the time
+        when this worker asked it.
+        """
         ends = self._exchanged
         known_at = ends[0] if len(ends) == 3 else -math.inf
         return now - max(known_at, self._answered.get(rank, -math.inf))
@@ -110,7 +116,7 @@ class Contacts:
             self._exchanged = ()
 
     def forget(self) -> None:
-        """Forget everything heard, because this worker was away or a rank is a new process now."""
+        """Forget everything heard: this worker came too late, or a rank is a new process now."""
         with self._lock:
             self._answered.clear()
             self._exchanged = ()

@@ -1,4 +1,6 @@
-"""Decide what to do with the others' answers, in pure functions without a clock or a channel.
+"""Decide from the others' answers what a worker that wants a new view does next.
+
+The functions are pure: the caller passes the answers and the time.
 
 All times are in seconds on the same clock.
 """
@@ -84,15 +86,15 @@ class Memory:
         return Memory(late_since=self.late_since)
 
     def silence_s(self, rank: int, attempt: Attempt, now: float) -> float:
-        """Return how many seconds an unresponsive rank has shown no sign of life.
+        """Return for how many seconds an unresponsive rank has shown no sign of life.
 
-        A question from the rank counts as a sign of life, but only for `patience_s` after its first
-        missing answer. Otherwise, if a firewall let the rank's packets pass in one direction only,
-        the others would wait for it forever.
+        A question from the rank counts as a sign of life, but only for `patience_s` after the
+        rank's first missing answer. Without this limit, the others would wait forever for a rank
+        whose packets pass a firewall in one direction only.
         """
         since = self.silent_since[rank]
         asked = min(self.asked_by.get(rank, since), since + attempt.patience_s)
-        return max(0.0, now - max(since, asked))  # it may have asked after `now`
+        return max(0.0, now - max(since, asked))  # the rank may have asked after `now`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +139,13 @@ def decide(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> De
     Every member of the current view is in one of these states::
 
         willing    wants the same view, in the same `fit`
-        undecided  has been silent only briefly, or answers and may still come
-        away       has shown no sign of life for `silent_s`, has not come for `patience_s`, or is
-                   dead: it may have continued without this worker
+        undecided  has been silent only briefly, or answers and may still become willing
+        away       has shown no sign of life for `silent_s`, has not become willing for
+                   `patience_s`, or is dead: it may have continued without this worker
         no side    is dead and `gone` (see `Memory`), or has left `fit` by an exception
+
+    The willing and the away members are the two sides of a possible partition. The willing members
+    may continue only if they are the larger side (see `_why_not`).
 
     The lowest willing rank is the leader. It decides as soon as no member is undecided and all
     willing workers have reached one another. The others adopt its list of members. If two willing
@@ -172,7 +177,8 @@ def decide(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> De
 
 def excluding(rank: int, view: View, own: Standing, answers: Answers) -> int | None:
     """Return a rank that has begun a view without this worker, or None."""
-    newest = own.wants if own.is_member else own.wants - 1  # this worker may be in that one
+    # The latest view that may contain this worker.
+    newest = own.wants if own.is_member else own.wants - 1
     for other, each in answers.items():
         if isinstance(each, Standing) and each.view > view.number:
             lists = (each.view_members, each.members)
@@ -234,7 +240,10 @@ def _willing(attempt: Attempt, answers: Answers) -> set[int]:
 
 
 def _late(attempt: Attempt, answers: Answers) -> set[int]:
-    """Return the ranks that answer and may still come, in this `fit` or on the way to it."""
+    """Return the ranks that answer and are not willing yet, but may still become willing.
+
+    They are inside this `fit`, or have not called it yet.
+    """
     willing = _willing(attempt, answers)
     return {
         rank
@@ -257,7 +266,7 @@ def _away(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> set
         if now >= memory.late_since[rank] + max(attempt.patience_s, attempt.silent_s)
     }
     dead = {rank for rank, each in answers.items() if each is Absence.DEAD} - memory.gone
-    # A joining worker that was not admitted is on no side of a partition.
+    # A joining worker that was not admitted is not a member, so it is on no side of a partition.
     return (silent | late | dead) & set(attempt.view.members)
 
 
@@ -311,15 +320,16 @@ def _follow(
 def _why_not(attempt: Attempt, willing: set[int], away: set[int], answers: Answers) -> str | None:
     """Return why the willing workers may not continue, or None.
 
-    The workers that are away may be deciding the same about the willing ones. The side with more
-    workers continues. If both sides are equally large, the side with the lowest rank continues.
+    The workers that are away may be alive and about to continue without the willing ones. Only the
+    side with more workers may continue. If both sides are equally large, only the side with the
+    lowest rank may continue.
     """
     ahead = len(willing) - len(away)
     if ahead < 0 or (ahead == 0 and min(away) < min(willing)):
         dead = [rank for rank in away if answers.get(rank) is Absence.DEAD]
         ended = (
-            f" It knows only that {named(dead)} ended, not what happened while rank {attempt.rank} "
-            "was stopped, busy or cut off."
+            f" This worker knows only that {named(dead)} ended, not what happened while rank "
+            f"{attempt.rank} was stopped, busy or cut off."
         )
         return (
             f"Rank {attempt.rank} ends: it cannot regroup with {named(away)}, which may be "

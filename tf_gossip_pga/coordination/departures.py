@@ -1,4 +1,4 @@
-"""Report exceptions that end this worker's part, and record the other workers' reports."""
+"""Report exceptions that end this worker's `fit` or process, and record the others' reports."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Departures:
     def learn(self, answers: Mapping[int, dict[str, Any] | Absence]) -> None:
         """Update `known` from answers to the request "status".
 
-        Forgets workers that are back in `fit`.
+        Forget the workers that are back in `fit`.
         """
         with self._lock:
             self.known = {
@@ -83,7 +83,10 @@ class Departures:
 
 
 def _latest(answer: dict[str, Any] | Absence, known: Departure | None) -> Departure | None:
-    """Return a worker's departure as of an answer. A report that a process ends is final."""
+    """Return a worker's departure according to its latest answer, or None.
+
+    A report that a process ends is final: later answers do not change it.
+    """
     if isinstance(answer, Absence) or (known and known.ends):
         return known
     left = answer.get("left")

@@ -61,13 +61,13 @@ def diagnose(
     late = {rank: where for rank, where in found.items() if _is_late(where, own)}
     if not late:
         return _elsewhere(found, own)
-    # Ranks that are waiting themselves are late because of others.
+    # Late ranks that wait themselves are late because of other ranks.
     causes = {r: where for r, where in late.items() if not _waits(where, own)} or late
     lost = {rank: where for rank, where in causes.items() if _is_lost(where, own)}
     never = any(_never_comes(where, own) for where in causes.values())
     if never:  # then do not blame a worker that is only slow
         causes = {rank: where for rank, where in lost.items() if rank not in ending} or lost
-    if any(_has_ended(where) for where in causes.values()):  # its end interrupted the others
+    if any(_has_ended(where) for where in causes.values()):  # the end interrupted the others
         causes = {rank: where for rank, where in causes.items() if not _was_interrupted(where)}
     sentences = [
         f"rank {rank} {_predicate(where, own, last_heard_s.get(rank, 0.0))}"
@@ -113,9 +113,9 @@ def _was_interrupted(where: Where) -> bool:
 
 
 def _elsewhere(found: Mapping[int, Where], own: Whereabouts) -> Findings:
-    """Return the ranks that wait in a different exchange with the same number.
+    """Return the ranks that wait in a different exchange with the same number as this worker's.
 
-    Neither exchange will ever complete.
+    Neither this worker's exchange nor theirs will ever complete.
     """
     here = [
         (rank, where)
@@ -167,12 +167,14 @@ def _predicate(where: Where, own: Whereabouts, last_heard_s: float) -> str:
     if _never_comes(where, own):
         return f"{where.left or LEFT}; {where.where_s:.0f} s ago it was {where.where}"
     if where.waits_at is not None:
-        return f"has not reached it; it has waited {where.waits_s:.0f} s at {where.waits_at}"
+        return (
+            f"has not reached it, and has itself waited {where.waits_s:.0f} s at {where.waits_at}"
+        )
     if where.left and not own.left:
         return f"has not reached it: it {where.left}"
     if not where.in_fit:
         return f"has not called fit with GossipPGA {'again' if where.fits else 'yet'}"
-    return f"has not reached it; for {where.where_s:.0f} s it has been {where.where}"
+    return f"has not reached it, and for {where.where_s:.0f} s has been {where.where}"
 
 
 def _broken_off(where: Whereabouts) -> str:

@@ -1,6 +1,7 @@
 """Define the first bytes that this package's listeners send, before a nonce or a report.
 
-TensorFlow's server, which later listens on the same main port, sends different first bytes.
+A worker's *main port* is the port of its address in `TF_CONFIG`. TensorFlow's server later listens
+on this port, and sends different first bytes.
 """
 
 from __future__ import annotations

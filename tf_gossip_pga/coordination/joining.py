@@ -2,10 +2,10 @@
 
 A worker that was lost and restarted knows only the addresses in `TF_CONFIG`, where TensorFlow's
 servers listen. It does not know the ports of the surviving workers' channels, which the operating
-system chose. It therefore listens on its own address until TensorFlow binds that port. The lowest
-surviving rank probes this address repeatedly (`Channel.probe`), and sends it the endpoints of all
-surviving workers. The joining worker can then send requests to all of them. It announces itself
-until they admit it at the beginning of an epoch.
+system chose. The restarted worker therefore listens on its own address until its TensorFlow server
+needs that port. The lowest surviving rank repeatedly *probes* this address: it sends the endpoints
+of all surviving workers there (`Channel.probe`). The joining worker can then send requests to all
+surviving workers. It announces itself until they admit it at the beginning of an epoch.
 
 Both sides prove that they know the job's secret (`secret`). Without a secret, no worker can join.
 """
@@ -42,8 +42,8 @@ class Invitation:
       joining: the ranks being admitted.
       endpoints: the endpoints of all these ranks, by rank (see `Channel.endpoint`).
       epoch: the epoch that begins, counted from 0.
-      facts: digest of the facts that must be equal on all ranks.
-      state: the callback's state.
+      facts: digest of the facts that must be equal on all ranks, such as the model and versions.
+      state: the members' `GossipPGA.state`, which the joining worker adopts.
     """
 
     view_number: int
@@ -62,8 +62,8 @@ def await_probe(
     """Wait on this worker's own port for a probe, and return the endpoints that it carries.
 
     Return None if there is no job to join yet. This is the case if no other address can belong to a
-    training worker, and either another worker is taking part in a roll call or all other workers
-    are waiting to join too.
+    training worker, and either another worker is taking part in the roll call of a starting job
+    (`roll_call`) or all other workers are waiting to join too.
 
     Args:
       addresses: `"host:port"` of all workers, in rank order.
@@ -119,8 +119,8 @@ def endpoints_if_probed(
 ) -> dict[int, int] | None:
     """Return the endpoints of the workers that lost this worker, or None if a job is starting.
 
-    This handles a worker that was restarted without `TF_GOSSIP_PGA_JOIN=1`. It waits only if
-    something, such as TensorFlow's server, already listens at every other address.
+    This handles a worker that was restarted without `TF_GOSSIP_PGA_JOIN=1`. Wait for a probe only
+    if something, such as TensorFlow's server, already listens at every other address.
 
     Args:
       addresses: as in `await_probe`.

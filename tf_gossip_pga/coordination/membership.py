@@ -31,7 +31,7 @@ _Result = TypeVar("_Result")
 
 
 class Membership:
-    """One worker's knowledge of the members.
+    """One worker's current view, and its part in forming the next one.
 
     Args:
       channel: sends requests to the other workers.
@@ -75,8 +75,8 @@ class Membership:
         """Record that a `fit` begins.
 
         Args:
-          patience_s: how long workers that form a view wait for busy workers. None if a lost worker
-            ends training, so that no view is ever formed.
+          patience_s: how long workers that form a view wait for busy workers. None if the loss of a
+            worker ends training, so that no view is ever formed.
         """
         if patience_s is None:
             self._pinging = None
@@ -87,7 +87,7 @@ class Membership:
     def end_fit(self) -> None:
         """Record that this worker has finished training in its current `fit`."""
         self._protocol.finished = self._status.tell().fits
-        self._protocol.contacts.patience_s = self._timing.silent_s  # the next fit may differ
+        self._protocol.contacts.patience_s = self._timing.silent_s  # the next fit may set another
 
     def meet(self) -> None:
         """Record that an exchange of all members of the view has succeeded."""
@@ -138,8 +138,8 @@ class Membership:
           join: as in `regroup`.
 
         Raises:
-          ViewAbandoned: another worker was lost in the meantime, or did not come. The members may
-            regroup.
+          ViewAbandoned: another worker was lost in the meantime, or did not join in time. The
+            members may regroup.
           WorkerLost: others have continued without this worker.
         """
         self._run(self._protocol.grow(view_number, members, joining), join)

@@ -6,13 +6,14 @@ with a virtual network. The protocol is specified in docs/protocol.md.
 
 A worker whose exchange has failed wants the next view. It asks the others until it can decide on
 the members (`decide`). The lowest rank that wants the view is the leader, and the others adopt its
-list of members. Each worker makes itself a member and reports this. Once all of them have reported
-to the leader, the view begins. After any failure along the way, all of them want the next higher
-view.
+list of members. Each worker on the list makes itself a member, and says so in its answers. Once all
+of them have done this, the leader begins the view, and the others follow. After any failure along
+the way, all of them want the next higher view.
 
-Two properties follow. First, no exchange of a view begins before every member has joined it,
-because TensorFlow's group leader would forget a member that came too early. Second, no worker is a
-member of two views, because a list counts only once all workers on it have adopted it.
+The protocol has two properties. First, no exchange of a view begins before every member has joined
+the view. This is necessary because TensorFlow's group leader forgets an exchange that comes too
+early, and never completes it. Second, no worker is a member of two views, because a list of members
+takes effect only once all workers on it have adopted it.
 
 Between losses, each worker asks the others periodically (`ping`), so it knows whether a dead worker
 may have continued without it (`contacts`).
@@ -228,7 +229,7 @@ class Protocol:
         """Return the members of the wanted view, the same list on each of them."""
         self._memory = memory = self._memory.for_next_attempt()
         waiting = Waiting(self._timing.report_s, self._clock())
-        # Report all others as not reached yet, so that no leader decides before they are reached.
+        # Report all others as not reached yet, so that no leader decides before they are.
         unheard = dict.fromkeys(attempt.view.others(self._rank), 0.0)
         standing = dataclasses.replace(standing, silent=tuple(unheard.items()))
         while True:
@@ -255,7 +256,7 @@ class Protocol:
                     if ranks and (waited_s := waiting.due(now)):
                         yield Report(
                             f"Rank {self._rank} has waited {waited_s:.0f} s for {named(ranks)} to "
-                            "regroup without a lost worker."
+                            "regroup after the loss of a worker."
                         )
             yield Pause(self._timing.poll_s)
 
@@ -279,7 +280,7 @@ class Protocol:
 
         Raises:
           ViewAbandoned: one of `others` is dead or has left `fit`, or the deadline has passed. A
-            joining worker may still enter `fit`.
+            joining worker may not have called `fit` yet.
         """
         waiting = Waiting(self._timing.report_s, self._clock())
         while True:
@@ -315,7 +316,7 @@ class Protocol:
         by = decide_lib.excluding(self._rank, self.view, standing, answers)
         if by is not None:
             raise WorkerLost(decide_lib.excluded_text(self._rank, by))
-        # While workers are admitted, regrouping for a view of the same number takes precedence.
+        # If other workers regroup for a view of the same number, abandon the admission.
         if self._wanted > standing.wants - (not calls_off):
             raise ViewAbandoned
         return answers
@@ -354,8 +355,8 @@ def _is_lost(answers: decide_lib.Answers, joining: Collection[int]) -> bool:
 def _late(standing: Standing, others: Sequence[int], answers: decide_lib.Answers) -> set[int]:
     """Return the ranks that are still being waited for.
 
-    These are the ranks that do not want the view. If all want it, they are the ranks that have not
-    joined it. If all have joined it, they are all others.
+    First, wait for the ranks that do not want the view yet. Once all ranks want the view, wait for
+    those that have not joined it. Once all have joined it, wait for all of `others` to begin it.
     """
     known = {rank: each for rank, each in answers.items() if isinstance(each, Standing)}
     away = {r for r in others if r not in known or known[r].wants != standing.wants}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-# Most items that a list in a sentence names. The rest are only counted.
+# The maximum number of items that a list in a sentence names. The rest are only counted.
 _LISTED = 8
 
 
 class Waiting:
-    """Decide when to report a wait: after `first_s` seconds, then each time it has doubled.
+    """Decide when to report a wait: after `first_s` seconds, then each time the wait has doubled.
 
     Args:
       first_s: seconds before the first report.

@@ -4,9 +4,10 @@ When TensorFlow starts, it waits for the other workers silently and ignores sign
 therefore first listens on its own port, where TensorFlow's server will listen later, and repeatedly
 calls all addresses in `TF_CONFIG` (`roll_call_sockets`).
 
-A worker's report lists the ranks that it has not met yet. The roll call is complete for a worker
-once it has met all others and their latest reports list no missing rank. The worker tells all
-others before it leaves. If that message is lost, they can tell that it has left because
+A worker has met a rank once that rank has answered a call at its address. A worker's report lists
+the missing ranks, those that it has not met yet. The roll call is complete for a worker once it has
+met all others and their latest reports list no missing rank. The worker tells all others so before
+it leaves. If this message is lost, the others can still tell that the worker has left, because
 TensorFlow's server now listens at its address.
 
 Workers do not authenticate here. Anyone who can reach the ports can prevent a job from starting.
@@ -58,8 +59,8 @@ class RollCall:
         """Return the reports of all workers in rank order, once all workers have met each other.
 
         Return None if TensorFlow's server, or another gRPC server, listens at all other addresses.
-        The others may already be training and probing for this worker. In that case, the caller may
-        call `run` again.
+        The other workers may then be training already, and may send a probe to this worker (see
+        `joining`). If no probe arrives, the caller may call `run` again.
 
         Raises:
           RuntimeError: this worker's port is taken.
@@ -79,7 +80,8 @@ class RollCall:
             self._calls.changed.clear()
             now = time.monotonic()
             self._count()
-            complete = self._is_complete()  # before `_trouble`, which checks all reports used here
+            # Call this before `_trouble`, which thus checks every report used here.
+            complete = self._is_complete()
             if error := self._trouble(now):
                 raise error
             if complete and self._trouble_since is None:
@@ -125,12 +127,12 @@ class RollCall:
             return None
         if self._trouble_since is None:
             self._trouble_since = now
-        # Wait briefly: other workers may have a third list, or report a better reason.
+        # Wait briefly: others may have a third list of addresses, or report a better reason.
         if now < self._trouble_since + self._timing.start_settle_s:
             return None
         text = str(error)
         self._calls.tell(self._timing.start_tell_s, failure=text)
-        if isinstance(error, WorkerLost):  # then another worker is the one that cannot start
+        if isinstance(error, WorkerLost):  # then the text is about another worker
             text = f"rank {self._rank} of {len(self._seats)} cannot start: {text}"
         return type(error)(f"{text[:1].upper()}{text[1:]}")
 
@@ -164,7 +166,10 @@ class RollCall:
         return f"address in use. Is rank {self._rank} already running?{who}"
 
     def _is_spare(self, report: Report) -> bool:
-        """Return whether a failed process is a duplicate of its rank, and report that once."""
+        """Return whether a failed process is a second process of a rank that has a running one.
+
+        Rank 0 also reports this, once.
+        """
         met = self._calls.own if report.rank == self._rank else self._seats[report.rank].report
         if met is None or met.nonce == report.nonce:
             return False
@@ -182,7 +187,7 @@ class RollCall:
         texts = [f"rank {rank}: {self._absence(rank)}" for rank in missing]
         if not missing:
             texts = [
-                f"rank {report.rank} has not reached {named(report.missing)}, which this worker has"
+                f"rank {report.rank} has not reached {named(report.missing)}, but this worker has"
                 for report in self._reports()
                 if report and report.missing
             ]

@@ -24,10 +24,12 @@ from tf_gossip_pga.coordination import greetings, roster
 from tf_gossip_pga.coordination.roster import Report
 from tf_gossip_pga.coordination.timing import Timing
 
-# TensorFlow's server begins with an HTTP/2 SETTINGS frame. Three length bytes precede this part.
+# TensorFlow's server begins with an HTTP/2 SETTINGS frame. These bytes follow the frame's first
+# three, which state its length.
 _SETTINGS = b"\x04\0\0\0\0\0"
 
-# Limits on connections served at once and on processes remembered, beyond those of the workers.
+# How many connections to serve at once, and how many processes to remember, in addition to those of
+# the workers.
 _STRANGERS = 64
 
 
@@ -40,7 +42,7 @@ class Seat:
       left: report of the last worker that answered there, if none answers now.
       absence: why no worker answers, as a sentence without its final period.
       is_server: whether TensorFlow's server, or another gRPC server, listens there.
-      called_by: nonce of a worker of this rank that has called this one.
+      called_by: nonce (see `Report`) of a process of this rank that has called this worker.
       received: the latest of this process's reports that has been received there.
       wake: event to set for an immediate call.
     """
@@ -96,7 +98,7 @@ class Calls:
 
     @contextlib.contextmanager
     def under_way(self) -> Generator[OSError | None, None, None]:
-        """Call and answer inside the context. Yield the error if this worker cannot listen."""
+        """Make and answer calls in the context. Yield the error if this worker cannot listen."""
         over = threading.Event()
         with contextlib.ExitStack() as stack:
             failed = None
@@ -105,7 +107,8 @@ class Calls:
                 stack.callback(_start(self._accept, listener, over).join)
             except OSError as error:
                 failed = error
-            stack.callback(self._end, over)  # callbacks run in reverse: before the thread is joined
+            # Callbacks run in reverse order, so `_end` runs before the thread is joined.
+            stack.callback(self._end, over)
             for rank in range(len(self.seats)):
                 _start(self._call_again, rank, over)
             yield failed
@@ -306,7 +309,8 @@ def greeting_at(address: str, timeout_s: float) -> bytes | None:
     """Return the greeting of the listener at an address.
 
     Returns:
-      The first bytes that the listener sends; b"" if it is silent; None if nothing listens.
+      The first bytes that the listener sends; b"" if the address does not answer in time; None if
+      nothing listens.
     """
     host, port = addresses_lib.split(address)
     try:

@@ -1,6 +1,7 @@
-"""Define and compare the reports that starting workers exchange. Uses no sockets.
+"""Define and compare the reports that starting workers exchange, without using sockets.
 
-In the roll call (`roll_call`), each worker sends one `Report`, as a line of JSON, to every other.
+In the roll call (`roll_call`), each worker sends its current `Report`, as a line of JSON, to every
+other worker.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _Value = TypeVar("_Value")
 # Maximum length of a report's line: enough for the addresses of several thousand workers.
 REPORT_BYTES = 1 << 18
 
-_TEXT = 2000  # characters kept of a name or a reason
+_TEXT = 2000  # characters kept of each text in a received report
 
 # For longer lists of addresses, quote only the entries that differ.
 _QUOTED = 8
@@ -34,7 +35,7 @@ class Report:
       pid: its process id there.
       addresses: `"host:port"` of all workers in rank order, from its `TF_CONFIG`.
       facts: facts that must be equal on all ranks, by name, e.g. `{"version of Keras": "3.15.1"}`.
-      missing: the ranks that it has not met.
+      missing: the ranks that it has not met, that is, that have not answered its calls yet.
       complete: whether it knows that all workers have met each other.
       failure: why it cannot start, as a sentence, or an empty string if it can.
     """
@@ -81,7 +82,7 @@ def from_line(line: bytes) -> Report:
     except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a report: {error}") from None
     if not all(rank < len(report.addresses) for rank in (report.rank, *report.missing)):
-        raise ValueError("not a report: a rank without an address")
+        raise ValueError("not a report: it names a rank that is not in its list of addresses")
     return report
 
 

@@ -15,9 +15,9 @@ _LONGEST = 300
 class Call:
     """A running call of a function on the thread that creates this object.
 
-    When an exception escapes Keras' `fit`, no callback is called, but Python reveals it. The
-    function is no longer on the thread's stack, and the exception is either the one that the thread
-    is handling (in `except`, `finally` or `with`) or the last uncaught one.
+    When an exception escapes Keras' `fit`, no callback is called, but Python reveals the exception.
+    The function is no longer on the thread's stack, and the exception is either the one that the
+    thread is handling (in `except`, `finally` or `with`) or the last uncaught one.
 
     Args:
       code: the function's code object. It must be on the stack.
@@ -74,12 +74,12 @@ class Call:
 class Frame:
     """The frame of a function that runs on the thread that creates this object.
 
-    Another thread can ask whether the function is still running. It must not search this thread's
-    stack instead: CPython 3.11 crashes if one thread follows `f_back` while another runs the
-    frames.
+    Other threads ask this object whether the function is still running. They must not search the
+    function's stack instead: CPython 3.11 crashes if one thread follows `f_back` while another runs
+    the frames.
 
     Args:
-      code: the function's code object. Takes the innermost frame with it.
+      code: the function's code object. If several frames run this code, the innermost is observed.
     """
 
     def __init__(self, code: types.CodeType) -> None:
@@ -90,7 +90,7 @@ class Frame:
     def is_running(self) -> bool:
         """Whether the function has neither returned nor raised. Thread-safe.
 
-        The first query after it has ended clears its local variables.
+        The first query after the function has ended clears the function's local variables.
         """
         frame = self._frame
         if frame is not None:
@@ -130,7 +130,7 @@ def _uncaught() -> object:
 def _with_wrappers(code: types.CodeType) -> set[types.CodeType]:
     """Return the code of a function on the stack, and of the callers in its package that wrap it.
 
-    They are needed because Keras' wrapper of `fit` removes `fit` from tracebacks.
+    The callers are needed because Keras' wrapper of `fit` removes `fit` from tracebacks.
     """
     codes = {code}
     package = None

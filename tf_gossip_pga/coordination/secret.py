@@ -2,8 +2,8 @@
 
 The workers of a job may share a secret. A restarted worker uses it to prove that it belongs to the
 job, and the members use it to prove the same to the restarted worker. The secret itself is never
-sent. Each process listens with a *key* of 32 bytes, which others derive from the secret and the
-process's place in the job.
+sent. Each listening process has a *key* of 32 bytes. Whoever knows the secret can derive this key
+from the secret, the job's addresses and the process's rank (`key_of`).
 
 Requests and answers are authenticated with the key of the process that listens::
 
@@ -63,8 +63,8 @@ def find(environment: Mapping[str, str] | None = None) -> bytes | None:
     found = text.strip().encode()
     if not _SHORTEST <= len(found) <= _LONGEST:
         raise ValueError(
-            f"{name} has {len(found)} characters, but a secret has {_SHORTEST} to {_LONGEST}. "
-            f"{_HOW}."
+            f"{name} has {len(found)} characters, but a secret must have {_SHORTEST} to "
+            f"{_LONGEST}. {_HOW}."
         )
     return found
 
@@ -74,7 +74,7 @@ def missing(rank: int) -> ValueError:
     return ValueError(
         f"Rank {rank} cannot join a running job: it has no secret to prove that it belongs to the "
         f"job. Set {SECRET} to the secret of the other workers, or {SECRET_FILE} to the name of a "
-        f"file that holds it. If they have none, restart the whole job with one. {_HOW}."
+        f"file that holds it. If the others have none, restart the whole job with one. {_HOW}."
     )
 
 
@@ -88,7 +88,8 @@ def differing(fingerprints: Sequence[str | None]) -> ValueError:
     for rank, each in enumerate(fingerprints):
         ranks.setdefault(each, []).append(rank)
     texts = [
-        f"{'no secret' if each is None else f'secret {each[:6]}…'} on {named(those)}"
+        f"{'no secret' if each is None else f'a secret with fingerprint {each[:6]}…'} on "
+        f"{named(those)}"
         for each, those in ranks.items()
     ]
     return ValueError(f"The workers do not have the same secret: {', '.join(texts)}. {_HOW}.")
@@ -111,7 +112,7 @@ def nonce() -> str:
 
 
 def seal_request(key: bytes, begins_with: str, request: Message) -> tuple[bytes, str]:
-    """Return a request as an authenticated line, and the context of its answer.
+    """Return a request as an authenticated line, and the MAC that the answer must refer to.
 
     Args:
       key: key of the process that is asked.
@@ -119,14 +120,14 @@ def seal_request(key: bytes, begins_with: str, request: Message) -> tuple[bytes,
       request: a JSON-serializable dict.
 
     Returns:
-      The line, and the text that `open_answer` needs.
+      The line, and its MAC, which `open_answer` needs as `to`.
     """
     line = _seal(key, "request " + begins_with, {**request, "nonce": nonce()})
     return line, _mac_of(line)
 
 
 def open_request(key: bytes, begins_with: str, line: bytes) -> tuple[Message, str]:
-    """Return a request, and the context of its answer.
+    """Return a received request, and the MAC that the answer must refer to.
 
     Args:
       key: key of this process.
@@ -134,7 +135,7 @@ def open_request(key: bytes, begins_with: str, line: bytes) -> tuple[Message, st
       line: the line that it has received.
 
     Returns:
-      The request, and the text that `seal_answer` needs.
+      The request, and its MAC, which `seal_answer` needs as `to`.
 
     Raises:
       ValueError: the asker does not know the key, or the line is not a request.
@@ -150,7 +151,7 @@ def seal_answer(key: bytes, to: str, answer: Message) -> bytes:
 
 
 def open_answer(key: bytes, to: str, line: bytes) -> Message:
-    """Return an answer. `to` comes from `seal_request`.
+    """Return the answer that a received line contains. `to` comes from `seal_request`.
 
     Raises:
       ValueError: the answering process does not know the key, or the line is not an answer.

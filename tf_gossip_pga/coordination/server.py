@@ -1,7 +1,8 @@
 """Answer requests from other processes of the job, on a thread with its own event loop.
 
 The server sends a greeting with a nonce to every process that connects. The process must then send
-one request that proves that it knows the server's key (`secret`). The server drops anything else.
+one request that proves that it knows the server's key (`secret`). If it sends anything else, the
+server closes the connection.
 The number of connections and the duration of each are limited, so strangers cannot exhaust the file
 descriptors of a training process. Above the limit, the server closes the oldest connection.
 """
@@ -132,7 +133,11 @@ class Server:
             self._drop(len(self._serving) - self._most)
 
     async def _readable(self) -> None:
-        """Wait until a connection is pending. `sock_accept` could lose one that it accepts."""
+        """Wait until a connection is pending.
+
+        The event loop's `sock_accept` is not used, because it could lose a connection that it has
+        accepted.
+        """
         is_readable = self._loop.create_future()
         self._loop.add_reader(self._listener, _settle, is_readable)
         try:
@@ -141,7 +146,10 @@ class Server:
             self._loop.remove_reader(self._listener)
 
     def _drop(self, count: int) -> None:
-        """Close the oldest connections. Workers' connections are served within milliseconds."""
+        """Close the oldest connections.
+
+        They hardly ever belong to workers, whose connections are served within milliseconds.
+        """
         for task in list(self._serving)[: max(0, count)]:
             task.cancel()
 

@@ -1,4 +1,4 @@
-"""Describe where a worker is, for workers that wait for it, and why it may not answer."""
+"""Describe what a worker is doing, for workers that wait for it, or why it does not answer."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Departure:
 
 @dataclasses.dataclass(frozen=True)
 class Whereabouts:
-    """A worker's report about where it is.
+    """A worker's report about what it is doing, and which exchanges it has reached.
 
     Attributes:
       where: its activity in `fit`, to follow "is", e.g. `"computing step 7"`. Empty before its
         first `fit`.
       where_s: how many seconds this activity has lasted.
       step: number of completed steps.
-      exchanges: how many exchanges it has begun. All ranks take part in the same exchanges in the
-        same order, so a rank that has begun fewer is late.
+      exchanges: how many exchanges it has begun in its view. All ranks take part in the same
+        exchanges in the same order, so a rank that has begun fewer is late.
       waits_at: the exchange that it waits in, or None.
       waits_s: how many seconds it has waited there.
       fits: how many times it has called `fit`.
@@ -53,9 +53,9 @@ class Whereabouts:
         None while it trains and after it has finished.
       unfinished: the exchange that it has begun but not completed, or None. If that exchange fails,
         the worker can no longer exchange.
-      can_regroup: whether the next `fit` may still regroup, because that exchange failed between
-        two `fit` calls.
-      view: number of the view that these exchanges belong to.
+      can_regroup: whether the next `fit` may still form a view without the lost worker, because the
+        unfinished exchange failed between two `fit` calls.
+      view: number of the worker's view.
     """
 
     where: str
@@ -150,7 +150,7 @@ class Status:
         return Departure(text, ends) if text else None
 
     def tell(self) -> Whereabouts:
-        """Return where this process is. Thread-safe."""
+        """Return what this process is doing now. Thread-safe."""
         (where, step, since), waits = self._at, self._waits
         now = time.monotonic()  # read last, so that no duration is negative
         fit, left = self._fit, None

@@ -30,7 +30,8 @@ class Timing:
       serve_s: how long an unknown peer may hold a connection.
       watch_every_s: how often the watchdog checks the exchange in progress.
       patience_s: minimum duration of an exchange before the watchdog asks about it and reports it.
-      patience_steps: the same, as a multiple of this worker's median step time.
+      patience_steps: the same minimum, as a multiple of this worker's median step time, but at most
+        a tenth of the exchange's timeout. The larger of the two minimums applies.
       suspect_s: how long a worker may be silent before the watchdog aborts an exchange with it.
       linger_s: how long a worker keeps answering before it ends after a loss, so that the others do
         not blame it.
@@ -47,13 +48,13 @@ class Timing:
         gives up.
       probe_every_s: how often the chief probes the ports of lost workers.
       announce_every_s: how often a joining worker announces itself.
-      announced_s: how long such an announcement remains valid.
+      announced_s: how long an announcement of a joining worker remains valid.
       admit_s: how long the members wait for joining workers that they have invited.
       join_report_s: how long a joining worker waits before it first reports the wait.
       job_check_every_s: how often a worker that waits for a probe checks whether there is still a
         job to join.
-      job_checks: how many such checks in a row may find no sign of a job before the worker gives
-        up.
+      job_checks: how many of these checks in a row may find no sign of a job before the worker
+        gives up.
       unannounced_probe_s: how long a worker that was started without `TF_GOSSIP_PGA_JOIN=1` listens
         for a probe.
     """

@@ -1,9 +1,9 @@
 """Watch the exchange in progress: find which ranks it waits for, and report or abort it.
 
-TensorFlow's collectives wait silently and forever, and each of their own timeouts costs two
-threads. Instead, a single thread watches the exchange in progress. If the exchange takes long, the
-thread asks the other workers where they are (`channel`). If it takes too long, the thread aborts
-it.
+TensorFlow's collectives wait silently and forever. They accept a timeout, but each collective then
+starts two threads. Instead, a single thread, the watchdog, watches the exchange in progress. If the
+exchange takes long, the watchdog asks the other workers what they are doing (`channel`). If the
+exchange takes too long, the watchdog aborts it.
 """
 
 from __future__ import annotations
@@ -113,10 +113,11 @@ class Watchdog:
 
     @contextlib.contextmanager
     def deadline(self, doing: str, timeout_s: float) -> Generator[Wait, None, None]:
-        """Run exchanges under a deadline, and abort them when it passes.
+        """Run exchanges under a deadline, and abort them when the deadline passes.
 
-        The caller converts the error that an aborted exchange raises. The `findings` of the yielded
-        `Wait` say why the watchdog aborted it.
+        An aborted exchange raises an error of TensorFlow, which the caller converts to
+        `ExchangeBroken`. The `findings` of the yielded `Wait` say why the watchdog aborted the
+        exchange.
 
         Args:
           doing: the exchange, e.g. `"the gossip of step 7"`.
@@ -152,7 +153,7 @@ class Watchdog:
                     self._abort(reason)
 
     def give_up(self, reason: str) -> None:
-        """Call off all exchanges of this view after one failed between two `fit` calls.
+        """Call off all exchanges of this view after one of them failed between two `fit` calls.
 
         The script may catch the resulting exception. The next `fit` then forms a new view.
         """
@@ -171,8 +172,8 @@ class Watchdog:
     def text_of_loss(self, broken: ExchangeBroken) -> str:
         """Return the report of an exchange that has failed permanently.
 
-        This waits before it returns, because the others would blame a process that ends
-        immediately.
+        The caller raises `WorkerLost` with this report, which usually ends the process. Wait before
+        returning, because the others would blame a process that ends immediately.
         """
         self._channel.ask_all("ending", rank=self._rank)
         findings, reason = broken.findings, broken.reason
@@ -200,7 +201,7 @@ class Watchdog:
         self._closed.set()
 
     def _findings(self) -> Findings:
-        """Ask all others where they are, and return which of them keep this process waiting."""
+        """Ask all others what they are doing. Return which of them keep this process waiting."""
         self.departures.heard = None
         answers = self._channel.ask_all("status")
         self.departures.learn(answers)
@@ -215,8 +216,8 @@ class Watchdog:
     def _settled_findings(self) -> Findings:
         """Ask again while a worker is suspected. Return the findings that blame the fewest ranks.
 
-        An ending worker closes its sockets one by one, and a live worker on a busy machine may miss
-        a request.
+        The first findings may blame too many ranks: an ending worker closes its sockets one by one,
+        and a live worker on a busy machine may miss a request.
         """
         fewest = self._findings()
         for _ in range(self._timing.closing_checks):
@@ -284,7 +285,7 @@ class Watchdog:
     def _has_news(self, now: float) -> bool:
         """Return whether a worker reported an exception at least `closing_s` ago.
 
-        If that worker had completed the exchange, this gives the others time to complete it too.
+        If that worker had completed the exchange, the delay lets the others complete it too.
         """
         heard = self.departures.heard
         return heard is not None and now > heard + self._timing.closing_s

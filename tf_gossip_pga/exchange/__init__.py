@@ -2,18 +2,20 @@
 
 Modules, from the bottom up:
 
-- `runtime`: TensorFlow's server and its private API; the choice of transport and device.
+- `runtime`: starts TensorFlow's server, calls TensorFlow's private API, and chooses the transport
+  and the device.
 - `failures`: decides which TensorFlow errors mean that another worker or the network failed.
 - `group_ops`: the collective ops among the members of a view, in an order that cannot deadlock.
 - `gather`: gathers JSON values from all members.
 - `session`: exchanges with deadlines, for a single worker and for a cluster with fixed members.
-- `elastic`: a session whose members can change. It owns the sequence of exchanges.
-- `guard`: a second process that prints reports while TensorFlow's startup blocks Python in the
-  worker.
+- `elastic`: a session whose members can change. It counts the exchanges of a `fit`, so that the
+  workers agree after a loss on which exchanges are completed.
+- `guard`: a second process that prints the worker's reports, or ends the worker, while TensorFlow's
+  startup blocks Python in it.
 - `startup`, `process`: connect the process to its cluster (`initialize`, `active`).
 - `buckets`: packs variables into flat chunks of one dtype.
 - `wire`: encodings for the chunks of a gossip.
-- `mixing`: builds the graph of a gossip.
+- `mixing`: builds the TensorFlow graph of a gossip.
 - `health`: checks whether a rank's own parameters are finite, and fingerprints them.
 - `traced`: functions that TensorFlow traces only once.
 - `averager`: gossips, global averages, broadcasts, and state transfers of one model's variables.

@@ -1,10 +1,10 @@
 """Average one model's variables: pack them into flat chunks, exchange the chunks, and unpack them.
 
-Each exchange is a function that is traced once. There is one function for each round of the
-topology, and one for the global average.
+Gossips, global averages and broadcasts are functions that TensorFlow traces once. Gossips have
+separate functions for each round of the topology, because the neighbors differ.
 
-On a worker with several devices, TensorFlow mirrors each variable. Reading it returns the first
-device's value; assigning or adding to it changes it on all devices.
+On a worker with several devices, TensorFlow mirrors each variable. Reading a variable returns the
+first device's value; assigning or adding to a variable changes it on all devices.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ class Variables:
     Attributes:
       parameters: variables that are mixed by gossips and averaged by global averages.
       statistics: variables that only global averages change (BatchNorm's moving mean and variance).
-      others: variables that are only broadcast (integers, optimizer variables).
-      slots: the variables in `others` that `Averager.average_slots` averages, such as momentum.
+      others: variables that neither gossips nor global averages change (integers, optimizer
+        variables). Broadcasts and state transfers copy them.
+      slots: the optimizer slots in `others`, such as momentum. `Averager.average_slots` averages
+        them.
     """
 
     parameters: list
@@ -73,10 +75,10 @@ class Averaged:
     Attributes:
       squares: `(|x_i - mean|^2, |mean|^2)` of the parameters, where x_i are this rank's parameters
         before the average. Because the mean is the same on all ranks, only the first member
-        computes its norm; on the others it is 0.
-      non_finite: `{rank: step}`, for each affected rank the first step since the last global
-        average after which its own parameters were not finite.
-      sums: the passed numbers, summed over ranks, `[numbers]` float64.
+        computes the mean's norm; on the others, the second number is 0.
+      non_finite: `{rank: step}` of the ranks whose own parameters were not finite: the first such
+        step since the last global average.
+      sums: the numbers passed to `Averager.global_average`, summed over ranks, `[numbers]` float64.
     """
 
     squares: tuple[float, float]
@@ -88,19 +90,20 @@ class Averager:
     """Gossip, average globally, and broadcast one model's variables.
 
     Args:
-      session: the exchanges of this process. The averager is valid only for the session's current
-        view.
+      session: runs the exchanges of this process. The averager is valid only for the session's
+        current view.
       topology: which members average with each other.
       variables: the variables to exchange.
       patience: how long exchanges wait for other workers.
       wire: the encoding of gossips. Default: each variable in its own dtype.
-      numbers: how many extra numbers per rank a global average also sums. Default 0.
-      health: the existing checks of these parameters. Default None: create new ones.
+      numbers: how many numbers of each rank a global average also sums over ranks. Default 0.
+      health: the checks of an earlier averager of these parameters, to continue them. Default None:
+        create new ones.
 
     Attributes:
       health: the checks of this rank's own parameters.
       bytes_sent: number of payload bytes that this rank has sent since the averager was built. A
-        broadcast counts as one copy, although rank 0 may send several.
+        broadcast counts as one copy, although the sender may send several.
     """
 
     def __init__(
@@ -113,7 +116,7 @@ class Averager:
         numbers: int = 0,
         health: Health | None = None,
     ):
-        """Reserve instance keys, which is an exchange, so all members must do this together."""
+        """Reserve instance keys (see `group_ops`). All members must do this: it is an exchange."""
         self.bytes_sent = 0
         self._session = session
         self._view = session.view
@@ -133,8 +136,8 @@ class Averager:
             [*variables.parameters, *variables.statistics, *variables.others]
         )
         self._started = False  # whether a gossip is running in the background
-        # A key is bound to one group, one kind of exchange, and one length. A gossip and a
-        # broadcast can share keys, because their groups differ.
+        # An instance key is bound to one group, one kind of exchange, and one message length. A
+        # gossip and a broadcast can share keys, because their groups differ.
         sent = max(len(self._parameters), len(self._everything))
         means = len(self._parameters) + len(self._passengers)
         first_key = session.reserve_keys(
@@ -173,7 +176,7 @@ class Averager:
         """Mix the parameters with this round's neighbors: x_i <- sum_j W[i, j] * x_j.
 
         Args:
-          round: number of the gossip in the whole run, from 0. The topology's rounds repeat.
+          round: the number of the completed step, minus 1. The topology's rounds repeat in a cycle.
           doing: name of the exchange, for messages.
         """
         step, round = round + 1, round % self._topology.rounds
@@ -193,8 +196,8 @@ class Averager:
         step, round = round + 1, round % self._topology.rounds
         if self._topology.cycle[round].is_empty:
             return
-        # Pass values, not variables: while another op holds a variable's value, TensorFlow copies
-        # the variable before an optimizer changes it in place.
+        # Pass values, not variables. The values stay as they are: while another op holds a
+        # variable's value, TensorFlow copies the variable before an optimizer changes it in place.
         chunks = self._pack()
         exchange = functools.partial(self._changes[round], *chunks)
         self.health.steps.append(step)
@@ -209,7 +212,7 @@ class Averager:
 
         Args:
           apply: whether to change the parameters. Right before a global average, the change would
-            have no effect. Default True.
+            have no effect, because a gossip keeps the mean. Default True.
         """
         started, self._started = self._started, False
         if started:
@@ -223,8 +226,8 @@ class Averager:
         Args:
           doing: name of the exchange, for messages.
           step: number of completed steps.
-          numbers: numbers to sum over ranks, `[numbers]` float32, with the length given to the
-            constructor. Default None: zeros.
+          numbers: this rank's numbers, to be summed over ranks: float32, as many as the argument
+            `numbers` of the constructor says. Default None: zeros.
         """
         self.health.steps.append(step)
         with self._session.waiting(doing, self._patience.exchange_s):
@@ -260,11 +263,11 @@ class Averager:
         """Copy all variables of one member to the new members. All members must call this.
 
         Args:
-          source: place of the sending member.
-          is_new: whether this member assigns the variables that it receives.
+          source: index of the sending member among the members.
+          is_new: whether this member is new, and therefore assigns the variables that it receives.
         """
         doing, count = "the state transfer", len(self._everything)
-        # The key of a broadcast is also bound to its source.
+        # Reserve new keys, because the key of a broadcast is also bound to its source.
         key = self._session.reserve_keys(count, doing, self._patience.start_s)
         with self._session.waiting(doing, self._patience.start_s):
             Traced(functools.partial(self._broadcast_from, key, source, is_new))()
@@ -272,7 +275,7 @@ class Averager:
             self.bytes_sent += self._everything.bytes
 
     def snapshot(self) -> list[tf.Tensor]:
-        """Return copies of the parameters and statistics, each on its own device, for `restore`."""
+        """Return copies of the parameters and statistics, on the same devices, for `restore`."""
         copies = []
         for variable in self._on_all_devices():
             with tf.device(variable.device):
@@ -358,7 +361,7 @@ def _digest(variables: list) -> str:
 
 
 def consensus_distance(distances: list[tuple[float, float]]) -> float:
-    """Return the root mean square distance of the replicas from their mean, over the mean's norm.
+    """Return the replicas' root mean square distance from their mean, divided by the mean's norm.
 
     Args:
       distances: `Averaged.squares` of each rank, beginning with the first member.

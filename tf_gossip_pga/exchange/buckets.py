@@ -1,7 +1,8 @@
 """Pack variables into flat chunks of one dtype, and unpack them.
 
 Small variables share chunks, large variables get chunks of their own, and very large variables are
-split. As a result, no message is tiny or longer than `CHUNK_BYTES`, whatever the model.
+split. As a result, no message is longer than `CHUNK_BYTES`, and many small variables do not cause
+many tiny messages.
 """
 
 import dataclasses
@@ -12,8 +13,8 @@ import tensorflow as tf
 # sending and mixing overlap less.
 CHUNK_BYTES = 4 << 20
 
-# Collectives support none of these dtypes. A complex number can be summed as a pair of real
-# numbers.
+# Collectives do not support the dtypes on the left, so variables of these dtypes are sent in the
+# dtypes on the right. A complex number can be summed as a pair of real numbers.
 _CARRIERS = {tf.bool: tf.uint8, tf.complex64: tf.float32, tf.complex128: tf.float64}
 
 # A variable that fills at least 1/_SHARE of a chunk gets a chunk of its own.
@@ -78,7 +79,7 @@ class Bucket:
             if size >= limit / _SHARE:
                 # Packing several variables copies them. A variable alone is not copied.
                 part = -(-size // -(-size // limit))  # equal parts,
-                part = min(limit, -(-part // _ALIGNED) * _ALIGNED)  # cut where TensorFlow can slice
+                part = min(limit, -(-part // _ALIGNED) * _ALIGNED)  # rounded so slices need no copy
                 for start in range(0, size, part):
                     self._place(index, start, min(size, start + part), None)
             else:
@@ -109,7 +110,11 @@ class Bucket:
             variable.assign(_restored(value, variable))
 
     def add(self, changes):
-        """Add chunks of the same lengths, of at least float32 precision, to the variables."""
+        """Add chunks of changes to the variables.
+
+        Args:
+          changes: chunks of the same lengths as `pack` returns, of at least float32 precision.
+        """
         for variable, change in self._unpacked(changes):
             if change.dtype == _carrier(variable.dtype):
                 variable.assign_add(_restored(change, variable))  # in place

@@ -44,10 +44,10 @@ class LossPolicy:
 
     Attributes:
       min_workers: minimum number of workers that must survive for training to continue.
-      patience_s: how many seconds surviving workers wait for surviving workers that are busy.
+      patience_s: how long surviving workers that form a view wait for busy ones, in seconds.
       reconcile: function that gives the members of a new view one model and one state. It receives
-        the number of exchanges that this worker has completed. If any member has completed an
-        exchange, all members call it.
+        the number of exchanges that this worker has completed. All members call the function if at
+        least one of them has completed an exchange.
     """
 
     min_workers: int
@@ -63,7 +63,7 @@ class ElasticSession(FixedSession):
       transport: the transport of exchanges.
       runtime: TensorFlow's server.
       channel: sends requests to the other workers.
-      status: this process's answers to the other workers.
+      status: what this process answers to requests of the other workers.
       watchdog: monitors the exchange in progress.
       membership: this worker's part in agreeing on the members.
       timing: the deadlines of the control plane. Default: `Timing()`.
@@ -96,7 +96,7 @@ class ElasticSession(FixedSession):
         self.is_joining = is_joining
         self.all_workers = runtime.strategy
         self.admission = Admission(cluster, channel, status, self.timing)
-        membership.watch()  # a later callback may have on_worker_lost="continue"
+        membership.watch()  # now, because a later callback may have on_worker_lost="continue"
 
     @property
     def view(self) -> View:
@@ -134,7 +134,7 @@ class ElasticSession(FixedSession):
 
         Args:
           policy: how to continue after a loss from now on. None if a loss ends training.
-          completed: the initial count, which is not 0 on a worker that has joined. Default 0.
+          completed: number of completed exchanges; on a worker that has joined, not 0. Default 0.
         """
         self._policy = policy
         self._starts = []
@@ -150,9 +150,9 @@ class ElasticSession(FixedSession):
     def start(self, exchange: Callable[[], None]):
         """Run exchanges that belong to the start of a `fit`.
 
-        If a worker is lost before an exchange of the sequence is completed, the surviving workers
+        If a worker is lost before any exchange of the sequence is completed, the surviving workers
         repeat all exchanges passed to this method, in the same order. If an exchange of the
-        sequence is already completed, for example by a callback, run `exchange` as the next one.
+        sequence is already completed, run `exchange` as the next one of the sequence.
         """
         if not self._sequence.is_at_start:
             self.run(exchange)
@@ -169,10 +169,11 @@ class ElasticSession(FixedSession):
     def run(self, exchange: Callable[[], Any]) -> Any:
         """Run the next exchange of the sequence.
 
-        If a worker is lost and training continues, the new members reconcile and run it again.
+        If a worker is lost and training continues, the members of the new view reconcile and run
+        the exchange again.
 
         Returns:
-          The result of `exchange`, or `MISSED`, without running it, if the others completed it.
+          The result of `exchange`, or `MISSED` if the others completed it without this rank.
         """
         sequence = self._sequence
         while True:
@@ -188,8 +189,8 @@ class ElasticSession(FixedSession):
     def attempt(self, action: Callable[[], None]):
         """Call `action`, which runs exchanges that are not part of the sequence.
 
-        If the view changes meanwhile, skip the rest. The next exchange of the sequence first
-        reconciles.
+        If the view changes meanwhile, skip the rest of `action`. The members then reconcile before
+        the next exchange of the sequence.
         """
         with contextlib.suppress(ViewChanged):
             action()
@@ -231,13 +232,13 @@ class ElasticSession(FixedSession):
                 self._runtime.set_view,
             )
         except TrainingFinished:
-            self._watchdog.resume()  # only the lost worker is missing from the view
+            self._watchdog.resume()  # the view stays; only the lost worker is missing
             raise
         lost = before - set(self.view.members)
         if not self._sequence.regroup(most, is_lost=bool(lost)):
             self._end(broken)
         causes = {rank: each.text for rank, each in self._watchdog.departures.known.items()}
-        self._begin_view()  # also clears the departures
+        self._begin_view()  # also clears the departures read above
         how = f"without {named(lost, causes)}" if lost else "with all members"
         logger.warning(
             f"Rank {self.cluster.rank} continues {how}: {self.size} of {self.cluster.size} workers "
@@ -260,17 +261,17 @@ class ElasticSession(FixedSession):
     # ---- Joining workers ------------------------------------------------------------------------
 
     def joining(self) -> dict[str, int]:
-        """Return the endpoints of joining workers, keyed by rank. Empty after the first `fit`."""
+        """Return the ports of joining workers, by rank in decimal. After the first `fit`: none."""
         return self.admission.announced() if self._policy and self._status.tell().fits == 1 else {}
 
     def admit(self, joining: dict[str, int], epoch: int, facts: str, state: dict):
         """Admit joining workers. All current members call this together, right after a sync point.
 
         Args:
-          joining: ports keyed by rank as a decimal string, as returned by `joining`.
+          joining: the joining workers' ports, keyed as in the result of `joining`.
           epoch: the epoch that is about to begin, counted from 0.
-          facts: digest of the facts that must be equal on all ranks.
-          state: the callback's state.
+          facts: digest of the versions, settings and variables that must be equal on all ranks.
+          state: the state of `GossipPGA`.
 
         Raises:
           ViewChanged: the surviving workers formed a new view without the joining workers.
@@ -307,7 +308,7 @@ class ElasticSession(FixedSession):
         except ViewAbandoned:
             raise WorkerLost(
                 f"Rank {self.cluster.rank} was not admitted: another worker was lost at the same "
-                "time, or the other workers did not wait for it. Restart it."
+                "time, or the other workers did not wait for it. Restart this worker."
             ) from None
         self.is_joining = False
         logger.info(f"Rank {self.cluster.rank} has joined the other workers.")
@@ -326,5 +327,6 @@ def _check_not_of_script(doing: str):
     if doing.startswith("cluster."):
         raise RuntimeError(
             f"{doing} cannot be called inside a fit with on_worker_lost='continue'. Call it before "
-            "or after fit. Numbers in Keras logs are averaged over ranks automatically."
+            "or after fit. For numbers in Keras logs no call is needed: they are averaged over "
+            "ranks automatically."
         )

@@ -40,7 +40,7 @@ def broken(
 
 
 def _peer(message: str) -> str | None:
-    """Return a description of the worker that TensorFlow blames, or None if it names none."""
+    """Return a description of the worker that TensorFlow's message blames, or None if none."""
     task = re.search(r"Error reported from /job:(\w+)/task:(\d+)", message)
     task = task or re.search(r"target /job:(\w+)/replica:0/task:(\d+)", message)
     return f"the {task[1]} with index {task[2]}" if task else None

@@ -19,7 +19,7 @@ class Gatherer:
     """
 
     def __init__(self, ops: Ops, rank: int):
-        """Store the arguments. Each message length is traced at its first use."""
+        """Store the arguments. TensorFlow traces a function for each message length when needed."""
         self._ops = ops
         self._rank = rank
         self._functions: dict[int, tf.types.experimental.ConcreteFunction] = {}
@@ -49,7 +49,10 @@ class Gatherer:
 
 
 def encode(rank: int, value) -> np.ndarray:
-    """Encode a value as `[1 + bytes]` int32: the length in bytes, followed by the JSON bytes."""
+    """Encode a rank and its value as `[1 + bytes]` int32.
+
+    The first number is the length of the JSON text in bytes. The others are its bytes.
+    """
     text = np.frombuffer(json.dumps([rank, value]).encode(), np.uint8)
     return np.concatenate([[len(text)], text]).astype(np.int32)
 

@@ -5,18 +5,20 @@ and `CollectiveBcastRecvV2`). In the group of all members, `CollectiveReduceV2` 
 average and `CollectiveGatherV2` gathers values.
 
 - **Order.** All ranks issue messages in the same order: by chunk and, within a chunk, by the
-  topology's edge colors. At most `messages_in_flight` messages are in flight, because each waits
-  for the one issued `messages_in_flight` positions earlier. The first unfinished message in this
+  topology's edge colors (groups of edges that have no rank in common). At most
+  `messages_in_flight` messages are in flight, because each waits for the one issued
+  `messages_in_flight` positions earlier. The first unfinished message in this
   order waits for no other message, so it can always finish, and no deadlock is possible. This holds
   even with a single message in flight, as in NCCL, which has one stream per device.
 - **Deadlines.** With `timeout_seconds`, each collective starts two threads. They sleep for the
   whole timeout even if the collective finishes immediately, and within minutes of training they
   exhaust the process's threads. The ops therefore get no timeout. The watchdog aborts them instead.
-- **Keys.** A group key is bound to its members for the lifetime of the process. Our group keys are
-  derived from the members and the view's number, and are far higher than the keys that strategies
-  count up from 1. An instance key is bound to a shape and a source, and may be reused after its
-  exchange. TensorFlow stores every key, and queries the group's leader over the network for each
-  new key, so reusing keys saves memory and time.
+- **Keys.** TensorFlow identifies a group by its group key, and a message in the group by its
+  instance key. A group key is bound to its members for the lifetime of the process. Our group keys
+  are derived from the members and the view's number, and are far higher than the keys that
+  `tf.distribute` strategies count up from 1. An instance key is bound to a shape and a source, and
+  may be reused after its exchange. TensorFlow stores every key, and queries the group's leader over
+  the network for each new key, so reusing keys saves memory and time.
 - **Devices.** Only the first device of each worker exchanges. The devices of one worker train
   together without collectives, because the cluster's leader would put the devices of all workers
   into one group.
@@ -32,11 +34,11 @@ import tensorflow as tf
 from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.exchange.runtime import Transport
 
-# Far above the group keys that strategies count up from 1. Each view has one key for all members,
-# one for gathers among all members, and one per edge.
+# Far above the group keys that `tf.distribute` strategies count up from 1. Each view has one key
+# for all members, one for gathers among all members, and one per edge.
 _FIRST_GROUP_KEY = 1 << 20
 
-# Gathers use one instance key per power of two. All other keys are higher.
+# Gathers use one instance key per message length, a power of two. All other keys are higher.
 _FIRST_INSTANCE_KEY = 1 << 20
 FIRST_FREE_KEY = _FIRST_INSTANCE_KEY + 32
 
@@ -64,7 +66,7 @@ class GroupOps:
 
     Attributes:
       size: number of members.
-      place: this rank's index among the members, 0 … size-1. This is its node in topologies.
+      place: this rank's index among the members, 0 … size-1. Topologies number the members by it.
     """
 
     def __init__(self, view: View, rank: int, world_size: int, transport: Transport):
@@ -132,7 +134,7 @@ class GroupOps:
           chunks: 1-D tensors, of the same shapes on all members.
           first_key: the first of `len(chunks)` reserved instance keys. A key is bound to its
             source.
-          source: place of the sending member. Default 0.
+          source: index of the sending member among the members. Default 0.
         """
         received: list[tf.Tensor] = []
         for index, chunk in enumerate(chunks):

@@ -1,10 +1,11 @@
 """Print reports for a process, or end it, while TensorFlow's startup blocks its Python threads.
 
-After the roll call, all workers start TensorFlow's server at the same time and wait for each
-other's servers. This takes a second or two. If a worker ends during that time, the others would
-wait silently for an hour, because rank 0 has no deadline at that point. They would also ignore
-SIGTERM, because TensorFlow installs its own handler. A second process therefore watches the worker
-while the server starts. It imports only the standard library.
+After the roll call, in which the workers find each other (`coordination.roll_call`), all workers
+start TensorFlow's server at the same time and wait for each other's servers. This takes a second or
+two. If a worker ended during that time, the others would wait silently for an hour, because rank 0
+has no deadline at that point. The waiting workers would also ignore SIGTERM, because TensorFlow
+installs its own handler. A second process therefore watches the worker while the server starts. The
+second process imports only the standard library.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def watched(text: str, report_s: float, deadline_s: float) -> Generator[None, No
 
 def _watch(pid: int, text: str, report_s: float, deadline_s: float) -> None:
     """Watch a process until it closes this process's standard input, or kill it. See `watched`."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes by a launcher
+    for number in (signal.SIGINT, signal.SIGTERM):  # a launcher may signal the guard too
         signal.signal(number, signal.SIG_IGN)
     began = time.monotonic()
     report_at = report_s

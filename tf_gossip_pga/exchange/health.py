@@ -20,7 +20,7 @@ import tensorflow as tf
 from tf_gossip_pga.exchange import buckets
 from tf_gossip_pga.exchange.traced import Traced
 
-# Integer dtypes of the same width, whose sums do not depend on the order of summation.
+# The integer dtype with a given number of bytes. Sums of integers do not depend on their order.
 _INTEGERS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
 
 _REMEMBERED = 1000  # steps kept in `Health.steps`
@@ -34,8 +34,8 @@ class Health:
 
     Attributes:
       steps: the step count at each exchange since the last global average, limited to the latest
-        1000. An interrupted exchange may appear twice. The reported step is then too late, never
-        too early.
+        1000. An interrupted exchange may appear twice. The step that `first_steps` returns is
+        then too late, never too early.
     """
 
     def __init__(self, parameters: buckets.Bucket):

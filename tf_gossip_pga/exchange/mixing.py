@@ -1,4 +1,4 @@
-"""Build the graph of a gossip: the change that a round makes to each chunk of parameters."""
+"""Build the TensorFlow graph of a gossip: the change that a round makes to each chunk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Mixer:
     def __init__(
         self, ops: Ops, topology: Topology, parameters: buckets.Bucket, wire: Wire, first_key: int
     ):
-        """Copy the parameters as the reference if the encoding is lossy. Exchanges nothing."""
+        """Exchange nothing. If the encoding is lossy, copy the parameters as its reference r."""
         self._ops = ops
         self._topology = topology
         self._parameters = parameters

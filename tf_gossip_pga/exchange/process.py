@@ -147,7 +147,8 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
             channel.learn(rank, endpoint)
     else:
         session.admission.listen()
-        # Do this here, not in the first `fit`, so that the others notice if a rank never calls fit.
+        # Share the endpoints here, not in the first `fit`: with them, the others notice if a rank
+        # never calls fit.
         channel.learn_all(session.gather(channel.introduction, "the start", timing.start_s))
     session.has_exchanged = False  # count only the script's own exchanges
     atexit.register(_warn_of_no_average, session, os.getpid())
@@ -205,5 +206,5 @@ def _warn_of_no_average(session: ElasticSession, pid: int):
         f"{session.cluster.size} workers were connected, but nothing was averaged: no fit of this "
         "script used GossipPGA. If the script trains, each worker trained alone. Pass "
         "callbacks=[pga.GossipPGA()] to model.fit. If you call train_on_batch, call the hooks of "
-        "a keras.callbacks.CallbackList that contains it."
+        "a keras.callbacks.CallbackList that contains the GossipPGA."
     )

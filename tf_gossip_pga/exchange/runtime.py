@@ -6,9 +6,9 @@ Each is tested in `tests/integration/test_collectives.py` and `tests/integration
 
 - `abort_collective_ops(code, message)` fails every pending and every subsequent collective of this
   process.
-- `enable_collective_ops(server)` gives the running server a different cluster and ends an abort.
-  The only public alternative is to start a new process. `_collective_ops_server_def` is the server
-  definition that the strategy passed.
+- `enable_collective_ops(server)` gives the running server a different cluster, and lets collectives
+  run again after an abort. The only public alternative is to start a new process.
+- `_collective_ops_server_def` is the definition with which the strategy started the server.
 - `configure_coordination_service(…)` sets how long a worker may be silent.
 - `_context_handle` is set once TensorFlow is running, when it is too late to start a server. The
   public API reports this only after rank 0 has answered.
@@ -37,8 +37,8 @@ _JOB = "worker"
 
 # TensorFlow's coordination service drops a worker whose heartbeats stop, and then fails the
 # exchanges of all other workers. By default it does so 10 s after the worker stops, and again after
-# the surviving workers have formed a smaller cluster. We therefore disable heartbeats with an
-# interval of ten years. gRPC reports closed sockets, and the watchdog detects silent workers.
+# the surviving workers have formed a smaller cluster. We therefore disable heartbeats with a
+# timeout of ten years. gRPC reports closed sockets, and the watchdog detects silent workers.
 _HEARTBEAT_S = 10 * 365 * 86400.0
 
 
@@ -48,7 +48,8 @@ class Transport:
 
     Attributes:
       device: the device that exchanges, which is this worker's first.
-      implementation: the implementation to request from the strategy and the collective ops.
+      implementation: TensorFlow's implementation of collectives, which the strategy and the
+        collective ops request.
       messages_in_flight: maximum number of collectives that a rank runs concurrently.
     """
 
@@ -121,7 +122,7 @@ class Runtime:
             task_id=cluster.rank,
             num_accelerators={"GPU": 1} if "GPU" in transport.device else {},
         )
-        self._server = tf.train.ServerDef()  # until the server starts
+        self._server = tf.train.ServerDef()  # empty until the server starts
 
     def start(self, timeout_s: float):
         """Start the server, and wait until all other workers' servers have started.
@@ -152,7 +153,10 @@ class Runtime:
         self.set_view(View(0, (self._rank,)))
 
     def set_view(self, view: View):
-        """Restrict the server's cluster to the members of a view. This also ends an abort."""
+        """Restrict the server's cluster to the members of a view.
+
+        After `abort`, this lets collectives run again.
+        """
         server = copy.deepcopy(self._server)
         for rank in set(server.cluster.job[0].tasks) - set(view.members):
             del server.cluster.job[0].tasks[rank]

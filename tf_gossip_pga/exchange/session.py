@@ -1,8 +1,8 @@
 """Run one process's exchanges, for a single worker or for a cluster with fixed members.
 
-A session owns everything that an exchange needs apart from the ops: the deadline, the watchdog, the
-background thread for overlapped gossips, and the instance keys. `ElasticSession` supports members
-that change. All sessions have the same interface.
+A session holds what the exchanges need: the collective ops, the deadlines, the watchdog, the
+background thread for overlapped gossips, and the instance keys (see `group_ops`). `ElasticSession`
+supports members that change. All sessions have the same interface.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class SoloSession:
         """Record what this rank is doing, for workers that wait for it.
 
         Args:
-          where: what this rank is doing, as the end of a sentence that begins with "It is".
+          where: what this rank is doing, as words that can follow "It is" in a message.
           step: number of completed steps.
         """
 
@@ -96,7 +96,7 @@ class SoloSession:
         return [value]
 
     def reserve_keys(self, count: int, doing: str, timeout_s: float) -> int:
-        """Reserve `count` keys that no rank has used. Return the first, the same on all ranks."""
+        """Reserve `count` unused instance keys. Return the first, which is equal on all ranks."""
         return 0
 
     def waiting(self, doing: str, timeout_s: float) -> contextlib.AbstractContextManager[None]:
@@ -106,7 +106,7 @@ class SoloSession:
     def begin(self, exchange: Callable[[], Any], doing: str, timeout_s: float):
         """Start `exchange()` in the background; `finish` returns its result.
 
-        A single worker does not run it.
+        A single worker does not call `exchange`.
         """
 
     def finish(self) -> Any:
@@ -128,7 +128,7 @@ class FixedSession(SoloSession):
       cluster: this process's place among the workers.
       transport: the transport of exchanges.
       channel: sends requests to the other workers.
-      status: this process's answers to the other workers.
+      status: what this process answers to requests of the other workers.
       watchdog: monitors the exchange in progress.
       timing: the deadlines of the control plane. Default: `Timing()`.
     """
@@ -174,7 +174,7 @@ class FixedSession(SoloSession):
         self._status.enter_fit(code)
 
     def unreachable(self) -> list[int]:
-        """Return the ranks that do not answer requests, and so could not form a view."""
+        """Return the ranks that do not answer requests, and so could not join a new view."""
         return self._channel.unreachable()
 
     def gather(self, value, doing: str, timeout_s: float) -> list:
@@ -195,7 +195,7 @@ class FixedSession(SoloSession):
         return [each for _, each in everyone]
 
     def reserve_keys(self, count: int, doing: str, timeout_s: float) -> int:
-        """Reserve `count` keys that no rank has used. Return the first, the same on all ranks."""
+        """Reserve `count` unused instance keys. Return the first, which is equal on all ranks."""
         first = max(self.gather(self._next_key, doing, timeout_s))
         self._next_key = first + count
         return first

@@ -18,7 +18,7 @@ class Traced:
       body: the function to trace.
 
     Attributes:
-      total: number of functions that this process has traced so far.
+      total: number of `Traced` functions that this process has traced so far.
     """
 
     total = 0

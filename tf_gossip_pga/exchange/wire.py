@@ -146,7 +146,7 @@ def resolve(name: str) -> Wire:
     Raises:
       ValueError: no encoding has this name.
     """
-    if not isinstance(name, str) or name not in BY_NAME:  # a list has no hash
+    if not isinstance(name, str) or name not in BY_NAME:  # a list is not hashable
         raise ValueError(
             f"wire_dtype must be one of {', '.join(map(repr, BY_NAME))}; received {name!r}."
         )

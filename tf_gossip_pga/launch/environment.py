@@ -34,7 +34,8 @@ def of_worker(
     environment.pop(detect.CLUSTER, None)
     if joins:
         environment[tf_config.JOIN] = "1"
-    # By default, TensorFlow in each worker starts a thread for every core, which is slower.
+    # By default, TensorFlow starts a thread for every core in each worker. Together, the workers
+    # would have more threads than cores, which is slower.
     share = max(1, (os.cpu_count() or 1) // len(addresses))
     environment.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
     if not verbose:

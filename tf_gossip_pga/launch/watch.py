@@ -143,7 +143,10 @@ class Watch:
     def _check_deadline(self, passed_s: float) -> None:
         if self._deadline_s is not None and passed_s > self._deadline_s and self._running:
             ranks = ", ".join(str(worker.rank) for worker in self._running)
-            self._fail(f"After {self._deadline_s:g} s rank {ranks} had not ended.", self._running)
+            self._fail(
+                f"The deadline of {self._deadline_s:g} s passed before rank {ranks} had ended.",
+                self._running,
+            )
 
     def _fail(self, reason: str, to_blame: list[Worker]) -> NoReturn:
         """Stop all workers, and raise `LaunchError`.

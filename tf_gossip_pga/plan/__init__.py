@@ -23,8 +23,9 @@ Gossip-PGA with each period on each topology. It is a JSON-serializable dict:
       step_ms              mean time of a step
       speedup              over Parallel SGD
       beta                 b of the graph (see `plan.cost`); None without gossip, and for a graph
-                           of more than 512 ranks without a formula, such as a grid
-      transient_iid        order of the transient stage for iid data; None: infinite or unknown
+                           of more than 512 ranks that has no formula for b, such as a grid
+      transient_iid        order of magnitude of the transient stage for iid data: the steps until
+                           the algorithm has caught up with Parallel SGD. None: infinite or unknown
       transient_non_iid    the same for non-iid data
     recommendation  `name` of a row; `code`, the line that sets it up; `reasons`, three sentences
 

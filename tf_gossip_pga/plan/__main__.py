@@ -104,7 +104,10 @@ def main(argv: Sequence[str]) -> None:
 def _predict(given: flags.FlagValues) -> dict[str, Any] | None:
     """Return the prediction for the flags, or None on ranks other than the chief."""
     if None not in (given.model, given.parameters):
-        raise ValueError("give either --parameters or --model: a model has its own number of them")
+        raise ValueError(
+            "give either --parameters or --model, not both: a model has its own number of "
+            "parameters"
+        )
     cluster = _initialize() if given.measure else None
     nodes = given.nodes
     if nodes is None and cluster and cluster.size > 1:  # one worker cannot measure
@@ -157,7 +160,10 @@ def _complete(settings: dict[str, Any]) -> dict[str, Any]:
     needed = {"nodes": None, "compute_ms": None, "mbit": None} | settings
     missing = [f"--{name}" for name, value in needed.items() if value is None]
     if missing:
-        raise ValueError(f"give {', '.join(missing)}, or --measure on a running cluster")
+        raise ValueError(
+            f"values are missing for {', '.join(missing)}: give each one, or measure it with "
+            "--measure on a running cluster (to measure --compute_ms, also give --model)"
+        )
     return settings
 
 

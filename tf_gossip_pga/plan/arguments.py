@@ -40,8 +40,9 @@ def comparison(
     name, times = collections.Counter(graph.name for graph in graphs).most_common(1)[0]
     if times > 1:
         raise ValueError(
-            f"topology has {times} of the name {name!r}, and the rows would have the same name. "
-            "Give each one once; compare two matrices of your own in two plans."
+            f"topology contains {times} graphs named {name!r}, and their rows would have the same "
+            "name. Give each graph once. To compare two graphs of your own that have the same "
+            "name, make two plans."
         )
     return n, [_period(each) for each in _list("H", H)], graphs
 
@@ -79,7 +80,7 @@ def _period(value: object) -> int:
     if period is None:
         raise ValueError(
             f"H must be a whole number, at least 2 and at most {LONGEST}; received {value!r}. H=1 "
-            "is Parallel SGD and None is Gossip SGD, which every plan contains."
+            "is Parallel SGD and None is Gossip SGD; every plan contains both."
         )
     return period
 
@@ -89,7 +90,7 @@ def _graph(topology: str | Topology, n: int) -> Topology:
     if all(each.is_empty for each in graph.cycle):
         raise ValueError(
             f"In the topology {graph.name!r} nobody gossips: that is Local SGD, which every plan "
-            "contains. Give another, for example one_peer_exponential."
+            "contains. Give another topology, for example one_peer_exponential."
         )
     return graph
 
@@ -98,5 +99,5 @@ def _list(name: str, values: Any) -> list[Any]:
     is_many = isinstance(values, Iterable) and not isinstance(values, str)
     found = list(values) if is_many else [values]
     if not found:
-        raise ValueError(f"{name} must name at least one to compare, received none.")
+        raise ValueError(f"{name} must contain at least one value to compare, received none.")
     return found

@@ -1,4 +1,4 @@
-"""Model the cost of an algorithm: its step time, and the steps it takes to catch up.
+"""Model the cost of an algorithm: its step time, and its steps to catch up with Parallel SGD.
 
 **Time.** `step_ms` simulates every rank step by step. It draws a computation time for each rank and
 step from a gamma distribution with the given mean and standard deviation. The time of exchanges
@@ -17,9 +17,11 @@ constant factors are unknown, so compare the orders only with each other, not wi
 run.
 
                  iid                   non-iid
-    Gossip SGD   n^3 b^4 / (1-b)^2     n^3 b^4 / (1-b)^4        b: norm of W - 11'/n
+    Gossip SGD   n^3 b^4 / (1-b)^2     n^3 b^4 / (1-b)^4        b: spectral norm of W - 11'/n
     Gossip-PGA   n^3 b^4 C^2           n^3 b^4 C^2 D^2          C = (1 - b^H) / (1-b)
     Local SGD    n^3 H^2               n^3 H^4                  D = min(H, 1 / (1-b))
+
+Here, n is the number of ranks, H the period, W the mixing matrix, and 11' the matrix of ones.
 
 Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021.
 
@@ -32,8 +34,8 @@ A single round of the one-peer exponential graph or of the hypercube has no usef
 Efficient for Decentralized Deep Training", NeurIPS 2021) prove that the one-peer graph achieves the
 same rate if the number of ranks is a power of two. For the hypercube, this b is a guess. With other
 numbers of ranks, the one-peer graph may be slower. Up to 512 ranks, `beta_of` therefore returns at
-least the per-round geometric mean of b over the cycle. Above 512 ranks, no better value is
-available.
+least the per-round geometric mean of b over the cycle. Above 512 ranks, `beta_of` returns
+the b of the static exponential graph, because no better value is available.
 """
 
 from __future__ import annotations
@@ -197,7 +199,7 @@ def _exact(beta: float) -> float:
 
 
 def between_averages(beta: float, H: int | None) -> tuple[float, float]:  # noqa: N803
-    """Return C and D of the table above. For Gossip SGD (`H=None`), both are 1 / (1-b)."""
+    """Return C and D of the module's table. For Gossip SGD (`H=None`), both are 1 / (1-b)."""
     if beta >= 1 - _ROUNDING:  # the graph is disconnected: gossip alone never catches up
         never = math.inf if H is None else H
         return never, never
@@ -211,7 +213,7 @@ def transient(
     beta: float | None,
     H: int | None,  # noqa: N803 (the paper's name)
 ) -> tuple[float | None, float | None]:
-    """Return the orders of the transient stage, `(iid, non-iid)`, from the table above.
+    """Return the orders of the transient stage, `(iid, non-iid)`, from the module's table.
 
     Args:
       method: `"Parallel SGD"`, `"Local SGD"`, `"Gossip SGD"` or `"Gossip-PGA"`.

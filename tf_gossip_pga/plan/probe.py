@@ -15,7 +15,7 @@ from tf_gossip_pga.algorithm import topology as topology_lib
 Gather: TypeAlias = Callable[[object, str, float], list]
 
 _SMALL = 256  # elements of the small exchanges, which take only latency and overhead
-_LEAST_LARGE, _MOST_LARGE = 1 << 20, 1 << 24  # elements of the gossip that measures bandwidth
+_LEAST_LARGE, _MOST_LARGE = 1 << 20, 1 << 24  # bounds of the large gossip's elements
 _REPETITIONS = 9
 _WARM_UP, _STEPS = 3, 20
 _PATIENCE_S = 600
@@ -29,7 +29,7 @@ def count(parameters: Any) -> int:
         counted.
 
     Raises:
-      ValueError: `parameters` is neither.
+      ValueError: `parameters` is neither a number >= 1 nor a built model.
     """
     number = _validate.whole(parameters, 1) or sum(map(math.prod, _shapes(parameters)))
     if number < 1:
@@ -47,15 +47,16 @@ def _shapes(parameters: Any) -> list[tuple[int, ...]]:
 def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[str, float]:
     """Measure the network and, if `step` is given, a computation. Every rank must call this.
 
-    Three exchanges are timed: a gossip and a global average of 256 float32 numbers (1 KiB), and a
-    one-peer gossip of the parameters. The latter sends at least 4 MiB, which makes it clearly
-    slower than the small gossip, and at most 64 MiB if only a number of parameters is given. Each
-    exchange is repeated nine times, timed from a common start until the last rank has finished, and
-    the median is used.
+    Three exchanges are timed: a small gossip and a small global average, each of 256 float32
+    numbers (1 KiB), and a large gossip of the parameters. Both gossips have one peer per round. The
+    large gossip sends at least 4 MiB, so that it is clearly slower than the small one. If only a
+    number of parameters is given, it sends at most 64 MiB. Each exchange is repeated nine times,
+    timed from a common start until the last rank has finished, and the median is used.
 
-    A small gossip takes one latency and a small global average takes 2 (n-1), so comparing them
-    separates the latency from the overhead of an exchange. The additional time of the large gossip
-    gives the bandwidth. All ranks run `step` at the same time, as in training.
+    On n ranks, the small gossip takes one latency and the small global average takes 2 (n-1)
+    latencies, so comparing them separates the latency from the overhead of an exchange. The
+    additional time of the large gossip gives the bandwidth. All ranks run `step` at the same time,
+    as in training.
 
     Args:
       parameters: number of parameters, >= 1, or a built Keras model.
@@ -85,9 +86,9 @@ def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[s
     session = process.active()
     if session.size < 2:
         raise RuntimeError(
-            "Measuring needs a running cluster, but this is one worker. Start several, for example "
-            "python -m tf_gossip_pga.launch --workers=4 -m tf_gossip_pga.plan --measure …, or set "
-            "TF_CONFIG on each machine."
+            "Measuring needs a running cluster, but this process is the only worker. Start several "
+            "workers, for example with python -m tf_gossip_pga.launch --workers=4 -m "
+            "tf_gossip_pga.plan --measure …, or set TF_CONFIG on each machine."
         )
     found = _exchanges(session, _large_shapes(parameters))
     return found if step is None else found | _computation(session.gather, step)

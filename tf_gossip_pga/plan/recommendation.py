@@ -17,9 +17,10 @@ _DEFAULT_TOPOLOGY = "one_peer_exponential"  # of GossipPGA
 def recommend(rows: list[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Recommend one of the predicted algorithms.
 
-    All Gossip-PGA rows are candidates. A Gossip SGD row is a candidate if its transient stage is at
-    most 10% longer than that of Gossip-PGA with the longest period on the same graph. Otherwise,
-    the graph needs global averages. The best candidate is found in three steps:
+    All Gossip-PGA rows are candidates. A Gossip SGD row is a candidate if its transient stage is
+    known, finite, and at most 10% longer than that of Gossip-PGA with the longest period on the
+    same graph. Otherwise, the graph needs global averages. The best candidate is found in three
+    steps:
 
     1. Keep those whose step time is within 10% of the fastest.
     2. Of these, keep those whose transient stage for non-iid data is within 10% of the shortest.

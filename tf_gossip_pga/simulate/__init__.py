@@ -14,6 +14,7 @@ takes a gradient step on a batch of its own data, and then the nodes average.
     x_i <- 1/n sum_j y_j            if k % H == 0, k counted from 1
     x_i <- sum_j W[i, j] * y_j      otherwise, W of round k - 1
 
+f_i is the mean loss over the data of node i, f is the mean of all f_i, and f* is the minimum of f.
 Topologies and periods are the same objects as in a real run. A gossip reads O(edges * d) numbers,
 where d is the number of parameters.
 
@@ -28,9 +29,11 @@ Contents:
   Problem: a loss in TensorFlow, and the data of each node.
   logistic, quadratic, digits: ready-made problems. from_keras: the problem of a Keras model.
   Simulation: one algorithm on one problem.
-  run, Curve: f during one simulation. compare: several algorithms on the same batches.
+  run, Curve: f(mean of the nodes) - f* during one simulation.
+  compare: the curves of several algorithms on the same batches.
   ALGORITHMS, settings_of: names of algorithms, and the arguments of `Simulation` for each.
-  transient, FACTOR: the step from which a method keeps up with Parallel SGD.
+  transient: the step from which a method keeps up with Parallel SGD.
+  FACTOR: the ratio to the curve of Parallel SGD up to which a method keeps up.
 """
 
 from tf_gossip_pga.simulate.curves import (

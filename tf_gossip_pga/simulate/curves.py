@@ -1,4 +1,4 @@
-"""Record f(mean of the nodes) - f* during simulations, and find when a method catches up."""
+"""Record f(mean of the nodes) - f* in runs; find when a method catches up with Parallel SGD."""
 
 from __future__ import annotations
 
@@ -96,10 +96,11 @@ def run(
 
 
 def _interval(iterations: int, H: int) -> int:  # noqa: N803
-    """Return the smallest measurement interval that covers every phase of a period.
+    """Return the smallest interval with at most `_LOOKS` measurements at all positions in a period.
 
-    f at the mean is highest right after a global average, and falls within a few steps. An interval
-    that shares a factor with the period would always measure the same phases.
+    f at the mean is highest right after a global average, and falls within a few steps. With an
+    interval that shares a factor with the period, some positions between two global averages would
+    never be measured.
     """
     every = -(-iterations // _LOOKS)
     while math.gcd(every, H) > 1:
@@ -116,9 +117,9 @@ def settings_of(
     """Return the arguments of `Simulation` for an algorithm.
 
     Args:
-      algorithm: one of `ALGORITHMS`. `"aga"` starts with the period `H` and warms up for a third of
-        the run. `"slowmo"` has slow momentum 0.5. `"gossip_final"` averages globally once, at the
-        last step.
+      algorithm: one of `ALGORITHMS`. `"aga"` starts with the period `H` and keeps it for the first
+        third of the run. `"slowmo"` has slow momentum 0.5. `"gossip_final"` averages globally once,
+        at the last step.
       topology: who gossips with whom, as in `Simulation`. `"parallel"` and `"local"` ignore it.
       H: period of the global average in steps, >= 1. `"parallel"`, `"gossip"` and `"gossip_final"`
         ignore it.
@@ -174,8 +175,8 @@ def compare(
       H: period of the global average in steps, >= 1; see `settings_of`.
       iterations: number of steps of each run, >= 1.
       every: number of steps between measurements, >= 1. Default None: the smallest number that
-        gives at most 200 measurements and shares no factor with `H`, which ensures that all phases
-        of the period are measured.
+        gives at most 200 measurements and shares no factor with `H`. Then measurements cover every
+        position between two global averages.
       verbose: 0 prints nothing; 1 and 2 print each name and progress, as in `run`. Default 0.
       **arguments: further arguments of `Simulation`: `step_size`, `trials`, `batch_size`, ….
 

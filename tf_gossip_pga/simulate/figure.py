@@ -18,7 +18,7 @@ def draw(axes: Any, found: dict[str, Curve]) -> None:
         color = "black" if name == "parallel" else f"C{index - 1}"
         mean, error = curve.mean, curve.standard_error
         axes.plot(curve.steps, mean, color=color, linewidth=1.2, label=name)
-        low = np.maximum(mean - error, mean / 10)  # keep it positive for the logarithmic axis
+        low = np.maximum(mean - error, mean / 10)  # positive, for the logarithmic axis
         axes.fill_between(curve.steps, low, mean + error, color=color, alpha=0.2, linewidth=0)
         joined = transient(curve, found["parallel"])
         if name == "parallel" or joined is None or not is_reached(joined, curve.steps[-1]):

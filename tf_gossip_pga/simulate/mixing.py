@@ -11,8 +11,8 @@ from tf_gossip_pga.algorithm.graph import Round
 def mixer(each: Round, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return a function that maps y `[nodes, …]` to W y.
 
-    The function reads O(edges) rows of y. It shifts y if W is circulant, and gathers rows
-    otherwise. If at least half the entries of W are edges, it multiplies by the dense W instead.
+    If at least half of the entries of W are edges, the function multiplies y by the dense W.
+    Otherwise, it reads O(edges) rows of y: it shifts y if W is circulant, and gathers rows if not.
 
     Args:
       each: the round.
@@ -41,9 +41,10 @@ def mixer(each: Round, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _shifts(each: Round, n: int) -> dict[int, float]:
-    """Return `{hop: weight}` if every node receives from the same hops with the same weights.
+    """Return `{hop: weight}` if W is circulant, and an empty dict otherwise.
 
-    Return an empty dict otherwise.
+    A hop is the number of the receiver minus the number of the sender, modulo n. If W is circulant,
+    every node receives over the same hops with the same weights.
     """
     hops = (each.receivers - each.senders) % n
     found, counts = np.unique(hops, return_counts=True)

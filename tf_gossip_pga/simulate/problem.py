@@ -73,7 +73,9 @@ class Problem:
                 f"received shapes {shapes}."
             )
         if 0 in shapes[0][:2]:
-            raise ValueError(f"data must have nodes and samples, received shapes {shapes}.")
+            raise ValueError(
+                f"data must have at least one node and one sample, received shapes {shapes}."
+            )
 
     @property
     def nodes(self) -> int:
@@ -99,7 +101,7 @@ def from_keras(model: Any, loss: Any, x: npt.ArrayLike, y: npt.ArrayLike) -> Pro
 
     Args:
       model: a built `keras.Model` with one input and one output. It is not changed.
-      loss: a loss or its name, as for `keras.losses.get`. Must not sum over samples.
+      loss: a loss or its name, as for `keras.losses.get`. It must not sum over samples.
       x: inputs, `[nodes, samples, …]`.
       y: targets, `[nodes, samples, …]`.
 
@@ -141,13 +143,14 @@ def from_keras(model: Any, loss: Any, x: npt.ArrayLike, y: npt.ArrayLike) -> Pro
 def _check_model(model: Any) -> None:
     if not model.built or not model.trainable_variables:
         raise ValueError(
-            "The model has no trainable variables: build it, and leave some trainable."
+            "The model has no trainable variables. Build it, and leave some variables trainable."
         )
     if model.non_trainable_variables:
         names = ", ".join(variable.path for variable in model.non_trainable_variables)
         raise ValueError(
             f"A simulation supports trainable variables only, but this model also has {names}. "
-            "Leave BatchNorm, dropout and frozen layers out; GroupNormalization is an alternative."
+            "Leave BatchNorm, dropout and frozen layers out. GroupNormalization can replace "
+            "BatchNorm."
         )
 
 

@@ -79,7 +79,8 @@ def quadratic(
         f_i(x) = mean_m d/2 (a_im' x - b_im)^2
 
     The vectors a are uniform on the unit sphere, and b = a' x_i* + noise of standard deviation 0.1,
-    so f_i is nearly |x - x_i*|^2 / 2. The minimum is computed exactly, in float64.
+    where x_i* is drawn as in `logistic`. Therefore, f_i is nearly |x - x_i*|^2 / 2. The minimum is
+    computed exactly, in float64.
 
     Args:
       nodes: number of nodes, >= 1.
@@ -220,7 +221,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _logistic_minimum(signed: np.ndarray) -> float:
-    """Return the minimum over x of mean ln(1 + exp(-s' x)) over the rows s.
+    """Return the minimum over x of ln(1 + exp(-s' x)), averaged over the rows s of `signed`.
 
     Use Newton's method in float64.
     """

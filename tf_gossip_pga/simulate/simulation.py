@@ -24,11 +24,13 @@ class Simulation:
     """Simulate one algorithm on all nodes, in several independent trials at once.
 
     See `tf_gossip_pga.simulate` for the equations of a step. With `slow_momentum`, global averages
-    follow SlowMo with slow learning rate 1. Initially, u is 0. x0 is the result of the last global
-    average, or the initial parameters before the first one:
+    follow SlowMo with slow learning rate 1:
 
         u <- slow_momentum * u + (x0 - 1/n sum_j y_j) / step_size
         x_i <- x0 - step_size * u
+
+    x0 is the result of the previous global average; before the first one, it is the initial
+    parameters. The velocity u is initially 0.
 
     Source: Wang et al., "SlowMo", ICLR 2020, Algorithm 1.
 
@@ -66,7 +68,8 @@ class Simulation:
         nodes.
       TypeError: `topology` is neither a name nor a `Topology`.
       MemoryError: parameters, batches and samples would not fit into this machine's memory. Raised
-        before any of them is allocated. Does not include intermediate results of the loss.
+        before any of them is allocated. The check does not include intermediate results of the
+        loss.
 
     Example:
       >>> from tf_gossip_pga import simulate
@@ -161,10 +164,10 @@ class Simulation:
         return loss.numpy().astype(np.float64) - self.problem.minimum
 
     def _advance_to_average(self, end: int) -> None:
-        """Advance to `end`, or to the last step for which the global averages are known.
+        """Advance to `end`, or only as far as the steps of the global averages are known.
 
         With an adaptive period, the loss after one global average determines when the next one
-        occurs.
+        occurs. One call takes at most `_CHUNK` steps.
         """
         is_global, count = self._plan(end)
         before, taken = (tf.constant(number, tf.int64) for number in (self.step, count))

@@ -103,7 +103,7 @@ class Steps:
             x=tf.where(chosen, mean, self._mix(y, before)),
             anchor=tf.where(chosen, mean, state.anchor),
             velocity=tf.where(chosen, velocity, state.velocity),
-            # GossipPGA also reports the loss of the first batch after a global average.
+            # An adaptive period uses the loss of the first batch after a global average.
             loss=tf.where(state.fresh, tf.reduce_mean(losses, axis=0), state.loss),
             fresh=is_global,
         )

@@ -21,7 +21,8 @@ _NOISE = re.compile(
     r"|.* oneDNN supports DT_INT64 only on platforms"
     r"|E\d{4} .*Unable to register cu(DNN|FFT|BLAS) factory"
 )
-# Surviving workers' runtimes print these when a worker ends, normally or not. Kept for reports.
+# TensorFlow prints these lines in the other workers when a worker ends, normally or not. They are
+# not shown, but kept for failure reports.
 _RUNTIME_ERROR = re.compile(
     r"(E\d{4}|\d{4}-\d\d-\d\d) .*(base_collective_executor|coordination_service\w*)\.cc:\d+\]"
     r"|Additional GRPC error information from|:UNKNOWN:Error received from peer"

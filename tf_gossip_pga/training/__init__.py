@@ -10,17 +10,18 @@ Modules, ordered by the lifetime of their state:
 - `start`: how all ranks agree at the start of a `fit`, and get the same initial state.
 - `group`: exchanges with the other ranks: sync points, averages, reconciliation after a loss.
 - `sync_point`: the reports that ranks exchange at a sync point.
-- `ending`: what follows all callbacks of an epoch or a `fit`: all ranks stop together, and end with
-  the same model.
+- `ending`: runs after all callbacks of an epoch or a `fit`: lets the ranks stop together, and makes
+  their models equal when training ends.
 - `period_loss`: the training loss that controls an adaptive period.
 
 Helpers:
 
 - `preflight`: each rank's own checks, and a comparison of all ranks, before the first exchange.
 - `variables`: finds a model's variables and optimizers, and decides how each is exchanged.
-- `adapted`: descriptions of adapted layers, for comparison.
+- `adapted`: describes layers that have an `adapt` method or a lookup table, so that ranks can
+  compare them.
 - `piggyback`: numbers that ranks exchange along with a global average.
-- `symptoms`: warnings about identical steps and non-finite parameters.
+- `symptoms`: warns if all ranks take identical steps, or if parameters are not finite.
 - `callback_list`: access to the other callbacks of a `fit`, and hooks that run after them.
 - `callback_facts`: compares the other callbacks across ranks.
 - `preemption`: handles SIGTERM during `fit`.

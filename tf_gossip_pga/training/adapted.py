@@ -1,8 +1,9 @@
 """Describe the state of adapted layers, so that the ranks can compare it.
 
-`adapt` produces lookup tables, means, and boundaries. Some of these are not Keras variables, and
-others are copies of variables, so a broadcast does not update them. If each rank adapts to its own
-part of the data, the ranks map the same word to different rows of the embedding.
+A layer's `adapt` method produces lookup tables, means, and boundaries. Some of these are not Keras
+variables, and others are copies of variables, so the broadcast of rank 0's variables does not
+update them. If each rank adapts a lookup layer to its own part of the data, the ranks map the same
+word to different rows of the embedding.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tensorflow as tf
 
 from tf_gossip_pga.training.variables import walk
 
-# Number of bits compared in each number. Machines may round the last bits of a mean differently.
+# How many leading bits of each number are compared. Machines may round the last bits differently.
 _BITS = 12
 
 
@@ -34,7 +35,8 @@ def described(model: keras.Model, local: Collection[str] = ()) -> dict[str, str]
       `{"the adapted layer 'string_lookup'": "150 values (digest 3fa2c81d)"}`.
     """
     found: dict[int, tuple[keras.layers.Layer, list[np.ndarray]]] = {}
-    around: dict[int, keras.layers.Layer] = {}  # outer layers, e.g. of a StringLookup
+    # id of a layer with `adapt` -> the outermost one: a TextVectorization holds a StringLookup.
+    around: dict[int, keras.layers.Layer] = {}
     for _, holder, thing in walk(model):
         is_layer = isinstance(thing, keras.layers.Layer) and not isinstance(thing, keras.Model)
         if is_layer and hasattr(thing, "adapt"):
@@ -47,7 +49,7 @@ def described(model: keras.Model, local: Collection[str] = ()) -> dict[str, str]
     for layer, arrays in found.values():
         if layer.name in local:
             continue
-        # Each process numbers its layers, so the numbers may differ between ranks.
+        # Keras numbers the layers of each process, so the numbers may differ between ranks.
         name = f"the adapted layer {re.sub(r'_[0-9]+$', '', layer.name)!r}"
         texts[name if name not in texts else f"{name} ({len(texts)})"] = _text(arrays)
     return texts

@@ -49,18 +49,18 @@ class GossipPGA(keras.callbacks.Callback):
     non-trainable, floating-point        rank 0's      kept    mean
     optimizer slots, such as momentum    rank 0's      kept    (1)
     integers, Booleans, step counters    rank 0's      kept    kept
-    random generators; those in `local`  own           own     own
+    random generators; those in `local`  kept          kept    kept
     ===================================  ============  ======  ==============
 
-    (1) See `optimizer_state`. Complex variables are treated like floating-point variables. A
-    `tf.Variable` that a layer holds but Keras does not track is treated like any other variable.
-    After a global average, the averaged variables are bit-identical on all ranks.
+    (1) See `optimizer_state`. Kept: each rank keeps its own value. Complex variables are treated
+    like floating-point ones. A `tf.Variable` that a layer holds but Keras does not track is treated
+    like any other. After a global average, the averaged variables are bit-identical on all ranks.
 
     **Validation and the end of fit.** Validation inside `fit` runs on the averaged model. In an
     epoch with validation, callbacks that run at the end of the epoch also see and save the averaged
     model. Training then continues from each rank's own model, or from the weights that a callback
     has set. When training ends, a final global average gives every rank the same model. After all
-    callbacks have run, the ranks compare their models again.
+    callbacks have run, the ranks compare their models, and average them once more if they differ.
 
     **Other callbacks.** Put `GossipPGA` first in the list. Callbacks after it read logs that are
     averaged over ranks, so they make the same decision on every rank.
@@ -72,7 +72,8 @@ class GossipPGA(keras.callbacks.Callback):
       exception is `BackupAndRestore`: pass it on every rank, each with its own directory.
     - `SwapEMAWeights`: do not use it. Like `GossipPGA`, it replaces the weights for validation.
     - If a callback sets `model.stop_training` on any rank, all ranks stop together at the end of
-      the epoch, or at its next global average if it was set after a batch (`TerminateOnNaN`).
+      the epoch. If it is set after a batch (`TerminateOnNaN`), they stop at the next global average
+      of that epoch, if there is one.
 
     **Learning rate.** Start from the learning rate for a single process that trains on the batches
     of all n workers together, and adjust it as follows (docs/results/optimizers.md):
@@ -116,34 +117,34 @@ class GossipPGA(keras.callbacks.Callback):
         options. Default `"local"`.
 
         - `"local"`: each rank keeps its own slots, as in the library by the paper's authors.
-        - `"average"`: average the slots too. Each adds as many bytes to send as the parameters do.
+        - `"average"`: average the slots too. Each kind of slot adds the bytes of all parameters.
         - `"reset"`: set the slots to zero if there are several workers. With Adam, this acts like a
           learning rate several times as high: because Adam keeps its step count, its next steps are
           at first 3 times as long as usual, and 7 times as long after a dozen steps.
-      overlap: whether each gossip runs in the background while the next step is computed. It mixes
-        the parameters from after step k, and the resulting change is added after the update u of
-        step k+1: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k). This is the recursion of
+      overlap: whether each gossip runs in the background while the next step is computed. A gossip
+        mixes the parameters from after step k, and the resulting change is added after the update u
+        of step k+1: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k). This is the recursion of
         D-PSGD (Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?",
         NeurIPS 2017, Algorithm 1). Global averages remain exact and do not overlap. The gossip
         right before a global average would have no effect and is skipped; with `H=2`, every gossip
-        is skipped. Needs memory for one more copy of the parameters. Default False.
+        is skipped. Overlap needs memory for one more copy of the parameters. Default False.
       wire_dtype: how gossips encode parameters. `"float32"` sends each parameter in its own dtype.
-        `"bfloat16"` and `"int8"` send differences from the last global average, using one half and
-        one quarter of the bytes of float32 (see `tf_gossip_pga.exchange.wire`), and need memory for
-        one more copy of the parameters. Global averages are always exact. Default `"float32"`.
+        `"bfloat16"` sends differences from the last global average in half the bytes of float32,
+        and `"int8"` in a quarter (see `tf_gossip_pga.exchange.wire`). Both need memory for one more
+        copy of the parameters. Global averages are always exact. Default `"float32"`.
       timeout_s: how many seconds an exchange waits for another worker. Exchanges at the start of
         `fit`, between epochs, and around validation and checkpoints wait ten times as long. Long
         before the deadline, a message on standard error names the missing worker. Default 300.
       on_worker_lost: what the other workers do when a worker is lost: `"raise"` ends `fit` with
         `WorkerLost`, and `"continue"` continues `fit` without the lost worker. Default `"raise"`.
 
-        ============================  ====================  ==========================
-        a worker is lost if it        with `"raise"`        with `"continue"`
-        ============================  ====================  ==========================
-        ends or leaves `fit`          when detected         when detected
-        is silent (stopped, cut off)  after 60 s            after 75 s
-        answers but does not arrive   at the timeout        10 times `timeout_s` later
-        ============================  ====================  ==========================
+        ==========================================  ===============  ===============================
+        a worker is lost if it                      with `"raise"`   with `"continue"`
+        ==========================================  ===============  ===============================
+        ends or leaves `fit`                        when detected    when detected
+        does not answer (it is stopped or cut off)  after 60 s       after 75 s
+        answers but does not reach the exchange     at the deadline  10 times `timeout_s` after that
+        ==========================================  ===============  ===============================
 
         With `"continue"`, the surviving workers agree on a new list of members, average their
         models once, and gossip on a topology of the new size: the one with the same name if it
@@ -155,21 +156,21 @@ class GossipPGA(keras.callbacks.Callback):
         `initialize`.
       min_workers: minimum number of workers that must survive with `"continue"`, from 1 to the
         number of workers. If fewer survive, `fit` ends with `WorkerLost` on all of them. Default 1.
-      local: names of variables, or of layers to include all of their variables, that each rank
-        keeps to itself, such as a queue of features of its own examples: `local=["feature_queue"]`.
-        These variables are neither broadcast nor averaged, and each rank saves its own in
-        checkpoints. Lookup tables of local layers are not compared. A name matches a variable's
-        whole `path` or one component of it. Slots of a local variable are treated like all slots.
-        Default `()`.
+      local: names of variables or layers that each rank keeps to itself, such as a queue of
+        features of its own examples: `local=["feature_queue"]`. The name of a layer stands for all
+        of its variables. These variables are neither broadcast nor averaged, and each rank saves
+        its own in checkpoints. Lookup tables of local layers are not compared. A name matches a
+        variable's whole `path` or one component of it. Slots of a local variable are treated like
+        all slots. Default `()`.
 
     Attributes:
       step: number of completed batches in the whole run.
       gossip_steps: number of steps since this callback was created that ended with a gossip or with
         no exchange (because the topology is disconnected, or `overlap` skipped the gossip).
       global_steps: number of steps that ended with a global average.
-      distances: list of `(step, consensus distance)`, one for each global average of replicas that
-        may differ, including averages for validation, for checkpoints, and at the end of training.
-        Entries appear by the end of the epoch or of training at the latest.
+      distances: list of `(step, consensus distance)`, one for each global average, except averages
+        of replicas known to be equal. Averages for validation, for checkpoints, and at the end of
+        training count too. Entries appear by the end of the epoch or of training at the latest.
       communication_seconds: seconds spent in exchanges, including the wait for other workers. The
         start of `fit`, the wait after its first batch, and waits for checkpoints are excluded.
       bytes_sent: number of payload bytes that this rank has sent.
@@ -262,7 +263,7 @@ class GossipPGA(keras.callbacks.Callback):
 
     @property
     def distances(self) -> list[tuple[int, float]]:
-        """Return `(step, consensus distance)` for each average of replicas that may differ."""
+        """Return a list of `(step, consensus distance)`; see the attributes of the class."""
         return self._run.distances
 
     @property
@@ -349,8 +350,8 @@ class GossipPGA(keras.callbacks.Callback):
           doing: name of the exchange, for messages.
 
         Returns:
-          Whether this rank took part. False if a worker was lost and the other ranks completed the
-          average without this one.
+          Whether this rank took part. False if a worker was lost, and the surviving ranks had
+          already completed the average without this rank.
 
         Raises:
           RuntimeError: if called outside `fit`.
@@ -373,8 +374,8 @@ class GossipPGA(keras.callbacks.Callback):
         """Check the model, and make this callback the one that drives it."""
         callback_list.check_model(model)
         super().set_model(model)
-        # Keras calls this before on_train_begin, and also in a standalone evaluate, which may
-        # follow an interrupted fit. Validation inside fit does not call it.
+        # Forget the fit that an exception may have interrupted. Keras calls set_model before
+        # on_train_begin and in a standalone evaluate, but not for the validation inside fit.
         self._fit = None
         _driver[model] = weakref.ref(self)
 

@@ -1,7 +1,7 @@
 """Compare the callbacks of all ranks before the first step, to find differences and conflicts.
 
-A difference that is certainly a mistake raises an error on every rank. If it may be intended, the
-chief logs a warning.
+A difference that is certainly a mistake raises an error on every rank. For a difference that may be
+intended, the chief logs a warning.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def strict(facts: list[Fact] | None) -> list[str] | None:
 
 
 def problem_of_rank(facts: list[Fact] | None) -> str | None:
-    """Return why a rank cannot train with others using these callbacks, or None if it can."""
+    """Return why a rank with these callbacks cannot train with other ranks, or None if it can."""
     if any(each["swaps"] for each in facts or ()):
         return (
             "SwapEMAWeights replaces the weights during validation, and so does GossipPGA. Remove "

@@ -1,6 +1,6 @@
 """Find the callback list of the running `fit`. Only this module relies on Keras internals.
 
-Keras gives a callback no access to the other callbacks. But it calls every hook from a method of
+Keras gives a callback no access to the other callbacks. But Keras calls every hook from a method of
 the public class `keras.callbacks.CallbackList`, whose attribute `callbacks` holds all callbacks in
 call order. This module finds that list on the call stack. A callback appended to the list runs
 after all others at every hook. `tests/unit/test_callback_list.py` fails if a version of Keras
@@ -54,7 +54,7 @@ class Siblings:
 
 
 class Last(keras.callbacks.Callback):
-    """The last callback in a list.
+    """The last callback in a list, which calls a `Follower` after all other callbacks.
 
     Args:
       follower: the object whose methods this callback calls.

@@ -1,4 +1,4 @@
-"""Keep the ranks' models equal after the callbacks of an epoch or a fit have run."""
+"""Let ranks stop together after an epoch's callbacks, and equalize models when training ends."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tf_gossip_pga.training.group import Group
 
 
 class Ending:
-    """The ends of epochs and of one `fit` call, on one of several workers.
+    """Handle the ends of the epochs and of one `fit` call, on one of several workers.
 
     When training ends, all ranks average globally in GossipPGA's `on_train_end`, so that later
-    callbacks see the common model. After all callbacks have run, the ranks compare their models
-    again.
+    callbacks see the common model. After all callbacks have run, the ranks compare their models,
+    and make them equal if callbacks have changed them.
 
     Args:
       session: the exchanges of this process.
@@ -40,7 +40,7 @@ class Ending:
         self._epochs = epochs
         self._has_warned = False  # about learning rates
         self.has_joined = False
-        # Digests of the parameters and statistics at the last call of `_note`.
+        # At the last `_note`: digests of the parameters and the averaged non-trainable variables.
         self._noted: tuple[str, str] | None = None
 
     def follow_epoch(self, epoch: int):
@@ -60,8 +60,8 @@ class Ending:
             self._has_warned = True
             self._warn(
                 f"The learning rates have differed since epoch {epoch}: {found}. A callback set "
-                "them on its own rank only. Pass it on every rank, after GossipPGA in the list: "
-                "there the logs are the same on all ranks."
+                "the learning rate of its own rank only. Pass that callback on every rank, after "
+                "GossipPGA in the list, where the logs are the same on all ranks."
             )
         if epoch == self._epochs or self._model.stop_training:
             self._note()
@@ -86,8 +86,8 @@ class Ending:
     def check(self):
         """Compare all ranks' models after all callbacks have run, and make them equal.
 
-        If the models differ, average globally. But if some ranks joined during this fit and others
-        did not, copy the model of the lowest rank that did not join.
+        If the models differ, average globally. The exception is a fit that some ranks joined while
+        it was running: then copy the model of the lowest rank that did not join.
 
         Raises:
           RuntimeError: on every rank, if callbacks set the weights of only some ranks.
@@ -134,8 +134,8 @@ class Ending:
     def _has_changed(self) -> bool | None:
         """Return whether callbacks have set the parameters since `_note`, or None if unknown.
 
-        This is unknown after a fit without any epoch, and on a rank that joined, because its
-        callbacks have no memory of earlier epochs.
+        The answer is unknown after a fit without any epoch. It is also unknown on a rank that
+        joined, because the callbacks of that rank have no memory of earlier epochs.
         """
         if self._noted is None or self.has_joined:
             return None

@@ -41,7 +41,7 @@ class Group:
         self._run = run
         self._model = model
         self._vote = vote
-        self._lent = ""  # digest of the averaged parameters while lent
+        self._lent = ""  # digest of the averaged parameters, while they replace this rank's own
         self._unreported: Measured = []
         self._last_reports: list[dict] = []  # from all ranks, at the last sync point
 
@@ -87,12 +87,13 @@ class Group:
           logs: Keras' logs. The numbers in them are replaced with their means over ranks. Default
             None.
           timed: whether the wait counts as communication. Default True.
-          in_sequence: whether this exchange is the next one in the sequence. If False, it belongs
-            to the start of `fit`. Default True.
+          in_sequence: whether this exchange counts in the sequence of exchanges, which continues
+            after a loss. If False, it belongs to the start of `fit`, which the ranks repeat if a
+            worker is lost during the start. Default True.
 
         Returns:
           The values of all ranks, in rank order. If this rank missed the exchange, the values may
-          include that of a rank lost since then.
+          include the value of a rank that has been lost since then.
 
         Raises:
           RuntimeError: on every rank, if the ranks are at different points.
@@ -219,10 +220,10 @@ class Group:
     def _reconcile(self, completed: int):
         """Give the members of a new view one model and one state.
 
-        The model is their average. Because a gossip involves only neighbors, the members' counts of
-        completed exchanges may differ by several. At most one of the exchanges that a rank missed
-        involved all members. The rank with the largest count shares the decisions made in that
-        exchange.
+        The model is the average of the members' models. Because a gossip involves only neighbors,
+        the members' counts of completed exchanges may differ by several. At most one of the
+        exchanges that a rank missed involved all members. The rank with the largest count shares
+        the decisions made in that exchange.
 
         Args:
           completed: number of exchanges that this rank has completed.

@@ -1,4 +1,4 @@
-"""Track one worker's `fit` call: its exchanges, its sync points, and workers that join."""
+"""Track a `fit` call of several workers: its exchanges, its sync points, and joining workers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class GroupFit(Fit):
             self.group.sync("the first batch", timed=False)
             self._start.check_no_late_variables()
         self.phase = self.phase.after("batch")
-        self.after_batch()  # for callbacks that run before GossipPGA
+        self.after_batch()  # a callback before GossipPGA may have stopped this rank
         self.run.symptoms.after_step(self.group.averager.health)
         was_global = self.session.run(self._exchange)
         return is_global if was_global is MISSED else was_global
@@ -147,8 +147,8 @@ class GroupFit(Fit):
     def after_batch(self):
         """Request that all ranks stop, if a callback has stopped this rank."""
         if self.model.stop_training and not self.vote.is_agreed:
-            # If this rank stopped alone, the others would wait. All stop at the next global
-            # average.
+            # If this rank stopped alone, the others would wait for it. All ranks stop at the next
+            # global average.
             self.vote.request()
             self.model.stop_training = False
 
@@ -197,7 +197,8 @@ class GroupFit(Fit):
         own = [self.average(doing), session.view.number]
         if any(each != [True, session.view.number] for each in self.group.sync(doing, own)):
             return  # another worker was lost in the meantime, so all ranks sync again
-        source = session.view.members[0]  # read after the average, in which a member may be lost
+        # Read the members only now, because one may have been lost during the average.
+        source = session.view.members[0]
 
         def admit():
             with self.run.communicating():

@@ -26,10 +26,10 @@ class PeriodLoss:
         self.value = math.nan
         self._schedule = schedule
         self._follows_average = True  # every fit begins with equal replicas
-        self._before = (0.0, 0.0)  # Keras' sum of losses, and its weight, before a batch
+        self._before = (0.0, 0.0)  # `sums_of` before a batch
 
     def begin_epoch(self):
-        """Record that Keras has reset its sums."""
+        """Record that Keras has reset its sums of losses and weights."""
         self._before = (0.0, 0.0)
 
     def after_average(self):
@@ -71,12 +71,14 @@ class PeriodLoss:
 
 
 def sums_of(model: keras.Model) -> tuple[float, float] | None:
-    """Return the sum of this epoch's losses, and its weight, over all devices of this worker.
+    """Return the weighted sum of this epoch's losses, and the sum of the weights.
 
-    Keras' logs contain the mean since the beginning of the epoch, not the loss on a single batch.
+    Both sums cover all devices of this worker. The loss on a single batch follows from how they
+    change. It is not in Keras' logs, which contain the mean since the beginning of the epoch.
 
     Returns:
-      `(sum, weight)`, or None if the model's `train_step` has no such metric.
+      `(sum of losses, sum of weights)`, or None if the model has no `keras.metrics.Mean` named
+      `"loss"`.
     """
     tracker = next((metric for metric in model.metrics if metric.name == "loss"), None)
     if not isinstance(tracker, keras.metrics.Mean):

@@ -1,7 +1,8 @@
 """Encode a few numbers that ranks exchange along with a global average.
 
-A global average sums over ranks in any case, so these numbers need no extra exchange. A number that
-must stay separate for each rank has one position per rank, which is zero on all other ranks.
+A global average sums over ranks in any case, so these numbers need no extra exchange. The sum must
+not mix the ranks' fingerprints. Therefore, each rank's fingerprint has its own position in the sum,
+to which all other ranks add zero.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-_STOP, _LOSS, _FIRST = range(3)  # indices; from _FIRST on, each rank has two
+_STOP, _LOSS, _FIRST = range(3)  # indices; from _FIRST on, two for each rank's fingerprint
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Handle SIGTERM during `fit`. Schedulers send it before they reclaim a machine."""
+"""Handle SIGTERM, which schedulers send before they reclaim a machine, during `fit`."""
 
 import contextlib
 import os
@@ -67,7 +67,8 @@ class Sigterm:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _handle(self, number: int, frame: types.FrameType | None):
-        # Keras does not notify callbacks when an exception leaves fit, so inspect the stack.
+        # An exception may have left fit without a call of `end`, because Keras does not notify
+        # callbacks of it. So inspect the stack to find out whether fit is still running.
         if self.received and time.monotonic() < self._received_at + _ECHO_S:
             return
         if self.received or not any(each is self._code for each in _codes(frame)):

@@ -26,7 +26,7 @@ _REMEDIES = {
         " Use cluster.shard(dataset), which makes equal parts, or pass steps_per_epoch to fit."
     ),
     "the state of H": " Set the same state on all ranks or on none.",
-    "step count": " Use a new GossipPGA on all ranks or on none, and the same state.",
+    "step count": " Use a new GossipPGA on all ranks or on none, and set the same state on all.",
 }
 _ADAPT = (
     " Adapt it to the whole dataset, before cluster.shard. If the ranks are meant to differ, name "
@@ -90,8 +90,8 @@ def problem_of_unbuilt(model, optimizers: list) -> str | None:
     for optimizer, _ in optimizers:
         inner = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
         if optimizer is not model.optimizer and not optimizer.built and inner.use_ema:
-            # If built for more variables than it trains, it would overwrite the extra ones with its
-            # moving averages.
+            # An optimizer that is built for more variables than it trains would overwrite the
+            # extra ones with its moving averages.
             return (
                 f"The model holds the optimizer {optimizer.name!r} with use_ema=True, but "
                 "GossipPGA cannot tell which variables that optimizer trains. Build it before fit: "

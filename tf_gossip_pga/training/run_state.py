@@ -1,4 +1,4 @@
-"""Hold the state that outlives a `fit`: the step count, the period, totals, the averager."""
+"""Hold the state that outlives a `fit`: step count, period, measurements, averager."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class RunState:
       step: number of completed batches.
       gossip_steps: number of steps that ended with a gossip or without an exchange.
       global_steps: number of steps that ended with a global average.
-      distances: `(step, consensus distance)` of each global average of replicas that may differ.
+      distances: `(step, consensus distance)` of each global average, except of replicas that are
+        known to be equal.
       communication_seconds: seconds spent in exchanges, including the wait for other workers.
     """
 

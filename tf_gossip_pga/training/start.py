@@ -56,7 +56,7 @@ class Start:
           callbacks: the result of `callback_facts.facts` on this rank.
 
         Raises:
-          ValueError: it does not match the others, or it cannot train.
+          ValueError: this worker does not match the others, or it cannot train.
         """
         self._run.use_topology_for(self._session.size)
         self._facts(problem, callbacks)
@@ -145,7 +145,7 @@ class Start:
                 **run.settings.facts(),
                 "steps per epoch": self._params["steps"],
                 "epochs": self._params["epochs"],
-                "step count": self._step,  # run.step may be ahead in a repeated start
+                "step count": self._step,  # when the start is repeated, run.step may be ahead
             },
         )
         # `agree` compares callbacks separately. The digest includes them for joining workers.

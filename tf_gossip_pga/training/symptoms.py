@@ -1,7 +1,8 @@
 """Warn about mistakes that make a run useless but do not stop it.
 
-If all ranks train on the same examples, they take identical steps. A NaN on one rank spreads to all
-ranks. The ranks share their observations in each global average, and the chief warns.
+If all ranks train on the same examples, they take identical steps, so several workers achieve no
+more than one. A NaN on one rank spreads to all ranks. The ranks share their observations in each
+global average, and the chief warns.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from tf_gossip_pga.exchange.averager import consensus_distance
 # For each global average: (step, (squared distance from the mean, squared norm of the mean)).
 Measured = list[tuple[int, tuple[float, float]]]
 
-# Largest array in the logs that is averaged, in elements. Reports are sent as text.
+# Largest array in the logs that is averaged, in elements. It is limited because reports are sent
+# as text.
 _LARGEST_LOG = 100_000
 
 _BEGINNING = "the beginning of epoch "
@@ -87,7 +88,7 @@ def check_whole_epoch(rank: int, epoch: int, batches: int, steps: int, is_stoppe
     """
     if batches >= steps:
         return
-    if is_stopped:  # under a CallbackList, all ranks would stop together
+    if is_stopped:  # if a CallbackList called the hooks, all ranks would have stopped together
         cause = "a callback that runs after GossipPGA set model.stop_training"
         advice = "If you call hooks yourself, call those of a keras.callbacks.CallbackList"
     else:

@@ -1,8 +1,8 @@
 """Find the variables and optimizers of a model, and decide how each is exchanged.
 
 Keras tracks the variables of layers. It does not track a `tf.Variable` that a layer creates
-directly, nor any optimizer other than the one passed to `compile`. This module finds them by
-walking through attributes.
+directly, nor any optimizer other than the one passed to `compile`. This module finds these
+variables and optimizers by walking through the attributes of the model and its layers.
 """
 
 from __future__ import annotations
