@@ -114,7 +114,7 @@ def test_every_step_equals_the_oracle_with_every_topology_and_period(pools, n):
     _check_cases(pools, n, _other_cases(n))
 
 
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_devices_of_a_worker_are_one_with_the_whole_batch(pools, n):
     _check_cases(pools, n, [("from_matrix", 3), ("from_matrix", None)], devices=2)
 
