@@ -128,7 +128,8 @@ class Topology:
         """Spectral norm of `W - 11'/n`, where W is the product of the matrices of one cycle.
 
         The matrix `11'/n`, in which every entry is 1/n, replaces all parameters with their exact
-        mean. If beta is 0, one cycle does the same. If beta is 1, the ranks never agree.
+        mean. If beta is 0, one cycle does the same. The smaller beta is, the faster gossip brings
+        the ranks' parameters together.
         """
         product = np.eye(self.size)
         for round in range(self.rounds):

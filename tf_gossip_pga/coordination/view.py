@@ -43,8 +43,8 @@ class Standing:
       fit: how many times it has called `fit`.
       in_fit: whether it is still inside the last of these calls.
       finished: number of the last `fit` in which it has finished training.
-      silent: each rank that it has not reached since it began to want the view, with the number of
-        seconds without a sign of life from that rank.
+      silent: each rank whose answer is missing, with the number of seconds without a sign of life
+        from that rank.
     """
 
     view: int = 0
