@@ -72,7 +72,7 @@ def find(environment: Mapping[str, str] | None = None) -> Cluster:
       environment: the environment variables to read. Default: those of this process.
 
     Returns:
-      A `Cluster` without a `strategy`.
+      A `Cluster` whose `strategy` is None; `initialize` sets it.
 
     Raises:
       ValueError: a variable cannot be used (the message quotes it), or `TF_CONFIG` is not set but

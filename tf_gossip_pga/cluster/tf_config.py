@@ -38,7 +38,7 @@ def from_tf_config(text: str | None) -> Cluster:
       text: the content of `TF_CONFIG`; None or blank means a single worker.
 
     Returns:
-      A `Cluster` without a `strategy`.
+      A `Cluster` whose `strategy` is None; `initialize` sets it.
 
     Raises:
       ValueError: this package cannot run the cluster exactly as written. The message quotes the

@@ -36,11 +36,19 @@ class Phase(enum.Enum):
             return Phase.ENDED
         if (self, event) not in _AFTER:
             raise RuntimeError(
-                f"A hook for {event!r} was called out of order: fit is in phase {self.value!r}. "
-                "If you call hooks yourself, call them in the same order as Keras."
+                f"{_CALLS[event]} was called out of order: fit is in the phase {self.value!r}. If "
+                "you call hooks yourself, call them in the same order as Keras: on_train_begin, "
+                "on_epoch_begin before the batches of each epoch, on_train_batch_end after each "
+                "batch, and on_train_end."
             )
         return _AFTER[self, event]
 
+
+_CALLS = {
+    "epoch": "on_epoch_begin",
+    "batch": "on_train_batch_end",
+    "admission": "The admission of a worker",
+}
 
 _AFTER = {
     (Phase.STARTING, "epoch"): Phase.WARMING_UP,
