@@ -148,8 +148,8 @@ def test_a_worker_that_continues_after_a_stop_is_waited_for(tmp_path):
 
 SLOW = [
     r"has not called fit with GossipPGA yet",
-    r"for \d+ s it has been in the validation after step 4",
-    r"for \d+ s it has been at the end of epoch 1",
+    r"for \d+ s has been in the validation after step 4",
+    r"for \d+ s has been at the end of epoch 1",
 ]
 
 

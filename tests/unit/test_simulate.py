@@ -394,14 +394,17 @@ def simulation(**arguments):
             lambda: simulate.Problem(None, (np.zeros((2, 3)), np.zeros((2, 4))), np.zeros(1)),
             r"agree in the first two sizes, received shapes \[\(2, 3\), \(2, 4\)\]",
         ),
-        (lambda: simulate.Problem(None, (np.zeros((2, 0)),), np.zeros(1)), "must have nodes and"),
+        (
+            lambda: simulate.Problem(None, (np.zeros((2, 0)),), np.zeros(1)),
+            "at least one node and one sample, received",
+        ),
         (
             lambda: simulate.Problem(None, (np.zeros((2, 3)),), np.zeros(1, int)),
             r"vector \[d\] of float32 or float64, received shape \(1,\) of int64",
         ),
         (
             lambda: simulate.from_keras(keras.Sequential([keras.layers.Dense(1)]), "mse", 0, 0),
-            r"no trainable variables: build it",
+            r"no trainable variables. Build it",
         ),
         (
             lambda: simulate.from_keras(
