@@ -55,6 +55,9 @@ NOISE = """
 print('I0000 00:00:1795167544.070526    2402 port.cc:153] oneDNN custom', file=sys.stderr)
 print('2026-11-20 09:00:00.1: I tensorflow/core/util/port.cc:153] hello', file=sys.stderr)
 print('WARNING: All log messages before absl::InitializeLog() is called are', file=sys.stderr)
+print('E0000 00:00:1795840944.159614 27702 ring_alg.cc:291] Aborting RingGather', file=sys.stderr)
+print('The error could be from a previous operation. Restart your program to', end=' ')
+print('reset.')
 sys.stderr.flush()
 print('script.py:1: UserWarning: the same on every rank')
 print('loss', rank)
@@ -71,7 +74,7 @@ def test_startup_noise_and_repeated_warnings_are_left_out():
 
 def test_verbose_shows_everything():
     lines = _launch(NOISE, verbose=True).splitlines()
-    assert len(lines) == 2 * 6
+    assert len(lines) == 2 * 8
 
 
 def test_a_line_that_one_rank_repeats_is_kept():

@@ -341,12 +341,13 @@ def test_the_survivors_say_what_the_lost_worker_has_reported(capfd):
     )
 
 
-def test_the_new_chief_probes_the_lost_workers():
+def test_the_new_chief_probes_the_lost_workers_and_warns_of_the_chiefs_callbacks(capfd):
     session = _elastic(((1, 2), 0))
     session.begin_sequence(LossPolicy(1, 60.0, lambda n: None))
     _test_body(lambda: _failing_once(session, [])("breaks"))
     assert session.cluster.is_chief
     assert session._channel.probed == [0]
+    assert "Rank 1 is the chief from now on. Callbacks that" in capfd.readouterr().err
 
 
 def test_a_loss_while_reconciling_makes_all_reconcile_again():

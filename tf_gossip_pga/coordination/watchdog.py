@@ -181,13 +181,15 @@ class Watchdog:
             findings = self._settled_findings()
             reason = findings.text or reason
         time.sleep(self._timing.linger_s)
-        return (
+        text = (
             f"Rank {self._rank} of {self._size} lost "
             f"{findings.names or broken.peer or 'another worker'} at {broken.doing}: {reason}.\n"
             "Check the other workers' output for the cause (did each of them call fit with "
-            "GossipPGA?), then restart the job. If a worker was only slow, give every GossipPGA a "
-            "longer timeout_s."
+            "GossipPGA?), then restart the job."
         )
+        if findings.never:
+            return text
+        return f"{text} If a worker was only slow, give every GossipPGA a longer timeout_s."
 
     def _text_of_unfinished(self, doing: str) -> str:
         return (

@@ -244,6 +244,7 @@ class ElasticSession(FixedSession):
             f"Rank {self.cluster.rank} continues {how}: {self.size} of {self.cluster.size} workers "
             f"remain. The failure interrupted {broken.doing}."
         )
+        _warn_of_new_chief(self.cluster, min(before), lost)
         raise ViewChanged from None
 
     def _begin_view(self):
@@ -320,6 +321,15 @@ class ElasticSession(FixedSession):
         )
         self.admission.forget()
         self._begin_view()
+
+
+def _warn_of_new_chief(cluster: Cluster, before: int, lost: set[int]):
+    """Warn on the new chief if the chief before is one of the lost workers."""
+    if cluster.is_chief and before in lost:
+        logger.warning(
+            f"Rank {cluster.rank} is the chief from now on. Callbacks that the script created only "
+            f"on rank {before}, such as a CSVLogger, do not continue on rank {cluster.rank}."
+        )
 
 
 def _check_not_of_script(doing: str):
