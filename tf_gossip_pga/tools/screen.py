@@ -24,7 +24,8 @@ _NOISE = re.compile(
 # TensorFlow prints these lines in the other workers when a worker ends, normally or not. They are
 # not shown, but kept for failure reports.
 _RUNTIME_ERROR = re.compile(
-    r"(E\d{4}|\d{4}-\d\d-\d\d) .*(base_collective_executor|coordination_service\w*|ring_\w+)\.cc:\d+\]"
+    r"(E\d{4}|\d{4}-\d\d-\d\d) .*"
+    r"(base_collective_executor|coordination_service\w*|ring_\w+)\.cc:\d+\]"
     r"|Additional GRPC error information from|:UNKNOWN:Error received from peer"
     r"|/job:\w+/replica:\d+/task:\d+$|The tasks have crashed\. Check the task logs"
     r"|The error could be from a previous operation\. Restart your program to reset"
