@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from tf_gossip_pga.coordination.diagnosis import Findings
 from tf_gossip_pga.coordination.reports import Waiting, named
 from tf_gossip_pga.coordination.status import Absence, Departure, Status
 from tf_gossip_pga.coordination.timing import Timing
@@ -254,6 +255,16 @@ def test_the_text_of_a_loss_names_the_worker_and_the_exchange():
         watched.channel.answers = {1: Absence.SUSPECTED}  # it may just be closing its sockets
         watched.dog.text_of_loss(ExchangeBroken("the gossip of step 7", "Socket closed"))
         assert watched.channel.asked == ["ending", "status", "ending", *["status"] * 4]
+
+
+def test_the_text_of_a_loss_gives_the_watchdogs_reason_rather_than_tensorflows():
+    found = Findings((1,), never=True, text="rank 1 raised OSError: disk full, and has ended")
+    with _watched({1: Absence.DEAD}) as watched:
+        for reason in ("Socket closed", f"no answer within 3 s; {found.text}"):
+            text = watched.dog.text_of_loss(ExchangeBroken("the gossip", reason, None, found))
+            assert found.text in text
+            assert "Socket closed" not in text
+            assert "longer timeout_s" not in text  # which would not help
 
 
 def test_a_live_worker_that_misses_one_question_is_not_blamed():

@@ -179,7 +179,8 @@ class Watchdog:
         findings, reason = broken.findings, broken.reason
         if findings is None:
             findings = self._settled_findings()
-            reason = findings.text or reason
+        if findings.text not in reason:  # TensorFlow's own reason, such as a closed socket
+            reason = findings.text
         time.sleep(self._timing.linger_s)
         text = (
             f"Rank {self._rank} of {self._size} lost "
