@@ -19,7 +19,7 @@ pytestmark = pytest.mark.multiprocess
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 BLOCK = re.compile(
-    r"^(?P<marked><!-- not executed: .+ -->\n)?```(?P<kind>python|sh)\n(?P<code>.*?)^```$",
+    r"^(?P<marked><!-- not executed: [^\n]+ -->\n)?```(?P<kind>python|sh)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 

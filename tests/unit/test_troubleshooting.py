@@ -1,11 +1,13 @@
-"""The troubleshooting page quotes messages: each is one of the code, and none has changed since."""
+"""Two guides quote messages: each message is one of the code, and none has changed since."""
 
 import ast
 import pathlib
 import re
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "guides" / "troubleshooting.md"
+PAGES = [ROOT / "docs" / "guides" / name for name in ("troubleshooting.md", "hangs.md")]
 SOURCES = [
     *sorted((ROOT / "tf_gossip_pga").rglob("*.py")),
     *sorted((ROOT / "job").rglob("*.py")),
@@ -27,19 +29,22 @@ def _texts(path: pathlib.Path):
 
 TEXTS = "\n".join(" ".join(text.split()) for path in SOURCES for text in _texts(path))
 # Bold lines, and the first cells of tables.
-QUOTED = re.findall(r"^(?:\*\*|\| )`([^`]+)`(?:\*\*$| \|)", PAGE.read_text(), re.MULTILINE)
+QUOTE = re.compile(r"^(?:\*\*|\| )`([^`]+)`(?:\*\*$| \|)", re.MULTILINE)
+QUOTED = {page.stem: QUOTE.findall(page.read_text()) for page in PAGES}
 # What a message formats, or has as a constant of the code.
 VARIES = re.compile(r"…|TF_GOSSIP_PGA_[A-Z]+")
 
 
-def test_the_page_quotes_messages():
-    assert len(QUOTED) > 150
+def test_the_pages_quote_messages():
+    assert len(QUOTED["troubleshooting"]) > 150
+    assert len(QUOTED["hangs"]) > 10
 
 
-def test_each_quoted_message_is_one_of_the_code():
+@pytest.mark.parametrize("page", QUOTED)
+def test_each_quoted_message_is_one_of_the_code(page):
     missing = [
         quoted
-        for quoted in QUOTED
+        for quoted in QUOTED[page]
         if any(part.strip(" .,;:()'") not in TEXTS for part in VARIES.split(quoted))
     ]
     assert not missing
