@@ -5,6 +5,7 @@ import os
 import pathlib
 import tempfile
 
+import hypothesis
 import pytest
 
 from tests.support import deadlines, nursery, pool, processes
@@ -13,6 +14,16 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _CACHES = {".git", ".hypothesis", ".pytest_cache", ".ruff_cache", "__pycache__"}
 _COST = "processor seconds"
 _SHOWN = 40
+
+# No test depends on how fast the machine is. Examples are the same in every run.
+hypothesis.settings.register_profile(
+    "any machine",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_addoption(parser):

@@ -467,7 +467,7 @@ INNER = SCALARS | strategies.lists(SCALARS, max_size=3) | strategies.dictionarie
 ANYTHING = INNER | strategies.lists(INNER, max_size=3) | strategies.dictionaries(KEYS, INNER)
 
 
-@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(max_examples=150)
 @hypothesis.given(
     name=strategies.sampled_from(NAMES),
     how=strategies.sampled_from(["cut", "overwritten", "replaced"]),
@@ -486,7 +486,7 @@ def test_no_forged_file_is_worse_than_an_error(generated, name, how, place, rand
         _forge(folder, 1, name, intact[name])
 
 
-@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(max_examples=150)
 @hypothesis.given(
     strategies.dictionaries(
         strategies.sampled_from(["epoch", "state", "variables", "files", "format"]),

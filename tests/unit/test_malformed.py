@@ -13,7 +13,7 @@ from hypothesis import strategies
 import tf_gossip_pga as pga
 from tf_gossip_pga.cluster import tf_config as cluster_lib
 
-MANY = hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
+MANY = hypothesis.settings(max_examples=200)
 
 VALUES = strategies.recursive(
     strategies.none()

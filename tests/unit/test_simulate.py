@@ -200,7 +200,7 @@ def drawn_graphs(draw):
 
 
 @hypothesis.given(drawn_graphs(), strategies.integers(0, 99))
-@hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=150)
 def test_mixing_is_the_product_with_a_doubly_stochastic_matrix(topo, seed):
     y = np.random.default_rng(seed).normal(size=(topo.size, 2, 3))
     for round, each in enumerate(topo.cycle):

@@ -236,7 +236,7 @@ INNER = SCALARS | strategies.lists(SCALARS, max_size=4) | strategies.dictionarie
 JSON = INNER | strategies.lists(INNER, max_size=4) | strategies.dictionaries(NAMES, INNER)
 
 
-@hypothesis.settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(max_examples=300)
 @hypothesis.given(
     strategies.binary(max_size=200)
     | JSON.map(lambda value: json.dumps(value).encode())
