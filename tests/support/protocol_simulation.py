@@ -364,6 +364,7 @@ class World:
         self.completed_at_losses: list[int] = []  # most exchanges any member had completed then
         self._gatherings: dict[Any, _Gathering] = {}
         self._views: dict[int, tuple[int, ...]] = {}  # number -> members of each view begun
+        self._begun: dict[int, set[int]] = {}  # number -> ranks that have begun the view
         self.workers = [Worker(self, rank) for rank in range(schedule.size)]
         self.newest = dict(enumerate(self.workers))
         for worker in self.workers:
@@ -749,14 +750,24 @@ class World:
         if worker.begun is not None:
             for number in range(worker.begun + 1, view.number):
                 others = self._views.get(number, (worker.rank,))
-                if worker.rank not in others:
+                if worker.rank not in others and self._has_begun(number):
                     text = f"view {view.number} is begun by rank {worker.rank}, which is not in"
                     raise Violation("c", f"{text} view {number} = {others}")
         worker.begun = view.number
+        self._begun.setdefault(view.number, set()).add(worker.rank)
         members = self._views.setdefault(view.number, view.members)
         if members != view.members:
             text = f"view {view.number} has members {members} and {view.members}"
             raise Violation("a", text)
+
+    def _has_begun(self, number: int) -> bool:
+        """Return whether all live members of a view have begun it.
+
+        If only some have, because the leader was stopped before the others learned of the
+        beginning, no exchange takes place in the view, and the others may continue without it.
+        """
+        live = {rank for rank in self._views[number] if self.newest[rank].alive}
+        return live <= self._begun[number]
 
     def check_skipped(self, worker: Worker, number: int):
         """Check that some worker has completed an exchange that a worker skips."""
