@@ -215,8 +215,8 @@ def _odd_directories(cluster, folder):
     import tf_gossip_pga as pga
     from tf_gossip_pga.checkpoint import ownership
 
-    def fit(name, *more):
-        model, gossip = kit.a_model(cluster.rank), kit.a_gossip()
+    def fit(name, *more, **arguments):
+        model, gossip = kit.a_model(cluster.rank), kit.a_gossip(**arguments)
         checkpoint = pga.Checkpoint(gossip, f"{folder}/{name}")
         try:
             model.fit(
@@ -240,6 +240,11 @@ def _odd_directories(cluster, folder):
     listdir = os.listdir
     try:
         found = {"unlisted": fit("unlisted", kit.a_callback(on_epoch_begin=deny))}
+        os.listdir = listdir
+        survives = {"on_worker_lost": "continue"}
+        denier = kit.a_callback(on_epoch_begin=deny)
+        found["unlisted, survives"] = fit("unlisted too", denier, **survives)
+        found["members"] = list(cluster.members)
     finally:
         os.listdir = listdir
     own, holder = f"in use/{cluster.rank}", os.getppid()
@@ -261,9 +266,11 @@ def test_a_directory_that_fails_on_one_rank_ends_no_training_and_a_second_job_is
 ):
     first, second = pools.run(_odd_directories, 2, folder=str(tmp_path))
     assert first["unlisted"] == second["unlisted"] == 3 * kit.STEPS
+    assert first["unlisted, survives"] == second["unlisted, survives"] == 3 * kit.STEPS
+    assert first["members"] == second["members"] == [0, 1]
     said = capfd.readouterr().out
     failed = "was not completed. Training continues. Rank 1: [Errno 13] Permission denied."
-    assert said.count(failed) == 2
+    assert said.count(failed) == 4
     assert first["in use"] == second["in use"]
     assert (
         f"Rank 1: {tmp_path}/in use/1 is in use by another job: process {second['holder']} on"

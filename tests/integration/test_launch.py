@@ -264,6 +264,7 @@ def test_what_no_newline_ends_takes_linear_time():
     screen = screen_lib.Screen(output.append, verbose=False)
     for _ in range(4096):  # 256 MB in the pieces that a pipe gives: joined each time, half an hour
         screen.feed(0, b"x" * (1 << 16))
+    assert len(screen._partial[0]._pieces) == 4096  # so it has joined none of them yet
     screen.feed(1, b"a line of rank 1\n")
     screen.feed(0, b"\n")
     assert output == ["[1] a line of rank 1\n", f"[0] {'x' * (1 << 28)}\n"]

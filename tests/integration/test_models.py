@@ -96,6 +96,7 @@ def _kinds(cluster):
             self.bank = self.add_weight(shape=(2,), name="bank", **fixed)
             self.wave = self.add_weight(shape=(4, 3), dtype="complex64", name="wave")
             self.temperature = tf.Variable(1.0 + cluster.rank)
+            self.words = tf.Variable([b"of its own"])
             self.mask.assign(random.random((4, 3)) > 0.5)
             self.base.assign(random.integers(-99, 99, (4, 3)))
             self.bank.assign(random.random(2))
@@ -110,8 +111,10 @@ def _kinds(cluster):
     model.compile(keras.optimizers.SGD(0.001), "mse")
     bank = _flat([layer.bank])
     x, y = _data(cluster.rank)
-    model.fit(x, y, callbacks=[_gossip(local=["bank"])], **FIT)
+    with _heard() as texts:
+        model.fit(x, y, callbacks=[_gossip(local=["bank"])], **FIT)
     return {
+        "heard": [text for text in texts if "words (string, shape (1,))" in text],
         "equal": [
             _flat([layer.mask, layer.base]),
             [str(z) for z in np.asarray(layer.wave).ravel()],
@@ -125,6 +128,7 @@ def test_variables_of_every_type_begin_and_end_equal_and_local_ones_stay(pools):
     ranks = pools.run(_kinds, 2)
     assert ranks[0]["equal"] == ranks[1]["equal"]
     assert ranks[0]["own"] != ranks[1]["own"]
+    assert [len(rank["heard"]) for rank in ranks] == [1, 0]  # what cannot be sent, once
     assert all(before == after for before, after in (rank["own"] for rank in ranks))
 
 

@@ -47,11 +47,14 @@ print(rank, cluster.gather(rank), os.environ["no_grpc_proxy"], flush=True)
 """
 
 
-def _launch(workers: int, **settings) -> str:
+NEVER_AVERAGES = "import tf_gossip_pga as pga; pga.initialize().barrier()"
+
+
+def _launch(workers: int, program: str = PROGRAM, **settings) -> str:
     said = []
     with nursery.forks():
         launch.launch(
-            [sys.executable, "-c", PROGRAM],
+            [sys.executable, "-c", program],
             workers,
             deadline_s=deadlines.long(),
             write=said.append,
@@ -71,6 +74,12 @@ def test_one_that_dies_before_the_start_is_restarted_into_it_whatever_the_proxie
     assert said.count("[0] 2 workers on 1 host are connected over gRPC between CPUs.\n") == 1
     # Nothing else: no line of TensorFlow's import, and none of its strategy.
     assert len(said.splitlines()) == 5, said
+
+
+def test_workers_that_never_average_are_told_so_when_they_end_once():
+    said = _launch(2, NEVER_AVERAGES)
+    assert said.count("2 workers were connected, but nothing was averaged") == 1, said
+    assert "[0] 2 workers were connected, but" in said
 
 
 def test_a_death_before_the_start_ends_a_job_that_would_survive_it_later():

@@ -152,17 +152,19 @@ def test_facts_that_differ_are_an_error_at_all_ranks():
         assert re.search(r"version of Keras.*: 0 on rank 0 .* and rank 1 .*; 1 on rank 2 ", text)
 
 
-def test_a_port_that_is_taken_is_reported_to_all():
+@pytest.mark.parametrize("odd", [0, 1])
+def test_a_port_that_is_taken_is_reported_to_all(odd):
     given = addresses.free(3)
-    with _stranger(given[1]):
+    with _stranger(given[odd]):
         futures = [start(given, rank) for rank in range(3)]
-        text = error(futures[1], RuntimeError)
+        text = error(futures[odd], RuntimeError)
         assert text == (
-            f"Rank 1 cannot listen on {given[1]}: address in use. Is rank 1 already running?"
+            f"Rank {odd} cannot listen on {given[odd]}: address in use. Is rank {odd} already "
+            "running?"
         )
-        for rank in (0, 2):
+        for rank in {0, 1, 2} - {odd}:
             text = error(futures[rank], WorkerLost)
-            assert text.startswith(f"Rank {rank} of 3 cannot start: rank 1 cannot listen on ")
+            assert text.startswith(f"Rank {rank} of 3 cannot start: rank {odd} cannot listen on ")
 
 
 STRANGERS = {
