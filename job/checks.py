@@ -88,7 +88,7 @@ def check_kind(data: inputs.Data, recipe: recipes.Recipe) -> None:
 
 def check_classes(data: inputs.Data, size: int) -> None:
     """Raise if there is a class that no worker trains on."""
-    # Raise if --classes_per_worker is given for data other than images in memory.
+    # The next line raises if --classes_per_worker is given for data other than images in memory.
     data.shares(size, FLAGS.classes_per_worker)
     if not FLAGS.classes_per_worker or not isinstance(data.recipe, images.Images):
         return
@@ -130,7 +130,7 @@ def counts(source: sources.Source) -> dict[str, int]:
 
 
 def check_initial_model() -> None:
-    """Raise unless `--initial_model` is a saved `--model`, and for text has its vocabulary."""
+    """Raise unless `--initial_model` is a saved `--model` and, for text, has its vocabulary."""
     path = FLAGS.initial_model
     try:
         name = read_initial_model()["name"]

@@ -1,7 +1,7 @@
 """Define the flags of `train.py`, and the settings that each algorithm fixes.
 
 This module does not import TensorFlow, because the process that starts the local workers rejects
-bad flags before loading it.
+bad flags before TensorFlow is loaded.
 """
 
 from absl import flags
@@ -15,7 +15,7 @@ _WITHOUT_GOSSIP = {"overlap": False, "wire_dtype": "float32"}
 ALGORITHMS = {
     "pga": {},
     "aga": {},
-    "gossip": {"H": None, "optimizer_state": "local"},  # other states need global averages
+    "gossip": {"H": None, "optimizer_state": "local"},  # the other two need global averages
     "local": {"topology": "disconnected", **_WITHOUT_GOSSIP},
     "parallel": {"H": 1, "topology": "complete", **_WITHOUT_GOSSIP},
 }

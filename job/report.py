@@ -20,7 +20,7 @@ def report(
     distances: list[tuple[int, float]],
     vocabulary: list[str] | None,
 ) -> None:
-    """Print the table, and write the files.
+    """Print the results of a run as a table, and write the files of the run.
 
     `results.json` is deleted first and written last, so if it exists, all files are complete.
 

@@ -2,12 +2,14 @@
 
     algorithm, model, dataset, H, topology, optimizer_state, overlap, wire_dtype, workers, epochs
     steps, gossip_steps, global_steps
-                            number of steps; with `local`, local steps count as gossip steps
+                            numbers of steps; with the algorithm `local`, the steps without a global
+                            average count as gossip steps
     parameters              number of trainable parameters
     train_loss              mean over workers in the last epoch
     val_loss, val_accuracy  of the averaged model on all validation examples. `val_loss` is the
                             plain cross-entropy; the losses in `history` include label smoothing
-    unigram_cross_entropy   of the same validation text, in nats; null for images
+    unigram_cross_entropy   of the best model without context on the same validation text, in nats;
+                            null for images
     seconds, compute_seconds, communication_seconds
                             duration of `fit`, the part without exchanges, and the part in exchanges
     bytes_sent_per_worker   mean over workers
@@ -15,8 +17,8 @@
                             training, for validation or at the end; null with one worker
     history                 for each logged name, a list with one value per epoch
 
-In a resumed run, `epochs` and `steps` cover the whole run. All other values cover only the part
-after resuming.
+In a resumed run, `epochs` and `steps` cover the whole run. All other counts, times and logs cover
+only the part after resuming.
 """
 
 import dataclasses
@@ -98,7 +100,7 @@ def collect(cluster: "Cluster", job: Job, run: Run, gossip: "GossipPGA", timeout
 
 
 def last_distance(distances: list[tuple[int, float]]) -> float | None:
-    """Return the last nonzero consensus distance: 0 if all are 0, and None with one worker.
+    """Return the last consensus distance that is not 0; 0 if all are 0, None if there are none.
 
     Replicas are also averaged for validation and at the end of training. If this happens right
     after another global average, the replicas are already equal. The distance is then 0, which says

@@ -37,7 +37,7 @@ def find_job(size: int) -> Job:
 
 
 def steps_per_epoch(data: inputs.Data, recipe: recipes.Recipe, size: int) -> int:
-    """Return `--steps_per_epoch`, by default one pass over the smallest share of any worker.
+    """Return `--steps_per_epoch`, by default one pass over the smallest of the workers' shares.
 
     Args:
       data: the data set.

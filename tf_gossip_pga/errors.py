@@ -54,7 +54,9 @@ class CheckpointError(GossipError, ValueError):
 
 
 class LaunchError(GossipError, RuntimeError):
-    """Too many workers failed, one ended before the job had started, or the deadline passed.
+    """Too many local workers failed, one ended before the job had started, or time ran out.
+
+    The local launcher (`launch`) raises this error.
 
     Attributes:
       outcomes: one `launch.Outcome` per rank.
@@ -68,7 +70,7 @@ class LaunchError(GossipError, RuntimeError):
 class ExchangeInterrupted(GossipError):  # noqa: N818 (its name says what happened)
     """Base class of exceptions that interrupt an exchange.
 
-    Internal: the package either handles them or converts them to `WorkerLost`.
+    Internal: the package either handles these exceptions or converts them to `WorkerLost`.
     """
 
 

@@ -33,7 +33,8 @@ class Checkpoint(keras.callbacks.Callback):
     All ranks save together every `every` epochs, at the end of the last epoch, and when training
     stops early. Before saving, they average globally, regardless of `H`, and training continues
     from that average. Checkpoints therefore affect the weights of a run, but a resumed run follows
-    the same path as an uninterrupted one. Optimizer slots are handled as in any global average.
+    the same path as an uninterrupted run with the same checkpoints. Optimizer slots are handled as
+    in any global average.
 
     **Resume.** Call `restore` on every rank before `fit`. It restores weights, optimizer variables,
     step count, period and random generators. On CPUs with
@@ -55,11 +56,11 @@ class Checkpoint(keras.callbacks.Callback):
     =================================  ===========  =======================================
     `model.weights.h5`                 the chief    weights; `model.load_weights` reads it
     `rank-….npz`                       every rank   variables that differ between ranks
-    `manifest.json`, last              the chief    sizes and SHA-256 of all files
+    `manifest.json`, written last      the chief    sizes and SHA-256 of all files
     =================================  ===========  =======================================
 
     Loading never unpickles data. The number of workers may change between runs. A rank that has no
-    file, because the rank or its disk is new, reports this and uses the chief's optimizer
+    `rank-….npz`, because the rank or its disk is new, reports this and uses the chief's optimizer
     variables.
 
     **Failures.** A model with non-finite weights is not saved, because it would displace the last
@@ -69,7 +70,7 @@ class Checkpoint(keras.callbacks.Callback):
     **Ownership.** While `fit` runs, the directory belongs to one job. A second job fails before its
     first step. A restarted job takes over the directory once the earlier job has ended or, if that
     job ran on other machines, has shown no sign of life for a minute. A worker that the others have
-    excluded can no longer write or remove files there (`tf_gossip_pga.checkpoint.ownership`).
+    excluded can no longer write or remove files there; see `tf_gossip_pga.checkpoint.ownership`.
 
     Args:
       gossip: the `GossipPGA` of the same `fit`. It must come before this callback in `callbacks`.
@@ -134,8 +135,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.preempted = False
         self._reader = Reader(self._files, self._session, gossip)
         self._writer: Writer | None = None  # of the current fit
-        self._fit: dict[str, Any] = {}  # its params from Keras: "epochs", "steps"
-        self._kept: list[tuple[Held, np.ndarray]] = []  # own values that fit's start overwrites
+        self._fit: dict[str, Any] = {}  # the current fit's params from Keras: "epochs", "steps"
+        self._kept: list[tuple[Held, np.ndarray]] = []  # own values, overwritten as fit begins
         self._epoch = self._batches = 0  # the current epoch, and its completed batches
         self._sigterm = preemption.Sigterm(
             gossip.request_stop,

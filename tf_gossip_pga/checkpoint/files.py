@@ -180,7 +180,8 @@ class CheckpointFiles:
     def forget(self, name: str, kept: Collection[int]):
         """Remove one file from old checkpoints, and any folders left empty.
 
-        The processes that do not call `prune` call this, because they may have their own disks.
+        Only one process calls `prune`. The others call this method, because they may have their own
+        disks.
 
         Args:
           name: name of the file.
@@ -267,7 +268,7 @@ def _entry(path: pathlib.Path) -> dict:
 
 
 def _unlink(path: pathlib.Path):
-    """Remove a file or a link if it exists. Never follows a link to the folder."""
+    """Remove a file or a link if it exists. Raise `OSError` if its folder is a link."""
     with contextlib.suppress(FileNotFoundError), regular.folder(path.parent) as folder:
         os.unlink(path.name, dir_fd=folder)
 

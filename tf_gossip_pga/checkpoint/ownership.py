@@ -7,8 +7,8 @@ The layout::
 
 A claim lists the run, the view number, and the processes that are members of the view. Only one
 process can create the file with a given number, even on NFS, and the content of that file never
-changes. A process that finds a claim in force that is not its own has lost the directory: it no
-longer writes or removes files there. All members of a view make the same claim. In a shared
+changes. A process has lost the directory if the claim in force is not its own: it no longer writes
+or removes files there. All members of a view make the same claim. In a shared
 directory, one member creates the file and the others find it. On separate disks, each member
 creates its own file.
 
@@ -28,10 +28,9 @@ of another run                    a `fit` that begins after the claim's job has 
 If all of a job's processes ran on this machine, the job has ended once none of them exists. If some
 ran on other machines, the modification time of the claim's file shows whether the job is alive:
 members renew it every `BEAT_S` seconds, and a job that has not renewed it for `LEASE_S` seconds
-counts as ended. The current time, with which it is compared, also comes from the file server's
-clock. When `fit` ends, it releases the
-directory by setting the modification time to 0, so a live process that no longer trains does not
-hold it. No file ever has to be removed by hand.
+counts as ended. Both the modification time and the current time come from the file server's clock.
+When `fit` ends, it releases the directory by setting the modification time to 0, so a live process
+that no longer trains does not hold the directory. No file ever has to be removed by hand.
 
 Limits:
 
@@ -219,7 +218,7 @@ class Ownership:
             raise CheckpointError(self._lost(found))
 
     def begin(self, is_needed: Callable[[], bool]):
-        """Begin a fit: renew the claim's modification time until `release` or the end of training.
+        """Begin a fit: renew the claim file's modification time until `release` or training ends.
 
         Args:
           is_needed: function that returns whether training is still running. It is called in
@@ -399,5 +398,5 @@ def _started(pid: int) -> int | None:
         text = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    state, *fields = text.rpartition(")")[2].split()  # skips the name, which may contain anything
+    state, *fields = text.rpartition(")")[2].split()  # after the name, which may contain anything
     return None if state in "ZX" else int(fields[18])

@@ -94,6 +94,6 @@ def load(path: str | os.PathLike, model) -> list[tuple[Held, np.ndarray]]:
 
 
 def is_finite(model) -> bool:
-    """Return whether all floating-point variables of a model, without optimizers, are finite."""
+    """Return whether a model's floating-point variables, except its optimizers', are all finite."""
     floating = [each.value for each in held(model) if each.is_averaged]
     return all(bool(tf.reduce_all(tf.math.is_finite(tf.abs(value)))) for value in floating)

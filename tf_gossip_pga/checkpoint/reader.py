@@ -126,7 +126,7 @@ class Reader:
             load_weights()
         self.restored = []
         listed, name = manifest["files"], self._own_name
-        if self._is_chief and name not in listed:  # it took no part in the save
+        if self._is_chief and name not in listed:  # the chief took no part in that save
             name = next((each for each in sorted(listed) if each.startswith(PREFIX)), name)
         if self._is_chief or (name in listed and os.path.lexists(folder / name)):
             path = self._files.checked(number, name, listed)

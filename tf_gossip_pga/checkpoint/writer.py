@@ -60,14 +60,14 @@ class Writer:
     def begin(self, code: types.CodeType):
         """Claim the directory on all ranks, before the first step.
 
-        If this fails for any reason other than another job's claim, training continues and `save`
-        tries again. Joining workers claim the directory at their first `save`.
+        If this fails for any reason other than another job's claim, training continues, and `save`
+        claims the directory again. Joining workers claim the directory at their first `save`.
 
         Args:
           code: code object of `fit`. The directory is released soon after `fit` returns.
 
         Raises:
-          CheckpointError: on every rank, if another job writes to the directory of a rank.
+          CheckpointError: on every rank, if another job owns the directory of a rank.
         """
         fit = running_call.Frame(code)
         self._ownership.begin(lambda: fit.is_running)
@@ -154,7 +154,7 @@ class Writer:
         if not averaged:
             return [{}, "A worker was lost, and this rank missed the average"]
         try:
-            self._take(offers)  # again, because the view may have changed
+            self._take(offers)  # claim again, because the view may have changed
             return [self._write(number, complete), None]
         except Exception as error:  # h5py raises several kinds for a full disk
             return [{}, f"Rank {self._cluster.rank}: {error}"]

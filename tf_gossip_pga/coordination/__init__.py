@@ -1,6 +1,6 @@
 """Track which workers are members, alive, or late: the control plane, without TensorFlow.
 
-Modules that support every exchange:
+Modules that every job uses:
 
 - `timing`: every deadline and interval.
 - `running_call`: whether a function is still running, and which exception escaped it.
@@ -20,12 +20,13 @@ Modules that decide on the members, after a loss or when a worker joins:
 - `view`: `View`, a numbered list of members, and `Standing`, a worker's report while a view is
   formed.
 - `contacts`: when workers last communicated, and what a dead worker may have done since then.
-- `decide`: pure functions that decide what a worker does with the others' answers.
-- `protocol`: the agreement on a new view, as generators that yield effects (see docs/protocol.md).
+- `decide`: pure functions that decide from the others' answers what a worker does next.
+- `protocol`: the steps of the agreement on a new view, without a clock or a network (see
+  docs/protocol.md).
 - `membership`: run the protocol over the real channel and clock.
 - `sequence`: a worker's place in the sequence of exchanges of one `fit`.
 - `joining`: how a restarted worker and the surviving workers find each other.
-- `admission`: what joining workers and members exchange before a view grows.
+- `admission`: the messages between joining workers and members before the members admit them.
 
 To support a new way of losing a worker:
 
@@ -33,8 +34,10 @@ To support a new way of losing a worker:
    that the worker has left `fit`, and everything else follows from that.
 2. Otherwise, let the worker report the failure in a field of `Whereabouts` (`status`), so that
    `diagnosis` blames the worker immediately. Also add a field to `Standing` (`view`), and read the
-   field in two places. `decide` must count the worker on neither side of a partition, and
-   `protocol._is_lost` must return True, so that the view is abandoned. When one of the worker's own
-   exchanges fails, `exchange.elastic` must end the worker.
-3. Document the failure in docs/protocol.md, and add it to the simulation.
+   field in two places. `decide.decide` must count the worker on neither side of a partition.
+   `protocol._is_lost` must return True for the worker, so that the others abandon a view that they
+   are forming with it. When one of the worker's own exchanges fails, `exchange.elastic` must end
+   the worker.
+3. Document the failure in docs/protocol.md, and add it to the simulation
+   (tests/support/protocol_simulation.py).
 """

@@ -15,13 +15,13 @@ def split(address: str) -> tuple[str, int]:
 
 
 def look_up(host: str) -> tuple[str, ...]:
-    """Return a host's numeric addresses, the preferred one first."""
+    """Return a host's numeric addresses, in the operating system's order of preference."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return tuple(dict.fromkeys(str(each[4][0]) for each in found))
 
 
 def connect(hosts: Sequence[str], port: int, timeout_s: float) -> socket.socket:
-    """Return a connection to the first of a worker's hosts that accepts one.
+    """Connect to the first of the given hosts that accepts a connection, and return the connection.
 
     Args:
       hosts: names or numeric addresses, in the order to try.
@@ -30,7 +30,7 @@ def connect(hosts: Sequence[str], port: int, timeout_s: float) -> socket.socket:
         connection.
 
     Raises:
-      OSError: no host accepts a connection. This is the last host's error.
+      OSError: no host accepts a connection. The error is that of the last attempt.
       UnicodeError: an entry of `hosts` is not a valid host name.
     """
     refused = OSError("no address")
@@ -38,13 +38,13 @@ def connect(hosts: Sequence[str], port: int, timeout_s: float) -> socket.socket:
         for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             connection = socket.socket(family, kind)
             try:
-                # The system may give this end a port on which a worker of this machine will soon
-                # listen. With SO_REUSEADDR, that worker can still do so.
+                # The system may give this end of the connection a port on which a worker of this
+                # machine will soon listen. With SO_REUSEADDR, that worker can still listen there.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 connection.settimeout(timeout_s)
                 connection.connect(address)
                 # If nothing listens at the called port and that port is on this machine, the system
-                # may even give this end the same port, so that it connects to itself.
+                # may even give this end the called port, so that the socket connects to itself.
                 if connection.getsockname() == connection.getpeername():
                     raise ConnectionRefusedError("connected to itself")
                 return connection

@@ -20,7 +20,7 @@ from tf_gossip_pga.errors import WorkerLost
 
 @dataclasses.dataclass(frozen=True)
 class _Announcement:
-    """A joining worker's request to the members: its rank, and the port of its channel."""
+    """A joining worker's request to be admitted: its rank, and the port of its channel."""
 
     rank: Rank
     endpoint: Port
@@ -28,7 +28,13 @@ class _Announcement:
 
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-    """A member's answer: the endpoints of all members, and its activity (see `Whereabouts`)."""
+    """A member's answer to an announcement.
+
+    Attributes:
+      endpoints: the endpoints of all members, by rank.
+      where: what the member that answers is doing (see `Whereabouts`).
+      fits: how many times that member has called `fit`.
+    """
 
     endpoints: dict[Rank, Port]
     where: str
@@ -87,15 +93,15 @@ class Admission:
         self._announced = {}
 
     def invite(self, invitation: Invitation, joining: Mapping[str, int], asks: bool) -> None:
-        """Learn the endpoints of joining workers. One of the members also sends the invitation.
+        """Learn the endpoints of joining workers, and send them the invitation if `asks` is true.
 
         Args:
           invitation: the invitation, to which this method adds the endpoints.
           joining: endpoints by rank, as returned by `announced`.
-          asks: whether this member sends the invitation.
+          asks: whether this member sends the invitation. Only one member does.
 
         Raises:
-          OSError: the host name of a joining worker cannot be resolved here.
+          OSError: this machine cannot resolve the host name of a joining worker.
         """
         self._learn({int(rank): endpoint for rank, endpoint in joining.items()})
         if asks:

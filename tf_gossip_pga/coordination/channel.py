@@ -10,10 +10,11 @@ A worker sends requests only for these purposes:
 - to form a view (`protocol`),
 - to check that the others are alive (`Protocol.ping`) and reachable (`Channel.unreachable`),
 - to join a job, or to invite a joining worker (`admission`),
-- to report an exception (`departures`), or that it ends because of a loss (`watchdog`),
+- to report that an exception has ended its `fit` or process (`departures`),
+- to report that it ends because it has lost another worker (`watchdog`),
 - to probe the addresses of lost workers (`Channel.probe`).
 
-`Channel.handlers` has one entry for each kind of request.
+`Channel.handlers` maps each kind of request to the function that answers it.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ from tf_gossip_pga.coordination.timing import Timing
 
 @dataclasses.dataclass(frozen=True)
 class Introduction:
-    """The data that other workers need to send requests to a starting worker.
+    """The data that the other workers need in order to send requests to a starting worker.
 
     Workers gather it over TensorFlow's transport at startup.
 
     Attributes:
-      port: the port of its channel.
-      key: the key that authenticates requests to it (see `secret`), in hexadecimal. None if the job
-        has a secret.
+      port: the port of the starting worker's channel.
+      key: the key that authenticates requests to the starting worker (see `secret`), as hexadecimal
+        text. None if the job has a secret: the others then derive the key from the secret.
       fingerprint: fingerprint of the job's secret, which must be the same on all workers. None if
         the job has no secret.
     """
@@ -157,7 +158,7 @@ class Channel:
                 bytes.fromhex(key) if key else self._key_of(rank),
                 main_port,
             )
-            # Replace the whole dict: the channel's thread may be iterating over it.
+            # Replace the whole dict: the channel's thread may be iterating over the old one.
             self._peers = {**self._peers, rank: peer}
 
     def _key_of(self, rank: int) -> bytes:
@@ -171,11 +172,11 @@ class Channel:
         self.endpoints = {rank: each for rank, each in self.endpoints.items() if rank in ranks}
 
     def probe(self, ranks: Iterable[int]) -> None:
-        """Start probing these lost ranks: send the known endpoints to their `TF_CONFIG` ports.
+        """Start sending the endpoints of the members to these lost ranks, again and again.
 
-        A restarted worker listens there (see `joining`). If the job has no secret, a restarted
-        worker could not prove that it belongs to the job. In that case, send nothing, and report
-        once that these ranks cannot rejoin.
+        A restarted worker listens at its address in `TF_CONFIG` (see `joining`). If the job has no
+        secret, a restarted worker could not prove that it belongs to the job. In that case, send
+        nothing, and log once that these ranks cannot rejoin.
         """
         before, self._lost = self._lost, tuple(ranks)
         if self._secret is not None:
@@ -291,7 +292,7 @@ async def _ask(
 
 
 async def _refused(peer: _Peer, timeout_s: float) -> Absence:
-    """Return how to interpret a refused connection to a worker's channel.
+    """Return whether a worker whose channel refused a connection is dead or only suspected.
 
     A firewall may block the channel's port but not the main port, the one in `TF_CONFIG`. Therefore
     try the main port too.
@@ -305,7 +306,7 @@ async def _refused(peer: _Peer, timeout_s: float) -> Absence:
         return Absence.DEAD
     except OSError:
         return Absence.SUSPECTED
-    # If a new process of this rank is starting or joining there, the old process is dead.
+    # If a new process of this rank is starting or joining at the main port, the old one is dead.
     return Absence.DEAD if greetings.is_own(greeting) else Absence.SUSPECTED
 
 

@@ -1,11 +1,11 @@
-"""Track when this worker last communicated with each other worker, and which workers are gone.
+"""Track contacts with other workers, and which dead ones have begun no view without this worker.
 
 While this worker was stopped or cut off, a worker that has died since may have formed a view
 without this worker. However, a member excludes this worker only after hearing nothing from this
 worker for `silent_s`, or after waiting `patience_s` for this worker to help form a view. Suppose
-that no member has waited that long, and that each other member has answered a question that this
-worker asked within the last `silent_s`. Then no view without this worker exists. A member that has
-answered and is found dead at that time is *gone*: it has begun no view without this worker.
+that no member has waited for `patience_s`, and that each other member has answered a question that
+this worker asked within the last `silent_s`. Then no view without this worker exists. A member that
+is found dead while both conditions hold is *gone*: it has begun no view without this worker.
 
 All times are in seconds on the same clock.
 """
@@ -55,8 +55,8 @@ class Contacts:
     def record_regrouping(self, now: float) -> None:
         """Record that this worker now tries to form the wanted view.
 
-        If the others may have stopped waiting for this worker, it can no longer tell what dead
-        workers have done. It therefore forgets everything it has heard.
+        If the others may have stopped waiting for this worker, this worker can no longer tell
+        whether a dead worker has begun a view without it. It therefore forgets all contacts.
         """
         with self._lock:
             self._forget_if_late(now)
@@ -65,10 +65,11 @@ class Contacts:
     def record_exchange(self, now: float) -> None:
         """Record that an exchange of all members has succeeded.
 
-        Number the last three such exchanges 1, 2 and 3. Each member began exchange 3 after
-        completing exchange 2. Exchange 2 could not complete without this worker, which began it
-        after exchange 1 had ended. Every member was therefore still in this view at some time after
-        exchange 1 ended. That end therefore counts as the last contact with every member.
+        Number the last three such exchanges 1, 2 and 3. Exchange 3 has succeeded, so every member
+        took part in it, and had completed exchange 2 before. Exchange 2 could not complete before
+        this worker began it, which this worker did after exchange 1 had ended. Every member was
+        therefore still in this view at some time after the end of exchange 1. Hence the end of
+        exchange 1 counts as the last contact with every member.
         """
         with self._lock:
             self._exchanged = (*self._exchanged[-2:], now)
@@ -102,8 +103,8 @@ class Contacts:
         """Return how many seconds ago the last known contact with a rank was; inf if there is none.
 
         A contact is an exchange of all members, or a question that the rank has answered. See
-        `record_exchange` for the time of an exchange. An answered question counts from the time
-        when this worker asked it.
+        `record_exchange` for the time at which an exchange counts as a contact. An answered
+        question counts from the time when this worker asked it.
         """
         ends = self._exchanged
         known_at = ends[0] if len(ends) == 3 else -math.inf
@@ -116,7 +117,7 @@ class Contacts:
             self._exchanged = ()
 
     def forget(self) -> None:
-        """Forget everything heard: this worker came too late, or a rank is a new process now."""
+        """Forget all contacts: others may have given up on this worker, or a rank has restarted."""
         with self._lock:
             self._answered.clear()
             self._exchanged = ()

@@ -29,7 +29,8 @@ class Attempt:
       number: number of the wanted view.
       fit: number of the `fit` that this worker is in.
       min_workers: how many members the wanted view must have.
-      patience_s: how long to wait for a worker that answers but does not want the view yet.
+      patience_s: how long to wait for a worker that answers but does not want the view yet. If this
+        is shorter than `silent_s`, `silent_s` applies instead.
       silent_s: how long a worker may show no sign of life before the view is formed without it.
     """
 
@@ -44,13 +45,13 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What earlier answers have shown.
+    """What a worker remembers of the others' answers and questions.
 
     Attributes:
-      silent_since: when the first answer was missing, for each rank that does not answer.
-      late_since: when the first answer arrived, for each rank that answers but does not want the
-        view yet.
-      asked_by: when each rank last asked this worker.
+      silent_since: for each rank that does not answer now, when its answer was first missing.
+      late_since: for each rank that answers but does not want the view yet, when its first such
+        answer arrived.
+      asked_by: when each rank last asked this worker a question.
       gone: dead ranks that cannot have begun a view without this worker (see `contacts`).
     """
 
@@ -82,7 +83,7 @@ class Memory:
         )
 
     def for_next_attempt(self) -> Memory:
-        """Return the part of the memory that also holds for the next view."""
+        """Return the part of the memory that still holds in the attempt to form the next view."""
         return Memory(late_since=self.late_since)
 
     def silence_s(self, rank: int, attempt: Attempt, now: float) -> float:
@@ -148,8 +149,9 @@ def decide(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> De
     may continue only if they are the larger side (see `_why_not`).
 
     The lowest willing rank is the leader. It decides as soon as no member is undecided and all
-    willing workers have reached one another. The others adopt its list of members. If two willing
-    workers have not reached each other for `silent_s`, one of them counts as away.
+    willing workers have reached one another. The other willing workers adopt the leader's list of
+    members. If two willing workers have not reached each other for `silent_s`, one of them counts
+    as away (see `_cover`).
 
     Args:
       attempt: the agreement to reach.
@@ -189,10 +191,11 @@ def excluding(rank: int, view: View, own: Standing, answers: Answers) -> int | N
 
 
 def begun_by(rank: int, own: Standing, answers: Answers) -> int | None:
-    """Return the most exchanges completed by any member, or None until the view may begin.
+    """Return the most exchanges that any member has completed, or None until the view may begin.
 
-    The leader begins when all members have joined. The others begin when the leader has begun, and
-    take the number from the leader, because they may have missed a member's answer.
+    The leader begins the view when all members have joined it. The other members begin the view
+    when the leader has begun it. They take the number of exchanges from the leader, because they
+    may have missed another member's answer.
     """
     members = own.members or ()
     leader = min(members)
@@ -291,10 +294,11 @@ def _torn(willing: set[int], answers: Answers) -> dict[Pair, float]:
 
 
 def _cover(pairs: Iterable[Pair], leader: int) -> set[int]:
-    """Return ranks to leave out so that no pair remains.
+    """Return ranks to leave out, so that the remaining ranks can all reach one another.
 
-    Repeatedly pick the rank that is in the most pairs (the highest one in a tie), but never the
-    leader. If one rank is unreachable for all others, only that rank is left out.
+    The ranks of each given pair cannot reach each other. Until no pair is left, repeatedly pick the
+    rank that is in the most pairs (the highest one in a tie), but never the leader. If one rank is
+    unreachable for all others, only that rank is left out.
     """
     left: set[Pair] = set(pairs)
     found: set[int] = set()
@@ -318,11 +322,11 @@ def _follow(
 
 
 def _why_not(attempt: Attempt, willing: set[int], away: set[int], answers: Answers) -> str | None:
-    """Return why the willing workers may not continue, or None.
+    """Return why the willing workers may not continue, or None if they may.
 
-    The workers that are away may be alive and about to continue without the willing ones. Only the
-    side with more workers may continue. If both sides are equally large, only the side with the
-    lowest rank may continue.
+    The workers that are away may be alive and about to continue without the willing ones. Of these
+    two sides, only the one with more workers may continue. If both sides are equally large, only
+    the side with the lowest rank may continue.
     """
     ahead = len(willing) - len(away)
     if ahead < 0 or (ahead == 0 and min(away) < min(willing)):

@@ -25,7 +25,7 @@ class Departures:
 
     Attributes:
       known: the other workers' departures, by rank.
-      heard: when the last report arrived. The caller resets it to None.
+      heard: when the last report from another worker arrived. The caller resets it to None.
     """
 
     def __init__(self, rank: int, size: int, channel: Channel, status: Status) -> None:
@@ -41,7 +41,7 @@ class Departures:
         channel.handlers["departure"] = self._note
 
     def tell(self, ends: bool = False) -> None:
-        """Tell all others if an exception has escaped this worker's `fit` since the last call.
+        """Report an exception that has escaped this worker's `fit` to all others, but only once.
 
         Args:
           ends: whether this process is ending. If so, also report an exception that ended it
@@ -60,7 +60,7 @@ class Departures:
     def learn(self, answers: Mapping[int, dict[str, Any] | Absence]) -> None:
         """Update `known` from answers to the request "status".
 
-        Forget the workers that are back in `fit`.
+        Workers that are back in `fit` are no longer in `known`.
         """
         with self._lock:
             self.known = {

@@ -1,4 +1,4 @@
-"""Find and describe the workers that an exchange waits for, based only on their answers."""
+"""Find and describe the workers that an exchange waits for, from the other workers' answers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ Where = Whereabouts | Absence | Departure  # what is known about another worker
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """The result of asking all other workers.
+    """The result of asking all other workers what they are doing.
 
     Attributes:
       ranks: the ranks that this worker waits for.
-      never: whether one of them will never come, because it has ended or left `fit`.
-      text: one line that describes each of them.
-      suspected: whether one of them does not answer.
-      reached_s: for how many seconds all ranks have been in the exchange, if none is late.
+      never: whether one of these ranks will never reach the exchange, e.g. because it has ended,
+        has left `fit`, or waits in a different exchange.
+      text: one line that describes each of these ranks.
+      suspected: whether one of these ranks does not answer.
+      reached_s: for how many seconds all ranks have been in the exchange. 0 if one is late.
     """
 
     ranks: tuple[int, ...] = ()
@@ -61,13 +62,14 @@ def diagnose(
     late = {rank: where for rank, where in found.items() if _is_late(where, own)}
     if not late:
         return _elsewhere(found, own)
-    # Late ranks that wait themselves are late because of other ranks.
+    # A late rank that itself waits for others is not the cause: blame those that do not wait.
     causes = {r: where for r, where in late.items() if not _waits(where, own)} or late
     lost = {rank: where for rank, where in causes.items() if _is_lost(where, own)}
     never = any(_never_comes(where, own) for where in causes.values())
     if never:  # then do not blame a worker that is only slow
         causes = {rank: where for rank, where in lost.items() if rank not in ending} or lost
-    if any(_has_ended(where) for where in causes.values()):  # the end interrupted the others
+    # The end of one worker interrupts the exchanges of others: do not blame the others.
+    if any(_has_ended(where) for where in causes.values()):
         causes = {rank: where for rank, where in causes.items() if not _was_interrupted(where)}
     sentences = [
         f"rank {rank} {_predicate(where, own, last_heard_s.get(rank, 0.0))}"
@@ -84,7 +86,8 @@ def diagnose(
 def _parsed(answer: dict[str, Any] | Absence, departure: Departure | None) -> Where:
     # A status contains no ranks, so the size does not matter.
     found = parse_answer(Whereabouts, answer, size=0)
-    # An ending process is silent for a moment before its sockets close.
+    # An ending process is silent for a moment before its sockets close, so a silent worker that has
+    # reported its end counts as ended.
     is_over = found is Absence.DEAD or (found is Absence.SUSPECTED and departure and departure.ends)
     return departure if departure and is_over else found
 
@@ -99,7 +102,7 @@ def _is_late(where: Where, own: Whereabouts) -> bool:
 
 
 def _cannot_exchange(where: Whereabouts) -> bool:
-    """Return whether an exception ended an exchange, so that no more can follow in this view."""
+    """Return whether a worker can begin no more exchanges in its view: an exception ended one."""
     return where.unfinished is not None and where.waits_at is None and not where.in_fit
 
 
@@ -113,9 +116,9 @@ def _was_interrupted(where: Where) -> bool:
 
 
 def _elsewhere(found: Mapping[int, Where], own: Whereabouts) -> Findings:
-    """Return the ranks that wait in a different exchange with the same number as this worker's.
+    """Return the ranks that have begun as many exchanges as this worker, but wait in another one.
 
-    Neither this worker's exchange nor theirs will ever complete.
+    If there are such ranks, neither their exchange nor this worker's will ever complete.
     """
     here = [
         (rank, where)
@@ -132,7 +135,7 @@ def _elsewhere(found: Mapping[int, Where], own: Whereabouts) -> Findings:
 
 
 def _waits(where: Where, own: Whereabouts) -> bool:
-    """Return whether a worker waits for others in the same view."""
+    """Return whether a worker waits for others, and is not in a later view than this worker."""
     if not isinstance(where, Whereabouts) or where.view > own.view:
         return False
     return where.waits_at is not None

@@ -1,4 +1,4 @@
-"""Define the first bytes that this package's listeners send, before a nonce or a report.
+"""Define the greetings: the first bytes that this package sends on a connection it accepts.
 
 A worker's *main port* is the port of its address in `TF_CONFIG`. TensorFlow's server later listens
 on this port, and sends different first bytes.

@@ -37,12 +37,13 @@ class Invitation:
 
     Attributes:
       view_number: number of the view that the joining worker will be a member of.
-      completed: number of exchanges that the members have completed.
+      completed: number of exchanges that the members have completed in this `fit`.
       members: the ranks of the current view.
       joining: the ranks being admitted.
       endpoints: the endpoints of all these ranks, by rank (see `Channel.endpoint`).
       epoch: the epoch that begins, counted from 0.
-      facts: digest of the facts that must be equal on all ranks, such as the model and versions.
+      facts: digest of the facts that must be equal on all ranks, such as package
+        versions and the model's variables.
       state: the members' `GossipPGA.state`, which the joining worker adopts.
     """
 
@@ -117,10 +118,11 @@ def await_probe(
 def endpoints_if_probed(
     addresses: Sequence[str], rank: int, secret: bytes | None, timing: Timing | None = None
 ) -> dict[int, int] | None:
-    """Return the endpoints of the workers that lost this worker, or None if a job is starting.
+    """Return the endpoints that a probe brings to this worker, or None if no probe arrives.
 
-    This handles a worker that was restarted without `TF_GOSSIP_PGA_JOIN=1`. Wait for a probe only
-    if something, such as TensorFlow's server, already listens at every other address.
+    The workers of a running job probe a worker that they have lost, even if it was restarted
+    without `TF_GOSSIP_PGA_JOIN=1`. Wait for a probe only if something, such as TensorFlow's server,
+    already listens at every other address. Otherwise, the job is only starting.
 
     Args:
       addresses: as in `await_probe`.

@@ -35,11 +35,12 @@ class Membership:
 
     Args:
       channel: sends requests to the other workers.
-      status: this worker's status, for the `fit` that it is in.
+      status: this worker's status, which tells which `fit` this worker is in.
       rank: this worker's rank.
       size: number of workers at the start.
       timing: every deadline of the control plane.
-      call_off: called with a reason when another worker wants a new view.
+      call_off: function that takes a reason and aborts this worker's exchanges. Called when another
+        worker wants a new view, or when others have continued without this worker.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Membership:
     def end_fit(self) -> None:
         """Record that this worker has finished training in its current `fit`."""
         self._protocol.finished = self._status.tell().fits
-        self._protocol.contacts.patience_s = self._timing.silent_s  # the next fit may set another
+        self._protocol.contacts.patience_s = self._timing.silent_s  # the next fit may change it
 
     def meet(self) -> None:
         """Record that an exchange of all members of the view has succeeded."""
@@ -96,8 +97,8 @@ class Membership:
     def restrict(self, members: Collection[int]) -> None:
         """Treat only these ranks as members of the current view.
 
-        Until it is admitted, a joining worker is the only member of its own view, so the loss of
-        another worker does not affect it.
+        A joining worker uses this to be the only member of its own view until it is admitted. The
+        loss of another worker then does not affect it.
         """
         self._protocol.view = View(self.view.number, tuple(sorted(members)))
 
@@ -145,11 +146,11 @@ class Membership:
         self._run(self._protocol.grow(view_number, members, joining), join)
 
     def recheck(self) -> None:
-        """Call off exchanges if another worker already wants a newer view."""
+        """Call off this worker's exchanges if another worker already wants a newer view."""
         self._protocol.recheck()
 
     def _ping(self) -> None:
-        """Ask the others periodically. One thread per process, asleep most of the time."""
+        """Ask the others periodically whether they are alive. Runs on the thread of `watch`."""
         while self._pinging is threading.current_thread():
             try:
                 self._run(self._protocol.ping(), lambda view: None)

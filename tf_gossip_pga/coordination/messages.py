@@ -6,7 +6,8 @@ annotations or by keyword arguments::
     rank = checked(request, size, rank=Rank)["rank"]
     standing = parse(Standing, answer, size)
 
-A message that does not match its declaration raises `ValueError` and never another exception.
+If a message does not match its declaration, both functions raise `ValueError` and never another
+exception.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ def parse(kind: type[_Result], message: Mapping[str, Any], size: int) -> _Result
 def parse_answer(
     kind: type[_Result], answer: Mapping[str, Any] | Absence, size: int
 ) -> _Result | Absence:
-    """Return an answer as `parse` does, or `SUSPECTED` if it does not match its declaration."""
+    """Return an answer as `parse` does, or `SUSPECTED` if it does not match its declaration.
+
+    An `Absence` is returned unchanged.
+    """
     if isinstance(answer, Absence):
         return answer
     try:

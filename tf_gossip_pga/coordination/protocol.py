@@ -1,14 +1,16 @@
-"""Agree on the members, without a clock or a network, in generators that yield effects.
+"""Agree on the members of a new view, in generators that leave the network to their driver.
 
-A driver performs each effect and sends the answers to an `Ask` back into the generator.
-`membership` drives the generators with the real channel and clock, and a simulation drives them
-with a virtual network. The protocol is specified in docs/protocol.md.
+The generators yield *effects*: to ask the other workers, to pause, to join a view, or to report a
+text. The driver of a generator performs each effect, and sends the answers to an `Ask` back into
+the generator. `membership` drives the generators with the real channel and clock. A simulation in
+the tests drives them with a virtual network and clock. The protocol is specified in
+docs/protocol.md.
 
 A worker whose exchange has failed wants the next view. It asks the others until it can decide on
 the members (`decide`). The lowest rank that wants the view is the leader, and the others adopt its
 list of members. Each worker on the list makes itself a member, and says so in its answers. Once all
-of them have done this, the leader begins the view, and the others follow. After any failure along
-the way, all of them want the next higher view.
+workers on the list have done this, the leader begins the view, and the others follow. If any of
+these steps fails, the workers that took part want the view with the next higher number.
 
 The protocol has two properties. First, no exchange of a view begins before every member has joined
 the view. This is necessary because TensorFlow's group leader forgets an exchange that comes too
@@ -43,7 +45,7 @@ class Ask:
 
     Attributes:
       wants: number of the wanted view, or 0 for none. The workers that are asked call off their
-        exchanges to form it.
+        exchanges to form this view.
     """
 
     wants: int
@@ -77,14 +79,15 @@ Steps = Generator[Effect, RawAnswers, _Result]
 
 
 class Protocol:
-    """One worker's part in the agreement.
+    """One worker's part in the agreement on the members.
 
     Args:
       rank: this worker's rank.
       size: number of workers at the start.
       timing: every deadline of the control plane.
       clock: returns the current time, in seconds.
-      call_off: called with a reason when another worker wants a new view.
+      call_off: function that takes a reason and aborts this worker's exchanges. Called when another
+        worker wants a new view, or when others have continued without this worker.
 
     Attributes:
       view: the current view. A joining worker is alone in its view until it is admitted.
@@ -119,8 +122,8 @@ class Protocol:
 
         Args:
           rank: rank of the worker that asks.
-          wants: number of the view that it wants, or 0 for none.
-          fit: how many times it has called `fit`.
+          wants: number of the view that the asking worker wants, or 0 for none.
+          fit: how many times the asking worker has called `fit`.
           own_fit: how many times this worker has called `fit`.
           in_fit: whether this worker is still inside its last `fit`.
         """
@@ -160,7 +163,7 @@ class Protocol:
             self._call_off("other workers have continued without this rank")
 
     def recheck(self) -> None:
-        """Call off exchanges if another worker already wants a newer view."""
+        """Call off this worker's exchanges if another worker already wants a newer view."""
         if self._wanted > self.view.number:
             self._call_off("another rank has lost a worker")
 
@@ -198,7 +201,7 @@ class Protocol:
         deadline = self._clock() + self._timing.admit_s
         others = [rank for rank in members if rank != self._rank]
         try:
-            # No member may leave TensorFlow's cluster while another is in the previous exchange.
+            # No member may leave TensorFlow's cluster while another still runs an exchange.
             yield from self._until(
                 standing,
                 others,
@@ -229,7 +232,7 @@ class Protocol:
         """Return the members of the wanted view, the same list on each of them."""
         self._memory = memory = self._memory.for_next_attempt()
         waiting = Waiting(self._timing.report_s, self._clock())
-        # Report all others as not reached yet, so that no leader decides before they are.
+        # First report all others as silent, so that no leader decides before they answer.
         unheard = dict.fromkeys(attempt.view.others(self._rank), 0.0)
         standing = dataclasses.replace(standing, silent=tuple(unheard.items()))
         while True:
@@ -280,7 +283,7 @@ class Protocol:
 
         Raises:
           ViewAbandoned: one of `others` is dead or has left `fit`, or the deadline has passed. A
-            joining worker may not have called `fit` yet.
+            joining worker that has not called `fit` yet has not left it.
         """
         waiting = Waiting(self._timing.report_s, self._clock())
         while True:
@@ -353,7 +356,7 @@ def _is_lost(answers: decide_lib.Answers, joining: Collection[int]) -> bool:
 
 
 def _late(standing: Standing, others: Sequence[int], answers: decide_lib.Answers) -> set[int]:
-    """Return the ranks that are still being waited for.
+    """Return the ranks that this worker still waits for.
 
     First, wait for the ranks that do not want the view yet. Once all ranks want the view, wait for
     those that have not joined it. Once all have joined it, wait for all of `others` to begin it.

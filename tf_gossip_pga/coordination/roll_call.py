@@ -7,8 +7,8 @@ calls all addresses in `TF_CONFIG` (`roll_call_sockets`).
 A worker has met a rank once that rank has answered a call at its address. A worker's report lists
 the missing ranks, those that it has not met yet. The roll call is complete for a worker once it has
 met all others and their latest reports list no missing rank. The worker tells all others so before
-it leaves. If this message is lost, the others can still tell that the worker has left, because
-TensorFlow's server now listens at its address.
+it leaves the roll call. If this message is lost, the others can still tell that the worker has
+left, because TensorFlow's server now listens at its address.
 
 Workers do not authenticate here. Anyone who can reach the ports can prevent a job from starting.
 """
@@ -53,7 +53,7 @@ class RollCall:
         self._trouble_since: float | None = None
         self._began: float | None = None  # when `run` was first called
         self._waiting = Waiting(self._timing.start_report_s)
-        self._warned: set[str] = set()  # nonces of second processes already reported
+        self._warned: set[str] = set()  # nonces of processes already reported by `_is_spare`
 
     def run(self) -> list[Report] | None:
         """Return the reports of all workers in rank order, once all workers have met each other.
@@ -80,7 +80,7 @@ class RollCall:
             self._calls.changed.clear()
             now = time.monotonic()
             self._count()
-            # Call this before `_trouble`, which thus checks every report used here.
+            # Call this before `_trouble`, which then checks every report that this call has used.
             complete = self._is_complete()
             if error := self._trouble(now):
                 raise error
@@ -98,7 +98,7 @@ class RollCall:
                 logger.warning(self._waited(waited_s))
 
     def _reports(self) -> list[Report | None]:
-        """Return the last report of each rank."""
+        """Return the last report of each rank, or None for a rank that has never answered."""
         return [seat.report or seat.left for seat in self._seats]
 
     def _count(self) -> None:
@@ -120,14 +120,14 @@ class RollCall:
         return all(self._seats[rank].is_server for rank in self._others)
 
     def _trouble(self, now: float) -> Exception | None:
-        """Return the error that prevents this worker from starting, after telling the others."""
+        """Return the error that prevents this worker from starting, if any, and tell the others."""
         error = self._error()
         if error is None:
             self._trouble_since = None
             return None
         if self._trouble_since is None:
             self._trouble_since = now
-        # Wait briefly: others may have a third list of addresses, or report a better reason.
+        # Wait briefly: another worker may have yet another list of addresses, or know the cause.
         if now < self._trouble_since + self._timing.start_settle_s:
             return None
         text = str(error)
@@ -166,9 +166,9 @@ class RollCall:
         return f"address in use. Is rank {self._rank} already running?{who}"
 
     def _is_spare(self, report: Report) -> bool:
-        """Return whether a failed process is a second process of a rank that has a running one.
+        """Return whether a process that has failed is superfluous: its rank has a running process.
 
-        Rank 0 also reports this, once.
+        In this case, rank 0 also logs a warning, once for each such process.
         """
         met = self._calls.own if report.rank == self._rank else self._seats[report.rank].report
         if met is None or met.nonce == report.nonce:

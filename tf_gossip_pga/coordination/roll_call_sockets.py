@@ -42,9 +42,10 @@ class Seat:
       left: report of the last worker that answered there, if none answers now.
       absence: why no worker answers, as a sentence without its final period.
       is_server: whether TensorFlow's server, or another gRPC server, listens there.
-      called_by: nonce (see `Report`) of a process of this rank that has called this worker.
-      received: the latest of this process's reports that has been received there.
-      wake: event to set for an immediate call.
+      called_by: nonce (see `Report`) of the last process that has called this worker as that rank
+        without answering at the address.
+      received: this worker's last report that the process at the address has received.
+      wake: event to set in order to call the address immediately.
     """
 
     report: Report | None = None
@@ -57,7 +58,7 @@ class Seat:
 
 
 class Calls:
-    """This worker's calls to all addresses, and its answers at its own.
+    """This worker's calls to all addresses, and its answers to calls at its own address.
 
     Args:
       addresses: `"host:port"` of all workers, in rank order.
@@ -68,6 +69,7 @@ class Calls:
     Attributes:
       own: this worker's current report.
       seats: the results of calls, by rank. This worker calls its own address too.
+      others: the ranks of all other workers.
       changed: set when a worker has reported something new.
     """
 
@@ -98,7 +100,7 @@ class Calls:
 
     @contextlib.contextmanager
     def under_way(self) -> Generator[OSError | None, None, None]:
-        """Make and answer calls in the context. Yield the error if this worker cannot listen."""
+        """Make and answer calls until the context ends. Yield the error if listening fails."""
         over = threading.Event()
         with contextlib.ExitStack() as stack:
             failed = None
@@ -141,7 +143,7 @@ class Calls:
         seat = self.seats[rank]
         if seat.received is self.own:
             return False
-        if self.own.complete:  # a worker that is gone or complete does not need the report
+        if self.own.complete:  # a worker that has left or is complete needs no report
             return seat.report is not None and not seat.report.complete
         return not any(each.rank == rank and each.failure for each in self.heard())
 
@@ -245,7 +247,7 @@ class Calls:
                 connection, _ = listener.accept()
             except TimeoutError:
                 continue
-            except OSError:  # out of descriptors, or the peer has hung up
+            except OSError:  # no file descriptor is left, or the peer has hung up
                 over.wait(self._timing.poll_s)
                 continue
             if slots.acquire(blocking=False):
@@ -316,7 +318,7 @@ def greeting_at(address: str, timeout_s: float) -> bytes | None:
     try:
         with addresses_lib.connect((host,), port, timeout_s) as connection:
             return read_greeting(connection, time.monotonic() + timeout_s)
-    except TimeoutError:  # there may be a partition
+    except TimeoutError:  # the network may be cut
         return b""
     except (OSError, UnicodeError):
         return None

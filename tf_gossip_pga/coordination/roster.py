@@ -56,12 +56,12 @@ class Report:
         return f"process {self.pid} on {self.host}"
 
     def to_line(self) -> bytes:
-        """Return the line that carries this report."""
+        """Return the line of JSON that carries this report."""
         return json.dumps(dataclasses.asdict(self)).encode() + b"\n"
 
 
 def from_line(line: bytes) -> Report:
-    """Return the report that a line carries.
+    """Return the report that a line of JSON carries.
 
     Raises:
       ValueError: the line is not a report, so its sender does not take part in the roll call.
@@ -112,7 +112,7 @@ def _holders(values: Iterable[tuple[Report, _Value]]) -> dict[_Value, str]:
 
 
 def _quoted(addresses: Sequence[str], lists: Sequence[Sequence[str]]) -> str:
-    """Return a list as text. Of a long list, show only the entries that differ between lists."""
+    """Return a list of addresses as text. Of a long list, show only where the lists differ."""
     if len(addresses) <= _QUOTED:
         return ", ".join(addresses)
     odd = [

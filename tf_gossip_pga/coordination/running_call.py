@@ -15,9 +15,9 @@ _LONGEST = 300
 class Call:
     """A running call of a function on the thread that creates this object.
 
-    When an exception escapes Keras' `fit`, no callback is called, but Python reveals the exception.
-    The function is no longer on the thread's stack, and the exception is either the one that the
-    thread is handling (in `except`, `finally` or `with`) or the last uncaught one.
+    When an exception escapes Keras' `fit`, no callback is called. Python reveals the exception
+    nevertheless: once `fit` is no longer on its thread's stack, the exception is either one that
+    the thread is handling (in `except`, `finally` or `with`) or the last uncaught one.
 
     Args:
       code: the function's code object. It must be on the stack.

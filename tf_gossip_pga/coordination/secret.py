@@ -11,7 +11,9 @@ Requests and answers are authenticated with the key of the process that listens:
     asker -> listener      HMAC(key, nonce, request), request       the request has a nonce as well
     listener -> asker      HMAC(key, HMAC of the request, answer), answer
 
-Both nonces are random, so neither message can be replayed. Nothing is encrypted.
+The listener's nonce and the nonce in the request are random. A recorded request is therefore
+invalid on any other connection, and a recorded answer is invalid for any other request. Nothing is
+encrypted.
 """
 
 from __future__ import annotations
@@ -96,7 +98,7 @@ def differing(fingerprints: Sequence[str | None]) -> ValueError:
 
 
 def key_of(secret: bytes, addresses: Sequence[str], rank: int) -> bytes:
-    """Return the key of a rank's process, in the job at these addresses."""
+    """Return the key of the process with this rank, in the job at these addresses."""
     return hmac.digest(secret, json.dumps(["key", rank, *addresses]).encode(), "sha256")
 
 
@@ -160,7 +162,7 @@ def open_answer(key: bytes, to: str, line: bytes) -> Message:
 
 
 def _contents(path: str) -> tuple[str, str]:
-    """Return the file's name for messages, and its contents."""
+    """Return the name of a secret file for messages to the user, and the file's contents."""
     name = f"{SECRET_FILE}, {path!r},"
     file = pathlib.Path(path).expanduser()
     try:

@@ -43,11 +43,11 @@ class Sequence:
         self._missed = max(0, self._missed - 1)
 
     def regroup(self, most_completed: int, is_lost: bool) -> bool:
-        """Record a new view, and return whether another attempt is worthwhile.
+        """Record a new view, and return whether to attempt the failed exchange again.
 
         Args:
           most_completed: the largest count among all members of the view.
-          is_lost: whether a worker was lost.
+          is_lost: whether the new view has lost a worker of the previous one.
 
         Returns:
           False if the same exchange has failed too often without a lost worker.

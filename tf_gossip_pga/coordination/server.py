@@ -3,8 +3,10 @@
 The server sends a greeting with a nonce to every process that connects. The process must then send
 one request that proves that it knows the server's key (`secret`). If it sends anything else, the
 server closes the connection.
-The number of connections and the duration of each are limited, so strangers cannot exhaust the file
-descriptors of a training process. Above the limit, the server closes the oldest connection.
+
+The number of connections and the duration of each are limited, so processes outside the job cannot
+exhaust the file descriptors of a training process. When there are more connections than the limit,
+the server closes the oldest one.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ BROKEN = (OSError, ValueError, RecursionError)
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _RETRY_S = 0.1
 
-# Limits on simultaneous connections. A worker may ask for the status, want a view, report an
-# exception, and report its end, all at the same time.
+# The limit on simultaneous connections is the first number, plus the second for each worker. A
+# worker may ask for the status, want a view, report an exception, and report its end, all at once.
 _STRANGERS = 32
 _OF_EACH_WORKER = 4
 

@@ -11,7 +11,7 @@ from tf_gossip_pga.coordination import running_call
 
 
 class Absence(enum.Enum):
-    """Why a worker did not answer, as a predicate in a sentence."""
+    """Why a worker did not answer, as text that follows the worker's name in a sentence."""
 
     SUSPECTED = "does not answer (its process is stopped, or the network to it is cut)"
     DEAD = "has ended: its process no longer listens"
@@ -52,7 +52,7 @@ class Whereabouts:
       left: how it left the last of these calls early, e.g. `"raised OSError: disk full"` or `LEFT`.
         None while it trains and after it has finished.
       unfinished: the exchange that it has begun but not completed, or None. If that exchange fails,
-        the worker can no longer exchange.
+        the worker can begin no further exchange in its view.
       can_regroup: whether the next `fit` may still form a view without the lost worker, because the
         unfinished exchange failed between two `fit` calls.
       view: number of the worker's view.
@@ -134,7 +134,7 @@ class Status:
             self.unfinished = None
 
     def departure(self, ends: bool = False) -> Departure | None:
-        """Return how an exception ended `fit`, or None if none did.
+        """Return how an exception ended `fit`, or None if no exception did.
 
         Args:
           ends: whether this process is ending. If so, also return an exception that ended it

@@ -11,7 +11,7 @@ class Timing:
     """Deadlines and intervals, in seconds unless the name says otherwise.
 
     Everything that waits receives a `Timing` object. Only tests and the protocol simulation pass
-    other values.
+    values other than the defaults.
 
     Attributes:
       start_s: how long a starting worker waits for the others: in the roll call, while TensorFlow
@@ -25,13 +25,13 @@ class Timing:
         after unequal work, such as reading data, compiling, validating, or writing a checkpoint.
       restore_s: how long workers wait for one another while checkpoints are read.
       ask_s: how long a request to another worker may take. This is ample for a live process, but
-        short compared with any timeout.
+        short compared with any exchange's timeout.
       reachable_s: how long a request may take that only checks whether a worker is reachable.
       serve_s: how long an unknown peer may hold a connection.
       watch_every_s: how often the watchdog checks the exchange in progress.
       patience_s: minimum duration of an exchange before the watchdog asks about it and reports it.
-      patience_steps: the same minimum, as a multiple of this worker's median step time, but at most
-        a tenth of the exchange's timeout. The larger of the two minimums applies.
+      patience_steps: a second minimum of that duration, as a multiple of this worker's median step
+        time, but at most a tenth of the exchange's timeout. The larger of the two minimums applies.
       suspect_s: how long a worker may be silent before the watchdog aborts an exchange with it.
       linger_s: how long a worker keeps answering before it ends after a loss, so that the others do
         not blame it.
@@ -40,8 +40,9 @@ class Timing:
       poll_s: how often workers ask one another while they form a view.
       silent_s: how long a worker may be silent, after the exchange was aborted, before a view is
         formed without it. A silent worker is lost after `suspect_s + silent_s`.
-      ping_every_s: how often a worker asks members whose recent activity it has not seen. This
-        interval plus the time of an answer must be far below `silent_s`.
+      ping_every_s: how often a worker asks the other members whether they are alive, unless recent
+        exchanges have shown that they are. This interval plus the time of an answer must be far
+        below `silent_s`.
       report_s: how long a worker waits for others to form a view before it first reports the wait.
       attempts: how many views in a row may be abandoned before a worker gives up.
       futile_regroups: how often the same exchange may fail without a lost worker before a worker

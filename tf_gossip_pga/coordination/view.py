@@ -36,10 +36,10 @@ class Standing:
       view_members: members of that view, or None if unknown.
       wants: number of the view that it wants or is in.
       completed: number of exchanges that it has completed in this `fit`.
-      members: members of the wanted view, once it has decided on them or adopted them.
+      members: members of the wanted view, or None until it has decided on them or adopted them.
       is_member: whether it has made itself a member of the wanted view.
-      most_completed: the most exchanges that any member had completed, once it has begun the wanted
-        view.
+      most_completed: the most exchanges that any member of the wanted view had completed. 0 until
+        it has begun that view.
       fit: how many times it has called `fit`.
       in_fit: whether it is still inside the last of these calls.
       finished: number of the last `fit` in which it has finished training.

@@ -1,9 +1,9 @@
 """Watch the exchange in progress: find which ranks it waits for, and report or abort it.
 
-TensorFlow's collectives wait silently and forever. They accept a timeout, but each collective then
-starts two threads. Instead, a single thread, the watchdog, watches the exchange in progress. If the
-exchange takes long, the watchdog asks the other workers what they are doing (`channel`). If the
-exchange takes too long, the watchdog aborts it.
+TensorFlow's collectives wait silently and forever. They accept a timeout, but each collective with
+a timeout starts two threads. Instead, a single thread, the watchdog, watches the exchange in
+progress. If the exchange takes long, the watchdog asks the other workers what they are doing
+(`channel`). If the exchange takes too long, the watchdog aborts it.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Watchdog:
             self.departures.forget()
 
     def text_of_loss(self, broken: ExchangeBroken) -> str:
-        """Return the report of an exchange that has failed permanently.
+        """Tell the others that this worker ends, and return the report of the exchange that failed.
 
         The caller raises `WorkerLost` with this report, which usually ends the process. Wait before
         returning, because the others would blame a process that ends immediately.
@@ -179,7 +179,7 @@ class Watchdog:
         findings, reason = broken.findings, broken.reason
         if findings is None:
             findings = self._settled_findings()
-        if findings.text not in reason:  # TensorFlow's own reason, such as a closed socket
+        if findings.text not in reason:  # TensorFlow gave it, e.g. a closed socket
             reason = findings.text
         time.sleep(self._timing.linger_s)
         text = (
@@ -235,7 +235,7 @@ class Watchdog:
     def _note_ending(self, request: Message) -> Message:
         """Record that a rank is ending because it has lost another.
 
-        The watchdog then asks immediately, while all workers still answer.
+        The watchdog then asks the others immediately, while all of them still answer.
         """
         self._ending.add(messages.checked(request, self._size, rank=Rank)["rank"])
         return {}
@@ -250,7 +250,7 @@ class Watchdog:
         return max(self._timing.patience_s, min(longest_s, timeout_s / 10))
 
     def _run(self) -> None:
-        """Watch exchanges that take long. One thread per process, asleep most of the time."""
+        """Watch the exchanges of this process, on a thread that sleeps most of the time."""
         while not self._closed.wait(self._timing.watch_every_s):
             try:
                 self.departures.tell()

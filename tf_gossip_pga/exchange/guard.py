@@ -1,11 +1,12 @@
-"""Print reports for a process, or end it, while TensorFlow's startup blocks its Python threads.
+"""Watch a starting worker from a second process, which reports a long wait and may end the worker.
 
 After the roll call, in which the workers find each other (`coordination.roll_call`), all workers
 start TensorFlow's server at the same time and wait for each other's servers. This takes a second or
-two. If a worker ended during that time, the others would wait silently for an hour, because rank 0
-has no deadline at that point. The waiting workers would also ignore SIGTERM, because TensorFlow
-installs its own handler. A second process therefore watches the worker while the server starts. The
-second process imports only the standard library.
+two, during which TensorFlow blocks all Python threads. If a worker ended during that time, the
+others would wait silently for an hour, because rank 0 has no deadline at that point. The waiting
+workers would also ignore SIGTERM, because TensorFlow installs its own handler. Therefore, while its
+server starts, each worker is watched by a second process, the guard. The guard imports only the
+standard library.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ _POLL_S = 0.2
 
 @contextlib.contextmanager
 def watched(text: str, report_s: float, deadline_s: float) -> Generator[None, None, None]:
-    """Return a context manager in which a second process watches this one.
+    """Return a context manager in which a second process, the guard, watches this process.
 
-    The second process also kills this one with SIGKILL if this one receives SIGTERM.
+    If this process receives SIGTERM, the guard kills it with SIGKILL.
 
     Args:
-      text: message to print during a long wait and at the deadline.
+      text: message that the guard prints during a long wait and at the deadline.
       report_s: seconds until the first message. The message is repeated each time the wait has
         doubled.
-      deadline_s: seconds until the second process kills this one with SIGKILL.
+      deadline_s: seconds until the guard kills this process with SIGKILL.
     """
-    import subprocess  # imported here, because the second process does not need it
+    import subprocess  # imported here, because the guard does not need it
 
     command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), text]
     command += [str(report_s), str(deadline_s)]
@@ -48,7 +49,10 @@ def watched(text: str, report_s: float, deadline_s: float) -> Generator[None, No
 
 
 def _watch(pid: int, text: str, report_s: float, deadline_s: float) -> None:
-    """Watch a process until it closes this process's standard input, or kill it. See `watched`."""
+    """Be the guard: watch a process until it closes the guard's standard input, or kill it.
+
+    For the arguments, see `watched`.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # a launcher may signal the guard too
         signal.signal(number, signal.SIG_IGN)
     began = time.monotonic()

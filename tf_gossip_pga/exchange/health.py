@@ -1,13 +1,13 @@
-"""Check a rank's own parameters before they are mixed with other ranks' parameters.
+"""Check that a rank's parameters are finite, before they are mixed with those of other ranks.
 
 A NaN spreads with every gossip. After a few steps all ranks have it, and its origin can no longer
 be found. Each rank therefore records the first step after which its own parameters were not finite.
-This costs one sum over the parameters, computed in the exchange's graph while messages are in
-flight.
+The check costs one sum over the parameters, computed in the exchange's TensorFlow graph while
+messages are in flight.
 
 The graph only counts the exchanges in which the parameters are not finite. Because a NaN persists,
-the count tells how many exchanges ago it appeared, and Python knows the step of each exchange.
-Passing each step to TensorFlow would cost more than the check itself.
+the count tells how many exchanges ago the NaN appeared, and Python knows the step of each exchange.
+Passing the number of each step to TensorFlow would cost more than the check itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tensorflow as tf
 from tf_gossip_pga.exchange import buckets
 from tf_gossip_pga.exchange.traced import Traced
 
-# The integer dtype with a given number of bytes. Sums of integers do not depend on their order.
+# The integer dtype with a given number of bytes. Sums of integers do not depend on the order.
 _INTEGERS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
 
 _REMEMBERED = 1000  # steps kept in `Health.steps`

@@ -21,12 +21,13 @@ from tf_gossip_pga.errors import WorkerLost
 from tf_gossip_pga.exchange import guard
 from tf_gossip_pga.exchange.runtime import Runtime
 
-# gRPC reads this variable only in lowercase.
+# The environment variable that lists the hosts for which gRPC uses no proxy. gRPC reads it only in
+# lowercase.
 UNPROXIED = "no_grpc_proxy"
 
 
 def facts(transport: str) -> dict[str, str]:
-    """Return the facts that must be equal on all ranks before they start. See `roll_call`.
+    """Return the facts that must be equal on all ranks, for `roll_call` to compare them.
 
     Args:
       transport: name of the transport.

@@ -10,9 +10,9 @@ import tensorflow as tf
 class Traced:
     """A function of tensors, traced at its first call.
 
-    It holds a concrete function, which is never retraced. TensorFlow warns if a program creates
-    many small functions of the same name. Concrete functions avoid this warning in programs with
-    many `fit` calls.
+    A `Traced` holds a concrete function, which is never retraced. TensorFlow warns if a program
+    creates many small functions of the same name. Concrete functions avoid this warning in programs
+    with many `fit` calls.
 
     Args:
       body: the function to trace.

@@ -1,23 +1,23 @@
 """Encode gossip messages, as parameters in their own dtype or as differences in fewer bits.
 
-A lossy encoding does not send rank j's parameters x_j, but their difference from a reference r,
-which is the model after the last global average. Every rank keeps a bit-identical copy of r::
+A lossy encoding does not send rank j's parameters x_j, but their difference from a reference r: the
+parameters after the last global average. Every rank keeps a bit-identical copy of r::
 
     q_j = Q(x_j - r)                                sent by rank j; Q rounds
     x_i <- x_i + sum_j W[i, j] * (q_j - q_i)        computed by rank i
 
 Rounding does little harm, for two reasons. First, the replicas stay close to r for a few steps
 after a global average, and the rounding error is proportional to their difference from r, not to
-the parameters. Second, because W is doubly stochastic, the changes in the second line sum to zero
-over i for any q_j. Rounding therefore never shifts the mean over ranks, and no error feedback is
+the parameters. Second, because W is doubly stochastic, the changes of all x_i sum to zero, whatever
+the rounded q_j are. Rounding therefore never shifts the mean over ranks, and no error feedback is
 needed.
 
 Sources. For differences from a value that both sides know: Koloskova, Stich and Jaggi,
 "Decentralized Stochastic Optimization and Gossip Algorithms with Compressed Communication", ICML
-2019 (CHOCO, which keeps one such value per neighbor). For scales per block: Dettmers et al., "8-bit
-Optimizers via Block-wise Quantization", ICLR 2022. Unlike CHOCO, this module uses one r for all
-neighbors, and each global average renews it. Without global averages (`H=None`), the differences
-and the rounding errors grow during the run.
+2019 (CHOCO, which keeps one such value per neighbor). For the scales per block of `Int8`: Dettmers
+et al., "8-bit Optimizers via Block-wise Quantization", ICLR 2022. Unlike CHOCO, this module uses
+one r for all neighbors, and each global average renews r. Without global averages (`H=None`), the
+differences and the rounding errors grow during the run.
 
 To add an encoding, write a subclass of `Wire`, add it to `BY_NAME`, and mention it in `GossipPGA`'s
 docstring and in `job/flags.py`. Its messages must be 1-D tensors of a dtype of at least two bytes

@@ -6,7 +6,8 @@
 Each line of output begins with the rank of its worker. When a worker fails, the launcher stops the
 others, shows the rank of the failed worker and the last lines of its output, and exits with code 1.
 Ctrl-C stops all workers and their child processes. The launcher forwards SIGTERM to the workers,
-which have 20 s to save a checkpoint, and exits with code 0 if they end successfully.
+which then have 20 s to save a checkpoint and end. If they end successfully within this time, the
+launcher exits with code 0.
 
 Three options handle failures:
 
@@ -22,7 +23,9 @@ another worker has already printed. If the machine has at least as many GPUs as 
 sees one GPU; with fewer GPUs, all workers train on the CPU.
 
 Contents:
-  launch: run a command once per worker. `Outcome`, `LaunchError`: how workers ended.
+  launch: run a command once per worker.
+  Outcome: how one worker ended.
+  LaunchError: the exception that `launch` raises when a job fails.
   run: launch from a terminal, print failures, and return an exit code.
   main: the command line.
   free_addresses: unused addresses on this machine for a cluster.

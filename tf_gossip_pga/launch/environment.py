@@ -35,7 +35,7 @@ def of_worker(
     if joins:
         environment[tf_config.JOIN] = "1"
     # By default, TensorFlow starts a thread for every core in each worker. Together, the workers
-    # would have more threads than cores, which is slower.
+    # would have more threads than cores, which slows them all down.
     share = max(1, (os.cpu_count() or 1) // len(addresses))
     environment.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
     if not verbose:

@@ -39,7 +39,7 @@ def launch(
       workers: number of processes, >= 1. Each gets its own `TF_CONFIG`.
       verbose: whether to show TensorFlow's start-up messages and repeated warnings.
       min_workers: how many workers must end with exit code 0. Default: all, or 1 with `rejoins`.
-      rejoins: maximum number of failed workers to restart, to join the surviving workers. For
+      rejoins: maximum number of failed workers to restart. They join the surviving workers. For
         scripts that use `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`.
       deadline_s: seconds after which the launcher stops all workers. Default: never.
       write: function that receives the output as text, each line with its rank. Default: print to
@@ -60,7 +60,7 @@ def launch(
     if min_workers is None:
         min_workers = 1 if rejoins else workers
     least = _validate.check_whole("min_workers", min_workers, 1, workers)
-    # If the output is a terminal, give rank 0 one too, to make Keras draw its progress bar.
+    # If the output is a terminal, give rank 0 a terminal too, so that Keras draws a progress bar.
     terminal = write is None and sys.stdout.isatty()
     screen = Screen(write or _write_out, verbose, terminal)
     addresses = environment.free_addresses(workers)

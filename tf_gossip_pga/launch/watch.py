@@ -97,7 +97,7 @@ class Watch:
             self._screen.close(worker.rank)
 
     def _drain(self, ended: list[Worker]) -> None:
-        """Relay all output left in the pipes, and close the output of the given workers."""
+        """Relay all remaining output, and show the unfinished last lines of the given workers."""
         # Stop after a while: a child that outlives its worker may print forever.
         ends = time.monotonic() + workers_lib.GRACE_S
         while (keys := self._selector.select(timeout=0)) and time.monotonic() < ends:
@@ -107,7 +107,7 @@ class Watch:
             self._screen.close(worker.rank)
 
     def _ended(self, worker: Worker) -> None:
-        """Restart the worker if it failed and restarts are left, or else report its failure."""
+        """Handle a worker's end: if it failed, restart it if allowed, else report its failure."""
         self._running.remove(worker)
         if worker.process.returncode == 0:
             self._gone.append(worker)
@@ -127,7 +127,7 @@ class Watch:
         self._screen.notice(failure)
 
     def _check_start(self, now: float) -> None:
-        """Fail if a running worker is waiting to start with one that has already ended."""
+        """Fail if a running worker still waits to start, although another one has already ended."""
         if not self._gone or not self._running or now < self._look_at:
             return
         self._look_at = now + _LOOK_S

@@ -16,7 +16,7 @@ cluster:
 A prediction compares Parallel SGD, Local SGD with each period, Gossip SGD on each topology, and
 Gossip-PGA with each period on each topology. It is a JSON-serializable dict:
 
-    settings        the arguments of `predict` except `H` and `topology`; `message_ms` and
+    settings        the arguments of `predict` except `H` and `topology`; also `message_ms` and
                     `average_ms`, the times of one message and of one global average
     rows            one dict per algorithm, Parallel SGD first:
       name, method, topology, H
@@ -27,7 +27,8 @@ Gossip-PGA with each period on each topology. It is a JSON-serializable dict:
       transient_iid        order of magnitude of the transient stage for iid data: the steps until
                            the algorithm has caught up with Parallel SGD. None: infinite or unknown
       transient_non_iid    the same for non-iid data
-    recommendation  `name` of a row; `code`, the line that sets it up; `reasons`, three sentences
+    recommendation  `name` of a row; `code`, the line of Python that creates the callback for this
+                    row; `reasons`, three sentences
 
 In the network model, each host has one full-duplex link with a bandwidth of `mbit` per direction.
 In a gossip, each worker sends its parameters in the wire format to each neighbor. A global average
@@ -39,13 +40,13 @@ transient stage are.
 The model ignores resources that hosts share (an oversubscribed switch, a common processor), the
 slowdown of computation during an exchange, and non-trainable variables. It draws all computation
 times from one distribution, so it cannot represent a worker that is always slower than the others.
-For example, suppose that one of eight ranks takes 200 ms and the others 100 ms. For a step on a
-ring with 10 ms messages, the model predicts 162 ms from the mean and standard deviation, but the
-step takes 220 ms.
+For example, suppose that one of eight ranks always computes for 200 ms and the others for 100 ms.
+For a step on a ring with 10 ms messages, the model predicts 162 ms from the mean and standard
+deviation of these times, but the step takes 220 ms.
 
 Contents:
   predict: step time and transient stage of each algorithm, with a recommendation.
-  measure: measurements of the network and a computation on the running cluster.
+  measure: measurements of the network and of a step's computation on the running cluster.
   recommend: the recommended row of a prediction, with reasons.
   table, draw: a prediction as text or as a picture.
   TOPOLOGIES, PERIODS: the topologies and periods compared by default.

@@ -1,4 +1,4 @@
-"""Check the arguments of `predict`."""
+"""Check the arguments of `plan.predict`."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ follows these rules:
     global average  Starts once the last rank has finished computing, and ends on all ranks at once.
 
 **Accuracy.** The transient stage is the number of steps until an algorithm has caught up with
-Parallel SGD. The table gives its order of magnitude for iid and non-iid data on the ranks. The
-constant factors are unknown, so compare the orders only with each other, not with the length of a
-run.
+Parallel SGD. The table below gives its order of magnitude for iid and non-iid data on the ranks.
+The constant factors are unknown, so compare the orders only with each other, not with the length of
+a run.
 
                  iid                   non-iid
     Gossip SGD   n^3 b^4 / (1-b)^2     n^3 b^4 / (1-b)^4        b: spectral norm of W - 11'/n
@@ -25,17 +25,19 @@ Here, n is the number of ranks, H the period, W the mixing matrix, and 11' the m
 
 Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021.
 
-Reliability: the non-iid orders of Gossip SGD and Local SGD, and the bound n^3 b^4 H^4 for
-Gossip-PGA, were taken from quotations of the paper. The other orders were derived without access to
-the paper's text, and are consistent with these.
+Reliability: the non-iid orders of Gossip SGD and Local SGD were taken from quotations of the paper.
+So was the bound n^3 b^4 H^4 for Gossip-PGA, which follows from the table because C and D are at
+most H. The other orders were derived without access to the paper's text, and are consistent with
+these.
 
-A single round of the one-peer exponential graph or of the hypercube has no useful b. For both,
-`beta_of` uses the b of the static exponential graph. Ying et al. ("Exponential Graph is Provably
-Efficient for Decentralized Deep Training", NeurIPS 2021) prove that the one-peer graph achieves the
-same rate if the number of ranks is a power of two. For the hypercube, this b is a guess. With other
-numbers of ranks, the one-peer graph may be slower. Up to 512 ranks, `beta_of` therefore returns at
-least the per-round geometric mean of b over the cycle. Above 512 ranks, `beta_of` returns
-the b of the static exponential graph, because no better value is available.
+A single round of the one-peer exponential graph or of the hypercube has no useful b, because each
+rank receives from only one other. For both graphs, `beta_of` uses the b of the static exponential
+graph. Ying et al. ("Exponential Graph is Provably Efficient for Decentralized Deep Training",
+NeurIPS 2021) prove that the one-peer graph achieves the same rate as the static one if the number
+of ranks is a power of two. For the hypercube, this b is a guess. If the number of ranks is not a
+power of two, the one-peer graph may be slower than the static one. Up to 512 ranks, `beta_of` then
+returns at least the per-round geometric mean of b over the cycle. Above 512 ranks, it returns the b
+of the static exponential graph, because no better value is available.
 """
 
 from __future__ import annotations
@@ -96,7 +98,7 @@ def step_ms(
 def _draws(mean: float, deviation: float, n: int, seed: int) -> Callable[[], np.ndarray | float]:
     """Return a function that draws one step's computation times, `[n]` in ms.
 
-    The draws depend only on the seed, so every method gets the same ones.
+    The draws depend only on the arguments, so every algorithm gets the same times.
     """
     if not deviation:
         return lambda: mean
@@ -137,10 +139,11 @@ def gossip_ends(
 ) -> np.ndarray:
     """Return the time at which each rank has sent and received all its messages.
 
-    A message starts once both its sender and its receiver are ready, and a link is never idle while
-    a message could use it. When the p-th to last message starts, the link still has at least p
-    messages to carry, which gives a lower bound on its finish time. The link finishes at the latest
-    of these bounds.
+    A message can start once both its sender and its receiver are ready, and a link is never idle
+    while a message could use it. Order the messages of a link by the time at which they can start.
+    At the time of the p-th to last one, the link still has at least p messages to carry. It
+    therefore finishes no earlier than p message times later. The link finishes at the latest of
+    these bounds over all p.
 
     Args:
       ready: `[n]`, the time at which each rank is ready to exchange, in ms.

@@ -38,7 +38,7 @@ def predict(
       compute_ms: mean time of a step without any exchange, in ms, >= 0.
       mbit: link bandwidth per direction, in Mbit/s, > 0.
       latency_ms: latency of one message, in ms, >= 0. Default 0.1.
-      straggler_ms: standard deviation of the computation, in ms, >= 0. Default 0.
+      straggler_ms: standard deviation of the time of a step's computation, in ms, >= 0. Default 0.
       overhead_ms: fixed cost of an exchange besides its latency, in ms, >= 0. Default 0.
       wire_dtype: wire format of gossips: `"float32"` (default), `"bfloat16"` or `"int8"`.
       overlap: whether gossips overlap with the next step's computation. Default False.

@@ -14,8 +14,8 @@ from tf_gossip_pga.algorithm import topology as topology_lib
 
 Gather: TypeAlias = Callable[[object, str, float], list]
 
-_SMALL = 256  # elements of the small exchanges, which take only latency and overhead
-_LEAST_LARGE, _MOST_LARGE = 1 << 20, 1 << 24  # bounds of the large gossip's elements
+_SMALL = 256  # elements of the small exchanges, whose time is only latency and overhead
+_LEAST_LARGE, _MOST_LARGE = 1 << 20, 1 << 24  # bounds on the elements of the large gossip
 _REPETITIONS = 9
 _WARM_UP, _STEPS = 3, 20
 _PATIENCE_S = 600
@@ -45,18 +45,19 @@ def _shapes(parameters: Any) -> list[tuple[int, ...]]:
 
 
 def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[str, float]:
-    """Measure the network and, if `step` is given, a computation. Every rank must call this.
+    """Measure the network and, if given, the time of a training step. Every rank must call this.
 
     Three exchanges are timed: a small gossip and a small global average, each of 256 float32
-    numbers (1 KiB), and a large gossip of the parameters. Both gossips have one peer per round. The
-    large gossip sends at least 4 MiB, so that it is clearly slower than the small one. If only a
-    number of parameters is given, it sends at most 64 MiB. Each exchange is repeated nine times,
-    timed from a common start until the last rank has finished, and the median is used.
+    numbers (1 KiB), and a large gossip of the parameters. In both gossips, each rank has one peer
+    per round. The large gossip sends at least 4 MiB, so that it is clearly slower than the small
+    one. If only a number of parameters is given, the large gossip sends at most 64 MiB. Each
+    exchange is repeated nine times, timed from a common start until the last rank has finished, and
+    the median is used.
 
-    On n ranks, the small gossip takes one latency and the small global average takes 2 (n-1)
-    latencies, so comparing them separates the latency from the overhead of an exchange. The
-    additional time of the large gossip gives the bandwidth. All ranks run `step` at the same time,
-    as in training.
+    The two small exchanges have the same overhead. In addition, on n ranks, the small gossip takes
+    one latency and the small global average takes 2 (n-1) latencies, so their difference gives the
+    latency. The additional time of the large gossip gives the bandwidth. All ranks run `step` at
+    the same time, as in training.
 
     Args:
       parameters: number of parameters, >= 1, or a built Keras model.
@@ -95,7 +96,7 @@ def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[s
 
 
 def _large_shapes(parameters: Any) -> list[tuple[int, ...]]:
-    """Return the shapes to send in the large gossip: the model's own if it is large enough."""
+    """Return the shapes to send in the large gossip: the model's own if that is large enough."""
     elements = count(parameters)
     own = _shapes(parameters) if elements >= _LEAST_LARGE else []
     return own or [(min(max(elements, _LEAST_LARGE), _MOST_LARGE),)]

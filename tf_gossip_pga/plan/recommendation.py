@@ -17,12 +17,12 @@ _DEFAULT_TOPOLOGY = "one_peer_exponential"  # of GossipPGA
 def recommend(rows: list[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Recommend one of the predicted algorithms.
 
-    All Gossip-PGA rows are candidates. A Gossip SGD row is a candidate if its transient stage is
-    known, finite, and at most 10% longer than that of Gossip-PGA with the longest period on the
-    same graph. Otherwise, the graph needs global averages. The best candidate is found in three
-    steps:
+    All Gossip-PGA rows are candidates. A Gossip SGD row is a candidate if its transient stage for
+    non-iid data is known, finite, and at most 10% longer than that of Gossip-PGA with the longest
+    period on the same graph. Otherwise, the graph needs global averages. The best candidate is
+    found in three steps:
 
-    1. Keep those whose step time is within 10% of the fastest.
+    1. Keep the candidates whose step time is within 10% of the fastest.
     2. Of these, keep those whose transient stage for non-iid data is within 10% of the shortest.
        An unknown transient stage counts as longer than a known one.
     3. Choose the fastest of the remaining candidates.
@@ -106,7 +106,7 @@ def _code(row: Row, settings: Mapping[str, Any]) -> str:
 
 
 def _speed(row: Row, settings: Mapping[str, Any]) -> str:
-    """State the time of a step and its speedups."""
+    """State a row's step time, and its speedups over Parallel SGD and over one machine."""
     text = f"{row['name']} takes {_time(row):.4g} ms a step"
     ratios = [f"{row['speedup']:.3g} times as fast as Parallel SGD"] if row["topology"] else []
     over_one = over_one_machine(row, settings)
@@ -125,7 +125,7 @@ def _all_reduce(best: Row) -> str:
 
 
 def _global_averages(rows: list[Row], best: Row) -> str:
-    """Compare the recommended row with the same graph without, or with, global averages."""
+    """Compare the best row with Gossip SGD on its graph or, if it is that row, with Gossip-PGA."""
     plain, *periodic = _on_graph(rows, best["topology"])
     if best is not plain:
         return _comparison(plain, best)

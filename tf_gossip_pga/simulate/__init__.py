@@ -15,12 +15,14 @@ takes a gradient step on a batch of its own data, and then the nodes average.
     x_i <- sum_j W[i, j] * y_j      otherwise, W of round k - 1
 
 f_i is the mean loss over the data of node i, f is the mean of all f_i, and f* is the minimum of f.
+W is the mixing matrix of one round of the topology.
+
 Topologies and periods are the same objects as in a real run. A gossip reads O(edges * d) numbers,
 where d is the number of parameters.
 
 Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021.
 
-The command line also writes a figure next to the JSON file:
+This command also writes a figure next to its JSON file:
 
     python -m tf_gossip_pga.simulate --problem=logistic --nodes=50 --topology=ring --H=16 \
         --algorithm=pga --algorithm=gossip --heterogeneity=1 --output=output/simulation.json
@@ -33,7 +35,7 @@ Contents:
   compare: the curves of several algorithms on the same batches.
   ALGORITHMS, settings_of: names of algorithms, and the arguments of `Simulation` for each.
   transient: the step from which a method keeps up with Parallel SGD.
-  FACTOR: the ratio to the curve of Parallel SGD up to which a method keeps up.
+  FACTOR: a method keeps up while its curve is at most this multiple of that of Parallel SGD.
 """
 
 from tf_gossip_pga.simulate.curves import (

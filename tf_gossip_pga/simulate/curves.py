@@ -1,4 +1,7 @@
-"""Record f(mean of the nodes) - f* in runs; find when a method catches up with Parallel SGD."""
+"""Record how far a simulation is from the minimum; find when it catches up with Parallel SGD.
+
+The distance from the minimum is f(mean of the nodes) - f*, as defined in `tf_gossip_pga.simulate`.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ class Curve:
 def run(
     simulation: Simulation, iterations: int, every: int | None = None, verbose: int = 0
 ) -> Curve:
-    """Advance a simulation, and regularly measure f at the mean of its nodes.
+    """Advance a simulation, and regularly measure its loss f at the mean of its nodes.
 
     Args:
       simulation: a `Simulation`. Another `run` continues from its last step.
@@ -96,11 +99,12 @@ def run(
 
 
 def _interval(iterations: int, H: int) -> int:  # noqa: N803
-    """Return the smallest interval with at most `_LOOKS` measurements at all positions in a period.
+    """Return the smallest interval between measurements that covers all positions in a period.
 
-    f at the mean is highest right after a global average, and falls within a few steps. With an
-    interval that shares a factor with the period, some positions between two global averages would
-    never be measured.
+    In `iterations` steps, there are at most `_LOOKS` measurements. The interval shares no factor
+    with the period `H`: otherwise, some positions between two global averages would never be
+    measured. The positions matter because f at the mean is highest right after a global average,
+    and falls within a few steps.
     """
     every = -(-iterations // _LOOKS)
     while math.gcd(every, H) > 1:
@@ -241,7 +245,7 @@ def is_reached(transient: int, last: int) -> bool:
 
 
 def joins(steps: np.ndarray, mean: np.ndarray, parallel: np.ndarray, factor: float) -> int | None:
-    """Return the first of `steps` from which `mean <= factor * parallel` holds, or None.
+    """Return the first of `steps` from which `mean <= factor * parallel` holds to the end, or None.
 
     Args:
       steps: `[points]` int.

@@ -11,8 +11,9 @@ from tf_gossip_pga.algorithm.graph import Round
 def mixer(each: Round, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return a function that maps y `[nodes, …]` to W y.
 
-    If at least half of the entries of W are edges, the function multiplies y by the dense W.
-    Otherwise, it reads O(edges) rows of y: it shifts y if W is circulant, and gathers rows if not.
+    W is the mixing matrix of the round. If at least half of its entries are edges, the function
+    multiplies y by the dense W. Otherwise, it reads O(edges) rows of y: it shifts y if W is
+    circulant (each row is the row above, shifted by one), and gathers rows if not.
 
     Args:
       each: the round.

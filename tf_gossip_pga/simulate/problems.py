@@ -27,8 +27,8 @@ def logistic(
         f_i(x) = mean_m ln(1 + exp(-y_im h_im' x))
 
     The features h are drawn from N(0, 10 I). The label y is 1 with probability
-    1 / (1 + exp(-h' x_i*)), and -1 otherwise, where x_i* has norm one. The minimum is computed by
-    Newton's method in float64.
+    1 / (1 + exp(-h' x_i*)), and -1 otherwise. The vector x_i*, which defines the labels of node i,
+    has norm one. The minimum is computed by Newton's method in float64.
 
     Source: the experiment of Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging",
     ICML 2021, reconstructed without access to the paper's text.
@@ -79,8 +79,8 @@ def quadratic(
         f_i(x) = mean_m d/2 (a_im' x - b_im)^2
 
     The vectors a are uniform on the unit sphere, and b = a' x_i* + noise of standard deviation 0.1,
-    where x_i* is drawn as in `logistic`. Therefore, f_i is nearly |x - x_i*|^2 / 2. The minimum is
-    computed exactly, in float64.
+    where x_i* is drawn as in `logistic`. Therefore, f_i is nearly |x - x_i*|^2 / 2 plus a constant.
+    The minimum is computed exactly, in float64.
 
     Args:
       nodes: number of nodes, >= 1.

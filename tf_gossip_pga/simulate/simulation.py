@@ -47,7 +47,7 @@ class Simulation:
       trials: number of runs with the same initial parameters and different batches, >= 1. Default
         1.
       shuffle: if True, each node's samples are shuffled once and divided into batches, and every
-        step draws a batch at random, with replacement. If False, step k of every trial takes the
+        step draws one of them at random with replacement. If False, step k of every trial takes the
         samples in order, starting at index (k - 1) * batch_size and wrapping around after the last
         one. Default True.
       slow_momentum: momentum of SlowMo, >= 0 and < 1. 0 is equivalent to Gossip-PGA. Default None:

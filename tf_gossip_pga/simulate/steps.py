@@ -1,5 +1,7 @@
 """Take the steps of one algorithm on all nodes and trials at once, in one compiled loop.
 
+A step of node i, in the symbols of `tf_gossip_pga.simulate`:
+
 y_i <- x_i - step_size * gradient of f_i(x_i, batch)
 x_i <- 1/n sum_j y_j            if the step is a global average
 x_i <- sum_j W[i, j] * y_j      otherwise
@@ -137,7 +139,8 @@ class Steps:
             losses = tf.vectorized_map(
                 lambda both: self._problem.loss(both[0], *both[1]), (one_by_one, batches)
             )
-        # This is the gradient of the sum of all losses. Each loss depends only on its own x.
+        # This is the gradient of the sum of all losses. Each loss depends only on its own x, so
+        # each row is the gradient of one loss.
         gradient: Any = tape.gradient(losses, one_by_one)
         return tf.reshape(losses, x.shape[:2]), tf.reshape(gradient, x.shape)
 

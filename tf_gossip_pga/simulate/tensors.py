@@ -103,7 +103,7 @@ def batch_places(samples: int, batch: int, seed: int | None) -> np.ndarray:
 
 
 def blocks(problem: Problem) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Divide the data into blocks of whole nodes, for the mean loss.
+    """Divide the data into blocks that each hold all samples of some nodes, for the mean loss.
 
     Returns:
       `[blocks, samples per block, …]` for each array of the data, and `[samples, …]` for the

@@ -1,4 +1,4 @@
-"""Support the commands with output files, memory checks, and merged worker output.
+"""Help this package's commands to write files, check memory, and merge the workers' output.
 
 Contents:
 

@@ -21,8 +21,8 @@ _NOISE = re.compile(
     r"|.* oneDNN supports DT_INT64 only on platforms"
     r"|E\d{4} .*Unable to register cu(DNN|FFT|BLAS) factory"
 )
-# TensorFlow prints these lines in the other workers when a worker ends, normally or not. They are
-# not shown, but kept for failure reports.
+# TensorFlow prints these lines in the other workers when a worker ends, normally or not. The
+# lines are not shown unless `verbose` is given, but are always kept for failure reports.
 _RUNTIME_ERROR = re.compile(
     r"(E\d{4}|\d{4}-\d\d-\d\d) .*"
     r"(base_collective_executor|coordination_service\w*|ring_\w+)\.cc:\d+\]"

@@ -1,17 +1,17 @@
 """The Keras integration: the `GossipPGA` callback and its components.
 
-Modules, ordered by the lifetime of their state:
+Modules. Those whose state lives longest come first:
 
 - `callback`: `GossipPGA`, with its documentation, arguments, and Keras hooks.
 - `settings`: the validated arguments, which never change.
 - `run_state`: state that outlives a `fit`: step, period, totals, averager.
 - `fit`, `group_fit`: one `fit` call, for a single worker and for one of several workers.
-- `phase`: states and transitions of a `fit`, of the stop vote, and of the replica.
+- `phase`: states and transitions of a `fit`, of the vote to stop early, and of this rank's replica.
 - `start`: how all ranks agree at the start of a `fit`, and get the same initial state.
 - `group`: exchanges with the other ranks: sync points, averages, reconciliation after a loss.
 - `sync_point`: the reports that ranks exchange at a sync point.
-- `ending`: runs after all callbacks of an epoch or a `fit`: lets the ranks stop together, and makes
-  their models equal when training ends.
+- `ending`: what the ranks do together when an epoch or training ends: they stop together, and make
+  their models equal.
 - `period_loss`: the training loss that controls an adaptive period.
 
 Helpers:

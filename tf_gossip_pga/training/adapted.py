@@ -3,7 +3,7 @@
 A layer's `adapt` method produces lookup tables, means, and boundaries. Some of these are not Keras
 variables, and others are copies of variables, so the broadcast of rank 0's variables does not
 update them. If each rank adapts a lookup layer to its own part of the data, the ranks map the same
-word to different rows of the embedding.
+word to different rows of an embedding.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def described(model: keras.Model, local: Collection[str] = ()) -> dict[str, str]
       `{"the adapted layer 'string_lookup'": "150 values (digest 3fa2c81d)"}`.
     """
     found: dict[int, tuple[keras.layers.Layer, list[np.ndarray]]] = {}
-    # id of a layer with `adapt` -> the outermost one: a TextVectorization holds a StringLookup.
+    # id of a layer with `adapt` -> the outermost such layer that holds it, which may be itself. For
+    # example, a TextVectorization holds a StringLookup.
     around: dict[int, keras.layers.Layer] = {}
     for _, holder, thing in walk(model):
         is_layer = isinstance(thing, keras.layers.Layer) and not isinstance(thing, keras.Model)
@@ -49,7 +50,8 @@ def described(model: keras.Model, local: Collection[str] = ()) -> dict[str, str]
     for layer, arrays in found.values():
         if layer.name in local:
             continue
-        # Keras numbers the layers of each process, so the numbers may differ between ranks.
+        # Drop the number at the end of the name. Keras counts the layers of each process, so this
+        # number may differ between ranks.
         name = f"the adapted layer {re.sub(r'_[0-9]+$', '', layer.name)!r}"
         texts[name if name not in texts else f"{name} ({len(texts)})"] = _text(arrays)
     return texts

@@ -18,7 +18,7 @@ from tf_gossip_pga.training.group_fit import GroupFit
 from tf_gossip_pga.training.run_state import RunState
 from tf_gossip_pga.training.settings import Settings
 
-# The callback that drives each model: the one whose `set_model` was called last.
+# For each model, the GossipPGA that drives it: the one whose `set_model` was called last.
 _driver: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -32,13 +32,13 @@ class GossipPGA(keras.callbacks.Callback):
         x_i <- sum_j W[i, j] * x_j    otherwise: a gossip with the neighbors
 
     n is the number of workers, and W is the topology's mixing matrix for this step. Workers average
-    parameters, not gradients. A single worker exchanges nothing but writes the same logs. Source:
+    parameters, not gradients. A single worker exchanges nothing, but adds the logs below. Source:
     Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021, Algorithm 1.
 
     **Requirements.** All ranks must pass the same arguments, build the same model, and train for
     the same number of epochs and batches per epoch. Build the model before `fit`, compile it with
     `steps_per_execution=1`, and pass `steps_per_epoch` if the length of the dataset is unknown. The
-    ranks verify this before the first step.
+    ranks check these requirements before the first step.
 
     **Variables.** The variables of the model and its optimizers are exchanged as follows:
 
@@ -72,11 +72,11 @@ class GossipPGA(keras.callbacks.Callback):
       exception is `BackupAndRestore`: pass it on every rank, each with its own directory.
     - `SwapEMAWeights`: do not use it. Like `GossipPGA`, it replaces the weights for validation.
     - If a callback sets `model.stop_training` on any rank, all ranks stop together at the end of
-      the epoch. If it is set after a batch (`TerminateOnNaN`), they stop at the next global average
-      of that epoch, if there is one.
+      the epoch. If the callback sets it after a batch (`TerminateOnNaN`), they already stop at the
+      next global average of that epoch, if there is one.
 
     **Learning rate.** Start from the learning rate for a single process that trains on the batches
-    of all n workers together, and adjust it as follows (docs/results/optimizers.md):
+    of all n workers together, and adjust it as follows (measured in docs/results/optimizers.md):
 
     =========  =============  ==================
     optimizer  learning rate  weight decay
@@ -86,9 +86,9 @@ class GossipPGA(keras.callbacks.Callback):
     AdamW      times sqrt(n)  divided by sqrt(n)
     =========  =============  ==================
 
-    A worker's smaller batch gives noisier gradients, and Adam divides by their magnitude, so its
-    steps are shorter by a factor of up to sqrt(n). Averaging does not compensate for this,
-    regardless of `H` and `optimizer_state`.
+    A worker's batch is smaller than that of the single process, so its gradients are noisier. Adam
+    divides by their magnitude, noise included, so a worker's steps are shorter by a factor of up to
+    sqrt(n). Averaging does not compensate for this, regardless of `H` and `optimizer_state`.
 
     **Optimizers.** A model's optimizers are the one passed to `compile` and any in attributes of
     the model or its layers, including inside lists and dicts. (A GAN has two optimizers.)
@@ -117,12 +117,12 @@ class GossipPGA(keras.callbacks.Callback):
         options. Default `"local"`.
 
         - `"local"`: each rank keeps its own slots, as in the library by the paper's authors.
-        - `"average"`: average the slots too. Each kind of slot adds the bytes of all parameters.
+        - `"average"`: average the slots too, which sends as many bytes again for each kind of slot.
         - `"reset"`: set the slots to zero if there are several workers. With Adam, this acts like a
           learning rate several times as high: because Adam keeps its step count, its next steps are
           at first 3 times as long as usual, and 7 times as long after a dozen steps.
       overlap: whether each gossip runs in the background while the next step is computed. A gossip
-        mixes the parameters from after step k, and the resulting change is added after the update u
+        mixes the parameters that step k left, and the resulting change is added after the update u
         of step k+1: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k). This is the recursion of
         D-PSGD (Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?",
         NeurIPS 2017, Algorithm 1). Global averages remain exact and do not overlap. The gossip
@@ -143,14 +143,14 @@ class GossipPGA(keras.callbacks.Callback):
         ==========================================  ===============  ===============================
         ends or leaves `fit`                        when detected    when detected
         does not answer (it is stopped or cut off)  after 60 s       after 75 s
-        answers but does not reach the exchange     at the deadline  10 times `timeout_s` after that
+        answers but does not reach the exchange     at the deadline  deadline + 10 times `timeout_s`
         ==========================================  ===============  ===============================
 
         With `"continue"`, the surviving workers agree on a new list of members, average their
         models once, and gossip on a topology of the new size: the one with the same name if it
         exists for that size, otherwise one-peer exponential. No step is lost or repeated. The lost
         worker's data is no longer used, the learning rate stays the same, and the lowest surviving
-        rank becomes the chief. If a worker is lost between two `fit` calls, the next one starts
+        rank becomes the chief. If a worker is lost between two `fit` calls, the next `fit` starts
         without it. If the network splits, the larger side continues; if the sides are equal, the
         one with the lowest rank does. A restarted worker joins at the beginning of an epoch; see
         `initialize`.
@@ -227,7 +227,7 @@ class GossipPGA(keras.callbacks.Callback):
         min_workers: int = 1,
         local: Sequence[str] = (),
     ):
-        """Check the arguments. Does not exchange anything; exchanges begin in `fit`."""
+        """Check the arguments without exchanging anything. Exchanges begin in `fit`."""
         super().__init__()
         self._session = process.active()
         self._settings = Settings(
@@ -334,8 +334,8 @@ class GossipPGA(keras.callbacks.Callback):
           The values of all ranks, in rank order.
 
         Raises:
-          RuntimeError: on every rank, if the ranks are at different points; if called outside
-            `fit`.
+          RuntimeError: on every rank, if the ranks are at different points of training. Also if
+            called outside `fit`.
           WorkerLost: another worker was lost.
         """
         return self._in_training().sync(where, value)
@@ -371,11 +371,11 @@ class GossipPGA(keras.callbacks.Callback):
     # ---- Called by Keras ------------------------------------------------------------------------
 
     def set_model(self, model):
-        """Check the model, and make this callback the one that drives it."""
+        """Check the model, and let this callback drive its training."""
         callback_list.check_model(model)
         super().set_model(model)
-        # Forget the fit that an exception may have interrupted. Keras calls set_model before
-        # on_train_begin and in a standalone evaluate, but not for the validation inside fit.
+        # Forget a fit that an exception interrupted. This never forgets a running fit: Keras calls
+        # set_model before on_train_begin and in a lone evaluate, but not for validation in fit.
         self._fit = None
         _driver[model] = weakref.ref(self)
 

@@ -38,7 +38,7 @@ Fact = dict[str, Any]
 
 
 def facts(siblings: Siblings | None) -> list[Fact] | None:
-    """Describe this rank's other callbacks, or return None if they are unknown."""
+    """Describe this rank's callbacks other than `GossipPGA`; return None if they are unknown."""
     if siblings is None:
         return None
     placed = [(each, True) for each in siblings.before]
@@ -47,10 +47,10 @@ def facts(siblings: Siblings | None) -> list[Fact] | None:
 
 
 def strict(facts: list[Fact] | None) -> list[str] | None:
-    """Return the callbacks that a joining worker must have in common with the others.
+    """Return descriptions of the callbacks that a joining worker must share with the members.
 
     These are the callbacks that must match on all ranks, except `BackupAndRestore`, because a
-    joining worker gets its epoch from the other ranks. Return None if `facts` is None.
+    joining worker gets its epoch from the members. Return None if `facts` is None.
     """
     if facts is None:
         return None
@@ -112,7 +112,7 @@ def learning_rates(optimizer) -> str:
 
 
 def warn(cluster: Cluster, *texts: str):
-    """Log warnings that all ranks have found: on the chief only, and once per process."""
+    """Log warnings that all ranks have found. Only the chief logs, and each text only once."""
     if cluster.is_chief:
         for text in texts:
             _warn_once(text)
@@ -139,7 +139,8 @@ def _fact(callback: keras.callbacks.Callback, is_before: bool) -> Fact:
         "name": type(callback).__name__,
         "kind": kind.__name__ if kind else None,
         "decides": decides,
-        # EarlyStopping without restored weights may be on one rank only: all ranks stop together.
+        # EarlyStopping that does not restore weights may be on one rank only: when it stops that
+        # rank, all ranks stop.
         "strict": own.get("restore_best_weights", True),
         "swaps": isinstance(callback, keras.callbacks.SwapEMAWeights),
         "monitor": own.get("monitor") if is_before and follows else None,

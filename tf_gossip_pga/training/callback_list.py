@@ -29,20 +29,19 @@ class Follower(Protocol):
 
 
 class Siblings:
-    """The other callbacks of a `fit` that is about to begin.
+    """All callbacks of a `fit` that is about to begin, except the one that asks for the others.
 
     Args:
       callbacks: Keras' own list of all callbacks.
-      place: index of the requesting callback.
+      place: index of the callback that asks.
 
     Attributes:
-      before: the callbacks that Keras calls before the requesting one, in order.
-      after: the callbacks that Keras calls after the requesting one, in order.
+      before: the callbacks that Keras calls before the one that asks, in order.
+      after: the callbacks that Keras calls after the one that asks, in order.
     """
 
     def __init__(self, callbacks: list[keras.callbacks.Callback], place: int):
-        """Split the list, and remove any `Last` that an interrupted `fit` left in it."""
-        # A reused list may still contain the `Last` of an interrupted fit.
+        """Split the list, and remove the `Last` that an interrupted `fit` may have left in it."""
         callbacks[place:] = [each for each in callbacks[place:] if not isinstance(each, Last)]
         self._callbacks = callbacks
         self.before = callbacks[:place]
@@ -83,9 +82,10 @@ class Last(keras.callbacks.Callback):
 
 
 def find(callback: keras.callbacks.Callback) -> Siblings | None:
-    """Find the list from which Keras is calling a hook of `callback`.
+    """Find the other callbacks in the list from which Keras is calling a hook of `callback`.
 
-    If another callback wraps `callback` and calls its hook, use the position of the wrapper.
+    If another callback wraps `callback` and calls its hook, the list contains only the wrapper. The
+    wrapper's position then counts.
 
     Returns:
       The other callbacks, or None if the hook is not called from a `keras.callbacks.CallbackList`,
@@ -132,7 +132,8 @@ def check_model(model):
 def problem_of_hooks(params: dict | None) -> str | None:
     """Return why training with these Keras `params` is impossible, or None if it is possible.
 
-    Entries are missing only if a custom training loop calls the hooks.
+    Training is impossible if an entry is missing. This happens only if a custom training loop calls
+    the hooks.
     """
     missing = [name for name in ("epochs", "steps") if name not in (params or {})]
     if not missing:

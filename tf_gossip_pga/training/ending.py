@@ -40,11 +40,15 @@ class Ending:
         self._epochs = epochs
         self._has_warned = False  # about learning rates
         self.has_joined = False
-        # At the last `_note`: digests of the parameters and the averaged non-trainable variables.
+        # Two digests that the last `_note` stored: of the parameters, and of the averaged
+        # non-trainable variables.
         self._noted: tuple[str, str] | None = None
 
     def follow_epoch(self, epoch: int):
         """Restore this rank's own model after an epoch's callbacks. Stop all ranks if one stops.
+
+        Validation replaces this rank's own model with the average over ranks, until this method is
+        called. Also warn if the learning rates differ between ranks.
 
         Args:
           epoch: the epoch that has just ended, counted from 1.
@@ -78,8 +82,8 @@ class Ending:
         check_all_or_none(changed)
         if {True, None} <= set(changed.values()):
             self._session.run(lambda: self._group.follow(_informed(changed)))
-        # Average even if all replicas were equal: callbacks may have set weights, or the optimizer
-        # may have replaced the weights with their moving averages.
+        # Average even if all replicas were equal after the last exchange. Since then, callbacks may
+        # have set weights, or the optimizer may have replaced weights with their moving averages.
         self._session.run(lambda: self._group.settle(where))
         self._note()
 
@@ -96,7 +100,7 @@ class Ending:
         where = "the end of fit"
         has_changed = self._has_changed()
 
-        def own():  # a reconciliation changes the digests, but not has_changed
+        def own():  # called again after a reconciliation, which changes the digests
             return [self._session.cluster.rank, has_changed, self._group.averager.digests()]
 
         try:
@@ -132,7 +136,7 @@ class Ending:
         self._noted = self._group.averager.digests()
 
     def _has_changed(self) -> bool | None:
-        """Return whether callbacks have set the parameters since `_note`, or None if unknown.
+        """Return whether callbacks have set parameters since the last `_note`, or None if unknown.
 
         The answer is unknown after a fit without any epoch. It is also unknown on a rank that
         joined, because the callbacks of that rank have no memory of earlier epochs.
@@ -157,7 +161,7 @@ def check_all_or_none(changed: dict[int, bool | None]):
       changed: for each rank, whether its parameters have changed, or None if unknown.
 
     Raises:
-      RuntimeError: some have changed and others have not. The message names both.
+      RuntimeError: some ranks' parameters have changed, others' have not. The message names both.
     """
     if not {True, False} <= set(changed.values()):
         return

@@ -1,7 +1,7 @@
 """Track one `fit` call of a single worker: count steps, apply the schedule, write logs.
 
 Each `fit` call creates a new `Fit`, so no state from an earlier call needs to be reset. `GroupFit`
-extends it to several workers.
+extends `Fit` to several workers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from tf_gossip_pga.training.run_state import RunState
 class Fit:
     """One `fit` call of a single worker.
 
+    Methods that only several workers need do nothing here. `GroupFit` overrides them.
+
     Args:
       model: the model that Keras trains.
       params: the `params` that Keras passes to callbacks: `"epochs"`, `"steps"`.
@@ -34,7 +36,7 @@ class Fit:
       vote: whether training stops before the end of the epoch.
       epoch: the current epoch, counted from 1.
       batches: number of completed batches in this epoch.
-      callbacks: the result of `callback_facts.facts` on this rank.
+      callbacks: descriptions of this rank's other callbacks, from `callback_facts.facts`.
     """
 
     def __init__(self, model: keras.Model, params: dict, run: RunState, session: SoloSession):
@@ -52,7 +54,7 @@ class Fit:
         self._at_epoch_begin = (0, 0, 0.0)  # distances, global steps, communication seconds
 
     def begin(self, problem: str | None):
-        """Begin training.
+        """Begin training, or raise if this rank cannot train.
 
         Args:
           problem: why this rank cannot train, or None if it can.
@@ -163,13 +165,18 @@ class Fit:
         return {"consensus_distance": 0.0}
 
     def _begin_step_count(self, epoch: int):
-        # After a restore in a new process, run.step is 0, so derive the step count from the epoch.
+        # If a new process resumes a run without setting `GossipPGA.state`, run.step is 0.
+        # Then derive the step count from the epoch.
         self.run.step = max(self.run.step, epoch * (self.params["steps"] or 0))
 
     # ---- Reports for workers that wait for this one ---------------------------------------------
 
     def report(self, where: str):
-        """Record what this rank is doing, as the end of a sentence that begins with "It is"."""
+        """Record what this rank is doing, for messages of other ranks that wait for this one.
+
+        Args:
+          where: words that complete a sentence that begins with "It is".
+        """
         self.session.at(where, self.run.step)
 
     def _report_step(self):

@@ -87,13 +87,14 @@ class Group:
           logs: Keras' logs. The numbers in them are replaced with their means over ranks. Default
             None.
           timed: whether the wait counts as communication. Default True.
-          in_sequence: whether this exchange counts in the sequence of exchanges, which continues
-            after a loss. If False, it belongs to the start of `fit`, which the ranks repeat if a
-            worker is lost during the start. Default True.
+          in_sequence: whether this exchange is part of the sequence of exchanges that all members
+            count and that continues after a loss (`exchange.elastic`). If False, the exchange
+            belongs to the start of `fit`, which the ranks repeat if a worker is lost during the
+            start. Default True.
 
         Returns:
-          The values of all ranks, in rank order. If this rank missed the exchange, the values may
-          include the value of a rank that has been lost since then.
+          The values of all ranks, in rank order. If the others completed the exchange without this
+          rank, the values may include that of a rank that has been lost since then.
 
         Raises:
           RuntimeError: on every rank, if the ranks are at different points.
@@ -141,7 +142,8 @@ class Group:
                 averager.gossip(round, doing)
                 return
             averager.finish_gossip()
-            # A gossip keeps the mean, so one right before a global average would have no effect.
+            # A gossip does not change the mean over ranks, so one right before a global average
+            # would have no effect.
             if not self._run.schedule.is_global(step + 1):
                 averager.start_gossip(round, doing)
 
@@ -178,7 +180,7 @@ class Group:
                 self.averager.clear_slots()
 
     def settle(self, doing: str):
-        """Average globally, and leave no gossip running in the background."""
+        """Average the ranks' own models globally, and leave no gossip running in the background."""
         self.take_back()
         self.averager.finish_gossip(apply=False)
         self.average_globally(doing)
@@ -249,4 +251,4 @@ class Group:
         if run.adaptive:
             run.adaptive.state = first["period"]
         self.replica.equalize()
-        self._unreported = []  # incomplete without the lost worker's part
+        self._unreported = []  # these measurements lack the lost worker's part

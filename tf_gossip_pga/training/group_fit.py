@@ -25,7 +25,7 @@ class GroupFit(Fit):
     """One `fit` call of one of several workers. For the arguments, see `Fit`.
 
     Attributes:
-      group: the other ranks.
+      group: this rank's exchanges with the other ranks.
     """
 
     session: ElasticSession
@@ -70,7 +70,8 @@ class GroupFit(Fit):
         if is_first and epoch:
             self.session.start(lambda: self._start.broadcast_again(where))
         # A rank that completes this sync point knows that all ranks began with equal models. If a
-        # worker is lost earlier, the surviving workers repeat the start; if later, they average.
+        # worker is lost before this point, the surviving workers repeat the start. If a worker is
+        # lost after it, they average their models.
         while joining := self._sync_with_joining(where, may_join=not is_first):
             self._admit(joining, epoch)
         if is_first:
@@ -208,7 +209,12 @@ class GroupFit(Fit):
         session.attempt(admit)
 
     def _enter(self, epoch: int):
-        """Become a member, and receive the other workers' state. Raise if a worker is lost."""
+        """Become a member, and receive the other workers' state.
+
+        Raises:
+          ValueError: this worker begins a different epoch than the other workers.
+          WorkerLost: another worker was lost in the meantime.
+        """
         session, invitation = self.session, self.session.admission.accepted()
         if epoch != invitation.epoch:
             raise ValueError(

@@ -18,7 +18,8 @@ class PeriodLoss:
       schedule: the adaptive period that the loss controls.
 
     Attributes:
-      value: the loss on that batch; NaN if unknown.
+      value: the loss on the latest such batch, or NaN if unknown. From a global average until the
+        next batch, it is the mean of this loss over ranks.
     """
 
     def __init__(self, schedule: AdaptiveSchedule):
@@ -26,7 +27,7 @@ class PeriodLoss:
         self.value = math.nan
         self._schedule = schedule
         self._follows_average = True  # every fit begins with equal replicas
-        self._before = (0.0, 0.0)  # `sums_of` before a batch
+        self._before = (0.0, 0.0)  # result of `sums_of` before the current batch
 
     def begin_epoch(self):
         """Record that Keras has reset its sums of losses and weights."""
@@ -37,7 +38,7 @@ class PeriodLoss:
         self._follows_average = True
 
     def needs(self, is_global: bool) -> bool:
-        """Return whether to observe a batch. `is_global`: whether a global average follows it."""
+        """Return whether to observe a batch. `is_global`: whether a global average follows."""
         return self._follows_average or is_global
 
     def average(self, step: int, loss: float):
@@ -73,8 +74,8 @@ class PeriodLoss:
 def sums_of(model: keras.Model) -> tuple[float, float] | None:
     """Return the weighted sum of this epoch's losses, and the sum of the weights.
 
-    Both sums cover all devices of this worker. The loss on a single batch follows from how they
-    change. It is not in Keras' logs, which contain the mean since the beginning of the epoch.
+    Both sums cover all devices of this worker. Their change during a batch gives the loss on that
+    batch. Keras' logs do not contain this loss, but the mean since the beginning of the epoch.
 
     Returns:
       `(sum of losses, sum of weights)`, or None if the model has no `keras.metrics.Mean` named

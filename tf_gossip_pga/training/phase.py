@@ -77,7 +77,7 @@ class StopVote:
 
         NO --request--> REQUESTED --agree--> AGREED
 
-    Any rank can request a stop. All ranks agree to it at the next global average.
+    Any rank can request a stop. All ranks agree to the request at the next global average.
 
     Attributes:
       state: one of `Vote`.
@@ -118,7 +118,7 @@ class Replica:
         LENT     --take_back-->  DIVERGED    after the epoch's callbacks the local model is restored
 
     Attributes:
-      is_equal: whether all replicas are currently bit-identical.
+      is_equal: whether all replicas are known to be bit-identical.
     """
 
     def __init__(self):

@@ -1,8 +1,9 @@
 """Encode a few numbers that ranks exchange along with a global average.
 
-A global average sums over ranks in any case, so these numbers need no extra exchange. The sum must
-not mix the ranks' fingerprints. Therefore, each rank's fingerprint has its own position in the sum,
-to which all other ranks add zero.
+A global average sums over ranks in any case, so these numbers need no extra exchange. One of the
+numbers is a fingerprint, a hash of the rank's parameters. The sum must not mix the fingerprints of
+different ranks. Therefore, each rank's fingerprint has its own position in the sum, to which all
+other ranks add zero.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Piggyback:
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """The numbers of all ranks.
+    """What a rank learns from the numbers of all ranks.
 
     Attributes:
       is_stop: whether any rank requests a stop.

@@ -9,7 +9,7 @@ import time
 import types
 from collections.abc import Callable
 
-# Ignore a second signal within this many seconds: a service manager sends SIGTERM to both the
+# Ignore a second SIGTERM within this many seconds: a service manager sends SIGTERM to both the
 # launcher and its workers, and the launcher forwards it to the workers as well.
 _ECHO_S = 1.0
 
@@ -17,9 +17,9 @@ _ECHO_S = 1.0
 class Sigterm:
     """Record SIGTERM instead of letting it end the process, from `begin` to `end`.
 
-    Has no effect outside the main thread or if the process ignores SIGTERM. The following signals
-    keep their usual effect: another SIGTERM at least a second after the first, a SIGTERM after an
-    exception has left `fit`, and a SIGTERM sent to a forked child.
+    A `Sigterm` has no effect outside the main thread or if the process ignores SIGTERM. Some
+    signals keep their usual effect: another SIGTERM at least a second after the first, a SIGTERM
+    after an exception has left `fit`, and a SIGTERM sent to a forked child.
 
     Args:
       answer: function to call when the signal arrives. It may run between any two instructions of

@@ -103,7 +103,7 @@ def problem_of_unbuilt(model, optimizers: list) -> str | None:
 def problem_of_local(model, names: Collection[str]) -> str | None:
     """Return which of the `local` names is missing from the model, or None if all exist."""
     held = variables_lib.held_by_layers(model)
-    layers = {layer.name for _, layer, _ in variables_lib.walk(model)}  # even if empty
+    layers = {layer.name for _, layer, _ in variables_lib.walk(model)}  # some have no variable
     for name in names:
         if name not in layers and not any(each.is_local([name]) for each in held):
             paths = [each.path for each in held]
@@ -305,7 +305,10 @@ def check_joining(rank: int, invitation: Invitation | None, digest: str, problem
 
 
 def difference(values: list, ranks) -> str | None:
-    """Return `"rank 0 has 6, rank 1 has 4"`, or None if all values are equal."""
+    """Return which rank has which value, or None if all values are equal.
+
+    Example of a result: `"rank 0 has 6, rank 1 has 4"`.
+    """
     if _are_equal(values):
         return None
     have = zip(ranks, values, strict=True)
@@ -318,7 +321,7 @@ def _are_equal(values: list) -> bool:
 
 def _described(held: Held) -> str:
     # Keras numbers the layers of a process in order of creation, so the numbers may differ between
-    # ranks. Names of optimizer variables contain such numbers in the middle:
+    # ranks. Drop them. Names of optimizer variables contain such numbers in the middle:
     # adam/sequential_2_dense_3_kernel_momentum.
     path = re.sub(r"_\d+(?=[_/]|$)", "", held.path)
     shape = held.value.shape
@@ -328,7 +331,11 @@ def _described(held: Held) -> str:
 
 
 def first_difference(lists: list[list[str]]) -> tuple[str, list[str]]:
-    """Return the name and values of the first difference between results of `described`."""
+    """Return the first difference between results of `described`.
+
+    Returns:
+      What differs, and its value in each list. Without any difference, the list of values is empty.
+    """
     for index in range(max(map(len, lists))):
         values = [each[index] if index < len(each) else "none" for each in lists]
         if not _are_equal(values):

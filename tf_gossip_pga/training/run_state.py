@@ -28,7 +28,7 @@ class RunState:
       topology: which of the current members gossip with each other.
       averager: exchanges the model's variables. None before the first `fit` and for a single
         worker.
-      symptoms: detects identical steps and non-finite parameters.
+      symptoms: detects steps that are identical on all ranks, and non-finite parameters.
       step: number of completed batches.
       gossip_steps: number of steps that ended with a gossip or without an exchange.
       global_steps: number of steps that ended with a global average.
@@ -68,7 +68,7 @@ class RunState:
 
     @property
     def snapshot(self) -> dict:
-        """Return the step and period, JSON-serializable. Set this to continue a run."""
+        """Return the step and period, JSON-serializable. Set this property to continue a run."""
         return {"step": self.step, "period": self.period_state}
 
     @snapshot.setter

@@ -21,7 +21,7 @@ class Start:
 
     Args:
       session: the exchanges of this process.
-      group: the other ranks.
+      group: this rank's exchanges with the other ranks.
       run: the state that outlives this `fit`.
       model: the model that Keras trains.
       params: the `params` that Keras passes to callbacks: `"epochs"`, `"steps"`.
@@ -49,14 +49,14 @@ class Start:
         self._known: list[variables.Held] = []  # the model's variables before the first batch
 
     def join(self, problem: str | None, callbacks: list[callback_facts.Fact] | None):
-        """Check that this joining worker matches the others.
+        """Check that this joining worker matches the members.
 
         Args:
           problem: why this rank cannot train, or None if it can.
           callbacks: the result of `callback_facts.facts` on this rank.
 
         Raises:
-          ValueError: this worker does not match the others, or it cannot train.
+          ValueError: this worker does not match the members, or it cannot train.
         """
         self._run.use_topology_for(self._session.size)
         self._facts(problem, callbacks)
@@ -98,7 +98,8 @@ class Start:
     def broadcast_again(self, where: str):
         """Copy rank 0's state again, at the beginning of the first epoch.
 
-        BackupAndRestore sets weights in on_train_begin, possibly after the first broadcast.
+        The second copy is needed because BackupAndRestore sets weights in on_train_begin, possibly
+        after the first copy.
 
         Args:
           where: name of the sync point.
@@ -145,7 +146,7 @@ class Start:
                 **run.settings.facts(),
                 "steps per epoch": self._params["steps"],
                 "epochs": self._params["epochs"],
-                "step count": self._step,  # when the start is repeated, run.step may be ahead
+                "step count": self._step,  # if the start is repeated, run.step may be ahead
             },
         )
         # `agree` compares callbacks separately. The digest includes them for joining workers.

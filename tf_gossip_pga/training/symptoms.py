@@ -14,7 +14,10 @@ from tf_gossip_pga.exchange.health import Health
 
 
 class Symptoms:
-    """This rank's observations, and the chief's warnings. Each warning appears once per run."""
+    """This rank's observations, and the chief's warnings. Each warning appears once per run.
+
+    To compare their steps, the ranks share fingerprints: 32-bit hashes of their parameters.
+    """
 
     def __init__(self):
         """Start without observations."""

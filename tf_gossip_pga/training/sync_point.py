@@ -29,7 +29,7 @@ class Report:
       where: name of the sync point.
       step: number of completed steps.
       stop: whether this rank requests a stop.
-      measured: measurements of the rank's global averages since the last sync point.
+      measured: what the rank measured in each global average since the last sync point.
       logs: the numbers in Keras' logs, with arrays as nested lists.
       value: the value that the caller shares.
     """
