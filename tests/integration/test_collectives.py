@@ -18,10 +18,11 @@ def _exchange(cluster, values, colors, in_flight, chunk: int = 3):
     """What this rank receives when each rank sends chunks of its own value."""
     import tensorflow as tf
 
-    from tf_gossip_pga.exchange import group_ops, runtime
+    from tf_gossip_pga.exchange import group_ops
+    from tf_gossip_pga.exchange.transport import RING
 
     session = product.active()
-    transport = dataclasses.replace(runtime.find_transport(), messages_in_flight=in_flight)
+    transport = dataclasses.replace(RING, messages_in_flight=in_flight)
     ops = group_ops.GroupOps(session.view, cluster.rank, cluster.size, transport)
     key = session.reserve_keys(3, "the test", deadlines.scaled(60))
 
@@ -257,3 +258,54 @@ def test_exchanges_leave_no_threads_behind_and_are_traced_once():
     for (early, late), traced in workers.run(_many_steps, 2):
         assert late <= early + 8
         assert traced == 2
+
+
+def _as_over_nccl(cluster):
+    """Gossip by pairs, and average by the strategy: what NCCL's plan does, here over gRPC."""
+    import numpy as np
+    import tensorflow as tf
+
+    from tf_gossip_pga.exchange import averager as averager_lib
+    from tf_gossip_pga.exchange import group_ops
+    from tf_gossip_pga.exchange.transport import RING
+
+    session = product.active()
+    before = session.ops
+    session.ops = group_ops.GroupOps(
+        session.view,
+        cluster.rank,
+        cluster.size,
+        dataclasses.replace(RING, pairs=True, packs_means=True),
+        session.all_workers,
+    )
+    try:
+        start = np.random.default_rng(cluster.rank).normal(size=(3, 50)).astype(np.float32)
+        variables = [tf.Variable(row) for row in start]
+        averager = averager_lib.Averager(
+            session,
+            topology_lib.from_matrix(UNEVEN),
+            averager_lib.Variables(variables[:2], statistics=variables[2:]),
+            averager_lib.Patience(deadlines.scaled(60), deadlines.scaled(60)),
+        )
+        averager.gossip(0, "the test")
+        gossip = [variable.numpy().tolist() for variable in variables]
+        averager.global_average("the test")
+        return start.tolist(), gossip, [variable.numpy().tolist() for variable in variables]
+    finally:
+        session.ops = before
+
+
+UNEVEN = [[0.75, 0.25, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 1.0]]  # rank 2 has no partner
+
+
+def test_pairs_and_the_strategys_all_reduce_give_the_same_numbers(pools):
+    import numpy as np
+
+    ranks = [[np.array(each) for each in rank] for rank in pools.run(_as_over_nccl, 3)]
+    start = np.stack([rank[0] for rank in ranks])
+    gossip = start.copy()
+    gossip[:, :2] = np.einsum("ij,jvk->ivk", UNEVEN, start[:, :2])
+    for rank, (_, mixed, mean) in enumerate(ranks):
+        np.testing.assert_allclose(mixed, gossip[rank], atol=1e-6)
+        np.testing.assert_allclose(mean, gossip.mean(0), atol=1e-6)
+        np.testing.assert_array_equal(mean, ranks[0][2])

@@ -1,5 +1,6 @@
 """The graph of exchanges: order, messages in flight, keys; no process is started."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -8,14 +9,14 @@ import tensorflow as tf
 
 from tf_gossip_pga.algorithm import topology
 from tf_gossip_pga.coordination.view import View
-from tf_gossip_pga.exchange import gather, group_ops, runtime
+from tf_gossip_pga.exchange import gather, group_ops
+from tf_gossip_pga.exchange.transport import RING, Transport
 
 ALL = View(0, (0, 1, 2))
 
 
-def _transport(in_flight: int = 4) -> runtime.Transport:
-    ring = tf.distribute.experimental.CommunicationImplementation.RING
-    return runtime.Transport("/device:CPU:0", ring, in_flight)
+def _transport(in_flight: int = 4) -> Transport:
+    return dataclasses.replace(RING, messages_in_flight=in_flight)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 4])

@@ -20,12 +20,11 @@ from tf_gossip_pga.coordination.status import Departure, Status
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.errors import ExchangeBroken, TrainingFinished, ViewChanged, WorkerLost
-from tf_gossip_pga.exchange import process, runtime
+from tf_gossip_pga.exchange import process
 from tf_gossip_pga.exchange.elastic import ElasticSession, LossPolicy
 from tf_gossip_pga.exchange.session import MISSED, FixedSession, SoloSession
+from tf_gossip_pga.exchange.transport import RING
 
-RING = tf.distribute.experimental.CommunicationImplementation.RING
-TRANSPORT = runtime.Transport("/device:CPU:0", RING, 4)
 CLUSTER = Cluster(1, 3, ("a:1", "b:1", "c:1"))
 
 
@@ -150,7 +149,7 @@ def _elastic(*views, in_fit: bool = True, timing: Timing | None = None) -> Elast
     cluster = dataclasses.replace(CLUSTER, lost=set())
     return ElasticSession(
         cluster,
-        TRANSPORT,
+        RING,
         StandInRuntime(),
         StandInChannel(),
         _status(in_fit),
@@ -192,7 +191,7 @@ def test_a_single_worker_exchanges_with_itself():
 
 def _fixed(watchdog=None) -> FixedSession:
     watchdog = watchdog or StandInWatchdog()
-    return FixedSession(CLUSTER, TRANSPORT, StandInChannel(), _status(), watchdog)
+    return FixedSession(CLUSTER, RING, StandInChannel(), _status(), watchdog)
 
 
 def test_a_network_failure_ends_a_fixed_session():
@@ -564,7 +563,7 @@ def test_a_joining_worker_counts_all_workers_until_it_is_alone_no_longer():
     membership.view = View(0, (1,))  # it knows only itself
     session = ElasticSession(
         CLUSTER,
-        TRANSPORT,
+        RING,
         StandInRuntime(),
         StandInChannel(),
         _status(),

@@ -152,6 +152,28 @@ class Topology:
         weights: list[float] = each.edge_weights[chosen].tolist()
         return dict(zip(senders, weights, strict=True)), float(each.self_weights[rank])
 
+    def is_matching(self, round: int) -> bool:
+        """Return whether the edges of a round form disjoint pairs with equal weights.
+
+        Two ranks of a pair send to each other, and give each other's parameters the same weight. A
+        rank may be in no pair.
+
+        Args:
+          round: number of the round, starting at 0. Rounds repeat cyclically.
+
+        Example:
+          >>> from tf_gossip_pga import topology
+          >>> topology.hypercube(4).is_matching(0), topology.ring(4).is_matching(0)
+          (True, False)
+        """
+        each = self._at(round)
+        partners = dict(zip(each.receivers.tolist(), each.senders.tolist(), strict=True))
+        weights = dict(zip(each.receivers.tolist(), each.edge_weights.tolist(), strict=True))
+        return len(partners) == len(each.receivers) and all(
+            partners.get(sender) == receiver and weights[sender] == weights[receiver]
+            for receiver, sender in partners.items()
+        )
+
     def colors(self, round: int) -> tuple[tuple[tuple[int, int], ...], ...]:
         """Return an edge coloring: groups of edges, in each of which no two share a rank.
 

@@ -39,6 +39,7 @@ __all__ = [
     "Round",
     "Topology",
     "complete",
+    "default",
     "disconnected",
     "from_matrix",
     "from_networkx",
@@ -397,6 +398,29 @@ def resolve(topology: str | Topology, size: int) -> Topology:
             "which the topology is built automatically."
         )
     return topology
+
+
+def default(size: int, pairs: bool = False) -> Topology:
+    """Return the topology of a run whose user has not chosen one.
+
+    In both graphs each rank exchanges one message per step, and log2 n rounds average exactly if n
+    is a power of two.
+
+    Args:
+      size: number of ranks.
+      pairs: whether an exchange between the two ranks of a pair costs less than a message to one
+        rank and a message from another. Default False.
+
+    Returns:
+      The hypercube if `pairs` is true and `size` is a power of two, else the one-peer exponential
+      graph.
+
+    Example:
+      >>> default(8, pairs=True), default(6, pairs=True)
+      (Topology('hypercube', size=8, rounds=3), Topology('one_peer_exponential', size=6, rounds=3))
+    """
+    is_power_of_two = size & (size - 1) == 0
+    return hypercube(size) if pairs and is_power_of_two else one_peer_exponential(size)
 
 
 def resolve_for_survivors(topology: str | Topology, size: int) -> Topology:

@@ -171,7 +171,7 @@ class Checkpoint(keras.callbacks.Callback):
         """
         session = self._session
         if isinstance(session, ElasticSession) and session.is_joining:
-            invitation = session.admission.await_invitation()
+            invitation = session.await_invitation()
             self._gossip.state = invitation.state
             return invitation.epoch
         return self._reader.restore(model)

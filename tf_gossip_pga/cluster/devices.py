@@ -24,6 +24,12 @@ def local_strategy() -> tf.distribute.Strategy:
     )
 
 
+def grow_memory() -> None:
+    """Make TensorFlow allocate GPU memory only as needed, because other workers use the GPU too."""
+    for device in tf.config.get_visible_devices("GPU"):
+        tf.config.experimental.set_memory_growth(device, True)
+
+
 def _names() -> list[str]:
     """Return the names of the visible GPUs, or of the CPUs if there are no GPUs.
 

@@ -41,6 +41,7 @@ class Invitation:
       members: the ranks of the current view.
       joining: the ranks being admitted.
       endpoints: the endpoints of all these ranks, by rank (see `Channel.endpoint`).
+      transport: the transport of exchanges: `"ring"` or `"nccl"`.
       epoch: the epoch that begins, counted from 0.
       facts: digest of the facts that must be equal on all ranks, such as package
         versions and the model's variables.
@@ -52,6 +53,7 @@ class Invitation:
     members: list[Rank]
     joining: list[Rank]
     endpoints: dict[Rank, Port]
+    transport: str
     epoch: int
     facts: str
     state: dict[str, Any]

@@ -35,6 +35,7 @@ class RollCall:
       addresses: `"host:port"` of all workers, in rank order.
       rank: this worker's rank.
       facts: facts that must be equal on all ranks, by name (see `Report`).
+      gpu: the GPU that this worker can exchange from (see `Report`). Default: none.
       timing: how often to call, and how long to wait.
     """
 
@@ -44,10 +45,11 @@ class RollCall:
         rank: int,
         facts: Mapping[str, str],
         timing: Timing | None = None,
+        gpu: str = "",
     ) -> None:
         self._timing = timing or Timing()
         self._rank = rank
-        self._calls = Calls(addresses, rank, facts, self._timing)
+        self._calls = Calls(addresses, rank, gpu, facts, self._timing)
         self._seats, self._others = self._calls.seats, self._calls.others
         self._port_error: OSError | None = None
         self._trouble_since: float | None = None

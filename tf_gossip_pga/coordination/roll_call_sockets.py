@@ -63,6 +63,7 @@ class Calls:
     Args:
       addresses: `"host:port"` of all workers, in rank order.
       rank: this worker's rank.
+      gpu: the GPU that this worker can exchange from (see `Report`).
       facts: facts that must be equal on all ranks, by name (see `Report`).
       timing: how often to call, and how long to wait for answers.
 
@@ -74,7 +75,12 @@ class Calls:
     """
 
     def __init__(
-        self, addresses: Sequence[str], rank: int, facts: Mapping[str, str], timing: Timing
+        self,
+        addresses: Sequence[str],
+        rank: int,
+        gpu: str,
+        facts: Mapping[str, str],
+        timing: Timing,
     ) -> None:
         self._timing = timing
         self._rank = rank
@@ -86,6 +92,7 @@ class Calls:
             host=socket.gethostname(),
             pid=os.getpid(),
             addresses=tuple(addresses),
+            gpu=gpu,
             facts=facts,
             missing=tuple(self.others),
         )

@@ -125,14 +125,14 @@ class Averager:
         self._variables = variables
         self._patience = patience
         self._wire = wire
-        self._parameters = buckets.Bucket(variables.parameters)
+        self._parameters = self._bucket(variables.parameters)
         self.health = health or Health(self._parameters)
-        self._statistics = buckets.Bucket(variables.statistics)
+        self._statistics = self._bucket(variables.statistics)
         self._numbers = numbers
         self._passed = tf.Variable(tf.zeros([session.cluster.size + numbers]))
-        self._passengers = buckets.Bucket([*variables.statistics, self._passed])
-        self._slots = buckets.Bucket(variables.slots)
-        self._everything = buckets.Bucket(
+        self._passengers = self._bucket([*variables.statistics, self._passed])
+        self._slots = self._bucket(variables.slots)
+        self._everything = self._bucket(
             [*variables.parameters, *variables.statistics, *variables.others]
         )
         self._started = False  # whether a gossip is running in the background
@@ -155,6 +155,9 @@ class Averager:
         self._average_all = Traced(self._global_average)
         self._average_all_slots = Traced(self._mean_of_slots)
         self._broadcast = Traced(functools.partial(self._broadcast_from, first_key))
+
+    def _bucket(self, variables: list) -> buckets.Bucket:
+        return buckets.Bucket(variables, self._ops.transport.message_bytes)
 
     def rebuilt(self, topology: Topology) -> Averager:
         """Return an averager of the same variables for the current members and their topology."""

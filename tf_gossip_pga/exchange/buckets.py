@@ -1,17 +1,15 @@
 """Pack variables into flat chunks of one dtype, and unpack them.
 
 Small variables share chunks, large variables get chunks of their own, and very large variables are
-split. As a result, no message is longer than `CHUNK_BYTES`, and many small variables do not cause
-many tiny messages.
+split. As a result, no message is longer than the transport's `message_bytes`, and many small
+variables do not cause many tiny messages.
 """
 
 import dataclasses
 
 import tensorflow as tf
 
-# Maximum size of a message in bytes. Smaller chunks cost more round trips; with larger chunks,
-# sending and mixing overlap less.
-CHUNK_BYTES = 4 << 20
+from tf_gossip_pga.exchange.transport import RING
 
 # Collectives do not support the dtypes on the left, so variables of these dtypes are sent in the
 # dtypes on the right. A complex number can be summed as a pair of real numbers.
@@ -43,14 +41,14 @@ class Bucket:
 
     Args:
       variables: instances of `tf.Variable` with static shapes.
-      chunk_bytes: maximum size of a chunk in bytes. Default `CHUNK_BYTES`.
+      chunk_bytes: maximum size of a chunk in bytes. Default: that of messages over gRPC.
 
     Attributes:
       variables: the variables.
       bytes: their total size in bytes.
     """
 
-    def __init__(self, variables, chunk_bytes: int = CHUNK_BYTES):
+    def __init__(self, variables, chunk_bytes: int = RING.message_bytes):
         """Plan the chunks. Does not read any tensor."""
         self.variables = list(variables)
         self.bytes = sum(v.shape.num_elements() * v.dtype.size for v in self.variables)

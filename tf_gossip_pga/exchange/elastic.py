@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from tf_gossip_pga._log import logger
+from tf_gossip_pga.cluster import gpus
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination.admission import Admission
 from tf_gossip_pga.coordination.channel import Channel
@@ -34,8 +35,9 @@ from tf_gossip_pga.errors import (
     ViewChanged,
     WorkerLost,
 )
-from tf_gossip_pga.exchange.runtime import Runtime, Transport
+from tf_gossip_pga.exchange.runtime import Runtime
 from tf_gossip_pga.exchange.session import MISSED, FixedSession
+from tf_gossip_pga.exchange.transport import BY_HINT, NCCL, Transport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class ElasticSession(FixedSession):
 
     Args:
       cluster: this process's place among the workers.
-      transport: the transport of exchanges.
+      transport: the transport of exchanges. A joining worker changes to that of the members.
       runtime: TensorFlow's server.
       channel: sends requests to the other workers.
       status: what this process answers to requests of the other workers.
@@ -91,10 +93,9 @@ class ElasticSession(FixedSession):
         self._membership = membership
         self._policy: LossPolicy | None = None  # None: a loss ends training
         self._starts: list[Callable[[], None]] = []  # exchanges passed to `start` in this `fit`
-        super().__init__(cluster, transport, channel, status, watchdog, timing)
+        super().__init__(cluster, transport, channel, status, watchdog, timing, runtime.strategy)
         self._sequence = Sequence(self.timing.futile_regroups)
         self.is_joining = is_joining
-        self.all_workers = runtime.strategy
         self.admission = Admission(cluster, channel, status, self.timing)
         membership.watch()  # now, because a later callback may have on_worker_lost="continue"
 
@@ -285,6 +286,7 @@ class ElasticSession(FixedSession):
             members=list(self.view.members),
             joining=list(ranks),
             endpoints={},
+            transport=self.transport.hint,
             epoch=epoch,
             facts=facts,
             state=state,
@@ -297,6 +299,21 @@ class ElasticSession(FixedSession):
             doing = f"the admission of {named(ranks)}"
             self._on_broken(ExchangeBroken(doing, "not all workers joined in time"), ranks)
         logger.info(f"Rank {self.cluster.rank} admitted {named(ranks)} after a restart.")
+
+    def await_invitation(self) -> Invitation:
+        """Wait until the members invite this joining worker, and use their transport.
+
+        Raises:
+          WorkerLost: there is nothing to join, or this worker cannot use the transport.
+        """
+        invitation = self.admission.await_invitation()
+        self.transport = BY_HINT[invitation.transport]
+        if self.transport is NCCL and not gpus.own_gpu():
+            raise WorkerLost(
+                f"Rank {self.cluster.rank} cannot join: the other workers exchange over NCCL "
+                "between GPUs, but TensorFlow sees no GPU here. Restart it with a GPU."
+            )
+        return invitation
 
     def enter(self):
         """Become a member. A joining worker calls this after it has been invited.

@@ -10,6 +10,8 @@ average and `CollectiveGatherV2` gathers values.
   `messages_in_flight` positions earlier. The first unfinished message in this
   order waits for no other message, so it can always finish, and no deadlock is possible. This holds
   even with a single message in flight, as in NCCL, which has one stream per device.
+- **Pairs.** A round whose edges form disjoint pairs can be exchanged by one all-reduce per pair,
+  which uses both directions of a link at the same time.
 - **Deadlines.** With `timeout_seconds`, each collective starts two threads. They sleep for the
   whole timeout even if the collective finishes immediately, and within minutes of training they
   exhaust the process's threads. The ops therefore get no timeout. The watchdog aborts them instead.
@@ -32,10 +34,11 @@ from typing import cast
 import tensorflow as tf
 
 from tf_gossip_pga.coordination.view import View
-from tf_gossip_pga.exchange.runtime import Transport
+from tf_gossip_pga.exchange import message_plan
+from tf_gossip_pga.exchange.transport import RING, Transport
 
 # Far above the group keys that `tf.distribute` strategies count up from 1. Each view has one key
-# for all members, one for gathers among all members, and one per edge.
+# for all members, one for gathers among all members, one per edge, and one per pair.
 _FIRST_GROUP_KEY = 1 << 20
 
 # Gathers use one instance key per message length, a power of two. All other keys are higher.
@@ -63,20 +66,31 @@ class GroupOps:
       rank: this worker's rank.
       world_size: number of workers at the start, including lost ones.
       transport: the transport of exchanges.
+      all_workers: the strategy of all workers, whose all-reduce computes global averages. Default
+        None: issue the same op directly.
 
     Attributes:
       size: number of members.
       place: this rank's index among the members, 0 … size-1. Topologies number the members by it.
+      transport: the transport of exchanges.
     """
 
-    def __init__(self, view: View, rank: int, world_size: int, transport: Transport):
+    def __init__(
+        self,
+        view: View,
+        rank: int,
+        world_size: int,
+        transport: Transport,
+        all_workers: tf.distribute.Strategy | None = None,
+    ):
         """Derive the group key, and create the ordering tokens."""
         self.size = len(view.members)
         self.place = view.members.index(rank)
+        self.transport = transport
         self._world_size = world_size
-        self._transport = transport
+        self._all_workers = all_workers
         # Every member must compute the same keys.
-        self._group_key = _FIRST_GROUP_KEY + (2 + world_size**2) * view.number
+        self._group_key = _FIRST_GROUP_KEY + (2 + 2 * world_size**2) * view.number
         with tf.device("/device:CPU:0"):
             self._gather_token = tf.Variable(tf.constant(0.0))
         with tf.device(transport.device):
@@ -109,7 +123,7 @@ class GroupOps:
           receiver would wait forever.
         """
         own_edges = [edge for color in colors for edge in color if self.place in edge]
-        limit = self._transport.messages_in_flight
+        limit = self.transport.messages_in_flight
         exchanged: list[Exchanged] = []
         issued: list[tf.Tensor] = []
         for index, chunk in enumerate(chunks):
@@ -138,14 +152,14 @@ class GroupOps:
         """
         received: list[tf.Tensor] = []
         for index, chunk in enumerate(chunks):
-            with tf.control_dependencies(_turn(received, self._transport.messages_in_flight)):
+            with tf.control_dependencies(_turn(received, self.transport.messages_in_flight)):
                 received.append(
                     self._bcast(chunk, source, self.size, self._group_key, first_key + index)
                 )
         return received
 
     def mean(self, chunks: list, first_key: int) -> list:
-        """Return the mean of each chunk over all members, using one ring all-reduce per chunk.
+        """Return the mean of each chunk over all members.
 
         All ranks get the same bits, because each piece is summed once around the ring and then
         copied.
@@ -154,23 +168,59 @@ class GroupOps:
           chunks: 1-D tensors, of the same shapes on all members.
           first_key: the first of `len(chunks)` reserved instance keys, other than `broadcast`'s.
         """
+        layout = [(chunk.shape[0], chunk.dtype) for chunk in chunks]
         means = []
-        for index, chunk in enumerate(chunks):
-            with tf.device(self._transport.device):
-                means.append(
-                    tf.raw_ops.CollectiveReduceV2(
-                        input=chunk,
-                        group_size=self.size,
-                        group_key=self._group_key,
-                        instance_key=first_key + index,
-                        # TensorFlow runs ops that share a token one at a time.
-                        ordering_token=[self._tokens[index % len(self._tokens)].handle],
-                        merge_op="Add",
-                        final_op="Div",
-                        communication_hint=self._transport.hint,
-                    )
-                )
+        for index, group in enumerate(message_plan.groups_of_mean(layout, self.transport)):
+            packed = tf.concat([chunks[each] for each in group], 0)
+            mean = self._mean_of_all(packed, first_key + index, index)
+            means += tf.split(mean, [layout[each][0] for each in group])
         return means
+
+    def mean_of_pair(self, chunks: list, partner: int, first_key: int) -> list:
+        """Return the mean of each chunk over this rank and another one, using one all-reduce each.
+
+        Args:
+          chunks: 1-D tensors, of the same shapes on both ranks.
+          partner: place of the other rank, which must call this too.
+          first_key: the first of `len(chunks)` reserved instance keys.
+        """
+        low, high = sorted((self.place, partner))
+        key = self._group_key + 2 + self._world_size**2 + low * self._world_size + high
+        return [
+            self._reduce(chunk, 2, key, first_key + index, index)
+            for index, chunk in enumerate(chunks)
+        ]
+
+    def _mean_of_all(self, message: tf.Tensor, instance_key: int, index: int) -> tf.Tensor:
+        """Return the mean of a message over all members. `index` counts the messages."""
+        if self._all_workers is None:
+            return self._reduce(message, self.size, self._group_key, instance_key, index)
+
+        def all_reduce(message):
+            context = tf.distribute.get_replica_context()
+            # The copy is on the strategy's device; the strategy needs to know it.
+            return context.all_reduce(tf.distribute.ReduceOp.MEAN, tf.identity(message))
+
+        return self._all_workers.run(all_reduce, args=(message,))
+
+    def _reduce(self, message, group_size: int, group_key: int, instance_key: int, index: int):
+        """Return the mean of a message over a group. `index` counts the messages of an exchange."""
+        # gRPC also sums bfloat16 and small integers; NCCL does not.
+        is_summed = self.transport.hint == RING.hint or message.dtype in _BCAST_TYPES
+        numbers = message if is_summed else tf.cast(message, tf.float32)
+        with tf.device(self.transport.device):
+            mean = tf.raw_ops.CollectiveReduceV2(
+                input=numbers,
+                group_size=group_size,
+                group_key=group_key,
+                instance_key=instance_key,
+                # TensorFlow runs ops that share a token one at a time.
+                ordering_token=[self._tokens[index % len(self._tokens)].handle],
+                merge_op="Add",
+                final_op="Div",
+                communication_hint=self.transport.hint,
+            )
+        return tf.cast(mean, message.dtype)
 
     def gather(self, values: tf.Tensor) -> tf.Tensor:
         """Return the values of all members, `[size * n]` int32.
@@ -204,9 +254,9 @@ class GroupOps:
             "group_size": group_size,
             "group_key": group_key,
             "instance_key": instance_key,
-            "communication_hint": self._transport.hint,
+            "communication_hint": self.transport.hint,
         }
-        with tf.device(self._transport.device):
+        with tf.device(self.transport.device):
             if sender == self.place:
                 message = tf.raw_ops.CollectiveBcastSendV2(
                     input=tf.bitcast(chunk, kind), **arguments
@@ -222,10 +272,12 @@ class LoneOps:
     Attributes:
       size: always 1.
       place: always 0.
+      transport: not used.
     """
 
     size = 1
     place = 0
+    transport = RING
 
     def exchange(
         self, chunks: Sequence, colors: Colors, first_key: int, encode: Callable = lambda x: x
@@ -241,6 +293,10 @@ class LoneOps:
         """Return the chunks."""
         return chunks
 
+    def mean_of_pair(self, chunks: list, partner: int, first_key: int) -> list:
+        """Return the chunks."""
+        return chunks
+
     def gather(self, values: tf.Tensor) -> tf.Tensor:
         """Return the values."""
         return values
@@ -249,11 +305,17 @@ class LoneOps:
 Ops = GroupOps | LoneOps
 
 
-def for_view(view: View, rank: int, world_size: int, transport: Transport) -> Ops:
+def for_view(
+    view: View,
+    rank: int,
+    world_size: int,
+    transport: Transport,
+    all_workers: tf.distribute.Strategy | None = None,
+) -> Ops:
     """Return the ops among a view's members. For the arguments, see `GroupOps`."""
     if len(view.members) == 1:
         return LoneOps()
-    return GroupOps(view, rank, world_size, transport)
+    return GroupOps(view, rank, world_size, transport, all_workers)
 
 
 def _turn(issued: list, limit: int) -> list:

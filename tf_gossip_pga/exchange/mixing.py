@@ -7,7 +7,7 @@ from typing import cast
 import tensorflow as tf
 
 from tf_gossip_pga.algorithm.graph import Topology
-from tf_gossip_pga.exchange import buckets
+from tf_gossip_pga.exchange import buckets, message_plan
 from tf_gossip_pga.exchange.group_ops import Ops
 from tf_gossip_pga.exchange.wire import Wire
 
@@ -63,6 +63,8 @@ class Mixer:
           A list of 1-D tensors of the same lengths, of at least float32 precision.
         """
         weights, _ = self._topology.neighbors(round, self._ops.place)
+        if self._is_paired(round):
+            return self._changes_of_pair(weights, list(chunks))
         sources, encode = chunks, self._wire.encode
         if self._reference:
             sources, encode = list(zip(chunks, self._reference, strict=True)), self._difference
@@ -79,6 +81,19 @@ class Mixer:
                 ]
                 changes.append(tf.add_n(parts) if parts else tf.zeros_like(own))
         return changes
+
+    def _is_paired(self, round: int) -> bool:
+        return message_plan.is_paired(
+            self._parameters.layout, self._topology, round, self._ops.transport, self._wire
+        )
+
+    def _changes_of_pair(self, weights: dict[int, float], chunks: list) -> list:
+        """Return w * (x_j - x_i) of each chunk, from the mean m of x_i and x_j: 2 w (m - x_i)."""
+        if not weights:  # this rank has no partner in the round
+            return [tf.zeros_like(chunk) for chunk in chunks]
+        ((partner, weight),) = weights.items()
+        means = self._ops.mean_of_pair(chunks, partner, self._first_key)
+        return [2 * weight * (mean - chunk) for mean, chunk in zip(means, chunks, strict=True)]
 
     def _difference(self, pair):
         """Encode a chunk's difference from its reference. `pair` is `(chunk, reference)`."""

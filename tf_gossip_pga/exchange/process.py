@@ -9,7 +9,7 @@ import sys
 import threading
 
 from tf_gossip_pga._log import logger
-from tf_gossip_pga.cluster import detect, devices, tf_config
+from tf_gossip_pga.cluster import detect, devices, gpus, tf_config
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination import joining
 from tf_gossip_pga.coordination import secret as secret_lib
@@ -23,6 +23,7 @@ from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.coordination.watchdog import Watchdog
 from tf_gossip_pga.exchange import runtime as runtime_lib
 from tf_gossip_pga.exchange import startup
+from tf_gossip_pga.exchange import transport as transport_lib
 from tf_gossip_pga.exchange.elastic import ElasticSession
 from tf_gossip_pga.exchange.session import SoloSession
 
@@ -31,7 +32,7 @@ Session = SoloSession | ElasticSession
 _active: Session | None = None
 
 
-def initialize(join: bool | None = None) -> Cluster:
+def initialize(join: bool | None = None, communication: str | None = None) -> Cluster:
     """Connect this process to the cluster that `TF_CONFIG` describes.
 
     Call this before creating any model, variable, tensor, or dataset; imports may come earlier. It
@@ -48,6 +49,10 @@ def initialize(join: bool | None = None) -> Cluster:
         `fit` at the beginning of an epoch. If the other workers are still starting, it starts with
         them. With False, the worker joins only if all other workers are running and looking for it.
         Default None: True if the environment variable `TF_GOSSIP_PGA_JOIN` is 1, else False.
+      communication: how exchanges travel. `"nccl"`: over NCCL, between one GPU of each worker.
+        `"ring"`: over gRPC, between CPUs. `"auto"`: NCCL if each worker has a GPU that no other
+        worker uses, else gRPC. All workers need the same value. Default None: the value of the
+        environment variable `TF_GOSSIP_PGA_COMMUNICATION`, or `"auto"`.
 
     Returns:
       The `Cluster`, with `rank`, `size`, `addresses`, `members`, `is_chief`, `shard(dataset)`,
@@ -56,7 +61,8 @@ def initialize(join: bool | None = None) -> Cluster:
     Raises:
       ValueError: if `TF_CONFIG` is invalid (the message quotes it and shows an example); if the
         workers differ in their lists of addresses, in the versions of TensorFlow, Keras, or this
-        package, or in the secret; if a joining worker has no secret or no other workers; or if
+        package, in `communication`, or in the secret; if NCCL was requested, but a worker has no
+        GPU of its own; if a joining worker has no secret or no other workers; or if
         there is no `TF_CONFIG`, but `srun`, `mpirun`, or a similar program started this process as
         one of several (set `TF_GOSSIP_PGA_CLUSTER=none` to train alone on purpose).
       RuntimeError: if this worker's port is taken, or if TensorFlow is already running, so its
@@ -73,20 +79,26 @@ def initialize(join: bool | None = None) -> Cluster:
     global _active
     if _active is None:
         cluster = detect.find()
-        if join is None:
-            join = os.environ.get(tf_config.JOIN) == "1"
-        if join and cluster.size == 1:
-            raise ValueError(
-                f"A worker that joins a running job ({tf_config.JOIN}=1, or join=True) needs the "
-                "TF_CONFIG of its first start, with the addresses of all workers. Here TF_CONFIG "
-                "is unset, or names one worker."
-            )
-        session = SoloSession(cluster) if cluster.size == 1 else _connect(cluster, join, Timing())
+        session = _session_of(cluster, join, transport_lib.requested(communication))
         session.cluster = dataclasses.replace(
             cluster, strategy=devices.local_strategy(), exchange_values=session.gather
         )
         _active = session
     return _active.cluster
+
+
+def _session_of(cluster: Cluster, join: bool | None, communication: str) -> Session:
+    """Return the session of this process in its cluster. For `join`, see `initialize`."""
+    joins = os.environ.get(tf_config.JOIN) == "1" if join is None else join
+    if cluster.size > 1:
+        return _connect(cluster, joins, communication, Timing())
+    if joins:
+        raise ValueError(
+            f"A worker that joins a running job ({tf_config.JOIN}=1, or join=True) needs the "
+            "TF_CONFIG of its first start, with the addresses of all workers. Here TF_CONFIG "
+            "is unset, or names one worker."
+        )
+    return SoloSession(cluster)
 
 
 def active() -> Session:
@@ -107,19 +119,24 @@ def active() -> Session:
     return SoloSession(cluster)
 
 
-def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
+def _connect(cluster: Cluster, joins: bool, communication: str, timing: Timing) -> ElasticSession:
     """Contact the other workers, and start this worker's server and control plane."""
     # Check before waiting for others: another rank may already have ended with the same error.
     if runtime_lib.is_running():
         raise startup.too_late()
     secret = secret_lib.find()
-    transport = runtime_lib.find_transport()
-    known, met = _find_others(cluster, joins, secret, transport, timing)
+    known, met = _find_others(cluster, joins, secret, communication, timing)
     is_joining = known is not None
     if is_joining:
         logger.info(f"Rank {cluster.rank} joins the other workers, which are already training.")
+    choice = transport_lib.Choice(transport_lib.RING)  # if it joins, until the members invite it
+    offers = [transport_lib.Offer(report.host, report.gpu) for report in met or ()]
+    if offers:
+        choice = transport_lib.choose(communication, offers)
+    if not offers or transport_lib.shares_gpu(cluster.rank, offers):
+        devices.grow_memory()
     startup.bypass_proxies(cluster)
-    runtime = runtime_lib.Runtime(cluster, transport)
+    runtime = runtime_lib.Runtime(cluster, choice.transport)
     if is_joining:
         runtime.start_alone()
     else:
@@ -132,7 +149,7 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
         membership.restrict((cluster.rank,))  # ignore losses of other workers for now
     session = ElasticSession(
         cluster,
-        transport=transport,
+        transport=choice.transport,
         runtime=runtime,
         channel=channel,
         status=status,
@@ -157,7 +174,7 @@ def _connect(cluster: Cluster, joins: bool, timing: Timing) -> ElasticSession:
         hosts = len({report.host for report in met})
         logger.info(
             f"{cluster.size} workers on {hosts} host{'s' * (hosts > 1)} are connected over "
-            f"{transport.name}."
+            f"{choice.transport.name}{choice.reason and f': {choice.reason}'}."
         )
     return session
 
@@ -166,11 +183,12 @@ def _find_others(
     cluster: Cluster,
     joins: bool,
     secret: bytes | None,
-    transport: runtime_lib.Transport,
+    communication: str,
     timing: Timing,
 ) -> tuple[dict[int, int] | None, list[Report] | None]:
     """Return the endpoints of workers already in training, or the reports of starting workers."""
-    roll = RollCall(cluster.addresses, cluster.rank, startup.facts(transport.name), timing)
+    facts = startup.facts(communication)
+    roll = RollCall(cluster.addresses, cluster.rank, facts, timing, gpus.own_gpu())
     find = joining.await_probe if joins else joining.endpoints_if_probed
     while (known := find(cluster.addresses, cluster.rank, secret, timing)) is None:
         if met := roll.run():

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import logging
 import signal
 import threading
@@ -30,6 +29,7 @@ from tensorflow.python.eager import context
 
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination.view import View
+from tf_gossip_pga.exchange.transport import Transport
 
 _Implementation = tf.distribute.experimental.CommunicationImplementation
 
@@ -42,44 +42,9 @@ _JOB = "worker"
 _HEARTBEAT_S = 10 * 365 * 86400.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Transport:
-    """How exchanges are sent between workers.
-
-    Attributes:
-      device: the device that exchanges, which is this worker's first.
-      implementation: TensorFlow's implementation of collectives, which the strategy and the
-        collective ops request.
-      messages_in_flight: maximum number of collectives that a rank runs concurrently.
-    """
-
-    device: str
-    implementation: tf.distribute.experimental.CommunicationImplementation
-    messages_in_flight: int
-
-    @property
-    def name(self) -> str:
-        """Return the transport's name, for messages."""
-        return "NCCL between GPUs" if "GPU" in self.device else "gRPC between CPUs"
-
-    @property
-    def hint(self) -> str:
-        """Return the `communication_hint` of collective ops."""
-        return self.implementation.value.lower()
-
-
 def _context() -> Any:
     """Return TensorFlow's eager context, which has no public type."""
     return context.context()
-
-
-def find_transport() -> Transport:
-    """Return the transport for the devices that this process sees."""
-    if tf.config.get_visible_devices("GPU"):
-        # NCCL runs a device's collectives in order, on a single stream.
-        return Transport("/device:GPU:0", _Implementation.AUTO, messages_in_flight=1)
-    # RING is TensorFlow's gRPC implementation. Four messages: two chunks, each sent and received.
-    return Transport("/device:CPU:0", _Implementation.RING, messages_in_flight=4)
 
 
 def is_running() -> bool:
@@ -135,7 +100,7 @@ class Runtime:
         """
         _configure_coordination(self._workers, timeout_s)
         options = tf.distribute.experimental.CommunicationOptions(
-            implementation=self._transport.implementation
+            implementation=_Implementation(self._transport.hint.upper())
         )
         with _interruptible(), _without_remarks():
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy(self._resolver, options)

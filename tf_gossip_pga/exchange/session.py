@@ -23,7 +23,7 @@ from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.coordination.watchdog import Watchdog
 from tf_gossip_pga.errors import ExchangeBroken, WorkerLost
 from tf_gossip_pga.exchange import failures, gather, group_ops
-from tf_gossip_pga.exchange.runtime import Transport
+from tf_gossip_pga.exchange.transport import RING, Transport
 
 # The result of `run` for an exchange that the other ranks completed without this rank.
 MISSED = object()
@@ -39,6 +39,7 @@ class SoloSession:
     Attributes:
       cluster: this process's place among the workers. `initialize` adds a strategy to it.
       ops: the collective ops of the current view.
+      transport: the transport of exchanges.
       timing: the deadlines of the control plane.
       is_joining: whether this worker is joining and not a member yet.
       has_exchanged: whether this process has exchanged anything other than barriers.
@@ -54,6 +55,7 @@ class SoloSession:
         self.all_workers: tf.distribute.Strategy | None = None
         self.timing = timing or Timing()
         self.ops: group_ops.Ops = group_ops.LoneOps()
+        self.transport = RING
 
     @property
     def view(self) -> View:
@@ -131,6 +133,7 @@ class FixedSession(SoloSession):
       status: what this process answers to requests of the other workers.
       watchdog: monitors the exchange in progress.
       timing: the deadlines of the control plane. Default: `Timing()`.
+      all_workers: the strategy that started TensorFlow's server (see `SoloSession`). Default None.
     """
 
     def __init__(
@@ -141,10 +144,12 @@ class FixedSession(SoloSession):
         status: Status,
         watchdog: Watchdog,
         timing: Timing | None = None,
+        all_workers: tf.distribute.Strategy | None = None,
     ):
         """Build the ops of the current view without exchanging anything."""
         super().__init__(cluster, timing)
-        self._transport = transport
+        self.all_workers = all_workers
+        self.transport = transport
         self._channel = channel
         self._status = status
         self._watchdog = watchdog
@@ -159,8 +164,16 @@ class FixedSession(SoloSession):
 
     def _use_view(self):
         """Build the ops and gathers of the current members, and restart the instance keys."""
+        # The strategy cannot be used after a change of the view: it is bound to the first cluster.
+        # Over gRPC its all-reduce is slower than the same op issued directly, because it runs one
+        # ring after another.
+        is_usable = self.transport.packs_means and self.view.number == 0
         self.ops = group_ops.for_view(
-            self.view, self.cluster.rank, self.cluster.size, self._transport
+            self.view,
+            self.cluster.rank,
+            self.cluster.size,
+            self.transport,
+            self.all_workers if is_usable else None,
         )
         self._gather = gather.Gatherer(self.ops, self.cluster.rank)
         self._next_key = group_ops.FIRST_FREE_KEY

@@ -26,16 +26,16 @@ from tf_gossip_pga.exchange.runtime import Runtime
 UNPROXIED = "no_grpc_proxy"
 
 
-def facts(transport: str) -> dict[str, str]:
+def facts(communication: str) -> dict[str, str]:
     """Return the facts that must be equal on all ranks, for `roll_call` to compare them.
 
     Args:
-      transport: name of the transport.
+      communication: the requested transport, one of `transport.CHOICES`.
     """
     found = {
         "version of tf_gossip_pga": __version__,
         "version of TensorFlow": tf.__version__,
-        "transport": transport,
+        "requested communication": communication,
     }
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         found["version of Keras"] = importlib.metadata.version("keras")

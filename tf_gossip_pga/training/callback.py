@@ -109,8 +109,9 @@ class GossipPGA(keras.callbacks.Callback):
         Gossip SGD, which has no global averages during training. An `AdaptivePeriod` adapts the
         period to the training loss (Gossip-AGA). Default 6, as in the paper.
       topology: which ranks gossip with each other: a name in `pga.topology.BY_NAME` or a
-        `Topology`. `"disconnected"` is Local SGD. Default `"one_peer_exponential"`: each worker
-        sends one message and receives one message per step, regardless of the number of workers.
+        `Topology`. `"disconnected"` is Local SGD. Default None: `"one_peer_exponential"`, or over
+        NCCL `"hypercube"` if the number of workers is a power of two. In both, each worker
+        exchanges one message per step, regardless of the number of workers.
       optimizer_state: what a global average does with the optimizer's slots, that is, its
         non-scalar floating-point variables. Global averages for validation and at the end of
         training leave the slots unchanged. Wang et al. ("SlowMo", ICLR 2020) compare the three
@@ -218,7 +219,7 @@ class GossipPGA(keras.callbacks.Callback):
     def __init__(
         self,
         H: int | AdaptivePeriod | None = 6,  # noqa: N803
-        topology: str | Topology = "one_peer_exponential",
+        topology: str | Topology | None = None,
         optimizer_state: str = "local",
         overlap: bool = False,
         wire_dtype: str = "float32",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from tf_gossip_pga.algorithm import schedule
 from tf_gossip_pga.algorithm import topology as topology_lib
+from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.exchange.averager import Averager
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training.settings import Settings
@@ -41,7 +42,8 @@ class RunState:
         """Start a run at step 0."""
         self.settings = settings
         self.schedule = schedule.resolve(settings.H)
-        self.topology = topology_lib.resolve(settings.topology, session.size)
+        self._session = session
+        self.topology = self._topology_for(session.size)
         self.averager: Averager | None = None
         self.symptoms = Symptoms()
         self.step = 0
@@ -95,8 +97,13 @@ class RunState:
 
     def use_topology_for(self, size: int):
         """Use a topology for this number of members. Keep the current one if it fits."""
-        if self.topology.size != size:
-            self.topology = topology_lib.resolve_for_survivors(self.settings.topology, size)
+        if self.topology.size != size or self.settings.topology is None:
+            self.topology = self._topology_for(size)
+
+    def _topology_for(self, size: int) -> Topology:
+        if self.settings.topology is None:
+            return topology_lib.default(size, self._session.transport.pairs)
+        return topology_lib.resolve_for_survivors(self.settings.topology, size)
 
     def count(self, was_global: bool):
         """Count a completed step."""

@@ -30,7 +30,7 @@ class Settings:
     """
 
     H: int | schedule.AdaptivePeriod | None
-    topology: str | Topology
+    topology: str | Topology | None
     optimizer_state: str
     overlap: bool
     wire_dtype: str
@@ -49,7 +49,8 @@ class Settings:
                 f"received {self.optimizer_state!r}."
             )
         wire_lib.resolve(self.wire_dtype)
-        topology_lib.resolve(self.topology, size)
+        if self.topology is not None:
+            topology_lib.resolve(self.topology, size)
         timeout_s = _validate.number(self.timeout_s)
         if timeout_s is None or timeout_s <= 0:
             raise ValueError(
