@@ -187,9 +187,7 @@ def test_which_rounds_are_matchings(graph, expected):
 )
 def test_pairs_that_would_round_twice_keep_their_broadcasts(dtype, encoding, paired):
     layout, graph = [(8, dtype)], topology.hypercube(4)
-    assert (
-        message_plan.is_paired(layout, graph, 0, NCCL, wire.resolve(encoding)) is paired
-    )
+    assert message_plan.is_paired(layout, graph, 0, NCCL, wire.resolve(encoding)) is paired
 
 
 def _gossip_graph(place, graph, variables, encoding="float32"):
