@@ -64,7 +64,7 @@ def start(argv: list[str], work: Callable[[], None]) -> None:
     if config:
         work()
     else:
-        sys.exit(launch.run([sys.executable, *sys.argv], FLAGS.workers))
+        sys.exit(launch.run([sys.executable, *sys.argv], FLAGS.workers, share_gpus=True))
 
 
 def worker() -> None:

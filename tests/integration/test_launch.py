@@ -334,15 +334,32 @@ def test_a_bad_number_of_workers_is_refused(count):
 
 
 @pytest.mark.parametrize(
-    ("visible", "workers_", "expected"),
-    [("0,1", 2, ["0", "1"]), ("2", 2, ["-1", "-1"]), ("-1", 2, ["-1", "-1"]), ("", 2, ["", ""])],
+    ("visible", "settings", "expected"),
+    [
+        ("0,1", {}, ["0", "1"]),
+        ("4,5,6,7", {"gpus_per_worker": 2}, ["4,5", "6,7"]),
+        ("2", {"share_gpus": True}, ["2", "2"]),
+        ("-1", {}, ["-1", "-1"]),
+        ("", {}, ["", ""]),
+    ],
 )
-def test_each_worker_sees_a_gpu_of_its_own_or_none(monkeypatch, visible, workers_, expected):
+def test_each_worker_sees_its_own_gpus(monkeypatch, visible, settings, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    output = _launch("print(os.environ['CUDA_VISIBLE_DEVICES'], rank)", workers_)
+    output = _launch("print(os.environ['CUDA_VISIBLE_DEVICES'], rank)", 2, **settings)
     seen = dict(re.findall(r"^\[(\d)\] (\S*) \d$", output, re.MULTILINE))
-    assert [seen[str(rank)] for rank in range(workers_)] == expected
-    assert ("all train on the CPU" in output) == (visible == "2")
+    assert [seen[str(rank)] for rank in range(2)] == expected
+
+
+def test_too_few_gpus_are_an_error_that_says_what_to_do(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    advice = "2 workers with 1 GPU each need 2, but this machine has 1. Start fewer workers, let "
+    with pytest.raises(ValueError, match=advice):
+        launch.launch(["true"], 2)
+    script = tmp_path / "script.py"
+    script.touch()
+    with pytest.raises(SystemExit):
+        launch.main(["--workers=2", str(script)])
+    assert advice in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_rest_of_the_environment_is_passed_on(monkeypatch):

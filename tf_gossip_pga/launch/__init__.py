@@ -19,8 +19,11 @@ Three options handle failures:
     --max-restarts=N  For scripts that resume from a checkpoint: restart a failed job up to N times.
 
 Unless `--verbose` is given, the launcher hides TensorFlow's start-up messages, and warnings that
-another worker has already printed. If the machine has at least as many GPUs as workers, each worker
-sees one GPU; with fewer GPUs, all workers train on the CPU.
+another worker has already printed.
+
+On a machine with GPUs, each worker gets one, or `--gpus-per-worker=N`. If there are too few, the
+launcher says so and starts nothing; `--share-gpus` lets several workers use one GPU. To train on
+CPUs, set `CUDA_VISIBLE_DEVICES=-1`.
 
 Contents:
   launch: run a command once per worker.

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from tf_gossip_pga.launch import gpus
 from tf_gossip_pga.launch.local import run
 
 
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         verbose=options.verbose,
         min_workers=options.min_workers,
         rejoins=options.rejoins,
+        gpus_per_worker=options.gpus_per_worker,
+        share_gpus=options.share_gpus,
     )
 
 
@@ -67,6 +70,18 @@ def _parser() -> argparse.ArgumentParser:
         "(default: 0)",
     )
     parser.add_argument(
+        "--gpus-per-worker",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of GPUs for each worker, on a machine with GPUs (default: 1)",
+    )
+    parser.add_argument(
+        "--share-gpus",
+        action="store_true",
+        help="let several workers use one GPU if there are too few",
+    )
+    parser.add_argument(
         "--verbose",
         action="store_true",
         help="also show TensorFlow's start-up messages and repeated warnings",
@@ -88,6 +103,12 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     least = options.min_workers
     if least is not None and not 1 <= least <= options.workers:
         parser.error(f"--min-workers must be from 1 to {options.workers}, received {least}")
+    if options.gpus_per_worker < 1:
+        parser.error(f"--gpus-per-worker must be at least 1, received {options.gpus_per_worker}")
+    try:
+        gpus.divide(gpus.visible(), options.workers, options.gpus_per_worker, options.share_gpus)
+    except ValueError as error:
+        parser.error(str(error))
     for name in ("rejoins", "max_restarts"):
         if (number := getattr(options, name)) < 0:
             flag = name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""Create the environment of each local worker: its rank, its GPU and its CPU cores."""
+"""Create the environment of each local worker: its rank, its GPUs and its CPU cores."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from tf_gossip_pga.cluster import detect, tf_config
 
 
 def of_worker(
-    addresses: list[str], rank: int, gpus: list[str], *, verbose: bool, joins: bool, secret: str
+    addresses: list[str],
+    rank: int,
+    gpus: list[str],
+    *,
+    verbose: bool,
+    joins: bool,
+    secret: str,
 ) -> dict[str, str]:
     """Return the environment variables of one worker.
 
     Args:
       addresses: `host:port` of all workers, in rank order.
       rank: the worker's rank.
-      gpus: the GPUs of this machine, in the notation of `CUDA_VISIBLE_DEVICES`.
+      gpus: the GPUs of this worker (see `gpus.visible`). If it is empty, hide none.
       verbose: whether to show TensorFlow's start-up messages.
       joins: whether the worker joins a running job.
       secret: secret shared by the workers of this job. A secret that the user has set in the
@@ -41,23 +47,8 @@ def of_worker(
     if not verbose:
         environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[rank] if len(gpus) >= len(addresses) else "-1"
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return environment
-
-
-def visible_gpus() -> list[str]:
-    """Return the NVIDIA GPUs that a child process would see.
-
-    Returns:
-      One string for each GPU, as in `CUDA_VISIBLE_DEVICES`: an index, or an identifier.
-    """
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        names = [name.strip() for name in chosen.split(",")]
-        return names if names != [""] and "-1" not in names else []
-    with contextlib.suppress(OSError):
-        return [str(index) for index, _ in enumerate(os.listdir("/proc/driver/nvidia/gpus"))]
-    return []
 
 
 def free_addresses(count: int) -> list[str]:

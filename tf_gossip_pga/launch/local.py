@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from tf_gossip_pga import _validate
 from tf_gossip_pga.coordination import roll_call_sockets
 from tf_gossip_pga.errors import LaunchError
-from tf_gossip_pga.launch import environment
+from tf_gossip_pga.launch import environment, gpus
 from tf_gossip_pga.launch.watch import Outcome, Watch
 from tf_gossip_pga.launch.workers import Crew, Worker
 from tf_gossip_pga.tools.screen import Screen
@@ -29,6 +29,8 @@ def launch(
     verbose: bool = False,
     min_workers: int | None = None,
     rejoins: int = 0,
+    gpus_per_worker: int = 1,
+    share_gpus: bool = False,
     deadline_s: float | None = None,
     write: Callable[[str], object] | None = None,
 ) -> list[Outcome]:
@@ -41,12 +43,15 @@ def launch(
       min_workers: how many workers must end with exit code 0. Default: all, or 1 with `rejoins`.
       rejoins: maximum number of failed workers to restart. They join the surviving workers. For
         scripts that use `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`.
+      gpus_per_worker: number of GPUs for each worker, >= 1, if this machine has GPUs.
+      share_gpus: whether several workers may use one GPU if there are too few.
       deadline_s: seconds after which the launcher stops all workers. Default: never.
       write: function that receives the output as text, each line with its rank. Default: print to
         standard output.
 
     Raises:
-      ValueError: `workers`, `min_workers` or `rejoins` is out of range.
+      ValueError: `workers`, `min_workers`, `rejoins` or `gpus_per_worker` is out of range, or this
+        machine has too few GPUs.
       LaunchError: too many workers failed, one ended before the job had started, or the deadline
         passed.
 
@@ -60,11 +65,13 @@ def launch(
     if min_workers is None:
         min_workers = 1 if rejoins else workers
     least = _validate.check_whole("min_workers", min_workers, 1, workers)
+    per_worker = _validate.check_whole("gpus_per_worker", gpus_per_worker, 1)
+    shares = gpus.divide(gpus.visible(), workers, per_worker, share_gpus)
     # If the output is a terminal, give rank 0 a terminal too, so that Keras draws a progress bar.
     terminal = write is None and sys.stdout.isatty()
     screen = Screen(write or _write_out, verbose, terminal)
     addresses = environment.free_addresses(workers)
-    start = _starter(command, addresses, screen, verbose, terminal)
+    start = _starter(command, addresses, shares, verbose, terminal)
     with contextlib.closing(Crew(start)) as crew:
         crew.start(workers)
         try:
@@ -81,20 +88,18 @@ def launch(
 
 
 def _starter(
-    command: Sequence[str], addresses: list[str], screen: Screen, verbose: bool, terminal: bool
+    command: Sequence[str],
+    addresses: list[str],
+    shares: list[list[str]],
+    verbose: bool,
+    terminal: bool,
 ) -> Callable[[int, bool], Worker]:
-    """Return a function that starts the worker of a given rank."""
-    workers, gpus = len(addresses), environment.visible_gpus()
+    """Return a function that starts the worker of a given rank. `shares`: each worker's GPUs."""
     secret = secrets.token_hex(16)
-    if 0 < len(gpus) < workers:
-        screen.notice(
-            f"{workers} workers but {len(gpus)} GPU(s): all train on the CPU. "
-            f"Use --workers={len(gpus)} to train on GPUs."
-        )
 
     def start(rank: int, joins: bool) -> Worker:
         variables = environment.of_worker(
-            addresses, rank, gpus, verbose=verbose, joins=joins, secret=secret
+            addresses, rank, shares[rank], verbose=verbose, joins=joins, secret=secret
         )
         return Worker(command, rank, variables, terminal and rank == 0)
 
