@@ -403,17 +403,12 @@ def resolve(topology: str | Topology, size: int) -> Topology:
 def default(size: int, pairs: bool = False) -> Topology:
     """Return the topology of a run whose user has not chosen one.
 
-    In both graphs each rank exchanges one message per step, and log2 n rounds average exactly if n
-    is a power of two.
-
     Args:
       size: number of ranks.
-      pairs: whether an exchange between the two ranks of a pair costs less than a message to one
-        rank and a message from another. Default False.
+      pairs: whether two ranks exchange faster with each other than each with another.
 
     Returns:
-      The hypercube if `pairs` is true and `size` is a power of two, else the one-peer exponential
-      graph.
+      `hypercube` if `pairs` is true and `size` is a power of two, else `one_peer_exponential`.
 
     Example:
       >>> default(8, pairs=True), default(6, pairs=True)

@@ -171,7 +171,8 @@ class Checkpoint(keras.callbacks.Callback):
         """
         session = self._session
         if isinstance(session, ElasticSession) and session.is_joining:
-            invitation = session.await_invitation()
+            invitation = session.admission.await_invitation()
+            session.use_transport(invitation.transport)
             self._gossip.state = invitation.state
             return invitation.epoch
         return self._reader.restore(model)

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from tf_gossip_pga._log import logger
-from tf_gossip_pga.cluster import gpus
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination.admission import Admission
 from tf_gossip_pga.coordination.channel import Channel
@@ -37,7 +36,7 @@ from tf_gossip_pga.errors import (
 )
 from tf_gossip_pga.exchange.runtime import Runtime
 from tf_gossip_pga.exchange.session import MISSED, FixedSession
-from tf_gossip_pga.exchange.transport import BY_HINT, NCCL, Transport
+from tf_gossip_pga.exchange.transport import Transport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,21 +298,6 @@ class ElasticSession(FixedSession):
             doing = f"the admission of {named(ranks)}"
             self._on_broken(ExchangeBroken(doing, "not all workers joined in time"), ranks)
         logger.info(f"Rank {self.cluster.rank} admitted {named(ranks)} after a restart.")
-
-    def await_invitation(self) -> Invitation:
-        """Wait until the members invite this joining worker, and use their transport.
-
-        Raises:
-          WorkerLost: there is nothing to join, or this worker cannot use the transport.
-        """
-        invitation = self.admission.await_invitation()
-        self.transport = BY_HINT[invitation.transport]
-        if self.transport is NCCL and not gpus.own_gpu():
-            raise WorkerLost(
-                f"Rank {self.cluster.rank} cannot join: the other workers exchange over NCCL "
-                "between GPUs, but TensorFlow sees no GPU here. Restart it with a GPU."
-            )
-        return invitation
 
     def enter(self):
         """Become a member. A joining worker calls this after it has been invited.

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import tensorflow as tf
 
+from tf_gossip_pga.cluster import gpus
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination.channel import Channel
 from tf_gossip_pga.coordination.status import Status
@@ -23,7 +24,7 @@ from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.coordination.watchdog import Watchdog
 from tf_gossip_pga.errors import ExchangeBroken, WorkerLost
 from tf_gossip_pga.exchange import failures, gather, group_ops
-from tf_gossip_pga.exchange.transport import RING, Transport
+from tf_gossip_pga.exchange.transport import BY_HINT, NCCL, RING, Transport
 
 # The result of `run` for an exchange that the other ranks completed without this rank.
 MISSED = object()
@@ -161,6 +162,22 @@ class FixedSession(SoloSession):
     def view(self) -> View:
         """Return view 0, which contains all workers."""
         return View(0, tuple(range(self.cluster.size)))
+
+    def use_transport(self, hint: str):
+        """Use the transport of the members that this joining worker joins.
+
+        Args:
+          hint: `Transport.hint` of their transport.
+
+        Raises:
+          WorkerLost: this worker cannot use it.
+        """
+        self.transport = BY_HINT[hint]
+        if self.transport is NCCL and not gpus.own_gpu():
+            raise WorkerLost(
+                f"Rank {self.cluster.rank} cannot join: the other workers exchange over NCCL "
+                "between GPUs, but TensorFlow sees no GPU here. Restart this worker with a GPU."
+            )
 
     def _use_view(self):
         """Build the ops and gathers of the current members, and restart the instance keys."""

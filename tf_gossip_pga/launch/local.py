@@ -74,17 +74,22 @@ def launch(
     start = _starter(command, addresses, shares, verbose, terminal)
     with contextlib.closing(Crew(start)) as crew:
         crew.start(workers)
+        limits = {"least": least, "rejoins": rejoins, "deadline_s": deadline_s}
         try:
-            limits = {"least": least, "rejoins": rejoins, "deadline_s": deadline_s}
             return Watch(crew, screen, **limits, is_starting=_starting(addresses)).run()
         except _Terminated:
-            crew.signal(signal.SIGTERM)
-            outcomes: list[Outcome] = []
-            with contextlib.suppress(LaunchError):
-                outcomes = Watch(crew, screen, least=1, rejoins=0, deadline_s=_SAVE_S).run()
+            outcomes = _after_saving(crew, screen)
             if sum(each.returncode == 0 for each in outcomes) >= least:
                 return outcomes
             raise
+
+
+def _after_saving(crew: Crew, screen: Screen) -> list[Outcome]:
+    """Let the workers save a checkpoint, and return how each ended. If they do not end: none."""
+    crew.signal(signal.SIGTERM)
+    with contextlib.suppress(LaunchError):
+        return Watch(crew, screen, least=1, rejoins=0, deadline_s=_SAVE_S).run()
+    return []
 
 
 def _starter(

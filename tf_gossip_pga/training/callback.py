@@ -110,8 +110,7 @@ class GossipPGA(keras.callbacks.Callback):
         period to the training loss (Gossip-AGA). Default 6, as in the paper.
       topology: which ranks gossip with each other: a name in `pga.topology.BY_NAME` or a
         `Topology`. `"disconnected"` is Local SGD. Default None: `"one_peer_exponential"`, or over
-        NCCL `"hypercube"` if the number of workers is a power of two. In both, each worker
-        exchanges one message per step, regardless of the number of workers.
+        NCCL `"hypercube"` for 2, 4, 8, … workers. In both, each worker sends one message per step.
       optimizer_state: what a global average does with the optimizer's slots, that is, its
         non-scalar floating-point variables. Global averages for validation and at the end of
         training leave the slots unchanged. Wang et al. ("SlowMo", ICLR 2020) compare the three
