@@ -1,6 +1,7 @@
 """Create the command line of a benchmark, and start its worker processes."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -25,17 +26,42 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=_Formatter)
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--device`."""
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "gpu"),
+        default="cpu",
+        help="exchange over gRPC from CPUs, or over NCCL from GPUs; workers share too few GPUs",
+    )
+
+
 def run(worker: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
     """Start `options.workers` processes of this script, or call `worker` if this is one of them.
 
     Args:
       worker: function that runs one rank.
-      options: the options of the command line, including `workers`.
+      options: the options of the command line, including `workers`, and `device` if the script has
+        this option.
 
     Returns:
       The exit code.
     """
+    on_gpu = getattr(options, "device", "cpu") == "gpu"
     if "TF_CONFIG" in os.environ:
+        _choose_transport(on_gpu)
         worker(options)
         return 0
-    return launch.run([sys.executable, *sys.argv], options.workers)
+    if not on_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    return launch.run([sys.executable, *sys.argv], options.workers, share_gpus=on_gpu)
+
+
+def _choose_transport(on_gpu: bool) -> None:
+    """Make `initialize` use NCCL on GPUs, even where several workers share one."""
+    os.environ["TF_GOSSIP_PGA_COMMUNICATION"] = "nccl" if on_gpu else "ring"
+    if on_gpu:
+        # NCCL accepts one GPU twice only if the workers seem to be on different hosts.
+        rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+        os.environ["NCCL_HOSTID"] = f"host{rank}"
+        os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"

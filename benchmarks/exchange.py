@@ -1,12 +1,13 @@
 """Time exchanges on loopback, compared to the all-reduce of MultiWorkerMirroredStrategy.
 
     python benchmarks/exchange.py --workers=4 --output=output/exchange.json
+    python benchmarks/exchange.py --workers=2 --device=gpu
 
 Each row is the time from a common start until the last rank has finished. Rows are measured in
 alternation, so a change in the machine's speed affects all of them, and their medians are compared.
 Rows of this library include all costs of an exchange in training: packing the variables, the
 exchange, mixing and assignment. The row of MultiWorkerMirroredStrategy is only the all-reduce of
-one tensor.
+one tensor. Both use the same transport. The messages that each rank issues are printed first.
 """
 
 import argparse
@@ -35,6 +36,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=11, help="repetitions of each row")
     parser.add_argument("--megabytes", type=float, default=100, help="size of the large model")
     parser.add_argument("--output", help="JSON file to write")
+    cli.add_device(parser)
     options = parser.parse_args(argv)
     if options.workers < 2:
         parser.error(f"--workers must be at least 2, received {options.workers}")
@@ -67,10 +69,11 @@ def _large(megabytes: float) -> dict[str, Callable[[], object]]:
     shapes = exchanges.shapes(megabytes)
     variables = exchanges.variables_of(shapes)
     actions = {MWMS: exchanges.all_reduce(tf.zeros([exchanges.bytes_of(shapes) // 4]))}
-    for name in ("one_peer_exponential", "ring", "static_exponential"):
+    for name in (exchanges.default_topology(), "ring", "static_exponential"):
         actions[f"{name} gossip"] = exchanges.gossip(exchanges.averager(variables, name))
-    averager = exchanges.averager(variables, "complete")  # a global average ignores the topology
+    averager = exchanges.averager(variables, exchanges.default_topology())
     actions["global average"] = exchanges.global_average(averager)
+    exchanges.print_messages(averager)
     return actions
 
 
@@ -106,7 +109,7 @@ def _report(everyone: list[dict], retraced: int, options: argparse.Namespace) ->
     rows = [report.row(name, timing.last(everyone, name)) for name in everyone[0]]
     medians = {each["name"]: each["median_ms"] for each in rows}
     ratios = {
-        "gossip_over_mwms": medians["one_peer_exponential gossip"] / medians[MWMS],
+        "gossip_over_mwms": medians[f"{exchanges.default_topology()} gossip"] / medians[MWMS],
         "global_over_mwms": medians["global average"] / medians[MWMS],
         "ring_over_mwms": medians["ring gossip"] / medians[MWMS],
         "small_step_over_bare_allreduce": medians[STEPS] / medians[BARE],

@@ -3,6 +3,7 @@
 This is the only benchmark module that imports from `tf_gossip_pga.exchange`.
 """
 
+import collections
 import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -92,6 +93,34 @@ def averager(
         Patience(timing.PATIENCE_S, timing.PATIENCE_S),
         wire.resolve(wire_dtype),
     )
+
+
+def default_topology() -> str:
+    """Return the name of the topology that `GossipPGA` uses over the transport of this cluster."""
+    from tf_gossip_pga.algorithm import topology
+    from tf_gossip_pga.exchange import process
+
+    session = process.active()
+    return topology.default(session.size, session.transport.pairs).name
+
+
+def print_messages(averager: "Averager") -> None:
+    """Print, on rank 0, the transport and the messages of a gossip and of a global average."""
+    from tf_gossip_pga.exchange import process
+
+    session = process.active()
+    if session.place:
+        return
+    print(f"{session.size} workers over {session.transport.name}; messages of rank 0:")
+    for name, messages in (
+        ("gossip", averager.messages(0)),
+        ("global average", averager.messages_of_average),
+    ):
+        kinds = collections.Counter((each.operation, each.size) for each in messages)
+        parts = [
+            f"{count} x {kind} of {size / 1e6:.3g} MB" for (kind, size), count in kinds.items()
+        ]
+        print(f"  {name}: {', '.join(parts)}")
 
 
 def gossip(averager: "Averager") -> Callable[[], object]:

@@ -10,8 +10,10 @@ with its rank and last lines (`launch.LaunchError`).
 processes of `pool.Pools`.
 """
 
+import contextlib
 import importlib
 import json
+import os
 import pathlib
 import sys
 import tempfile
@@ -27,15 +29,23 @@ DEADLINE_S = 240
 
 
 def run(
-    function, workers: int, deadline_s: float = DEADLINE_S, devices: int = 1, **arguments
+    function,
+    workers: int,
+    deadline_s: float = DEADLINE_S,
+    devices: int = 1,
+    shares_gpu: bool = False,
+    min_workers: int | None = None,
+    **arguments,
 ) -> list:
-    """Return the results of `function(cluster, **arguments)` on every rank, in rank order.
+    """Return the results of `function(cluster, **arguments)` by rank, of those that end.
 
     Args:
       function: a function at the top of a module.
       workers: number of processes.
       deadline_s: the deadline in seconds on an idle machine.
       devices: number of logical CPU devices of each process.
+      shares_gpu: whether the processes exchange over NCCL from one GPU, which they share.
+      min_workers: how many processes must not fail. Default: all.
       **arguments: arguments of the function, which JSON can hold.
 
     Raises:
@@ -45,14 +55,20 @@ def run(
 
     with tempfile.TemporaryDirectory() as folder:
         name = f"{function.__module__}:{function.__name__}"
-        command = [sys.executable, __file__, name, json.dumps(arguments), folder, str(devices)]
-        with nursery.forks():
+        kind = "gpu" if shares_gpu else str(devices)
+        command = [sys.executable, __file__, name, json.dumps(arguments), folder, kind]
+        # A forked process cannot use a GPU.
+        with contextlib.nullcontext() if shares_gpu else nursery.forks():
             launch.launch(
-                command, workers, deadline_s=deadlines.scaled(deadline_s), write=_to_pytest
+                command,
+                workers,
+                share_gpus=shares_gpu,
+                min_workers=min_workers,
+                deadline_s=deadlines.scaled(deadline_s),
+                write=_to_pytest,
             )
-        return [
-            json.loads(pathlib.Path(folder, f"{rank}.json").read_text()) for rank in range(workers)
-        ]
+        files = [pathlib.Path(folder, f"{rank}.json") for rank in range(workers)]
+        return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
 def _to_pytest(text: str):
@@ -68,6 +84,16 @@ def start(devices: int):
     return pga.initialize()
 
 
+def _start_on_shared_gpu():
+    """Join the cluster over NCCL, which takes each process for a host with a GPU of its own."""
+    rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+    os.environ["NCCL_HOSTID"] = f"host{rank}"
+    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+    import tf_gossip_pga as pga
+
+    return pga.initialize(communication="nccl")
+
+
 def find(name: str):
     """Return the function that `MODULE:FUNCTION` names."""
     module, function = name.split(":")
@@ -75,7 +101,7 @@ def find(name: str):
 
 
 def _main(name: str, arguments: str, folder: str, devices: str):
-    cluster = start(int(devices))
+    cluster = _start_on_shared_gpu() if devices == "gpu" else start(int(devices))
     result = find(name)(cluster, **json.loads(arguments))
     pathlib.Path(folder, f"{cluster.rank}.json").write_text(json.dumps(result))
 

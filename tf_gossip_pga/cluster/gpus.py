@@ -13,13 +13,16 @@ def own_gpu() -> str:
 
     Returns:
       The GPU's entry in `CUDA_VISIBLE_DEVICES`, such as `"GPU-8f3c…"` or `"1"`, or its index if
-      the variable is unset. An empty string if TensorFlow sees no GPU, or was built without NCCL.
+      the variable is unset. If `NCCL_HOSTID` is set, also its value, because NCCL then accepts a
+      GPU once per value. An empty string if TensorFlow sees no GPU, or was built without NCCL.
     """
     visible = tf.config.get_visible_devices("GPU")
     if not visible or not tf.sysconfig.get_build_info().get("is_cuda_build"):
         return ""
     present = [device.name for device in tf.config.list_physical_devices("GPU")]
-    return name_of(present.index(visible[0].name), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    name = name_of(present.index(visible[0].name), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    host = os.environ.get("NCCL_HOSTID")
+    return f"{name} (NCCL_HOSTID={host})" if host else name
 
 
 def name_of(index: int, chosen: str | None) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_gossip_pga.algorithm.graph import Topology
-from tf_gossip_pga.exchange import buckets
+from tf_gossip_pga.exchange import buckets, message_plan
 from tf_gossip_pga.exchange import wire as wire_lib
 from tf_gossip_pga.exchange.health import Health
 from tf_gossip_pga.exchange.mixing import Mixer
@@ -147,7 +147,7 @@ class Averager:
         self._key_of_means = first_key + sent
         self._key_of_slots = self._key_of_means + means
         rounds = range(topology.rounds)  # each has different neighbors
-        self._gossip_bytes = [self._mixer.bytes_sent(r) for r in rounds]
+        self._gossip_bytes = [message_plan.bytes_sent(self.messages(r)) for r in rounds]
         self._gossips = [Traced(functools.partial(self._gossip, r)) for r in rounds]
         self._changes = [Traced(functools.partial(self._changes_of, r)) for r in rounds]
         self._pack = Traced(self._parameters.pack)
@@ -174,6 +174,16 @@ class Averager:
     def serves(self, variables: Variables) -> bool:
         """Return whether this averager was built for exactly these variables and this view."""
         return self._view == self._session.view and self._variables.are(variables)
+
+    def messages(self, round: int) -> list[message_plan.Message]:
+        """Return this rank's messages of a gossip in a round of the topology, in order."""
+        return self._mixer.messages(round)
+
+    @property
+    def messages_of_average(self) -> list[message_plan.Message]:
+        """The messages of a global average, in order."""
+        layout = [*self._parameters.layout, *self._passengers.layout]
+        return message_plan.of_mean(layout, self._ops.transport)
 
     def gossip(self, round: int, doing: str):
         """Mix the parameters with this round's neighbors: x_i <- sum_j W[i, j] * x_j.

@@ -78,6 +78,11 @@ def of_mean(layout: Layout, transport: Transport) -> list[Message]:
     return [Message(ALL, None, sum(sizes[each] for each in group)) for group in groups]
 
 
+def bytes_sent(messages: Sequence[Message]) -> int:
+    """Return the number of payload bytes that a rank sends in a gossip."""
+    return sum(each.size for each in messages if each.operation != RECEIVE)
+
+
 def is_paired(
     layout: Layout, topology: Topology, round: int, transport: Transport, wire: Wire
 ) -> bool:

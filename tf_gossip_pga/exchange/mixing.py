@@ -37,13 +37,15 @@ class Mixer:
         if wire.lossy and not all(each.is_empty for each in topology.cycle):
             self._reference = [tf.Variable(chunk) for chunk in parameters.pack()]
 
-    def bytes_sent(self, round: int) -> int:
-        """Return the number of payload bytes that this rank sends in a round."""
-        colors = self._topology.colors(round)
-        messages = sum(sender == self._ops.place for color in colors for sender, _ in color)
-        layout = self._parameters.layout
-        return messages * sum(
-            self._wire.encoded_bytes(length, dtype.size) for length, dtype in layout
+    def messages(self, round: int) -> list[message_plan.Message]:
+        """Return this rank's messages in a round, in the order in which it issues them."""
+        return message_plan.of_gossip(
+            self._parameters.layout,
+            self._topology,
+            round,
+            self._ops.place,
+            self._ops.transport,
+            self._wire,
         )
 
     def remember(self, chunks):
