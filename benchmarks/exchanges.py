@@ -113,8 +113,8 @@ def print_messages(averager: "Averager") -> None:
         return
     print(f"{session.size} workers over {session.transport.name}; messages of rank 0:")
     for name, messages in (
-        ("gossip", averager.messages(0)),
-        ("global average", averager.messages_of_average),
+        ("gossip", averager.gossips[0]),
+        ("global average", averager.average),
     ):
         kinds = collections.Counter((each.operation, each.size) for each in messages)
         parts = [

@@ -24,7 +24,7 @@ def _exchange(cluster, values, colors, in_flight, chunk: int = 3):
     session = product.active()
     transport = dataclasses.replace(RING, messages_in_flight=in_flight)
     ops = group_ops.GroupOps(session.view, cluster.rank, cluster.size, transport)
-    key = session.reserve_keys(3, "the test", deadlines.scaled(60))
+    key = session.reserve_keys(9, "the test", deadlines.scaled(60))
 
     @tf.function(autograph=False)
     def exchange():

@@ -74,10 +74,15 @@ def test_group_keys_differ_from_view_to_view_and_lie_above_those_of_strategies()
     assert min(first | second) >= 1 << 20
 
 
-def test_both_ends_of_an_edge_use_one_group_key():
+def test_both_ends_of_an_edge_use_one_group_key_in_both_directions():
     left, right = _group_keys(ALL, 0), _group_keys(ALL, 1)
-    # The edges 0 -> 1 and 1 -> 0, the mean and the gather are common to both.
-    assert len(left & right) == 4
+    # The edges between 0 and 1, the mean and the gather are common to both.
+    assert len(left & right) == 3
+    assert len(left) == len(right) == 4
+
+
+def test_two_members_use_the_group_of_all():
+    assert len(_group_keys(View(0, (0, 1)), 0)) == 2  # that one, and the one of gathers
 
 
 def test_a_lone_member_exchanges_with_nobody():

@@ -19,6 +19,7 @@ import tensorflow as tf
 from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.exchange import buckets, message_plan
 from tf_gossip_pga.exchange import wire as wire_lib
+from tf_gossip_pga.exchange.group_ops import KEYS_PER_CHUNK
 from tf_gossip_pga.exchange.health import Health
 from tf_gossip_pga.exchange.mixing import Mixer
 from tf_gossip_pga.exchange.session import SoloSession
@@ -102,6 +103,8 @@ class Averager:
 
     Attributes:
       health: the checks of this rank's own parameters.
+      gossips: this rank's messages of a gossip, for each round of the topology.
+      average: the messages of a global average.
       bytes_sent: number of payload bytes that this rank has sent since the averager was built. A
         broadcast counts as one copy, although the sender may send several.
     """
@@ -136,25 +139,25 @@ class Averager:
             [*variables.parameters, *variables.statistics, *variables.others]
         )
         self._started = False  # whether a gossip is running in the background
-        # An instance key is bound to one group, one kind of exchange, and one message length. A
-        # gossip and a broadcast can share keys, because their groups differ.
-        sent = max(len(self._parameters), len(self._everything))
-        means = len(self._parameters) + len(self._passengers)
-        first_key = session.reserve_keys(
-            sent + means + len(self._slots), "the start", patience.start_s
-        )
+        # An instance key is bound to one kind of exchange, and to one message length.
+        gossips, broadcasts = KEYS_PER_CHUNK * len(self._parameters), len(self._everything)
+        means, slots = len(self._parameters) + len(self._passengers), len(self._slots)
+        count = gossips + broadcasts + means + slots
+        first_key = session.reserve_keys(count, "the start", patience.start_s)
         self._mixer = Mixer(self._ops, topology, self._parameters, wire, first_key)
-        self._key_of_means = first_key + sent
+        self._key_of_means = first_key + gossips + broadcasts
         self._key_of_slots = self._key_of_means + means
         rounds = range(topology.rounds)  # each has different neighbors
-        self._gossip_bytes = [message_plan.bytes_sent(self.messages(r)) for r in rounds]
+        self.gossips = [self._mixer.messages(r) for r in rounds]
+        averaged = [*self._parameters.layout, *self._passengers.layout]
+        self.average = message_plan.of_mean(averaged, self._ops.transport)
         self._gossips = [Traced(functools.partial(self._gossip, r)) for r in rounds]
         self._changes = [Traced(functools.partial(self._changes_of, r)) for r in rounds]
         self._pack = Traced(self._parameters.pack)
         self._add = Traced(lambda *changes: self._parameters.add(changes))
         self._average_all = Traced(self._global_average)
         self._average_all_slots = Traced(self._mean_of_slots)
-        self._broadcast = Traced(functools.partial(self._broadcast_from, first_key))
+        self._broadcast = Traced(functools.partial(self._broadcast_from, first_key + gossips))
 
     def _bucket(self, variables: list) -> buckets.Bucket:
         return buckets.Bucket(variables, self._ops.transport.message_bytes)
@@ -175,16 +178,6 @@ class Averager:
         """Return whether this averager was built for exactly these variables and this view."""
         return self._view == self._session.view and self._variables.are(variables)
 
-    def messages(self, round: int) -> list[message_plan.Message]:
-        """Return this rank's messages of a gossip in a round of the topology, in order."""
-        return self._mixer.messages(round)
-
-    @property
-    def messages_of_average(self) -> list[message_plan.Message]:
-        """The messages of a global average, in order."""
-        layout = [*self._parameters.layout, *self._passengers.layout]
-        return message_plan.of_mean(layout, self._ops.transport)
-
     def gossip(self, round: int, doing: str):
         """Mix the parameters with this round's neighbors: x_i <- sum_j W[i, j] * x_j.
 
@@ -198,7 +191,7 @@ class Averager:
         self.health.steps.append(step)
         with self._session.waiting(doing, self._patience.exchange_s):
             self._gossips[round]()
-        self.bytes_sent += self._gossip_bytes[round]
+        self.bytes_sent += message_plan.bytes_sent(self.gossips[round])
 
     def start_gossip(self, round: int, doing: str):
         """Start a gossip of the current parameters in the background.
@@ -216,7 +209,7 @@ class Averager:
         self.health.steps.append(step)
         self._session.begin(exchange, doing, self._patience.exchange_s)
         self._started = True
-        self.bytes_sent += self._gossip_bytes[round]
+        self.bytes_sent += message_plan.bytes_sent(self.gossips[round])
 
     def finish_gossip(self, apply: bool = True):
         """Wait for the background gossip, and apply it: x_i <- x_i + (sum_j W[i, j] * x'_j - x'_i).

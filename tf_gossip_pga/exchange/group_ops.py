@@ -20,7 +20,9 @@ average and `CollectiveGatherV2` gathers values.
   are derived from the members and the view's number, and are far higher than the keys that
   `tf.distribute` strategies count up from 1. An instance key is bound to a shape and a source, and
   may be reused after its exchange. TensorFlow stores every key, and queries the group's leader over
-  the network for each new key, so reusing keys saves memory and time.
+  the network for each new key, so reusing keys saves memory and time. NCCL also creates a
+  communicator for each group key, and keeps it after a change of the view. Two ranks that exchange
+  therefore use one group in both directions, and if there are only two members, the group of all.
 - **Devices.** Only the first device of each worker exchanges. The devices of one worker train
   together without collectives, because the cluster's leader would put the devices of all workers
   into one group.
@@ -38,12 +40,15 @@ from tf_gossip_pga.exchange import message_plan
 from tf_gossip_pga.exchange.transport import RING, Transport
 
 # Far above the group keys that `tf.distribute` strategies count up from 1. Each view has one key
-# for all members, one for gathers among all members, one per edge, and one per pair.
+# for all members, one for gathers among all members, and one per pair of members.
 _FIRST_GROUP_KEY = 1 << 20
 
 # Gathers use one instance key per message length, a power of two. All other keys are higher.
 _FIRST_INSTANCE_KEY = 1 << 20
 FIRST_FREE_KEY = _FIRST_INSTANCE_KEY + 32
+
+# Instance keys of a gossip per chunk: one per direction, and one for the all-reduce of a pair.
+KEYS_PER_CHUNK = 3
 
 # The dtypes that broadcast kernels support. Other dtypes are bitcast to a supported dtype of the
 # same width. For one-byte dtypes, four numbers are bitcast to one int32.
@@ -90,7 +95,7 @@ class GroupOps:
         self._world_size = world_size
         self._all_workers = all_workers
         # Every member must compute the same keys.
-        self._group_key = _FIRST_GROUP_KEY + (2 + 2 * world_size**2) * view.number
+        self._group_key = _FIRST_GROUP_KEY + (2 + world_size**2) * view.number
         with tf.device("/device:CPU:0"):
             self._gather_token = tf.Variable(tf.constant(0.0))
         with tf.device(transport.device):
@@ -110,7 +115,7 @@ class GroupOps:
         Args:
           chunks: 1-D tensors, or other inputs that `encode` accepts.
           colors: the edge coloring of one round (`Topology.colors`).
-          first_key: the first of `len(chunks)` reserved instance keys.
+          first_key: the first of `KEYS_PER_CHUNK * len(chunks)` reserved instance keys.
           encode: function that returns the message for a chunk: a 1-D tensor with a static shape
             that is the same on all ranks. It runs shortly before the message is sent. Encoding all
             chunks at once would delay sending, and would hold all messages in memory. Default: the
@@ -131,9 +136,10 @@ class GroupOps:
             with tf.control_dependencies(_turn(issued, 2 * limit)):
                 message = encode(chunk)
             for sender, receiver in own_edges:
-                key = self._group_key + 2 + sender * self._world_size + receiver
+                group = self._group_of_pair(sender, receiver)
+                key = first_key + KEYS_PER_CHUNK * index + (sender > receiver)
                 with tf.control_dependencies(_turn(issued, limit)):
-                    issued.append(self._bcast(message, sender, 2, key, first_key + index))
+                    issued.append(self._bcast(message, sender, 2, group, key))
                 if receiver == self.place:
                     received[sender] = issued[-1]
                 else:
@@ -182,14 +188,19 @@ class GroupOps:
         Args:
           chunks: 1-D tensors, of the same shapes on both ranks.
           partner: place of the other rank, which must call this too.
-          first_key: the first of `len(chunks)` reserved instance keys.
+          first_key: as for `exchange`.
         """
-        low, high = sorted((self.place, partner))
-        key = self._group_key + 2 + self._world_size**2 + low * self._world_size + high
+        group = self._group_of_pair(self.place, partner)
         return [
-            self._reduce(chunk, 2, key, first_key + index, index)
+            self._reduce(chunk, 2, group, first_key + KEYS_PER_CHUNK * index + 2, index)
             for index, chunk in enumerate(chunks)
         ]
+
+    def _group_of_pair(self, a: int, b: int) -> int:
+        """Return the key of the group of two members, given by their places."""
+        if self.size == 2:
+            return self._group_key
+        return self._group_key + 2 + min(a, b) * self._world_size + max(a, b)
 
     def _mean_of_all(self, message: tf.Tensor, instance_key: int, index: int) -> tf.Tensor:
         """Return the mean of a message over all members. `index` counts the messages."""

@@ -20,7 +20,7 @@ class Mixer:
       topology: which members average with each other.
       parameters: the parameters to mix.
       wire: the encoding of messages.
-      first_key: the first of `len(parameters)` reserved instance keys.
+      first_key: the first of `KEYS_PER_CHUNK * len(parameters)` reserved instance keys.
     """
 
     def __init__(
