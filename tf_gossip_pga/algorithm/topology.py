@@ -39,7 +39,6 @@ __all__ = [
     "Round",
     "Topology",
     "complete",
-    "default",
     "disconnected",
     "from_matrix",
     "from_networkx",
