@@ -27,7 +27,9 @@ if "DIES" in os.environ:
     os.kill(os.getpid(), signal.SIGKILL)
 import tf_gossip_pga as pga
 from tf_gossip_pga.exchange import startup
+from tf_gossip_pga.cluster import gpus
 startup.__version__ = os.environ.get("VERSION", pga.__version__)
+gpus.own_gpu = lambda: os.environ.get("GPU", "")
 cluster = pga.initialize()
 print("started", cluster.rank, flush=True)
 """
@@ -148,6 +150,9 @@ def wrong_starts() -> list[Start]:
             for rank, given in enumerate([a, a, odd(all4)])
         ]
 
+    def requesting(says, variables):
+        return lambda a, _: [Worker(says, rank, a, each) for rank, each in enumerate(variables)]
+
     add("lists of three and of four addresses", differing(lambda all4: all4))
     add("lists that differ in one address", differing(lambda a: [a[0], a[3], a[2]]))
     add("lists in different orders", differing(lambda a: [a[1], a[0], a[2]]))
@@ -163,6 +168,18 @@ def wrong_starts() -> list[Start]:
             for rank in range(3)
         ],
     )
+    for name, ranks_gpus, says in [
+        ("NCCL without GPUs", ("", "", ""), "rank 0 has no GPU that NCCL can use"),
+        ("NCCL with a GPU on all but rank 1", ("0", "", "1"), "rank 1 has no GPU that NCCL can"),
+        ("NCCL with two workers on one GPU", ("0", "1", "0"), "rank 0 and rank 2 share GPU 0"),
+    ]:
+        variables = [{"GPU": gpu, "TF_GOSSIP_PGA_COMMUNICATION": "nccl"} for gpu in ranks_gpus]
+        add(name, requesting(f"ValueError: communication is 'nccl', but {says}", variables))
+    differing_requests = [
+        {"TF_GOSSIP_PGA_COMMUNICATION": each} for each in ("ring", "auto", "ring")
+    ]
+    says = "differ in the requested communication.*ring on rank 0 .* and rank 2 .*auto on rank 1 "
+    add("another transport requested on rank 1", requesting(says, differing_requests))
     for name, variable in [("srun", "SLURM_STEP_NUM_TASKS"), ("mpirun", "OMPI_COMM_WORLD_SIZE")]:
         says = rf"one of several \({variable}=2\).*TF_CONFIG is not set(.|\n)*_CLUSTER=none"
         starts.append(
