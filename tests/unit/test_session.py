@@ -194,6 +194,14 @@ def _fixed(watchdog=None) -> FixedSession:
     return FixedSession(CLUSTER, RING, StandInChannel(), _status(), watchdog)
 
 
+@pytest.mark.parametrize(("hint", "patience_s"), [("ring", 5.0), ("nccl", 1.0)])
+def test_the_watchdog_asks_sooner_over_nccl_which_reports_no_ends(hint, patience_s):
+    transport = dataclasses.replace(RING, hint=hint)  # from the CPU, as there may be no GPU
+    watchdog = StandInWatchdog()
+    FixedSession(CLUSTER, transport, StandInChannel(), _status(), watchdog)
+    assert watchdog.patience_s == patience_s
+
+
 def test_a_network_failure_ends_a_fixed_session():
     error = tf.errors.UnavailableError(None, None, "Socket closed")
     with pytest.raises(WorkerLost, match="lost at the gossip of step 7: Socket closed"):

@@ -103,6 +103,16 @@ def test_an_exchange_without_hope_is_aborted(answer, timeout_s, reason):
         assert watched.status.tell().waits_at is None
 
 
+def test_a_transport_that_reports_no_ends_is_asked_about_sooner(capfd):
+    slow = dataclasses.replace(QUICK, patience_s=3600.0)
+    with _watched({1: _elsewhere(fits=0)}, slow) as watched:
+        watched.dog.patience_s = 0.0
+        with watched.dog.deadline("the gossip of step 7", 60.0):
+            while watched.channel.asked.count("status") < 3:
+                threading.Event().wait(0.01)
+    assert "has waited" not in capfd.readouterr().err  # a report has its own time
+
+
 def test_a_slow_worker_is_reported_and_waited_for(capfd):
     with _watched({1: _elsewhere(fits=0)}) as watched:
         with watched.dog.deadline("the gossip of step 7", 60.0) as wait:

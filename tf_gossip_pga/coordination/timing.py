@@ -30,6 +30,8 @@ class Timing:
       serve_s: how long an unknown peer may hold a connection.
       watch_every_s: how often the watchdog checks the exchange in progress.
       patience_s: minimum duration of an exchange before the watchdog asks about it and reports it.
+      nccl_patience_s: minimum duration of an exchange over NCCL before the watchdog asks about it.
+        NCCL, unlike gRPC, does not report that another worker's process has ended.
       patience_steps: a second minimum of that duration, as a multiple of this worker's median step
         time, but at most a tenth of the exchange's timeout. The larger of the two minimums applies.
       suspect_s: how long a worker may be silent before the watchdog aborts an exchange with it.
@@ -72,6 +74,7 @@ class Timing:
     serve_s: float = 2.0
     watch_every_s: float = 0.5
     patience_s: float = 5.0
+    nccl_patience_s: float = 1.0
     patience_steps: int = 20
     suspect_s: float = 60.0
     linger_s: float = 4.0

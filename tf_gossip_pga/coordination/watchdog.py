@@ -67,6 +67,7 @@ class Watchdog:
 
     Attributes:
       called_off: why no exchange may begin, or None.
+      patience_s: minimum duration of an exchange before the watchdog asks about it.
       departures: the workers that have left `fit`, or ended, because of an exception.
     """
 
@@ -85,6 +86,7 @@ class Watchdog:
         self._status = status
         self._timing = timing
         self._abort = abort
+        self.patience_s = timing.patience_s
         self._lock = threading.Lock()  # an abort must not hit a later exchange
         self._wait: Wait | None = None
         self.called_off: str | None = None
@@ -245,9 +247,9 @@ class Watchdog:
         if self._ending:
             return 0.0
         if not self._step_s:
-            return self._timing.patience_s
+            return self.patience_s
         longest_s = self._timing.patience_steps * statistics.median(self._step_s)
-        return max(self._timing.patience_s, min(longest_s, timeout_s / 10))
+        return max(self.patience_s, min(longest_s, timeout_s / 10))
 
     def _run(self) -> None:
         """Watch the exchanges of this process, on a thread that sleeps most of the time."""
@@ -279,7 +281,7 @@ class Watchdog:
                 if self._wait is wait:  # else the exchange has since completed
                     wait.findings = findings
                     self._abort(reason)
-        elif now > wait.report_at and self._wait is wait and self._is_worth_a_line(findings):
+        elif self._is_to_report(wait, findings, now):
             waited_s = now - wait.started
             logger.info(f"Rank {self._rank} has waited {waited_s:.0f} s at {wait.doing}: {found}.")
             wait.report_at = now + waited_s  # when the wait has doubled
@@ -293,9 +295,11 @@ class Watchdog:
         heard = self.departures.heard
         return heard is not None and now > heard + self._timing.closing_s
 
-    def _is_worth_a_line(self, findings: Findings) -> bool:
+    def _is_to_report(self, wait: Wait, findings: Findings, now: float) -> bool:
         """Return whether to report a wait. False if all ranks have just reached the exchange."""
-        return bool(findings.text) or findings.reached_s > self._timing.patience_s
+        is_due = now > max(wait.report_at, wait.started + self._timing.patience_s)
+        is_worth_a_line = bool(findings.text) or findings.reached_s > self._timing.patience_s
+        return is_due and self._wait is wait and is_worth_a_line
 
     def _text_of_all_there(self, reached_s: float) -> str:
         text = f"all ranks have reached it, the last of them {reached_s:.0f} s ago"

@@ -192,6 +192,10 @@ class FixedSession(SoloSession):
             self.transport,
             self.all_workers if is_usable else None,
         )
+        is_nccl = self.transport.hint == NCCL.hint
+        self._watchdog.patience_s = (
+            self.timing.nccl_patience_s if is_nccl else self.timing.patience_s
+        )
         self._gather = gather.Gatherer(self.ops, self.cluster.rank)
         self._next_key = group_ops.FIRST_FREE_KEY
 
