@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+# The driver's device. Containers without access to GPUs lack it, but see the driver's files.
+_CONTROL = pathlib.Path("/dev/nvidiactl")
 _DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
 _UUID = "GPU UUID:"
 
@@ -26,7 +28,10 @@ def visible() -> list[str]:
     if chosen is not None:
         names = [name.strip() for name in chosen.split(",")]
         return names if names != [""] and "-1" not in names else []
-    return _from_library() or _from_driver()
+    found = _from_library()
+    if found is not None:
+        return found
+    return _from_driver() if _CONTROL.exists() else []
 
 
 def divide(gpus: Sequence[str], workers: int, per_worker: int, share: bool) -> list[list[str]]:
@@ -53,44 +58,57 @@ def divide(gpus: Sequence[str], workers: int, per_worker: int, share: bool) -> l
             "workers, let several workers share a GPU (--share-gpus), or set "
             "CUDA_VISIBLE_DEVICES=-1 to train on the CPU."
         )
-    first = [rank * per_worker for rank in range(workers)]
-    return [[gpus[(at + k) % len(gpus)] for k in range(per_worker)] for at in first]
+    blocks = len(gpus) // per_worker
+    first = [rank % blocks * per_worker for rank in range(workers)]
+    return [list(gpus[at : at + per_worker]) for at in first]
 
 
-def _from_library() -> list[str]:
-    """Return UUIDs from NVIDIA's management library, or an empty list if it cannot be used."""
+def _from_library() -> list[str] | None:
+    """Return UUIDs from NVIDIA's management library, or None if it cannot be used."""
     try:
         library = importlib.import_module("pynvml")
-        library.nvmlInit()
-    except Exception:  # not installed, or no driver: it has an error class for each reason
-        return []
+    except ImportError:
+        return None
     try:
-        count = library.nvmlDeviceGetCount()
-        handles = [library.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
-        return [uuid for handle in handles for uuid in _parts(library, handle)]
-    finally:
-        library.nvmlShutdown()
+        library.nvmlInit()
+        try:
+            count = library.nvmlDeviceGetCount()
+            handles = [library.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+            return [uuid for handle in handles for uuid in _parts(library, handle)]
+        finally:
+            library.nvmlShutdown()
+    except (library.NVMLError, AttributeError):  # AttributeError: a library older than MIG mode
+        return None
 
 
 def _parts(library: Any, handle: Any) -> list[str]:
     """Return the UUIDs of a GPU's MIG devices, or its own UUID if it is not in MIG mode."""
-    found: list[str] = []
-    with contextlib.suppress(library.NVMLError):  # this kind of GPU has no MIG mode
-        if library.nvmlDeviceGetMigMode(handle)[0]:
-            for index in range(library.nvmlDeviceGetMaxMigDeviceCount(handle)):
-                with contextlib.suppress(library.NVMLError):  # no device has this index
-                    part = library.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
-                    found.append(library.nvmlDeviceGetUUID(part))
-            return found
-    return [library.nvmlDeviceGetUUID(handle)]
+    is_mig = False
+    with contextlib.suppress(library.NVMLError_NotSupported):  # this kind of GPU has no MIG mode
+        is_mig = bool(library.nvmlDeviceGetMigMode(handle)[0])
+    devices: list[Any] = [] if is_mig else [handle]
+    for index in range(library.nvmlDeviceGetMaxMigDeviceCount(handle) if is_mig else 0):
+        with contextlib.suppress(library.NVMLError_NotFound):  # no MIG device has this index
+            devices.append(library.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
+    uuids = [library.nvmlDeviceGetUUID(device) for device in devices]
+    # Old versions of the library return bytes.
+    return [uuid.decode() if isinstance(uuid, bytes) else uuid for uuid in uuids]
 
 
 def _from_driver(folder: pathlib.Path = _DRIVER) -> list[str]:
-    """Return UUIDs from the driver's files, or indices if they contain no UUID."""
-    found: list[str] = []
+    """Return UUIDs from the driver's files, or indices if a UUID is missing."""
+    try:
+        uuids = [_uuid_in(each / "information") for each in sorted(folder.iterdir())]
+    except OSError:
+        return []
+    # Do not mix both: CUDA may number the GPUs in another order than this folder.
+    return uuids if all(uuids) else [str(index) for index in range(len(uuids))]
+
+
+def _uuid_in(file: pathlib.Path) -> str:
+    """Return the UUID in a driver's file, or an empty string if it is missing or unknown."""
     with contextlib.suppress(OSError):
-        for index, each in enumerate(sorted(folder.iterdir())):
-            lines = (each / "information").read_text().splitlines()
-            uuids = [line.removeprefix(_UUID).strip() for line in lines if line.startswith(_UUID)]
-            found.append(uuids[0] if uuids else str(index))
-    return found
+        for line in file.read_text().splitlines():
+            if line.startswith(_UUID) and "?" not in line:
+                return line.removeprefix(_UUID).strip()
+    return ""
