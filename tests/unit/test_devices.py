@@ -55,6 +55,25 @@ def test_the_strategy_follows_the_devices(monkeypatch, gpus, cpus, devices, summ
     assert local_strategy() == expected
 
 
+def test_the_memory_of_gpus_grows_except_of_those_that_the_script_has_split(monkeypatch):
+    import tensorflow as tf
+
+    from tf_gossip_pga.cluster.devices import grow_memory
+
+    split = {"GPU:0": [], "GPU:1": [None, None], "GPU:2": None}
+    grown = []
+
+    def grow(device, enable):
+        assert enable and not split[device]  # as TensorFlow, which raises ValueError
+        grown.append(device)
+
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: list(split))
+    monkeypatch.setattr(tf.config, "get_logical_device_configuration", split.get)
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", grow)
+    grow_memory()
+    assert grown == ["GPU:0", "GPU:2"]
+
+
 @pytest.mark.parametrize("synchronized", [False, True])
 def test_a_step_on_several_gpus_has_no_collective_that_other_workers_would_see(synchronized):
     """The graph alone: it is built where there are no GPUs, and never run."""

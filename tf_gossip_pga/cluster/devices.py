@@ -25,9 +25,14 @@ def local_strategy() -> tf.distribute.Strategy:
 
 
 def grow_memory() -> None:
-    """Make TensorFlow allocate GPU memory only as needed, because other workers use the GPU too."""
+    """Make TensorFlow allocate GPU memory only as needed, because other workers use the GPU too.
+
+    Leave GPUs that the script has split into logical devices, because these have limits of their
+    own, and TensorFlow does not accept both.
+    """
     for device in tf.config.get_visible_devices("GPU"):
-        tf.config.experimental.set_memory_growth(device, True)
+        if not tf.config.get_logical_device_configuration(device):
+            tf.config.experimental.set_memory_growth(device, True)
 
 
 def _names() -> list[str]:
