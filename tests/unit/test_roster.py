@@ -16,7 +16,8 @@ def report(rank=0, nonce="", addresses=HOSTS, **more) -> roster.Report:
 
 
 def test_a_report_comes_back_from_its_line():
-    sent = report(1, missing=(0, 2), failure="it is\nso", complete=True)
+    more = {"gpu": "0000:3b:00.0", "machine": "8f3c"}
+    sent = report(1, missing=(0, 2), failure="it is\nso", complete=True, **more)
     assert sent.to_line().count(b"\n") == 1
     assert roster.from_line(sent.to_line()) == sent
 
@@ -47,6 +48,9 @@ FIELDS = dataclasses.asdict(report(1))
                 ("missing", [3]),
                 ("missing", {"0": 1}),
                 ("failure", ["it"]),
+                ("gpu", 0),
+                ("gpu", None),
+                ("machine", ["8f3c"]),
             ]
         ),
     ],
@@ -54,6 +58,11 @@ FIELDS = dataclasses.asdict(report(1))
 def test_anything_else_is_no_report(line):
     with pytest.raises(ValueError):
         roster.from_line(line)
+
+
+def test_a_report_that_names_no_gpu_has_none():
+    named = {name: value for name, value in FIELDS.items() if name not in ("gpu", "machine")}
+    assert roster.from_line(json.dumps(named).encode()) == report(1)
 
 
 def test_what_a_report_says_cannot_move_the_cursor_or_fill_the_screen():

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import pathlib
 import secrets
 import socket
 import threading
@@ -31,6 +32,9 @@ _SETTINGS = b"\x04\0\0\0\0\0"
 # How many connections to serve at once, and how many processes to remember, in addition to those of
 # the workers.
 _STRANGERS = 64
+
+# A random id that Linux chooses at each start of the machine. Containers have that of their host.
+_BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclasses.dataclass
@@ -93,6 +97,7 @@ class Calls:
             pid=os.getpid(),
             addresses=tuple(addresses),
             gpu=gpu,
+            machine=_machine(),
             facts=facts,
             missing=tuple(self.others),
         )
@@ -340,6 +345,13 @@ def read_greeting(connection: socket.socket, ends: float) -> bytes:
             break
         data += chunk
     return data
+
+
+def _machine() -> str:
+    """Return an id of this machine, or an empty string if it has none."""
+    with contextlib.suppress(OSError):
+        return _BOOT_ID.read_text().partition("-")[0]
+    return ""
 
 
 def _read_line(connection: socket.socket, ends: float) -> bytes:

@@ -36,6 +36,7 @@ class Report:
       addresses: `"host:port"` of all workers in rank order, from its `TF_CONFIG`.
       facts: facts that must be equal on all ranks, by name, e.g. `{"version of Keras": "3.15.1"}`.
       gpu: name of the GPU that it can exchange from, unique on its machine, or an empty string.
+      machine: id of its machine, or an empty string. Several machines may have the same `host`.
       missing: the ranks that it has not met, that is, that have not answered its calls yet.
       complete: whether it knows that all workers have met each other.
       failure: why it cannot start, as a sentence, or an empty string if it can.
@@ -48,6 +49,7 @@ class Report:
     addresses: tuple[str, ...]
     facts: Mapping[str, str]
     gpu: str = ""
+    machine: str = ""
     missing: tuple[int, ...] = ()
     complete: bool = False
     failure: str = ""
@@ -76,7 +78,8 @@ def from_line(line: bytes) -> Report:
             host=_text(fields["host"]),
             pid=_whole(fields["pid"]),
             addresses=tuple(_text(each) for each in _list(fields["addresses"])),
-            gpu=_text(fields["gpu"]),
+            gpu=_text(fields.get("gpu", "")),
+            machine=_text(fields.get("machine", "")),
             facts={_text(name): _text(fact) for name, fact in fields["facts"].items()},
             missing=tuple(_whole(each) for each in _list(fields["missing"])),
             complete=fields["complete"] is True,
