@@ -73,7 +73,7 @@ def _large(megabytes: float) -> dict[str, Callable[[], object]]:
         actions[f"{name} gossip"] = exchanges.gossip(exchanges.averager(variables, name))
     averager = exchanges.averager(variables, exchanges.default_topology())
     actions["global average"] = exchanges.global_average(averager)
-    exchanges.print_messages(averager)
+    exchanges.print_messages(variables, exchanges.default_topology())
     return actions
 
 

@@ -3,7 +3,6 @@
 This is the only benchmark module that imports from `tf_gossip_pga.exchange`.
 """
 
-import collections
 import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -104,23 +103,32 @@ def default_topology() -> str:
     return topology.default(session.size, session.transport.pairs).name
 
 
-def print_messages(averager: "Averager") -> None:
-    """Print, on rank 0, the transport and the messages of a gossip and of a global average."""
-    from tf_gossip_pga.exchange import process
+def print_messages(variables: "Sequence[tf.Variable]", topology: str) -> None:
+    """Print, on rank 0, the transport and the messages of a gossip and of a global average.
+
+    Args:
+      variables: the parameters.
+      topology: name of the topology.
+    """
+    import tensorflow as tf
+
+    from tf_gossip_pga.algorithm.topology import BY_NAME
+    from tf_gossip_pga.exchange import buckets, message_plan, process, wire
 
     session = process.active()
     if session.place:
         return
-    print(f"{session.size} workers over {session.transport.name}; messages of rank 0:")
+    transport, graph = session.transport, BY_NAME[topology](session.size)
+    layout = buckets.Bucket(variables, transport.message_bytes).layout
+    full = wire.resolve("float32")
+    # A global average also tells which ranks had parameters that were not finite.
+    averaged = [*layout, (session.size, tf.float32)]
+    print(f"{session.size} workers over {transport.name}; messages of rank 0:")
     for name, messages in (
-        ("gossip", averager.gossips[0]),
-        ("global average", averager.average),
+        ("gossip", message_plan.of_gossip(layout, graph, 0, 0, transport, full)),
+        ("global average", message_plan.of_mean(averaged, transport)),
     ):
-        kinds = collections.Counter((each.operation, each.size) for each in messages)
-        parts = [
-            f"{count} x {kind} of {size / 1e6:.3g} MB" for (kind, size), count in kinds.items()
-        ]
-        print(f"  {name}: {', '.join(parts)}")
+        print(f"  {name}: {message_plan.described(messages)}")
 
 
 def gossip(averager: "Averager") -> Callable[[], object]:

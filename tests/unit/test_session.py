@@ -13,6 +13,7 @@ import weakref
 import pytest
 import tensorflow as tf
 
+from tf_gossip_pga.cluster import gpus
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination import running_call
 from tf_gossip_pga.coordination.diagnosis import Findings
@@ -23,7 +24,7 @@ from tf_gossip_pga.errors import ExchangeBroken, TrainingFinished, ViewChanged, 
 from tf_gossip_pga.exchange import process
 from tf_gossip_pga.exchange.elastic import ElasticSession, LossPolicy
 from tf_gossip_pga.exchange.session import MISSED, FixedSession, SoloSession
-from tf_gossip_pga.exchange.transport import RING
+from tf_gossip_pga.exchange.transport import NCCL, RING
 
 CLUSTER = Cluster(1, 3, ("a:1", "b:1", "c:1"))
 
@@ -581,6 +582,20 @@ def test_a_joining_worker_counts_all_workers_until_it_is_alone_no_longer():
     )
     assert (session.size, session.ops.size) == (3, 1)
     assert session.gather("own", "the start", 60) == ["own"]
+
+
+def test_a_joining_worker_changes_to_the_transport_of_the_members_or_keeps_its_own(monkeypatch):
+    session = _elastic()
+    monkeypatch.setattr(gpus, "own_gpu", lambda: "")
+    with pytest.raises(ValueError, match=r"Rank 1 cannot join: .* no GPU that NCCL can use"):
+        session.use_transport("nccl")
+    session.communication = "nccl"
+    with pytest.raises(ValueError, match=r"Rank 1 cannot join: .* this worker requests 'nccl'"):
+        session.use_transport("ring")
+    assert session.transport is RING
+    monkeypatch.setattr(gpus, "own_gpu", lambda: "0000:3b:00.0")
+    session.use_transport("nccl")
+    assert session.transport is NCCL
 
 
 def test_only_the_first_fit_can_be_joined():

@@ -1,7 +1,9 @@
 """The choice between gRPC and NCCL, as tables; the messages that it leads to, without exchanges."""
 
+import ctypes
 import dataclasses
 import math
+import types
 
 import pytest
 import tensorflow as tf
@@ -50,8 +52,36 @@ def test_all_workers_use_nccl_where_each_has_a_gpu_of_its_own(
     ],
 )
 def test_a_request_for_nccl_that_cannot_be_met_is_an_error(offers, obstacle):
-    with pytest.raises(ValueError, match=f"communication is 'nccl', but {obstacle}. NCCL needs "):
+    with pytest.raises(ValueError, match=f"communication is 'nccl', but {obstacle}. Over NCCL, "):
         transport_lib.choose("nccl", offers)
+
+
+def test_two_machines_may_have_the_same_name():
+    offers = [Offer("localhost", "0", "8f"), Offer("localhost", "0", "9a")]
+    assert transport_lib.choose("auto", offers).transport is NCCL
+    assert not transport_lib.shares_gpu(0, offers)
+
+
+@pytest.mark.parametrize(
+    ("hint", "communication", "gpu"),
+    [("nccl", "auto", "0"), ("nccl", "nccl", "0"), ("ring", "auto", ""), ("ring", "ring", "0")],
+)
+def test_a_joining_worker_uses_the_transport_of_the_members(hint, communication, gpu):
+    assert transport_lib.of_members(hint, 2, communication, gpu).hint == hint
+
+
+@pytest.mark.parametrize(
+    ("hint", "communication", "gpu", "text"),
+    [
+        ("nccl", "auto", "", "NCCL between GPUs, but this worker has no GPU that NCCL can use. "),
+        ("nccl", "ring", "0", "NCCL between GPUs, but this worker requests 'ring'. Request 'nccl'"),
+        ("ring", "nccl", "0", "gRPC between CPUs, but this worker requests 'nccl'. Request 'ring'"),
+    ],
+)
+def test_a_joining_worker_that_cannot_use_it_gets_the_reason(hint, communication, gpu, text):
+    text = f"Rank 2 cannot join: the other workers exchange over {text}"
+    with pytest.raises(ValueError, match=text):
+        transport_lib.of_members(hint, 2, communication, gpu)
 
 
 def test_who_shares_a_gpu():
@@ -82,15 +112,78 @@ def test_another_transport_is_an_error_that_names_its_source(monkeypatch):
         transport_lib.requested(None)
 
 
+class Driver:
+    """CUDA's driver on a machine with two GPUs, of which one function may fail."""
+
+    def __init__(self, fails=""):
+        self._fails = fails
+
+    def cuInit(self, flags):  # noqa: N802
+        return int(self._fails == "cuInit")
+
+    def cuDeviceGet(self, device, index):  # noqa: N802
+        device._obj.value = 10 + index
+        return int(self._fails == "cuDeviceGet")
+
+    def cuDeviceGetPCIBusId(self, text, size, device):  # noqa: N802
+        text.value = [b"0000:3b:00.0", b"0000:5e:00.0"][device.value - 10]
+        assert len(text) == size
+        return int(self._fails == "cuDeviceGetPCIBusId")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Stand for a machine with two GPUs, of which `machine(index)` makes one visible."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("NCCL_HOSTID", raising=False)
+    monkeypatch.setattr(gpus.ctypes, "CDLL", lambda name: Driver())
+    present = [types.SimpleNamespace(name=f"/physical_device:GPU:{index}") for index in range(2)]
+
+    class Machine:
+        setenv, setattr, delattr = monkeypatch.setenv, monkeypatch.setattr, monkeypatch.delattr
+
+        def __call__(self, index, is_cuda_build=True):
+            monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: present)
+            monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [present[index]])
+            built = {"is_cuda_build": is_cuda_build}
+            monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: built)
+
+    return Machine()
+
+
 @pytest.mark.parametrize(
     ("index", "chosen", "name"),
     [(0, None, "0"), (1, None, "1"), (1, "3, 5", "5"), (0, "GPU-8f", "GPU-8f"), (0, "", "0")],
 )
-def test_a_gpu_has_the_name_by_which_it_was_made_visible(index, chosen, name):
-    assert gpus.name_of(index, chosen) == name
+def test_without_a_bus_id_a_gpu_has_the_name_by_which_it_was_made_visible(
+    machine, index, chosen, name
+):
+    machine(index)
+    if chosen is not None:
+        machine.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    for fails in ("cuInit", "cuDeviceGet", "cuDeviceGetPCIBusId"):
+        machine.setattr(gpus.ctypes, "CDLL", lambda _, fails=fails: Driver(fails))
+        assert gpus.own_gpu() == name
+    machine.delattr(Driver, "cuInit")
+    assert gpus.own_gpu() == name
+    machine.setattr(gpus, "_DRIVER", "no such library")
+    machine.setattr(gpus.ctypes, "CDLL", ctypes.CDLL)
+    assert gpus.own_gpu() == name
 
 
-def test_without_a_gpu_there_is_no_name():
+@pytest.mark.parametrize(("index", "name"), [(0, "0000:3b:00.0"), (1, "0000:5e:00.0")])
+def test_a_gpu_is_named_by_its_bus_id_as_in_nccl(machine, index, name):
+    machine(index)
+    machine.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f,GPU-9a")
+    assert gpus.own_gpu() == name
+    machine.setenv("NCCL_HOSTID", "host7")
+    assert gpus.own_gpu() == f"{name} (NCCL_HOSTID=host7)"
+
+
+def test_without_a_gpu_that_nccl_can_use_there_is_no_name(machine):
+    machine(0, is_cuda_build=False)
+    assert gpus.own_gpu() == ""
+    machine.setattr(tf.config, "get_visible_devices", lambda kind: [])
     assert gpus.own_gpu() == ""
 
 
@@ -138,8 +231,22 @@ def test_over_nccl_a_model_is_one_message_or_a_few(shapes, messages):
     for plan in (gossip[::2], paired, mean):
         assert sum(each.size for each in plan) == size
         assert max(each.size for each in plan) <= NCCL.message_bytes
-    for message in paired:
-        print(message)
+
+
+def test_the_plan_of_a_model_of_100_mb_in_words():
+    layout = _layout([(2_500_000,)] * 10, NCCL)
+    graphs = {"directed": topology.one_peer_exponential(8), "pairs": topology.hypercube(8)}
+    plans = {
+        name: message_plan.of_gossip(layout, graphs[name], 0, 3, NCCL, FULL) for name in graphs
+    }
+    plans["global average"] = message_plan.of_mean([*layout, (4, tf.int64)], NCCL)
+    said = [f"{name}: {message_plan.described(plan)}" for name, plan in plans.items()]
+    print("\n".join(said))
+    assert said == [
+        "directed: 1 x send of 100 MB, 1 x receive of 100 MB",
+        "pairs: 1 x all-reduce of a pair of 100 MB",
+        "global average: 1 x all-reduce of 100 MB, 1 x all-reduce of 32 bytes",
+    ]
 
 
 def test_over_grpc_messages_are_chunks_of_at_most_4_mib():
@@ -237,7 +344,7 @@ def test_a_directed_gossip_over_nccl_is_a_send_and_a_receive_one_after_the_other
         assert first.name in before
 
 
-def test_bits_that_nccl_cannot_sum_travel_as_float32():
+def test_numbers_that_nccl_cannot_sum_travel_as_float32():
     view = View(0, (0, 1))
     ops = group_ops.GroupOps(view, 0, 2, dataclasses.replace(NCCL, device=""))
     function = tf.function(lambda: ops.mean([tf.zeros([3], tf.bfloat16)], 1), autograph=False)

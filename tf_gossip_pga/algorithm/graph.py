@@ -155,8 +155,8 @@ class Topology:
     def is_matching(self, round: int) -> bool:
         """Return whether the edges of a round form disjoint pairs with equal weights.
 
-        Two ranks of a pair send to each other, and give each other's parameters the same weight. A
-        rank may be in no pair.
+        The two ranks of a pair send to each other, and give each other's parameters the same
+        weight. A rank may be in no pair.
 
         Args:
           round: number of the round, starting at 0. Rounds repeat cyclically.

@@ -404,7 +404,8 @@ def default(size: int, pairs: bool = False) -> Topology:
 
     Args:
       size: number of ranks.
-      pairs: whether two ranks exchange faster with each other than each with another.
+      pairs: whether an exchange in both directions between two ranks costs no more than one
+        message.
 
     Returns:
       `hypercube` if `pairs` is true and `size` is a power of two, else `one_peer_exponential`.

@@ -163,7 +163,8 @@ class Checkpoint(keras.callbacks.Callback):
 
         Raises:
           ValueError: on every rank, if there are checkpoints but none can be used (the message
-            gives the reason for each), or if a rank called `fit` instead of `restore`.
+            gives the reason for each), or if a rank called `fit` instead of `restore`. Also if
+            this worker is joining, but cannot use the transport of the others.
           WorkerLost: another worker was lost, or this joining worker found no job to join.
 
         Example:

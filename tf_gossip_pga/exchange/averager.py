@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_gossip_pga.algorithm.graph import Topology
-from tf_gossip_pga.exchange import buckets, message_plan
+from tf_gossip_pga.exchange import buckets
 from tf_gossip_pga.exchange import wire as wire_lib
 from tf_gossip_pga.exchange.group_ops import KEYS_PER_CHUNK
 from tf_gossip_pga.exchange.health import Health
@@ -103,8 +103,6 @@ class Averager:
 
     Attributes:
       health: the checks of this rank's own parameters.
-      gossips: this rank's messages of a gossip, for each round of the topology.
-      average: the messages of a global average.
       bytes_sent: number of payload bytes that this rank has sent since the averager was built. A
         broadcast counts as one copy, although the sender may send several.
     """
@@ -148,9 +146,7 @@ class Averager:
         self._key_of_means = first_key + gossips + broadcasts
         self._key_of_slots = self._key_of_means + means
         rounds = range(topology.rounds)  # each has different neighbors
-        self.gossips = [self._mixer.messages(r) for r in rounds]
-        averaged = [*self._parameters.layout, *self._passengers.layout]
-        self.average = message_plan.of_mean(averaged, self._ops.transport)
+        self._gossip_bytes = [self._mixer.bytes_sent(r) for r in rounds]
         self._gossips = [Traced(functools.partial(self._gossip, r)) for r in rounds]
         self._changes = [Traced(functools.partial(self._changes_of, r)) for r in rounds]
         self._pack = Traced(self._parameters.pack)
@@ -191,7 +187,7 @@ class Averager:
         self.health.steps.append(step)
         with self._session.waiting(doing, self._patience.exchange_s):
             self._gossips[round]()
-        self.bytes_sent += message_plan.bytes_sent(self.gossips[round])
+        self.bytes_sent += self._gossip_bytes[round]
 
     def start_gossip(self, round: int, doing: str):
         """Start a gossip of the current parameters in the background.
@@ -209,7 +205,7 @@ class Averager:
         self.health.steps.append(step)
         self._session.begin(exchange, doing, self._patience.exchange_s)
         self._started = True
-        self.bytes_sent += message_plan.bytes_sent(self.gossips[round])
+        self.bytes_sent += self._gossip_bytes[round]
 
     def finish_gossip(self, apply: bool = True):
         """Wait for the background gossip, and apply it: x_i <- x_i + (sum_j W[i, j] * x'_j - x'_i).

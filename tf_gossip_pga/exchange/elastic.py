@@ -92,7 +92,7 @@ class ElasticSession(FixedSession):
         self._membership = membership
         self._policy: LossPolicy | None = None  # None: a loss ends training
         self._starts: list[Callable[[], None]] = []  # exchanges passed to `start` in this `fit`
-        super().__init__(cluster, transport, channel, status, watchdog, timing, runtime.strategy)
+        super().__init__(cluster, transport, channel, status, watchdog, timing)
         self._sequence = Sequence(self.timing.futile_regroups)
         self.is_joining = is_joining
         self.admission = Admission(cluster, channel, status, self.timing)

@@ -10,6 +10,9 @@ average and `CollectiveGatherV2` gathers values.
   `messages_in_flight` positions earlier. The first unfinished message in this
   order waits for no other message, so it can always finish, and no deadlock is possible. This holds
   even with a single message in flight, as in NCCL, which has one stream per device.
+- **Global averages** are issued directly, not by `MultiWorkerMirroredStrategy`, which issues the
+  same op. The strategy cannot be used in another strategy's scope, chooses a new instance key for
+  each call, and is bound to the first cluster.
 - **Pairs.** A round whose edges form disjoint pairs can be exchanged by one all-reduce per pair,
   which uses both directions of a link at the same time.
 - **Deadlines.** With `timeout_seconds`, each collective starts two threads. They sleep for the
@@ -20,9 +23,9 @@ average and `CollectiveGatherV2` gathers values.
   are derived from the members and the view's number, and are far higher than the keys that
   `tf.distribute` strategies count up from 1. An instance key is bound to a shape and a source, and
   may be reused after its exchange. TensorFlow stores every key, and queries the group's leader over
-  the network for each new key, so reusing keys saves memory and time. NCCL also creates a
-  communicator for each group key, and keeps it after a change of the view. Two ranks that exchange
-  therefore use one group in both directions, and if there are only two members, the group of all.
+  the network for each new key, so reusing keys saves memory and time. Over NCCL, TensorFlow also
+  creates a communicator for each group key. To need few of them, the two ranks of a pair use one
+  group in both directions, and if there are only two members, the group of all.
 - **Devices.** Only the first device of each worker exchanges. The devices of one worker train
   together without collectives, because the cluster's leader would put the devices of all workers
   into one group.
@@ -71,8 +74,6 @@ class GroupOps:
       rank: this worker's rank.
       world_size: number of workers at the start, including lost ones.
       transport: the transport of exchanges.
-      all_workers: the strategy of all workers, whose all-reduce computes global averages. Default
-        None: issue the same op directly.
 
     Attributes:
       size: number of members.
@@ -80,20 +81,12 @@ class GroupOps:
       transport: the transport of exchanges.
     """
 
-    def __init__(
-        self,
-        view: View,
-        rank: int,
-        world_size: int,
-        transport: Transport,
-        all_workers: tf.distribute.Strategy | None = None,
-    ):
+    def __init__(self, view: View, rank: int, world_size: int, transport: Transport):
         """Derive the group key, and create the ordering tokens."""
         self.size = len(view.members)
         self.place = view.members.index(rank)
         self.transport = transport
         self._world_size = world_size
-        self._all_workers = all_workers
         # Every member must compute the same keys.
         self._group_key = _FIRST_GROUP_KEY + (2 + world_size**2) * view.number
         with tf.device("/device:CPU:0"):
@@ -167,8 +160,8 @@ class GroupOps:
     def mean(self, chunks: list, first_key: int) -> list:
         """Return the mean of each chunk over all members.
 
-        All ranks get the same bits, because each piece is summed once around the ring and then
-        copied.
+        All ranks get the same bits. Over gRPC, this is because each piece is summed once around the
+        ring and then copied. Over NCCL, `tests/integration/test_gpu.py` checks it.
 
         Args:
           chunks: 1-D tensors, of the same shapes on all members.
@@ -178,7 +171,7 @@ class GroupOps:
         means = []
         for index, group in enumerate(message_plan.groups_of_mean(layout, self.transport)):
             packed = tf.concat([chunks[each] for each in group], 0)
-            mean = self._mean_of_all(packed, first_key + index, index)
+            mean = self._reduce(packed, self.size, self._group_key, first_key + index, index)
             means += tf.split(mean, [layout[each][0] for each in group])
         return means
 
@@ -202,22 +195,10 @@ class GroupOps:
             return self._group_key
         return self._group_key + 2 + min(a, b) * self._world_size + max(a, b)
 
-    def _mean_of_all(self, message: tf.Tensor, instance_key: int, index: int) -> tf.Tensor:
-        """Return the mean of a message over all members. `index` counts the messages."""
-        if self._all_workers is None:
-            return self._reduce(message, self.size, self._group_key, instance_key, index)
-
-        def all_reduce(message):
-            context = tf.distribute.get_replica_context()
-            # The copy is on the strategy's device; the strategy needs to know it.
-            return context.all_reduce(tf.distribute.ReduceOp.MEAN, tf.identity(message))
-
-        return self._all_workers.run(all_reduce, args=(message,))
-
     def _reduce(self, message, group_size: int, group_key: int, instance_key: int, index: int):
         """Return the mean of a message over a group. `index` counts the messages of an exchange."""
         # gRPC also sums bfloat16 and small integers; NCCL does not.
-        is_summed = self.transport.hint == RING.hint or message.dtype in _BCAST_TYPES
+        is_summed = not self.transport.is_nccl or message.dtype in _BCAST_TYPES
         numbers = message if is_summed else tf.cast(message, tf.float32)
         with tf.device(self.transport.device):
             mean = tf.raw_ops.CollectiveReduceV2(
@@ -283,7 +264,7 @@ class LoneOps:
     Attributes:
       size: always 1.
       place: always 0.
-      transport: not used.
+      transport: the transport that is assumed for the sizes of messages: gRPC.
     """
 
     size = 1
@@ -316,17 +297,11 @@ class LoneOps:
 Ops = GroupOps | LoneOps
 
 
-def for_view(
-    view: View,
-    rank: int,
-    world_size: int,
-    transport: Transport,
-    all_workers: tf.distribute.Strategy | None = None,
-) -> Ops:
+def for_view(view: View, rank: int, world_size: int, transport: Transport) -> Ops:
     """Return the ops among a view's members. For the arguments, see `GroupOps`."""
     if len(view.members) == 1:
         return LoneOps()
-    return GroupOps(view, rank, world_size, transport, all_workers)
+    return GroupOps(view, rank, world_size, transport)
 
 
 def _turn(issued: list, limit: int) -> list:

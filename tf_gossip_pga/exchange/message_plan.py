@@ -6,6 +6,7 @@ can be printed and tested where no exchange could run.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 
@@ -81,6 +82,18 @@ def of_mean(layout: Layout, transport: Transport) -> list[Message]:
 def bytes_sent(messages: Sequence[Message]) -> int:
     """Return the number of payload bytes that a rank sends in a gossip."""
     return sum(each.size for each in messages if each.operation != RECEIVE)
+
+
+def described(messages: Sequence[Message]) -> str:
+    """Return the messages in words, such as `"3 x send of 4.19 MB, 3 x receive of 4.19 MB"`."""
+    kinds = collections.Counter((each.operation, _text_of_size(each.size)) for each in messages)
+    return ", ".join(
+        f"{count} x {operation} of {size}" for (operation, size), count in kinds.items()
+    )
+
+
+def _text_of_size(size: int) -> str:
+    return f"{size / 1e6:.3g} MB" if size >= 10_000 else f"{size} bytes"
 
 
 def is_paired(

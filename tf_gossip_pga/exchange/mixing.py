@@ -37,15 +37,17 @@ class Mixer:
         if wire.lossy and not all(each.is_empty for each in topology.cycle):
             self._reference = [tf.Variable(chunk) for chunk in parameters.pack()]
 
-    def messages(self, round: int) -> list[message_plan.Message]:
-        """Return this rank's messages in a round, in the order in which it issues them."""
-        return message_plan.of_gossip(
-            self._parameters.layout,
-            self._topology,
-            round,
-            self._ops.place,
-            self._ops.transport,
-            self._wire,
+    def bytes_sent(self, round: int) -> int:
+        """Return the number of payload bytes that this rank sends in a round."""
+        return message_plan.bytes_sent(
+            message_plan.of_gossip(
+                self._parameters.layout,
+                self._topology,
+                round,
+                self._ops.place,
+                self._ops.transport,
+                self._wire,
+            )
         )
 
     def remember(self, chunks):

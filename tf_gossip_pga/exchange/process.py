@@ -130,7 +130,7 @@ def _connect(cluster: Cluster, joins: bool, communication: str, timing: Timing) 
     if is_joining:
         logger.info(f"Rank {cluster.rank} joins the other workers, which are already training.")
     choice = transport_lib.Choice(transport_lib.RING)  # if it joins, until the members invite it
-    offers = [transport_lib.Offer(report.host, report.gpu) for report in met or ()]
+    offers = [transport_lib.Offer(each.host, each.gpu, each.machine) for each in met or ()]
     if offers:
         choice = transport_lib.choose(communication, offers)
     if not offers or transport_lib.shares_gpu(cluster.rank, offers):
@@ -158,6 +158,7 @@ def _connect(cluster: Cluster, joins: bool, communication: str, timing: Timing) 
         timing=timing,
         is_joining=is_joining,
     )
+    session.all_workers, session.communication = runtime.strategy, communication
     if known is not None:
         session.admission.await_members()
         for rank, endpoint in known.items():
@@ -171,7 +172,7 @@ def _connect(cluster: Cluster, joins: bool, communication: str, timing: Timing) 
     atexit.register(_warn_of_no_average, session, os.getpid())
     _tell_of_exceptions(watchdog.departures)
     if met and cluster.rank == 0:
-        hosts = len({report.host for report in met})
+        hosts = len({(report.host, report.machine) for report in met})
         logger.info(
             f"{cluster.size} workers on {hosts} host{'s' * (hosts > 1)} are connected over "
             f"{choice.transport.name}{choice.reason and f': {choice.reason}'}."

@@ -24,7 +24,8 @@ from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.coordination.watchdog import Watchdog
 from tf_gossip_pga.errors import ExchangeBroken, WorkerLost
 from tf_gossip_pga.exchange import failures, gather, group_ops
-from tf_gossip_pga.exchange.transport import BY_HINT, NCCL, RING, Transport
+from tf_gossip_pga.exchange import transport as transport_lib
+from tf_gossip_pga.exchange.transport import RING, Transport
 
 # The result of `run` for an exchange that the other ranks completed without this rank.
 MISSED = object()
@@ -41,6 +42,8 @@ class SoloSession:
       cluster: this process's place among the workers. `initialize` adds a strategy to it.
       ops: the collective ops of the current view.
       transport: the transport of exchanges.
+      communication: the transport that the script requests, one of `transport.CHOICES`.
+        `initialize` sets it.
       timing: the deadlines of the control plane.
       is_joining: whether this worker is joining and not a member yet.
       has_exchanged: whether this process has exchanged anything other than barriers.
@@ -57,6 +60,7 @@ class SoloSession:
         self.timing = timing or Timing()
         self.ops: group_ops.Ops = group_ops.LoneOps()
         self.transport = RING
+        self.communication = transport_lib.AUTO
 
     @property
     def view(self) -> View:
@@ -134,7 +138,6 @@ class FixedSession(SoloSession):
       status: what this process answers to requests of the other workers.
       watchdog: monitors the exchange in progress.
       timing: the deadlines of the control plane. Default: `Timing()`.
-      all_workers: the strategy that started TensorFlow's server (see `SoloSession`). Default None.
     """
 
     def __init__(
@@ -145,11 +148,9 @@ class FixedSession(SoloSession):
         status: Status,
         watchdog: Watchdog,
         timing: Timing | None = None,
-        all_workers: tf.distribute.Strategy | None = None,
     ):
         """Build the ops of the current view without exchanging anything."""
         super().__init__(cluster, timing)
-        self.all_workers = all_workers
         self.transport = transport
         self._channel = channel
         self._status = status
@@ -170,31 +171,19 @@ class FixedSession(SoloSession):
           hint: `Transport.hint` of their transport.
 
         Raises:
-          WorkerLost: this worker cannot use it.
+          ValueError: this worker requests another transport, or has no GPU for NCCL.
         """
-        self.transport = BY_HINT[hint]
-        if self.transport is NCCL and not gpus.own_gpu():
-            raise WorkerLost(
-                f"Rank {self.cluster.rank} cannot join: the other workers exchange over NCCL "
-                "between GPUs, but TensorFlow sees no GPU here. Restart this worker with a GPU."
-            )
+        self.transport = transport_lib.of_members(
+            hint, self.cluster.rank, self.communication, gpus.own_gpu()
+        )
 
     def _use_view(self):
         """Build the ops and gathers of the current members, and restart the instance keys."""
-        # The strategy cannot be used after a change of the view: it is bound to the first cluster.
-        # Over gRPC its all-reduce is slower than the same op issued directly, because it runs one
-        # ring after another.
-        is_usable = self.transport.packs_means and self.view.number == 0
         self.ops = group_ops.for_view(
-            self.view,
-            self.cluster.rank,
-            self.cluster.size,
-            self.transport,
-            self.all_workers if is_usable else None,
+            self.view, self.cluster.rank, self.cluster.size, self.transport
         )
-        is_nccl = self.transport.hint == NCCL.hint
         self._watchdog.patience_s = (
-            self.timing.nccl_patience_s if is_nccl else self.timing.patience_s
+            self.timing.nccl_patience_s if self.transport.is_nccl else self.timing.patience_s
         )
         self._gather = gather.Gatherer(self.ops, self.cluster.rank)
         self._next_key = group_ops.FIRST_FREE_KEY

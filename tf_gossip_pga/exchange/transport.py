@@ -1,7 +1,7 @@
 """Choose how exchanges travel: over gRPC between CPUs, or over NCCL between GPUs.
 
-All workers use the same transport. NCCL needs a GPU for each worker that no other worker uses, so
-the workers report their GPUs to each other before TensorFlow starts, and each applies the same rule
+All workers use the same transport. Over NCCL, each worker needs a GPU of its own. The workers
+therefore report their GPUs to each other before TensorFlow starts, and each applies the same rule
 to the same reports.
 
 TensorFlow itself never selects NCCL for these collectives: their communication hint "auto" means
@@ -45,9 +45,14 @@ class Transport:
     pairs: bool
 
     @property
+    def is_nccl(self) -> bool:
+        """Whether exchanges use NCCL."""
+        return self.hint == NCCL_ONLY
+
+    @property
     def name(self) -> str:
         """The transport in words, to follow "over"."""
-        return "NCCL between GPUs" if self.hint == NCCL_ONLY else "gRPC between CPUs"
+        return "NCCL between GPUs" if self.is_nccl else "gRPC between CPUs"
 
 
 # "ring" is TensorFlow's own implementation of collectives, over gRPC. Messages are chunks: smaller
@@ -85,10 +90,13 @@ class Offer:
     Attributes:
       host: name of its machine.
       gpu: name of its GPU, which no other GPU of the machine has, or an empty string.
+      machine: id of its machine (see `roster.Report`), because two machines may both be called
+        "localhost".
     """
 
     host: str
     gpu: str
+    machine: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +145,39 @@ def choose(communication: str, offers: Sequence[Offer]) -> Choice:
     obstacle = _obstacle(offers)
     if communication == NCCL_ONLY and obstacle:
         raise ValueError(
-            f"communication is 'nccl', but {obstacle}. NCCL needs a GPU for each worker that no "
-            f"other worker uses. Start one worker for each GPU, or unset {COMMUNICATION}: then the "
-            "workers exchange over gRPC between CPUs."
+            f"communication is 'nccl', but {obstacle}. Over NCCL, each worker needs a GPU of its "
+            "own. Start one worker for each GPU, or do not request NCCL: then the workers exchange "
+            "over gRPC between CPUs."
         )
     if communication == RING_ONLY or obstacle:
         has_gpus = communication == AUTO and any(offer.gpu for offer in offers)
         return Choice(RING, f"NCCL cannot be used, because {obstacle}" if has_gpus else "")
     return Choice(NCCL)
+
+
+def of_members(hint: str, rank: int, communication: str, gpu: str) -> Transport:
+    """Return the transport of the members for a joining worker.
+
+    Args:
+      hint: `Transport.hint` of the members.
+      rank: rank of the joining worker.
+      communication: the transport that it requests, one of `CHOICES`.
+      gpu: name of its GPU, or an empty string.
+
+    Raises:
+      ValueError: it requests another transport, or has no GPU for NCCL.
+    """
+    transport, problem = BY_HINT[hint], ""
+    if communication not in (AUTO, hint):
+        problem = f"this worker requests {communication!r}. Request {hint!r} or {AUTO!r}."
+    elif transport.is_nccl and not gpu:
+        problem = "this worker has no GPU that NCCL can use. Restart it with a GPU."
+    if problem:
+        raise ValueError(
+            f"Rank {rank} cannot join: the other workers exchange over {transport.name}, but "
+            f"{problem}"
+        )
+    return transport
 
 
 def shares_gpu(rank: int, offers: Sequence[Offer]) -> bool:

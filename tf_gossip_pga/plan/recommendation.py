@@ -11,7 +11,7 @@ from tf_gossip_pga.algorithm.topology import BY_NAME
 Row: TypeAlias = dict[str, Any]  # one of the `rows` of `predict`
 
 _WORTH = 0.1  # relative difference below which two times, or two transient stages, count as equal
-_DEFAULT_TOPOLOGY = "one_peer_exponential"  # of GossipPGA
+_DEFAULT_TOPOLOGY = "one_peer_exponential"  # of GossipPGA over gRPC
 
 
 def recommend(rows: list[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
