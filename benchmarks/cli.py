@@ -53,8 +53,13 @@ def run(worker: Callable[[argparse.Namespace], None], options: argparse.Namespac
         worker(options)
         return 0
     if not on_gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+        hide_gpus()
     return launch.run([sys.executable, *sys.argv], options.workers, share_gpus=on_gpu)
+
+
+def hide_gpus() -> None:
+    """Hide all GPUs from the processes that this one starts, so that their exchanges use gRPC."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 
 def _choose_transport(on_gpu: bool) -> None:

@@ -87,6 +87,7 @@ def main() -> int:
     if "TF_CONFIG" in os.environ:
         worker(options)
         return 0
+    cli.hide_gpus()
     command = [sys.executable, __file__, *sys.argv[1:]]
     with contextlib.ExitStack() as stack:
         try:

@@ -62,6 +62,7 @@ def main() -> int:
     if "TF_CONFIG" in os.environ:
         worker(options)
         return 0
+    cli.hide_gpus()
     command = [sys.executable, *sys.argv]
     if options.mbit is None:
         return launch.run(command, options.workers)

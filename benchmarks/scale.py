@@ -223,6 +223,7 @@ def in_processes(workers: int) -> float:
     """Train with several processes, and return the step time in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         result = pathlib.Path(folder, "result.json")
+        cli.hide_gpus()
         launch.launch([sys.executable, __file__, f"--result={result}"], workers)
         return json.loads(result.read_text())
 

@@ -33,7 +33,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import links
-from tests.support import addresses, deadlines
+from tests.support import addresses, deadlines, gpus
 from tf_gossip_pga.checkpoint import files as files_lib
 from tf_gossip_pga.cluster import tf_config as cluster_lib
 from tf_gossip_pga.exchange import process
@@ -476,6 +476,7 @@ def _wrong_checkpoints(events: list[Event], outcome: Outcome) -> str | None:
 
 def main():
     """Run all seeds, and print a line for each and a summary."""
+    gpus.hide()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--first", type=int, default=0, help="seed of the first run")

@@ -8,7 +8,9 @@ import tempfile
 import hypothesis
 import pytest
 
-from tests.support import deadlines, nursery, pool, processes
+from tests.support import deadlines, gpus, nursery, pool, processes
+
+gpus.hide()
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _CACHES = {".git", ".hypothesis", ".pytest_cache", ".ruff_cache", "__pycache__"}

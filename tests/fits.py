@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from tests.support import addresses, deadlines, product
+from tests.support import addresses, deadlines, gpus, product
 
 WORKERS, STEPS, BATCH, PERIOD = 3, 6, 16, 3
 DEADLINE_S = 180
@@ -139,6 +139,7 @@ def problem(victim: int, fits: int, results: dict[int, dict], exit_codes: list) 
 
 def main():
     """Run all seeds, and print a line for each and a summary."""
+    gpus.hide()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="the first seed")

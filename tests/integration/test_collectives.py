@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.support import deadlines, nursery, product, workers
+from tests.support import deadlines, kinds, nursery, product, workers
 from tf_gossip_pga.algorithm import topology as topology_lib
 
 pytestmark = pytest.mark.multiprocess
@@ -260,52 +260,25 @@ def test_exchanges_leave_no_threads_behind_and_are_traced_once():
         assert traced == 2
 
 
-def _as_over_nccl(cluster):
-    """Gossip by pairs, and average by the strategy: what NCCL's plan does, here over gRPC."""
-    import numpy as np
-    import tensorflow as tf
-
-    from tf_gossip_pga.exchange import averager as averager_lib
+def _as_over_nccl(cluster, encoding):
+    """Exchange in pairs and whole models, as over NCCL, but over gRPC."""
     from tf_gossip_pga.exchange import group_ops
     from tf_gossip_pga.exchange.transport import RING
 
     session = product.active()
     before = session.ops
-    session.ops = group_ops.GroupOps(
-        session.view,
-        cluster.rank,
-        cluster.size,
-        dataclasses.replace(RING, pairs=True, packs_means=True),
-        session.all_workers,
-    )
+    transport = dataclasses.replace(RING, pairs=True, packs_means=True)
+    session.ops = group_ops.GroupOps(session.view, cluster.rank, cluster.size, transport)
     try:
-        start = np.random.default_rng(cluster.rank).normal(size=(3, 50)).astype(np.float32)
-        variables = [tf.Variable(row) for row in start]
-        averager = averager_lib.Averager(
-            session,
-            topology_lib.from_matrix(UNEVEN),
-            averager_lib.Variables(variables[:2], statistics=variables[2:]),
-            averager_lib.Patience(deadlines.scaled(60), deadlines.scaled(60)),
-        )
-        averager.gossip(0, "the test")
-        gossip = [variable.numpy().tolist() for variable in variables]
-        averager.global_average("the test")
-        return start.tolist(), gossip, [variable.numpy().tolist() for variable in variables]
+        return kinds.exchange(cluster, encoding)
     finally:
         session.ops = before
 
 
-UNEVEN = [[0.75, 0.25, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 1.0]]  # rank 2 has no partner
-
-
-def test_pairs_and_the_strategys_all_reduce_give_the_same_numbers(pools):
-    import numpy as np
-
-    ranks = [[np.array(each) for each in rank] for rank in pools.run(_as_over_nccl, 3)]
-    start = np.stack([rank[0] for rank in ranks])
-    gossip = start.copy()
-    gossip[:, :2] = np.einsum("ij,jvk->ivk", UNEVEN, start[:, :2])
-    for rank, (_, mixed, mean) in enumerate(ranks):
-        np.testing.assert_allclose(mixed, gossip[rank], atol=1e-6)
-        np.testing.assert_allclose(mean, gossip.mean(0), atol=1e-6)
-        np.testing.assert_array_equal(mean, ranks[0][2])
+# With two workers, a pair is the group of all, in which broadcasts and global averages run too.
+@pytest.mark.parametrize(
+    ("n", "encoding", "tolerance"),
+    [(2, "float32", 1e-6), (3, "float32", 1e-6), (3, "bfloat16", 0.05), (2, "int8", 0.05)],
+)
+def test_what_travels_over_nccl_gives_the_same_numbers_over_grpc(pools, n, encoding, tolerance):
+    kinds.check(pools.run(_as_over_nccl, n, encoding=encoding), tolerance)

@@ -2,7 +2,8 @@
 
     python -m pytest -m gpu
 
-needs an NVIDIA GPU, TensorFlow with CUDA, and NCCL.
+needs an NVIDIA GPU, TensorFlow with CUDA, and NCCL. On a machine whose only network interface is
+the loopback, set NCCL_SOCKET_IFNAME=lo.
 """
 
 import os
@@ -15,8 +16,7 @@ import numpy as np
 import pytest
 
 from tests.integration import test_exactness
-from tests.support import deadlines, graphs, product, reference, workers
-from tf_gossip_pga.algorithm import topology as topology_lib
+from tests.support import deadlines, gpus, graphs, kinds, product, reference, workers
 
 pytestmark = [pytest.mark.gpu, pytest.mark.multiprocess]
 
@@ -27,9 +27,10 @@ COUNT = "import tensorflow as tf; print('GPUs:', len(tf.config.list_physical_dev
 def _gpu():
     if not pathlib.Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has no NVIDIA driver")
-    found = subprocess.run(
-        [sys.executable, "-c", COUNT], capture_output=True, text=True, timeout=deadlines.long()
-    )
+    with gpus.shown():
+        found = subprocess.run(
+            [sys.executable, "-c", COUNT], capture_output=True, text=True, timeout=deadlines.long()
+        )
     if "GPUs: 0" in found.stdout:
         pytest.skip("TensorFlow sees no GPU")
     assert "GPUs: " in found.stdout, found.stderr
@@ -54,50 +55,19 @@ def test_the_oracle_holds_over_nccl():
         )
 
 
-def _exchanges(cluster, encoding):
-    """Gossip on a graph of pairs and on a directed one, and average globally."""
-    import tensorflow as tf
-
-    from tf_gossip_pga.exchange import averager as averager_lib
-    from tf_gossip_pga.exchange import wire
-
-    session = product.active()
-    assert session.transport.hint == "nccl"
-    start = np.random.default_rng(cluster.rank).normal(size=(3, 700)).astype(np.float32)
-    found = []
-    for name in ("hypercube", "one_peer_exponential"):
-        with tf.device("/device:GPU:0"):
-            variables = [tf.Variable(row) for row in start]
-        averager = averager_lib.Averager(
-            session,
-            topology_lib.BY_NAME[name](cluster.size),
-            averager_lib.Variables(variables[:2], statistics=variables[2:]),
-            averager_lib.Patience(deadlines.scaled(60), deadlines.scaled(60)),
-            wire.resolve(encoding),
-        )
-        averager.gossip(0, "the test")
-        mixed = [variable.numpy().tolist() for variable in variables]
-        averager.global_average("the test")
-        found.append([mixed, [variable.numpy().tolist() for variable in variables]])
-    return start.tolist(), found
+def _over_nccl(cluster, encoding):
+    assert product.active().transport.is_nccl
+    return kinds.exchange(cluster, encoding)
 
 
+# `test_collectives` runs the same over gRPC.
 @pytest.mark.parametrize(
     ("n", "encoding", "tolerance"),
     [(2, "float32", 1e-6), (4, "float32", 1e-6), (4, "bfloat16", 0.05), (2, "int8", 0.05)],
 )
 def test_every_kind_of_message_travels_over_nccl(n, encoding, tolerance):
-    ranks = workers.run(_exchanges, n, shares_gpu=True, encoding=encoding)
-    start = np.array([rank[0] for rank in ranks])  # [ranks, variables, numbers]
-    for index, name in enumerate(("hypercube", "one_peer_exponential")):
-        expected = start.copy()
-        matrix = topology_lib.BY_NAME[name](n).weights(0)
-        expected[:, :2] = np.einsum("ij,jvk->ivk", matrix, start[:, :2])
-        mixed = np.array([rank[1][index][0] for rank in ranks])
-        mean = np.array([rank[1][index][1] for rank in ranks])
-        np.testing.assert_allclose(mixed, expected, rtol=0, atol=tolerance, err_msg=name)
-        np.testing.assert_allclose(mean[0], mixed.mean(0), rtol=0, atol=1e-6, err_msg=name)
-        assert (mean == mean[0]).all()
+    ranks = workers.run(_over_nccl, n, shares_gpu=True, encoding=encoding)
+    kinds.check(ranks, tolerance)
 
 
 def _one_dies(cluster):

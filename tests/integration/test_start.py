@@ -82,6 +82,21 @@ def test_workers_that_never_average_are_told_so_when_they_end_once():
     assert "[0] 2 workers were connected, but" in said
 
 
+SHARING = """
+import tf_gossip_pga as pga
+from tf_gossip_pga.cluster import gpus
+gpus.own_gpu = lambda: "0000:3b:00.0"
+pga.initialize()
+"""
+
+
+def test_workers_that_share_a_gpu_start_over_grpc_and_rank_0_says_why():
+    assert (
+        "[0] 2 workers on 1 host are connected over gRPC between CPUs: NCCL cannot be used, "
+        "because rank 0 and rank 1 share GPU 0000:3b:00.0 of "
+    ) in _launch(2, SHARING)
+
+
 def test_a_death_before_the_start_ends_a_job_that_would_survive_it_later():
     with pytest.raises(launch.LaunchError) as caught:
         _launch(3, min_workers=2)

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from tests.support import addresses, deadlines, nursery, product
+from tests.support import addresses, deadlines, gpus, nursery, product
 
 PROGRAM = """
 import os, signal
@@ -271,6 +271,7 @@ def lines(start: Start) -> Iterator[str]:
 
 def main() -> None:
     """Try all ways, and print them."""
+    gpus.hide()
     starts = wrong_starts()
     run(starts, deadline_s=120)
     for start in starts:

@@ -10,7 +10,6 @@ with its rank and last lines (`launch.LaunchError`).
 processes of `pool.Pools`.
 """
 
-import contextlib
 import importlib
 import json
 import os
@@ -22,7 +21,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 if str(_ROOT) not in sys.path:
     sys.path.insert(0, str(_ROOT))
 
-from tests.support import deadlines, nursery  # noqa: E402
+from tests.support import deadlines, gpus, nursery  # noqa: E402
 
 # Far longer than a machine with two idle cores needs; it only ends hangs.
 DEADLINE_S = 240
@@ -37,7 +36,9 @@ def run(
     min_workers: int | None = None,
     **arguments,
 ) -> list:
-    """Return the results of `function(cluster, **arguments)` by rank, of those that end.
+    """Run `function(cluster, **arguments)` on every rank, and return the results in rank order.
+
+    With `min_workers`, the results of processes that failed are left out.
 
     Args:
       function: a function at the top of a module.
@@ -58,7 +59,7 @@ def run(
         kind = "gpu" if shares_gpu else str(devices)
         command = [sys.executable, __file__, name, json.dumps(arguments), folder, kind]
         # A forked process cannot use a GPU.
-        with contextlib.nullcontext() if shares_gpu else nursery.forks():
+        with gpus.shown() if shares_gpu else nursery.forks():
             launch.launch(
                 command,
                 workers,
