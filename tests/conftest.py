@@ -1,11 +1,11 @@
 """Provide what all tests share: deadlines, pools of workers, and checks at the end of a session."""
 
 import collections
+import contextlib
 import os
 import pathlib
 import tempfile
 
-import hypothesis
 import pytest
 
 from tests.support import deadlines, gpus, nursery, pool, processes
@@ -17,15 +17,19 @@ _CACHES = {".git", ".hypothesis", ".pytest_cache", ".ruff_cache", "__pycache__"}
 _COST = "processor seconds"
 _SHOWN = 40
 
-# No test depends on how fast the machine is. Examples are the same in every run.
-hypothesis.settings.register_profile(
-    "any machine",
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)
-hypothesis.settings.load_profile("any machine")
+# The tests marked "gpu" need only TensorFlow, Keras, NumPy, absl and pytest.
+with contextlib.suppress(ImportError):
+    import hypothesis
+
+    # No test depends on how fast the machine is. Examples are the same in every run.
+    hypothesis.settings.register_profile(
+        "any machine",
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("any machine")
 
 
 def pytest_addoption(parser):
@@ -40,6 +44,12 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # the main process; the others inherit its factor
         deadlines.calibrate()
     processes.mark()
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With `-m gpu`, import no other test, because others need more packages."""
+    is_other = collection_path.suffix == ".py" and collection_path.name != "test_gpu.py"
+    return True if config.option.markexpr == "gpu" and is_other else None
 
 
 def pytest_report_header():
