@@ -25,7 +25,7 @@ Contents:
 - `topology`, `Topology`: who averages with whom, and with what weights.
 - `plan`: predict the step time and recommend an algorithm, with `pga.plan.predict(…)` or
   `python -m tf_gossip_pga.plan`.
-- `simulate`: run the same algorithms with virtual workers on one device.
+- `simulate`: run these algorithms with virtual workers on one device.
 
 Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021.
 """
@@ -59,8 +59,8 @@ __all__ = [
     "topology",
 ]
 
-# The module that defines each public name. It is imported when the name is first used, because the
-# launcher and the error messages about TF_CONFIG must not load TensorFlow.
+# Each public name, and the module that defines it. A module is imported when one of its names is
+# first used, so that the launcher and the checks of TF_CONFIG do not wait for TensorFlow to load.
 _ROOM_OF = {
     "AdaptivePeriod": "algorithm.schedule",
     "Checkpoint": "checkpoint.callback",

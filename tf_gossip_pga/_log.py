@@ -1,7 +1,7 @@
 """Write user-facing messages to standard error as plain lines, through `logging`.
 
 By default, the logger `"tf_gossip_pga"` writes each message as one line to standard error, below
-any progress bar. Configure it like any other logger::
+any progress bar. Configure this logger like any other::
 
     logger = logging.getLogger("tf_gossip_pga")
     logger.setLevel(logging.WARNING)     # hide progress reports
@@ -18,7 +18,7 @@ class _PlainLines(logging.Handler):
     """Write each message on its own line, without a prefix."""
 
     def emit(self, record: logging.LogRecord):
-        """Write one message to the current `sys.stderr`, which may be closed."""
+        """Write one message to the current `sys.stderr`, or nothing if `sys.stderr` is closed."""
         with contextlib.suppress(OSError, ValueError):
             line_end = "\n" if sys.stderr.isatty() else ""  # after an unfinished progress bar
             print(line_end + self.format(record), file=sys.stderr, flush=True)

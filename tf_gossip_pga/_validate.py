@@ -8,7 +8,7 @@ import operator
 def whole(value: object, at_least: int, at_most: int | None = None) -> int | None:
     """Return `value` as an `int`, or None if it is not a whole number in the given range.
 
-    Booleans are rejected. NumPy integers are accepted.
+    A boolean does not count as a whole number, but a NumPy integer does.
     """
     try:
         result = at_least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
@@ -35,7 +35,7 @@ def check_whole(
 
     Args:
       name: name of the argument, for the error message.
-      value: the value received.
+      value: the argument that the user passed.
       at_least: smallest number accepted.
       at_most: largest number accepted; None for no limit.
       unit: what the number counts, e.g. `"epochs"`, for the error message.
@@ -44,7 +44,7 @@ def check_whole(
       `value` as an `int`.
 
     Raises:
-      ValueError: `value` is not a whole number in this range.
+      ValueError: `value` is not a whole number from `at_least` to `at_most`.
     """
     result = whole(value, at_least, at_most)
     if result is None:

@@ -8,12 +8,12 @@ Built-in base classes are in parentheses::
     ├── LaunchError (RuntimeError)       a local worker process failed
     └── ExchangeInterrupted              internal, never leaves the package
         ├── ExchangeBroken               an exchange failed
-        ├── ViewChanged                  an exchange failed, and the survivors have a new view
-        ├── ViewAbandoned                the wanted view cannot be formed, but a later one may be
+        ├── ViewChanged                  an exchange failed, and the survivors formed a new view
+        ├── ViewAbandoned                the workers cannot form this view, but may form a later one
         └── TrainingFinished             another worker has finished training
 
 User code may catch all of these except `ExchangeInterrupted` and its subclasses. An invalid
-argument raises a plain `ValueError` or `TypeError`.
+argument raises none of them, but Python's own `ValueError` or `TypeError`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ class GossipError(Exception):
 
 
 class WorkerLost(GossipError, RuntimeError):  # noqa: N818 (the name that users know)
-    """Another worker died, left, or did not answer before the deadline, so the exchange failed.
+    """Another worker ended, left `fit`, or did not answer in time, so an exchange failed.
 
-    If `fit` raises this error, this process can no longer take part in exchanges: end all processes
-    and restart the job. If `cluster.gather` or `cluster.barrier` raises this error between two
-    `fit` calls, a script may catch it. The next `fit` with `on_worker_lost="continue"` then
-    continues with the surviving workers.
+    If `fit` raises this error, this process can no longer take part in exchanges: end it. With
+    `GossipPGA(on_worker_lost="raise")`, the default, `fit` raises this error in all remaining
+    workers: restart the job. With `GossipPGA(on_worker_lost="continue")`, the other workers may
+    have continued without this one; the error message then says how this worker can rejoin them.
+
+    If `cluster.gather` or `cluster.barrier` raises this error between two `fit` calls, a script may
+    catch it. The next `fit` with `GossipPGA(on_worker_lost="continue")` then trains with the
+    surviving workers.
 
     Example:
       >>> import tf_gossip_pga as pga
@@ -54,12 +58,12 @@ class CheckpointError(GossipError, ValueError):
 
 
 class LaunchError(GossipError, RuntimeError):
-    """Too many local workers failed, one ended before the job had started, or time ran out.
+    """Too many local workers failed, one ended before the job had started, or the deadline passed.
 
-    The local launcher (`launch`) raises this error.
+    `tf_gossip_pga.launch.launch`, which starts several workers on this machine, raises this error.
 
     Attributes:
-      outcomes: one `launch.Outcome` per rank.
+      outcomes: for each rank, a `launch.Outcome`, which says how its worker ended.
     """
 
     def __init__(self, message: str, outcomes: list[Outcome]):
@@ -68,7 +72,7 @@ class LaunchError(GossipError, RuntimeError):
 
 
 class ExchangeInterrupted(GossipError):  # noqa: N818 (its name says what happened)
-    """Base class of exceptions that interrupt an exchange.
+    """Base class of the exceptions that say why an exchange could not be completed.
 
     Internal: the package either handles these exceptions or converts them to `WorkerLost`.
     """
@@ -79,8 +83,8 @@ class ExchangeBroken(ExchangeInterrupted):
 
     Attributes:
       doing: the exchange that failed, e.g. `"the gossip of step 7"`.
-      reason: why it failed, as text for messages.
-      peer: description of the worker that TensorFlow blames, or None.
+      reason: why the exchange failed, as text for messages.
+      peer: description of the worker that TensorFlow blames, or None if it blames none.
       findings: what the watchdog found before it aborted the exchange. None if TensorFlow or
         another rank noticed the failure first.
     """
@@ -98,14 +102,14 @@ class ExchangeBroken(ExchangeInterrupted):
 class ViewChanged(ExchangeInterrupted):
     """An exchange failed, and the surviving workers have formed a new view.
 
-    Everything that was built for the old view must be rebuilt.
+    Everything that depends on the list of members must be rebuilt.
     """
 
 
 class ViewAbandoned(ExchangeInterrupted):
-    """The wanted view cannot be formed: another worker was lost or did not join in time.
+    """The workers cannot form the view that they want: one was lost, or did not join in time.
 
-    The workers may form a later view.
+    The workers may still form a view with a higher number.
     """
 
 

@@ -5,8 +5,8 @@ parameters::
 
     x_i <- sum_j W[i, j] * x_j
 
-`W` is doubly stochastic: its rows sum to one, so each result is a weighted mean, and its columns
-sum to one, so the mean over all ranks is preserved.
+`W` is doubly stochastic. Its rows sum to one, so each new `x_i` is a weighted mean. Its columns sum
+to one, so the mean of the parameters over all ranks does not change.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Round:
     """One doubly stochastic matrix W, stored as its off-diagonal entries and its diagonal.
 
     Attributes:
-      receivers: the receiving rank i of each edge, `[edges]` int64.
+      receivers: the receiving rank i of each edge, `[edges]` int64. An edge is a nonzero entry
+        `W[i, j]` with i != j.
       senders: the sending rank j of each edge, `[edges]` int64.
       edge_weights: `W[i, j]` of each edge, `[edges]` float64.
       self_weights: the diagonal `W[i, i]`, `[size]` float64.
@@ -54,7 +55,7 @@ class Round:
 
     @property
     def arrays(self) -> tuple[Ranks, Ranks, Floats, Floats]:
-        """The four arrays, in declaration order."""
+        """The arrays `receivers`, `senders`, `edge_weights` and `self_weights`, in this order."""
         return self.receivers, self.senders, self.edge_weights, self.self_weights
 
     @property
@@ -69,10 +70,10 @@ class Round:
 class Topology:
     """A cycle of mixing matrices over `size` ranks.
 
-    Use the functions in `pga.topology` rather than this constructor.
+    To create a topology, call a function in `pga.topology` rather than this constructor.
 
     Attributes:
-      name: name of the function that built it, e.g. `"ring"`.
+      name: name of the function that built the topology, e.g. `"ring"`.
       size: number of ranks.
       cycle: the rounds, each a sparse doubly stochastic matrix.
 
@@ -127,9 +128,9 @@ class Topology:
     def beta(self) -> float:
         """Spectral norm of `W - 11'/n`, where W is the product of the matrices of one cycle.
 
-        The matrix `11'/n`, in which every entry is 1/n, replaces all parameters with their exact
-        mean. If beta is 0, one cycle does the same. The smaller beta is, the faster gossip brings
-        the ranks' parameters together.
+        For n ranks, the matrix `11'/n`, in which every entry is 1/n, replaces the parameters of all
+        ranks with their exact mean. If beta is 0, one cycle of gossips also gives the exact mean.
+        The smaller beta is, the closer one cycle brings the ranks' parameters together.
         """
         product = np.eye(self.size)
         for round in range(self.rounds):
@@ -144,7 +145,8 @@ class Topology:
           rank: the receiving rank.
 
         Returns:
-          A dict from sender to weight, and the weight of the rank's own parameters.
+          A dict from each sender to the weight of its parameters, and the weight of the rank's own
+          parameters.
         """
         each = self._at(round)
         chosen = each.receivers == rank
@@ -153,10 +155,10 @@ class Topology:
         return dict(zip(senders, weights, strict=True)), float(each.self_weights[rank])
 
     def is_matching(self, round: int) -> bool:
-        """Return whether the edges of a round form disjoint pairs with equal weights.
+        """Return whether the ranks of a round gossip in disjoint pairs with equal weights.
 
-        The two ranks of a pair send to each other, and give each other's parameters the same
-        weight. A rank may be in no pair.
+        The two ranks of a pair send to each other, and each gives the other's parameters the same
+        weight. A rank that is in no pair does not gossip.
 
         Args:
           round: number of the round, starting at 0. Rounds repeat cyclically.
@@ -175,12 +177,15 @@ class Topology:
         )
 
     def colors(self, round: int) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Return an edge coloring: groups of edges, in each of which no two share a rank.
+        """Return an edge coloring: groups of edges such that no two edges of a group share a rank.
 
         An edge is a pair `(sender, receiver)`, and each group is one color. If every rank processes
-        the groups in this order, each rank handles at most one message per group, and ranks cannot
-        wait for each other in a cycle. The coloring is greedy: if each rank sends and receives at
-        most d messages in total, there are at most 2d - 1 groups.
+        the groups in the returned order, each rank handles at most one message per group, and ranks
+        cannot wait for each other in a cycle.
+
+        The coloring is greedy: each edge joins the first group that has no edge at its two ranks.
+        Therefore, if no rank sends and receives more than d messages in total, there are at most
+        2d - 1 groups.
 
         Args:
           round: number of the round, starting at 0. Rounds repeat cyclically.
@@ -189,7 +194,7 @@ class Topology:
         senders: list[int] = each.senders.tolist()
         receivers: list[int] = each.receivers.tolist()
         colors: list[list[tuple[int, int]]] = []
-        busy: list[set[int]] = []  # ranks that already have an edge of this color
+        busy: list[set[int]] = []  # for each color, the ranks of its edges
         for edge in zip(senders, receivers, strict=True):
             free = (k for k, ranks in enumerate(busy) if ranks.isdisjoint(edge))
             color = next(free, len(colors))

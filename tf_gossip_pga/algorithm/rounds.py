@@ -1,4 +1,4 @@
-"""Build single rounds of a topology: of graphs without edges, circulant and undirected graphs."""
+"""Build one round of a topology, from an empty, a circulant or an undirected graph."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from tf_gossip_pga.algorithm.graph import Round
 
 
 def identity(n: int) -> Round:
-    """Return W = I: no rank averages with another."""
+    """Return the round of a graph without edges, W = I: no rank averages with another."""
     none = np.zeros(0, dtype=np.int64)
     return Round(none, none.copy(), np.zeros(0), np.ones(n))
 
 
 def circulant(n: int, weights: Mapping[int, float]) -> Round:
-    """Return the round in which rank i receives from rank (i - hop) % n, for each hop.
+    """Return the round in which each rank i receives from rank (i - hop) % n, for several hops.
 
     Args:
       n: number of ranks.
-      weights: the weight of the received parameters, by hop.
+      weights: a dict from each hop to the weight that rank i gives to the parameters of rank
+        (i - hop) % n.
     """
     ranks = np.arange(n)
     receivers = np.tile(ranks, len(weights))
@@ -33,11 +34,12 @@ def circulant(n: int, weights: Mapping[int, float]) -> Round:
 def metropolis_hastings(n: int, edges: Iterable[tuple[int, int]]) -> Round:
     """Return the round of an undirected graph, with Metropolis-Hastings weights.
 
-    `W[i, j] = 1 / (1 + max(deg_i, deg_j))` on the graph's edges. Self-loops are ignored.
+    For each edge, `W[i, j] = W[j, i] = 1 / (1 + max(deg_i, deg_j))`, where deg_i is the number of
+    neighbors of rank i. The diagonal of W makes each row sum to one. Self-loops are ignored.
 
     Args:
       n: number of ranks.
-      edges: pairs of ranks. Each pair must occur only once.
+      edges: pairs of ranks. Each pair must occur only once, in either order.
     """
     distinct = sorted((i, j) for i, j in edges if i != j)
     pairs = np.array(distinct, dtype=np.int64).reshape(-1, 2)

@@ -1,17 +1,18 @@
-"""Decide when to average globally: the period H, fixed or adaptive.
+"""Decide when to average globally, with a period H that is fixed or adaptive.
 
 Steps are completed batches, counted from 1 over the whole run. At step k, Gossip-PGA averages
 globally instead of gossiping if `k % H == 0` (Chen et al., ICML 2021, Algorithm 1). Two special
 cases are algorithms of their own: `H=1` is Parallel SGD, and `H=None` is Gossip SGD. Gossip-AGA
 computes a new H from the training loss at each global average (Algorithm 2).
 
-A schedule answers `is_global(step)`. If the period is adaptive, the caller also reports each global
-average with `observe(step, loss)`. The answers must be the same on every rank. The ranks therefore
-compare H and the state of an adaptive period before training, and they all observe the same loss.
+A schedule is a `FixedPeriod` or an `AdaptiveSchedule`. Its method `is_global(step)` says whether a
+step ends with a global average. If the period is adaptive, the caller also reports each global
+average with `observe(step, loss)`. All ranks must average globally at the same steps. Therefore,
+they compare H and the state of an adaptive period before training, and all observe the same loss.
 """
 
 # pyright: reportConstantRedefinition=false
-# (H is the paper's name for the period, and Gossip-AGA changes it.)
+# (H is the paper's name for the period, and Gossip-AGA changes its value.)
 from __future__ import annotations
 
 import dataclasses
@@ -50,12 +51,13 @@ class AdaptivePeriod:
     """Lengthen the period H as the training loss falls (Gossip-AGA).
 
     Early in training, gradients are large and replicas drift apart quickly. Later, the replicas
-    stay close for longer.
+    stay close for longer, so they need fewer global averages.
 
     The period follows F, the loss of the first batch after a global average, averaged over the
-    ranks. F measures the averaged model, whereas the losses of later batches measure replicas that
-    have each fitted their own data. The next global average, at step k, uses F to update the
-    period::
+    ranks. (The first batch of a `fit` counts as well, because every `fit` begins with equal
+    replicas.) F measures the averaged model, whereas the losses of later batches measure replicas
+    that have each been fitted to their own data. The next global average, at step k, uses F to
+    update the period::
 
         F_initial <- (F_initial + F) / 2                        if k <= warmup_steps; H is kept
         H <- ceil((F_initial / F)^exponent * initial)           afterwards, within 1 … maximum
@@ -64,16 +66,16 @@ class AdaptivePeriod:
 
     Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021,
     Algorithm 2. This class was written without access to the paper's algorithm box. It may
-    therefore differ from the paper in the exponent (both 1 and 1/4 are mentioned), in the bound
-    `maximum`, and in the batch that F is taken from. F could also be the loss of the last batch
-    before a global average. But if ranks see different data, that loss is small precisely because
-    the replicas have drifted apart. The period would then grow, and the ranks would average even
-    less often.
+    therefore differ from the paper in the exponent (other texts mention both 1 and 1/4), in the
+    bound `maximum`, and in the batch that F is taken from. F could also be the loss of the last
+    batch before a global average. This class does not use that loss: if ranks see different data,
+    it is small precisely because the replicas have drifted apart. The period would then grow, and
+    the ranks would average even less often.
 
     Args:
       initial: the first period in steps, >= 1. Default 4, as in the paper.
       warmup_steps: number of initial steps, >= 0, during which the period stays at `initial` and
-        the loss is recorded. These steps should cover the learning-rate warm-up and the first steep
+        F_initial is updated. These steps should cover the learning-rate warm-up and the first steep
         drop of the loss. Default 100.
       exponent: how strongly the period follows the loss, >= 0. Default 1.
       maximum: the longest period in steps, >= `initial`. Default 64.
@@ -121,11 +123,11 @@ class AdaptiveState(TypedDict):
 
     H: int  # current period in steps
     last: int  # step of the last global average
-    initial_loss: float | None  # F_initial
+    initial_loss: float | None  # F_initial; None before the first F
 
 
 class AdaptiveSchedule:
-    """Track the period of one run with an `AdaptivePeriod`.
+    """Track the current period of one run that uses an `AdaptivePeriod`.
 
     Attributes:
       H: the current period in steps.
@@ -150,7 +152,7 @@ class AdaptiveSchedule:
 
         Args:
           step: the step that ended with this global average.
-          loss: F, which must be the same number on every rank.
+          loss: F as defined in `AdaptivePeriod`. It must be the same number on every rank.
         """
         self._last = step
         if not 0 <= loss < math.inf:  # true for NaN
@@ -189,7 +191,7 @@ class AdaptiveSchedule:
 
     @property
     def state(self) -> AdaptiveState:
-        """JSON-serializable state, needed to resume a run. Assign to it to restore a run."""
+        """JSON-serializable state. To resume a run, assign its saved state to this property."""
         return {"H": self.H, "last": self._last, "initial_loss": self._initial_loss}
 
     @state.setter
@@ -208,7 +210,7 @@ class AdaptiveSchedule:
 
 
 def resolve(H: object) -> FixedPeriod | AdaptiveSchedule:  # noqa: N803 (the paper's name)
-    """Return the schedule at the start of a run for the `H` that a user passed.
+    """Return the schedule that a run begins with, from the `H` that the user passed.
 
     Args:
       H: whole number of steps >= 1, None for no global average, or an `AdaptivePeriod`.

@@ -1,11 +1,11 @@
 """Build topologies: who averages with whom, and with what weights.
 
-Ranks are numbered 0 … size-1. The smaller `Topology.beta` is, the faster gossip reaches
-agreement.
+Ranks are numbered 0 … size-1. The smaller `Topology.beta` is, the faster gossip brings the ranks'
+parameters together.
 
-To add a topology, write a function of `n` in this module, and add it to `BY_NAME` and `__all__`. Up
-to 512 ranks, the planner computes beta from the matrices. For more ranks, the planner needs a
-formula for beta in `plan.cost.beta_of`.
+To add a topology, write a function of the number of ranks `n` in this module, and add the function
+to `BY_NAME` and `__all__`. Up to 512 ranks, `tf_gossip_pga.plan` computes beta from the mixing
+matrices. For more ranks, it needs a formula for beta in `tf_gossip_pga.plan.cost.beta_of`.
 
 Example:
   >>> from tf_gossip_pga import topology
@@ -52,7 +52,7 @@ __all__ = [
     "torus",
 ]
 
-_BYTES_AN_EDGE = 224  # memory that `complete` needs per edge, because it builds Python objects
+_BYTES_AN_EDGE = 224  # memory that `complete` needs per edge, which is a Python object
 
 
 class UndirectedGraph(Protocol):
@@ -99,8 +99,8 @@ def ring(n: int) -> Topology:
 def grid(n: int) -> Topology:
     """Connect neighbors in the most nearly square grid, without wraparound (a path if n is prime).
 
-    The weights are Metropolis-Hastings, `1 / (1 + max(deg_i, deg_j))`. With 16 ranks, beta is
-    0.8686, which the source prints as 0.868.
+    The weights are Metropolis-Hastings, `1 / (1 + max(deg_i, deg_j))`, where deg_i is the number of
+    neighbors of rank i. With 16 ranks, beta is 0.8686, which Chen et al. print as 0.868.
 
     Source: Chen et al., ICML 2021.
 
@@ -127,7 +127,7 @@ def grid(n: int) -> Topology:
 def torus(n: int) -> Topology:
     """Connect ranks as in `grid`, but with wraparound (a ring if n is prime).
 
-    The weights are Metropolis-Hastings, `1 / (1 + max(deg_i, deg_j))`.
+    The weights are Metropolis-Hastings, as in `grid`.
 
     Args:
       n: number of ranks, >= 1.
@@ -183,10 +183,10 @@ def static_exponential(n: int) -> Topology:
 def one_peer_exponential(n: int) -> Topology:
     """Have each rank receive from one rank per round, at distances 1, 2, 4, … on a circle.
 
-    In round k, that rank is 2^(k mod ceil(log2 n)) places before the receiver. All weights are
-    1/2. The graph is directed: in each round, every rank sends one message and receives one. If n
-    is a power of two, any log2 n consecutive rounds average exactly. For other n, the average is
-    not exact.
+    In round k, counted from 0, each rank receives from the rank that is 2^(k mod ceil(log2 n))
+    places before it. All weights are 1/2. The graph is directed: in each round, every rank sends
+    one message and receives one. If n is a power of two, any log2 n consecutive rounds average
+    exactly. For other n, the average is not exact.
 
     Source: Assran et al., ICML 2019; exact averaging: Ying et al., NeurIPS 2021.
 
@@ -209,7 +209,7 @@ def one_peer_exponential(n: int) -> Topology:
 
 
 def hypercube(n: int) -> Topology:
-    """Pair rank i with rank i xor 2^k in round k, with weights 1/2.
+    """Pair rank i with rank i xor 2^k in round k = 0, 1, …, with weights 1/2.
 
     One cycle of log2 n rounds averages exactly.
 
@@ -264,7 +264,7 @@ def complete(n: int) -> Topology:
 
 
 def disconnected(n: int) -> Topology:
-    """Connect no ranks (W = I). With a period H, this is Local SGD.
+    """Connect no ranks (W = I). With a global average every H steps, this is Local SGD.
 
     Args:
       n: number of ranks, >= 1.
@@ -295,8 +295,8 @@ def from_matrix(W: npt.ArrayLike) -> Topology:  # noqa: N803 (the literature's n
 
     Raises:
       ValueError: the matrix is not square, has a weight that is negative or not finite, or is not
-        doubly stochastic. In the last case, the message names the row or column, and how far its
-        sum is from 1.
+        doubly stochastic. In the last case, the message names a row or column whose sum is not 1,
+        and how far its sum is from 1.
 
     Example:
       >>> from_matrix([[0.75, 0.25], [0.25, 0.75]]).beta
@@ -360,7 +360,7 @@ BY_NAME: dict[str, Callable[[int], Topology]] = {
 
 
 def resolve(topology: str | Topology, size: int) -> Topology:
-    """Return the topology that a user's `topology` argument selects.
+    """Return the `Topology` that a user gave, or build the one whose name the user gave.
 
     Args:
       topology: one of the names in `BY_NAME`, or a `Topology`.
@@ -370,8 +370,8 @@ def resolve(topology: str | Topology, size: int) -> Topology:
       A `Topology` of `size` ranks.
 
     Raises:
-      ValueError: the name is unknown, its graph does not exist for `size` ranks, or the `Topology`
-        has a different size.
+      ValueError: the name is unknown, its graph does not exist for `size` ranks, or the given
+        `Topology` does not have `size` ranks.
       TypeError: `topology` is neither a name nor a `Topology`.
 
     Example:
@@ -400,12 +400,12 @@ def resolve(topology: str | Topology, size: int) -> Topology:
 
 
 def default(size: int, pairs: bool = False) -> Topology:
-    """Return the topology of a run whose user has not chosen one.
+    """Return the default topology, for a run whose user has not chosen a topology.
 
     Args:
       size: number of ranks.
-      pairs: whether an exchange in both directions between two ranks costs no more than one
-        message.
+      pairs: whether two ranks that send to each other need no more time than for one message, as
+        over NCCL.
 
     Returns:
       `hypercube` if `pairs` is true and `size` is a power of two, else `one_peer_exponential`.

@@ -30,11 +30,12 @@ from tf_gossip_pga.training.variables import Held
 class Checkpoint(keras.callbacks.Callback):
     """Save a `GossipPGA` run, and resume it in new processes.
 
-    All ranks save together every `every` epochs, at the end of the last epoch, and when training
-    stops early. Before saving, they average globally, regardless of `H`, and training continues
-    from that average. Checkpoints therefore affect the weights of a run, but a resumed run follows
-    the same path as an uninterrupted run with the same checkpoints. Optimizer slots are handled as
-    in any global average.
+    All ranks save together every `every` epochs and at the end of the last epoch. An epoch counts
+    as the last if a callback stops training at its end. If training stops within an epoch, the
+    ranks save only if a SIGTERM has stopped it (see **Preemption**). Before saving, they average
+    globally, regardless of `H`, and training continues from that average. Checkpoints therefore
+    affect the weights of a run, but a resumed run follows the same path as an uninterrupted run
+    with the same checkpoints. Optimizer slots are handled as in any global average.
 
     **Resume.** Call `restore` on every rank before `fit`. It restores weights, optimizer variables,
     step count, period and random generators. On CPUs with
@@ -43,10 +44,10 @@ class Checkpoint(keras.callbacks.Callback):
     dataset therefore starts over with its first order.
 
     **Preemption.** Schedulers send SIGTERM before they reclaim a machine. When any rank receives
-    it, all ranks stop together at the next global average, or at the end of the epoch if `H=None`.
-    They save a checkpoint, `fit` returns, and the script continues. A resumed run restarts an
-    interrupted epoch from the beginning, so it sees that epoch's first batches again. A second
-    SIGTERM has its usual effect.
+    SIGTERM, all ranks stop together at the next global average, or at the end of the epoch if
+    `H=None`. They save a checkpoint, `fit` returns, and the script continues. A resumed run
+    restarts an interrupted epoch from the beginning, so it sees that epoch's first batches again. A
+    second SIGTERM has its usual effect.
 
     **Files.** `directory` may be shared by all ranks or be on a separate disk for each. The chief
     is rank 0 or, if rank 0 is lost, the lowest surviving rank.
@@ -136,7 +137,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._reader = Reader(self._files, self._session, gossip)
         self._writer: Writer | None = None  # of the current fit
         self._fit: dict[str, Any] = {}  # the current fit's params from Keras: "epochs", "steps"
-        self._kept: list[tuple[Held, np.ndarray]] = []  # own values, overwritten as fit begins
+        self._kept: list[tuple[Held, np.ndarray]] = []  # own values, which fit overwrites
         self._epoch = self._batches = 0  # the current epoch, and its completed batches
         self._sigterm = preemption.Sigterm(
             gossip.request_stop,
@@ -181,7 +182,7 @@ class Checkpoint(keras.callbacks.Callback):
     # ---- Called by Keras ------------------------------------------------------------------------
 
     def set_model(self, model):
-        """Copy the variables that `restore` read for this rank."""
+        """Copy the variables that `restore` read for this rank. `on_epoch_begin` puts them back."""
         super().set_model(model)
         # fit broadcasts rank 0's optimizer variables; on_epoch_begin restores this rank's own.
         several = self._session.cluster.size > 1
@@ -218,7 +219,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._kept, self._reader.restored = [], []
 
     def on_train_batch_end(self, batch, logs=None):
-        """Save if all ranks stop before the end of the epoch."""
+        """Save if a SIGTERM makes all ranks stop before the end of the epoch."""
         self._batches = batch + 1
         if self._gossip.stopped and self._is_early():
             self._save(self._epoch, due=False)

@@ -1,4 +1,4 @@
-"""Store checkpoints as numbered folders of files, each complete once it has a manifest.
+"""Store checkpoints as numbered folders of files. A folder is complete once it has a manifest.
 
 The layout::
 
@@ -94,7 +94,7 @@ class CheckpointFiles:
         return [each for each in self._names() if os.path.lexists(self.folder(each) / MANIFEST)]
 
     def unused_number(self) -> int:
-        """Return one more than the highest number in the directory."""
+        """Return one more than the highest checkpoint number in the directory."""
         return max(self._names(), default=0) + 1
 
     def _names(self) -> list[int]:
@@ -178,7 +178,7 @@ class CheckpointFiles:
         shutil.rmtree(self.folder(number), ignore_errors=True)  # leaves links alone
 
     def forget(self, name: str, kept: Collection[int]):
-        """Remove one file from old checkpoints, and any folders left empty.
+        """Remove one file from old checkpoints, and the folders that this leaves empty.
 
         Only one process calls `prune`. The others call this method, because they may have their own
         disks.

@@ -7,10 +7,9 @@ The layout::
 
 A claim lists the run, the view number, and the processes that are members of the view. Only one
 process can create the file with a given number, even on NFS, and the content of that file never
-changes. A process has lost the directory if the claim in force is not its own: it no longer writes
-or removes files there. All members of a view make the same claim. In a shared
-directory, one member creates the file and the others find it. On separate disks, each member
-creates its own file.
+changes. All members of a view make the same claim. In a shared directory, one member creates the
+file and the others find it. On separate disks, each member creates its own file. A process has lost
+the directory if the claim in force is not its own: it then no longer writes or removes files there.
 
 Who may replace the claim in force:
 
@@ -18,8 +17,8 @@ Who may replace the claim in force:
 claim in force                    may be replaced by
 ================================  =================================================================
 of the same run, an earlier view  a later view that shares a member with the claim, or whose
-                                  members have made that claim before. An excluded worker may not
-                                  replace it.
+                                  members have themselves made this claim. An excluded worker may
+                                  not replace the claim.
 of another run                    a `fit` that begins after the claim's job has released the
                                   directory or ended. A `fit` already under way may not: another
                                   job has taken the directory from it.
@@ -161,7 +160,7 @@ class Ownership:
         self._stop = threading.Event()
 
     def offer(self, rank: int) -> dict:
-        """Return the JSON-serializable data that other members need to make the same claim."""
+        """Return this process's part of the claim, JSON-serializable, for the other members."""
         process = dataclasses.asdict(Process.this(rank))
         return {"run": _runs.get(os.getpid()), "process": process}
 
@@ -206,10 +205,10 @@ class Ownership:
         return {"run": self._claim.run, "view": self._claim.view} if self._claim else {}
 
     def check(self):
-        """Raise an error unless this process may write and remove files.
+        """Raise an error unless this process may write and remove files in the directory.
 
         Raises:
-          CheckpointError: another claim is in force, or this process has none.
+          CheckpointError: this process has no claim, or another claim is in force.
           OSError: the directory cannot be read.
         """
         self._server_time()  # makes NFS refresh its cache of the folder
@@ -306,7 +305,7 @@ class Ownership:
         return max(self._numbers(), default=0) == number
 
     def _check_replaceable(self, found: _Found, claim: Claim):
-        """Raise `CheckpointError` unless `claim` may replace the one in force. May wait."""
+        """Raise `CheckpointError` unless `claim` may replace `found`. May wait to find out."""
         held = found.claim
         shares = held is not None and bool(set(held.members) & set(claim.members))
         if held is not None and held.run == claim.run:

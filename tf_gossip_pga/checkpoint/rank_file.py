@@ -1,8 +1,9 @@
 """Save and load each rank's own variables, which global averages do not make equal.
 
-The file is an `.npz` without pickled data. It also holds variables that Keras does not track and so
-does not save with the model's weights. Each array is named after the variable's position among the
-variables of the model and its optimizers, in the order of `preflight.described`.
+Each rank writes one file, an `.npz` without pickled data. The file also holds variables that Keras
+does not track and so does not save with the model's weights. Each array is named after the
+variable's position among the variables of the model and its optimizers, in the order of
+`preflight.described`.
 """
 
 import os
@@ -20,8 +21,8 @@ PREFIX = "rank-"
 def places(model, averages_slots: bool, local: Collection[str]) -> list[int]:
     """Return the positions of the variables that each rank must save for itself.
 
-    These are integers, random states, optimizer variables, local variables, and variables that
-    Keras does not save.
+    These are integers, random states, optimizer variables (except slots if `averages_slots`),
+    variables named in `local`, and variables that Keras does not save.
 
     Args:
       model: a model with built optimizers.
@@ -56,7 +57,7 @@ def save(path: str | os.PathLike, model, places: list[int]):
     Args:
       path: path of the file.
       model: a model with built optimizers.
-      places: the result of `places`.
+      places: the result of the function `places`.
     """
     everything = held(model)
     arrays = copies([everything[place] for place in places])

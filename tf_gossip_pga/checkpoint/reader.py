@@ -26,12 +26,13 @@ class Reader:
     """Restore a run from the checkpoints of a directory.
 
     Args:
-      files: the checkpoints.
-      session: the exchanges of this process.
+      files: the checkpoints of the directory.
+      session: runs the exchanges of this process (`exchange.session`).
       gossip: the callback whose step and period are restored.
 
     Attributes:
-      restored: the variables that this rank read from its own file.
+      restored: the variables that this rank read from a `rank-….npz` file: its own or, if the chief
+        has none, another rank's.
     """
 
     def __init__(self, files: CheckpointFiles, session: SoloSession, gossip: GossipPGA):
@@ -48,7 +49,7 @@ class Reader:
         return self._session.cluster.is_chief
 
     def restore(self, model: keras.Model) -> int:
-        """Load the newest usable checkpoint. Return the epoch to start from, or 0 without one.
+        """Load the newest usable checkpoint. Return its epoch to start from, or 0 if there is none.
 
         Args:
           model: a built and compiled model.
@@ -95,7 +96,7 @@ class Reader:
         return manifest, None
 
     def _problem_of_own(self, number: int, manifest: dict, model: keras.Model) -> str | None:
-        """On other ranks, load the rank's own file. Return why it cannot be used, or None."""
+        """On any rank but the chief, load its own file. Return why that is impossible, or None."""
         try:
             self._take(number, manifest, model)
         except CheckpointError as error:
@@ -113,7 +114,7 @@ class Reader:
 
         Args:
           number: number of the checkpoint.
-          manifest: its manifest.
+          manifest: the manifest of the checkpoint.
           model: a built and compiled model.
           load_weights: function that loads the weights. Default: do not load them.
 
@@ -126,7 +127,7 @@ class Reader:
             load_weights()
         self.restored = []
         listed, name = manifest["files"], self._own_name
-        if self._is_chief and name not in listed:  # the chief took no part in that save
+        if self._is_chief and name not in listed:  # the chief saved no such file
             name = next((each for each in sorted(listed) if each.startswith(PREFIX)), name)
         if self._is_chief or (name in listed and os.path.lexists(folder / name)):
             path = self._files.checked(number, name, listed)
@@ -198,7 +199,7 @@ class Reader:
           unfit: why this rank cannot restore, or None if it can.
 
         Raises:
-          ValueError: on every rank, if a rank cannot restore, or called `fit` instead.
+          ValueError: on every rank, if a rank cannot restore, or called `fit` instead of `restore`.
         """
         advice = "Call checkpoint.restore on every rank or on none."
         elsewhere = f"it has called checkpoint.restore. {advice}"
@@ -206,8 +207,8 @@ class Reader:
         patience_s = self._session.timing.restore_s
         everyone = self._session.gather(own, "the restore of a checkpoint", patience_s)
         for rank, each in zip(self._session.view.members, everyone, strict=True):
-            # A rank that called fit instead sends a dict with other keys, and reads `elsewhere` in
-            # this rank's dict as the problem.
+            # A rank that called fit instead of restore sends a dict with other keys, and reads
+            # `elsewhere` in this rank's dict as the problem.
             problem = each["unfit"] if "restores" in each else f"it has called fit. {advice}"
             if problem:
                 raise ValueError(f"Rank {rank} cannot restore a checkpoint: {problem}")

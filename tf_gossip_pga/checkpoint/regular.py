@@ -30,8 +30,8 @@ def opened(path: pathlib.Path) -> io.BufferedReader:
     """Open a regular file of a folder for reading.
 
     Raises:
-      OSError: the file does not exist, the file or the folder is a link, the file is not regular,
-        or it cannot be opened.
+      OSError: the file does not exist, is not regular or cannot be opened, or the file or its
+        folder is a link.
     """
     # Non-blocking: otherwise, opening a FIFO waits until another process opens it for writing.
     with folder(path.parent) as parent:

@@ -20,7 +20,7 @@ from tf_gossip_pga.errors import CheckpointError
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training.callback import GossipPGA
 
-# Weights file in Keras' own format, one for all ranks.
+# Name of the weights file. The file is in Keras' own format, and serves all ranks.
 WEIGHTS = "model.weights.h5"
 
 
@@ -30,8 +30,8 @@ class Writer:
     Args:
       files: the checkpoints of the directory.
       ownership: the claim on the directory.
-      session: the exchanges of this process.
-      gossip: the callback that averages.
+      session: runs the exchanges of this process (`exchange.session`).
+      gossip: the `GossipPGA` of the same `fit`.
       sync: function that shares a value with all ranks, as `GossipPGA.sync` does.
       model: the model to save.
       variables: descriptions of the model's variables for the manifest (`preflight.described`).
@@ -61,7 +61,8 @@ class Writer:
         """Claim the directory on all ranks, before the first step.
 
         If this fails for any reason other than another job's claim, training continues, and `save`
-        claims the directory again. Joining workers claim the directory at their first `save`.
+        tries to claim the directory again. Joining workers claim the directory at their first
+        `save`.
 
         Args:
           code: code object of `fit`. The directory is released soon after `fit` returns.
@@ -117,7 +118,8 @@ class Writer:
             return
         is_chief = self._cluster.is_chief  # read once: a loss may make this rank the chief later
         offers = [offer for *_, offer in everyone]
-        written = self._try_to_write(number, averaged, everyone[0][1], offers)  # the chief's
+        # everyone[0] is from the chief, and its second item lists the complete checkpoints.
+        written = self._try_to_write(number, averaged, everyone[0][1], offers)
         reports = self._sync(f"the end of {doing}", written)
         problem = next((problem for _, problem in reports if problem), None)
         files = {name: entry for each, _ in reports for name, entry in each.items()}
@@ -169,7 +171,7 @@ class Writer:
         if self._cluster.is_chief:
             entries[WEIGHTS] = self._files.write(number, WEIGHTS, self._model.save_weights)
         elif complete:  # if the chief has none, its disk may be lost or unmounted
-            # Remove files one checkpoint late, because the new one is not complete yet.
+            # Remove files one checkpoint late, because the new checkpoint is not complete yet.
             self._files.forget(name, {*complete, number})
         return entries
 
@@ -189,7 +191,7 @@ class Writer:
         return None
 
     def _prune(self, number: int):
-        """On the chief, remove old checkpoints. A failure does not affect the new one."""
+        """On the chief, remove old checkpoints. A failure does not affect the new checkpoint."""
         try:
             self._files.prune(number)
         except (OSError, CheckpointError) as error:

@@ -32,7 +32,7 @@ class _Answer:
 
     Attributes:
       endpoints: the endpoints of all members, by rank.
-      where: what the member that answers is doing (see `Whereabouts`).
+      where: what the member that answers is doing (see `Whereabouts.where` in `status`).
       fits: how many times that member has called `fit`.
     """
 
@@ -42,10 +42,10 @@ class _Answer:
 
 
 class Admission:
-    """Exchange messages between joining workers and members before a view grows.
+    """Exchange messages between joining workers and members before the members admit them.
 
-    A joining worker announces itself to the members until they invite it. The members admit it at
-    the beginning of an epoch.
+    A joining worker announces itself to the members until they invite it. They invite and admit it
+    at the beginning of an epoch. Members and joining workers use different methods of this class.
 
     Args:
       cluster: this process's place among the workers.
@@ -93,11 +93,11 @@ class Admission:
         self._announced = {}
 
     def invite(self, invitation: Invitation, joining: Mapping[str, int], asks: bool) -> None:
-        """Learn the endpoints of joining workers, and send them the invitation if `asks` is true.
+        """Learn the endpoints of joining workers and, if `asks` is true, invite these workers.
 
         Args:
-          invitation: the invitation, to which this method adds the endpoints.
-          joining: endpoints by rank, as returned by `announced`.
+          invitation: the invitation. This method sets its `endpoints`.
+          joining: endpoints of the joining workers by rank, as returned by `announced`.
           asks: whether this member sends the invitation. Only one member does.
 
         Raises:
@@ -139,7 +139,7 @@ class Admission:
                     "call of fit, and a worker can join only during the first. Let the other "
                     "workers finish without it, or restart the whole job."
                 )
-            for each in answered.values():  # other workers may have joined in the meantime
+            for each in answered.values():  # the members may have admitted other workers meanwhile
                 self._learn(each.endpoints)
             if waited_s := waiting.due():
                 busy = {rank: each.where for rank, each in answered.items() if each.where}

@@ -27,7 +27,7 @@ class Contacts:
       silent_s: how long a worker may show no sign of life before a view is formed without it.
 
     Attributes:
-      patience_s: how long the others wait for this worker to help form a wanted view.
+      patience_s: how long the others wait for this worker to help form a view that they want.
       asked_by: when each rank last asked this worker a question. A question is a sign of life.
       gone: dead ranks that have begun no view without this worker.
     """
@@ -81,7 +81,7 @@ class Contacts:
         asked: float,
         now: float,
     ) -> None:
-        """Record the answers to a question, and update which ranks are gone.
+        """Record the answers to a question that this worker asked, and update `gone`.
 
         Args:
           others: the other members of the view.
@@ -117,7 +117,11 @@ class Contacts:
             self._exchanged = ()
 
     def forget(self) -> None:
-        """Forget all contacts: others may have given up on this worker, or a rank has restarted."""
+        """Forget all contacts.
+
+        This is necessary if others may have stopped waiting for this worker, or if a process with
+        the rank of an earlier one is about to join.
+        """
         with self._lock:
             self._answered.clear()
             self._exchanged = ()

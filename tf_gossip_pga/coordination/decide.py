@@ -21,14 +21,14 @@ Pair = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """The agreement that a worker tries to reach with the others.
+    """One attempt of a worker to agree with the others on the members of a new view.
 
     Attributes:
       rank: this worker's rank.
       view: the current view.
       number: number of the wanted view.
       fit: number of the `fit` that this worker is in.
-      min_workers: how many members the wanted view must have.
+      min_workers: how many members the wanted view must have at least.
       patience_s: how long to wait for a worker that answers but does not want the view yet. If this
         is shorter than `silent_s`, `silent_s` applies instead.
       silent_s: how long a worker may show no sign of life before the view is formed without it.
@@ -49,7 +49,7 @@ class Memory:
 
     Attributes:
       silent_since: for each rank that does not answer now, when its answer was first missing.
-      late_since: for each rank that answers but does not want the view yet, when its first such
+      late_since: for each rank that answers but does not want the new view yet, when its first such
         answer arrived.
       asked_by: when each rank last asked this worker a question.
       gone: dead ranks that cannot have begun a view without this worker (see `contacts`).
@@ -68,7 +68,7 @@ class Memory:
         asked_by: Mapping[int, float],
         gone: frozenset[int],
     ) -> Memory:
-        """Return the memory after these answers."""
+        """Return what this worker remembers once `answers` have arrived, at the time `now`."""
         silent = [rank for rank, each in answers.items() if each is Absence.SUSPECTED]
         late_since = {
             rank: since
@@ -83,7 +83,7 @@ class Memory:
         )
 
     def for_next_attempt(self) -> Memory:
-        """Return the part of the memory that still holds in the attempt to form the next view."""
+        """Return a memory for the attempt to form the next view. It keeps only `late_since`."""
         return Memory(late_since=self.late_since)
 
     def silence_s(self, rank: int, attempt: Attempt, now: float) -> float:
@@ -100,7 +100,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Wait:
-    """Ask again, because these ranks or the leader are not ready."""
+    """Ask the others again: these ranks are undecided, or the leader has not decided yet."""
 
     ranks: frozenset[int]
 
@@ -126,7 +126,7 @@ class Finish:
 
 @dataclasses.dataclass(frozen=True)
 class Fail:
-    """End with this reason."""
+    """End this worker with a `WorkerLost` error that gives this reason."""
 
     reason: str
 
@@ -135,7 +135,7 @@ Decision = Wait | Adopt | Lead | Finish | Fail
 
 
 def decide(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> Decision:
-    """Return the next action of a worker that wants a view.
+    """Return the next action of a worker that wants a new view.
 
     Every member of the current view is in one of these states::
 
@@ -146,7 +146,7 @@ def decide(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> De
         no side    is dead and `gone` (see `Memory`), or has left `fit` by an exception
 
     The willing and the away members are the two sides of a possible partition. The willing members
-    may continue only if they are the larger side (see `_why_not`).
+    may continue only if they are the larger side. (`_why_not` explains what happens in a tie.)
 
     The lowest willing rank is the leader. It decides as soon as no member is undecided and all
     willing workers have reached one another. The other willing workers adopt the leader's list of
@@ -154,7 +154,7 @@ def decide(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> De
     as away (see `_cover`).
 
     Args:
-      attempt: the agreement to reach.
+      attempt: the view that the worker wants, and how long to wait for the others.
       answers: the last answer of each other worker.
       memory: the memory after these answers (see `Memory.updated`).
       now: when the answers arrived.
@@ -178,7 +178,14 @@ def decide(attempt: Attempt, answers: Answers, memory: Memory, now: float) -> De
 
 
 def excluding(rank: int, view: View, own: Standing, answers: Answers) -> int | None:
-    """Return a rank that has begun a view without this worker, or None."""
+    """Return a rank whose answer shows that it has begun a view without this worker, or None.
+
+    Args:
+      rank: this worker's rank.
+      view: this worker's current view.
+      own: this worker's standing.
+      answers: the last answer of each other worker.
+    """
     # The latest view that may contain this worker.
     newest = own.wants if own.is_member else own.wants - 1
     for other, each in answers.items():
@@ -193,9 +200,14 @@ def excluding(rank: int, view: View, own: Standing, answers: Answers) -> int | N
 def begun_by(rank: int, own: Standing, answers: Answers) -> int | None:
     """Return the most exchanges that any member has completed, or None until the view may begin.
 
-    The leader begins the view when all members have joined it. The other members begin the view
-    when the leader has begun it. They take the number of exchanges from the leader, because they
-    may have missed another member's answer.
+    The view is the one that this worker wants and has joined. Its leader begins it when all members
+    have joined it. The other members begin it when the leader has begun it. They take the number of
+    exchanges from the leader, because they may have missed another member's answer.
+
+    Args:
+      rank: this worker's rank.
+      own: this worker's standing.
+      answers: the last answer of each other worker.
     """
     members = own.members or ()
     leader = min(members)
@@ -245,7 +257,7 @@ def _willing(attempt: Attempt, answers: Answers) -> set[int]:
 def _late(attempt: Attempt, answers: Answers) -> set[int]:
     """Return the ranks that answer and are not willing yet, but may still become willing.
 
-    They are inside this `fit`, or have not called it yet.
+    These ranks are inside the `fit` of the attempt, or have not called that `fit` yet.
     """
     willing = _willing(attempt, answers)
     return {

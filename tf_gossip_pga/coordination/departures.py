@@ -25,7 +25,8 @@ class Departures:
 
     Attributes:
       known: the other workers' departures, by rank.
-      heard: when the last report from another worker arrived. The caller resets it to None.
+      heard: when the last report from another worker arrived. The watchdog resets this to None when
+        it asks the other workers what they are doing.
     """
 
     def __init__(self, rank: int, size: int, channel: Channel, status: Status) -> None:
@@ -41,11 +42,11 @@ class Departures:
         channel.handlers["departure"] = self._note
 
     def tell(self, ends: bool = False) -> None:
-        """Report an exception that has escaped this worker's `fit` to all others, but only once.
+        """Tell all other workers, only once, which exception has escaped this worker's `fit`.
 
         Args:
-          ends: whether this process is ending. If so, also report an exception that ended it
-            outside `fit`.
+          ends: whether this process is ending. If so, also report an exception that ended the
+            process outside `fit`.
         """
         is_final = self._reported is not None and self._reported.ends
         if is_final or os.getpid() != self._process:  # a forked child reports nothing
@@ -58,9 +59,9 @@ class Departures:
                 tell("departure", rank=self._rank, **dataclasses.asdict(departure))
 
     def learn(self, answers: Mapping[int, dict[str, Any] | Absence]) -> None:
-        """Update `known` from answers to the request "status".
+        """Update `known` from the other workers' answers to the request "status", by rank.
 
-        Workers that are back in `fit` are no longer in `known`.
+        Afterwards, `known` no longer contains workers that have called `fit` again.
         """
         with self._lock:
             self.known = {
@@ -85,7 +86,8 @@ class Departures:
 def _latest(answer: dict[str, Any] | Absence, known: Departure | None) -> Departure | None:
     """Return a worker's departure according to its latest answer, or None.
 
-    A report that a process ends is final: later answers do not change it.
+    `known` is the departure known before this answer. If `known` says that the process is ending,
+    no answer changes that.
     """
     if isinstance(answer, Absence) or (known and known.ends):
         return known

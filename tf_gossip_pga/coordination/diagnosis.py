@@ -18,12 +18,12 @@ class Findings:
     """The result of asking all other workers what they are doing.
 
     Attributes:
-      ranks: the ranks that this worker waits for.
-      never: whether one of these ranks will never reach the exchange, e.g. because it has ended,
+      ranks: the ranks that keep this worker waiting in an exchange.
+      never: whether one of these ranks will never reach that exchange, e.g. because it has ended,
         has left `fit`, or waits in a different exchange.
       text: one line that describes each of these ranks.
       suspected: whether one of these ranks does not answer.
-      reached_s: for how many seconds all ranks have been in the exchange. 0 if one is late.
+      reached_s: for how many seconds all ranks have been in that exchange. 0 if one is late.
     """
 
     ranks: tuple[int, ...] = ()
@@ -48,8 +48,8 @@ def diagnose(
     """Return which workers keep this worker waiting, and why.
 
     Args:
-      answers: the other workers' answers to the request "status", by rank. Empty until all workers
-        have started.
+      answers: the other workers' answers to the request "status", by rank. There are none until all
+        workers have started.
       own: this worker's own status.
       last_heard_s: how many seconds ago each other worker last showed a sign of life, by rank.
       ending: ranks that are ending because they lost another worker, and so are not to blame.
@@ -68,7 +68,7 @@ def diagnose(
     never = any(_never_comes(where, own) for where in causes.values())
     if never:  # then do not blame a worker that is only slow
         causes = {rank: where for rank, where in lost.items() if rank not in ending} or lost
-    # The end of one worker interrupts the exchanges of others: do not blame the others.
+    # The end of one worker interrupts the exchanges of others: do not blame these others.
     if any(_has_ended(where) for where in causes.values()):
         causes = {rank: where for rank, where in causes.items() if not _was_interrupted(where)}
     sentences = [

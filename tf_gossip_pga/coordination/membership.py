@@ -1,4 +1,4 @@
-"""Run the agreement on the members (`protocol`) over the real channel and clock."""
+"""Agree on the members of views: run `protocol` over TCP and with the real clock."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class Membership:
         return {}
 
     def _answer(self, request: Message) -> Message:
-        """Answer another worker. Runs on the channel's thread."""
+        """Return this worker's standing to a worker that asks. Runs on the channel's thread."""
         asker = messages.checked(request, self._size, rank=Rank, wants=int, fit=int)
         own = self._status.tell()
         standing = self._protocol.answer(**asker, own_fit=own.fits, in_fit=own.in_fit)

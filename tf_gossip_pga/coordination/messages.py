@@ -69,9 +69,9 @@ def parse(kind: type[_Result], message: Mapping[str, Any], size: int) -> _Result
 def parse_answer(
     kind: type[_Result], answer: Mapping[str, Any] | Absence, size: int
 ) -> _Result | Absence:
-    """Return an answer as `parse` does, or `SUSPECTED` if it does not match its declaration.
+    """Parse an answer as `parse` does, but return `Absence.SUSPECTED` if the answer is invalid.
 
-    An `Absence` is returned unchanged.
+    If `answer` is an `Absence`, because the worker did not answer, return it unchanged.
     """
     if isinstance(answer, Absence):
         return answer

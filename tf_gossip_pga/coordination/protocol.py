@@ -13,9 +13,10 @@ workers on the list have done this, the leader begins the view, and the others f
 these steps fails, the workers that took part want the view with the next higher number.
 
 The protocol has two properties. First, no exchange of a view begins before every member has joined
-the view. This is necessary because TensorFlow's group leader forgets an exchange that comes too
-early, and never completes it. Second, no worker is a member of two views, because a list of members
-takes effect only once all workers on it have adopted it.
+the view. This is necessary because the members' TensorFlow servers query the server of one member,
+the group leader. If an exchange reaches the group leader too early, this server forgets the
+exchange and never completes it. Second, no worker is a member of two views at once, because a list
+of members takes effect only once all workers on it have adopted it.
 
 Between losses, each worker asks the others periodically (`ping`), so it knows whether a dead worker
 may have continued without it (`contacts`).
@@ -41,11 +42,11 @@ from tf_gossip_pga.errors import TrainingFinished, ViewAbandoned, WorkerLost
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """Ask all known workers for their standing. The driver sends back their answers by rank.
+    """Ask all workers that the driver knows for their standing. It sends back answers by rank.
 
     Attributes:
-      wants: number of the wanted view, or 0 for none. The workers that are asked call off their
-        exchanges to form this view.
+      wants: number of the view that this worker wants, or 0 for none. The workers that are asked
+        call off their exchanges to form this view.
     """
 
     wants: int
@@ -91,8 +92,8 @@ class Protocol:
 
     Attributes:
       view: the current view. A joining worker is alone in its view until it is admitted.
-      finished: number of the last `fit` in which this worker has finished training. Set by the
-        caller.
+      finished: number of the last `fit` in which this worker has finished training. The caller sets
+        this number.
       contacts: when this worker and the others last communicated. The caller records exchanges
         here.
     """
@@ -229,10 +230,10 @@ class Protocol:
         return most_completed
 
     def _agree(self, attempt: decide_lib.Attempt, standing: Standing) -> Steps[tuple[int, ...]]:
-        """Return the members of the wanted view, the same list on each of them."""
+        """Agree with the other workers on the members of the wanted view, and return the list."""
         self._memory = memory = self._memory.for_next_attempt()
         waiting = Waiting(self._timing.report_s, self._clock())
-        # First report all others as silent, so that no leader decides before they answer.
+        # First report all others as silent, so that no leader decides before they have answered.
         unheard = dict.fromkeys(attempt.view.others(self._rank), 0.0)
         standing = dataclasses.replace(standing, silent=tuple(unheard.items()))
         while True:
@@ -266,7 +267,7 @@ class Protocol:
     def _until_begun(
         self, standing: Standing, deadline: float, joining: Collection[int] = ()
     ) -> Steps[int]:
-        """Wait until all members have joined. Return the most exchanges completed by any member."""
+        """Wait until the wanted view may begin. Return the most exchanges any member completed."""
         begun = functools.partial(decide_lib.begun_by, self._rank, standing)
         others = [rank for rank in standing.members or () if rank != self._rank]
         return (yield from self._until(standing, others, deadline, begun, joining))
@@ -279,11 +280,11 @@ class Protocol:
         happened: Callable[[decide_lib.Answers], _Result | None],
         joining: Collection[int] = (),
     ) -> Steps[_Result]:
-        """Ask the others until `happened(answers)` is not None, and return its value.
+        """Ask `others` until `happened(their answers)` is not None, and return its value.
 
         Raises:
-          ViewAbandoned: one of `others` is dead or has left `fit`, or the deadline has passed. A
-            joining worker that has not called `fit` yet has not left it.
+          ViewAbandoned: one of `others` is dead or outside `fit`, or the deadline has passed. Only
+            the ranks in `joining` may be outside `fit`, because they may not have called it yet.
         """
         waiting = Waiting(self._timing.report_s, self._clock())
         while True:

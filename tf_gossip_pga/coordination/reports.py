@@ -22,7 +22,7 @@ class Waiting:
         self._report_at = self._began + first_s
 
     def due(self, now: float | None = None) -> float | None:
-        """Return the seconds waited if a report is due now, else None."""
+        """Return for how many seconds the wait has lasted if a report is due now, else None."""
         now = time.monotonic() if now is None else now
         if now <= self._report_at:
             return None
@@ -35,7 +35,7 @@ def named(ranks: Iterable[int], predicates: Mapping[int, str] | None = None) -> 
 
     Args:
       ranks: the ranks to name.
-      predicates: descriptions of some of the ranks, e.g. `"raised OSError: disk full"`.
+      predicates: what to say about some of them, by rank, e.g. `"raised OSError: disk full"`.
     """
     predicates = predicates or {}
     return " and ".join(
@@ -45,6 +45,6 @@ def named(ranks: Iterable[int], predicates: Mapping[int, str] | None = None) -> 
 
 
 def shortened(texts: Sequence[str]) -> list[str]:
-    """Return the first few texts, followed by the number of remaining ones."""
+    """Return the first few texts and, if there are more, a text that says how many more."""
     more = len(texts) - _LISTED
     return [*texts[:_LISTED], f"{more} more"] if more > 0 else list(texts)

@@ -4,11 +4,12 @@ When TensorFlow starts, it waits for the other workers silently and ignores sign
 therefore first listens on its own port, where TensorFlow's server will listen later, and repeatedly
 calls all addresses in `TF_CONFIG` (`roll_call_sockets`).
 
-A worker has met a rank once that rank has answered a call at its address. A worker's report lists
-the missing ranks, those that it has not met yet. The roll call is complete for a worker once it has
-met all others and their latest reports list no missing rank. The worker tells all others so before
-it leaves the roll call. If this message is lost, the others can still tell that the worker has
-left, because TensorFlow's server now listens at its address.
+A worker has met a rank once that rank has answered a call to its own address. In each call, both
+workers send a report. A worker's report lists the missing ranks: those that the worker has not met
+yet. The roll call is complete for a worker once it has met all others and their latest reports list
+no missing rank. Before the worker leaves the roll call, it tells all others that the roll call is
+complete. If this message is lost, the others can still tell that the worker has left, because
+TensorFlow's server now listens at its address.
 
 Workers do not authenticate here. Anyone who can reach the ports can prevent a job from starting.
 """
@@ -34,8 +35,9 @@ class RollCall:
     Args:
       addresses: `"host:port"` of all workers, in rank order.
       rank: this worker's rank.
-      facts: facts that must be equal on all ranks, by name (see `Report`).
-      gpu: the GPU that this worker can exchange from (see `Report`). Default: none.
+      facts: facts that must be equal on all ranks, such as package versions, by name.
+      gpu: name of the GPU that this worker can exchange from (see `Report` in `roster`). Default:
+        none.
       timing: how often to call, and how long to wait.
     """
 
@@ -67,7 +69,8 @@ class RollCall:
         Raises:
           RuntimeError: this worker's port is taken.
           ValueError: the workers differ in facts or addresses, or two processes have this rank.
-          WorkerLost: another worker cannot start, or some were not met within `Timing.start_s`.
+          WorkerLost: another worker cannot start, or the roll call was not complete within
+            `Timing.start_s`.
         """
         if self._began is None:
             self._began = time.monotonic()
@@ -82,7 +85,7 @@ class RollCall:
             self._calls.changed.clear()
             now = time.monotonic()
             self._count()
-            # Call this before `_trouble`, which then checks every report that this call has used.
+            # Call `_is_complete` first, so that `_trouble` checks every report that it has used.
             complete = self._is_complete()
             if error := self._trouble(now):
                 raise error
@@ -129,7 +132,7 @@ class RollCall:
             return None
         if self._trouble_since is None:
             self._trouble_since = now
-        # Wait briefly: another worker may have yet another list of addresses, or know the cause.
+        # Wait briefly for more reports: they may contain a third list of addresses, or the cause.
         if now < self._trouble_since + self._timing.start_settle_s:
             return None
         text = str(error)
@@ -184,7 +187,7 @@ class RollCall:
         return True
 
     def _waited(self, seconds: float) -> str:
-        """Return a sentence that says who is missing."""
+        """Return a sentence that says how long this worker has waited, and for which ranks."""
         missing = [rank for rank in self._others if not self._seats[rank].report]
         texts = [f"rank {rank}: {self._absence(rank)}" for rank in missing]
         if not missing:

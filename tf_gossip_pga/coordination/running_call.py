@@ -20,7 +20,7 @@ class Call:
     the thread is handling (in `except`, `finally` or `with`) or the last uncaught one.
 
     Args:
-      code: the function's code object. It must be on the stack.
+      code: the function's code object. The function must be on the stack of the calling thread.
 
     Attributes:
       has_ended: whether the function has finished its work, even if it has not returned yet. Set by
@@ -62,7 +62,7 @@ class Call:
     def _visible(self) -> Iterator[BaseException]:
         """Yield the exceptions that the thread handles, innermost first, then an uncaught one."""
         handled = sys._current_exceptions().get(self._thread)  # pyright: ignore[reportPrivateUsage]
-        error: object = handled[1] if isinstance(handled, tuple) else handled  # before Python 3.12
+        error: object = handled[1] if isinstance(handled, tuple) else handled  # Python 3.11: tuple
         while isinstance(error, BaseException):
             yield error
             error = error.__context__
@@ -128,9 +128,9 @@ def _uncaught() -> object:
 
 
 def _with_wrappers(code: types.CodeType) -> set[types.CodeType]:
-    """Return the code of a function on the stack, and of the callers in its package that wrap it.
+    """Return the code of a function on the stack, and of its direct callers in the same package.
 
-    The callers are needed because Keras' wrapper of `fit` removes `fit` from tracebacks.
+    These callers are needed because Keras' wrapper of `fit` removes `fit` from tracebacks.
     """
     codes = {code}
     package = None

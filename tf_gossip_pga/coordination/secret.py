@@ -32,7 +32,7 @@ from tf_gossip_pga.coordination.messages import Message
 from tf_gossip_pga.coordination.reports import named
 
 _SHORTEST, _LONGEST = 16, 4096  # characters
-_MAC_BYTES = 64  # length of a MAC in hexadecimal
+_MAC_BYTES = 64  # length of a MAC (message authentication code) in hexadecimal
 
 _HOW = (
     "Give every worker of the job the same random text of at least "
@@ -162,7 +162,7 @@ def open_answer(key: bytes, to: str, line: bytes) -> Message:
 
 
 def _contents(path: str) -> tuple[str, str]:
-    """Return the name of a secret file for messages to the user, and the file's contents."""
+    """Return a phrase that names a secret file in error messages, and the contents of this file."""
     name = f"{SECRET_FILE}, {path!r},"
     file = pathlib.Path(path).expanduser()
     try:

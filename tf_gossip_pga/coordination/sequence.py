@@ -6,17 +6,17 @@ from __future__ import annotations
 class Sequence:
     """This worker's place in the sequence of exchanges.
 
-    After a loss the surviving workers agree on the largest count, and reconcile their models. A
-    worker that is behind skips the exchanges that others have completed.
+    After a loss, the surviving workers agree on the largest count, and average their models. A
+    worker with a smaller count skips the exchanges that others have completed.
 
     Args:
-      futile_regroups: how often the same exchange may fail without a lost worker before this worker
-        gives up.
-      completed: the initial count.
+      futile_regroups: how often the same exchange may fail, although no worker is lost, before this
+        worker gives up.
+      completed: the initial count of completed exchanges.
 
     Attributes:
       completed: number of exchanges that this worker has completed or skipped.
-      must_reconcile: whether the view has changed since the members last reconciled.
+      must_reconcile: whether the view has changed since the members last averaged their models.
     """
 
     def __init__(self, futile_regroups: int, completed: int = 0) -> None:
@@ -38,7 +38,7 @@ class Sequence:
         return self.completed + self._missed == 0
 
     def complete(self) -> None:
-        """Count the next exchange, completed or skipped."""
+        """Count the next exchange, which this worker has completed or skipped."""
         self.completed += 1
         self._missed = max(0, self._missed - 1)
 
@@ -47,10 +47,11 @@ class Sequence:
 
         Args:
           most_completed: the largest count among all members of the view.
-          is_lost: whether the new view has lost a worker of the previous one.
+          is_lost: whether a member of the previous view is missing from the new one.
 
         Returns:
-          False if the same exchange has failed too often without a lost worker.
+          False if the same exchange has failed too often although no worker was lost (see
+          `futile_regroups`), else True.
         """
         helps = is_lost or self.completed != self._completed_at_regroup
         self._futile = 0 if helps else self._futile + 1

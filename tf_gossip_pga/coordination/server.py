@@ -29,14 +29,15 @@ Handler = Callable[[Message], Message]
 
 MESSAGE_BYTES = 1 << 16  # enough for the endpoints of thousands of workers
 
-# Raised when a connection fails, takes too long, or carries anything but a message of this job.
+# Exceptions of a connection that fails, takes too long, or carries no message of this job.
 BROKEN = (OSError, ValueError, RecursionError)
 
-# System errors that mean there is no room for a connection, and the pause after an error.
+# System errors which mean that there is no room for a connection, and the pause, in seconds, after
+# any error in accepting a connection.
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _RETRY_S = 0.1
 
-# The limit on simultaneous connections is the first number, plus the second for each worker. A
+# The limit on simultaneous connections is `_STRANGERS`, plus `_OF_EACH_WORKER` for each worker. A
 # worker may ask for the status, want a view, report an exception, and report its end, all at once.
 _STRANGERS = 32
 _OF_EACH_WORKER = 4

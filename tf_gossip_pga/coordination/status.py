@@ -1,4 +1,4 @@
-"""Describe what a worker is doing, for workers that wait for it, or why it does not answer."""
+"""Describe what a worker is doing, or why it does not answer, for workers that wait for it."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Whereabouts:
     """A worker's report about what it is doing, and which exchanges it has reached.
 
     Attributes:
-      where: its activity in `fit`, to follow "is", e.g. `"computing step 7"`. Empty before its
-        first `fit`.
+      where: the worker's activity in `fit`, phrased to follow "It is" in a sentence, e.g.
+        `"computing step 7"`. Empty before its first `fit`.
       where_s: how many seconds this activity has lasted.
       step: number of completed steps.
       exchanges: how many exchanges it has begun in its view. All ranks take part in the same
@@ -76,9 +76,9 @@ class Status:
     """This process's status. Training threads update it, and the channel's thread reads it.
 
     Attributes:
-      exchanges: see `Whereabouts`.
-      unfinished: see `Whereabouts`.
-      can_regroup: see `Whereabouts`.
+      exchanges: as in `Whereabouts`: how many exchanges this process has begun in its view.
+      unfinished: as in `Whereabouts`: the exchange that was begun but not completed, or None.
+      can_regroup: as in `Whereabouts`: whether the next `fit` may form a view after a loss.
     """
 
     def __init__(self) -> None:
@@ -137,8 +137,8 @@ class Status:
         """Return how an exception ended `fit`, or None if no exception did.
 
         Args:
-          ends: whether this process is ending. If so, also return an exception that ended it
-            outside `fit`.
+          ends: whether this process is ending. If so, also return an exception that ended the
+            process outside `fit`.
         """
         text = self.tell().left
         if ends:

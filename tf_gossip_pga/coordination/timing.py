@@ -29,16 +29,19 @@ class Timing:
       reachable_s: how long a request may take that only checks whether a worker is reachable.
       serve_s: how long an unknown peer may hold a connection.
       watch_every_s: how often the watchdog checks the exchange in progress.
-      patience_s: minimum duration of an exchange before the watchdog asks about it and reports it.
+      patience_s: minimum duration of an exchange before the watchdog, a thread of each worker, asks
+        the other workers about it and reports it.
       nccl_patience_s: minimum duration of an exchange over NCCL before the watchdog asks about it.
         NCCL, unlike gRPC, does not report that another worker's process has ended.
-      patience_steps: a second minimum of that duration, as a multiple of this worker's median step
-        time, but at most a tenth of the exchange's timeout. The larger of the two minimums applies.
+      patience_steps: another minimum duration of an exchange before the watchdog asks about it.
+        It is this number times the worker's median step time, but at most a tenth of the exchange's
+        timeout. If it is larger than `patience_s` (over NCCL, `nccl_patience_s`), it applies
+        instead.
       suspect_s: how long a worker may be silent before the watchdog aborts an exchange with it.
       linger_s: how long a worker keeps answering before it ends after a loss, so that the others do
         not blame it.
       closing_s: how long to wait for an ending worker to close its sockets before asking it again.
-      closing_checks: how many times to ask an ending worker again.
+      closing_checks: how many times to ask again a worker that may be ending.
       poll_s: how often workers ask one another while they form a view.
       silent_s: how long a worker may be silent, after the exchange was aborted, before a view is
         formed without it. A silent worker is lost after `suspect_s + silent_s`.
@@ -47,8 +50,8 @@ class Timing:
         below `silent_s`.
       report_s: how long a worker waits for others to form a view before it first reports the wait.
       attempts: how many views in a row may be abandoned before a worker gives up.
-      futile_regroups: how often the same exchange may fail without a lost worker before a worker
-        gives up.
+      futile_regroups: how often the same exchange may fail, although no worker is lost, before a
+        worker gives up.
       probe_every_s: how often the chief probes the ports of lost workers.
       announce_every_s: how often a joining worker announces itself.
       announced_s: how long an announcement of a joining worker remains valid.

@@ -1,4 +1,4 @@
-"""Define `View`, which workers agree on, and `Standing`, which they exchange to do so."""
+"""Define `View`, a numbered list of members, and `Standing`, by which workers agree on a view."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ class View:
     members: tuple[int, ...]
 
     def others(self, rank: int) -> list[int]:
-        """Return the other members."""
+        """Return all members except `rank`."""
         return [member for member in self.members if member != rank]
 
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """A worker's answer to workers that are forming a view.
+    """A worker's description of itself for workers that are forming a view.
 
     Attributes:
-      view: number of the last view whose exchanges it has begun.
+      view: number of the last view that the worker has begun, that is, in which it may exchange.
       view_members: members of that view, or None if unknown.
-      wants: number of the view that it wants or is in.
-      completed: number of exchanges that it has completed in this `fit`.
-      members: members of the wanted view, or None until it has decided on them or adopted them.
-      is_member: whether it has made itself a member of the wanted view.
+      wants: number of the view that the worker wants. If it wants none, the view that it is in.
+      completed: number of exchanges that the worker has completed in this `fit`.
+      members: members of the wanted view, or None until the worker has decided on them as the
+        leader, or has adopted the leader's list.
+      is_member: whether the worker has made itself a member of the wanted view.
       most_completed: the most exchanges that any member of the wanted view had completed. 0 until
-        it has begun that view.
-      fit: how many times it has called `fit`.
-      in_fit: whether it is still inside the last of these calls.
-      finished: number of the last `fit` in which it has finished training.
+        the worker has begun that view.
+      fit: how many times the worker has called `fit`.
+      in_fit: whether the worker is still inside the last of these calls.
+      finished: number of the last `fit` in which the worker has finished training.
       silent: each rank whose answer is missing, with the number of seconds without a sign of life
         from that rank.
     """

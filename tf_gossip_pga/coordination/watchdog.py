@@ -38,8 +38,8 @@ class Wait:
       started: when it began.
       ask_at: when to ask the other workers again.
       report_at: when to report the wait again.
-      suspected_since: when a worker that it waits for was first found not answering. None if all
-        answer.
+      suspected_since: when a worker that the exchange waits for was first found not answering. None
+        if all of them answer.
       findings: what the watchdog found before it aborted the exchange. None while the exchange
         runs, or if another worker noticed the failure first.
     """
@@ -92,7 +92,7 @@ class Watchdog:
         self.called_off: str | None = None
         self._step_s: collections.deque[float] = collections.deque(maxlen=50)
         self._last_step = (0, 0.0)  # its number, and when it was completed
-        self._ending: set[int] = set()  # ranks that are ending because they lost another
+        self._ending: set[int] = set()  # ranks that are ending because they lost another rank
         self._closed = threading.Event()
         self.departures = Departures(rank, size, channel, status)
         channel.handlers["ending"] = self._note_ending
@@ -181,7 +181,7 @@ class Watchdog:
         findings, reason = broken.findings, broken.reason
         if findings is None:
             findings = self._settled_findings()
-        if findings.text not in reason:  # TensorFlow gave it, e.g. a closed socket
+        if findings.text not in reason:  # TensorFlow gave `reason`, e.g. a closed socket
             reason = findings.text
         time.sleep(self._timing.linger_s)
         text = (
@@ -206,7 +206,7 @@ class Watchdog:
         self._closed.set()
 
     def _findings(self) -> Findings:
-        """Ask all others what they are doing. Return which of them keep this process waiting."""
+        """Ask all other workers what they are doing. Return which of them keep this one waiting."""
         self.departures.heard = None
         answers = self._channel.ask_all("status")
         self.departures.learn(answers)
@@ -235,7 +235,7 @@ class Watchdog:
         return fewest
 
     def _note_ending(self, request: Message) -> Message:
-        """Record that a rank is ending because it has lost another.
+        """Record that a rank is ending because it has lost another rank.
 
         The watchdog then asks the others immediately, while all of them still answer.
         """

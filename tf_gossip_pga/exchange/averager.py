@@ -47,7 +47,7 @@ class Variables:
     slots: list = dataclasses.field(default_factory=list)
 
     def are(self, other: Variables) -> bool:
-        """Return whether both contain the same variable objects in the same order."""
+        """Return whether `other` holds the same variable objects as this one, in the same order."""
         return self._ids == other._ids
 
     @property
@@ -77,8 +77,8 @@ class Averaged:
       squares: `(|x_i - mean|^2, |mean|^2)` of the parameters, where x_i are this rank's parameters
         before the average. Because the mean is the same on all ranks, only the first member
         computes the mean's norm; on the others, the second number is 0.
-      non_finite: `{rank: step}` of the ranks whose own parameters were not finite: the first such
-        step since the last global average.
+      non_finite: `{rank: step}`: for each rank whose own parameters were not finite, the first such
+        step since the previous global average.
       sums: the numbers passed to `Averager.global_average`, summed over ranks, `[numbers]` float64.
     """
 
@@ -117,7 +117,7 @@ class Averager:
         numbers: int = 0,
         health: Health | None = None,
     ):
-        """Reserve instance keys (see `group_ops`). All members must do this: it is an exchange."""
+        """Reserve instance keys (see `group_ops`), which is an exchange: all members must do it."""
         self.bytes_sent = 0
         self._session = session
         self._view = session.view
@@ -130,6 +130,7 @@ class Averager:
         self.health = health or Health(self._parameters)
         self._statistics = self._bucket(variables.statistics)
         self._numbers = numbers
+        # Sent with a global average: each rank's count of non-finite exchanges, and the numbers.
         self._passed = tf.Variable(tf.zeros([session.cluster.size + numbers]))
         self._passengers = self._bucket([*variables.statistics, self._passed])
         self._slots = self._bucket(variables.slots)
@@ -179,7 +180,7 @@ class Averager:
 
         Args:
           round: the number of the completed step, minus 1. The topology's rounds repeat in a cycle.
-          doing: name of the exchange, for messages.
+          doing: name of the exchange, for log and error messages.
         """
         step, round = round + 1, round % self._topology.rounds
         if self._topology.cycle[round].is_empty:
@@ -214,7 +215,7 @@ class Averager:
 
         Args:
           apply: whether to change the parameters. Right before a global average, the change would
-            have no effect, because a gossip keeps the mean. Default True.
+            have no effect, because a gossip keeps the mean over ranks. Default True.
         """
         started, self._started = self._started, False
         if started:
@@ -226,7 +227,7 @@ class Averager:
         """Set the parameters and statistics to their means over ranks: x_i <- 1/n sum_j x_j.
 
         Args:
-          doing: name of the exchange, for messages.
+          doing: name of the exchange, for log and error messages.
           step: number of completed steps.
           numbers: this rank's numbers, to be summed over ranks: float32, as many as the argument
             `numbers` of the constructor says. Default None: zeros.

@@ -18,8 +18,8 @@ _CARRIERS = {tf.bool: tf.uint8, tf.complex64: tf.float32, tf.complex128: tf.floa
 # A variable that fills at least 1/_SHARE of a chunk gets a chunk of its own.
 _SHARE = 4
 
-# TensorFlow slices without copying at multiples of 64 bytes. 64 elements satisfy this for any
-# dtype.
+# TensorFlow slices without copying at multiples of 64 bytes. Multiples of 64 elements are multiples
+# of 64 bytes for any dtype.
 _ALIGNED = 64
 
 

@@ -1,10 +1,10 @@
 """Run the exchanges of a cluster whose members change as workers are lost and rejoin.
 
 The exchanges of one `fit` form a sequence, which all members count in the same way. After a loss,
-the surviving workers form a new view and agree on the largest count. They reconcile any state that
-the loss caused to differ. Each worker then skips the exchanges that others completed without it. If
-no worker has completed any exchange yet, the surviving workers instead repeat the start of the
-`fit`.
+the surviving workers form a new view and agree on the largest count. They reconcile: they average
+their models, and adopt any decision that only some of them have learned. Each worker then skips the
+exchanges that others completed without it. If no worker has completed any exchange yet, the
+surviving workers instead repeat the start of the `fit`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LossPolicy:
 
     Attributes:
       min_workers: minimum number of workers that must survive for training to continue.
-      patience_s: how long surviving workers that form a view wait for busy ones, in seconds.
+      patience_s: how long surviving workers that form a view wait for busy workers, in seconds.
       reconcile: function that gives the members of a new view one model and one state. It receives
         the number of exchanges that this worker has completed. All members call the function if at
         least one of them has completed an exchange.
@@ -61,7 +61,7 @@ class ElasticSession(FixedSession):
 
     Args:
       cluster: this process's place among the workers.
-      transport: the transport of exchanges. A joining worker changes to that of the members.
+      transport: the transport of exchanges. A joining worker later adopts that of the members.
       runtime: TensorFlow's server.
       channel: sends requests to the other workers.
       status: what this process answers to requests of the other workers.
@@ -96,7 +96,7 @@ class ElasticSession(FixedSession):
         self._sequence = Sequence(self.timing.futile_regroups)
         self.is_joining = is_joining
         self.admission = Admission(cluster, channel, status, self.timing)
-        membership.watch()  # now, because a later callback may have on_worker_lost="continue"
+        membership.watch()  # now, because a later fit may have on_worker_lost="continue"
 
     @property
     def view(self) -> View:
@@ -112,14 +112,14 @@ class ElasticSession(FixedSession):
         """Return the values of all members, in rank order. See `FixedSession.gather`.
 
         Raises:
-          RuntimeError: also if the user's script calls it inside a `fit` that survives losses.
+          RuntimeError: for `cluster.gather` or `cluster.barrier` in a `fit` that survives losses.
         """
         if self._policy is not None and self._status.tell().in_fit:
             _check_not_of_script(doing)
         return super().gather(value, doing, timeout_s)
 
     def unreachable(self) -> list[int]:
-        """Return the ranks that do not answer requests. After the first `fit`, return none."""
+        """Return the ranks that do not answer requests. In later fits than the first, return []."""
         return super().unreachable() if self._status.tell().fits == 1 else []
 
     def heard_all(self):
@@ -134,7 +134,7 @@ class ElasticSession(FixedSession):
 
         Args:
           policy: how to continue after a loss from now on. None if a loss ends training.
-          completed: number of completed exchanges; on a worker that has joined, not 0. Default 0.
+          completed: number of exchanges completed before this worker joined the `fit`. Default 0.
         """
         self._policy = policy
         self._starts = []
@@ -210,7 +210,7 @@ class ElasticSession(FixedSession):
     # ---- Losing workers -------------------------------------------------------------------------
 
     def _on_broken(self, broken: ExchangeBroken, joining: tuple[int, ...] = ()) -> NoReturn:
-        """Form a new view after a broken exchange, and raise `ViewChanged`; see also `waiting`.
+        """Form a new view after a broken exchange, and raise `ViewChanged` (or see `waiting`).
 
         Args:
           broken: the error that the exchange raised.
@@ -262,7 +262,7 @@ class ElasticSession(FixedSession):
     # ---- Joining workers ------------------------------------------------------------------------
 
     def joining(self) -> dict[str, int]:
-        """Return the ports of joining workers, by rank in decimal. After the first `fit`: none."""
+        """Return joining workers' ports by rank (a decimal string). Only the first fit has any."""
         return self.admission.announced() if self._policy and self._status.tell().fits == 1 else {}
 
     def admit(self, joining: dict[str, int], epoch: int, facts: str, state: dict):
@@ -325,7 +325,7 @@ class ElasticSession(FixedSession):
 
 
 def _warn_of_new_chief(cluster: Cluster, before: int, lost: set[int]):
-    """Warn on the new chief if the chief before is one of the lost workers."""
+    """Warn on the new chief if the previous chief, rank `before`, is one of the lost workers."""
     if cluster.is_chief and before in lost:
         logger.warning(
             f"Rank {cluster.rank} is the chief from now on. Callbacks that the script created only "

@@ -1,4 +1,4 @@
-"""Distinguish failures of the network or of other processes from errors in our own code."""
+"""Tell TensorFlow errors caused by the network or another process from errors in our own code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def broken(
 
     Args:
       error: the error that TensorFlow raised.
-      doing: name of the exchange, for messages.
+      doing: name of the exchange, for log and error messages.
       findings: the watchdog's findings if it aborted the exchange, else None.
 
     Returns:
@@ -40,7 +40,7 @@ def broken(
 
 
 def _peer(message: str) -> str | None:
-    """Return a description of the worker that TensorFlow's message blames, or None if none."""
+    """Return a description of the worker that TensorFlow's message blames, or None."""
     task = re.search(r"Error reported from /job:(\w+)/task:(\d+)", message)
     task = task or re.search(r"target /job:(\w+)/replica:0/task:(\d+)", message)
     return f"the {task[1]} with index {task[2]}" if task else None

@@ -58,7 +58,7 @@ def encode(rank: int, value) -> np.ndarray:
 
 
 def decode(messages: np.ndarray) -> list:
-    """Decode messages, `[size, length]`, one per row. Return the values in rank order."""
+    """Decode messages, `[size, length]`, one message per row. Return the values in rank order."""
     pairs = [json.loads(row[1 : 1 + row[0]].astype(np.uint8).tobytes()) for row in messages]
     # Sort, because TensorFlow gathers in the order of device names, where task:10 precedes task:2.
     return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]

@@ -6,13 +6,13 @@ average and `CollectiveGatherV2` gathers values.
 
 - **Order.** All ranks issue messages in the same order: by chunk and, within a chunk, by the
   topology's edge colors (groups of edges that have no rank in common). At most
-  `messages_in_flight` messages are in flight, because each waits for the one issued
-  `messages_in_flight` positions earlier. The first unfinished message in this
-  order waits for no other message, so it can always finish, and no deadlock is possible. This holds
-  even with a single message in flight, as in NCCL, which has one stream per device.
-- **Global averages** are issued directly, not by `MultiWorkerMirroredStrategy`, which issues the
-  same op. The strategy cannot be used in another strategy's scope, chooses a new instance key for
-  each call, and is bound to the first cluster.
+  `Transport.messages_in_flight` messages are in flight, because each message waits for the one
+  issued that many positions earlier. The first unfinished message in this order waits for no other
+  unfinished message, so it can always finish, and no deadlock is possible. This holds even with a
+  single message in flight, as in NCCL, which has one stream per device.
+- **Global averages** call the op directly, although `MultiWorkerMirroredStrategy` could issue the
+  same op. The reasons: the strategy cannot be used in another strategy's scope, chooses a new
+  instance key for each call, and is bound to the cluster with which it started.
 - **Pairs.** A round whose edges form disjoint pairs can be exchanged by one all-reduce per pair,
   which uses both directions of a link at the same time.
 - **Deadlines.** With `timeout_seconds`, each collective starts two threads. They sleep for the
@@ -24,8 +24,8 @@ average and `CollectiveGatherV2` gathers values.
   `tf.distribute` strategies count up from 1. An instance key is bound to a shape and a source, and
   may be reused after its exchange. TensorFlow stores every key, and queries the group's leader over
   the network for each new key, so reusing keys saves memory and time. Over NCCL, TensorFlow also
-  creates a communicator for each group key. To need few of them, the two ranks of a pair use one
-  group in both directions, and if there are only two members, the group of all.
+  creates a communicator for each group key. To need few communicators, the two ranks of a pair use
+  one group in both directions and, if there are no other members, the group of all members.
 - **Devices.** Only the first device of each worker exchanges. The devices of one worker train
   together without collectives, because the cluster's leader would put the devices of all workers
   into one group.
@@ -77,12 +77,13 @@ class GroupOps:
 
     Attributes:
       size: number of members.
-      place: this rank's index among the members, 0 … size-1. Topologies number the members by it.
+      place: this rank's index among the members, 0 … size-1. Topologies number the members by this
+        index.
       transport: the transport of exchanges.
     """
 
     def __init__(self, view: View, rank: int, world_size: int, transport: Transport):
-        """Derive the group key, and create the ordering tokens."""
+        """Derive the group key, and create the tokens by which TensorFlow orders ops."""
         self.size = len(view.members)
         self.place = view.members.index(rank)
         self.transport = transport
@@ -103,7 +104,7 @@ class GroupOps:
         first_key: int,
         encode: Callable = lambda chunk: chunk,
     ) -> list[Exchanged]:
-        """Send every chunk along this node's outgoing edges, and receive along its incoming edges.
+        """Send every chunk along this rank's outgoing edges, and receive along its incoming edges.
 
         Args:
           chunks: 1-D tensors, or other inputs that `encode` accepts.
@@ -161,7 +162,7 @@ class GroupOps:
         """Return the mean of each chunk over all members.
 
         All ranks get the same bits. Over gRPC, this is because each piece is summed once around the
-        ring and then copied. Over NCCL, `tests/integration/test_gpu.py` checks it.
+        ring and then copied. Over NCCL, `tests/integration/test_gpu.py` checks that they do.
 
         Args:
           chunks: 1-D tensors, of the same shapes on all members.
@@ -176,11 +177,11 @@ class GroupOps:
         return means
 
     def mean_of_pair(self, chunks: list, partner: int, first_key: int) -> list:
-        """Return the mean of each chunk over this rank and another one, using one all-reduce each.
+        """Return the mean of each chunk over this rank and a partner, by one all-reduce per chunk.
 
         Args:
           chunks: 1-D tensors, of the same shapes on both ranks.
-          partner: place of the other rank, which must call this too.
+          partner: the other rank's index among the members. That rank must call this too.
           first_key: as for `exchange`.
         """
         group = self._group_of_pair(self.place, partner)
@@ -190,7 +191,7 @@ class GroupOps:
         ]
 
     def _group_of_pair(self, a: int, b: int) -> int:
-        """Return the key of the group of two members, given by their places."""
+        """Return the key of the group of two members, given by their indices."""
         if self.size == 2:
             return self._group_key
         return self._group_key + 2 + min(a, b) * self._world_size + max(a, b)
@@ -305,5 +306,5 @@ def for_view(view: View, rank: int, world_size: int, transport: Transport) -> Op
 
 
 def _turn(issued: list, limit: int) -> list:
-    """Return the dependencies of the next message that keep at most `limit` in flight."""
+    """Return what the next message must wait for, so that at most `limit` are in flight."""
     return [issued[-limit]] if len(issued) >= limit else []

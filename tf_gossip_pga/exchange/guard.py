@@ -49,9 +49,9 @@ def watched(text: str, report_s: float, deadline_s: float) -> Generator[None, No
 
 
 def _watch(pid: int, text: str, report_s: float, deadline_s: float) -> None:
-    """Be the guard: watch a process until it closes the guard's standard input, or kill it.
+    """Be the guard: watch a process until it closes the guard's standard input.
 
-    For the arguments, see `watched`.
+    Kill the process at the deadline, or if it receives SIGTERM. For the arguments, see `watched`.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # a launcher may signal the guard too
         signal.signal(number, signal.SIG_IGN)

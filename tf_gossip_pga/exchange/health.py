@@ -20,7 +20,8 @@ import tensorflow as tf
 from tf_gossip_pga.exchange import buckets
 from tf_gossip_pga.exchange.traced import Traced
 
-# The integer dtype with a given number of bytes. Sums of integers do not depend on the order.
+# The integer dtype with a given number of bytes. Sums of integers do not depend on the order
+# of the summands.
 _INTEGERS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
 
 _REMEMBERED = 1000  # steps kept in `Health.steps`
@@ -46,7 +47,7 @@ class Health:
         self._sum = Traced(self._sum_of_bits)
 
     def note(self, chunks):
-        """Count this exchange if the parameters are not finite. Call this in a graph.
+        """Count this exchange if the parameters are not finite. Call this in its graph.
 
         Args:
           chunks: the parameters, packed by their bucket.
@@ -58,7 +59,7 @@ class Health:
             self._count.assign_add(tf.cast(~tf.math.is_finite(tf.add_n(sums)), tf.float32))
 
     def take_count(self) -> tf.Tensor:
-        """Return the count of exchanges, scalar float32, and reset it. Call this in a graph."""
+        """Return the count of `note`, scalar float32, and reset it to 0. Call this in a graph."""
         count = self._count.read_value()
         self._count.assign(0.0)
         return count

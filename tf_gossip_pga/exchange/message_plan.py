@@ -1,7 +1,7 @@
 """Plan the messages of gossips and global averages: how many, how large, by which operation.
 
 A plan depends only on the layout of the chunks, the transport, the encoding and the topology, so it
-can be printed and tested where no exchange could run.
+can be printed and tested on a machine where no exchange could run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Layout = Sequence[tuple[int, tf.DType]]
 
 SEND, RECEIVE, PAIR, ALL = "send", "receive", "all-reduce of a pair", "all-reduce"
 
-# Summing narrower dtypes in a pair would round twice.
+# Dtypes whose gossips may use the all-reduce of a pair. Summing narrower dtypes would round twice.
 _PAIRED = (tf.float32, tf.float64)
 
 
@@ -31,8 +31,9 @@ class Message:
 
     Attributes:
       operation: `SEND`, `RECEIVE`, `PAIR` or `ALL`.
-      peer: place of the other rank, or None for an operation of all members.
-      size: its size in bytes. An all-reduce of a pair moves this many bytes in each direction.
+      peer: index of the other rank among the members, or None for an operation of all members.
+      size: size of the message in bytes. An all-reduce of a pair moves this many bytes in each
+        direction.
     """
 
     operation: str
@@ -43,13 +44,13 @@ class Message:
 def of_gossip(
     layout: Layout, topology: Topology, round: int, place: int, transport: Transport, wire: Wire
 ) -> list[Message]:
-    """Return one rank's messages of a gossip, in the order in which it issues them.
+    """Return one rank's messages of a gossip, in the order in which the rank issues them.
 
     Args:
       layout: the chunks of the parameters.
       topology: which ranks gossip with each other.
       round: the round of the topology.
-      place: the rank's place among the members.
+      place: the rank's index among the members.
       transport: the transport of exchanges.
       wire: the encoding of messages.
     """
@@ -105,7 +106,7 @@ def is_paired(
 
 
 def groups_of_mean(layout: Layout, transport: Transport) -> list[list[int]]:
-    """Return which chunks share a message of a global average, as indices of neighboring chunks."""
+    """Return one list for each message of a global average: the indices of the chunks in it."""
     groups: list[list[int]] = []
     size = 0
     for index, (length, dtype) in enumerate(layout):

@@ -20,13 +20,14 @@ class Mixer:
       topology: which members average with each other.
       parameters: the parameters to mix.
       wire: the encoding of messages.
-      first_key: the first of `KEYS_PER_CHUNK * len(parameters)` reserved instance keys.
+      first_key: the first of the instance keys that are reserved for these gossips:
+        `group_ops.KEYS_PER_CHUNK * len(parameters)` of them.
     """
 
     def __init__(
         self, ops: Ops, topology: Topology, parameters: buckets.Bucket, wire: Wire, first_key: int
     ):
-        """Exchange nothing. If the encoding is lossy, copy the parameters as its reference r."""
+        """Store the arguments. If the encoding is lossy, copy the parameters as its reference."""
         self._ops = ops
         self._topology = topology
         self._parameters = parameters
@@ -51,7 +52,7 @@ class Mixer:
         )
 
     def remember(self, chunks):
-        """Set the reference to the given chunks, which must be equal on all ranks."""
+        """Set a lossy encoding's reference to these chunks, which must be equal on all ranks."""
         if self._reference:
             for reference, chunk in zip(self._reference, chunks, strict=True):
                 reference.assign(chunk)
@@ -64,7 +65,7 @@ class Mixer:
           *chunks: the parameters x_i, packed by their bucket.
 
         Returns:
-          A list of 1-D tensors of the same lengths, of at least float32 precision.
+          A list of 1-D tensors, as long as the chunks, of at least float32 precision.
         """
         weights, _ = self._topology.neighbors(round, self._ops.place)
         if self._is_paired(round):
@@ -92,7 +93,10 @@ class Mixer:
         )
 
     def _changes_of_pair(self, weights: dict[int, float], chunks: list) -> list:
-        """Return w * (x_j - x_i) of each chunk, from the mean m of x_i and x_j: 2 w (m - x_i)."""
+        """Return the change w * (x_j - x_i) of each chunk, computed as 2 * w * (m - x_i).
+
+        w is the weight of the partner j, and m is the mean of x_i and x_j.
+        """
         if not weights:  # this rank has no partner in the round
             return [tf.zeros_like(chunk) for chunk in chunks]
         ((partner, weight),) = weights.items()

@@ -9,7 +9,7 @@ Each is tested in `tests/integration/test_collectives.py` and `tests/integration
 - `enable_collective_ops(server)` gives the running server a different cluster, and lets collectives
   run again after an abort. The only public alternative is to start a new process.
 - `_collective_ops_server_def` is the definition with which the strategy started the server.
-- `configure_coordination_service(…)` sets how long a worker may be silent.
+- `configure_coordination_service(…)` sets how long a silent worker is kept in the cluster.
 - `_context_handle` is set once TensorFlow is running, when it is too late to start a server. The
   public API reports this only after rank 0 has answered.
 """
@@ -38,7 +38,8 @@ _JOB = "worker"
 # TensorFlow's coordination service drops a worker whose heartbeats stop, and then fails the
 # exchanges of all other workers. By default it does so 10 s after the worker stops, and again after
 # the surviving workers have formed a smaller cluster. We therefore disable heartbeats with a
-# timeout of ten years. gRPC reports closed sockets, and the watchdog detects silent workers.
+# timeout of ten years. They are not needed, because gRPC reports closed sockets, and the watchdog
+# (`coordination.watchdog`) detects silent workers.
 _HEARTBEAT_S = 10 * 365 * 86400.0
 
 

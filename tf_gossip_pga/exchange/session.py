@@ -97,7 +97,7 @@ class SoloSession:
 
         Args:
           value: this rank's value, JSON-serializable.
-          doing: name of the exchange, for messages, such as `"the start of training"`.
+          doing: name of the exchange in log and error messages, e.g. `"the start of training"`.
           timeout_s: seconds to wait for the other members before raising `WorkerLost`.
         """
         return [value]
@@ -129,7 +129,7 @@ class SoloSession:
 
 
 class FixedSession(SoloSession):
-    """The session of a worker in a cluster with fixed members. A lost worker ends it.
+    """The session of a worker in a cluster with fixed members. A loss ends training.
 
     Args:
       cluster: this process's place among the workers.
@@ -178,7 +178,7 @@ class FixedSession(SoloSession):
         )
 
     def _use_view(self):
-        """Build the ops and gathers of the current members, and restart the instance keys."""
+        """Build the ops and gathers of the current members, and number instance keys anew."""
         self.ops = group_ops.for_view(
             self.view, self.cluster.rank, self.cluster.size, self.transport
         )
@@ -231,7 +231,7 @@ class FixedSession(SoloSession):
         exchanges in the same order.
 
         Args:
-          doing: name of the exchange, for messages.
+          doing: name of the exchange, for log and error messages.
           timeout_s: seconds until the watchdog aborts the exchange.
 
         Raises:
@@ -255,7 +255,7 @@ class FixedSession(SoloSession):
 
         Args:
           exchange: the exchange, which is called in another thread.
-          doing: name of the exchange, for messages.
+          doing: name of the exchange, for log and error messages.
           timeout_s: seconds until the watchdog aborts the exchange.
         """
 
@@ -316,7 +316,7 @@ class FixedSession(SoloSession):
 
 
 def _check_that_calls_meet(members: tuple[int, ...], doings: list[str]):
-    """Raise if one rank's `cluster.gather` or `cluster.barrier` meets a different exchange."""
+    """Raise if `cluster.gather` or `cluster.barrier` on a rank meets a different exchange."""
     if len(set(doings)) > 1 and any(doing.startswith("cluster.") for doing in doings):
         places = "; ".join(
             f"rank {rank} is at {doing}" for rank, doing in zip(members, doings, strict=True)

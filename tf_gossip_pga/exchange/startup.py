@@ -21,13 +21,13 @@ from tf_gossip_pga.errors import WorkerLost
 from tf_gossip_pga.exchange import guard
 from tf_gossip_pga.exchange.runtime import Runtime
 
-# The environment variable that lists the hosts for which gRPC uses no proxy. gRPC reads it only in
-# lowercase.
+# The environment variable that lists the hosts for which gRPC uses no proxy. gRPC reads only the
+# lowercase name.
 UNPROXIED = "no_grpc_proxy"
 
 
 def facts(communication: str) -> dict[str, str]:
-    """Return the facts that must be equal on all ranks, for `roll_call` to compare them.
+    """Return the facts that must be equal on all ranks, which `roll_call` compares.
 
     Args:
       communication: the requested transport, one of `transport.CHOICES`.
@@ -65,7 +65,7 @@ def start(runtime: Runtime, cluster: Cluster, timing: Timing) -> None:
     process, which cannot end itself while TensorFlow blocks it.
 
     Raises:
-      RuntimeError: the port is taken.
+      RuntimeError: this worker's port is taken.
       WorkerLost: rank 0's server did not start within `Timing.start_s`, or TensorFlow reports that
         the servers did not find each other.
     """

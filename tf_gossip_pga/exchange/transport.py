@@ -32,7 +32,7 @@ class Transport:
       messages_in_flight: maximum number of collectives that a rank runs concurrently.
       message_bytes: maximum size of a message in bytes.
       packs_means: whether a global average packs all variables of a dtype into as few messages as
-        `message_bytes` allows, even large ones, which costs a copy.
+        `message_bytes` allows. Large variables are then packed too, and packing copies them.
       pairs: whether two ranks that send to each other in a round of disjoint pairs use one
         all-reduce instead of two broadcasts.
     """
@@ -55,9 +55,9 @@ class Transport:
         return "NCCL between GPUs" if self.is_nccl else "gRPC between CPUs"
 
 
-# "ring" is TensorFlow's own implementation of collectives, over gRPC. Messages are chunks: smaller
-# ones cost more round trips; with larger ones, sending and mixing overlap less. Four in flight are
-# two chunks, each sent and received.
+# "ring" is TensorFlow's own implementation of collectives, over gRPC. Each message is one chunk.
+# Smaller chunks would cost more round trips. With larger chunks, sending and mixing would overlap
+# less. Four messages in flight are two chunks, because each chunk is both sent and received.
 RING = Transport(
     "ring",
     "/device:CPU:0",
@@ -67,10 +67,10 @@ RING = Transport(
     pairs=False,
 )
 
-# NCCL runs the collectives of a device one after another, on a single stream. Each costs a launch,
-# so messages are as large as memory allows: mixing holds up to three copies of a message. A send
-# and a receive that follow one another use one direction of the link at a time; the all-reduce of a
-# pair uses both.
+# NCCL runs the collectives of a device one after another, on a single stream. Each collective costs
+# a launch, so messages are as large as memory allows: mixing holds up to three copies of a message.
+# A send followed by a receive uses one direction of the link at a time. The all-reduce of a pair
+# uses both directions at once.
 NCCL = Transport(
     "nccl",
     "/device:GPU:0",
@@ -85,13 +85,13 @@ BY_HINT = {each.hint: each for each in (RING, NCCL)}
 
 @dataclasses.dataclass(frozen=True)
 class Offer:
-    """What one worker can exchange from.
+    """The GPU from which one worker can exchange over NCCL, if it has one.
 
     Attributes:
-      host: name of its machine.
-      gpu: name of its GPU, which no other GPU of the machine has, or an empty string.
-      machine: id of its machine (see `roster.Report`), because two machines may both be called
-        "localhost".
+      host: name of the worker's machine.
+      gpu: name of the worker's GPU, unique on the machine, or an empty string without a usable GPU.
+      machine: id of the worker's machine (see `coordination.roster.Report`), because two machines
+        may both be called "localhost".
     """
 
     host: str
@@ -120,7 +120,7 @@ def requested(communication: str | None) -> str:
         `TF_GOSSIP_PGA_COMMUNICATION`, or "auto".
 
     Raises:
-      ValueError: the argument or the variable has another value.
+      ValueError: the argument or the variable is not one of `CHOICES`.
     """
     source, value = "communication", communication
     if communication is None:
@@ -156,16 +156,16 @@ def choose(communication: str, offers: Sequence[Offer]) -> Choice:
 
 
 def of_members(hint: str, rank: int, communication: str, gpu: str) -> Transport:
-    """Return the transport of the members for a joining worker.
+    """Return the members' transport if a joining worker can use it, else raise.
 
     Args:
       hint: `Transport.hint` of the members.
       rank: rank of the joining worker.
-      communication: the transport that it requests, one of `CHOICES`.
-      gpu: name of its GPU, or an empty string.
+      communication: the transport that the joining worker requests, one of `CHOICES`.
+      gpu: name of the joining worker's GPU, or an empty string.
 
     Raises:
-      ValueError: it requests another transport, or has no GPU for NCCL.
+      ValueError: the joining worker requests another transport, or has no GPU for NCCL.
     """
     transport, problem = BY_HINT[hint], ""
     if communication not in (AUTO, hint):

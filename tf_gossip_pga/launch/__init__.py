@@ -13,17 +13,18 @@ Three options handle failures:
 
     --min-workers=N   For scripts that survive lost workers: training continues as long as at least
                       N workers survive.
-    --rejoins=N       Also restart up to N failed workers, which join the surviving workers. If a
-                      worker ends before the job has started, the others cannot start without it:
-                      either the launcher restarts it in time, or the job ends.
+    --rejoins=N       For the same scripts: restart failed workers, up to N times in all. A
+                      restarted worker joins the surviving workers. If a worker fails before all
+                      workers have found one another, the others cannot start without it: either
+                      the launcher restarts it in time, or the job ends.
     --max-restarts=N  For scripts that resume from a checkpoint: restart a failed job up to N times.
 
 Unless `--verbose` is given, the launcher hides TensorFlow's start-up messages, and warnings that
 another worker has already printed.
 
-On a machine with GPUs, each worker gets one, or `--gpus-per-worker=N`. If there are too few, the
-launcher says so and starts nothing; `--share-gpus` lets several workers use one GPU. To train on
-CPUs, set `CUDA_VISIBLE_DEVICES=-1`.
+On a machine with GPUs, each worker gets one GPU, or N GPUs with `--gpus-per-worker=N`. If the
+machine has too few GPUs, the launcher says so and starts no worker, unless `--share-gpus` lets
+several workers use one GPU. To train on CPUs, set `CUDA_VISIBLE_DEVICES=-1`.
 
 Contents:
   launch: run a command once per worker.

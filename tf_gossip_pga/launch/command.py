@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program name. Default None: those of the current process.
 
     Returns:
-      The exit code, as `run` returns it.
+      The exit code of the launcher, which `run` in `launch.local` explains.
 
     Raises:
       SystemExit: an argument is invalid (code 2), or `--help` is given.

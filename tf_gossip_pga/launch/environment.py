@@ -1,4 +1,4 @@
-"""Create the environment of each local worker: its rank, its GPUs and its CPU cores."""
+"""Set the environment variables that give a local worker its rank, its GPUs and its threads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def of_worker(
     Args:
       addresses: `host:port` of all workers, in rank order.
       rank: the worker's rank.
-      gpus: the GPUs of this worker (see `gpus.visible`). If it is empty, hide none.
+      gpus: the GPUs of this worker, as entries for `CUDA_VISIBLE_DEVICES`. If the list is empty,
+        the worker sees the same GPUs as the launcher.
       verbose: whether to show TensorFlow's start-up messages.
       joins: whether the worker joins a running job.
       secret: secret shared by the workers of this job. A secret that the user has set in the
@@ -54,7 +55,7 @@ def of_worker(
 def free_addresses(count: int) -> list[str]:
     """Return addresses on this machine whose ports are currently free.
 
-    Another process may take a port before a worker listens on it.
+    No port is reserved: another process may take it before a worker listens on it.
 
     Args:
       count: number of addresses.

@@ -9,7 +9,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-# The driver's device. Containers without access to GPUs lack it, but see the driver's files.
+# The device file of NVIDIA's driver. It is missing in a container without access to GPUs, although
+# the files that list the GPUs (`_DRIVER`) exist there.
 _CONTROL = pathlib.Path("/dev/nvidiactl")
 _DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
 _UUID = "GPU UUID:"
@@ -18,11 +19,12 @@ _UUID = "GPU UUID:"
 def visible() -> list[str]:
     """Return the NVIDIA GPUs that a child process would see.
 
-    If the package nvidia-ml-py is installed, the parts of a GPU in MIG mode count as GPUs.
+    If the package nvidia-ml-py is installed, each MIG device of a GPU in MIG mode counts as a GPU.
 
     Returns:
-      One entry for `CUDA_VISIBLE_DEVICES` per GPU: the entries of this variable if it is set, else
-      UUIDs, such as `"GPU-8f3c…"`, or indices if the driver does not tell UUIDs.
+      One string per GPU, in the form that `CUDA_VISIBLE_DEVICES` accepts. If this variable is set,
+      the strings are its entries. Otherwise they are UUIDs, such as `"GPU-8f3c…"`, or indices if
+      the driver does not tell UUIDs.
     """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
@@ -38,16 +40,17 @@ def divide(gpus: Sequence[str], workers: int, per_worker: int, share: bool) -> l
     """Return the GPUs of each worker, in rank order.
 
     Args:
-      gpus: the GPUs of this machine.
+      gpus: the GPUs of this machine, as returned by `visible`.
       workers: number of workers.
       per_worker: number of GPUs for each worker.
       share: whether several workers may use one GPU.
 
     Returns:
-      Without GPUs, an empty list for each worker.
+      One list for each worker. If `gpus` is empty, all of these lists are empty.
 
     Raises:
-      ValueError: there are too few GPUs.
+      ValueError: this machine has GPUs, but fewer than one worker needs or, if `share` is false,
+        fewer than all workers together need.
     """
     if not gpus:
         return [[] for _ in range(workers)]
@@ -64,7 +67,7 @@ def divide(gpus: Sequence[str], workers: int, per_worker: int, share: bool) -> l
 
 
 def _from_library() -> list[str] | None:
-    """Return UUIDs from NVIDIA's management library, or None if it cannot be used."""
+    """Return the GPUs' UUIDs from NVIDIA's management library, or None if it cannot be used."""
     try:
         library = importlib.import_module("pynvml")
     except ImportError:
@@ -96,17 +99,17 @@ def _parts(library: Any, handle: Any) -> list[str]:
 
 
 def _from_driver(folder: pathlib.Path = _DRIVER) -> list[str]:
-    """Return UUIDs from the driver's files, or indices if a UUID is missing."""
+    """Return the GPUs' UUIDs from the driver's files, or their indices if any UUID is missing."""
     try:
         uuids = [_uuid_in(each / "information") for each in sorted(folder.iterdir())]
     except OSError:
         return []
-    # Do not mix both: CUDA may number the GPUs in another order than this folder.
+    # Do not mix UUIDs and indices: CUDA may number the GPUs in another order than this folder does.
     return uuids if all(uuids) else [str(index) for index in range(len(uuids))]
 
 
 def _uuid_in(file: pathlib.Path) -> str:
-    """Return the UUID in a driver's file, or an empty string if it is missing or unknown."""
+    """Return the UUID in a driver's file, or an empty string if the file has no known UUID."""
     with contextlib.suppress(OSError):
         for line in file.read_text().splitlines():
             if line.startswith(_UUID) and "?" not in line:

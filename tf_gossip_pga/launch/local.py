@@ -40,9 +40,9 @@ def launch(
       command: program and arguments, e.g. `[sys.executable, "script.py"]`.
       workers: number of processes, >= 1. Each gets its own `TF_CONFIG`.
       verbose: whether to show TensorFlow's start-up messages and repeated warnings.
-      min_workers: how many workers must end with exit code 0. Default: all, or 1 with `rejoins`.
-      rejoins: maximum number of failed workers to restart. They join the surviving workers. For
-        scripts that use `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`.
+      min_workers: how many workers must end with exit code 0. Default: all, or 1 if `rejoins` > 0.
+      rejoins: how many restarts of failed workers are allowed in all. Restarted workers join the
+        others. Scripts need `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`.
       gpus_per_worker: number of GPUs for each worker, >= 1, if this machine has GPUs.
       share_gpus: whether several workers may use one GPU if there are too few.
       deadline_s: seconds after which the launcher stops all workers. Default: never.
@@ -52,8 +52,8 @@ def launch(
     Raises:
       ValueError: `workers`, `min_workers`, `rejoins` or `gpus_per_worker` is out of range, or this
         machine has too few GPUs.
-      LaunchError: too many workers failed, one ended before the job had started, or the deadline
-        passed.
+      LaunchError: too many workers failed, a worker ended before the job had started, or the
+        deadline passed.
 
     Example:
       >>> from tf_gossip_pga import launch
@@ -85,7 +85,10 @@ def launch(
 
 
 def _after_saving(crew: Crew, screen: Screen) -> list[Outcome]:
-    """Let the workers save a checkpoint, and return how each ended. If they do not end: none."""
+    """Send SIGTERM so that the workers save a checkpoint, and return how each worker ended.
+
+    If all workers fail, or any of them does not end within `_SAVE_S`, return an empty list.
+    """
     crew.signal(signal.SIGTERM)
     with contextlib.suppress(LaunchError):
         return Watch(crew, screen, least=1, rejoins=0, deadline_s=_SAVE_S).run()
@@ -99,7 +102,7 @@ def _starter(
     verbose: bool,
     terminal: bool,
 ) -> Callable[[int, bool], Worker]:
-    """Return a function that starts the worker of a given rank. `shares`: each worker's GPUs."""
+    """Return a function that starts the worker of a given rank. `shares[r]`: the GPUs of rank r."""
     secret = secrets.token_hex(16)
 
     def start(rank: int, joins: bool) -> Worker:
@@ -121,9 +124,9 @@ def _starting(addresses: list[str]) -> Callable[[list[int]], bool]:
 
 
 def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings: Any) -> int:
-    """Launch from a terminal: print failures to standard error, and return an exit code.
+    """Call `launch`, print failures to standard error, and return an exit code.
 
-    Install signal handlers that forward SIGTERM to the workers and stop them on SIGHUP.
+    Install signal handlers that forward SIGTERM to the workers and stop the workers on SIGHUP.
 
     Args:
       command: program and arguments, as for `launch`.
@@ -132,8 +135,8 @@ def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings:
       **settings: further arguments of `launch`.
 
     Returns:
-      0 if the job succeeded, or if its workers saved and exited successfully after SIGTERM; 1 if it
-      failed; 130 if Ctrl-C or another signal interrupted it.
+      0 if the job succeeded, or if its workers exited successfully after SIGTERM, for example after
+      saving a checkpoint; 1 if the job failed; 130 if Ctrl-C or another signal interrupted it.
 
     Raises:
       ValueError: an argument of `launch` is out of range.
@@ -155,7 +158,7 @@ def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings:
 
 
 class _Terminated(KeyboardInterrupt):
-    """Raised when the launcher receives SIGTERM, to forward it to the workers."""
+    """Raised when the launcher receives SIGTERM, so that `launch` forwards it to the workers."""
 
 
 def _handle_signals() -> None:
@@ -168,7 +171,7 @@ def _handle_signals() -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # do not wait after a second SIGTERM
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a second SIGTERM ends the wait
     raise _Terminated
 
 

@@ -14,7 +14,7 @@ from tf_gossip_pga.launch.workers import Crew, Worker
 from tf_gossip_pga.tools.screen import Screen
 
 _POLL_S = 0.1  # maximum wait for output between two checks of the processes
-_LOOK_S = 1.0  # minimum time between two checks for workers that wait to start
+_LOOK_S = 1.0  # minimum time between two checks for workers that wait for others to start
 
 
 @dataclasses.dataclass
@@ -25,7 +25,7 @@ class Outcome:
       rank: the worker's rank.
       returncode: the exit code; the negative signal number if a signal ended the worker; None if
         the launcher stopped it because others failed or the deadline passed.
-      last_lines: the last lines of its output.
+      last_lines: the last lines of the worker's output.
     """
 
     rank: int
@@ -34,7 +34,7 @@ class Outcome:
 
 
 class Watch:
-    """Relay the workers' output until all have ended, too many have failed, or time is up.
+    """Relay the workers' output until all workers have ended, too many have failed, or time is up.
 
     Args:
       crew: the workers.
@@ -62,7 +62,7 @@ class Watch:
         self._running: list[Worker] = []
         self._failed: list[Worker] = []
         self._gone: list[Worker] = []  # ended with any exit code, and not restarted
-        self._look_at = 0.0  # monotonic time of the next check for workers that wait
+        self._look_at = 0.0  # monotonic time of the next check by `_check_start`
 
     def run(self) -> list[Outcome]:
         """Watch until the end, and return how each worker ended, in rank order.
@@ -97,8 +97,8 @@ class Watch:
             self._screen.close(worker.rank)
 
     def _drain(self, ended: list[Worker]) -> None:
-        """Relay all remaining output, and show the unfinished last lines of the given workers."""
-        # Stop after a while: a child that outlives its worker may print forever.
+        """Relay all remaining output, and show the given workers' last lines without a newline."""
+        # Stop after a while: a child process that outlives its worker may print forever.
         ends = time.monotonic() + workers_lib.GRACE_S
         while (keys := self._selector.select(timeout=0)) and time.monotonic() < ends:
             for key, _ in keys:
@@ -127,7 +127,7 @@ class Watch:
         self._screen.notice(failure)
 
     def _check_start(self, now: float) -> None:
-        """Fail if a running worker still waits to start, although another one has already ended."""
+        """Fail if a running worker waits for others to start, but one of them has already ended."""
         if not self._gone or not self._running or now < self._look_at:
             return
         self._look_at = now + _LOOK_S
@@ -169,7 +169,7 @@ class Watch:
         ]
 
     def _description(self) -> str:
-        """Describe which worker failed first, which failed later, and which had already ended."""
+        """Describe which worker failed first, which failed later, and which had succeeded."""
         workers = self._crew.workers
         first, *others = self._failed
         then = "".join(f", then rank {each.rank}, with {each.ending}" for each in others)

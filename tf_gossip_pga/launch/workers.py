@@ -16,13 +16,13 @@ GRACE_S = 2.0  # time from SIGTERM, which TensorFlow ignores, to SIGKILL
 
 
 class Worker:
-    """Start one process in its own session, and read its output from a pipe or terminal.
+    """Start a worker process in an operating-system session of its own, and read its output.
 
     Args:
       command: program and arguments.
       rank: the worker's rank.
       environment: all environment variables of the process.
-      terminal: whether the process prints to a pseudo-terminal instead of a pipe.
+      terminal: whether the process prints to a pseudo-terminal. Otherwise it prints to a pipe.
 
     Attributes:
       rank: the worker's rank.
@@ -108,7 +108,7 @@ class Crew:
           The new worker.
         """
         failed = self.workers[rank]
-        failed.signal(signal.SIGKILL)  # kill any children that outlived it
+        failed.signal(signal.SIGKILL)  # kill any child processes that outlived the worker
         self._replaced.append(failed)
         self.workers[rank] = self._start(rank, True)
         return self.workers[rank]
@@ -129,11 +129,11 @@ class Crew:
         """
         try:
             self._signal_and_wait(signal.SIGTERM)
-        finally:  # a second Ctrl-C ends the wait, and must not leave processes behind
+        finally:  # a second Ctrl-C ends the wait above, and must not leave processes behind
             self._signal_and_wait(signal.SIGKILL)
 
     def close(self) -> None:
-        """Stop the workers, and close the outputs of all workers ever started."""
+        """Stop the workers, and close their outputs and those of the workers that they replaced."""
         try:
             self.stop()
         finally:

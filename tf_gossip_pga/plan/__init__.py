@@ -3,8 +3,8 @@
     python -m tf_gossip_pga.plan --nodes=32 --parameters=25557032 --compute_ms=250 --mbit=1000
     python -m tf_gossip_pga.launch --workers=4 -m tf_gossip_pga.plan --measure --model=FILE.keras
 
-The second command runs on a cluster and measures its network and computation. In Python, without a
-cluster:
+The second command runs on a cluster, and measures the cluster's network and the time of a step's
+computation. In Python, without a cluster:
 
     >>> from tf_gossip_pga import plan
     >>> found = plan.predict(nodes=8, parameters=12_500_000, compute_ms=1700, mbit=250)
@@ -14,7 +14,7 @@ cluster:
     'Gossip SGD, one_peer_exponential'
 
 A prediction compares Parallel SGD, Local SGD with each period, Gossip SGD on each topology, and
-Gossip-PGA with each period on each topology. It is a JSON-serializable dict:
+Gossip-PGA with each period on each topology. The prediction is a JSON-serializable dict:
 
     settings        the arguments of `predict` except `H` and `topology`; also `message_ms` and
                     `average_ms`, the times of one message and of one global average
@@ -22,27 +22,29 @@ Gossip-PGA with each period on each topology. It is a JSON-serializable dict:
       name, method, topology, H
       step_ms              mean time of a step
       speedup              over Parallel SGD
-      beta                 b of the graph (see `plan.cost`); None without gossip, and for a graph
-                           of more than 512 ranks that has no formula for b, such as a grid
+      beta                 b of the graph: the smaller, the faster ranks agree (see `plan.cost`).
+                           None without gossip, and for a graph of more than 512 ranks that has
+                           no formula for b, such as a grid
       transient_iid        order of magnitude of the transient stage for iid data: the steps until
                            the algorithm has caught up with Parallel SGD. None: infinite or unknown
       transient_non_iid    the same for non-iid data
     recommendation  `name` of a row; `code`, the line of Python that creates the callback for this
                     row; `reasons`, three sentences
 
-In the network model, each host has one full-duplex link with a bandwidth of `mbit` per direction.
-In a gossip, each worker sends its parameters in the wire format to each neighbor. A global average
-is a ring all-reduce in float32: each of the n workers sends 2 (n-1)/n times the bytes of the
-parameters and waits for 2 (n-1) latencies. Parallel SGD averages globally at every step.
+In the network model, each worker has a host of its own, with one full-duplex link of `mbit` per
+direction. In a gossip, each worker sends its parameters, encoded as `wire_dtype` says, to each rank
+that receives from it. A global average is a ring all-reduce in float32: each of the n workers sends
+2 (n-1)/n times the bytes of the parameters and waits for 2 (n-1) latencies. Parallel SGD averages
+globally at every step.
 `plan.cost` describes which workers wait for each other, and how reliable the orders of the
 transient stage are.
 
-The model ignores resources that hosts share (an oversubscribed switch, a common processor), the
-slowdown of computation during an exchange, and non-trainable variables. It draws all computation
-times from one distribution, so it cannot represent a worker that is always slower than the others.
-For example, suppose that one of eight ranks always computes for 200 ms and the others for 100 ms.
-For a step on a ring with 10 ms messages, the model predicts 162 ms from the mean and standard
-deviation of these times, but the step takes 220 ms.
+A prediction ignores resources that hosts share (an oversubscribed switch, a common processor), the
+slowdown of computation during an exchange, and non-trainable variables. All computation times are
+drawn from one distribution, so a prediction cannot represent a worker that is always slower than
+the others. For example, suppose that one of eight ranks always computes for 200 ms and the others
+for 100 ms. For a step on a ring with 10 ms messages, `predict` returns 162 ms from the mean and
+standard deviation of these times, but the step takes 220 ms.
 
 Contents:
   predict: step time and transient stage of each algorithm, with a recommendation.

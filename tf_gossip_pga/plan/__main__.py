@@ -3,8 +3,8 @@
 python -m tf_gossip_pga.plan --nodes=32 --parameters=25557032 --compute_ms=250 --mbit=1000
 python -m tf_gossip_pga.launch --workers=4 -m tf_gossip_pga.plan --measure --model=FILE.keras
 
-The first command needs no cluster. The second measures the network and the computation of the
-cluster that it runs on.
+The first command needs no cluster. The second runs on a cluster, and measures the cluster's network
+and the time of a step's computation.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "H", [str(each) for each in plan.PERIODS], "Periods to compare, in steps, at least 2."
     )
-    names = [name for name in topology.BY_NAME if name != "disconnected"]  # that is Local SGD
+    names = [name for name in topology.BY_NAME if name != "disconnected"]  # it is Local SGD
     flags.DEFINE_list("topology", list(plan.TOPOLOGIES), f"Graphs to compare: {', '.join(names)}.")
     flags.DEFINE_bool(
         "measure",
@@ -110,10 +110,10 @@ def _predict(given: flags.FlagValues) -> dict[str, Any] | None:
         )
     cluster = _initialize() if given.measure else None
     nodes = given.nodes
-    if nodes is None and cluster and cluster.size > 1:  # one worker cannot measure
+    if nodes is None and cluster and cluster.size > 1:  # one worker alone cannot measure
         nodes = cluster.size
     periods = [int(each) if str(each).isdecimal() else each for each in given.H]
-    if nodes is not None:  # fail before loading a model or measuring
+    if nodes is not None:  # find errors before loading or measuring
         arguments.comparison(nodes, periods, given.topology)
     parameters = _parameters(given)
     settings = _complete({"nodes": nodes, **_times(given, parameters)})
@@ -147,7 +147,7 @@ def _parameters(given: flags.FlagValues) -> Any:
 
 
 def _times(given: flags.FlagValues, parameters: Any) -> dict[str, Any]:
-    """Return the times and the bandwidth. Flags override measured values."""
+    """Return the times and the bandwidth: from flags, else measured if `--measure` is given."""
     times = {name: given[name].value for name in _TIMES if given[name].value is not None}
     if not given.measure:
         return times

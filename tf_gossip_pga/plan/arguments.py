@@ -10,7 +10,7 @@ from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import topology as topology_lib
 from tf_gossip_pga.algorithm.graph import Topology
 
-LONGEST = 10_000  # longest period, in steps; `cost.step_ms` simulates every step of two periods
+LONGEST = 10_000  # longest period, in steps: `cost.step_ms` simulates at least two whole periods
 
 
 def comparison(
@@ -51,7 +51,8 @@ def numbers(given: Mapping[str, object]) -> dict[str, float]:
     """Validate the times and the bandwidth, and return them as floats by name.
 
     Args:
-      given: the numbers by name. Must contain `mbit`, `straggler_ms` and `compute_ms`.
+      given: a dict from the name of an argument of `plan.predict` to its value. It must contain
+        `mbit`, `straggler_ms` and `compute_ms`.
 
     Raises:
       ValueError: a number is negative or not finite, `mbit` is 0, or `straggler_ms` is positive

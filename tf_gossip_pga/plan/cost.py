@@ -1,8 +1,8 @@
 """Model the cost of an algorithm: its step time, and its steps to catch up with Parallel SGD.
 
-**Time.** `step_ms` simulates every rank step by step. It draws a computation time for each rank and
-step from a gamma distribution with the given mean and standard deviation. The time of exchanges
-follows these rules:
+**Time.** `step_ms` simulates every rank step by step. For each rank and step, it draws the time of
+the computation from a gamma distribution, whose mean and standard deviation are arguments. The time
+of exchanges follows these rules:
 
     gossip          A message starts once both its sender and its receiver have finished computing.
                     Messages that are ready share the one full-duplex link of a host. Only the
@@ -28,16 +28,18 @@ Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", I
 Reliability: the non-iid orders of Gossip SGD and Local SGD were taken from quotations of the paper.
 So was the bound n^3 b^4 H^4 for Gossip-PGA, which follows from the table because C and D are at
 most H. The other orders were derived without access to the paper's text, and are consistent with
-these.
+the quoted ones.
 
 A single round of the one-peer exponential graph or of the hypercube has no useful b, because each
 rank receives from only one other. For both graphs, `beta_of` uses the b of the static exponential
 graph. Ying et al. ("Exponential Graph is Provably Efficient for Decentralized Deep Training",
 NeurIPS 2021) prove that the one-peer graph achieves the same rate as the static one if the number
-of ranks is a power of two. For the hypercube, this b is a guess. If the number of ranks is not a
-power of two, the one-peer graph may be slower than the static one. Up to 512 ranks, `beta_of` then
-returns at least the per-round geometric mean of b over the cycle. Above 512 ranks, it returns the b
-of the static exponential graph, because no better value is available.
+of ranks is a power of two. For the hypercube, the b of the static exponential graph is a guess. If
+the number of ranks is not a power of two, the one-peer graph may be slower than the static one. Up
+to 512 ranks, `beta_of` then returns the larger of two values: the b of the static exponential
+graph, and the r-th root of the spectral norm for a whole cycle of r rounds of the one-peer graph.
+Above 512 ranks, `beta_of` returns the b of the static exponential graph, because no better value is
+available.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ from tf_gossip_pga.algorithm.schedule import AdaptiveSchedule, FixedPeriod
 
 _STEPS = 240  # minimum number of steps to average over, rounded up to whole periods
 _LARGEST_DENSE = 512  # maximum number of ranks for a dense spectral norm, which takes O(n^3)
-_ROUNDING = 1e-9  # rounding error when b is 0 or 1
+_ROUNDING = 1e-9  # a b that is this close to 0 or 1 counts as 0 or 1
 
 
 def step_ms(
@@ -78,7 +80,8 @@ def step_ms(
     steps = period * math.ceil(_STEPS / period)
     rounds = [peers(topology, round) for round in range(topology.rounds)]
     draw = _draws(costs["compute_ms"], costs["straggler_ms"], topology.size, seed)
-    ready = arrived = np.zeros(topology.size)  # ms: when ranks can compute; when they have received
+    # ms, for each rank: when it can compute next; when its last gossip has ended (for `overlap`)
+    ready = arrived = np.zeros(topology.size)
     started = 0.0
     for step in range(1, period + steps + 1):
         ready = ready + draw()
@@ -98,7 +101,8 @@ def step_ms(
 def _draws(mean: float, deviation: float, n: int, seed: int) -> Callable[[], np.ndarray | float]:
     """Return a function that draws one step's computation times, `[n]` in ms.
 
-    The draws depend only on the arguments, so every algorithm gets the same times.
+    If `deviation` is 0, the function returns `mean` itself. The draws depend only on the arguments,
+    so every algorithm gets the same times.
     """
     if not deviation:
         return lambda: mean
@@ -125,7 +129,7 @@ def peers(topology: Topology, round: int) -> list[np.ndarray]:
 
 
 def _table(size: int, ranks: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return one row per rank with its partners, padded with -1."""
+    """Return one row per rank: the `others` at its edges, padded with -1."""
     order = np.argsort(ranks, kind="stable")
     degree = np.bincount(ranks, minlength=size)
     column = np.arange(len(ranks)) - np.repeat(np.cumsum(degree) - degree, degree)
@@ -140,18 +144,18 @@ def gossip_ends(
     """Return the time at which each rank has sent and received all its messages.
 
     A message can start once both its sender and its receiver are ready, and a link is never idle
-    while a message could use it. Order the messages of a link by the time at which they can start.
-    At the time of the p-th to last one, the link still has at least p messages to carry. It
-    therefore finishes no earlier than p message times later. The link finishes at the latest of
-    these bounds over all p.
+    while a message could use it. Order the messages of a link by the time at which they can start,
+    and number them from the end: when message p can start, the link still has at least p messages
+    to carry. The link therefore finishes no earlier than p message times after that moment. It
+    finishes exactly at the latest of these bounds over all p.
 
     Args:
       ready: `[n]`, the time at which each rank is ready to exchange, in ms.
-      peers: the result of `peers` for the round.
+      peers: the result of the function `peers` for the round.
       costs: `message_ms` and `latency_ms`, in ms.
 
     Returns:
-      `[n]`, in ms.
+      `[n]`, the time at which each rank's last message has ended, in ms.
     """
     ends = ready
     for table in peers:
@@ -164,7 +168,7 @@ def gossip_ends(
 
 
 def beta_of(graph: Topology) -> float | None:
-    """Return the b that the transient stage depends on.
+    """Return b of a graph, on which the transient stage depends (see the docstring of this module).
 
     Return None for a graph of more than 512 ranks for which this module has no formula, because
     computing b would take too long.
@@ -202,7 +206,7 @@ def _exact(beta: float) -> float:
 
 
 def between_averages(beta: float, H: int | None) -> tuple[float, float]:  # noqa: N803
-    """Return C and D of the module's table. For Gossip SGD (`H=None`), both are 1 / (1-b)."""
+    """Return C and D of this module's docstring. For Gossip SGD (`H=None`), both are 1 / (1-b)."""
     if beta >= 1 - _ROUNDING:  # the graph is disconnected: gossip alone never catches up
         never = math.inf if H is None else H
         return never, never
@@ -216,7 +220,9 @@ def transient(
     beta: float | None,
     H: int | None,  # noqa: N803 (the paper's name)
 ) -> tuple[float | None, float | None]:
-    """Return the orders of the transient stage, `(iid, non-iid)`, from the module's table.
+    """Return the orders of the transient stage for iid and non-iid data.
+
+    This module's docstring contains their formulas.
 
     Args:
       method: `"Parallel SGD"`, `"Local SGD"`, `"Gossip SGD"` or `"Gossip-PGA"`.
@@ -225,8 +231,8 @@ def transient(
       H: period in steps; None for Gossip SGD.
 
     Returns:
-      Two dimensionless numbers. None means that the order is infinite, or unknown because `beta` is
-      None.
+      `(iid, non-iid)`, two dimensionless numbers. None means that the order is infinite, or unknown
+      because `beta` is None.
     """
     if method == "Parallel SGD":
         return 0.0, 0.0

@@ -34,7 +34,7 @@ def predict(
 
     Args:
       nodes: number of workers, each with its own link, >= 2.
-      parameters: number of averaged parameters, >= 1, or a built Keras model.
+      parameters: number of trainable parameters, >= 1, or a built Keras model.
       compute_ms: mean time of a step without any exchange, in ms, >= 0.
       mbit: link bandwidth per direction, in Mbit/s, > 0.
       latency_ms: latency of one message, in ms, >= 0. Default 0.1.
@@ -43,8 +43,8 @@ def predict(
       wire_dtype: wire format of gossips: `"float32"` (default), `"bfloat16"` or `"int8"`.
       overlap: whether gossips overlap with the next step's computation. Default False.
       H: one or more periods of the global average, each from 2 to 10000 steps.
-      topology: one or more graphs, each a name or a `Topology` for `nodes` ranks. Names must
-        differ.
+      topology: one or more graphs, each a name or a `Topology` for `nodes` ranks. No two graphs may
+        have the same name.
 
     Returns:
       A JSON-serializable dict with `settings`, `rows` and `recommendation`.

@@ -1,4 +1,4 @@
-"""Measure the network and a computation on the running cluster."""
+"""Measure the network of the running cluster, and the time of a training step's computation."""
 
 from __future__ import annotations
 
@@ -45,19 +45,22 @@ def _shapes(parameters: Any) -> list[tuple[int, ...]]:
 
 
 def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[str, float]:
-    """Measure the network and, if given, the time of a training step. Every rank must call this.
+    """Measure the cluster's network and, if `step` is given, the time of a step's computation.
 
-    Three exchanges are timed: a small gossip and a small global average, each of 256 float32
-    numbers (1 KiB), and a large gossip of the parameters. In both gossips, each rank has one peer
-    per round. The large gossip sends at least 4 MiB, so that it is clearly slower than the small
-    one. If only a number of parameters is given, the large gossip sends at most 64 MiB. Each
-    exchange is repeated nine times, timed from a common start until the last rank has finished, and
-    the median is used.
+    Every rank must call this function. It times three exchanges:
+
+    - a small gossip of 256 float32 numbers (1 KiB),
+    - a small global average of 256 float32 numbers,
+    - a large gossip of the parameters. It sends at least 4 MiB, so that it is clearly slower than
+      the small gossip, and at most 64 MiB if `parameters` is a number.
+
+    In both gossips, each rank receives from one other rank per round. Each exchange is timed nine
+    times, from a common start until the last rank has finished, and the median is used.
 
     The two small exchanges have the same overhead. In addition, on n ranks, the small gossip takes
-    one latency and the small global average takes 2 (n-1) latencies, so their difference gives the
-    latency. The additional time of the large gossip gives the bandwidth. All ranks run `step` at
-    the same time, as in training.
+    one latency and the small global average takes 2 (n-1) latencies, so the difference of their
+    times gives the latency. The difference between the times of the two gossips gives the
+    bandwidth. All ranks run `step` at the same time, as in training.
 
     Args:
       parameters: number of parameters, >= 1, or a built Keras model.
@@ -96,7 +99,7 @@ def measure(parameters: Any, step: Callable[[], object] | None = None) -> dict[s
 
 
 def _large_shapes(parameters: Any) -> list[tuple[int, ...]]:
-    """Return the shapes to send in the large gossip: the model's own if that is large enough."""
+    """Return the shapes that the large gossip sends: the model's own if it is large enough."""
     elements = count(parameters)
     own = _shapes(parameters) if elements >= _LEAST_LARGE else []
     return own or [(min(max(elements, _LEAST_LARGE), _MOST_LARGE),)]
@@ -116,7 +119,7 @@ def _exchanges(session: Any, large_shapes: list[tuple[int, ...]]) -> dict[str, f
         return Averager(session, graph, Variables(variables), patience)
 
     def timed(action: Callable[[int], object]) -> float:
-        # The first exchange of each round traces a TensorFlow function, so it is not timed.
+        # The first exchange of each round is not timed: it traces a TensorFlow function.
         return _median_ms(session.gather, action, untimed=graph.rounds)
 
     small, large = averager([(_SMALL,)]), averager(large_shapes)
@@ -140,7 +143,7 @@ def _median_ms(gather: Gather, action: Callable[[int], object], untimed: int) ->
 
 
 def _computation(gather: Gather, step: Callable[[], object]) -> dict[str, float]:
-    """Time `_STEPS` consecutive steps, on all ranks at the same time."""
+    """Time `_STEPS` steps in a row on all ranks, and return their mean and standard deviation."""
     ends = []
     for _ in range(_WARM_UP + _STEPS + 1):
         step()
@@ -155,11 +158,11 @@ def _computation(gather: Gather, step: Callable[[], object]) -> dict[str, float]
 def _network(
     size: int, elements: int, gossip_ms: float, average_ms: float, large_ms: float
 ) -> dict[str, float]:
-    """Derive bandwidth, latency and overhead.
+    """Derive bandwidth, latency and overhead from the times of the three exchanges of `measure`.
 
     Args:
       size: number of ranks.
-      elements: number of float32 values that the large gossip sends.
+      elements: number of float32 values that each rank sends in the large gossip.
       gossip_ms: time of a gossip of `_SMALL` numbers.
       average_ms: time of a global average of `_SMALL` numbers.
       large_ms: time of the large gossip.

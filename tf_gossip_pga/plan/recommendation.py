@@ -1,4 +1,4 @@
-"""Recommend one of the predicted algorithms, and give the reasons."""
+"""Recommend one of the algorithms that `plan.predict` compares, and give the reasons."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any, TypeAlias
 
 from tf_gossip_pga.algorithm.topology import BY_NAME
 
-Row: TypeAlias = dict[str, Any]  # one of the `rows` of `predict`
+Row: TypeAlias = dict[str, Any]  # one entry of the list `rows` in the result of `plan.predict`
 
 _WORTH = 0.1  # relative difference below which two times, or two transient stages, count as equal
-_DEFAULT_TOPOLOGY = "one_peer_exponential"  # of GossipPGA over gRPC
+_DEFAULT_TOPOLOGY = "one_peer_exponential"  # the default of GossipPGA over gRPC
 
 
 def recommend(rows: list[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Recommend one of the predicted algorithms.
+    """Recommend one of the predicted algorithms, each of which is a row of the prediction.
 
     All Gossip-PGA rows are candidates. A Gossip SGD row is a candidate if its transient stage for
     non-iid data is known, finite, and at most 10% longer than that of Gossip-PGA with the longest
-    period on the same graph. Otherwise, the graph needs global averages. The best candidate is
+    period on the same graph. Otherwise, that graph needs global averages. The best candidate is
     found in three steps:
 
-    1. Keep the candidates whose step time is within 10% of the fastest.
+    1. Keep the candidates whose step time is within 10% of the shortest.
     2. Of these, keep those whose transient stage for non-iid data is within 10% of the shortest.
        An unknown transient stage counts as longer than a known one.
     3. Choose the fastest of the remaining candidates.
@@ -31,12 +31,13 @@ def recommend(rows: list[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
     instead, because it has no transient stage.
 
     Args:
-      rows: the `rows` of `predict`, Parallel SGD first.
-      settings: the `settings` of `predict`.
+      rows: the list `rows` in the result of `plan.predict`, Parallel SGD first.
+      settings: the dict `settings` in the result of `plan.predict`.
 
     Returns:
-      `{"name": …, "code": …, "reasons": […]}`: the name of a row, the line of code that sets it up,
-      and three sentences. In the code, `topology` stands for a custom `Topology`.
+      `{"name": …, "code": …, "reasons": […]}`: the name of a row, the line of Python that creates
+      the callback for this row, and three sentences. In the line of Python, the variable `topology`
+      stands for a `Topology` that the user has built.
     """
     parallel, best = rows[0], _best(rows)
     pays = best["speedup"] >= 1 + _WORTH
@@ -55,11 +56,11 @@ def over_one_machine(row: Row, settings: Mapping[str, Any]) -> float | None:
     The single machine computes the batches of all workers one after another, without exchanges.
 
     Args:
-      row: one of the `rows` of `predict`.
-      settings: the `settings` of `predict`.
+      row: the algorithm, an entry of the list `rows` in the result of `plan.predict`.
+      settings: the dict `settings` in the result of `plan.predict`.
 
     Returns:
-      The ratio of the step times, or None if a step takes no time.
+      The ratio of the step times, or None if a step of the algorithm takes no time.
     """
     return settings["nodes"] * settings["compute_ms"] / _time(row) if _time(row) else None
 
@@ -72,7 +73,7 @@ def _best(rows: list[Row]) -> Row:
 
 
 def _near(rows: list[Row]) -> list[Row]:
-    """Return the candidates whose step time is within 10% of the fastest."""
+    """Return the candidates whose step time is within 10% of the shortest."""
     candidates: list[Row] = []
     for graph in dict.fromkeys(row["topology"] for row in rows if row["topology"]):
         plain, *periodic = _on_graph(rows, graph)
@@ -117,7 +118,7 @@ def _speed(row: Row, settings: Mapping[str, Any]) -> str:
 
 
 def _all_reduce(best: Row) -> str:
-    """Explain why Parallel SGD is recommended."""
+    """Explain why Parallel SGD is recommended instead of the best candidate."""
     return (
         f"The best alternative, {best['name']}, takes {_time(best):.4g} ms, which does not make up "
         "for its transient stage and for replicas that differ."
@@ -125,7 +126,7 @@ def _all_reduce(best: Row) -> str:
 
 
 def _global_averages(rows: list[Row], best: Row) -> str:
-    """Compare the best row with Gossip SGD on its graph or, if it is that row, with Gossip-PGA."""
+    """State what global averages add on the graph of the best row: compare it with and without."""
     plain, *periodic = _on_graph(rows, best["topology"])
     if best is not plain:
         return _comparison(plain, best)
@@ -137,12 +138,12 @@ def _global_averages(rows: list[Row], best: Row) -> str:
 
 
 def _comparison(other: Row, best: Row) -> str:
-    """Compare another algorithm with the recommended one."""
+    """State another row's step time, and compare its transient stage with that of the best row."""
     return f"{other['name']} takes {_time(other):.4g} ms {_lag(other, best)}."
 
 
 def _lag(other: Row, best: Row) -> str:
-    """Compare the transient stages for non-iid data, as a ratio if both are finite and known."""
+    """Compare two transient stages for non-iid data, as a ratio if both are known and finite."""
     of_best, of_other = _order(best), _order(other)
     if 0 < of_best < math.inf and 0 < of_other < math.inf:
         return f"and has a transient stage {_times(of_other / of_best)} as long on non-iid data"

@@ -1,4 +1,4 @@
-"""Show a prediction as text and as a picture."""
+"""Show a prediction of `plan.predict` as text and as a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def table(plan: dict[str, Any]) -> str:
     """Return a prediction as text.
 
     Args:
-      plan: the result of `predict`.
+      plan: the result of `plan.predict`.
 
     Returns:
       Several lines: the settings, one row per algorithm, and the recommendation.
@@ -74,7 +74,7 @@ def draw(plan: dict[str, Any], path: str | pathlib.Path) -> None:
     """Write a picture of a prediction.
 
     Args:
-      plan: the result of `predict`.
+      plan: the result of `plan.predict`.
       path: the file to write. Its suffix determines the format.
 
     Raises:

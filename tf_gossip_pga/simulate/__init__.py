@@ -1,4 +1,4 @@
-r"""Simulate many virtual workers in one process, to compare algorithms without a cluster.
+r"""Simulate many virtual workers ("nodes") in one process, to compare algorithms.
 
     from tf_gossip_pga import simulate
 
@@ -7,8 +7,9 @@ r"""Simulate many virtual workers in one process, to compare algorithms without 
     curve = simulate.run(pga, iterations=1000)
     curve.mean                                     # f(mean of the nodes) - f*, mean over trials
 
-The parameters of all nodes are stored in one tensor. A step is the same as in a real run: each node
-takes a gradient step on a batch of its own data, and then the nodes average.
+A simulation needs no cluster: one tensor holds the parameters of all nodes. A step is the same as
+in real training: each node takes a gradient step on a batch of its own data, and then the nodes
+average.
 
     y_i <- x_i - step_size * gradient of f_i(x_i, batch)
     x_i <- 1/n sum_j y_j            if k % H == 0, k counted from 1
@@ -17,12 +18,12 @@ takes a gradient step on a batch of its own data, and then the nodes average.
 f_i is the mean loss over the data of node i, f is the mean of all f_i, and f* is the minimum of f.
 W is the mixing matrix of one round of the topology.
 
-Topologies and periods are the same objects as in a real run. A gossip reads O(edges * d) numbers,
-where d is the number of parameters.
+Topologies and periods are the same objects as in real training. A gossip reads O(edges * d)
+numbers, where d is the number of parameters.
 
 Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021.
 
-This command also writes a figure next to its JSON file:
+This command runs simulations, and writes the curves to a JSON file and a figure next to that file:
 
     python -m tf_gossip_pga.simulate --problem=logistic --nodes=50 --topology=ring --H=16 \
         --algorithm=pga --algorithm=gossip --heterogeneity=1 --output=output/simulation.json
@@ -33,9 +34,9 @@ Contents:
   Simulation: one algorithm on one problem.
   run, Curve: f(mean of the nodes) - f* during one simulation.
   compare: the curves of several algorithms on the same batches.
-  ALGORITHMS, settings_of: names of algorithms, and the arguments of `Simulation` for each.
-  transient: the step from which a method keeps up with Parallel SGD.
-  FACTOR: a method keeps up while its curve is at most this multiple of that of Parallel SGD.
+  ALGORITHMS, settings_of: names of algorithms, and the arguments of `Simulation` for each name.
+  transient: the step from which an algorithm keeps up with Parallel SGD.
+  FACTOR: an algorithm keeps up while its curve is at most FACTOR times that of Parallel SGD.
 """
 
 from tf_gossip_pga.simulate.curves import (

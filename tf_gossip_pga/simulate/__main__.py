@@ -91,7 +91,7 @@ def _simulate() -> tuple[Problem, dict[str, curves.Curve]]:
         raise ValueError(
             f"Unknown problem {FLAGS.problem!r}. Known problems: {', '.join(sorted(PROBLEMS))}."
         )
-    topology.resolve(FLAGS.topology, FLAGS.nodes)  # fail before generating the data
+    topology.resolve(FLAGS.topology, FLAGS.nodes)  # find errors before generating the data
     for name in FLAGS.algorithm:
         curves.settings_of(name, FLAGS.topology, FLAGS.H, FLAGS.iterations)
     problem = PROBLEMS[FLAGS.problem](FLAGS.nodes, FLAGS.heterogeneity, seed=FLAGS.seed)
@@ -115,7 +115,7 @@ def describe(found: dict[str, curves.Curve], minimum: float) -> dict[str, Any]:
 
     Args:
       found: the curve of each algorithm, including `"parallel"`.
-      minimum: f* of the problem.
+      minimum: f*, the minimum of the mean loss over the data of all nodes.
     """
     parallel = found["parallel"]
     methods = {
@@ -139,7 +139,7 @@ def describe(found: dict[str, curves.Curve], minimum: float) -> dict[str, Any]:
 
 
 def draw(found: dict[str, curves.Curve], path: pathlib.Path) -> None:
-    """Draw f(mean of the nodes) - f* against steps, with bands of one standard error.
+    """Draw the curve of each algorithm against steps, with bands of one standard error.
 
     Args:
       found: the curve of each algorithm, including `"parallel"`.

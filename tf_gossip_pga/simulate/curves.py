@@ -1,6 +1,7 @@
 """Record how far a simulation is from the minimum; find when it catches up with Parallel SGD.
 
-The distance from the minimum is f(mean of the nodes) - f*, as defined in `tf_gossip_pga.simulate`.
+The distance from the minimum is f(mean of the nodes) - f*. Here, f is the mean loss over the data
+of all nodes, f* is the minimum of f, and "mean of the nodes" is the mean of their parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.simulate.problem import Problem
 from tf_gossip_pga.simulate.simulation import Simulation
 
-# A method has caught up once its curve stays at or below this multiple of Parallel SGD's.
+# An algorithm has caught up once its curve stays at or below FACTOR times that of Parallel SGD.
 FACTOR = 1.1
 _LOOKS = 200  # maximum number of measurements per run, by default
 
@@ -32,8 +33,9 @@ class Curve:
 
     Attributes:
       steps: `[points]` int, the step after which each measurement was taken.
-      excess: `[points, trials]`, f(mean of the nodes) - minimum.
-      consensus_distance: `[points, trials]`, see `Simulation.consensus_distance`.
+      excess: `[points, trials]`, f(mean of the nodes) - f*.
+      consensus_distance: `[points, trials]`, how far the nodes are from their mean; see
+        `Simulation.consensus_distance`.
       global_averages: `[trials]` int, number of global averages since the simulation began.
     """
 
@@ -61,7 +63,8 @@ def run(
     """Advance a simulation, and regularly measure its loss f at the mean of its nodes.
 
     Args:
-      simulation: a `Simulation`. Another `run` continues from its last step.
+      simulation: a `Simulation`. A second `run` of the same simulation continues from the step at
+        which the first one ended.
       iterations: number of steps, >= 1.
       every: number of steps between measurements, >= 1. The last step is always measured. Each
         measurement computes the loss of all samples. Default None: the smallest number that gives
@@ -101,10 +104,10 @@ def run(
 def _interval(iterations: int, H: int) -> int:  # noqa: N803
     """Return the smallest interval between measurements that covers all positions in a period.
 
-    In `iterations` steps, there are at most `_LOOKS` measurements. The interval shares no factor
-    with the period `H`: otherwise, some positions between two global averages would never be
-    measured. The positions matter because f at the mean is highest right after a global average,
-    and falls within a few steps.
+    The interval gives at most `_LOOKS` measurements in `iterations` steps. It shares no factor with
+    the period `H`: otherwise, some positions between two global averages would never be measured.
+    The positions matter because f(mean of the nodes) is highest right after a global average, and
+    falls within a few steps.
     """
     every = -(-iterations // _LOOKS)
     while math.gcd(every, H) > 1:
@@ -121,16 +124,19 @@ def settings_of(
     """Return the arguments of `Simulation` for an algorithm.
 
     Args:
-      algorithm: one of `ALGORITHMS`. `"aga"` starts with the period `H` and keeps it for the first
-        third of the run. `"slowmo"` has slow momentum 0.5. `"gossip_final"` averages globally once,
-        at the last step.
-      topology: who gossips with whom, as in `Simulation`. `"parallel"` and `"local"` ignore it.
+      algorithm: one of `ALGORITHMS`. `"parallel"`, `"gossip"` and `"local"` are Parallel SGD,
+        Gossip SGD and Local SGD. `"pga"` is Gossip-PGA. `"aga"` is Gossip-AGA, which starts with
+        the period `H` and keeps it for the first third of the run. `"slowmo"` is Gossip-PGA with
+        SlowMo, whose slow momentum is 0.5. `"gossip_final"` is Gossip SGD that averages globally
+        once, at the last step.
+      topology: who gossips with whom, as in `Simulation`. `"parallel"` and `"local"` ignore this
+        argument.
       H: period of the global average in steps, >= 1. `"parallel"`, `"gossip"` and `"gossip_final"`
-        ignore it.
+        ignore this argument.
       iterations: number of steps of the run.
 
     Returns:
-      A dict with `topology` and `H`, and for `"slowmo"` also `slow_momentum`.
+      A dict of arguments: `topology` and `H`, and for `"slowmo"` also `slow_momentum`.
 
     Raises:
       ValueError: the algorithm is unknown, or `H` is not a valid period.
@@ -176,16 +182,17 @@ def compare(
       problem: a `Problem`.
       algorithms: names from `ALGORITHMS`. Parallel SGD always runs first, even if it is not listed.
       topology: who gossips with whom, as in `Simulation`.
-      H: period of the global average in steps, >= 1; see `settings_of`.
+      H: period of the global average in steps, >= 1. `settings_of` says which algorithms ignore it.
       iterations: number of steps of each run, >= 1.
       every: number of steps between measurements, >= 1. Default None: the smallest number that
-        gives at most 200 measurements and shares no factor with `H`. Then measurements cover every
-        position between two global averages.
-      verbose: 0 prints nothing; 1 and 2 print each name and progress, as in `run`. Default 0.
+        gives at most 200 measurements and shares no factor with `H`, so that measurements cover
+        every position between two global averages.
+      verbose: 0 prints nothing. 1 prints the name of each algorithm and shows a progress bar. 2
+        prints the name and a line at the end of each run. Default 0.
       **arguments: further arguments of `Simulation`: `step_size`, `trials`, `batch_size`, ….
 
     Returns:
-      `{name: Curve}`, `"parallel"` first.
+      A dict from each name to its `Curve`, `"parallel"` first.
 
     Raises:
       ValueError: an argument is out of range. Raised before the first run begins.
@@ -216,14 +223,15 @@ def compare(
 
 
 def transient(curve: Curve, parallel: Curve, factor: float = FACTOR) -> int | None:
-    """Return the transient stage: the measured step from which a method stays near Parallel SGD.
+    """Return the transient stage: the measured step from which a curve stays near Parallel SGD's.
 
-    The curves must be measured at the same steps. Their means over trials are compared.
+    The two curves must be measured at the same steps. The function compares their means over
+    trials.
 
     Args:
-      curve: the method's curve.
+      curve: the curve of an algorithm.
       parallel: the curve of Parallel SGD on the same problem.
-      factor: largest ratio of `curve` to `parallel` that counts as near. Default 1.1.
+      factor: the largest ratio of `curve` to `parallel` that counts as near. Default 1.1.
 
     Returns:
       The first measured step from which `curve <= factor * parallel` holds until the end of the
@@ -249,9 +257,9 @@ def joins(steps: np.ndarray, mean: np.ndarray, parallel: np.ndarray, factor: flo
 
     Args:
       steps: `[points]` int.
-      mean: `[points]`, curve of the method.
-      parallel: `[points]`, curve of Parallel SGD.
-      factor: largest ratio that counts as caught up.
+      mean: `[points]`, the curve of an algorithm, as a mean over trials.
+      parallel: `[points]`, the same for Parallel SGD.
+      factor: the largest ratio of `mean` to `parallel` that counts as caught up.
     """
     apart = np.flatnonzero(~(mean <= factor * parallel))  # NaN counts as not caught up
     first = apart[-1] + 1 if len(apart) else 0

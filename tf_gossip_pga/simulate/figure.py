@@ -1,4 +1,4 @@
-"""Draw curves on matplotlib axes that the caller creates. Does not import matplotlib."""
+"""Draw the curves of simulations on matplotlib axes, without importing matplotlib."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tf_gossip_pga.simulate.curves import Curve, is_reached, transient
 
 
 def draw(axes: Any, found: dict[str, Curve]) -> None:
-    """Draw a line for each method on a logarithmic axis, with a dot where its transient stage ends.
+    """Draw each algorithm's curve on a logarithmic axis, with a dot where its transient stage ends.
 
     Args:
       axes: a `matplotlib.axes.Axes`.

@@ -11,9 +11,9 @@ from tf_gossip_pga.algorithm.graph import Round
 def mixer(each: Round, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return a function that maps y `[nodes, …]` to W y.
 
-    W is the mixing matrix of the round. If at least half of its entries are edges, the function
-    multiplies y by the dense W. Otherwise, it reads O(edges) rows of y: it shifts y if W is
-    circulant (each row is the row above, shifted by one), and gathers rows if not.
+    W is the mixing matrix of the round. If at least half of the entries of W are edges, the
+    function multiplies y by the dense W. Otherwise, the function reads O(edges) rows of y. If W is
+    circulant (each row is the row above, shifted by one), it shifts y; if not, it gathers rows.
 
     Args:
       each: the round.

@@ -1,8 +1,8 @@
 """Define what a simulation minimizes: a loss and each node's data.
 
 The loss is a function `loss(x, *batch)` for one node, written in TensorFlow operations. The
-simulation vectorizes it over all nodes. If f_i is the mean loss over node i's data, the nodes
-together minimize f(x) = 1/n sum_i f_i(x).
+simulation vectorizes this function over all nodes. If f_i is the mean loss over node i's data, the
+n nodes together minimize f(x) = 1/n sum_i f_i(x).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Problem:
       loss: `(x [d], *batch) -> scalar`, the mean loss over one node's batch. `batch` contains an
         array `[batch, …]` for each array in `data`. The loss must consist of differentiable
         TensorFlow operations that `tf.vectorized_map` supports.
-      data: arrays `[nodes, samples, …]`. Node i draws its batches from index i of each array.
+      data: arrays `[nodes, samples, …]`. Node i draws its batches from `array[i]` of each array.
       initial: `[d]`, float32 or float64, the initial parameters of every node. All computations use
         this dtype.
-      minimum: f*, the minimum of f, or a lower bound if the minimum is unknown. Curves show
-        f(x) - minimum. Default 0.
+      minimum: f*, the minimum of f, or a lower bound if the minimum is unknown. Here, f is the mean
+        loss over the data of all nodes. Curves show f(x) - minimum. Default 0.
 
     Raises:
       ValueError: the shapes of the arrays are inconsistent, or `initial` is not a vector of floats.
@@ -94,14 +94,14 @@ class Problem:
 
 
 def from_keras(model: Any, loss: Any, x: npt.ArrayLike, y: npt.ArrayLike) -> Problem:
-    """Return a problem that trains a Keras model from its current weights.
+    """Return the problem of training a Keras model from its current weights.
 
     The parameters are the model's trainable variables, flattened and concatenated. The loss is the
     mean of `loss` over the batch, plus the model's regularization losses.
 
     Args:
       model: a built `keras.Model` with one input and one output. It is not changed.
-      loss: a loss or its name, as for `keras.losses.get`. It must not sum over samples.
+      loss: a loss or its name, as for `keras.losses.get`. The loss must not sum over samples.
       x: inputs, `[nodes, samples, …]`.
       y: targets, `[nodes, samples, …]`.
 

@@ -22,21 +22,23 @@ from tf_gossip_pga.tools import memory
 def logistic(
     nodes: int, heterogeneity: float = 0.0, samples: int = 8000, dimension: int = 10, seed: int = 0
 ) -> Problem:
-    """Return a logistic regression problem that starts at 0.
+    """Return a logistic regression problem whose initial parameters are 0.
 
         f_i(x) = mean_m ln(1 + exp(-y_im h_im' x))
 
-    The features h are drawn from N(0, 10 I). The label y is 1 with probability
-    1 / (1 + exp(-h' x_i*)), and -1 otherwise. The vector x_i*, which defines the labels of node i,
-    has norm one. The minimum is computed by Newton's method in float64.
+    Sample m of node i has the features h_im and the label y_im. The features h are drawn from
+    N(0, 10 I). The label y is 1 with probability 1 / (1 + exp(-h' x_i*)), and -1 otherwise. The
+    vector x_i*, which defines the labels of node i, has norm one. The minimum is computed by
+    Newton's method in float64.
 
     Source: the experiment of Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging",
     ICML 2021, reconstructed without access to the paper's text.
 
     Args:
       nodes: number of nodes, >= 1.
-      heterogeneity: with 0, all nodes share one x*; with 1, each node has its own x_i*. In between,
-        a node uses (1 - heterogeneity) x* + heterogeneity x_i*, normalized. Default 0.
+      heterogeneity: with 0, all nodes share one vector x*. With 1, each node has an independent
+        vector of its own, o_i. In between, x_i* is (1 - heterogeneity) x* + heterogeneity o_i,
+        divided by its norm. Default 0.
       samples: number of samples per node, >= 1. Default 8000.
       dimension: number of parameters d, >= 1. Default 10.
       seed: seed of the data, >= 0. Default 0.
@@ -74,13 +76,14 @@ def logistic(
 def quadratic(
     nodes: int, heterogeneity: float = 0.0, samples: int = 100, dimension: int = 10, seed: int = 0
 ) -> Problem:
-    """Return a least-squares problem that starts at 0.
+    """Return a least-squares problem whose initial parameters are 0.
 
         f_i(x) = mean_m d/2 (a_im' x - b_im)^2
 
-    The vectors a are uniform on the unit sphere, and b = a' x_i* + noise of standard deviation 0.1,
-    where x_i* is drawn as in `logistic`. Therefore, f_i is nearly |x - x_i*|^2 / 2 plus a constant.
-    The minimum is computed exactly, in float64.
+    Sample m of node i consists of the vector a_im and the number b_im. The vectors a are uniform on
+    the unit sphere, and b = a' x_i* + noise of standard deviation 0.1, where x_i* is drawn as in
+    `logistic`. Therefore, f_i is nearly |x - x_i*|^2 / 2 plus a constant. The minimum of f, the
+    mean of all f_i, is computed exactly, in float64.
 
     Args:
       nodes: number of nodes, >= 1.
@@ -116,7 +119,7 @@ def quadratic(
 
 
 def digits(nodes: int, heterogeneity: float = 0.0, seed: int = 0) -> Problem:
-    """Return a problem that classifies handwritten digits with a Keras model of 16 hidden units.
+    """Return the problem of classifying handwritten digits with a Keras model of 16 hidden units.
 
     The 1797 images of 8 x 8 pixels are divided among the nodes. The loss is the cross-entropy. Its
     minimum is unknown, so `minimum` is 0. The images come with scikit-learn, without a download.
@@ -128,8 +131,8 @@ def digits(nodes: int, heterogeneity: float = 0.0, seed: int = 0) -> Problem:
       nodes: number of nodes, from 1 to 1797. All nodes get the same number of images. Leftover
         images are not used.
       heterogeneity: fraction of the images that are divided in label order. The others are
-        shuffled. With 1, each node sees few different digits, only one or two if there are many
-        nodes. Default 0.
+        shuffled. With 1, each node gets images of only a few digits; if there are many nodes, of
+        only one or two. Default 0.
       seed: seed of the shuffling and of the initial weights, >= 0. Default 0.
 
     Returns:
@@ -209,7 +212,7 @@ def _share(heterogeneity: object) -> float:
 def _own_optima(
     random: np.random.Generator, nodes: int, dimension: int, heterogeneity: float
 ) -> np.ndarray:
-    """Draw x_i* of each node, `[nodes, dimension]` float32 of norm one."""
+    """Draw each node's x_i*, which defines its labels: `[nodes, dimension]` float32 of norm one."""
     share = _share(heterogeneity)
     common = _unit(random.standard_normal((1, dimension)))
     own = _unit(random.standard_normal((nodes, dimension)))

@@ -15,8 +15,8 @@ def table(content: dict[str, Any]) -> str:
       content: the content of the JSON file that `python -m tf_gossip_pga.simulate` writes.
 
     Returns:
-      Text with three columns: f - f* after the last step with its standard error, the transient
-      stage in steps, and the number of global averages.
+      Text with three columns: the distance from the minimum, f - f*, after the last step with its
+      standard error; the transient stage in steps; and the number of global averages.
     """
     methods, steps, trials = content["methods"], content["evaluated_at"], content["trials"]
     lines = [f"{'':14}{'f - f* at the end':>24}{'transient stage':>20}{'global averages':>18}"]

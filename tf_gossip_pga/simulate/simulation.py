@@ -1,4 +1,4 @@
-"""Simulate one algorithm on all nodes at once; see `tf_gossip_pga.simulate`."""
+"""Simulate one algorithm on all virtual workers ("nodes") at once."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class Simulation:
         u <- slow_momentum * u + (x0 - 1/n sum_j y_j) / step_size
         x_i <- x0 - step_size * u
 
-    x0 is the result of the previous global average; before the first one, it is the initial
-    parameters. The velocity u is initially 0.
+    y_j are the parameters of node j after its gradient step. x0 is the result of the previous
+    global average; before the first global average, x0 is the initial parameters. The velocity u is
+    initially 0.
 
     Source: Wang et al., "SlowMo", ICLR 2020, Algorithm 1.
 
@@ -47,11 +48,11 @@ class Simulation:
       trials: number of runs with the same initial parameters and different batches, >= 1. Default
         1.
       shuffle: if True, each node's samples are shuffled once and divided into batches, and every
-        step draws one of them at random with replacement. If False, step k of every trial takes the
-        samples in order, starting at index (k - 1) * batch_size and wrapping around after the last
-        one. Default True.
-      slow_momentum: momentum of SlowMo, >= 0 and < 1. 0 is equivalent to Gossip-PGA. Default None:
-        a plain average.
+        step draws one of these batches at random, with replacement. If False, step k of every trial
+        takes the next `batch_size` samples in order, from index (k - 1) * batch_size on, and
+        continues with the first sample after the last one. Default True.
+      slow_momentum: momentum of SlowMo, >= 0 and < 1. With 0, the result is the same as without
+        SlowMo. Default None: global averages without SlowMo.
       seed: seed of the batches, >= 0. Simulations with the same seed draw the same batches.
         Default 0.
       jit_compile: whether XLA compiles the steps. Compilation takes seconds, but saves most of the
@@ -139,7 +140,7 @@ class Simulation:
 
     @property
     def consensus_distance(self) -> np.ndarray:
-        """RMS distance of the nodes from their mean, divided by the mean's norm, `[trials]`."""
+        """RMS distance of the nodes from `mean`, divided by the norm of `mean`, `[trials]`."""
         mean = self.mean
         spread = tf.reduce_sum((self._state.x - mean) ** 2, axis=2)
         distance = tf.sqrt(tf.reduce_mean(spread, axis=0))
@@ -159,15 +160,15 @@ class Simulation:
             self._advance_to_average(end)
 
     def excess(self) -> np.ndarray:
-        """Return f(mean of the nodes) - minimum over the samples of all nodes, `[trials]`."""
+        """Return the mean loss over all nodes' samples at `mean`, minus its minimum, `[trials]`."""
         loss: Any = self._mean_loss(self.mean)
         return loss.numpy().astype(np.float64) - self.problem.minimum
 
     def _advance_to_average(self, end: int) -> None:
-        """Advance to `end`, or only as far as the steps of the global averages are known.
+        """Advance to step `end`, or only to a trial's next global average if periods are adaptive.
 
-        With an adaptive period, the loss after one global average determines when the next one
-        occurs. One call takes at most `_CHUNK` steps.
+        With an adaptive period, each global average determines at which step the next one occurs.
+        One call takes at most `_CHUNK` steps.
         """
         is_global, count = self._plan(end)
         before, taken = (tf.constant(number, tf.int64) for number in (self.step, count))
@@ -180,7 +181,7 @@ class Simulation:
                 schedule.observe(self.step, float(self._state.loss[trial]))
 
     def _plan(self, end: int) -> tuple[np.ndarray, int]:
-        """Plan the next call of the compiled loop.
+        """Choose the steps that the next call of the compiled loop takes.
 
         Returns:
           Whether each of the next steps is a global average, `[_CHUNK, trials]` bool, and the

@@ -1,10 +1,13 @@
 """Take the steps of one algorithm on all nodes and trials at once, in one compiled loop.
 
-A step of node i, in the symbols of `tf_gossip_pga.simulate`:
+A step of node i:
 
 y_i <- x_i - step_size * gradient of f_i(x_i, batch)
 x_i <- 1/n sum_j y_j            if the step is a global average
 x_i <- sum_j W[i, j] * y_j      otherwise
+
+Here, x_i are the parameters of node i, f_i is the mean loss over its data, n is the number of
+nodes, and W is the mixing matrix of the topology's round for this step.
 """
 
 from __future__ import annotations
@@ -20,13 +23,13 @@ from tf_gossip_pga.simulate.problem import Problem
 
 
 class State(NamedTuple):
-    """Tensors that one step passes to the next."""
+    """Tensors that one step passes to the next. `Simulation` explains x0 and u of SlowMo."""
 
     x: Any  # [nodes, trials, d], the parameters
     anchor: Any  # [trials, d], x0 of SlowMo
     velocity: Any  # [trials, d], u of SlowMo
     loss: Any  # [trials], loss of the first batch after a global average, mean over nodes
-    fresh: Any  # [trials] bool, whether the last step was a global average
+    fresh: Any  # [trials] bool, whether the last step was a global average; initially True
 
 
 def start(problem: Problem, trials: int) -> State:
@@ -52,7 +55,7 @@ class Steps:
       batch: number of samples per batch on each node.
       seed: seed of the batches.
       shuffle: whether to draw batches at random instead of taking them in order.
-      slow_momentum: momentum of SlowMo; None: a plain average.
+      slow_momentum: momentum of SlowMo; None: global averages without SlowMo.
     """
 
     def __init__(
@@ -132,7 +135,7 @@ class Steps:
         return [tf.gather(batches, tf.reshape(places, [-1])) for batches in self._batches]
 
     def _losses(self, x: Any, batches: list[Any]) -> tuple[Any, Any]:
-        """Return the losses, `[nodes, trials]`, and their gradients, `[nodes, trials, d]`."""
+        """Return the losses of batches, `[nodes, trials]`, and gradients, `[nodes, trials, d]`."""
         one_by_one = tf.reshape(x, [-1, self._problem.dimension])
         with tf.GradientTape() as tape:
             tape.watch(one_by_one)

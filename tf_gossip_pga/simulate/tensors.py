@@ -64,7 +64,7 @@ def check_size(problem: Problem, trials: int, batch: int, seed: int | None) -> N
 
 
 def dtype_of(problem: Problem) -> tf.DType:
-    """Return the dtype of all computations, which is that of `problem.initial`."""
+    """Return the dtype of all computations, which is the dtype of `problem.initial`."""
     return tf.as_dtype(np.asarray(problem.initial).dtype)
 
 
@@ -77,7 +77,7 @@ def batches(problem: Problem, batch: int, seed: int | None) -> list[tf.Tensor]:
       seed: seed for shuffling the samples; None: keep their order.
 
     Returns:
-      `[nodes * batches per node, batch, …]` for each array of the data.
+      For each array of the data, a tensor `[nodes * batches per node, batch, …]`.
     """
     places = batch_places(problem.samples, batch, seed)
     return [
@@ -87,13 +87,14 @@ def batches(problem: Problem, batch: int, seed: int | None) -> list[tf.Tensor]:
 
 
 def batch_places(samples: int, batch: int, seed: int | None) -> np.ndarray:
-    """Return the indices of a node's samples in each of its batches, `[batches, batch]`.
+    """Return which samples each batch of a node contains, `[batches, batch]`.
 
-    Each sample is repeated the same number of times, just enough to fill whole batches.
+    A sample is given by its index among the node's samples. All samples occur equally often: the
+    smallest number of times that fills whole batches.
 
     Args:
       samples: number of samples of a node.
-      batch: samples in a batch.
+      batch: number of samples per batch.
       seed: seed for shuffling the samples; None: keep their order.
     """
     order = np.arange(samples)
@@ -106,8 +107,9 @@ def blocks(problem: Problem) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
     """Divide the data into blocks that each hold all samples of some nodes, for the mean loss.
 
     Returns:
-      `[blocks, samples per block, …]` for each array of the data, and `[samples, …]` for the
-      remaining nodes, which do not fill a block.
+      Two lists, each with one tensor per array of the data: first the blocks,
+      `[blocks, samples per block, …]`, then the samples of the remaining nodes, which do not fill a
+      block, `[samples, …]`.
     """
     n, samples = problem.nodes, problem.samples
     together = max(1, min(n, _BLOCK // samples))
@@ -121,9 +123,9 @@ def blocks(problem: Problem) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
 
 
 def mean_loss(problem: Problem) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return f, the mean loss over the samples of all nodes: `[trials, d] -> [trials]`.
+    """Return a function f, the mean loss over the samples of all nodes: `[trials, d] -> [trials]`.
 
-    The function processes one block of samples at a time.
+    The function f processes one block of samples at a time.
     """
     held = shared(blocks, problem)
     dtype, all_samples = dtype_of(problem), problem.nodes * problem.samples
@@ -144,6 +146,6 @@ def mean_loss(problem: Problem) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _tensor(array: np.ndarray, problem: Problem) -> tf.Tensor:
-    """Return the array as a tensor; floats get the dtype of the parameters."""
+    """Return the array as a tensor; an array of floats gets the dtype of the parameters."""
     is_float = np.issubdtype(array.dtype, np.floating)
     return tf.constant(array, dtype_of(problem) if is_float else None)

@@ -12,7 +12,7 @@ def check(needed: int, what: str) -> None:
 
     Args:
       needed: the memory needed, in bytes.
-      what: description of the computation, which starts the error message.
+      what: description of the computation, with which the error message begins.
     """
     has = available()
     if needed > has:
@@ -25,7 +25,7 @@ def check(needed: int, what: str) -> None:
 def available() -> int:
     """Return the available memory in bytes, as Linux reports it, up to the container's limit.
 
-    If the system does not report available memory, return the total memory size.
+    If the system does not report its available memory, its total memory counts as available.
     """
     try:
         lines = _KNOWN.read_text().splitlines()

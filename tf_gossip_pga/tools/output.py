@@ -11,7 +11,9 @@ from typing import Any
 
 
 def check(given: str) -> pathlib.Path:
-    """Return the path of the JSON file and create its folder. Call this before doing any work.
+    """Check that the JSON file can be written, create its folder, and return its path.
+
+    Call this function before the computation, so that a wrong path ends the command at once.
 
     Args:
       given: value of the flag `--output`.
@@ -29,7 +31,7 @@ def check(given: str) -> pathlib.Path:
         is_new = not path.exists()
         path.open("a").close()  # keeps the content of an existing file
         if is_new:
-            path.unlink(missing_ok=True)  # another rank may have removed it
+            path.unlink(missing_ok=True)  # another rank may have removed the file
     except OSError as error:
         raise ValueError(f"--output={given} cannot be written: {error}") from error
     return path

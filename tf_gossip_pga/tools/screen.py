@@ -1,4 +1,4 @@
-"""Merge the output of several workers into one terminal or file, for the launcher."""
+"""Merge the output of several workers into one stream, for `tf_gossip_pga.launch`."""
 
 import codecs
 import collections
@@ -22,7 +22,7 @@ _NOISE = re.compile(
     r"|E\d{4} .*Unable to register cu(DNN|FFT|BLAS) factory"
 )
 # TensorFlow prints these lines in the other workers when a worker ends, normally or not. The
-# lines are not shown unless `verbose` is given, but are always kept for failure reports.
+# lines are not shown unless `verbose` is true, but are always kept for failure reports.
 _RUNTIME_ERROR = re.compile(
     r"(E\d{4}|\d{4}-\d\d-\d\d) .*"
     r"(base_collective_executor|coordination_service\w*|ring_\w+)\.cc:\d+\]"
@@ -41,13 +41,15 @@ class Screen:
 
     Args:
       write: receives the merged output piece by piece.
-      verbose: whether to show everything. Otherwise, omit startup messages, runtime errors, and
-        warnings that another rank has already printed.
+      verbose: whether to show everything. Otherwise, omit TensorFlow's start-up messages, the
+        errors that TensorFlow prints because another worker has ended, and warnings that another
+        rank has already printed.
       terminal: whether the output goes to a terminal. Otherwise, write only complete lines without
         colors, and only the last state of a progress bar.
 
     Attributes:
-      last_lines: the last lines of each rank, including its runtime errors, for failure reports.
+      last_lines: the last 20 lines of each rank, for failure reports. They include the errors of
+        TensorFlow that are not shown.
     """
 
     def __init__(self, write: Callable[[str], object], verbose: bool, terminal: bool = True):
@@ -75,7 +77,8 @@ class Screen:
         partial = self._partial[rank]
         if lines:
             lines[0] = partial.take() + lines[0]
-        # Store the rest first, because SIGTERM may raise an exception while a line is being shown.
+        # Store the unfinished line first, because SIGTERM may raise an exception while a line is
+        # being shown.
         partial.add(rest)
         for line in lines:
             self._line(rank, line)
@@ -102,7 +105,7 @@ class Screen:
             self._redraw()
 
     def _is_repetition(self, rank: int, line: str) -> bool:
-        """Return whether a line only repeats what another rank or the launcher reports."""
+        """Return whether a line only repeats a report of another rank or of the launcher."""
         if len(line) > _LONGEST:
             return False
         if _RUNTIME_ERROR.match(line):
@@ -147,7 +150,7 @@ class _Unfinished:
         return whole
 
     def state(self) -> str | None:
-        """Return the visible state of a progress bar, or None if the line is not one."""
+        """Return the visible state of the line if it is a progress bar, else None."""
         return _last_state("".join(self._pieces)) if self._is_bar else None
 
 

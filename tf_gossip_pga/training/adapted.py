@@ -72,7 +72,7 @@ def _exported(table) -> list[np.ndarray]:
 def _arrays(layer) -> list[np.ndarray]:
     """Return the numbers and words in a layer's attributes, ordered by attribute name.
 
-    Variables are not included, because they are broadcast.
+    Variables are not included, because rank 0's are broadcast to all ranks.
     """
     return [np.asarray(value) for _, value in sorted(vars(layer).items()) if _is_array(value)]
 

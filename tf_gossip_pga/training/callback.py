@@ -32,7 +32,7 @@ class GossipPGA(keras.callbacks.Callback):
         x_i <- sum_j W[i, j] * x_j    otherwise: a gossip with the neighbors
 
     n is the number of workers, and W is the topology's mixing matrix for this step. Workers average
-    parameters, not gradients. A single worker exchanges nothing, but adds the logs below. Source:
+    parameters, not gradients. A single worker exchanges nothing, but adds the same logs. Source:
     Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021, Algorithm 1.
 
     **Requirements.** All ranks must pass the same arguments, build the same model, and train for
@@ -49,12 +49,13 @@ class GossipPGA(keras.callbacks.Callback):
     non-trainable, floating-point        rank 0's      kept    mean
     optimizer slots, such as momentum    rank 0's      kept    (1)
     integers, Booleans, step counters    rank 0's      kept    kept
-    random generators; those in `local`  kept          kept    kept
+    random generators                    kept          kept    kept
+    variables named in `local`           kept          kept    kept
     ===================================  ============  ======  ==============
 
     (1) See `optimizer_state`. Kept: each rank keeps its own value. Complex variables are treated
     like floating-point ones. A `tf.Variable` that a layer holds but Keras does not track is treated
-    like any other. After a global average, the averaged variables are bit-identical on all ranks.
+    like a tracked one. After a global average, all averaged variables are bit-identical everywhere.
 
     **Validation and the end of fit.** Validation inside `fit` runs on the averaged model. In an
     epoch with validation, callbacks that run at the end of the epoch also see and save the averaged
@@ -72,8 +73,8 @@ class GossipPGA(keras.callbacks.Callback):
       exception is `BackupAndRestore`: pass it on every rank, each with its own directory.
     - `SwapEMAWeights`: do not use it. Like `GossipPGA`, it replaces the weights for validation.
     - If a callback sets `model.stop_training` on any rank, all ranks stop together at the end of
-      the epoch. If the callback sets it after a batch (`TerminateOnNaN`), they already stop at the
-      next global average of that epoch, if there is one.
+      the epoch. If the callback sets it after a batch (as `TerminateOnNaN` does), all ranks stop
+      earlier: at the next global average of that epoch, if there is one.
 
     **Learning rate.** Start from the learning rate for a single process that trains on the batches
     of all n workers together, and adjust it as follows (measured in docs/results/optimizers.md):
@@ -87,8 +88,8 @@ class GossipPGA(keras.callbacks.Callback):
     =========  =============  ==================
 
     A worker's batch is smaller than that of the single process, so its gradients are noisier. Adam
-    divides by their magnitude, noise included, so a worker's steps are shorter by a factor of up to
-    sqrt(n). Averaging does not compensate for this, regardless of `H` and `optimizer_state`.
+    divides gradients by their magnitude, noise included, so a worker's steps are shorter, by up to
+    a factor of sqrt(n). Averaging does not lengthen them, regardless of `H` and `optimizer_state`.
 
     **Optimizers.** A model's optimizers are the one passed to `compile` and any in attributes of
     the model or its layers, including inside lists and dicts. (A GAN has two optimizers.)
@@ -101,8 +102,7 @@ class GossipPGA(keras.callbacks.Callback):
     adapted layers before the first step. They cannot compare layers used only in `dataset.map`.
 
     **Several devices.** On a worker with several devices, build and compile the model inside
-    `cluster.strategy.scope()`. All devices compute each step, and the first device exchanges on
-    behalf of all of them.
+    `cluster.strategy.scope()`. All devices compute each step. The first device exchanges for all.
 
     Args:
       H: number of steps between global averages, at least 1. `H=1` is Parallel SGD. `None` is
@@ -110,14 +110,14 @@ class GossipPGA(keras.callbacks.Callback):
         period to the training loss (Gossip-AGA). Default 6, as in the paper.
       topology: which ranks gossip with each other: a name in `pga.topology.BY_NAME` or a
         `Topology`. `"disconnected"` is Local SGD. Default None: `"one_peer_exponential"`, or over
-        NCCL `"hypercube"` for 2, 4, 8, … workers. In both, each worker sends one message per step.
+        NCCL `"hypercube"` for 2, 4, 8, … workers. Each worker then sends one message per step.
       optimizer_state: what a global average does with the optimizer's slots, that is, its
         non-scalar floating-point variables. Global averages for validation and at the end of
         training leave the slots unchanged. Wang et al. ("SlowMo", ICLR 2020) compare the three
         options. Default `"local"`.
 
         - `"local"`: each rank keeps its own slots, as in the library by the paper's authors.
-        - `"average"`: average the slots too, which sends as many bytes again for each kind of slot.
+        - `"average"`: average the slots too. Each kind of slot has as many bytes as the parameters.
         - `"reset"`: set the slots to zero if there are several workers. With Adam, this acts like a
           learning rate several times as high: because Adam keeps its step count, its next steps are
           at first 3 times as long as usual, and 7 times as long after a dozen steps.
@@ -159,9 +159,9 @@ class GossipPGA(keras.callbacks.Callback):
       local: names of variables or layers that each rank keeps to itself, such as a queue of
         features of its own examples: `local=["feature_queue"]`. The name of a layer stands for all
         of its variables. These variables are neither broadcast nor averaged, and each rank saves
-        its own in checkpoints. Lookup tables of local layers are not compared. A name matches a
-        variable's whole `path` or one component of it. Slots of a local variable are treated like
-        all slots. Default `()`.
+        its own in checkpoints. Ranks do not compare lookup tables of local layers. A name matches a
+        variable whose `path`, or a component of it, is that name. Slots of a local variable are
+        treated like all slots. Default `()`.
 
     Attributes:
       step: number of completed batches in the whole run.
@@ -170,13 +170,13 @@ class GossipPGA(keras.callbacks.Callback):
       global_steps: number of steps that ended with a global average.
       distances: list of `(step, consensus distance)`, one for each global average, except averages
         of replicas known to be equal. Averages for validation, for checkpoints, and at the end of
-        training count too. Entries appear by the end of the epoch or of training at the latest.
+        training count too. An entry appears at the end of the epoch or of training at the latest.
       communication_seconds: seconds spent in exchanges, including the wait for other workers. The
         start of `fit`, the wait after its first batch, and waits for checkpoints are excluded.
       bytes_sent: number of payload bytes that this rank has sent.
 
     **Logs.** At the end of each epoch, every number in `logs` and `History` (such as `loss` or
-    `val_accuracy`) that Keras or an earlier callback logged becomes its mean over ranks. So does
+    `val_accuracy`) from Keras or a callback before `GossipPGA` becomes its mean over ranks. So does
     every array of up to 100,000 numbers with the same shape on all ranks. These logs are added:
 
     - `consensus_distance`: root mean square distance of the replicas from their mean, divided by
@@ -281,7 +281,7 @@ class GossipPGA(keras.callbacks.Callback):
         """Return the progress of the run as a JSON-serializable dict, `{"step": …, "period": …}`.
 
         To continue a run in a new process, set this property to the same value on every rank before
-        `fit`. `Checkpoint` does this automatically. If it is not set, the step count is derived
+        `fit`. `Checkpoint` does this automatically. If you set nothing, the step count is derived
         from `initial_epoch`, and an adaptive period starts over.
 
         Raises:
@@ -316,7 +316,7 @@ class GossipPGA(keras.callbacks.Callback):
         return self._fit is not None and self._fit.vote.is_agreed
 
     def request_stop(self):
-        """Stop all ranks together, at the next global average or at the end of the epoch.
+        """Stop all ranks at the next global average or epoch end. A single worker stops at once.
 
         A call on one rank is enough. A signal handler may call this at any time during training.
         """
@@ -327,7 +327,7 @@ class GossipPGA(keras.callbacks.Callback):
         """Share a value with all ranks at a sync point. Every rank must call this method.
 
         Args:
-          where: name of the sync point, for messages and errors.
+          where: name of the sync point, for log and error messages.
           value: this rank's value, JSON-serializable. Default None.
 
         Returns:
@@ -347,7 +347,7 @@ class GossipPGA(keras.callbacks.Callback):
         first batch after the average.
 
         Args:
-          doing: name of the exchange, for messages.
+          doing: name of the exchange, for log and error messages.
 
         Returns:
           Whether this rank took part. False if a worker was lost, and the surviving ranks had
@@ -375,7 +375,7 @@ class GossipPGA(keras.callbacks.Callback):
         callback_list.check_model(model)
         super().set_model(model)
         # Forget a fit that an exception interrupted. This never forgets a running fit: Keras calls
-        # set_model before on_train_begin and in a lone evaluate, but not for validation in fit.
+        # set_model before on_train_begin and in evaluate, but not for validation inside fit.
         self._fit = None
         _driver[model] = weakref.ref(self)
 

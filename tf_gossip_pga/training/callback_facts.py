@@ -38,7 +38,13 @@ Fact = dict[str, Any]
 
 
 def facts(siblings: Siblings | None) -> list[Fact] | None:
-    """Describe this rank's callbacks other than `GossipPGA`; return None if they are unknown."""
+    """Describe this rank's callbacks other than `GossipPGA`; return None if they are unknown.
+
+    They are unknown if a custom training loop calls the hooks itself.
+
+    Args:
+      siblings: the result of `callback_list.find`.
+    """
     if siblings is None:
         return None
     placed = [(each, True) for each in siblings.before]
@@ -49,7 +55,7 @@ def facts(siblings: Siblings | None) -> list[Fact] | None:
 def strict(facts: list[Fact] | None) -> list[str] | None:
     """Return descriptions of the callbacks that a joining worker must share with the members.
 
-    These are the callbacks that must match on all ranks, except `BackupAndRestore`, because a
+    These are the callbacks that must match on all ranks. `BackupAndRestore` is left out, because a
     joining worker gets its epoch from the members. Return None if `facts` is None.
     """
     if facts is None:
@@ -77,7 +83,7 @@ def check(everyone: list[list[Fact] | None], ranks: tuple[int, ...]) -> list[str
 
     Args:
       everyone: the result of `facts` from each rank.
-      ranks: the ranks, in the same order.
+      ranks: the ranks, in the order of `everyone`.
 
     Returns:
       The warning messages.
@@ -100,7 +106,7 @@ def check(everyone: list[list[Fact] | None], ranks: tuple[int, ...]) -> list[str
 
 
 def learning_rates(optimizer) -> str:
-    """Return an optimizer's learning rates as text, to six digits, for comparison."""
+    """Return an optimizer's learning rates as text, to six significant digits, for comparison."""
     optimizers = getattr(optimizer, "optimizers", [optimizer])
     rates = [getattr(each, "learning_rate", None) for each in optimizers]
     return ", ".join(
@@ -112,7 +118,7 @@ def learning_rates(optimizer) -> str:
 
 
 def warn(cluster: Cluster, *texts: str):
-    """Log warnings that all ranks have found. Only the chief logs, and each text only once."""
+    """Log warnings that every rank has come to. Only the chief logs, and each text only once."""
     if cluster.is_chief:
         for text in texts:
             _warn_once(text)
@@ -154,7 +160,7 @@ def _absolute(path: str | os.PathLike) -> str:
 
 
 def _differences(everyone: list[list[Fact]], ranks: tuple[int, ...]):
-    """Yield a warning for each harmless difference between callbacks. Raise for any other."""
+    """Yield a warning for each harmless difference between callbacks. Raise if one is harmful."""
     for kind in sorted(each.__name__ for each in _DECIDING):
         chosen = [[each for each in own if each["kind"] == kind] for own in everyone]
         texts = [" and ".join(each["decides"] for each in own) or f"no {kind}" for own in chosen]

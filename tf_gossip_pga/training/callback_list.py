@@ -29,15 +29,15 @@ class Follower(Protocol):
 
 
 class Siblings:
-    """All callbacks of a `fit` that is about to begin, except the one that asks for the others.
+    """The callbacks of a `fit` that is about to begin, other than a given callback.
 
     Args:
       callbacks: Keras' own list of all callbacks.
-      place: index of the callback that asks.
+      place: index of the given callback in this list.
 
     Attributes:
-      before: the callbacks that Keras calls before the one that asks, in order.
-      after: the callbacks that Keras calls after the one that asks, in order.
+      before: the callbacks that Keras calls before the given one, in order.
+      after: the callbacks that Keras calls after the given one, in order.
     """
 
     def __init__(self, callbacks: list[keras.callbacks.Callback], place: int):
@@ -48,7 +48,7 @@ class Siblings:
         self.after = callbacks[place + 1 :]
 
     def call_last(self, follower: Follower):
-        """Call the methods of `follower` after all callbacks, until training ends."""
+        """Call the methods of `follower` after the hooks of all callbacks, until training ends."""
         self._callbacks.append(Last(follower, self._callbacks))
 
 
@@ -85,7 +85,7 @@ def find(callback: keras.callbacks.Callback) -> Siblings | None:
     """Find the other callbacks in the list from which Keras is calling a hook of `callback`.
 
     If another callback wraps `callback` and calls its hook, the list contains only the wrapper. The
-    wrapper's position then counts.
+    wrapper's position in the list then counts as that of `callback`.
 
     Returns:
       The other callbacks, or None if the hook is not called from a `keras.callbacks.CallbackList`,
@@ -132,8 +132,8 @@ def check_model(model):
 def problem_of_hooks(params: dict | None) -> str | None:
     """Return why training with these Keras `params` is impossible, or None if it is possible.
 
-    Training is impossible if an entry is missing. This happens only if a custom training loop calls
-    the hooks.
+    Training is impossible if the entry `"epochs"` or `"steps"` is missing. An entry can be missing
+    only if a custom training loop calls the hooks.
     """
     missing = [name for name in ("epochs", "steps") if name not in (params or {})]
     if not missing:

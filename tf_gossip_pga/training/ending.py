@@ -1,4 +1,4 @@
-"""Let ranks stop together after an epoch's callbacks, and equalize models when training ends."""
+"""Stop all ranks together at the end of an epoch, and make their models equal after training."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from tf_gossip_pga.training.group import Group
 
 
 class Ending:
-    """Handle the ends of the epochs and of one `fit` call, on one of several workers.
+    """Handle the end of each epoch and the end of one `fit` call, on one of several workers.
 
-    When training ends, all ranks average globally in GossipPGA's `on_train_end`, so that later
-    callbacks see the common model. After all callbacks have run, the ranks compare their models,
-    and make them equal if callbacks have changed them.
+    When training ends, all ranks average globally in GossipPGA's `on_train_end`, so that callbacks
+    after GossipPGA in the list see the common model. After all callbacks have run, the ranks
+    compare their models, and make them equal if callbacks have changed them.
 
     Args:
-      session: the exchanges of this process.
-      group: the other ranks.
+      session: runs the exchanges of this process (`exchange.session`).
+      group: this rank's exchanges with the other ranks.
       model: the model that Keras trains.
       epochs: number of the last epoch, counted from 1.
 
     Attributes:
       has_joined: whether this rank joined the others during this fit. If so, its callbacks have no
-        memory of earlier epochs.
+        memory of the epochs before it joined.
     """
 
     def __init__(self, session: ElasticSession, group: Group, model: keras.Model, epochs: int):
@@ -47,8 +47,8 @@ class Ending:
     def follow_epoch(self, epoch: int):
         """Restore this rank's own model after an epoch's callbacks. Stop all ranks if one stops.
 
-        Validation replaces this rank's own model with the average over ranks, until this method is
-        called. Also warn if the learning rates differ between ranks.
+        In an epoch with validation, the average over ranks has replaced this rank's own model. This
+        method restores the own model. It also warns if the learning rates differ between ranks.
 
         Args:
           epoch: the epoch that has just ended, counted from 1.
@@ -136,10 +136,12 @@ class Ending:
         self._noted = self._group.averager.digests()
 
     def _has_changed(self) -> bool | None:
-        """Return whether callbacks have set parameters since the last `_note`, or None if unknown.
+        """Return whether parameters have changed since the last `_note`, or None if unknown.
 
-        The answer is unknown after a fit without any epoch. It is also unknown on a rank that
-        joined, because the callbacks of that rank have no memory of earlier epochs.
+        Callbacks may have changed them, or the optimizer may have replaced them with their moving
+        averages. The answer is unknown in a fit without any epoch. It is also unknown on a rank
+        that joined the others during this fit, because the callbacks of that rank have no memory of
+        the epochs before it joined.
         """
         if self._noted is None or self.has_joined:
             return None
@@ -161,7 +163,8 @@ def check_all_or_none(changed: dict[int, bool | None]):
       changed: for each rank, whether its parameters have changed, or None if unknown.
 
     Raises:
-      RuntimeError: some ranks' parameters have changed, others' have not. The message names both.
+      RuntimeError: some ranks' parameters have changed, others' have not. The message names all of
+        them.
     """
     if not {True, False} <= set(changed.values()):
         return

@@ -25,7 +25,7 @@ class Fit:
       model: the model that Keras trains.
       params: the `params` that Keras passes to callbacks: `"epochs"`, `"steps"`.
       run: the state that outlives this `fit`.
-      session: the exchanges of this process.
+      session: runs the exchanges of this process (`exchange.session`).
 
     Attributes:
       model: the model that Keras trains.
@@ -36,7 +36,8 @@ class Fit:
       vote: whether training stops before the end of the epoch.
       epoch: the current epoch, counted from 1.
       batches: number of completed batches in this epoch.
-      callbacks: descriptions of this rank's other callbacks, from `callback_facts.facts`.
+      callbacks: descriptions of this rank's callbacks other than `GossipPGA`, from
+        `callback_facts.facts`.
     """
 
     def __init__(self, model: keras.Model, params: dict, run: RunState, session: SoloSession):
@@ -51,7 +52,8 @@ class Fit:
         self.batches = 0
         self.callbacks: list[callback_facts.Fact] | None = None
         self._loss = period_loss.PeriodLoss(run.adaptive) if run.adaptive else None
-        self._at_epoch_begin = (0, 0, 0.0)  # distances, global steps, communication seconds
+        # Number of distances, number of global steps, communication seconds.
+        self._at_epoch_begin = (0, 0, 0.0)
 
     def begin(self, problem: str | None):
         """Begin training, or raise if this rank cannot train.
@@ -78,7 +80,9 @@ class Fit:
         self._at_epoch_begin = (len(run.distances), run.global_steps, run.communication_seconds)
 
     def end_batch(self, logs: dict | None):
-        """Gossip or average globally after an optimizer step, depending on the schedule.
+        """Count an optimizer step, then gossip or average globally, depending on the schedule.
+
+        A single worker counts the step, but exchanges nothing.
 
         Args:
           logs: Keras' logs of the batch, or None.
@@ -94,7 +98,7 @@ class Fit:
         self._report_step()
 
     def begin_test(self):
-        """Switch to the averaged model for validation and the end of the epoch."""
+        """Switch to the averaged model for validation and for the callbacks that follow it."""
 
     def end_test(self):
         """Record that validation inside `fit` has ended."""
@@ -130,7 +134,7 @@ class Fit:
     # ---- Called by `Checkpoint` -----------------------------------------------------------------
 
     def request_stop(self):
-        """Stop all ranks together, at the next global average or at the end of the epoch."""
+        """Stop training after the current batch, because there is no other rank to wait for."""
         self.vote.agree()
         self.model.stop_training = True
 
@@ -151,13 +155,13 @@ class Fit:
         self.phase = self.phase.after("epoch")
 
     def _average(self, is_global: bool) -> bool:
-        """Exchange after an optimizer step. Return whether it was a global average."""
+        """Exchange after an optimizer step. Return whether the exchange was a global average."""
         if is_global and self._loss:
             self._loss.average(self.run.step, self._loss.value)
         return is_global
 
     def _distance_log(self, measured: int) -> dict[str, float]:
-        """Return the log of the consensus distance.
+        """Return the consensus distance of this epoch as an entry for Keras' logs.
 
         Args:
           measured: number of distances recorded before this epoch.

@@ -23,7 +23,7 @@ class Group:
     """One rank's exchanges with the other ranks during a `fit`.
 
     Args:
-      session: the exchanges of this process.
+      session: runs the exchanges of this process (`exchange.session`).
       run: the state that outlives this `fit`.
       model: the model that Keras trains.
       vote: whether training stops before the end of the epoch.
@@ -133,7 +133,7 @@ class Group:
     # ---- Averages -------------------------------------------------------------------------------
 
     def gossip(self, step: int):
-        """Mix with the neighbors after a step. With `overlap`, do so in the background."""
+        """Mix parameters with the neighbors after a step. With `overlap`, mix in the background."""
         # Derive the round from the step count, so that ranks agree even in a resumed run.
         round, doing = step - 1, f"the gossip of step {step}"
         averager = self.averager
@@ -142,8 +142,8 @@ class Group:
                 averager.gossip(round, doing)
                 return
             averager.finish_gossip()
-            # A gossip does not change the mean over ranks, so one right before a global average
-            # would have no effect.
+            # A gossip does not change the mean over ranks, so a gossip right before a global
+            # average would have no effect.
             if not self._run.schedule.is_global(step + 1):
                 averager.start_gossip(round, doing)
 
@@ -151,7 +151,7 @@ class Group:
         """Set the model to the mean over ranks, and share a few numbers in the same exchange.
 
         Args:
-          doing: name of the exchange, for messages.
+          doing: name of the exchange, for log and error messages.
           stop: whether this rank requests a stop. Default False.
           loss: this rank's training loss, if the period is adaptive. Default 0.
 
@@ -200,7 +200,7 @@ class Group:
         self.replica.lend(local)
 
     def take_back(self):
-        """Restore this rank's own model if the average was lent.
+        """Restore this rank's own model if `lend_average` has replaced it with the average.
 
         If a callback changed the averaged weights, keep the changed weights instead.
         """

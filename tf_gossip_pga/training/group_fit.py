@@ -40,7 +40,9 @@ class GroupFit(Fit):
     # ---- The start ------------------------------------------------------------------------------
 
     def begin(self, problem: str | None):
-        """Agree with the other ranks on what to train, and start from rank 0's state.
+        """Agree with the other ranks on what to train, and start from equal models.
+
+        A joining worker instead checks that it can train with the members.
 
         Args:
           problem: why this rank cannot train, or None if it can.
@@ -78,7 +80,7 @@ class GroupFit(Fit):
             self.run.symptoms.begin(self.group.averager.health)
 
     def _average(self, is_global: bool) -> bool:
-        """Exchange after an optimizer step. Return whether it was a global average."""
+        """Exchange after an optimizer step. Return whether the exchange was a global average."""
         if self.phase is Phase.WARMING_UP:  # ranks need different times to compile a step
             self.group.sync("the first batch", timed=False)
             self._start.check_no_late_variables()
@@ -89,7 +91,7 @@ class GroupFit(Fit):
         return is_global if was_global is MISSED else was_global
 
     def _exchange(self) -> bool:
-        """Gossip or average globally. Return whether it was a global average."""
+        """Gossip or average globally. Return whether the exchange was a global average."""
         run, group = self.run, self.group
         group.replica.diverge()
         if not run.schedule.is_global(run.step):
@@ -109,7 +111,7 @@ class GroupFit(Fit):
     # ---- Validation, and the ends ---------------------------------------------------------------
 
     def begin_test(self):
-        """Switch to the averaged model for validation and the end of the epoch."""
+        """Switch to the averaged model for validation and for the callbacks that follow it."""
         self._check_whole_epoch()  # also here, because validation precedes the end of the epoch
         validation = f"the validation after step {self.run.step}"
         self.report(f"in {validation}")
@@ -186,12 +188,12 @@ class GroupFit(Fit):
     # ---- Joining workers ------------------------------------------------------------------------
 
     def _sync_with_joining(self, where: str, may_join: bool) -> dict[str, int]:
-        """Sync, and return the joining workers' endpoints, keyed by rank as a decimal string."""
+        """Sync with all ranks, and return the joining workers' ports by rank, a decimal string."""
         everyone = self.group.sync(where, self.session.joining() if may_join else {})
         return {rank: endpoint for each in everyone for rank, endpoint in each.items()}
 
     def _admit(self, joining: dict[str, int], epoch: int):
-        """Admit joining workers after a global average. All members must call this together."""
+        """Average globally, then admit joining workers. All members must call this together."""
         session = self.session
         self.phase = self.phase.after("admission")
         doing = "the admission of a worker"

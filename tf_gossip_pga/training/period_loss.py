@@ -18,8 +18,9 @@ class PeriodLoss:
       schedule: the adaptive period that the loss controls.
 
     Attributes:
-      value: the loss on the latest such batch, or NaN if unknown. From a global average until the
-        next batch, it is the mean of this loss over ranks.
+      value: the loss on the latest batch that followed a global average or the start of `fit`, or
+        NaN if unknown. After a global average that the schedule requested, until the next batch, it
+        is the mean of the ranks' losses instead.
     """
 
     def __init__(self, schedule: AdaptiveSchedule):
@@ -27,10 +28,10 @@ class PeriodLoss:
         self.value = math.nan
         self._schedule = schedule
         self._follows_average = True  # every fit begins with equal replicas
-        self._before = (0.0, 0.0)  # result of `sums_of` before the current batch
+        self._before = (0.0, 0.0)  # result of `sums_of` before the batch
 
     def begin_epoch(self):
-        """Record that Keras has reset its sums of losses and weights."""
+        """Record that Keras has reset the sums that `sums_of` returns."""
         self._before = (0.0, 0.0)
 
     def after_average(self):
@@ -38,7 +39,7 @@ class PeriodLoss:
         self._follows_average = True
 
     def needs(self, is_global: bool) -> bool:
-        """Return whether to observe a batch. `is_global`: whether a global average follows."""
+        """Return whether to observe a batch. `is_global`: whether a global average follows it."""
         return self._follows_average or is_global
 
     def average(self, step: int, loss: float):
@@ -72,7 +73,7 @@ class PeriodLoss:
 
 
 def sums_of(model: keras.Model) -> tuple[float, float] | None:
-    """Return the weighted sum of this epoch's losses, and the sum of the weights.
+    """Return the weighted sum of this epoch's losses, and the sum of the losses' weights.
 
     Both sums cover all devices of this worker. Their change during a batch gives the loss on that
     batch. Keras' logs do not contain this loss, but the mean since the beginning of the epoch.

@@ -110,11 +110,14 @@ class StopVote:
 class Replica:
     """How this rank's model relates to the other ranks' models.
 
+    For validation, the average over ranks is lent: it replaces this rank's own, local model until
+    the epoch's callbacks have run.
+
     Transitions::
 
         EQUAL    --diverge-->    DIVERGED    an optimizer step
         any      --equalize-->   EQUAL       a global average, a broadcast, a state transfer
-        EQUAL    --lend-->       LENT        the model holds the average; the local one is saved
+        EQUAL    --lend-->       LENT        the model holds the average; the local model is saved
         LENT     --take_back-->  DIVERGED    after the epoch's callbacks the local model is restored
 
     Attributes:
@@ -146,7 +149,7 @@ class Replica:
         self._local = local
 
     def take_back(self) -> Any:
-        """Return the saved local model for the caller to restore, or None."""
+        """Return the saved local model for the caller to restore, or None if none is saved."""
         local, self._local = self._local, None
         if local is not None:
             self.is_equal = False

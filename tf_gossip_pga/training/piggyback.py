@@ -1,9 +1,9 @@
 """Encode a few numbers that ranks exchange along with a global average.
 
-A global average sums over ranks in any case, so these numbers need no extra exchange. One of the
-numbers is a fingerprint, a hash of the rank's parameters. The sum must not mix the fingerprints of
-different ranks. Therefore, each rank's fingerprint has its own position in the sum, to which all
-other ranks add zero.
+A global average sums tensors over ranks in any case, so these numbers need no extra exchange. One
+of the numbers is a fingerprint, a hash of the rank's parameters. The sum must not mix the
+fingerprints of different ranks. Therefore, each rank's fingerprint has its own position in the sum,
+to which all other ranks add zero.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import dataclasses
 
 import numpy as np
 
-_STOP, _LOSS, _FIRST = range(3)  # indices; from _FIRST on, two for each rank's fingerprint
+# Indices of the encoded numbers. From _FIRST on, each rank's fingerprint takes two positions.
+_STOP, _LOSS, _FIRST = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Piggyback:
-    """The numbers of one rank.
+    """The numbers that one rank sends along with a global average.
 
     Attributes:
       stop: whether the rank requests a stop. Default False.
-      loss: the rank's training loss, if needed. Default 0.
-      fingerprint: 32-bit hash of the rank's parameters after its first step, if needed. Default 0.
+      loss: the rank's training loss, or 0 if the period is not adaptive. Default 0.
+      fingerprint: 32-bit hash of the rank's parameters after its first step, or 0 if the ranks need
+        not compare their first steps. Default 0.
     """
 
     stop: bool = False
@@ -46,7 +48,7 @@ class Piggyback:
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """What a rank learns from the numbers of all ranks.
+    """What a rank learns in a global average from the numbers of all ranks.
 
     Attributes:
       is_stop: whether any rank requests a stop.
@@ -64,7 +66,7 @@ class Heard:
 
         Args:
           sums: the summed numbers, `[length(ranks)]`.
-          members: number of ranks that took part.
+          members: number of ranks that took part in the global average.
         """
         halves = np.rint(sums[_FIRST:]).reshape(-1, 2)
         return cls(bool(sums[_STOP] > 0), float(sums[_LOSS]) / members, halves)

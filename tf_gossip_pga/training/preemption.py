@@ -1,4 +1,4 @@
-"""Handle SIGTERM, which schedulers send before they reclaim a machine, during `fit`."""
+"""Handle SIGTERM during `fit`. Schedulers send this signal before they reclaim a machine."""
 
 import contextlib
 import os
@@ -9,17 +9,18 @@ import time
 import types
 from collections.abc import Callable
 
-# Ignore a second SIGTERM within this many seconds: a service manager sends SIGTERM to both the
-# launcher and its workers, and the launcher forwards it to the workers as well.
+# Ignore a second SIGTERM that arrives within this many seconds of the first. A service manager
+# sends SIGTERM to the launcher and to its workers, and the launcher forwards its own to the
+# workers, so each worker receives two.
 _ECHO_S = 1.0
 
 
 class Sigterm:
     """Record SIGTERM instead of letting it end the process, from `begin` to `end`.
 
-    A `Sigterm` has no effect outside the main thread or if the process ignores SIGTERM. Some
-    signals keep their usual effect: another SIGTERM at least a second after the first, a SIGTERM
-    after an exception has left `fit`, and a SIGTERM sent to a forked child.
+    A `Sigterm` has no effect if `begin` is called outside the main thread, or if the process
+    ignores SIGTERM. Some signals keep their usual effect: another SIGTERM at least a second after
+    the first, a SIGTERM after an exception has left `fit`, and a SIGTERM sent to a forked child.
 
     Args:
       answer: function to call when the signal arrives. It may run between any two instructions of
@@ -57,8 +58,8 @@ class Sigterm:
         """Restore the previous handler.
 
         Args:
-          heeded: whether the script has handled the signal. If not, a signal that has arrived is
-            raised again, so that it has its usual effect.
+          heeded: whether the caller has acted on the signal. If not, and if the signal has arrived
+            since `begin`, this process sends it to itself again, so that it has its usual effect.
         """
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
@@ -68,7 +69,7 @@ class Sigterm:
 
     def _handle(self, number: int, frame: types.FrameType | None):
         # An exception may have left fit without a call of `end`, because Keras does not notify
-        # callbacks of it. So inspect the stack to find out whether fit is still running.
+        # callbacks of exceptions. So inspect the stack to find out whether fit is still running.
         if self.received and time.monotonic() < self._received_at + _ECHO_S:
             return
         if self.received or not any(each is self._code for each in _codes(frame)):
@@ -95,7 +96,8 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 def code_of_caller(name: str) -> types.CodeType:
     """Return the code object of the innermost caller whose function is not named `name`.
 
-    Inside a callback hook, whose callers are hooks of the same name, this is Keras' `fit`.
+    If a callback hook passes its own name, the result belongs to Keras' `fit`, because all callers
+    between `fit` and the hook have this name.
     """
     return next(code for code in _codes(sys._getframe(1)) if code.co_name != name)
 

@@ -1,4 +1,4 @@
-"""Check before the first exchange that each rank can train and that the ranks match.
+"""Check before the first step that each rank can train and that the ranks match.
 
 Mismatched ranks would exchange tensors of different shapes or at different steps, and would wait
 for each other forever. To prevent this, each rank sends all others a description of what it is
@@ -41,8 +41,8 @@ def problem_of_rank(
 
     Args:
       model: the model that Keras is about to train.
-      settings: the arguments of the callback.
-      session: the exchanges of this process.
+      settings: the arguments of `GossipPGA`.
+      session: runs the exchanges of this process (`exchange.session`).
       steps: number of batches per epoch, from Keras' `params`; None if Keras does not know it.
     """
     found = problem_of_model(model) or problem_of_local(model, settings.local)
@@ -86,7 +86,12 @@ def problem_of_model(model) -> str | None:
 
 
 def problem_of_unbuilt(model, optimizers: list) -> str | None:
-    """Return why one of the optimizers cannot be built before training, or None if all can."""
+    """Return why one of the optimizers cannot be built before training, or None if all can.
+
+    Args:
+      model: a compiled `keras.Model`.
+      optimizers: the result of `variables.optimizers_of`.
+    """
     for optimizer, _ in optimizers:
         inner = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
         if optimizer is not model.optimizer and not optimizer.built and inner.use_ema:
@@ -101,7 +106,7 @@ def problem_of_unbuilt(model, optimizers: list) -> str | None:
 
 
 def problem_of_local(model, names: Collection[str]) -> str | None:
-    """Return which of the `local` names is missing from the model, or None if all exist."""
+    """Return which name in `GossipPGA(local=…)` the model lacks, or None if it has all of them."""
     held = variables_lib.held_by_layers(model)
     layers = {layer.name for _, layer, _ in variables_lib.walk(model)}  # some have no variable
     for name in names:
@@ -228,7 +233,7 @@ def check_no_late_variables(model, known: list[Held]):
 
 
 def warnings_of_variables(model, local: Collection[str]) -> list[str]:
-    """Return warnings about variables that cannot be sent to other ranks but are not `local`."""
+    """Return warnings about variables that cannot be sent to other ranks. Skip those in `local`."""
     left = [
         f"{each.path} ({each.value.dtype.name}, shape {each.value.shape})"
         for each in variables_lib.held_by_layers(model)
@@ -243,7 +248,7 @@ def warnings_of_variables(model, local: Collection[str]) -> list[str]:
 
 
 def digest(facts: dict) -> str:
-    """Return a digest of `facts` without the step count and the state of H."""
+    """Return a digest of `facts` without the step count and the state of H, which keep changing."""
     kept = {**facts, "step count": None, "the state of H": None}
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
 
@@ -253,7 +258,7 @@ def check(everyone: list[dict], ranks: tuple[int, ...], rank: int):
 
     Args:
       everyone: `{"problem": text or None, "facts": dict or None}` from each rank.
-      ranks: the ranks, in the same order.
+      ranks: the ranks, in the order of `everyone`.
       rank: the rank of this process.
 
     Raises:
@@ -281,7 +286,8 @@ def check_joining(rank: int, invitation: Invitation | None, digest: str, problem
 
     Args:
       rank: the rank of the joining worker.
-      invitation: the members' invitation, or None if `Checkpoint.restore` did not request one.
+      invitation: the members' invitation, or None if the script did not call `Checkpoint.restore`,
+        which waits for it.
       digest: this worker's digest of the facts that must be equal on all ranks.
       problem: why this rank cannot train, or None if it can.
 
@@ -331,10 +337,14 @@ def _described(held: Held) -> str:
 
 
 def first_difference(lists: list[list[str]]) -> tuple[str, list[str]]:
-    """Return the first difference between results of `described`.
+    """Return the first variable in which results of `described` differ.
+
+    Args:
+      lists: the results of `described`, for example from each rank.
 
     Returns:
-      What differs, and its value in each list. Without any difference, the list of values is empty.
+      The name of what differs, and its value in each list. If nothing differs, the second item is
+      an empty list.
     """
     for index in range(max(map(len, lists))):
         values = [each[index] if index < len(each) else "none" for each in lists]

@@ -20,11 +20,11 @@ class RunState:
     """The state of a run across all of its `fit` calls.
 
     Args:
-      settings: the arguments of the callback.
-      session: the exchanges of this process.
+      settings: the arguments of `GossipPGA`.
+      session: runs the exchanges of this process (`exchange.session`).
 
     Attributes:
-      settings: the arguments of the callback.
+      settings: the arguments of `GossipPGA`.
       schedule: decides when to average globally.
       topology: which of the current members gossip with each other.
       averager: exchanges the model's variables. None before the first `fit` and for a single
@@ -33,8 +33,8 @@ class RunState:
       step: number of completed batches.
       gossip_steps: number of steps that ended with a gossip or without an exchange.
       global_steps: number of steps that ended with a global average.
-      distances: `(step, consensus distance)` of each global average, except of replicas that are
-        known to be equal.
+      distances: `(step, consensus distance)` of each global average. Averages of replicas that are
+        known to be equal are left out.
       communication_seconds: seconds spent in exchanges, including the wait for other workers.
     """
 
@@ -70,7 +70,7 @@ class RunState:
 
     @property
     def snapshot(self) -> dict:
-        """Return the step and period, JSON-serializable. Set this property to continue a run."""
+        """Return step count and period, JSON-serializable. Set this property to continue a run."""
         return {"step": self.step, "period": self.period_state}
 
     @snapshot.setter
@@ -91,12 +91,16 @@ class RunState:
         self.step = step
 
     def use_averager(self, averager: Averager):
-        """Replace the averager."""
+        """Use another averager from now on. `bytes_sent` still counts what earlier ones sent."""
         self._earlier_bytes = self.bytes_sent
         self.averager = averager
 
     def use_topology_for(self, size: int):
-        """Use a topology for this number of members. Keep the current one if it fits."""
+        """Use a topology for this number of members.
+
+        Keep a topology that the user has chosen if it already has this size. Choose the default
+        topology again in any case, because it also depends on the transport.
+        """
         if self.topology.size != size or self.settings.topology is None:
             self.topology = self._topology_for(size)
 
@@ -106,13 +110,13 @@ class RunState:
         return topology_lib.resolve_for_survivors(self.settings.topology, size)
 
     def count(self, was_global: bool):
-        """Count a completed step."""
+        """Count a completed step, which ended with a global average if `was_global`."""
         self.global_steps += was_global
         self.gossip_steps += not was_global
 
     @contextlib.contextmanager
     def communicating(self) -> Iterator[None]:
-        """Return a context manager whose duration counts as communication time."""
+        """Return a context manager. The time spent inside it counts as communication time."""
         started = time.perf_counter()
         try:
             yield

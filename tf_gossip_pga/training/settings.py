@@ -93,7 +93,7 @@ class Settings:
     def facts(self) -> dict:
         """Return the settings that must be equal on all ranks, as a JSON-serializable dict.
 
-        H and the topology are compared separately.
+        They do not include H and the topology, which `training.start` adds.
         """
         return {
             "optimizer_state": self.optimizer_state,

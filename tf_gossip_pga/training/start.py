@@ -17,17 +17,19 @@ from tf_gossip_pga.training.run_state import RunState
 class Start:
     """The start of one `fit` call.
 
-    If a worker is lost during the start, the other workers repeat the start.
+    If a worker is lost during the start and `on_worker_lost="continue"`, the other workers repeat
+    the start.
 
     Args:
-      session: the exchanges of this process.
+      session: runs the exchanges of this process (`exchange.session`).
       group: this rank's exchanges with the other ranks.
       run: the state that outlives this `fit`.
       model: the model that Keras trains.
       params: the `params` that Keras passes to callbacks: `"epochs"`, `"steps"`.
 
     Attributes:
-      digest: digest of the facts that must be equal on all ranks.
+      digest: digest of the facts that must be equal on all ranks, such as versions, settings and
+        variables.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Start:
         preflight.check_joining(self._session.cluster.rank, invitation, self.digest, problem)
 
     def agree(self, problem: str | None, callbacks: list[callback_facts.Fact] | None):
-        """Agree with all current members on what to train, and copy rank 0's state.
+        """Agree with all members on what to train, and copy all variables of the lowest rank.
 
         Args:
           problem: why this rank cannot train, or None if it can.
@@ -96,7 +98,7 @@ class Start:
         self._group.averager.broadcast("the start of training")
 
     def broadcast_again(self, where: str):
-        """Copy rank 0's state again, at the beginning of the first epoch.
+        """Copy all variables of the lowest rank again, at the beginning of the first epoch.
 
         The second copy is needed because BackupAndRestore sets weights in on_train_begin, possibly
         after the first copy.
@@ -149,7 +151,8 @@ class Start:
                 "step count": self._step,  # if the start is repeated, run.step may be ahead
             },
         )
-        # `agree` compares callbacks separately. The digest includes them for joining workers.
+        # `agree` compares callbacks separately. The digest includes the callbacks, because a
+        # joining worker is compared with the members by its digest only.
         self.digest = preflight.digest({**facts, "callbacks": callback_facts.strict(callbacks)})
         return facts
 

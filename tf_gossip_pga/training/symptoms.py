@@ -14,7 +14,7 @@ from tf_gossip_pga.exchange.health import Health
 
 
 class Symptoms:
-    """This rank's observations, and the chief's warnings. Each warning appears once per run.
+    """Observe this rank's parameters, and warn on the chief. Each warning appears once per run.
 
     To compare their steps, the ranks share fingerprints: 32-bit hashes of their parameters.
     """
@@ -28,7 +28,7 @@ class Symptoms:
 
     @property
     def fingerprint(self) -> int:
-        """Return this rank's fingerprint after its first step, or 0 if it is not needed."""
+        """Return this rank's fingerprint after its first step, or 0 if there is none to compare."""
         return self._moved or 0
 
     def begin(self, health: Health):
@@ -48,7 +48,7 @@ class Symptoms:
 
         Args:
           fingerprints: the fingerprints of all ranks as two halves, `[ranks, 2]`.
-          members: the ranks that took part.
+          members: the ranks that took part in the global average.
           is_chief: whether this rank is the chief.
         """
         if self._moved is None:

@@ -13,8 +13,8 @@ from tf_gossip_pga.exchange.averager import consensus_distance
 # For each global average: (step, (squared distance from the mean, squared norm of the mean)).
 Measured = list[tuple[int, tuple[float, float]]]
 
-# Largest array in the logs that is averaged, in elements. It is limited because reports are sent
-# as text.
+# Largest array in the logs that is averaged, in elements. The size is limited because reports are
+# sent as text.
 _LARGEST_LOG = 100_000
 
 _BEGINNING = "the beginning of epoch "
@@ -31,7 +31,7 @@ class Report:
       stop: whether this rank requests a stop.
       measured: what the rank measured in each global average since the last sync point.
       logs: the numbers in Keras' logs, with arrays as nested lists.
-      value: the value that the caller shares.
+      value: the value that the caller of `Group.sync` shares.
     """
 
     rank: int
@@ -44,12 +44,12 @@ class Report:
 
 
 def beginning_of(epoch: int) -> str:
-    """Return the name of the sync point at the beginning of an epoch, counted from 0."""
+    """Return the name of the sync point at the beginning of an epoch; `epoch` counts from 0."""
     return f"{_BEGINNING}{epoch + 1}"
 
 
 def check_same_point(reports: list[Report]):
-    """Raise on every rank if the ranks are at different points.
+    """Raise on every rank if the ranks are at different points of training.
 
     Raises:
       RuntimeError: the ranks are at different points. The message names each rank's point.
@@ -74,7 +74,7 @@ def check_same_point(reports: list[Report]):
 
 
 def check_whole_epoch(rank: int, epoch: int, batches: int, steps: int, is_stopped: bool):
-    """Raise if a rank ends an epoch before the last batch.
+    """Raise if a rank ends an epoch before the last batch of the epoch.
 
     Args:
       rank: this rank.
@@ -101,7 +101,7 @@ def check_whole_epoch(rank: int, epoch: int, batches: int, steps: int, is_stoppe
 
 
 def distances(reports: list[Report]) -> list[tuple[int, float]]:
-    """Return `(step, consensus distance)` for each global average since the last sync point."""
+    """Return `(step, consensus distance)` for each global average that the reports cover."""
     return [
         (measured[0][0], consensus_distance([squares for _, squares in measured]))
         for measured in zip(*(each.measured for each in reports), strict=True)
@@ -109,7 +109,7 @@ def distances(reports: list[Report]) -> list[tuple[int, float]]:
 
 
 def mean_logs(reports: list[Report], names) -> dict[str, float | np.ndarray]:
-    """Return each named log's mean over ranks, if all ranks have it with the same shape."""
+    """Return the mean over ranks of each named log that all ranks have in the same shape."""
     means = {}
     for name in names:
         if not all(name in each.logs for each in reports):

@@ -28,7 +28,7 @@ class Held:
     """A variable of a model or of one of its optimizers.
 
     Attributes:
-      path: the names of its layers and its own name, as in Keras' `path`.
+      path: the names of the layers that hold it and its own name, as in Keras' `path`.
       kind: `"trainable"`, `"frozen"`, `"random"` (the state of a random generator) or
         `"optimizer"`.
       value: the `tf.Variable` itself, not Keras' wrapper.
@@ -48,7 +48,7 @@ class Held:
 
     @property
     def is_averaged(self) -> bool:
-        """Return whether global averages include this variable, provided that it is not local."""
+        """Return whether global averages include this variable, unless `local` names it."""
         is_model = self.kind in ("trainable", "frozen")
         return is_model and self.is_sendable and self.value.dtype in _AVERAGED
 
@@ -62,7 +62,7 @@ class Held:
         return self.kind == "optimizer" and self.value.shape.rank != 0 and is_number
 
     def is_local(self, names: Collection[str]) -> bool:
-        """Return whether a name matches this variable's whole path or one component of it.
+        """Return whether one of the names is this variable's path or a component of that path.
 
         Optimizer variables are never local.
         """
@@ -80,8 +80,8 @@ def variables_of(model: keras.Model, optimizer_state: str, local: Collection[str
 
     Args:
       model: a compiled model with built optimizers.
-      optimizer_state: see `GossipPGA`.
-      local: see `GossipPGA`.
+      optimizer_state: the argument `optimizer_state` of `GossipPGA`.
+      local: the argument `local` of `GossipPGA`.
     """
     sent = [each for each in held(model) if each.is_sendable and not each.is_local(local)]
     averaged = [each for each in sent if each.is_averaged]
@@ -150,7 +150,7 @@ def build(model: keras.Model):
 
 
 def has_call(model: keras.Model) -> bool:
-    """Return whether a model defines `call`. A model with its own `train_step` may not."""
+    """Return whether a model defines `call`. One with its own `train_step` need not define it."""
     return type(model).call is not keras.Model.call
 
 
