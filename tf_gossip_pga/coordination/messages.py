@@ -118,7 +118,7 @@ def _rank(value: Any, size: int) -> int:
 def _number(value: Any, size: int) -> float:
     found = _validate.number(value)
     if found is None or found < 0:
-        raise ValueError(f"expected a number >= 0, received {value!r}")
+        raise ValueError(f"expected a finite number >= 0, received {value!r}")
     return found
 
 
