@@ -178,7 +178,7 @@ class FixedSession(SoloSession):
         )
 
     def _use_view(self):
-        """Build the ops and gathers of the current members, and number instance keys anew."""
+        """Build the ops and gathers of the current members, with new instance keys."""
         self.ops = group_ops.for_view(
             self.view, self.cluster.rank, self.cluster.size, self.transport
         )

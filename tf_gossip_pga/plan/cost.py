@@ -34,12 +34,14 @@ A single round of the one-peer exponential graph or of the hypercube has no usef
 rank receives from only one other. For both graphs, `beta_of` uses the b of the static exponential
 graph. Ying et al. ("Exponential Graph is Provably Efficient for Decentralized Deep Training",
 NeurIPS 2021) prove that the one-peer graph achieves the same rate as the static one if the number
-of ranks is a power of two. For the hypercube, the b of the static exponential graph is a guess. If
-the number of ranks is not a power of two, the one-peer graph may be slower than the static one. Up
-to 512 ranks, `beta_of` then returns the larger of two values: the b of the static exponential
-graph, and the r-th root of the spectral norm for a whole cycle of r rounds of the one-peer graph.
-Above 512 ranks, `beta_of` returns the b of the static exponential graph, because no better value is
-available.
+of ranks is a power of two. For the hypercube, the b of the static exponential graph is a guess.
+
+If the number of ranks is not a power of two, the one-peer graph may be slower than the static one.
+In this case, `beta_of` returns the larger of two values for up to 512 ranks: the b of the static
+exponential graph, and the r-th root of the spectral norm of P - 11'/n. Here, P is the product of
+the r mixing matrices of one cycle of the one-peer graph. The root turns the b of a cycle into a b
+per round. Above 512 ranks, `beta_of` returns the b of the static exponential graph, because no
+better value is available.
 """
 
 from __future__ import annotations
