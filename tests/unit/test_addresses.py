@@ -36,6 +36,11 @@ def test_a_port_that_is_taken_or_that_another_worker_needs_is_left_alone():
     assert 0 < found < 65535
 
 
+def test_a_joining_worker_does_not_listen_where_the_lost_one_did():
+    (given,) = addresses.free(1)
+    assert bound([given], 0, 0)[1] != port_of(given) + 1
+
+
 def test_the_user_can_choose_the_channels_port():
     given, chosen = addresses.free(2)
     assert bound([given], 0, port_of(chosen)) == ("127.0.0.1", port_of(chosen))

@@ -116,8 +116,9 @@ def channel_listener(addresses: Sequence[str], rank: int, port: int | None = Non
     Args:
       addresses: `"host:port"` of all workers, in rank order.
       rank: this worker's rank.
-      port: the port. Default: the port after that of this worker's own address. If it is taken, or
-        another worker's address has it, a port that the operating system chooses.
+      port: the port, or 0 if the operating system should choose one. Default: the port after that
+        of this worker's own address. If it is taken, or another worker's address has it, the
+        operating system chooses one.
 
     Raises:
       RuntimeError: this worker cannot listen on `port`.

@@ -134,6 +134,9 @@ def _connect(place: Place, joins: bool, communication: str, timing: Timing) -> E
     is_joining = known is not None
     if is_joining:
         logger.info(f"Rank {cluster.rank} joins the other workers, which are already training.")
+        # At the lost worker's port, a member that has not noticed the loss would take this process
+        # for the lost one. 0: the operating system chooses.
+        channel_port = channel_port or 0
     choice = transport_lib.Choice(transport_lib.RING)  # if it joins, until the members invite it
     offers = [transport_lib.Offer(each.host, each.gpu, each.machine) for each in met or ()]
     if offers:
@@ -177,13 +180,17 @@ def _connect(place: Place, joins: bool, communication: str, timing: Timing) -> E
     atexit.register(_warn_of_no_average, session, os.getpid())
     _tell_of_exceptions(watchdog.departures)
     if met and cluster.rank == 0:
-        hosts = len({(report.host, report.machine) for report in met})
-        logger.info(
-            f"{cluster.size} workers on {hosts} host{'s' * (hosts > 1)} are connected over "
-            f"{choice.transport.name}{choice.reason and f': {choice.reason}'}. Found by "
-            f"{place.found_by}."
-        )
+        _tell_of_cluster(place, choice, len({(each.host, each.machine) for each in met}))
     return session
+
+
+def _tell_of_cluster(place: Place, choice: transport_lib.Choice, hosts: int) -> None:
+    """Report that all workers are connected, and how the cluster was found."""
+    reason = choice.reason and f": {choice.reason}"
+    logger.info(
+        f"{place.size} workers on {hosts} host{'s' * (hosts > 1)} are connected over "
+        f"{choice.transport.name}{reason}. Found by {place.found_by}."
+    )
 
 
 def _find_others(
