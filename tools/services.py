@@ -111,6 +111,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe
 
 
 def check(*programs: str) -> None:
+    """Raise `NoHostsError` if one of these programs is not installed."""
     missing = [program for program in programs if not shutil.which(program)]
     if missing:
         raise NoHostsError(

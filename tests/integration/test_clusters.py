@@ -1,7 +1,7 @@
 """Start workers by real starters on several hosts, which are namespaces of this machine.
 
-They need root and the packages that tools/install_cluster.sh installs; `make test-clusters` installs
-them first. Without them, these tests are skipped.
+They need root and the packages that tools/install_cluster.sh installs (`make test-clusters` does it
+first). Without them, these tests are skipped.
 """
 
 import os
