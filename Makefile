@@ -3,20 +3,25 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-slow test-all test-quick exchange network compare optimizers input paper scale lint docs help clean
+.PHONY: train test test-slow test-clusters test-all test-quick exchange network compare optimizers input paper scale lint docs help clean
 
 train: $(VENV)/ready  ## Train ResNet-20 on handwritten digits with 4 local workers. 1 minute.
 	$(RUN) train.py
 
 # Three tests at a time on two cores: many of them wait.
 test: $(VENV)/ready lint  ## Check style, spelling and types, and run all but the slow tests. 10 minutes.
-	$(RUN) -m pytest -n 3 --dist=worksteal -m "not slow"
+	$(RUN) -m pytest -n 3 --dist=worksteal -m "not slow and not clusters"
 
 # The models of the paper at full size, more chaos, the wheel in an environment of its own.
 test-slow: $(VENV)/ready  ## Run the slow tests alone. 15 minutes.
 	$(RUN) -m pytest -n 2 --dist=worksteal -m slow
 
-test-all: test test-slow  ## Run `make test`, then the slow tests: everything that proves the project.
+# On hosts that share this machine. Where the packages cannot be installed, the tests are skipped.
+test-clusters: $(VENV)/ready  ## Test Slurm, mpirun and ssh, as root on Debian. Installs them. 6 minutes.
+	-tools/install_cluster.sh
+	$(RUN) -m pytest -n 2 --dist=worksteal -m clusters
+
+test-all: test test-slow test-clusters  ## Run all tests: everything that proves the project.
 
 test-quick: $(VENV)/ready  ## Run the tests that start no worker processes. Some minutes.
 	$(RUN) -m pytest -m "not multiprocess"

@@ -6,10 +6,10 @@
     python train.py --model=resnet50 --data_dir=/data/tfds        # ImageNet, already prepared there
     python train.py --help
 
-If `TF_CONFIG` is set, this process is one worker of that cluster: start the same command on every
-machine. Otherwise, this process starts `--workers` workers on this machine. Rank 0 prints a table
-and writes `results.json`, `curves.png` and `model.keras` to `--output_dir`, and for a text model
-also `vocabulary.txt`.
+If `TF_CONFIG` is set, or `srun`, `mpirun` or a similar program has started this process as one of
+several, it is one worker of that cluster. Otherwise, this process starts `--workers` workers on
+this machine. Rank 0 prints a table and writes `results.json`, `curves.png` and `model.keras` to
+`--output_dir`, and for a text model also `vocabulary.txt`.
 """
 
 import os
@@ -28,7 +28,7 @@ from job.flags import FLAGS
 from job.spec import Job, find_job
 from models import inputs, recipes
 from tf_gossip_pga import launch
-from tf_gossip_pga.cluster import tf_config
+from tf_gossip_pga.cluster import detect
 
 if TYPE_CHECKING:
     import keras
@@ -55,13 +55,14 @@ def start(argv: list[str], work: Callable[[], None]) -> None:
       argv: the program name and the arguments that remain after parsing flags.
       work: function to call in each worker.
     """
-    config = os.environ.get("TF_CONFIG", "").strip()
     try:
-        checks.check(argv, tf_config.from_tf_config(config) if config else None)
+        place = detect.find()
+        is_worker = bool(place.found_by)
+        checks.check(argv, place if is_worker else None)
     except ValueError as error:
         sys.exit(f"{os.path.basename(sys.argv[0])}: {error}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if config:
+    if is_worker:
         work()
     else:
         sys.exit(launch.run([sys.executable, *sys.argv], FLAGS.workers, share_gpus=True))

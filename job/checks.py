@@ -13,22 +13,22 @@ from job import spec
 from job.flags import ALGORITHMS, FLAGS, topology_name
 from models import images, inputs, recipes, sources, vocabulary
 from tf_gossip_pga.algorithm import topology
-from tf_gossip_pga.cluster import tf_config
+from tf_gossip_pga.cluster.place import Place
 
 
-def check(argv: list[str], cluster: tf_config.Cluster | None) -> None:
+def check(argv: list[str], place: Place | None) -> None:
     """Check all flags, and create the output directory if this process writes to it.
 
     Args:
       argv: the program name and the arguments that remain after parsing flags.
-      cluster: the cluster in `TF_CONFIG`; None in the process that starts local workers.
+      place: the place of this worker; None in the process that starts local workers.
 
     Raises:
       ValueError: a worker would fail because of the flags or the output directory.
     """
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}. Flags begin with --; see --help.")
-    check_workers(cluster)
+    check_workers(place)
     check_algorithm()
     if FLAGS.resume and not FLAGS.checkpoint_every:
         raise ValueError(
@@ -36,7 +36,7 @@ def check(argv: list[str], cluster: tf_config.Cluster | None) -> None:
             "Give --checkpoint_every=1."
         )
     models.check(FLAGS.model)
-    size = cluster.size if cluster else FLAGS.workers
+    size = place.size if place else FLAGS.workers
     topology.resolve(topology_name(), size)
     recipe = spec.find_recipe()
     if FLAGS.initial_model:
@@ -47,16 +47,16 @@ def check(argv: list[str], cluster: tf_config.Cluster | None) -> None:
     if FLAGS.initial_model:
         check_sizes(data)
     check_batch_size(data, recipe, size)
-    if cluster is None or cluster.is_chief:
+    if place is None or place.rank == 0:
         make_output_dir()
 
 
-def check_workers(cluster: tf_config.Cluster | None) -> None:
-    """Raise if `--workers` is given and differs from the number of workers in `TF_CONFIG`."""
-    if cluster and FLAGS["workers"].present and FLAGS.workers != cluster.size:
+def check_workers(place: Place | None) -> None:
+    """Raise if `--workers` is given and differs from the number of workers that are started."""
+    if place and FLAGS["workers"].present and FLAGS.workers != place.size:
         raise ValueError(
-            f"--workers={FLAGS.workers}, but TF_CONFIG names {cluster.size} workers. Leave "
-            "--workers out, or unset TF_CONFIG to start local workers."
+            f"--workers={FLAGS.workers}, but this process is one of {place.size} workers (found "
+            f"by {place.found_by}). Leave --workers out."
         )
 
 

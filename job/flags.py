@@ -80,7 +80,10 @@ flags.DEFINE_enum(
     "Wire format of gossips. Global averages are not compressed.",
 )
 flags.DEFINE_integer(
-    "workers", 4, "Number of local workers to start if TF_CONFIG is not set.", lower_bound=1
+    "workers",
+    4,
+    "Number of local workers to start if nothing else has started them.",
+    lower_bound=1,
 )
 flags.DEFINE_integer(
     "classes_per_worker",

@@ -5,7 +5,7 @@ graph (gossip). After every H-th step, all workers average globally instead::
 
     import tf_gossip_pga as pga
 
-    cluster = pga.initialize()                        # reads TF_CONFIG; call it before any tensor
+    cluster = pga.initialize()                        # call it before any tensor
     dataset = cluster.shard(dataset).batch(32)        # 32 per worker, 32 * cluster.size globally
     model.fit(dataset, callbacks=[pga.GossipPGA(H=6)])
 

@@ -43,7 +43,7 @@ DATA = (np.ones((8, 4), np.float32), np.ones((8, 1), np.float32))
         ),
         (
             "import tf_gossip_pga\ntf_gossip_pga.GossipPGA()",
-            r"TF_CONFIG names 2 workers, but this process is not connected.*initialize\(\)",
+            r"is one of 2 workers \(found by TF_CONFIG\), but it is not connected.*initialize\(\)",
         ),
         (
             "import tf_gossip_pga, os\nos.environ['TF_CONFIG'] = '{'\ntf_gossip_pga.initialize()",

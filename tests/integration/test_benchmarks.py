@@ -97,7 +97,7 @@ except links.NoHostsError as reason:
             said = process.stdout.readline().decode().strip()
             if said.startswith("none:"):
                 pytest.skip(f"no hosts of their own here, {said}")
-            holders = said.split(",")
+            holders = [each.partition("@")[0] for each in said.split(",")]
             assert len(holders) == 2
             own = os.readlink("/proc/self/ns/net")
             assert own not in {os.readlink(f"/proc/{holder}/ns/net") for holder in holders}

@@ -71,7 +71,12 @@ def test_one_that_dies_before_the_start_is_restarted_into_it_whatever_the_proxie
     assert "Rank 1 failed with exit code 1. The launcher restarts it" in said
     for rank in range(2):
         assert f"[{rank}] {rank} [0, 1] example.com,127.0.0.1\n" in said
-    assert said.count("[0] 2 workers on 1 host are connected over gRPC between CPUs.\n") == 1
+    assert (
+        said.count(
+            "[0] 2 workers on 1 host are connected over gRPC between CPUs. Found by TF_CONFIG.\n"
+        )
+        == 1
+    )
     # Nothing else: no line of TensorFlow's import, and none of its strategy.
     assert len(said.splitlines()) == 5, said
 

@@ -2,7 +2,8 @@
 
 The operating system assigns ports from one range to programs that ask for any port, and to outgoing
 connections. A port of that range may be taken a second after it was free. Ports below the range are
-not assigned.
+not assigned. Only even ports are returned, because a worker's channel listens on the port after its
+own.
 """
 
 import functools
@@ -39,7 +40,8 @@ def free(count: int) -> list[str]:
 def _ports() -> Iterator[int]:
     given = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    first = max(1024, int(given) - _SLICE * (1 + int(worker) % _SLICES))
+    first = max(1024, int(given) - 2 - _SLICE * (1 + int(worker) % _SLICES))
     # Let sessions that run at the same time begin at different ports.
-    offset = random.SystemRandom().randrange(_SLICE)
-    return itertools.cycle([first + (offset + index) % _SLICE for index in range(_SLICE)])
+    offset = random.SystemRandom().randrange(0, _SLICE, 2)
+    even = first + first % 2
+    return itertools.cycle([even + (offset + index) % _SLICE for index in range(0, _SLICE, 2)])

@@ -88,7 +88,7 @@ def wrong_starts() -> list[Start]:
     """Return all wrong ways, each with separate addresses."""
     nobody = "nothing listens at .*was it started"
     either = "Rank 1 cannot listen on .*: address in use|Rank 1 of 3 has waited .*rank 2: {}"
-    lists = r"different lists of addresses in TF_CONFIG(.|\n)*rank 0 .*: {}\n.*rank 2 .*: {}\n"
+    lists = r"different lists of addresses(.|\n)*rank 0 .*: {}\n.*rank 2 .*: {}\n"
     starts = []
 
     def add(name, make, taken=()):
@@ -181,9 +181,9 @@ def wrong_starts() -> list[Start]:
     says = "differ in the requested communication.*ring on rank 0 .* and rank 2 .*auto on rank 1 "
     add("another transport requested on rank 1", requesting(says, differing_requests))
     for name, variable in [("srun", "SLURM_STEP_NUM_TASKS"), ("mpirun", "OMPI_COMM_WORLD_SIZE")]:
-        says = rf"one of several \({variable}=2\).*TF_CONFIG is not set(.|\n)*_CLUSTER=none"
+        says = rf"one of several \({variable}=2\).*_(PROCID|RANK) must be(.|\n)*_CLUSTER=none"
         starts.append(
-            Start(f"{name} without a TF_CONFIG", [Worker(says, 0, None, {variable: "2"})] * 1)
+            Start(f"{name} with too few variables", [Worker(says, 0, None, {variable: "2"})] * 1)
         )
     return starts
 

@@ -32,8 +32,22 @@ def config(cluster, kind="worker", index=0, **more):
         (config({"worker": [B, C], "chief": [A]}, "worker", 0), Cluster(1, 3, (A, B, C))),
         (config({"chief": [A], "worker": [B, C]}, "worker", 1), Cluster(2, 3, (A, B, C))),
         (config({"chief": [A]}, "chief", 0), Cluster(0, 1, (A,))),
+        # `master` is an older name of the chief.
+        (config({"worker": [B, C], "master": [A]}, "master", 0), Cluster(0, 3, (A, B, C))),
+        (config({"worker": [B, C], "master": [A]}, "worker", 1), Cluster(2, 3, (A, B, C))),
+        (config({"worker": [A, B]}, index="1"), Cluster(1, 2, (A, B))),
         # Managed platforms add keys of their own.
         (config({"worker": [A, B]}, index=1, environment="cloud"), Cluster(1, 2, (A, B))),
+        (
+            json.dumps(
+                {
+                    "cluster": {"worker": [A, B]},
+                    "task": {"type": "worker", "index": 1, "trial": "3", "cloud": "x"},
+                    "job": {"scale_tier": "BASIC"},
+                }
+            ),
+            Cluster(1, 2, (A, B)),
+        ),
     ],
 )
 def test_from_tf_config(text, expected):
@@ -68,7 +82,9 @@ REFUSED = [
     (no_task(index=0), 'has no "type" in "task"'),
     (no_task(type="worker"), 'has no "index" in "task"'),
     (no_task(type=0, index=0), 'needs "type" to be a string, received 0'),
-    (no_task(type="worker", index="0"), "needs \"index\" to be a whole number, received '0'"),
+    (no_task(type="worker", index="x"), "needs \"index\" to be a whole number, received 'x'"),
+    (no_task(type="worker", index="-1"), "needs \"index\" to be a whole number, received '-1'"),
+    (config({"worker": [A]}, index="1"), "has the task index 1, but 'worker' has 1 addresses"),
     (no_task(type="worker", index=True), 'needs "index" to be a whole number, received True'),
     (no_task(type="worker", index=0.0), 'needs "index" to be a whole number, received 0.0'),
     (no_task(type="worker", index=None), 'needs "index" to be a whole number, received None'),
@@ -87,7 +103,7 @@ REFUSED = [
     ),
     (
         config({"chief": [A], "worker": [B]}, "evaluator"),
-        "names the task type 'evaluator', but its \"cluster\" has 'chief' and 'worker'",
+        "names the task type 'evaluator', which does not train. Remove the evaluator from this job",
     ),
     (config({"worker": [A], "ps": [B]}), "has the role 'ps'"),
     (config({"worker": [A], "evaluator": [B]}, "evaluator"), "has the role 'evaluator'"),
@@ -100,6 +116,7 @@ REFUSED = [
     (config({"worker": A}), f"needs a list of \"host:port\" for 'worker', received '{A}'"),
     (config({"worker": {"0": A}}), "needs a list of \"host:port\" for 'worker', received {'0'"),
     (config({"chief": [A, B]}, "chief"), "has 2 chiefs; there can be only one"),
+    (config({"chief": [A], "master": [B]}, "chief"), "has 2 chiefs; there can be only one"),
     (config({"worker": [A, B, A]}), f"has the address '{A}' twice"),
     (config({"chief": [A], "worker": [A]}), f"has the address '{A}' twice"),
     *(
@@ -355,62 +372,3 @@ def test_the_time_to_wait_must_be_a_positive_number(timeout_s):
 def test_what_a_cluster_holds_is_no_part_of_its_place():
     assert Cluster(0, 2, exchange_values=_recorder([]), strategy=1) == Cluster(0, 2)
     assert "exchange" not in repr(Cluster(0, 2, exchange_values=_recorder([])))
-
-
-# ---- Finding the cluster ------------------------------------------------------------------------
-
-
-def test_the_first_starter_that_has_left_a_trace_counts(monkeypatch):
-    from tf_gossip_pga.cluster import detect
-
-    text = to_tf_config(["a:1", "b:1"], 1)
-    assert detect.find({"TF_CONFIG": text}) == Cluster(1, 2, ("a:1", "b:1"))
-    assert detect.find({}) == detect.find({"TF_CONFIG": "  "}) == Cluster()
-    monkeypatch.setenv("TF_CONFIG", text)
-    assert detect.find().rank == 1
-    starters = (lambda environment: None, lambda environment: Cluster(2, 3), detect.tf_config)
-    monkeypatch.setattr(detect, "STARTERS", starters)
-    assert detect.find() == Cluster(2, 3)
-
-
-SEVERAL = {
-    "SLURM_STEP_NUM_TASKS": "2",
-    "OMPI_COMM_WORLD_SIZE": "4",
-    "PMI_SIZE": "3",
-    "WORLD_SIZE": "16",
-    "PET_NNODES": "1:4",
-    "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
-    "SM_HOSTS": '["algo-1", "algo-2"]',
-}
-ONE = dict.fromkeys(SEVERAL, "1") | {"SM_HOSTS": '["algo-1"]', "PET_NNODES": "1:1"}
-
-
-@pytest.mark.parametrize("name", SEVERAL)
-def test_one_process_of_several_without_a_tf_config_is_refused(name):
-    from tf_gossip_pga.cluster import detect
-
-    assert set(SEVERAL) == set(detect.TASKS)
-    environment = {**ONE, name: SEVERAL[name]}
-    with pytest.raises(ValueError) as caught:
-        detect.find(environment)
-    text = str(caught.value)
-    assert f"one of several ({name}={SEVERAL[name]}), but TF_CONFIG is not set" in text
-    assert "TF_CONFIG='{" in text and "set TF_GOSSIP_PGA_CLUSTER=none" in text
-    assert detect.find({**environment, "TF_GOSSIP_PGA_CLUSTER": "none"}) == Cluster()
-    assert detect.find({**environment, "TF_CONFIG": to_tf_config([A, B], 1)}).size == 2
-
-
-@pytest.mark.parametrize("odd", ["", "0", "-2", "two", "1.5", "[", "{}", "[" * 10000, ":", "2 "])
-def test_variables_that_say_nothing_are_passed_over(odd):
-    from tf_gossip_pga.cluster import detect
-
-    assert detect.find(dict.fromkeys(SEVERAL, odd)) == detect.find(ONE) == Cluster()
-
-
-def test_no_cluster_is_asked_for_by_one_word():
-    from tf_gossip_pga.cluster import detect
-
-    with pytest.raises(ValueError, match=r"TF_GOSSIP_PGA_CLUSTER must be unset, .* 'None'"):
-        detect.find({"TF_GOSSIP_PGA_CLUSTER": "None"})
-    config = {"TF_CONFIG": to_tf_config([A, B], 1), "TF_GOSSIP_PGA_CLUSTER": "none"}
-    assert detect.find(config) == Cluster()

@@ -45,7 +45,7 @@ def test_the_reference_names_nothing_that_does_not_exist():
 
 # ---- Environment variables ----------------------------------------------------------------------
 
-_VARIABLE = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)*|no(_grpc)?_proxy")
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)*|no(_grpc)?_proxy|OMPI_MCA_orte_hnp_uri")
 _SOURCES = [ROOT / "train.py", ROOT / "tests" / "conftest.py"]
 _SOURCES += [
     file
@@ -80,6 +80,9 @@ def keys_of_environment(tree):
             looks_up = node.func.attr in ("get", "setdefault", "pop")
             if (looks_up and is_environment(node.func.value)) or node.func.attr == "getenv":
                 yield from node.args[:1]
+        elif isinstance(node, ast.Call) and node.args and is_environment(node.args[0]):
+            # A function that takes the environment and names: whole(environment, "RANK", size).
+            yield from (key for arg in node.args[1:] for key in variables_in(arg))
         elif isinstance(node, ast.Compare) and is_environment(node.comparators[0]):
             yield node.left
         elif isinstance(node, ast.Dict) and any(
@@ -87,6 +90,15 @@ def keys_of_environment(tree):
             for key, value in zip(node.keys, node.values, strict=True)
         ):
             yield from (key for key in node.keys if key is not None)
+
+
+def variables_in(node):
+    """The names of variables, or constants with them, among a function's argument."""
+    for each in node.elts if isinstance(node, ast.Tuple) else [node]:
+        is_text = isinstance(each, ast.Constant) and isinstance(each.value, str)
+        is_constant = ast.unparse(each).rpartition(".")[2].isupper()
+        if is_constant or (is_text and _VARIABLE.fullmatch(each.value)):
+            yield each
 
 
 def is_environment(node):

@@ -159,8 +159,9 @@ def test_importing_needs_no_tensorflow():
     rooms = {room for room in ROOMS if room.partition(".")[0] in WITHOUT_TENSORFLOW}
     rooms = {room for room in rooms if not room.endswith("__main__")}
     rooms |= {
-        "cluster.tf_config",
+        "cluster.detect",
         "cluster.sharding",
+        "cluster.tf_config",
         "checkpoint.files",
         "checkpoint.ownership",
         "exchange.wire",
@@ -204,6 +205,7 @@ def test_every_public_object_has_a_docstring(room):
         "algorithm.topology",
         "checkpoint.files",
         "cluster.detect",
+        "cluster.node_list",
         "cluster.tf_config",
         "plan",
         "simulate.curves",

@@ -139,7 +139,7 @@ def test_lists_that_differ_are_an_error_that_quotes_both_at_all_ranks(changed):
     }[changed]
     for future in [start(each, rank) for rank, each in enumerate(lists)]:
         text = error(future, ValueError)
-        assert "The workers have different lists of addresses in TF_CONFIG" in text
+        assert "The workers have different lists of addresses" in text
         assert re.search(r"\n  rank 0 \(.*\) and rank 1 \(.*\): " + ", ".join(given[:3]), text)
         assert re.search(r"\n  rank 2 \(.*\): " + ", ".join(lists[2]), text)
 

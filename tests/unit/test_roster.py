@@ -78,7 +78,7 @@ def test_equal_reports_do_not_differ():
 def test_lists_that_differ_are_quoted_with_their_holders():
     text = roster.difference([report(0), report(1, addresses=("a:1", "B:1", "c:1")), report(2)])
     assert text == (
-        "the workers have different lists of addresses in TF_CONFIG:\n"
+        "the workers have different lists of addresses:\n"
         "  rank 0 (process 10 on host0) and rank 2 (process 10 on host2): a:1, b:1, c:1\n"
         "  rank 1 (process 10 on host1): a:1, B:1, c:1\n"
         "Give all of them the same list, in the same order."

@@ -89,7 +89,11 @@ def test_bad_flags_are_answered_before_tensorflow_is_imported(arguments, message
 @pytest.mark.parametrize(
     ("arguments", "config", "message"),
     [
-        ("--workers=3", TWO_WORKERS, "--workers=3, but TF_CONFIG names 2 workers"),
+        (
+            "--workers=3",
+            TWO_WORKERS,
+            "--workers=3, but this process is one of 2 workers (found by TF_CONFIG)",
+        ),
         ("--batch_size=719", TWO_WORKERS, "718 of the 1437 training examples"),
         ("", "{", "TF_CONFIG is not JSON"),
     ],

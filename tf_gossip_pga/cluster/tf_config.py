@@ -33,6 +33,7 @@ def from_tf_config(text: str | None) -> Cluster:
     """Return this process's place in the cluster according to `TF_CONFIG`.
 
     Tasks of type `worker` and `chief` train. If there is a chief, it is rank 0, before the workers.
+    `master` is an older name of the chief.
 
     Args:
       text: the content of `TF_CONFIG`; None or blank means a single worker.
@@ -75,7 +76,14 @@ def to_tf_config(addresses: Iterable[str], rank: int) -> str:
 
 def _rank(task: dict, cluster: dict, text: str) -> int:
     kind = _field(task, "type", str, text, of="task")
-    index = _field(task, "index", int, text, of="task")
+    index = _index(task, text)
+    if kind == "evaluator" and kind not in cluster:  # of Kubeflow's TFJob
+        raise _error(
+            "names the task type 'evaluator', which does not train. Remove the evaluator from this "
+            "job, and pass validation_data to fit. Or let it read checkpoints as a separate job, "
+            "without TF_CONFIG",
+            text,
+        )
     if kind not in cluster:
         raise _error(
             f'names the task type {kind!r}, but its "cluster" has {_listed(cluster)}', text
@@ -86,15 +94,26 @@ def _rank(task: dict, cluster: dict, text: str) -> int:
             f"so the index must be from 0 to {len(cluster[kind]) - 1}",
             text,
         )
-    return index + (1 if kind == "worker" and "chief" in cluster else 0)
+    return index + (1 if kind == "worker" and {"chief", "master"} & set(cluster) else 0)
+
+
+def _index(task: dict, text: str) -> int:
+    """Return the index of a task, which some platforms write as a string."""
+    index = task.get("index")
+    if isinstance(index, str) and index.isascii() and index.isdecimal() and len(index) < 10:
+        return int(index)
+    return _field(task, "index", int, text, of="task")
 
 
 def _addresses(cluster: dict, text: str) -> tuple[str, ...]:
     """Return all addresses in rank order: the chief's, then the workers'."""
     _check_roles(cluster, text)
-    addresses = [*cluster.get("chief", []), *cluster.get("worker", [])]
+    chiefs = cluster.get("chief", []) + cluster.get("master", [])
+    if len(chiefs) > 1:
+        raise _error(f"has {len(chiefs)} chiefs; there can be only one", text)
+    addresses = [*chiefs, *cluster.get("worker", [])]
     for address in addresses:
-        if not _is_address(address):
+        if not is_address(address):
             raise _error(f'has the address {address!r}, which is not "host:port"', text)
     for address in addresses:
         if addresses.count(address) > 1:
@@ -103,7 +122,7 @@ def _addresses(cluster: dict, text: str) -> tuple[str, ...]:
 
 
 def _check_roles(cluster: dict, text: str) -> None:
-    unknown = sorted(set(cluster) - {"chief", "worker"})
+    unknown = sorted(set(cluster) - {"chief", "master", "worker"})
     if unknown:
         raise _error(
             f'has the role {unknown[0]!r}. Accepted are "worker" and "chief", because every '
@@ -116,11 +135,10 @@ def _check_roles(cluster: dict, text: str) -> None:
     for role, hosts in cluster.items():
         if not isinstance(hosts, list) or not hosts:
             raise _error(f'needs a list of "host:port" for {role!r}, received {hosts!r}', text)
-    if len(cluster.get("chief", [])) > 1:
-        raise _error(f"has {len(cluster['chief'])} chiefs; there can be only one", text)
 
 
-def _is_address(address: object) -> bool:
+def is_address(address: object) -> bool:
+    """Return whether this is `"host:port"`."""
     match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
     return match is not None and int(match["port"]) < 65536
 

@@ -5,6 +5,7 @@ Modules that every job uses:
 - `timing`: every deadline and interval of the control plane.
 - `running_call`: whether a function is still running, and which exception escaped it.
 - `status`: what a worker reports about itself, and why it may not answer.
+- `register`, `rendezvous`: collect the addresses of all workers if only rank 0's host is known.
 - `roster`, `roll_call_sockets`, `roll_call`: connect all workers before TensorFlow starts, or
   report who is missing.
 - `addresses`, `greetings`, `server`, `channel`: requests and answers between workers, over TCP.

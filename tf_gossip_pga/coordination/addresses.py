@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
+import os
 import socket
+import time
 from collections.abc import Sequence
+
+from tf_gossip_pga.cluster.ports import CHANNEL_PORT
+from tf_gossip_pga.coordination.timing import Timing
+
+
+class UnreachableError(OSError):
+    """Nothing can be reached at an address. The text says why, as a clause for messages."""
 
 
 def split(address: str) -> tuple[str, int]:
@@ -54,23 +64,93 @@ def connect(hosts: Sequence[str], port: int, timeout_s: float) -> socket.socket:
     raise refused
 
 
-def listener(hosts: Sequence[str], rank: int) -> socket.socket:
-    """Return a socket that listens on the interface of this worker's own address, on a free port.
+def call(address: str, timeout_s: float) -> tuple[socket.socket, str]:
+    """Return a connection to a worker's `TF_CONFIG` address, and the address for messages.
+
+    Args:
+      address: the address.
+      timeout_s: seconds to wait for the connection.
+
+    Raises:
+      UnreachableError: there is no connection.
+    """
+    host, port = split(address)
+    try:
+        hosts = look_up(host)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UnreachableError(f"the name {host!r} in {address} does not resolve ({why})") from None
+    where = address if hosts == (host,) else f"{address} ({', '.join(hosts)})"
+    try:
+        return connect(hosts, port, timeout_s), where
+    except ConnectionRefusedError:
+        raise UnreachableError(f"nothing listens at {where} (was it started?)") from None
+    except TimeoutError:
+        why = "does not answer (is the address correct, and does a firewall block its port?)"
+        raise UnreachableError(f"{where} {why}") from None
+    except OSError as error:
+        why = error.strerror or error
+        raise UnreachableError(f"{where} cannot be reached ({why})") from None
+
+
+def is_here(host: str) -> bool:
+    """Return whether this machine has one of a host's addresses.
+
+    Raises:
+      OSError: the host's name cannot be resolved.
+      UnicodeError: `host` is not a valid host name.
+    """
+    for address in look_up(host):
+        with contextlib.suppress(OSError):
+            _create((address, 0)).close()
+            return True
+    return False
+
+
+def channel_listener(addresses: Sequence[str], rank: int, port: int | None = None) -> socket.socket:
+    """Return a socket for this worker's channel, on the interface of this worker's own address.
 
     If this machine does not have that address (e.g. behind NAT or in a container), the socket
     listens on all interfaces.
 
     Args:
-      hosts: host names of all workers, in rank order.
+      addresses: `"host:port"` of all workers, in rank order.
       rank: this worker's rank.
+      port: the port, or 0 if the operating system should choose one. Default: the port after that
+        of this worker's own address. If it is taken, or another worker's address has it, the
+        operating system chooses one.
+
+    Raises:
+      RuntimeError: this worker cannot listen on `port`.
     """
+    hosts = [split(address)[0] for address in addresses]
+    ports = [split(address)[1] for address in addresses]
+    if port is not None:
+        try:
+            return _listener(hosts, rank, port)
+        except OSError as error:
+            raise RuntimeError(
+                f"Rank {rank} cannot listen on port {port}, which {CHANNEL_PORT} sets: "
+                f"{reason(error)}. Give each worker of a machine its own port."
+            ) from None
+    if ports[rank] + 1 < 65536 and ports[rank] + 1 not in ports:
+        with contextlib.suppress(OSError):
+            return _listener(hosts, rank, ports[rank] + 1)
+    return _listener(hosts, rank, 0)
+
+
+def _listener(hosts: Sequence[str], rank: int, port: int) -> socket.socket:
     with contextlib.suppress(OSError):
         address = look_up(hosts[rank])[0]
         # Some machines resolve their own name to 127.0.1.1, which no other machine can reach.
         if not ipaddress.ip_address(address).is_loopback or len(set(hosts)) == 1:
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            return socket.create_server((address, 0), family=family)
-    return listener_everywhere(0)
+            return _create((address, port))
+    return listener_everywhere(port)
+
+
+def _create(address: tuple[str, int]) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    return socket.create_server(address, family=family)
 
 
 def listener_everywhere(port: int) -> socket.socket:
@@ -78,3 +158,30 @@ def listener_everywhere(port: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))
+
+
+def reason(error: OSError) -> str:
+    """Return why listening has failed, without the address."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def listener_once_free(port: int, timing: Timing) -> socket.socket:
+    """Return a socket that listens on `port`, with the timeout `Timing.poll_s`.
+
+    A short-lived connection of any program may hold the port for a moment. Therefore wait for it
+    for up to `Timing.start_settle_s`.
+
+    Raises:
+      OSError: the port is taken, or listening fails.
+    """
+    deadline = time.monotonic() + timing.start_settle_s
+    while True:
+        try:
+            listener = listener_everywhere(port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+            time.sleep(timing.poll_s)
+        else:
+            listener.settimeout(timing.poll_s)
+            return listener

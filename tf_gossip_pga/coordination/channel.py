@@ -1,8 +1,7 @@
 """Send requests to other workers and answer theirs, independently of TensorFlow's exchanges.
 
-Each process listens on a TCP port that the operating system chooses (`server`). Each connection
-carries one request and its answer, each as one line of JSON. Both sides prove that they belong to
-the job (`secret`).
+Each process listens on a TCP port of its own (`server`). Each connection carries one request and
+its answer, each as one line of JSON. Both sides prove that they belong to the job (`secret`).
 
 A worker sends requests only for these purposes:
 
@@ -76,6 +75,7 @@ class Channel:
       timing: how long to wait for answers, and how often to probe.
       secret: the job's secret. Without one, each worker generates a key and sends it to the others
         in its introduction, and lost workers cannot rejoin.
+      port: the port to listen on. Default: see `addresses.channel_listener`.
 
     Attributes:
       endpoint: the port of this process's channel.
@@ -92,6 +92,7 @@ class Channel:
         status: Status,
         timing: Timing | None = None,
         secret: bytes | None = None,
+        port: int | None = None,
     ) -> None:
         self._addresses = addresses
         self._rank = rank
@@ -102,9 +103,7 @@ class Channel:
         self._probed: tuple[int, ...] = ()
         self._heard: dict[int, float] = {}  # when a rank last answered
         self._heard_all = time.monotonic()  # when an exchange with all members last succeeded
-        listener = addresses_lib.listener(
-            [addresses_lib.split(address)[0] for address in addresses], rank
-        )
+        listener = addresses_lib.channel_listener(addresses, rank, port)
         self.endpoint: int = listener.getsockname()[1]
         self.endpoints = {rank: self.endpoint}
         if secret is None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 _OWN = b"tf_gossip_pga "
 
 # A worker's channel sends CHANNEL on its own port. On its main port a worker sends JOINING while it
-# waits for a probe, and ROLL_CALL while it takes part in a roll call.
+# waits for a probe, and ROLL_CALL while it takes part in a roll call. Rank 0 sends RENDEZVOUS while
+# it collects the workers' addresses.
 CHANNEL = _OWN + b"channel"
 JOINING = _OWN + b"joining"
 ROLL_CALL = _OWN + b"roll call\n"
+RENDEZVOUS = _OWN + b"rendezvous\n"
 
-LONGEST = max(map(len, (CHANNEL, JOINING, ROLL_CALL)))
+LONGEST = max(map(len, (CHANNEL, JOINING, ROLL_CALL, RENDEZVOUS)))
 
 
 def is_own(greeting: bytes | None) -> bool:

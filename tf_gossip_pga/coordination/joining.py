@@ -1,11 +1,11 @@
 """Let a restarted worker find the surviving workers.
 
 A worker that was lost and restarted knows only the addresses in `TF_CONFIG`, where TensorFlow's
-servers listen. It does not know the ports of the surviving workers' channels, which the operating
-system chose. The restarted worker therefore listens on its own address until its TensorFlow server
-needs that port. The lowest surviving rank repeatedly *probes* this address: it sends the endpoints
-of all surviving workers there (`Channel.probe`). The joining worker can then send requests to all
-surviving workers. It announces itself until they admit it at the beginning of an epoch.
+servers listen. It does not know the ports of the surviving workers' channels. The restarted worker
+therefore listens on its own address until its TensorFlow server needs that port. The lowest
+surviving rank repeatedly *probes* this address: it sends the endpoints of all surviving workers
+there (`Channel.probe`). The joining worker can then send requests to all surviving workers. It
+announces itself until they admit it at the beginning of an epoch.
 
 Both sides prove that they know the job's secret (`secret`). Without a secret, no worker can join.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
 import pathlib
 import secrets
@@ -118,13 +117,13 @@ class Calls:
             failed = None
             try:
                 listener = stack.enter_context(self._listener())
-                stack.callback(_start(self._accept, listener, over).join)
+                stack.callback(start(self._accept, listener, over).join)
             except OSError as error:
                 failed = error
             # Callbacks run in reverse order, so `_end` runs before the thread is joined.
             stack.callback(self._end, over)
             for rank in range(len(self.seats)):
-                _start(self._call_again, rank, over)
+                start(self._call_again, rank, over)
             yield failed
 
     def _end(self, over: threading.Event) -> None:
@@ -170,22 +169,10 @@ class Calls:
 
     def _call(self, rank: int) -> None:
         address = self.own.addresses[rank]
-        host, port = addresses_lib.split(address)
         try:
-            hosts = addresses_lib.look_up(host)
-        except (OSError, UnicodeError) as error:
-            why = getattr(error, "strerror", None) or error
-            return self._miss(rank, f"the name {host!r} in {address} does not resolve ({why})")
-        where = address if hosts == (host,) else f"{address} ({', '.join(hosts)})"
-        try:
-            connection = addresses_lib.connect(hosts, port, self._timing.ask_s)
-        except ConnectionRefusedError:
-            return self._miss(rank, f"nothing listens at {where} (was it started?)")
-        except TimeoutError:
-            why = "does not answer (is the address correct, and does a firewall block its port?)"
-            return self._miss(rank, f"{where} {why}")
-        except OSError as error:
-            return self._miss(rank, f"{where} cannot be reached ({error.strerror or error})")
+            connection, where = addresses_lib.call(address, self._timing.ask_s)
+        except addresses_lib.UnreachableError as error:
+            return self._miss(rank, str(error))
         with connection:
             return self._talk(rank, connection, where)
 
@@ -195,9 +182,9 @@ class Calls:
         try:
             greeting = read_greeting(connection, ends)
             if greeting == greetings.ROLL_CALL:
-                report = roster.from_line(_read_line(connection, ends))
+                report = roster.from_line(read_line(connection, ends))
                 connection.sendall(own.to_line())
-                if _read(connection, ends, 1):
+                if read(connection, ends, 1):
                     self.seats[rank].received = own
                 return self._found(rank, report, where)
         except (OSError, ValueError):
@@ -263,7 +250,7 @@ class Calls:
                 over.wait(self._timing.poll_s)
                 continue
             if slots.acquire(blocking=False):
-                _start(self._serve, connection, slots.release)
+                start(self._serve, connection, slots.release)
             else:
                 connection.close()
 
@@ -276,7 +263,7 @@ class Calls:
             stack.enter_context(contextlib.suppress(OSError, ValueError))
             connection.settimeout(self._timing.serve_s)
             connection.sendall(greetings.ROLL_CALL + own.to_line())
-            report = roster.from_line(_read_line(connection, ends))
+            report = roster.from_line(read_line(connection, ends))
             self._hear(report)
             if report.addresses == own.addresses:
                 self._called(self.seats[report.rank], report, own)
@@ -300,18 +287,7 @@ class Calls:
           OSError: the port is taken, or listening fails.
         """
         _, port = addresses_lib.split(self.own.addresses[self._rank])
-        deadline = time.monotonic() + self._timing.start_settle_s
-        while True:
-            try:
-                listener = addresses_lib.listener_everywhere(port)
-            except OSError as error:
-                # A short-lived connection of any program may hold the port for a moment.
-                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
-                    raise
-                time.sleep(self._timing.poll_s)
-            else:
-                listener.settimeout(self._timing.poll_s)
-                return listener
+        return addresses_lib.listener_once_free(port, self._timing)
 
 
 def is_under_way(addresses: Iterable[str], timeout_s: float) -> bool:
@@ -336,11 +312,13 @@ def greeting_at(address: str, timeout_s: float) -> bytes | None:
         return None
 
 
-def read_greeting(connection: socket.socket, ends: float) -> bytes:
-    """Return the first bytes that the other end sends, enough to recognize ROLL_CALL."""
+def read_greeting(
+    connection: socket.socket, ends: float, expected: bytes = greetings.ROLL_CALL
+) -> bytes:
+    """Return the first bytes that the other end sends, enough to recognize the expected ones."""
     data = b""
-    while greetings.ROLL_CALL.startswith(data) and len(data) < len(greetings.ROLL_CALL):
-        chunk = _read(connection, ends, len(greetings.ROLL_CALL) - len(data))
+    while expected.startswith(data) and len(data) < len(expected):
+        chunk = read(connection, ends, len(expected) - len(data))
         if not chunk:
             break
         data += chunk
@@ -354,23 +332,30 @@ def _machine() -> str:
     return ""
 
 
-def _read_line(connection: socket.socket, ends: float) -> bytes:
+def read_line(connection: socket.socket, ends: float) -> bytes:
+    """Return a line that arrives before `ends` (by `time.monotonic`).
+
+    Raises:
+      OSError: the connection failed, or the time is up.
+      ValueError: the line is too long or incomplete.
+    """
     data = bytearray()
     while not data.endswith(b"\n"):
-        chunk = _read(connection, ends, 1 << 16)
+        chunk = read(connection, ends, 1 << 16)
         if not chunk or len(data) > roster.REPORT_BYTES:
             raise ValueError("not a line")
         data += chunk
     return bytes(data)
 
 
-def _read(connection: socket.socket, ends: float, size: int) -> bytes:
+def read(connection: socket.socket, ends: float, size: int) -> bytes:
     """Return up to `size` bytes that arrive before `ends` (by `time.monotonic`)."""
     connection.settimeout(max(1e-3, ends - time.monotonic()))
     return connection.recv(size)
 
 
-def _start(function: Callable[..., None], *arguments: Any) -> threading.Thread:
+def start(function: Callable[..., None], *arguments: Any) -> threading.Thread:
+    """Call a function on another thread, and return the thread."""
     # Daemon thread, because resolving a name may take longer than an ending process should wait.
     thread = threading.Thread(target=function, args=arguments, name="roll-call", daemon=True)
     thread.start()

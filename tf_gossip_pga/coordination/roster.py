@@ -98,7 +98,7 @@ def difference(reports: Collection[Report]) -> str:
     if len(lists) > 1:
         quoted = (f"\n  {who}: {_quoted(each, list(lists))}" for each, who in lists.items())
         return (
-            "the workers have different lists of addresses in TF_CONFIG:"
+            "the workers have different lists of addresses:"
             f"{''.join(quoted)}\nGive all of them the same list, in the same order."
         )
     for name in sorted({name for report in reports for name in report.facts}):

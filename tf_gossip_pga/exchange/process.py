@@ -9,9 +9,10 @@ import sys
 import threading
 
 from tf_gossip_pga._log import logger
-from tf_gossip_pga.cluster import detect, devices, gpus, tf_config
+from tf_gossip_pga.cluster import detect, devices, gpus, ports, tf_config
 from tf_gossip_pga.cluster.cluster import Cluster
-from tf_gossip_pga.coordination import joining
+from tf_gossip_pga.cluster.place import Place
+from tf_gossip_pga.coordination import joining, rendezvous
 from tf_gossip_pga.coordination import secret as secret_lib
 from tf_gossip_pga.coordination.channel import Channel
 from tf_gossip_pga.coordination.departures import Departures
@@ -33,13 +34,15 @@ _active: Session | None = None
 
 
 def initialize(join: bool | None = None, communication: str | None = None) -> Cluster:
-    """Connect this process to the cluster that `TF_CONFIG` describes.
+    """Connect this process to its cluster, which `TF_CONFIG` or other variables describe.
 
+    Without `TF_CONFIG`, the cluster is found from the variables that `srun`, Open MPI's `mpirun`,
+    `torchrun`, Kubernetes, SageMaker and others set (see the reference of environment variables).
     Call this before creating any model, variable, tensor, or dataset; imports may come earlier. It
     waits until all other workers are reachable, starts TensorFlow's server, and waits until the
     other workers' servers have started. If this takes long, it reports which workers are missing.
-    If `TF_CONFIG` is unset or lists a single worker, it starts no server. Calling it again returns
-    the same cluster.
+    If this process is the only worker, it starts no server. Calling it again returns the same
+    cluster.
 
     Args:
       join: whether to join a running job, as a restarted worker that the job had lost. All workers
@@ -59,12 +62,12 @@ def initialize(join: bool | None = None, communication: str | None = None) -> Cl
       `gather(value)`, `barrier()`, and, for a worker with several devices, the `strategy`.
 
     Raises:
-      ValueError: if `TF_CONFIG` is invalid (the message quotes it and shows an example); if the
+      ValueError: if `TF_CONFIG` or another variable is invalid (the message quotes it); if the
         workers differ in their lists of addresses, in the versions of TensorFlow, Keras, or this
         package, in `communication`, or in the secret; if NCCL was requested, but a worker has no
         GPU of its own; if a joining worker has no secret or no other workers; or if
-        there is no `TF_CONFIG`, but `srun`, `mpirun`, or a similar program started this process as
-        one of several (set `TF_GOSSIP_PGA_CLUSTER=none` to train alone on purpose).
+        this process was started as one of several, but the others cannot be found (set
+        `TF_GOSSIP_PGA_CLUSTER=none` to train alone on purpose).
       RuntimeError: if this worker's port is taken, or if TensorFlow is already running, so its
         server can no longer be configured (the message names the line to move).
       WorkerLost: if another worker cannot start or did not arrive within five minutes, or if the
@@ -78,57 +81,62 @@ def initialize(join: bool | None = None, communication: str | None = None) -> Cl
     """
     global _active
     if _active is None:
-        cluster = detect.find()
-        session = _session_of(cluster, join, transport_lib.requested(communication))
+        session = _session_of(detect.find(), join, transport_lib.requested(communication))
         session.cluster = dataclasses.replace(
-            cluster, strategy=devices.local_strategy(), exchange_values=session.gather
+            session.cluster, strategy=devices.local_strategy(), exchange_values=session.gather
         )
         _active = session
     return _active.cluster
 
 
-def _session_of(cluster: Cluster, join: bool | None, communication: str) -> Session:
-    """Return the session of this process in its cluster. For `join`, see `initialize`."""
+def _session_of(place: Place, join: bool | None, communication: str) -> Session:
+    """Return the session of this process at its place. For `join`, see `initialize`."""
     joins = os.environ.get(tf_config.JOIN) == "1" if join is None else join
-    if cluster.size > 1:
-        return _connect(cluster, joins, communication, Timing())
-    if joins:
+    if joins and not (place.size > 1 and place.addresses):
         raise ValueError(
             f"A worker that joins a running job ({tf_config.JOIN}=1, or join=True) needs the "
-            "TF_CONFIG of its first start, with the addresses of all workers. Here TF_CONFIG "
-            "is unset, or names one worker."
+            "TF_CONFIG of its first start, with the addresses of all workers. Here TF_CONFIG is "
+            "unset or names one worker, and no other variables list the addresses. If the job "
+            "started without a TF_CONFIG, set one from cluster.addresses and cluster.rank."
         )
-    return SoloSession(cluster)
+    if place.size > 1:
+        return _connect(place, joins, communication, Timing())
+    return SoloSession(Cluster(addresses=place.addresses))
 
 
 def active() -> Session:
     """Return the session of this process. Without a cluster, return a single-worker session.
 
     Raises:
-      RuntimeError: if `TF_CONFIG` names several workers but `initialize` was not called.
+      RuntimeError: if this process is one of several workers but `initialize` was not called.
     """
     if _active is not None:
         return _active
-    cluster = detect.find()
-    if cluster.size > 1:
+    place = detect.find()
+    if place.size > 1:
         raise RuntimeError(
-            f"TF_CONFIG names {cluster.size} workers, but this process is not connected. Put\n"
+            f"This process is one of {place.size} workers (found by {place.found_by}), but it is "
+            "not connected. Put\n"
             "    cluster = tf_gossip_pga.initialize()\n"
             "at the top of the program, before the first model, tensor or dataset."
         )
-    return SoloSession(cluster)
+    return SoloSession(Cluster(addresses=place.addresses))
 
 
-def _connect(cluster: Cluster, joins: bool, communication: str, timing: Timing) -> ElasticSession:
+def _connect(place: Place, joins: bool, communication: str, timing: Timing) -> ElasticSession:
     """Contact the other workers, and start this worker's server and control plane."""
     # Check before waiting for others: another rank may already have ended with the same error.
     if runtime_lib.is_running():
         raise startup.too_late()
-    secret = secret_lib.find()
+    secret, channel_port = secret_lib.find(), ports.channel(os.environ)
+    cluster = rendezvous.cluster_of(place, timing)
     known, met = _find_others(cluster, joins, secret, communication, timing)
     is_joining = known is not None
     if is_joining:
         logger.info(f"Rank {cluster.rank} joins the other workers, which are already training.")
+        # At the lost worker's port, a member that has not noticed the loss would take this process
+        # for the lost one. 0: the operating system chooses.
+        channel_port = channel_port or 0
     choice = transport_lib.Choice(transport_lib.RING)  # if it joins, until the members invite it
     offers = [transport_lib.Offer(each.host, each.gpu, each.machine) for each in met or ()]
     if offers:
@@ -142,7 +150,7 @@ def _connect(cluster: Cluster, joins: bool, communication: str, timing: Timing) 
     else:
         startup.start(runtime, cluster, timing)
     status = Status()
-    channel = Channel(cluster.addresses, cluster.rank, status, timing, secret)
+    channel = Channel(cluster.addresses, cluster.rank, status, timing, secret, channel_port)
     watchdog = Watchdog(cluster.rank, cluster.size, channel, status, timing, runtime_lib.abort)
     membership = Membership(channel, status, cluster.rank, cluster.size, timing, watchdog.call_off)
     if is_joining:
@@ -172,12 +180,17 @@ def _connect(cluster: Cluster, joins: bool, communication: str, timing: Timing) 
     atexit.register(_warn_of_no_average, session, os.getpid())
     _tell_of_exceptions(watchdog.departures)
     if met and cluster.rank == 0:
-        hosts = len({(report.host, report.machine) for report in met})
-        logger.info(
-            f"{cluster.size} workers on {hosts} host{'s' * (hosts > 1)} are connected over "
-            f"{choice.transport.name}{choice.reason and f': {choice.reason}'}."
-        )
+        _tell_of_cluster(place, choice, len({(each.host, each.machine) for each in met}))
     return session
+
+
+def _tell_of_cluster(place: Place, choice: transport_lib.Choice, hosts: int) -> None:
+    """Report that all workers are connected, and how the cluster was found."""
+    reason = choice.reason and f": {choice.reason}"
+    logger.info(
+        f"{place.size} workers on {hosts} host{'s' * (hosts > 1)} are connected over "
+        f"{choice.transport.name}{reason}. Found by {place.found_by}."
+    )
 
 
 def _find_others(

@@ -1,0 +1,169 @@
+"""Start workers by real starters on several hosts, which are namespaces of this machine.
+
+They need root and the packages that tools/install_cluster.sh installs (`make test-clusters` does it
+first). Without them, these tests are skipped.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import deadlines
+from tools import hosts as hosts_lib
+from tools import services
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.clusters]
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = [sys.executable, "-m", "tests.support.starter_script"]
+
+
+class Box:
+    """Two hosts, and commands that run on them until the test ends."""
+
+    def __init__(self, hosts: list[hosts_lib.Host], folder: pathlib.Path):
+        self.hosts, self.folder = hosts, folder
+        self._running: list[subprocess.Popen] = []
+
+    def start(self, command: list[str], host: int = 0, **variables: str) -> "Running":
+        log = self.folder / f"output.{len(self._running)}"
+        with log.open("wb") as output:
+            process = self.hosts[host].popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=_environment() | variables,
+            )
+        self._running.append(process)
+        return Running(process, log)
+
+    def end(self):
+        for process in self._running:
+            process.kill()
+            process.wait()
+
+
+class Running:
+    """A command on a host, and its output so far."""
+
+    def __init__(self, process: subprocess.Popen, log: pathlib.Path):
+        self.process, self._log = process, log
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def ended(self, deadline: deadlines.Deadline) -> str:
+        """Return the output after a successful end."""
+        try:
+            code = self.process.wait(deadline.remaining())
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running:\n{self.output}")
+        assert code == 0, self.output
+        return self.output
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment without variables of clusters."""
+    cluster = re.compile("TF_CONFIG|TF_GOSSIP_PGA_|SLURM|OMPI|PMI|RANK|WORLD_SIZE|MASTER_")
+    kept = {name: value for name, value in os.environ.items() if not cluster.match(name)}
+    return kept | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def _box(tmp_path_factory, start: Callable):
+    folder = tmp_path_factory.mktemp("box")
+    try:
+        with hosts_lib.create(["host0", "host1"], folder) as hosts:
+            start(hosts, folder)
+            box = Box(hosts, folder)
+            yield box
+            box.end()
+    except hosts_lib.NoHostsError as reason:
+        pytest.skip(f"no cluster on this machine: {reason}")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    yield from _box(tmp_path_factory, services.start_slurm)
+
+
+@pytest.fixture(scope="module")
+def ssh(tmp_path_factory):
+    yield from _box(tmp_path_factory, services.start_sshd)
+
+
+def _trained(output: str) -> list[tuple[str, str, str]]:
+    """Return rank, members and the sum of the weights, as each trained worker has printed them."""
+    return sorted(re.findall(r"trained rank (\d+) members (\S+) sum (\S+)", output))
+
+
+def _assert_one_cluster(output: str, size: int):
+    found = _trained(output)
+    members = ",".join(map(str, range(size)))
+    assert [(rank, who) for rank, who, _ in found] == [(str(r), members) for r in range(size)], (
+        output
+    )
+    assert len({total for _, _, total in found}) == 1, output
+
+
+def test_srun_with_uneven_tasks_makes_one_cluster(slurm, tmp_path):
+    command = ["srun", "--nodes=2", "--ntasks=3", *SCRIPT, str(tmp_path), "2"]
+    output = slurm.start(command).ended(deadlines.Deadline(deadlines.long()))
+    _assert_one_cluster(output, 3)
+    assert "3 workers on 2 hosts" in output
+    assert "Found by Slurm's step variables" in output
+
+
+def test_a_killed_task_of_slurm_is_survived(slurm, tmp_path):
+    deadline = deadlines.Deadline(deadlines.long())
+    srun = ["srun", "--nodes=2", "--ntasks=3", "--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
+    running = slurm.start([*srun, *SCRIPT, str(tmp_path), "400"])
+    deadline.until(lambda: any(tmp_path.glob("checkpoint-*")))
+    (killed,) = re.findall(r"start (\d+) rank 1 of 3", running.output)
+    slurm.hosts[0].run(["kill", "-9", killed])
+    running.process.wait(deadline.remaining())
+    assert [(rank, members) for rank, members, _ in _trained(running.output)] == [
+        ("0", "0,2"),
+        ("2", "0,2"),
+    ], running.output
+
+
+def test_sigterm_saves_and_slurm_starts_the_job_again(slurm, tmp_path):
+    deadline = deadlines.Deadline(deadlines.long())
+    folder, log = tmp_path / "checkpoints", tmp_path / "log"
+    script = tmp_path / "job.sh"
+    script.write_text(
+        "#!/bin/bash\n"
+        f"srun {' '.join(SCRIPT)} {folder} 100000\n"
+        "code=$?\n"
+        'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi\n'
+        'exit "$code"\n'
+    )
+    options = ["--parsable", "--nodes=2", "--ntasks=3", "--open-mode=append", f"--output={log}"]
+    submitted = slurm.start(["sbatch", *options, str(script)])
+    job = submitted.ended(deadline).strip()
+    deadline.until(lambda: any(folder.glob("checkpoint-*")))
+    slurm.hosts[0].run(["scancel", "--signal=TERM", job])
+    deadline.until(lambda: len(_trained(log.read_text())) == 3)
+    output = log.read_text()
+    assert output.count("preempted rank") == 3
+    _assert_one_cluster(output, 3)
+
+
+def test_mpirun_on_two_hosts_makes_one_cluster(ssh, tmp_path):
+    try:
+        services.check("mpirun")
+    except hosts_lib.NoHostsError as reason:
+        pytest.skip(str(reason))
+    mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2", "-H", "host0,host1"]
+    running = ssh.start([*mpirun, *SCRIPT, str(tmp_path), "2"])
+    output = running.ended(deadlines.Deadline(deadlines.long()))
+    _assert_one_cluster(output, 2)
+    assert "Found by Open MPI's variables" in output

@@ -1,0 +1,41 @@
+"""A user's script, which tests start by `srun`, `mpirun`, ssh and others.
+
+    python -m tests.support.starter_script FOLDER EPOCHS
+
+If SIGTERM stops the training, it ends with code 75. Resumed from a checkpoint, it trains two more
+epochs.
+"""
+
+import os
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tf_gossip_pga as pga
+
+
+def main(folder: str, epochs: int):
+    cluster = pga.initialize()
+    print("start", os.getpid(), "rank", cluster.rank, "of", cluster.size, flush=True)
+    keras.utils.set_random_seed(1)
+    x = np.random.default_rng(0).normal(size=(240, 4)).astype("float32")
+    data = cluster.shard(tf.data.Dataset.from_tensor_slices((x, x.sum(axis=1)))).batch(10)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(1e-3), "mse")
+    gossip = pga.GossipPGA(H=4, on_worker_lost="continue")
+    checkpoint = pga.Checkpoint(gossip, folder)
+    first = checkpoint.restore(model)
+    epochs = first + 2 if first else epochs
+    model.fit(data, epochs=epochs, initial_epoch=first, verbose=0, callbacks=[gossip, checkpoint])
+    if checkpoint.preempted:
+        print("preempted", "rank", cluster.rank, flush=True)
+        sys.exit(75)
+    members = ",".join(map(str, pga.initialize().members))
+    total = float(sum(np.abs(each).sum() for each in model.get_weights()))
+    print("trained", "rank", cluster.rank, "members", members, "sum", total, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,47 @@
+"""Read Keras' own variables: `KERAS_DISTRIBUTION_JOB_ADDRESSES="host0:2222,host1:2222"`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tf_gossip_pga.cluster.place import Place, number, seen, unknown, whole
+from tf_gossip_pga.cluster.tf_config import is_address
+
+_ADDRESSES = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
+_SIZE = "KERAS_DISTRIBUTION_NUM_PROCESSES"
+_RANK = "KERAS_DISTRIBUTION_PROCESS_ID"
+
+
+def find(environment: Mapping[str, str]) -> Place | None:
+    """Return this process's place according to Keras' variables, or None if there is only one.
+
+    Raises:
+      ValueError: the variables are incomplete, or contradict each other.
+    """
+    addresses = tuple(
+        address.strip() for address in environment.get(_ADDRESSES, "").split(",") if address.strip()
+    )
+    size = number(environment.get(_SIZE)) or len(addresses)
+    if size < 2:
+        return None
+    try:
+        _check(addresses, size)
+        rank = whole(environment, _RANK, size)
+    except ValueError as error:
+        raise unknown(
+            seen(environment, (_ADDRESSES, _SIZE, _RANK)),
+            error,
+            f'Set {_ADDRESSES} to the addresses of all processes, such as "host0:2222,host1:2222", '
+            f"{_SIZE} to their number, and {_RANK} to the number of each.",
+        ) from None
+    return Place(rank, size, "Keras' KERAS_DISTRIBUTION variables", addresses)
+
+
+def _check(addresses: tuple[str, ...], size: int) -> None:
+    if len(addresses) != size:
+        raise ValueError(f"{_ADDRESSES} has {len(addresses)} addresses for {size} processes")
+    for address in addresses:
+        if not is_address(address):
+            raise ValueError(f'{_ADDRESSES} has {address!r}, which is not "host:port"')
+        if addresses.count(address) > 1:
+            raise ValueError(f"{_ADDRESSES} has {address!r} twice")

@@ -1,0 +1,174 @@
+"""Record which workers have called rank 0 in the rendezvous, without using sockets.
+
+See `rendezvous`. Rank 0's `Register` turns each `Call` into an `Answer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+from tf_gossip_pga.cluster.place import Rendezvous
+from tf_gossip_pga.coordination.messages import Port, Rank
+from tf_gossip_pga.coordination.timing import Timing
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A worker's request for the list of addresses.
+
+    Attributes:
+      job: identifies the job (see `Rendezvous`).
+      rank: the caller's rank.
+      size: number of workers, as the caller's starter reports it.
+      nonce: random characters that identify the process.
+      process: the process in words: `"process 17 on host1"`.
+      host: numeric address of the caller's machine in the network through which it called.
+      port: the caller's own port.
+      called: name of rank 0's host by which the caller has reached it.
+    """
+
+    job: str
+    rank: int
+    size: int
+    nonce: str
+    process: str
+    host: str
+    port: Port
+    called: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Rank 0's answer to a call.
+
+    Attributes:
+      missing: the ranks that have not called yet.
+      addresses: `"host:port"` of all workers in rank order; empty while ranks are missing.
+      failure: why the rendezvous has failed, as a sentence, or an empty string.
+    """
+
+    missing: list[Rank]
+    addresses: list[str]
+    failure: str = ""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the caller need not call again."""
+        return bool(self.addresses or self.failure)
+
+
+class Register:
+    """Rank 0's record of the calls of the other workers.
+
+    Args:
+      at: where rank 0 listens.
+      size: number of workers.
+      timing: how long a call remains valid (`Timing.announced_s`).
+
+    Attributes:
+      last: the answer that ends the rendezvous, or None while ranks are missing.
+    """
+
+    def __init__(self, at: Rendezvous, size: int, timing: Timing) -> None:
+        self._at, self._size, self._timing = at, size, timing
+        self._calls: dict[int, Call] = {}  # by rank
+        self._called_at: dict[int, float] = {}  # time of each rank's latest call
+        self._local: set[str] = set()  # nonces of the processes on rank 0's machine
+        self._replaced: dict[str, Call] = {}  # earlier processes of a rank, by nonce
+        self._unconfirmed: set[str] = set()  # nonces of processes that lack the last answer
+        self._lock = threading.Lock()
+        self.last: Answer | None = None
+
+    def missing(self, now: float) -> list[int]:
+        """Return the ranks that have not called recently. They may have ended since."""
+        since = now - self._timing.announced_s
+        return [rank for rank in range(1, self._size) if self._called_at.get(rank, since) <= since]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every caller has received the last answer."""
+        return self.last is not None and not self._unconfirmed
+
+    def answer(self, call: Call, is_local: bool, now: float) -> Answer:
+        """Record a call, and return the answer.
+
+        Args:
+          call: the call.
+          is_local: whether the caller runs on rank 0's machine.
+          now: the time of the call, by `time.monotonic`.
+        """
+        with self._lock:
+            if call.job != self._at.job:
+                return Answer([], [], f"rank 0 belongs to another job ({self._at.job[:100]})")
+            text = self._error(call)
+            if self.last is None and text:
+                self._end(Answer([], [], text))
+            elif text:  # the others have begun without this process
+                return Answer([], [], text)
+            elif self.last is None:
+                self._record(call, is_local, now)
+            return self.last or Answer(self.missing(now), [])
+
+    def confirm(self, call: Call) -> None:
+        """Record that a caller has received the last answer."""
+        with self._lock:
+            self._unconfirmed.discard(call.nonce)
+
+    def _error(self, call: Call) -> str:
+        """Return what makes this call an error, or an empty string."""
+        if call.size != self._size:
+            return (
+                f"the workers differ in the number of workers: {self._size} on rank 0, but "
+                f"{call.size} on rank {call.rank} ({call.process})"
+            )
+        known = self._calls.get(call.rank)
+        is_second = known is not None and known.nonce != call.nonce
+        # A restarted process replaces one that has ended, which does not call again.
+        if call.rank == 0 or call.nonce in self._replaced or (is_second and self.last):
+            other = f"{known.process} and " if known else ""
+            return (
+                f"rank {call.rank} was started twice: {other}{call.process} "
+                f"{'have' if other else 'has'} this rank. Give each process a rank of its own"
+            )
+        return ""
+
+    def _record(self, call: Call, is_local: bool, now: float) -> None:
+        known = self._calls.get(call.rank)
+        if known and known.nonce != call.nonce:
+            self._replaced[known.nonce] = known
+        self._calls[call.rank], self._called_at[call.rank] = call, now
+        if is_local:
+            self._local.add(call.nonce)
+        if not self.missing(now):
+            self._end(self._complete())
+
+    def _end(self, last: Answer) -> None:
+        self.last = last
+        self._unconfirmed = {call.nonce for call in self._calls.values()}
+        if last.failure:
+            self._unconfirmed |= set(self._replaced)
+
+    def _complete(self) -> Answer:
+        """Return the answer with all addresses, or the failure if two are equal."""
+        # Callers may reach rank 0 by different names. Choose one that works on other machines.
+        used = {call.called for call in self._calls.values() if call.nonce not in self._local}
+        host = next((each for each in self._at.hosts if each in used), self._at.hosts[0])
+        addresses = [_joined(host, self._at.own_port)]
+        for _, call in sorted(self._calls.items()):
+            # A process on rank 0's machine may have called a loopback address.
+            own = host if call.nonce in self._local else call.host
+            addresses.append(_joined(own, call.port))
+        for rank, address in enumerate(addresses):
+            if (first := addresses.index(address)) != rank:
+                return Answer(
+                    [],
+                    [],
+                    f"rank {first} and rank {rank} have the same address {address}. Set LOCAL_RANK "
+                    "to the number of each process on its machine",
+                )
+        return Answer([], addresses)
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,302 @@
+"""Find the addresses of all workers if the starter reports only rank 0's host.
+
+Rank 0 listens on its port. Every other worker calls it until it receives the list of all addresses,
+each time over a new connection::
+
+    rank 0 sends      `greetings.RENDEZVOUS`
+    caller sends      its `Call`, as a line of JSON
+    rank 0 sends      its `Answer`, as a line of JSON
+    caller sends      one byte that confirms an answer with the addresses or an error
+
+Sockets and name servers are used only on other threads, so SIGINT and SIGTERM have their usual
+effect at any time. Like the roll call, which follows, the rendezvous is not authenticated.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+from tf_gossip_pga._log import logger
+from tf_gossip_pga.cluster.cluster import Cluster
+from tf_gossip_pga.cluster.place import Place, Rendezvous
+from tf_gossip_pga.cluster.ports import PORT
+from tf_gossip_pga.coordination import addresses as addresses_lib
+from tf_gossip_pga.coordination import greetings, messages
+from tf_gossip_pga.coordination.register import Answer, Call, Register
+from tf_gossip_pga.coordination.reports import Waiting, shortened
+from tf_gossip_pga.coordination.roll_call_sockets import read, read_greeting, read_line, start
+from tf_gossip_pga.coordination.timing import Timing
+from tf_gossip_pga.errors import WorkerLost
+
+_STRANGERS = 64  # connections to serve at once, in addition to those of the workers
+
+_Message = TypeVar("_Message")
+
+
+def cluster_of(place: Place, timing: Timing | None = None) -> Cluster:
+    """Return the cluster of a place. If its addresses are unknown, wait for all other workers.
+
+    Args:
+      place: the place, from `cluster.detect`.
+      timing: how often to call, and how long to wait.
+
+    Raises:
+      RuntimeError: rank 0's port is taken.
+      ValueError: two processes have the same rank or address, or the workers differ in their
+        number.
+      WorkerLost: workers were missing for `Timing.start_s`.
+    """
+    timing = timing or Timing()
+    addresses = place.addresses
+    if at := place.rendezvous:
+        addresses = _lead(place, at, timing) if place.rank == 0 else _ask(place, at, timing)
+    return Cluster(place.rank, place.size, tuple(addresses))
+
+
+def _outcome(answer: Answer) -> list[str]:
+    """Return the addresses in the last answer, or raise its failure."""
+    if answer.failure:
+        raise ValueError(f"{answer.failure[:1].upper()}{answer.failure[1:]}.")
+    return answer.addresses
+
+
+class _Report:
+    """Report a wait for other workers, and end it at the deadline."""
+
+    def __init__(self, place: Place, timing: Timing) -> None:
+        self._place = place
+        self._ends = time.monotonic() + timing.start_s
+        self._began = time.monotonic()
+        self._waiting = Waiting(timing.start_report_s)
+
+    def check(self, missing: Callable[[], str]) -> None:
+        """Log a due report. Raise `WorkerLost` after the deadline.
+
+        Args:
+          missing: returns who is missing, as a clause.
+        """
+        now = time.monotonic()
+        if not self._waiting.due(now) and now <= self._ends:
+            return
+        text = (
+            f"Rank {self._place.rank} of {self._place.size} has waited {now - self._began:.0f} s "
+            f"for the other workers to start: {missing()}."
+        )
+        if now > self._ends:
+            raise WorkerLost(f"{text} The deadline has passed, so this worker ends.")
+        logger.warning(text)
+
+
+# ---- Rank 0 -------------------------------------------------------------------------------------
+
+
+def _lead(place: Place, at: Rendezvous, timing: Timing) -> list[str]:
+    """Return all addresses, as rank 0, after all other workers have received them."""
+    register, report = Register(at, place.size, timing), _Report(place, timing)
+    elsewhere = threading.Event()  # set if rank 0's host is another machine
+    start(_note_elsewhere, at, elsewhere)
+
+    def missing() -> str:
+        ranks = shortened([f"rank {rank}" for rank in register.missing(time.monotonic())])
+        text = f"no call to {at.hosts[0]}:{at.port} from {', '.join(ranks)}"
+        if elsewhere.is_set():
+            text += f" (this machine is not {at.hosts[0]}: is rank 0 on the right machine?)"
+        return text
+
+    with _answering(register, place, at, timing):
+        while (last := register.last) is None:
+            report.check(missing)
+            time.sleep(timing.poll_s)
+        ends = time.monotonic() + timing.start_tell_s
+        while not register.is_over and time.monotonic() < ends:
+            time.sleep(timing.poll_s)
+    return _outcome(last)
+
+
+def _note_elsewhere(at: Rendezvous, elsewhere: threading.Event) -> None:
+    with contextlib.suppress(OSError, UnicodeError):
+        if not any(addresses_lib.is_here(host) for host in at.hosts):
+            elsewhere.set()
+
+
+@contextlib.contextmanager
+def _answering(
+    register: Register, place: Place, at: Rendezvous, timing: Timing
+) -> Generator[None, None, None]:
+    """Answer calls on other threads in the context."""
+    try:
+        listener = addresses_lib.listener_once_free(at.port, timing)
+    except OSError as error:
+        raise RuntimeError(
+            f"Rank 0 cannot listen on {at.hosts[0]}:{at.port}: {addresses_lib.reason(error)}. Is "
+            "rank 0 already running, or does another program use the port? "
+            f"{PORT} sets another one, which must be the same on all workers."
+        ) from None
+    over = threading.Event()
+    slots = threading.BoundedSemaphore(place.size + _STRANGERS)
+    with listener:
+        thread = start(_accept, listener, register, slots, over, timing)
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def _accept(
+    listener: socket.socket,
+    register: Register,
+    slots: threading.BoundedSemaphore,
+    over: threading.Event,
+    timing: Timing,
+) -> None:
+    while not over.is_set():
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            continue
+        except OSError:  # out of descriptors, or the peer has hung up
+            over.wait(timing.poll_s)
+            continue
+        if slots.acquire(blocking=False):
+            start(_serve, connection, register, slots, timing)
+        else:
+            connection.close()
+
+
+def _serve(
+    connection: socket.socket,
+    register: Register,
+    slots: threading.BoundedSemaphore,
+    timing: Timing,
+) -> None:
+    ends = time.monotonic() + timing.serve_s
+    with contextlib.ExitStack() as stack:
+        stack.callback(slots.release)
+        stack.enter_context(connection)
+        stack.enter_context(contextlib.suppress(OSError, ValueError, RecursionError))
+        connection.settimeout(timing.serve_s)
+        connection.sendall(greetings.RENDEZVOUS)
+        call = _parsed(Call, read_line(connection, ends), 0)
+        is_local = connection.getpeername()[0] == connection.getsockname()[0]
+        answer = register.answer(call, is_local, time.monotonic())
+        connection.sendall(_line(answer))
+        if answer.is_last and read(connection, ends, 1):
+            register.confirm(call)
+
+
+# ---- The other workers --------------------------------------------------------------------------
+
+
+def _ask(place: Place, at: Rendezvous, timing: Timing) -> list[str]:
+    """Return all addresses, as a worker other than rank 0."""
+    caller, report = _Caller(place, at, timing), _Report(place, timing)
+    over = threading.Event()
+    start(caller.call_until, over)
+    try:
+        while True:
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                return _outcome(caller.last.result(timing.poll_s))
+            report.check(lambda: caller.missing)
+    finally:
+        over.set()
+
+
+class _Caller:
+    """Call rank 0 until it sends its last answer.
+
+    Attributes:
+      last: a future for the last answer.
+      missing: who is missing, as a clause.
+    """
+
+    def __init__(self, place: Place, at: Rendezvous, timing: Timing) -> None:
+        self._place, self._at, self._timing = place, at, timing
+        self._nonce = secrets.token_hex(8)
+        self.last: concurrent.futures.Future[Answer] = concurrent.futures.Future()
+        self.missing = "rank 0: it has not been called yet"
+
+    def call_until(self, over: threading.Event) -> None:
+        """Call until the last answer has come, or the event is set."""
+        # With hundreds of workers, call less often.
+        every_s = max(self._timing.start_call_s, 0.01 * self._place.size)
+        while not over.is_set():
+            for host in self._at.hosts:
+                answer = self._call(host)
+                if answer and answer.is_last:
+                    self.last.set_result(answer)
+                    return
+                if answer:
+                    ranks = shortened([f"rank {each}" for each in answer.missing])
+                    self.missing = f"rank 0 has answered, but not yet met {', '.join(ranks)}"
+                    break
+            over.wait(every_s)
+
+    def _call(self, host: str) -> Answer | None:
+        """Return the answer of rank 0 at this host, or None after updating `missing`."""
+        address = f"[{host}]:{self._at.port}" if ":" in host else f"{host}:{self._at.port}"
+        ends = time.monotonic() + self._timing.ask_s
+        greeting = b""
+        try:
+            connection, where = addresses_lib.call(address, self._timing.ask_s)
+            with connection:
+                try:
+                    greeting = read_greeting(connection, ends, greetings.RENDEZVOUS)
+                    if greeting == greetings.RENDEZVOUS:
+                        return self._talk(connection, host, ends)
+                except (OSError, ValueError, RecursionError):
+                    pass
+        except addresses_lib.UnreachableError as error:
+            self.missing = f"rank 0: {error}"
+            return None
+        if greeting.startswith(greetings.ROLL_CALL):
+            self.missing = (
+                f"rank 0 at {where} has already met all workers (was rank {self._place.rank} "
+                "started twice?)"
+            )
+        else:
+            self.missing = (
+                f"rank 0: something listens at {where} but does not answer as rank 0 of this job: "
+                "it belongs to another program, or to a job that is already running"
+            )
+        return None
+
+    def _talk(self, connection: socket.socket, host: str, ends: float) -> Answer:
+        call = Call(
+            job=self._at.job,
+            rank=self._place.rank,
+            size=self._place.size,
+            nonce=self._nonce,
+            process=f"process {os.getpid()} on {socket.gethostname()}",
+            host=connection.getsockname()[0],
+            port=self._at.own_port,
+            called=host,
+        )
+        connection.sendall(_line(call))
+        answer = _parsed(Answer, read_line(connection, ends), self._place.size)
+        if answer.addresses and len(answer.addresses) != self._place.size:
+            raise ValueError("not an address for each worker")
+        if answer.is_last:
+            connection.sendall(b"\n")
+        return answer
+
+
+def _line(message: Call | Answer) -> bytes:
+    return json.dumps(dataclasses.asdict(message)).encode() + b"\n"
+
+
+def _parsed(kind: type[_Message], line: bytes, size: int) -> _Message:
+    fields = json.loads(line)
+    if not isinstance(fields, dict):
+        raise ValueError("not an object")
+    return messages.parse(kind, fields, size)  # pyright: ignore[reportUnknownArgumentType]
