@@ -5,7 +5,7 @@ Built-in base classes are in parentheses::
     GossipError
     ├── WorkerLost (RuntimeError)        another worker died, left or did not answer
     ├── CheckpointError (ValueError)     a checkpoint cannot be used
-    ├── LaunchError (RuntimeError)       a local worker process failed
+    ├── LaunchError (RuntimeError)       a worker of the launcher failed
     └── ExchangeInterrupted              internal, never leaves the package
         ├── ExchangeBroken               an exchange failed
         ├── ViewChanged                  an exchange failed, and the survivors have a new view
@@ -54,9 +54,9 @@ class CheckpointError(GossipError, ValueError):
 
 
 class LaunchError(GossipError, RuntimeError):
-    """Too many local workers failed, one ended before the job had started, or time ran out.
+    """Too many workers failed, one ended before the job had started, or time ran out.
 
-    The local launcher (`launch`) raises this error.
+    The launcher (`launch`) raises this error.
 
     Attributes:
       outcomes: one `launch.Outcome` per rank.

@@ -1,4 +1,4 @@
-"""List the GPUs of this machine, and divide them among local workers."""
+"""List the GPUs of this machine, and divide them among its workers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # The driver's device. Containers without access to GPUs lack it, but see the driver's files.
@@ -15,16 +15,20 @@ _DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
 _UUID = "GPU UUID:"
 
 
-def visible() -> list[str]:
+def visible(environment: Mapping[str, str] | None = None) -> list[str]:
     """Return the NVIDIA GPUs that a child process would see.
 
     If the package nvidia-ml-py is installed, the parts of a GPU in MIG mode count as GPUs.
+
+    Args:
+      environment: the environment variables of the child process. Default: those of this process.
 
     Returns:
       One entry for `CUDA_VISIBLE_DEVICES` per GPU: the entries of this variable if it is set, else
       UUIDs, such as `"GPU-8f3c…"`, or indices if the driver does not tell UUIDs.
     """
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    environment = os.environ if environment is None else environment
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         names = [name.strip() for name in chosen.split(",")]
         return names if names != [""] and "-1" not in names else []
