@@ -51,10 +51,10 @@ def test_an_error_is_one_row():
 
 
 def test_secrets_are_not_shown():
-    variables = {"TF_GOSSIP_PGA_SECRET": "x" * 20, "TF_API_KEY": "y", "NCCL_DEBUG": "INFO"}
+    variables = {"TF_GOSSIP_PGA_SECRET": "x" * 20, "NCCL_TOKEN": "y", "NCCL_DEBUG": "INFO"}
     text = report.report(variables)
     assert "TF_GOSSIP_PGA_SECRET=(not shown, 20 characters)" in text
-    assert "TF_API_KEY=(not shown, 1 characters)" in text
+    assert "NCCL_TOKEN=(not shown, 1 characters)" in text
     assert "NCCL_DEBUG=INFO" in text
     assert "xx" not in text
     text = report.report({"TF_GOSSIP_PGA_SECRET_FILE": "/run/secret"})

@@ -12,7 +12,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 
-import tf_gossip_pga
+from tf_gossip_pga import __version__
 from tf_gossip_pga.cluster import detect
 from tf_gossip_pga.launch import gpus
 
@@ -20,7 +20,10 @@ _PACKAGES = ("tensorflow", "keras", "numpy")
 _DRIVER = pathlib.Path("/proc/driver/nvidia/version")
 
 # Variables to print, in addition to those from which the cluster would be found.
-_SHOWN = re.compile(r"(TF_|CUDA_VISIBLE_DEVICES|NCCL_|XLA_FLAGS|no_proxy|no_grpc_proxy).*")
+_SHOWN = re.compile(
+    r"TF_(GOSSIP_PGA|CPP|NUM|USE|FORCE|XLA|ENABLE)_.*|(KERAS|NCCL)_.*|CUDA_VISIBLE_DEVICES|XLA_FLAGS"
+    r"|no_proxy|no_grpc_proxy"
+)
 _SECRET = re.compile(r".*(SECRET|PASSWORD|TOKEN|KEY)")
 
 _FORM = """\
@@ -96,7 +99,7 @@ class _Recorder(Mapping[str, str]):
 
 
 def _software() -> Iterator[tuple[str, str]]:
-    yield "tf_gossip_pga", tf_gossip_pga.__version__
+    yield "tf_gossip_pga", __version__
     yield "Python", platform.python_version()
     for name in _PACKAGES:
         try:
