@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.support import deadlines
+from tests.support import deadlines, processes
 from tf_gossip_pga import launch
 from tf_gossip_pga.launch import hosts as hosts_lib
 from tf_gossip_pga.launch import remote
@@ -208,6 +208,16 @@ while not file.exists():
     assert "[2] joins on me@b" in output
 
 
+def test_a_failed_job_is_restarted(tmp_path):
+    script, runs = tmp_path / "script.py", tmp_path / "runs"
+    script.write_text(
+        f"print('x', file=open({str(runs)!r}, 'a'))\n"
+        f"raise SystemExit(len(open({str(runs)!r}).readlines()) < 2)\n"
+    )
+    assert launch.main(["-H", "a", "--max-restarts=1", str(script)]) == 0
+    assert runs.read_text() == "x\nx\n"
+
+
 def test_output_is_also_written_to_files(tmp_path):
     folder = tmp_path / "logs" / "of ranks"
     for _ in range(2):
@@ -269,26 +279,12 @@ def _started(folder: pathlib.Path, *arguments: str) -> tuple[subprocess.Popen, l
     return run, pids
 
 
-def _await_end(pids: list[int]):
-    deadlines.Deadline(30).until(
-        lambda: not any(map(_runs, pids)), lambda: f"Still running: {pids}"
-    )
-
-
-def _runs(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
 def test_no_process_outlives_the_launcher(tmp_path, number):
     run, pids = _started(tmp_path)
     try:
         run.send_signal(number)
-        _await_end(pids)
+        processes.await_end(pids)
         output, _ = run.communicate(timeout=deadlines.long())
     finally:
         run.kill()
@@ -306,7 +302,7 @@ def test_sigterm_reaches_the_workers(tmp_path):
         run.kill()
     assert run.returncode == 0, output
     assert sorted(output.splitlines()) == [f"[{rank}] saved" for rank in range(3)]
-    _await_end(pids)
+    processes.await_end(pids)
 
 
 def test_a_worker_ends_with_its_agent(tmp_path):
@@ -317,7 +313,7 @@ time.sleep(600)
 """
     with pytest.raises(launch.LaunchError, match="Rank 0 failed first, with signal SIGKILL"):
         _launch(script, "a")
-    _await_end([int(path.stem) for path in tmp_path.glob("*.pid")])
+    processes.await_end([int(path.stem) for path in tmp_path.glob("*.pid")])
 
 
 def test_an_agent_without_a_launcher_ends():

@@ -1,5 +1,8 @@
 """The launcher's command line and its TOML file, with a stand-in for the launcher itself."""
 
+import pathlib
+import re
+
 import pytest
 
 from tf_gossip_pga.launch import command
@@ -103,6 +106,13 @@ def test_bad_arguments_are_errors(launched, capsys, arguments, message):
         launched(*arguments)
     assert error.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_file_in_the_guide_is_accepted(launched, config, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", "/data")
+    guide = pathlib.Path(__file__).parents[2] / "docs" / "guides" / "ssh.md"
+    example = re.search(r"^```toml\n(.*?)^```$", guide.read_text(), re.M | re.S)
+    assert example and launched(config(example[1]))["min_workers"] == 3
 
 
 @pytest.mark.parametrize(
