@@ -1,5 +1,6 @@
 """Workers over ssh, with a program in place of ssh that runs the agents on this machine."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -259,8 +260,9 @@ time.sleep(600)
 )
 
 
-def _started(folder: pathlib.Path, *arguments: str) -> tuple[subprocess.Popen, list[int]]:
-    """Start the launcher with three stubborn workers, and return it and all other processes."""
+@contextlib.contextmanager
+def _started(folder: pathlib.Path, *arguments: str):
+    """Start the launcher with three stubborn workers, and yield it and the ids of the others."""
     (folder / "script.py").write_text(STUBBORN)
     (folder / "pids").mkdir()
     command = ["-m", "tf_gossip_pga", "run", "-H", "a:2,b", str(folder / "script.py")]
@@ -269,40 +271,40 @@ def _started(folder: pathlib.Path, *arguments: str) -> tuple[subprocess.Popen, l
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A background job of a shell starts with SIGINT ignored, and so do its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    assert run.stdout is not None
-    assert run.stdout.readline() == "Starting workers over ssh: 2 on a, 1 on b.\n"
-    assert sorted(run.stdout.readline() for _ in range(3)) == [f"[{n}] ready\n" for n in range(3)]
-    pids = [int(path.stem) for path in (folder / "pids").iterdir()]
-    assert len(pids) == 9
-    return run, pids
+    try:
+        assert run.stdout.readline() == "Starting workers over ssh: 2 on a, 1 on b.\n"
+        ready = sorted(run.stdout.readline() for _ in range(3))
+        assert ready == [f"[{rank}] ready\n" for rank in range(3)]
+        pids = [int(path.stem) for path in (folder / "pids").iterdir()]
+        assert len(pids) == 9
+        yield run, pids
+    finally:
+        run.kill()
+        run.stdout.close()
+        run.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
 def test_no_process_outlives_the_launcher(tmp_path, number):
-    run, pids = _started(tmp_path)
-    try:
+    with _started(tmp_path) as (run, pids):
         run.send_signal(number)
         processes.await_end(pids)
         output, _ = run.communicate(timeout=deadlines.long())
-    finally:
-        run.kill()
     if number != signal.SIGKILL:
         assert run.returncode == 130
         assert "Interrupted; all workers were stopped." in output
 
 
 def test_sigterm_reaches_the_workers(tmp_path):
-    run, pids = _started(tmp_path, "save")
-    try:
+    with _started(tmp_path, "save") as (run, pids):
         run.send_signal(signal.SIGTERM)
         output, _ = run.communicate(timeout=deadlines.long())
-    finally:
-        run.kill()
+        processes.await_end(pids)
     assert run.returncode == 0, output
     assert sorted(output.splitlines()) == [f"[{rank}] saved" for rank in range(3)]
-    processes.await_end(pids)
 
 
 def test_a_worker_ends_with_its_agent(tmp_path):

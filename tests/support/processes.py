@@ -8,6 +8,7 @@ variable that each test process sets before it starts anything.
 import os
 import pathlib
 import resource
+import signal
 import uuid
 
 from tests.support import deadlines
@@ -37,14 +38,18 @@ def marked() -> dict[int, str]:
 
 
 def await_end(pids: list[int]):
-    """Wait until none of these processes runs.
+    """Wait until none of these processes runs. End those that run for too long, and raise.
 
     Orphans are reaped by the system's first process, not by the tests.
     """
     assert pids
-    deadlines.Deadline(30).until(
-        lambda: not any(map(_runs, pids)), lambda: f"Still running: {pids}"
-    )
+    try:
+        deadlines.Deadline(30).until(
+            lambda: not any(map(_runs, pids)), lambda: f"Still running: {pids}"
+        )
+    finally:
+        for pid in filter(_runs, pids):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _runs(pid: int) -> bool:
