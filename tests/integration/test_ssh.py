@@ -244,13 +244,15 @@ def test_a_full_disk_ends_a_log_and_not_the_job(tmp_path):
 
 # ---- Nothing is left behind ---------------------------------------------------------------------
 
-# A worker and its child, which both ignore SIGTERM, as TensorFlow does, until the worker may save.
+# A worker and its children, which ignore SIGTERM, as TensorFlow does, unless the worker saves.
 STUBBORN = (
     PRELUDE
     + """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
-for pid in (os.getpid(), os.getppid(), child.pid):
+command = [sys.executable, '-c', 'import time; time.sleep(600)']
+child = subprocess.Popen(command)
+daemon = subprocess.Popen(command, start_new_session=True)
+for pid in (os.getpid(), os.getppid(), child.pid, daemon.pid):
     pathlib.Path(sys.argv[1], f'{pid}.pid').touch()
 if 'save' in sys.argv:
     signal.signal(signal.SIGTERM, lambda *_: print('saved') or sys.exit())
@@ -279,7 +281,7 @@ def _started(folder: pathlib.Path, *arguments: str):
         ready = sorted(run.stdout.readline() for _ in range(3))
         assert ready == [f"[{rank}] ready\n" for rank in range(3)]
         pids = [int(path.stem) for path in (folder / "pids").iterdir()]
-        assert len(pids) == 9
+        assert len(pids) == 12
         yield run, pids
     finally:
         run.kill()

@@ -18,6 +18,7 @@ import ctypes
 import io
 import json
 import os
+import pathlib
 import select
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from tf_gossip_pga.launch.remote import SSH_FAILED, Request
 from tf_gossip_pga.launch.workers import GRACE_S
 
 _POLL_S = 0.1  # time between two checks of whether the worker has ended
-_PR_SET_PDEATHSIG = 1  # from Linux' sys/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # from Linux' sys/prctl.h
 
 
 def main() -> int:
@@ -37,6 +38,7 @@ def main() -> int:
     described = lines.readline()
     if not described:  # the launcher has already ended
         return 1
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans below the worker become children of this process
     try:
         worker = _start(Request(**json.loads(described)))
     except (OSError, ValueError) as error:
@@ -45,8 +47,9 @@ def main() -> int:
     try:
         _follow(worker, lines)
     finally:
-        _signal(worker, signal.SIGKILL)  # also kills the worker's children
+        _signal(worker, signal.SIGKILL)
     code = worker.wait()
+    _kill_others()
     if code == SSH_FAILED:
         print(f"Exit code {code}, which ssh uses for its own failures, becomes 1.", flush=True)
         return 1
@@ -76,9 +79,13 @@ def _start(request: Request) -> subprocess.Popen[bytes]:
 
 def _end_with(parent: int) -> None:
     """Let the kernel kill this process when its parent ends, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has already ended
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value)
 
 
 def _follow(worker: subprocess.Popen[bytes], lines: io.FileIO) -> None:
@@ -93,6 +100,16 @@ def _follow(worker: subprocess.Popen[bytes], lines: io.FileIO) -> None:
                 worker.wait(GRACE_S)
             return
         _signal(worker, signal.Signals[line.decode().strip()])
+
+
+def _kill_others() -> None:
+    """Kill what the worker has started, even in other sessions: it may keep the output open."""
+    children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
+    with contextlib.suppress(OSError):  # none is left, or one belongs to another user
+        while True:
+            for pid in children.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+            os.wait()
 
 
 def _signal(worker: subprocess.Popen[bytes], number: int) -> None:
