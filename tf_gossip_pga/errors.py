@@ -5,7 +5,7 @@ Built-in base classes are in parentheses::
     GossipError
     ├── WorkerLost (RuntimeError)        another worker died, left or did not answer
     ├── CheckpointError (ValueError)     a checkpoint cannot be used
-    ├── LaunchError (RuntimeError)       a local worker process failed
+    ├── LaunchError (RuntimeError)       a worker of the launcher failed
     └── ExchangeInterrupted              internal, never leaves the package
         ├── ExchangeBroken               an exchange failed
         ├── ViewChanged                  an exchange failed, and the survivors formed a new view
@@ -58,9 +58,9 @@ class CheckpointError(GossipError, ValueError):
 
 
 class LaunchError(GossipError, RuntimeError):
-    """Too many local workers failed, one ended before the job had started, or the deadline passed.
+    """Too many workers failed, one ended before the job had started, or the deadline passed.
 
-    `tf_gossip_pga.launch.launch`, which starts several workers on this machine, raises this error.
+    `tf_gossip_pga.launch.launch`, which starts the workers of a job, raises this error.
 
     Attributes:
       outcomes: for each rank, a `launch.Outcome`, which says how its worker ended.

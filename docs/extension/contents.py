@@ -12,6 +12,7 @@ SECTIONS = {
     "Guides": (
         "guides/quickstart",
         "guides/several-machines",
+        "guides/ssh",
         "guides/slurm",
         "guides/kubernetes",
         "guides/ray",

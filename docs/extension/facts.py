@@ -17,9 +17,11 @@ from tf_gossip_pga.coordination.timing import Timing
 
 # Name of the generated file -> the command as a reader types it.
 COMMANDS = {
-    "launch": "python -m tf_gossip_pga.launch",
-    "plan": "python -m tf_gossip_pga.plan",
-    "simulate": "python -m tf_gossip_pga.simulate",
+    "gossip-pga": "python -m tf_gossip_pga",
+    "run": "python -m tf_gossip_pga run",
+    "plan": "python -m tf_gossip_pga plan",
+    "simulate": "python -m tf_gossip_pga simulate",
+    "env": "python -m tf_gossip_pga env",
     "train": "python train.py",
 }
 _HELP_S = 100.0  # one of them imports TensorFlow

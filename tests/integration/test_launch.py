@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.support import deadlines
+from tests.support import deadlines, processes
 from tf_gossip_pga import launch
 from tf_gossip_pga.launch import workers as launch_workers
 from tf_gossip_pga.tools import screen as screen_lib
@@ -112,23 +112,7 @@ time.sleep(600)
 """
     with pytest.raises(launch.LaunchError, match="exit code 3"):
         _launch(script)
-    _await_end([int(path.read_text()) for path in tmp_path.iterdir()])
-
-
-def _await_end(pids: list[int]):
-    """Orphans are reaped by the system's first process, not by us: wait until they are gone."""
-    assert pids
-    deadlines.Deadline(30).until(
-        lambda: not any(map(_runs, pids)), lambda: f"Still running: {pids}"
-    )
-
-
-def _runs(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    processes.await_end([int(path.read_text()) for path in tmp_path.iterdir()])
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -161,7 +145,7 @@ def test_ctrl_c_stops_all_and_leaves_no_process_behind(tmp_path, times):
     assert run.returncode == 130
     if times == 1:
         assert "Interrupted; all workers were stopped." in output
-    _await_end(pids)
+    processes.await_end(pids)
 
 
 def _sigterm_once_ready(*command: str) -> tuple[int, str]:

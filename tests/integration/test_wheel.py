@@ -68,6 +68,7 @@ def test_a_wheel_has_every_package_and_trains_two_workers(tmp_path):
     (site / "dependencies.pth").write_text(_run(sys.executable, "-c", where, cwd=tmp_path))
     _run(*pip, "install", "--no-deps", "--target", str(site), str(wheel), cwd=tmp_path)
     assert _sources(site) == _sources(tmp_path / "sources")
+    assert (site / "bin" / "gossip-pga").exists()
 
     (tmp_path / "train.py").write_text(SCRIPT)
     command = ("-m", "tf_gossip_pga.launch", "--workers=2", "train.py")

@@ -8,7 +8,10 @@ variable that each test process sets before it starts anything.
 import os
 import pathlib
 import resource
+import signal
 import uuid
+
+from tests.support import deadlines
 
 _VARIABLE = "TF_GOSSIP_PGA_TEST_SESSION"
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -32,6 +35,28 @@ def marked() -> dict[int, str]:
         except OSError:  # the process has ended, or belongs to another user
             continue
     return found
+
+
+def await_end(pids: list[int]):
+    """Wait until none of these processes runs. End those that run for too long, and raise.
+
+    Orphans are reaped by the system's first process, not by the tests.
+    """
+    assert pids
+    try:
+        deadlines.Deadline(30).until(
+            lambda: not any(map(_runs, pids)), lambda: f"Still running: {pids}"
+        )
+    finally:
+        for pid in filter(_runs, pids):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return _stat(pathlib.Path(f"/proc/{pid}"))[0] != "Z"
+    except OSError:
+        return False
 
 
 def processor_seconds() -> float:

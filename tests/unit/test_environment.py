@@ -22,7 +22,7 @@ def test_workers_share_the_secret_of_the_user_or_one_that_is_made(users, secret,
         monkeypatch.setenv(name, value)
     for rank in (0, 1):
         given = environment.of_worker(
-            ["a:1", "b:1"], rank, [], verbose=False, joins=False, secret=MADE
+            ["a:1", "b:1"], rank, environment.Shared(False, {}, MADE), joins=False
         )
         assert given.get("TF_GOSSIP_PGA_SECRET") == secret
         assert given.get("TF_GOSSIP_PGA_SECRET_FILE") == file

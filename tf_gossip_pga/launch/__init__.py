@@ -1,7 +1,10 @@
-"""Start several workers of one script on this machine, each with its own `TF_CONFIG`.
+"""Start several workers of one script, each with its own `TF_CONFIG`.
 
-    python -m tf_gossip_pga.launch --workers=4 SCRIPT [ARGUMENTS…]
-    python -m tf_gossip_pga.launch --workers=4 -m MODULE [ARGUMENTS…]
+    gossip-pga run --workers=4 SCRIPT [ARGUMENTS…]       on this machine
+    gossip-pga run -H a:2,b:2 SCRIPT [ARGUMENTS…]        two each on the hosts a and b, over ssh
+    gossip-pga run --workers=4 -m MODULE [ARGUMENTS…]
+
+`python -m tf_gossip_pga.launch` is the same as `gossip-pga run`.
 
 Each line of output begins with the rank of its worker. When a worker fails, the launcher stops the
 others, shows the rank of the failed worker and the last lines of its output, and exits with code 1.
@@ -20,14 +23,16 @@ Three options handle failures:
     --max-restarts=N  For scripts that resume from a checkpoint: restart a failed job up to N times.
 
 Unless `--verbose` is given, the launcher hides TensorFlow's start-up messages, and warnings that
-another worker has already printed.
+another worker has already printed. `--log-dir=DIR` also writes all output of each rank to a file.
 
-On a machine with GPUs, each worker gets one GPU, or N GPUs with `--gpus-per-worker=N`. If the
-machine has too few GPUs, the launcher says so and starts no worker, unless `--share-gpus` lets
-several workers use one GPU. To train on CPUs, set `CUDA_VISIBLE_DEVICES=-1`.
+On machines with GPUs, each worker gets one GPU, or N GPUs with `--gpus-per-worker=N`. If a machine
+has too few GPUs, its workers do not start, and an error says so, unless `--share-gpus` lets several
+workers use one GPU. To train on CPUs, set `CUDA_VISIBLE_DEVICES=-1` (over ssh: pass
+`--env CUDA_VISIBLE_DEVICES=-1`).
 
 Contents:
   launch: run a command once per worker.
+  Host: a host on which to start workers over ssh.
   Outcome: how one worker ended.
   LaunchError: the exception that `launch` raises when a job fails.
   run: launch from a terminal, print failures, and return an exit code.
@@ -38,7 +43,8 @@ Contents:
 from tf_gossip_pga.errors import LaunchError
 from tf_gossip_pga.launch.command import main
 from tf_gossip_pga.launch.environment import free_addresses
-from tf_gossip_pga.launch.local import launch, run
+from tf_gossip_pga.launch.hosts import Host
+from tf_gossip_pga.launch.job import launch, run
 from tf_gossip_pga.launch.watch import Outcome
 
-__all__ = ["LaunchError", "Outcome", "free_addresses", "launch", "main", "run"]
+__all__ = ["Host", "LaunchError", "Outcome", "free_addresses", "launch", "main", "run"]

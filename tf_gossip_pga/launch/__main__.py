@@ -1,4 +1,4 @@
-"""Run the local launcher: `python -m tf_gossip_pga.launch --workers=4 SCRIPT`."""
+"""Run the launcher: `python -m tf_gossip_pga.launch --workers=4 SCRIPT`."""
 
 import sys
 

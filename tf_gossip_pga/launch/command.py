@@ -1,4 +1,4 @@
-"""Parse the command line of the local launcher."""
+"""Parse the command line of the launcher."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tf_gossip_pga.launch import gpus
-from tf_gossip_pga.launch.local import run
+from tf_gossip_pga.launch import config, hosts
+from tf_gossip_pga.launch.job import run
+
+_PLACES = ("workers", "hosts", "hostfile")  # options that say where workers start
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line of `python -m tf_gossip_pga.launch`.
+def main(argv: Sequence[str] | None = None, prog: str = "python -m tf_gossip_pga.launch") -> int:
+    """Run the launcher's command line.
 
     Args:
       argv: the arguments after the program name. Default None: those of the current process.
+      prog: the command, for help and errors.
 
     Returns:
       The exit code of the launcher, which `run` in `launch.local` explains.
@@ -23,69 +26,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       SystemExit: an argument is invalid (code 2), or `--help` is given.
     """
-    parser = _parser()
-    options = parser.parse_args(argv)
-    _check(parser, options)
-    return run(
-        [sys.executable, *_program(parser, options)],
-        options.workers,
-        options.max_restarts,
-        verbose=options.verbose,
-        min_workers=options.min_workers,
-        rejoins=options.rejoins,
-        gpus_per_worker=options.gpus_per_worker,
-        share_gpus=options.share_gpus,
-    )
+    parser = _parser(prog)
+    options = _parsed(parser, sys.argv[1:] if argv is None else list(argv))
+    try:
+        _check(options)
+        workers, places = _where(options)
+        return run(
+            [sys.executable, *_program(options)],
+            workers,
+            options.max_restarts,
+            hosts=places,
+            verbose=options.verbose,
+            min_workers=options.min_workers,
+            rejoins=options.rejoins,
+            gpus_per_worker=options.gpus_per_worker,
+            share_gpus=options.share_gpus,
+            env=_variables(options.env),
+            log_dir=options.log_dir,
+        )
+    except ValueError as error:
+        parser.error(str(error))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tf_gossip_pga.launch",
-        description="Start local worker processes of one script, each with its own TF_CONFIG.",
+        prog=prog,
+        description="Start several workers of one script, on this machine or, over ssh, on others. "
+        "Each gets its own TF_CONFIG.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="number of workers (default: 2)"
-    )
-    parser.add_argument(
-        "--min-workers",
-        type=int,
-        metavar="N",
-        help="stop the job if fewer than N workers remain; for scripts that survive lost workers "
-        "(default: --workers, or 1 with --rejoins)",
-    )
-    parser.add_argument(
-        "--rejoins",
-        type=int,
-        default=0,
-        metavar="N",
-        help="restart up to N failed workers, which join the surviving ones (default: 0)",
-    )
-    parser.add_argument(
-        "--max-restarts",
-        type=int,
-        default=0,
-        metavar="N",
-        help="restart a failed job up to N times; for scripts that resume from a checkpoint "
-        "(default: 0)",
-    )
-    parser.add_argument(
-        "--gpus-per-worker",
-        type=int,
-        default=1,
-        metavar="N",
-        help="number of GPUs for each worker, on a machine with GPUs (default: 1)",
-    )
-    parser.add_argument(
-        "--share-gpus",
-        action="store_true",
-        help="let several workers use one GPU if there are too few",
-    )
-    parser.add_argument(
-        "--verbose",
-        action="store_true",
-        help="also show TensorFlow's start-up messages and repeated warnings",
-    )
+    _add_places(parser)
+    _add_failures(parser)
+    _add_surroundings(parser)
     parser.add_argument(
         "-m",
         dest="module",
@@ -97,32 +69,163 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if options.workers < 1:
-        parser.error(f"--workers must be at least 1, received {options.workers}")
-    least = options.min_workers
-    if least is not None and not 1 <= least <= options.workers:
-        parser.error(f"--min-workers must be from 1 to {options.workers}, received {least}")
-    if options.gpus_per_worker < 1:
-        parser.error(f"--gpus-per-worker must be at least 1, received {options.gpus_per_worker}")
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where the workers run")
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="number of workers on this machine (default: 2)"
+    )
+    group.add_argument(
+        "-H",
+        "--hosts",
+        metavar="HOSTS",
+        help="hosts on which to start workers over ssh, and how many on each: a:2,user@b:2",
+    )
+    group.add_argument(
+        "--hostfile",
+        metavar="FILE",
+        help="file that lists the hosts, one a line: `a slots=2` or `a:2`",
+    )
+
+
+def _add_failures(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("failures")
+    group.add_argument(
+        "--min-workers",
+        type=int,
+        metavar="N",
+        help="stop the job if fewer than N workers remain; for scripts that survive lost workers "
+        "(default: all workers, or 1 with --rejoins)",
+    )
+    group.add_argument(
+        "--rejoins",
+        type=int,
+        default=0,
+        metavar="N",
+        help="restart up to N failed workers, which join the surviving ones (default: 0)",
+    )
+    group.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="restart a failed job up to N times; for scripts that resume from a checkpoint "
+        "(default: 0)",
+    )
+
+
+def _add_surroundings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("devices, variables and output")
+    group.add_argument(
+        "--gpus-per-worker",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of GPUs for each worker, on machines with GPUs (default: 1)",
+    )
+    group.add_argument(
+        "--share-gpus",
+        action="store_true",
+        help="let several workers use one GPU if there are too few",
+    )
+    group.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="set a variable for all workers, or pass it on to other hosts; repeatable",
+    )
+    group.add_argument(
+        "--log-dir",
+        metavar="DIR",
+        help="also append the output of each worker to DIR/rank-N.log",
+    )
+    group.add_argument(
+        "--verbose",
+        action="store_true",
+        help="also show TensorFlow's start-up messages and repeated warnings",
+    )
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help='TOML file with any of these options, such as `workers = 4` or `log-dir = "logs"`; '
+        "the command line takes precedence",
+    )
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Return the options on the command line, and those in the file that `--config` names."""
+    options = parser.parse_args(argv)
+    if options.config is None:
+        return options
+    others = {"config", "module", "script", "arguments"}
+    flags = {name.replace("_", "-") for name in set(vars(options)) - others}
     try:
-        gpus.divide(gpus.visible(), options.workers, options.gpus_per_worker, options.share_gpus)
+        given = config.arguments(options.config, flags)
     except ValueError as error:
         parser.error(str(error))
+    if any(getattr(options, name) is not None for name in _PLACES):
+        given = [each for each in given if each.removeprefix("--").partition("=")[0] not in _PLACES]
+    return parser.parse_args([*given, *argv])  # of two values, the later one counts
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, received {options.workers}")
+    if options.gpus_per_worker < 1:
+        raise ValueError(
+            f"--gpus-per-worker must be at least 1, received {options.gpus_per_worker}"
+        )
     for name in ("rejoins", "max_restarts"):
         if (number := getattr(options, name)) < 0:
             flag = name.replace("_", "-")
-            parser.error(f"--{flag} must not be negative, received {number}")
+            raise ValueError(f"--{flag} must not be negative, received {number}")
 
 
-def _program(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+def _where(options: argparse.Namespace) -> tuple[int | None, list[hosts.Host] | None]:
+    """Return the number of local workers, or the hosts; the other is None."""
+    given = [name for name in _PLACES if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise ValueError(
+            f"--{given[0]} and --{given[1]} are both given. Give --workers=N to start N workers on "
+            "this machine, or -H or --hostfile to start workers on other hosts over ssh"
+        )
+    if options.hosts is not None:
+        workers, places = None, hosts.parse(options.hosts)
+    elif options.hostfile is not None:
+        workers, places = None, hosts.read(options.hostfile)
+    else:
+        workers, places = options.workers or 2, None
+    count = workers or sum(host.slots for host in places or [])
+    least = options.min_workers
+    if least is not None and not 1 <= least <= count:
+        raise ValueError(f"--min-workers must be from 1 to {count}, received {least}")
+    return workers, places
+
+
+def _variables(given: list[str]) -> dict[str, str]:
+    """Return the variables that `--env` sets or passes on."""
+    here, found = {**os.environ}, {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not name or name == "TF_CONFIG":
+            raise ValueError(
+                f"--env must be NAME=VALUE or NAME, and not TF_CONFIG, which the launcher sets; "
+                f"received {text!r}"
+            )
+        if not equals and name not in here:
+            raise ValueError(f"--env {name}: {name} is not set here. Set it, or give NAME=VALUE")
+        found[name] = value if equals else here[name]
+    return found
+
+
+def _program(options: argparse.Namespace) -> list[str]:
     """Return the arguments for Python: the script or module, followed by its own arguments."""
     if options.module is not None:
         if not options.module:
-            parser.error("-m needs the name of a module")
+            raise ValueError("-m needs the name of a module")
         return ["-m", *options.module]
     if options.script is None:
-        parser.error("give the script that every worker runs, or -m and a module")
+        raise ValueError("give the script that every worker runs, or -m and a module")
     if not os.path.isfile(options.script):
-        parser.error(f"there is no script {options.script!r}")
+        raise ValueError(f"there is no script {options.script!r}")
     return [options.script, *options.arguments]

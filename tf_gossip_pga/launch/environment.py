@@ -1,52 +1,80 @@
-"""Set the environment variables that give a local worker its rank, its GPUs and its threads."""
+"""Set the environment variables that give each worker its rank, its GPUs and its threads."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import secrets
 import socket
+from collections.abc import Mapping, Sequence
 
 from tf_gossip_pga.cluster import detect, tf_config
 
+# Variables of the launcher that workers on other hosts get too, in addition to this package's own.
+_PASSED = ("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS")
+_OWN = "TF_GOSSIP_PGA_"
 
-def of_worker(
-    addresses: list[str],
-    rank: int,
-    gpus: list[str],
-    *,
-    verbose: bool,
-    joins: bool,
-    secret: str,
-) -> dict[str, str]:
-    """Return the environment variables of one worker.
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What all workers of a job share.
+
+    Attributes:
+      verbose: whether to show TensorFlow's start-up messages.
+      chosen: variables that the user has chosen for all workers.
+      secret: the job's secret, a random one by default. A secret that the user has set in the
+        environment takes precedence.
+    """
+
+    verbose: bool
+    chosen: Mapping[str, str]
+    secret: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
+
+
+def of_worker(addresses: list[str], rank: int, shared: Shared, *, joins: bool) -> dict[str, str]:
+    """Return the variables that one worker needs from the launcher, on whichever host it runs.
 
     Args:
       addresses: `host:port` of all workers, in rank order.
       rank: the worker's rank.
-      gpus: the GPUs of this worker, as entries for `CUDA_VISIBLE_DEVICES`. If the list is empty,
-        the worker sees the same GPUs as the launcher.
-      verbose: whether to show TensorFlow's start-up messages.
+      shared: what all workers share.
       joins: whether the worker joins a running job.
-      secret: secret shared by the workers of this job. A secret that the user has set in the
-        environment takes precedence.
     """
     environment = {
-        **os.environ,
-        "TF_CONFIG": tf_config.to_tf_config(addresses, rank),
-        "PYTHONUNBUFFERED": "1",
+        name: value
+        for name, value in os.environ.items()
+        if name in _PASSED or name.startswith(_OWN)
     }
+    environment.update(shared.chosen)
+    environment["TF_CONFIG"] = tf_config.to_tf_config(addresses, rank)
+    environment["PYTHONUNBUFFERED"] = "1"
     if tf_config.SECRET_FILE not in environment:
-        environment.setdefault(tf_config.SECRET, secret)
+        environment.setdefault(tf_config.SECRET, shared.secret)
     environment.pop(tf_config.JOIN, None)
     environment.pop(detect.CLUSTER, None)
     if joins:
         environment[tf_config.JOIN] = "1"
+    if not shared.verbose:
+        environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    return environment
+
+
+def on_this_host(variables: Mapping[str, str], workers: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Return all environment variables of a worker that is about to start on this host.
+
+    Args:
+      variables: the variables from `of_worker`, which replace those of this process.
+      workers: number of workers on this host.
+      gpus: the GPUs of this worker (see `gpus.visible`). If it is empty, hide none.
+    """
+    # This package's variables come from the launcher only, so that they are the same on all hosts.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OWN)}
+    environment.update(variables)
     # By default, TensorFlow starts a thread for every core in each worker. Together, the workers
     # would have more threads than cores, which slows them all down.
-    share = max(1, (os.cpu_count() or 1) // len(addresses))
+    share = max(1, (os.cpu_count() or 1) // workers)
     environment.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
-    if not verbose:
-        environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return environment

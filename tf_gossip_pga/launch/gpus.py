@@ -1,4 +1,4 @@
-"""List the GPUs of this machine, and divide them among local workers."""
+"""List the GPUs of this machine, and divide them among its workers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # The device file of NVIDIA's driver. It is missing in a container without access to GPUs, although
@@ -16,17 +16,21 @@ _DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
 _UUID = "GPU UUID:"
 
 
-def visible() -> list[str]:
+def visible(environment: Mapping[str, str] | None = None) -> list[str]:
     """Return the NVIDIA GPUs that a child process would see.
 
     If the package nvidia-ml-py is installed, each MIG device of a GPU in MIG mode counts as a GPU.
+
+    Args:
+      environment: the environment variables of the child process. Default: those of this process.
 
     Returns:
       One string per GPU, in the form that `CUDA_VISIBLE_DEVICES` accepts. If this variable is set,
       the strings are its entries. Otherwise they are UUIDs, such as `"GPU-8f3c…"`, or indices if
       the driver does not tell UUIDs.
     """
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    environment = os.environ if environment is None else environment
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         names = [name.strip() for name in chosen.split(",")]
         return names if names != [""] and "-1" not in names else []

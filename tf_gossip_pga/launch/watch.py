@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from tf_gossip_pga.errors import LaunchError
 from tf_gossip_pga.launch import workers as workers_lib
+from tf_gossip_pga.launch.logs import Logs
 from tf_gossip_pga.launch.workers import Crew, Worker
 from tf_gossip_pga.tools.screen import Screen
 
@@ -39,6 +40,7 @@ class Watch:
     Args:
       crew: the workers.
       screen: merges their output.
+      logs: writes their output to files.
       least: minimum number of workers that must end with exit code 0.
       rejoins: maximum number of failed workers to restart.
       deadline_s: seconds after which to stop the workers; None: never.
@@ -50,13 +52,14 @@ class Watch:
         self,
         crew: Crew,
         screen: Screen,
+        logs: Logs,
         *,
         least: int,
         rejoins: int,
         deadline_s: float | None,
         is_starting: Callable[[list[int]], bool] = lambda ranks: False,
     ):
-        self._crew, self._screen, self._is_starting = crew, screen, is_starting
+        self._crew, self._screen, self._logs, self._is_starting = crew, screen, logs, is_starting
         self._least, self._rejoins, self._deadline_s = least, rejoins, deadline_s
         self._selector = selectors.DefaultSelector()
         self._running: list[Worker] = []
@@ -77,12 +80,12 @@ class Watch:
             while self._running:
                 for key, _ in self._selector.select(timeout=_POLL_S):
                     self._relay(key.data)
-                for worker in [each for each in self._running if each.process.poll() is not None]:
+                for worker in [each for each in self._running if each.returncode is not None]:
                     self._ended(worker)
                 self._check_start(time.monotonic())
                 self._check_deadline(time.monotonic() - started)
             self._drain(self._crew.workers)
-        return self._outcomes([worker.process.returncode for worker in self._crew.workers])
+        return self._outcomes([worker.returncode for worker in self._crew.workers])
 
     def _add(self, worker: Worker) -> None:
         self._running.append(worker)
@@ -91,6 +94,8 @@ class Watch:
     def _relay(self, worker: Worker) -> None:
         data = worker.read()
         if data:
+            if error := self._logs.write(worker.rank, data):
+                self._screen.notice(f"The log of rank {worker.rank} ends here: {error}.")
             self._screen.feed(worker.rank, data)
         else:
             self._selector.unregister(worker.output)
@@ -109,7 +114,7 @@ class Watch:
     def _ended(self, worker: Worker) -> None:
         """Handle a worker's end: if it failed, restart it if allowed, else report its failure."""
         self._running.remove(worker)
-        if worker.process.returncode == 0:
+        if worker.returncode == 0:
             self._gone.append(worker)
             return
         failure = f"Rank {worker.rank} failed with {worker.ending}."
@@ -153,7 +158,7 @@ class Watch:
 
         The message contains the reason and the last lines of the workers to blame.
         """
-        codes = [worker.process.poll() for worker in self._crew.workers]  # None: still running
+        codes = [worker.returncode for worker in self._crew.workers]  # None: still running
         self._crew.stop()
         self._drain(self._crew.workers)
         lines = [reason]
@@ -173,7 +178,7 @@ class Watch:
         workers = self._crew.workers
         first, *others = self._failed
         then = "".join(f", then rank {each.rank}, with {each.ending}" for each in others)
-        ended = [str(each.rank) for each in workers if each.process.returncode == 0]
+        ended = [str(each.rank) for each in workers if each.returncode == 0]
         before = f" Rank {', '.join(ended)} had ended before, with exit code 0." if ended else ""
         hint = ""
         if not others and len(workers) > 1 and not ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pty
 import signal
@@ -23,6 +24,7 @@ class Worker:
       rank: the worker's rank.
       environment: all environment variables of the process.
       terminal: whether the process prints to a pseudo-terminal. Otherwise it prints to a pipe.
+      stdin: standard input of the process, as for `subprocess.Popen`. Default: none.
 
     Attributes:
       rank: the worker's rank.
@@ -31,7 +33,12 @@ class Worker:
     """
 
     def __init__(
-        self, command: Sequence[str], rank: int, environment: Mapping[str, str], terminal: bool
+        self,
+        command: Sequence[str],
+        rank: int,
+        environment: Mapping[str, str],
+        terminal: bool,
+        stdin: int = subprocess.DEVNULL,
     ):
         self.rank = rank
         self.output, child_end = pty.openpty() if terminal else os.pipe()
@@ -42,7 +49,7 @@ class Worker:
             self.process = subprocess.Popen(
                 command,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=child_end,
                 stderr=child_end,
                 start_new_session=True,
@@ -51,10 +58,17 @@ class Worker:
             os.close(child_end)
 
     @property
+    def returncode(self) -> int | None:
+        """The exit code, the negative number of the signal that ended it, or None if it runs."""
+        return self.process.poll()
+
+    @property
     def ending(self) -> str:
         """How the process ended, in words, e.g. `"exit code 1"` or `"signal SIGKILL"`."""
-        code = self.process.returncode
-        return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+        code = self.returncode
+        if code is None or code >= 0:
+            return f"exit code {code}"
+        return f"signal {signal.Signals(-code).name}"
 
     def read(self) -> bytes:
         """Return up to 64 KiB of new output, or `b""` once the worker has closed its output."""
@@ -71,6 +85,25 @@ class Worker:
         """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
+
+    def close(self) -> None:
+        """Close the output of a worker that has been stopped."""
+        os.close(self.output)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The workers of a job, before they start.
+
+    Attributes:
+      addresses: `"host:port"` of each worker, in rank order.
+      start: function `(rank, joins)` that starts a worker, as for `Crew`.
+      answer_s: deadline for a running worker to answer a connection, in seconds.
+    """
+
+    addresses: list[str]
+    start: Callable[[int, bool], Worker]
+    answer_s: float
 
 
 class Crew:
@@ -138,7 +171,7 @@ class Crew:
             self.stop()
         finally:
             for worker in self.workers + self._replaced:
-                os.close(worker.output)
+                worker.close()
 
     def _signal_and_wait(self, number: int) -> None:
         self.signal(number)

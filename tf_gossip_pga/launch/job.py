@@ -1,21 +1,25 @@
-"""Run a command once per worker on this machine."""
+"""Run a command once per worker, on this machine or over ssh."""
 
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 from tf_gossip_pga import _validate
 from tf_gossip_pga.coordination import roll_call_sockets
 from tf_gossip_pga.errors import LaunchError
-from tf_gossip_pga.launch import environment, gpus
+from tf_gossip_pga.launch import environment, gpus, remote
+from tf_gossip_pga.launch import hosts as hosts_lib
+from tf_gossip_pga.launch.environment import Shared
+from tf_gossip_pga.launch.hosts import Host
+from tf_gossip_pga.launch.logs import Logs
 from tf_gossip_pga.launch.watch import Outcome, Watch
-from tf_gossip_pga.launch.workers import Crew, Worker
+from tf_gossip_pga.launch.workers import Crew, Job, Worker
 from tf_gossip_pga.tools.screen import Screen
 
 _ANSWER_S = 0.2  # deadline for a local worker to answer whether it waits for others to start
@@ -24,13 +28,16 @@ _SAVE_S = 20.0  # time for workers to save a checkpoint after SIGTERM
 
 def launch(
     command: Sequence[str],
-    workers: int,
+    workers: int | None = None,
     *,
+    hosts: Sequence[Host] | None = None,
     verbose: bool = False,
     min_workers: int | None = None,
     rejoins: int = 0,
     gpus_per_worker: int = 1,
     share_gpus: bool = False,
+    env: Mapping[str, str] | None = None,
+    log_dir: str | None = None,
     deadline_s: float | None = None,
     write: Callable[[str], object] | None = None,
 ) -> list[Outcome]:
@@ -38,20 +45,22 @@ def launch(
 
     Args:
       command: program and arguments, e.g. `[sys.executable, "script.py"]`.
-      workers: number of processes, >= 1. Each gets its own `TF_CONFIG`.
+      workers: number of processes on this machine, >= 1. Each gets its own `TF_CONFIG`.
+      hosts: hosts on which to start workers over ssh, instead of `workers` on this machine.
       verbose: whether to show TensorFlow's start-up messages and repeated warnings.
       min_workers: how many workers must end with exit code 0. Default: all, or 1 if `rejoins` > 0.
       rejoins: how many restarts of failed workers are allowed in all. Restarted workers join the
         others. Scripts need `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`.
-      gpus_per_worker: number of GPUs for each worker, >= 1, if this machine has GPUs.
+      gpus_per_worker: number of GPUs for each worker, >= 1, on machines with GPUs.
       share_gpus: whether several workers may use one GPU if there are too few.
+      env: environment variables to set for all workers.
+      log_dir: directory in which to append each rank's output to `rank-N.log`. Default: no files.
       deadline_s: seconds after which the launcher stops all workers. Default: never.
-      write: function that receives the output as text, each line with its rank. Default: print to
-        standard output.
+      write: receives the output as text, each line with its rank. Default: print it.
 
     Raises:
-      ValueError: `workers`, `min_workers`, `rejoins` or `gpus_per_worker` is out of range, or this
-        machine has too few GPUs.
+      ValueError: an argument is out of range, this machine has too few GPUs or no ssh, or a log
+        file cannot be written to.
       LaunchError: too many workers failed, a worker ended before the job had started, or the
         deadline passed.
 
@@ -60,77 +69,113 @@ def launch(
       >>> [each.returncode for each in launch.launch(["true"], workers=2)]
       [0, 0]
     """
-    workers = _validate.check_whole("workers", workers, 1)
-    rejoins = _validate.check_whole("rejoins", rejoins, 0)
-    if min_workers is None:
-        min_workers = 1 if rejoins else workers
-    least = _validate.check_whole("min_workers", min_workers, 1, workers)
+    count = _count(workers, hosts)
+    limits = _limits(count, min_workers, rejoins, deadline_s)
     per_worker = _validate.check_whole("gpus_per_worker", gpus_per_worker, 1)
-    shares = gpus.divide(gpus.visible(), workers, per_worker, share_gpus)
-    # If the output is a terminal, give rank 0 a terminal too, so that Keras draws a progress bar.
     terminal = write is None and sys.stdout.isatty()
     screen = Screen(write or _write_out, verbose, terminal)
-    addresses = environment.free_addresses(workers)
-    start = _starter(command, addresses, shares, verbose, terminal)
-    with contextlib.closing(Crew(start)) as crew:
-        crew.start(workers)
-        limits = {"least": least, "rejoins": rejoins, "deadline_s": deadline_s}
+    shared = Shared(verbose, env or {})
+    if hosts is None:
+        job = _local(command, count, shared, per_worker, share_gpus, terminal)
+    else:
+        job = remote.job(command, hosts, shared, per_worker, share_gpus)
+        screen.notice(f"Starting workers over ssh: {hosts_lib.listed(hosts)}.")
+    return _follow(job, screen, log_dir, limits)
+
+
+def _count(workers: int | None, hosts: Sequence[Host] | None) -> int:
+    """Return the number of workers."""
+    if hosts is None:
+        return _validate.check_whole("workers", workers, 1)
+    if workers is not None or not hosts:
+        raise ValueError(
+            "Give either workers, the number of processes on this machine, or a list of hosts; "
+            f"received workers={workers!r} and hosts={hosts!r}."
+        )
+    return sum(host.slots for host in hosts)
+
+
+def _limits(
+    count: int, min_workers: int | None, rejoins: int, deadline_s: float | None
+) -> dict[str, Any]:
+    """Return the arguments of `Watch` that limit failures and time."""
+    rejoins = _validate.check_whole("rejoins", rejoins, 0)
+    if min_workers is None:
+        min_workers = 1 if rejoins else count
+    least = _validate.check_whole("min_workers", min_workers, 1, count)
+    return {"least": least, "rejoins": rejoins, "deadline_s": deadline_s}
+
+
+def _local(
+    command: Sequence[str],
+    count: int,
+    shared: Shared,
+    gpus_per_worker: int,
+    share_gpus: bool,
+    terminal: bool,
+) -> Job:
+    """Return the job of `count` workers on this machine."""
+    visible = gpus.visible({**os.environ, **shared.chosen})
+    shares = gpus.divide(visible, count, gpus_per_worker, share_gpus)
+    addresses = environment.free_addresses(count)
+
+    def start(rank: int, joins: bool) -> Worker:
+        variables = environment.of_worker(addresses, rank, shared, joins=joins)
+        whole = environment.on_this_host(variables, count, shares[rank])
+        # If the output is a terminal, give rank 0 a terminal too, so that Keras draws a bar.
+        return Worker(command, rank, whole, terminal and rank == 0)
+
+    return Job(addresses, start, _ANSWER_S)
+
+
+def _follow(job: Job, screen: Screen, log_dir: str | None, limits: dict[str, Any]) -> list[Outcome]:
+    """Start the workers, and watch them until the end."""
+    count = len(job.addresses)
+    with (
+        contextlib.closing(Logs(log_dir, count)) as logs,
+        contextlib.closing(Crew(job.start)) as crew,
+    ):
+        crew.start(count)
         try:
-            return Watch(crew, screen, **limits, is_starting=_starting(addresses)).run()
+            return Watch(crew, screen, logs, **limits, is_starting=_starting(job)).run()
         except _Terminated:
-            outcomes = _after_saving(crew, screen)
-            if sum(each.returncode == 0 for each in outcomes) >= least:
+            outcomes = _after_saving(crew, screen, logs)
+            if sum(each.returncode == 0 for each in outcomes) >= limits["least"]:
                 return outcomes
             raise
 
 
-def _after_saving(crew: Crew, screen: Screen) -> list[Outcome]:
+def _after_saving(crew: Crew, screen: Screen, logs: Logs) -> list[Outcome]:
     """Send SIGTERM so that the workers save a checkpoint, and return how each worker ended.
 
     If all workers fail, or any of them does not end within `_SAVE_S`, return an empty list.
     """
     crew.signal(signal.SIGTERM)
     with contextlib.suppress(LaunchError):
-        return Watch(crew, screen, least=1, rejoins=0, deadline_s=_SAVE_S).run()
+        return Watch(crew, screen, logs, least=1, rejoins=0, deadline_s=_SAVE_S).run()
     return []
 
 
-def _starter(
-    command: Sequence[str],
-    addresses: list[str],
-    shares: list[list[str]],
-    verbose: bool,
-    terminal: bool,
-) -> Callable[[int, bool], Worker]:
-    """Return a function that starts the worker of a given rank. `shares[r]`: the GPUs of rank r."""
-    secret = secrets.token_hex(16)
-
-    def start(rank: int, joins: bool) -> Worker:
-        variables = environment.of_worker(
-            addresses, rank, shares[rank], verbose=verbose, joins=joins, secret=secret
-        )
-        return Worker(command, rank, variables, terminal and rank == 0)
-
-    return start
-
-
-def _starting(addresses: list[str]) -> Callable[[list[int]], bool]:
+def _starting(job: Job) -> Callable[[list[int]], bool]:
     """Return a function that checks whether any of the given ranks waits for others to start."""
 
     def is_starting(ranks: list[int]) -> bool:
-        return roll_call_sockets.is_under_way((addresses[rank] for rank in ranks), _ANSWER_S)
+        where = (job.addresses[rank] for rank in ranks)
+        return roll_call_sockets.is_under_way(where, job.answer_s)
 
     return is_starting
 
 
-def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings: Any) -> int:
+def run(
+    command: Sequence[str], workers: int | None = None, max_restarts: int = 0, **settings: Any
+) -> int:
     """Call `launch`, print failures to standard error, and return an exit code.
 
     Install signal handlers that forward SIGTERM to the workers and stop the workers on SIGHUP.
 
     Args:
       command: program and arguments, as for `launch`.
-      workers: number of processes, >= 1.
+      workers: number of processes on this machine, >= 1. None with `hosts`.
       max_restarts: maximum number of restarts of a failed job. Default 0.
       **settings: further arguments of `launch`.
 

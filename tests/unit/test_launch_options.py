@@ -1,0 +1,133 @@
+"""The launcher's command line and its TOML file, with a stand-in for the launcher itself."""
+
+import pathlib
+import re
+
+import pytest
+
+from tf_gossip_pga.launch import command
+from tf_gossip_pga.launch.hosts import Host
+
+
+@pytest.fixture
+def launched(monkeypatch, tmp_path):
+    """Run the command line, and return the number of workers and the settings of the launch."""
+    script = tmp_path / "script.py"
+    script.touch()
+
+    def main(*arguments):
+        seen = []
+        monkeypatch.setattr(command, "run", lambda *each, **settings: seen.append((each, settings)))
+        command.main([*arguments, str(script)])
+        ((_, workers, restarts), settings) = seen[0]
+        return {"workers": workers, "max_restarts": restarts, **settings}
+
+    return main
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text):
+        file = tmp_path / "run.toml"
+        file.write_text(text)
+        return f"--config={file}"
+
+    return write
+
+
+def test_two_local_workers_are_the_default(launched):
+    found = launched()
+    assert (found["workers"], found["hosts"], found["env"], found["log_dir"]) == (2, None, {}, None)
+
+
+@pytest.mark.parametrize("form", [["-H", "a:2,b"], ["--hosts=a:2,b"], ["-Ha:2,b"]])
+def test_hosts_replace_local_workers(launched, form):
+    found = launched(*form)
+    assert (found["workers"], found["hosts"]) == (None, [Host("a", 2), Host("b")])
+
+
+def test_hosts_may_be_listed_in_a_file(launched, tmp_path):
+    (tmp_path / "hosts").write_text("a slots=2\n")
+    assert launched("--hostfile", str(tmp_path / "hosts"))["hosts"] == [Host("a", 2)]
+
+
+def test_variables_are_set_or_passed_on(launched, monkeypatch):
+    monkeypatch.setenv("PASSED", "kept")
+    found = launched("--env=A=1", "--env", "PASSED", "--env=B=x=y", "--env=A=2", "--env=C=")
+    assert found["env"] == {"A": "2", "PASSED": "kept", "B": "x=y", "C": ""}
+
+
+def test_a_file_has_the_options_by_name(launched, config):
+    found = launched(
+        config(
+            'hosts = "a:2,b:2"\nmin-workers = 3\nrejoins = 1\nmax-restarts = 2\n'
+            'gpus-per-worker = 2\nshare-gpus = true\nverbose = false\nlog-dir = "logs"\n'
+            'env = ["A=1", "B=2"]\n'
+        )
+    )
+    assert found == {
+        "workers": None,
+        "hosts": [Host("a", 2), Host("b", 2)],
+        "min_workers": 3,
+        "rejoins": 1,
+        "max_restarts": 2,
+        "gpus_per_worker": 2,
+        "share_gpus": True,
+        "verbose": False,
+        "log_dir": "logs",
+        "env": {"A": "1", "B": "2"},
+    }
+
+
+def test_the_command_line_takes_precedence_over_the_file(launched, config):
+    file = config('hosts = "a,b"\nrejoins = 1\nenv = ["A=1", "B=1"]\n')
+    found = launched("--rejoins=2", file, "--env=B=2")
+    assert (found["rejoins"], found["env"]) == (2, {"A": "1", "B": "2"})
+    found = launched("--workers=3", file)  # another place, so that of the file does not count
+    assert (found["workers"], found["hosts"]) == (3, None)
+    assert launched("-H", "c", file)["hosts"] == [Host("c")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers=2", "-H", "a"], "--workers and --hosts are both given. Give --workers=N to"),
+        (["-H", "a", "--hostfile=b"], "--hosts and --hostfile are both given"),
+        (["-H", "a:0"], "-H must list hosts such as a:2,user@b:2, with at least one slot each"),
+        (["-H", "a:2", "--min-workers=3"], "--min-workers must be from 1 to 2, received 3"),
+        (["--env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE is not set here. Set it, or give NAME="),
+        (["--env", "=1"], "--env must be NAME=VALUE or NAME, and not TF_CONFIG"),
+        (["--env", "TF_CONFIG={}"], "--env must be NAME=VALUE or NAME, and not TF_CONFIG"),
+        (["--config=no_such.toml"], "--config 'no_such.toml' cannot be read: "),
+    ],
+)
+def test_bad_arguments_are_errors(launched, capsys, arguments, message):
+    with pytest.raises(SystemExit) as error:
+        launched(*arguments)
+    assert error.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_file_in_the_guide_is_accepted(launched, config, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", "/data")
+    guide = pathlib.Path(__file__).parents[2] / "docs" / "guides" / "ssh.md"
+    example = re.search(r"^```toml\n(.*?)^```$", guide.read_text(), re.M | re.S)
+    assert example and launched(config(example[1]))["min_workers"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("workers = ", "cannot be read: Invalid value"),
+        ("worker = 4", "has the unknown key 'worker'. Accepted are env, gpus-per-worker, hostfile"),
+        ("config = 'x'", "has the unknown key 'config'"),
+        ("workers = 1.5", "workers must be text, a whole number, true, false or a list of texts"),
+        ("workers = 'two'", "argument --workers: invalid int value: 'two'"),
+        ("workers = 2\nhosts = 'a'", "--workers and --hosts are both given"),
+    ],
+)
+def test_a_bad_file_is_an_error(launched, config, capsys, content, message):
+    with pytest.raises(SystemExit) as error:
+        launched(config(content))
+    assert error.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,48 @@
+"""Read the launcher's options from a TOML file."""
+
+from __future__ import annotations
+
+import pathlib
+import tomllib
+from collections.abc import Collection
+from typing import Any
+
+
+def arguments(path: str, known: Collection[str]) -> list[str]:
+    """Return the options in a file as command-line arguments.
+
+    Args:
+      path: a TOML file. Its keys are the names of options without `--`: `workers = 4`,
+        `log-dir = "logs"`, `share-gpus = true`, `env = ["A=1", "B"]`.
+      known: the accepted keys.
+
+    Returns:
+      Arguments such as `"--workers=4"`.
+
+    Raises:
+      ValueError: the file cannot be read, is not TOML, or has an unknown key or a value that is not
+        text, a whole number, true, false or a list of texts.
+    """
+    try:
+        content = tomllib.loads(pathlib.Path(path).read_text())
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not TOML
+        raise ValueError(f"--config {path!r} cannot be read: {error}") from None
+    unknown = sorted(set(content) - set(known))
+    if unknown:
+        raise ValueError(
+            f"--config {path!r} has the unknown key {unknown[0]!r}. Accepted are "
+            f"{', '.join(sorted(known))}."
+        )
+    return [each for name, value in content.items() for each in _options(path, name, value)]
+
+
+def _options(path: str, name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}"] * value
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, str | int) for each in values):
+        raise ValueError(
+            f"--config {path!r}: {name} must be text, a whole number, true, false or a list of "
+            f"texts; received {value!r}."
+        )
+    return [f"--{name}={each}" for each in values]

@@ -1,0 +1,159 @@
+"""Start workers on other hosts over ssh, each with an agent (`agent`) that stops it in time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+
+from tf_gossip_pga.cluster import ports
+from tf_gossip_pga.launch import environment
+from tf_gossip_pga.launch.environment import Shared
+from tf_gossip_pga.launch.hosts import Host
+from tf_gossip_pga.launch.workers import Job, Worker
+
+# BatchMode: fail instead of asking for a password. ServerAliveInterval: end after three times this
+# number of seconds if the host or the network is gone.
+SSH = ["ssh", "-T", "-oBatchMode=yes", "-oConnectTimeout=10", "-oServerAliveInterval=15"]
+
+# Any shell can run this with `sh -c`. $1 is the directory, $2 is Python, and the rest is for env.
+_SCRIPT = (
+    'cd "$1" || { echo "Create this directory on the host, or start the launcher in one that all '
+    'hosts have."; exit 1; }; '
+    'test -x "$2" || { echo "There is no Python at $2 on this host. Install the environment at the '
+    'same path on all hosts."; exit 127; }; '
+    'shift 2; exec env "$@"'
+)
+
+SSH_FAILED = 255  # ssh's exit code for its own failures
+
+_AGENT = "tf_gossip_pga.launch.agent"
+_ANSWER_S = 1.0  # deadline for a worker to answer whether it waits for others to start
+
+_OF_SIGNALS = {128 + each for each in signal.Signals}  # exit codes of an agent
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Describe the worker that an agent starts.
+
+    Attributes:
+      command: program and arguments.
+      variables: the variables of `environment.of_worker`.
+      task: number of the worker on its host, counted from 0.
+      workers: number of workers on this host.
+      gpus_per_worker: number of GPUs for each worker, if this host has GPUs.
+      share_gpus: whether several workers may use one GPU.
+    """
+
+    command: list[str]
+    variables: dict[str, str]
+    task: int
+    workers: int
+    gpus_per_worker: int
+    share_gpus: bool
+
+
+class RemoteWorker(Worker):
+    """A worker on another host: a process of ssh, whose input an agent reads.
+
+    Args:
+      host: the host.
+      rank: the worker's rank.
+      request: what the agent starts.
+    """
+
+    def __init__(self, host: Host, rank: int, request: Request):
+        self._host = host
+        input_end, self._input = os.pipe()
+        command = [*SSH, host.name, _shell_command()]
+        try:
+            super().__init__(command, rank, os.environ, terminal=False, stdin=input_end)
+        finally:
+            os.close(input_end)
+        self._send(json.dumps(dataclasses.asdict(request)))
+
+    @property
+    def returncode(self) -> int | None:
+        """The worker's exit code, as for a local worker, or 255 if ssh itself has failed."""
+        code = super().returncode
+        return 128 - code if code in _OF_SIGNALS else code
+
+    @property
+    def ending(self) -> str:
+        """How the worker ended, or that ssh has failed, in words."""
+        if self.returncode != SSH_FAILED:
+            return super().ending
+        return (
+            f"a failure of ssh to {self._host.name}, exit code {SSH_FAILED} (check that "
+            f"`ssh -o BatchMode=yes {self._host.name} true` works)"
+        )
+
+    def signal(self, number: int) -> None:
+        """Let the agent send a signal to the worker and its children."""
+        self._send(signal.Signals(number).name)
+
+    def close(self) -> None:
+        """Close the connection and the output of a worker that has been stopped."""
+        os.close(self._input)  # at the end of its input, an agent that still runs ends its worker
+        self.process.kill()
+        self.process.wait()
+        super().close()
+
+    def _send(self, line: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # ssh has ended
+            os.write(self._input, f"{line}\n".encode())
+
+
+def job(
+    command: Sequence[str],
+    hosts: Sequence[Host],
+    shared: Shared,
+    gpus_per_worker: int,
+    share_gpus: bool,
+) -> Job:
+    """Return the job of workers on other hosts.
+
+    Args:
+      command: program and arguments.
+      hosts: the hosts. Each gets as many consecutive ranks as it has slots.
+      shared: what all workers share.
+      gpus_per_worker: number of GPUs for each worker, on hosts with GPUs.
+      share_gpus: whether several workers may use one GPU.
+
+    Raises:
+      ValueError: this machine has no ssh, `TF_GOSSIP_PGA_PORT` does not hold a port, or there are
+        too few ports.
+    """
+    if shutil.which(SSH[0]) is None:
+        raise ValueError(
+            "There is no ssh in PATH. Install the OpenSSH client (package openssh-client or "
+            "openssh-clients), or start the workers on this machine with --workers=N."
+        )
+    places = [(host, task) for host in hosts for task in range(host.slots)]
+    first = ports.first(os.environ, secrets.token_hex(16), max(host.slots for host in hosts))
+    addresses = [f"{host.address}:{ports.of_task(first, task)}" for host, task in places]
+
+    def start(rank: int, joins: bool) -> Worker:
+        host, task = places[rank]
+        variables = environment.of_worker(addresses, rank, shared, joins=joins)
+        gpus = (gpus_per_worker, share_gpus)
+        return RemoteWorker(host, rank, Request(list(command), variables, task, host.slots, *gpus))
+
+    return Job(addresses, start, _ANSWER_S)
+
+
+def _shell_command() -> str:
+    """Return the command line that starts an agent, for the shell of another host."""
+    # Other users can read command lines, so secrets are sent to the agent's standard input.
+    path = os.environ.get("PYTHONPATH")
+    variables = [f"PYTHONPATH={path}"] if path else []
+    started = [*variables, sys.executable, "-m", _AGENT]
+    return shlex.join(["sh", "-c", _SCRIPT, "sh", os.getcwd(), sys.executable, *started])

@@ -1,0 +1,154 @@
+"""Print what an issue report needs: versions, hardware, and how the cluster would be found."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+
+from tf_gossip_pga import __version__
+from tf_gossip_pga.cluster import detect
+from tf_gossip_pga.launch import gpus
+
+_PACKAGES = ("tensorflow", "keras", "numpy")
+_DRIVER = pathlib.Path("/proc/driver/nvidia/version")
+
+# Variables to print, in addition to those from which the cluster would be found.
+_SHOWN = re.compile(
+    r"TF_(GOSSIP_PGA|CPP|NUM|USE|FORCE|XLA|ENABLE)_.*|(KERAS|NCCL)_.*|CUDA_VISIBLE_DEVICES|XLA_FLAGS"
+    r"|no_proxy|no_grpc_proxy"
+)
+_SECRET = re.compile(r".*(SECRET|PASSWORD|TOKEN|KEY)")
+
+_FORM = """\
+<!-- Host names and addresses follow. Remove what must not be public. -->
+| | |
+|---|---|
+{table}
+
+```sh
+{variables}
+```"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line of `gossip-pga env`.
+
+    Args:
+      argv: the arguments after the program name. Default None: those of the current process.
+
+    Returns:
+      The exit code, 0.
+
+    Raises:
+      SystemExit: an argument is invalid (code 2), or `--help` is given.
+    """
+    parser = argparse.ArgumentParser(
+        prog="gossip-pga env",
+        description="Print what an issue report needs, as Markdown: versions, hardware, and how "
+        "the cluster would be found. Values of secrets are left out.",
+    )
+    parser.parse_args(argv)
+    print(report(os.environ))
+    return 0
+
+
+def report(variables: Mapping[str, str]) -> str:
+    """Return the report as Markdown.
+
+    Args:
+      variables: the environment variables to report.
+    """
+    recorder = _Recorder(variables)
+    rows = [*_software(), *_hardware(), ("addresses of this host's name", _own_addresses())]
+    rows.append(("cluster", _cluster(recorder)))
+    names = sorted(recorder.read | {name for name in variables if _SHOWN.fullmatch(name)})
+    return _FORM.format(
+        table="\n".join(f"| {name} | {value} |" for name, value in rows),
+        variables="\n".join(f"{name}={_value(name, variables[name])}" for name in names),
+    )
+
+
+class _Recorder(Mapping[str, str]):
+    """Remember which environment variables were read and are set.
+
+    Attributes:
+      read: names of these variables.
+    """
+
+    def __init__(self, variables: Mapping[str, str]):
+        self._variables = variables
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        value = self._variables[name]
+        self.read.add(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+
+def _software() -> Iterator[tuple[str, str]]:
+    yield "tf_gossip_pga", __version__
+    yield "Python", platform.python_version()
+    for name in _PACKAGES:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield name, "not installed"
+    system = ""
+    with contextlib.suppress(OSError):  # no /etc/os-release
+        system = platform.freedesktop_os_release()["PRETTY_NAME"]
+    yield "system", system or platform.system()
+    yield "kernel", f"{platform.release()}, {platform.machine()}"
+
+
+def _hardware() -> Iterator[tuple[str, str]]:
+    usable = len(os.sched_getaffinity(0))
+    yield "CPUs", f"{os.cpu_count()}, of which this process may use {usable}"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield "memory", f"{memory / 2**30:.1f} GiB"
+    yield "GPUs that a worker would see", str(len(gpus.visible()))
+    driver = "not found"
+    with contextlib.suppress(OSError):
+        driver = _DRIVER.read_text().partition("\n")[0].removeprefix("NVRM version:").strip()
+    yield "NVIDIA driver", driver
+
+
+def _own_addresses() -> str:
+    """Return the addresses of this host's name, which other hosts may see differently."""
+    try:
+        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return str(error)
+    return ", ".join(dict.fromkeys(str(each[4][0]) for each in found))
+
+
+def _cluster(variables: Mapping[str, str]) -> str:
+    """Describe the place that `initialize` would find, or its error, on one line."""
+    try:
+        place = detect.find(variables)
+    except ValueError as error:
+        return f"error: {' '.join(str(error).split())}"
+    if not place.found_by:
+        return "none: a single worker"
+    where = ", ".join(place.addresses)
+    if place.rendezvous:
+        where = f"rendezvous at {place.rendezvous.hosts[0]}:{place.rendezvous.port}"
+    return f"rank {place.rank} of {place.size}, found by {place.found_by}: {where}"
+
+
+def _value(name: str, value: str) -> str:
+    """Return the value of a variable, unless it is a secret."""
+    is_secret = _SECRET.match(name) and not name.endswith("_FILE")
+    return f"(not shown, {len(value)} characters)" if is_secret else value
