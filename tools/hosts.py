@@ -69,11 +69,12 @@ class Host:
         arguments = ["sh", "-ec", command] if isinstance(command, str) else list(command)
         return _output([*self._enter(), *arguments])
 
-    def processes(self) -> list[str]:
-        """Return the command lines of all running processes on this host, except its first."""
-        listed = "for each in /proc/[0-9]*; do tr '\\0' ' ' < $each/cmdline; echo; done"
-        lines = map(str.strip, self.run(f"exec 2> /dev/null; {listed}").splitlines())
-        return [line for line in lines if line and line != "cat" and "/proc/[0-9]*" not in line]
+    def processes(self) -> dict[int, str]:
+        """Return the command lines of all running processes on this host by their ids there."""
+        listed = "for each in /proc/[0-9]*; do echo $each $(tr '\\0' ' ' < $each/cmdline); done"
+        lines = self.run(f"exec 2> /dev/null; set +e; {listed}; true").splitlines()
+        split = [line.removeprefix("/proc/").partition(" ") for line in lines]
+        return {int(number): command for number, _, command in split if command}
 
     def shape(self, mbit: float) -> None:
         """Limit what this host sends to `mbit` Mbit/s."""

@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +21,7 @@ from tools import services
 pytestmark = [pytest.mark.multiprocess, pytest.mark.clusters]
 
 ROOT = pathlib.Path(__file__).parents[2]
+RUN = [sys.executable, "-m", "tf_gossip_pga", "run", "-H", "host0:1,host1:2"]
 SCRIPT = [sys.executable, "-m", "tests.support.starter_script"]
 
 
@@ -114,7 +116,8 @@ def _assert_one_cluster(output: str, size: int):
 
 
 def test_srun_with_uneven_tasks_makes_one_cluster(slurm, tmp_path):
-    command = ["srun", "--nodes=2", "--ntasks=3", *SCRIPT, str(tmp_path), "2"]
+    (tmp_path / "stop").touch()
+    command = ["srun", "--nodes=2", "--ntasks=3", *SCRIPT, str(tmp_path)]
     output = slurm.start(command).ended(deadlines.Deadline(deadlines.long()))
     _assert_one_cluster(output, 3)
     assert "3 workers on 2 hosts" in output
@@ -124,10 +127,12 @@ def test_srun_with_uneven_tasks_makes_one_cluster(slurm, tmp_path):
 def test_a_killed_task_of_slurm_is_survived(slurm, tmp_path):
     deadline = deadlines.Deadline(deadlines.long())
     srun = ["srun", "--nodes=2", "--ntasks=3", "--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
-    running = slurm.start([*srun, *SCRIPT, str(tmp_path), "400"])
+    running = slurm.start([*srun, *SCRIPT, str(tmp_path)])
     deadline.until(lambda: any(tmp_path.glob("checkpoint-*")))
     (killed,) = re.findall(r"start (\d+) rank 1 of 3", running.output)
     slurm.hosts[0].run(["kill", "-9", killed])
+    deadline.until(lambda: "continues without rank 1" in running.output)
+    (tmp_path / "stop").touch()
     running.process.wait(deadline.remaining())
     assert [(rank, members) for rank, members, _ in _trained(running.output)] == [
         ("0", "0,2"),
@@ -141,7 +146,7 @@ def test_sigterm_saves_and_slurm_starts_the_job_again(slurm, tmp_path):
     script = tmp_path / "job.sh"
     script.write_text(
         "#!/bin/bash\n"
-        f"srun {' '.join(SCRIPT)} {folder} 100000\n"
+        f"srun {' '.join(SCRIPT)} {folder}\n"
         "code=$?\n"
         'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi\n'
         'exit "$code"\n'
@@ -151,9 +156,10 @@ def test_sigterm_saves_and_slurm_starts_the_job_again(slurm, tmp_path):
     job = submitted.ended(deadline).strip()
     deadline.until(lambda: any(folder.glob("checkpoint-*")))
     slurm.hosts[0].run(["scancel", "--signal=TERM", job])
+    deadline.until(lambda: log.read_text().count("preempted rank") == 3)
+    (folder / "stop").touch()
     deadline.until(lambda: len(_trained(log.read_text())) == 3)
     output = log.read_text()
-    assert output.count("preempted rank") == 3
     _assert_one_cluster(output, 3)
 
 
@@ -163,7 +169,40 @@ def test_mpirun_on_two_hosts_makes_one_cluster(ssh, tmp_path):
     except hosts_lib.NoHostsError as reason:
         pytest.skip(str(reason))
     mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2", "-H", "host0,host1"]
-    running = ssh.start([*mpirun, *SCRIPT, str(tmp_path), "2"])
+    (tmp_path / "stop").touch()
+    running = ssh.start([*mpirun, *SCRIPT, str(tmp_path)])
     output = running.ended(deadlines.Deadline(deadlines.long()))
     _assert_one_cluster(output, 2)
     assert "Found by Open MPI's variables" in output
+
+
+def test_gossip_pga_run_starts_workers_over_ssh_and_restarts_a_killed_one(ssh, tmp_path):
+    deadline = deadlines.Deadline(deadlines.long())
+    running = ssh.start([*RUN, "--rejoins=1", *SCRIPT[1:], str(tmp_path)])
+    deadline.until(lambda: any(tmp_path.glob("checkpoint-*")))
+    (killed,) = re.findall(r"start (\d+) rank 2 of 3", running.output)
+    ssh.hosts[1].run(["kill", "-9", killed])
+    deadline.until(lambda: "admitted rank 2" in running.output, lambda: running.output)
+    (tmp_path / "stop").touch()
+    output = running.ended(deadline)
+    _assert_one_cluster(output, 3)
+    assert "Rank 2 failed with signal SIGKILL. The launcher restarts it" in output
+
+
+def test_nothing_is_left_on_any_host_when_the_launcher_is_killed(ssh, tmp_path):
+    deadline = deadlines.Deadline(deadlines.long())
+    running = ssh.start([*RUN, *SCRIPT[1:], str(tmp_path)])
+    deadline.until(lambda: any(tmp_path.glob("checkpoint-*")))
+    assert [len(_running(host, "-m tests.support.starter_script")) for host in ssh.hosts] == [1, 2]
+    (launcher,) = _running(ssh.hosts[0], "-m tf_gossip_pga run")
+    ssh.hosts[0].run(["kill", "-9", str(launcher)])
+    killed = time.monotonic()
+    deadline.until(lambda: not any(_running(host, "-m t") for host in ssh.hosts))
+    print(f"Nothing was left after {time.monotonic() - killed:.1f} s.")
+    running.process.wait(deadline.remaining())
+
+
+def _running(host: hosts_lib.Host, arguments: str) -> list[int]:
+    """Return the ids of the host's Python processes whose arguments begin like this."""
+    wanted = re.compile(rf"\S*python\S* {arguments}")
+    return [number for number, line in host.processes().items() if wanted.match(line)]

@@ -1,12 +1,13 @@
 """A user's script, which tests start by `srun`, `mpirun`, ssh and others.
 
-    python -m tests.support.starter_script FOLDER EPOCHS
+    python -m tests.support.starter_script FOLDER
 
-If SIGTERM stops the training, it ends with code 75. Resumed from a checkpoint, it trains two more
-epochs.
+It trains, and saves checkpoints in the folder, until the folder contains a file `stop`. If SIGTERM
+stops the training, it ends with code 75.
 """
 
 import os
+import pathlib
 import sys
 
 import keras
@@ -16,7 +17,7 @@ import tensorflow as tf
 import tf_gossip_pga as pga
 
 
-def main(folder: str, epochs: int):
+def main(folder: pathlib.Path):
     cluster = pga.initialize()
     print("start", os.getpid(), "rank", cluster.rank, "of", cluster.size, flush=True)
     keras.utils.set_random_seed(1)
@@ -26,16 +27,21 @@ def main(folder: str, epochs: int):
     model.compile(keras.optimizers.SGD(1e-3), "mse")
     gossip = pga.GossipPGA(H=4, on_worker_lost="continue")
     checkpoint = pga.Checkpoint(gossip, folder)
+
+    def stop_if_asked(epoch, logs):
+        model.stop_training |= (folder / "stop").exists()
+
+    stopping = keras.callbacks.LambdaCallback(on_epoch_end=stop_if_asked)
     first = checkpoint.restore(model)
-    epochs = first + 2 if first else epochs
-    model.fit(data, epochs=epochs, initial_epoch=first, verbose=0, callbacks=[gossip, checkpoint])
+    callbacks = [gossip, stopping, checkpoint]
+    model.fit(data, epochs=10**6, initial_epoch=first, verbose=0, callbacks=callbacks)
     if checkpoint.preempted:
         print("preempted", "rank", cluster.rank, flush=True)
         sys.exit(75)
-    members = ",".join(map(str, pga.initialize().members))
+    members = ",".join(map(str, cluster.members))
     total = float(sum(np.abs(each).sum() for each in model.get_weights()))
     print("trained", "rank", cluster.rank, "members", members, "sum", total, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(pathlib.Path(sys.argv[1]))

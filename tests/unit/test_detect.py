@@ -355,8 +355,8 @@ def test_a_process_that_cannot_know_its_cluster_does_not_train(variables, seen, 
         ("train-2", ".svc", pod(1), "'train-2.svc' does not have the form NAME-1.SUBDOMAIN"),
         ("node7", ".svc", pod(1), "'node7.svc' does not have the form"),  # hostNetwork
         ("train-2", ".svc", pod(2), "JOB_COMPLETION_INDEX must be a number from 0 to 1"),
-        ("train-0", ".svc", pod(0, 0), "TF_GOSSIP_PGA_WORKERS must be a number from 1"),
-        ("train-0", ".svc", pod(0, "two"), "TF_GOSSIP_PGA_WORKERS must be a number from 1"),
+        ("train-0", ".svc", pod(0, 0), "TF_GOSSIP_PGA_WORKERS must be a whole number >= 1"),
+        ("train-0", ".svc", pod(0, "two"), "TF_GOSSIP_PGA_WORKERS must be a whole number >= 1"),
         ("train-0", ".svc", pod("x"), "JOB_COMPLETION_INDEX must be a number from 0 to 1"),
     ],
 )

@@ -52,7 +52,7 @@ def place_of(environment: Mapping[str, str], host_name: str) -> Place:
     pod, _, domain = host_name.partition(".")
     try:
         if not size:
-            raise ValueError(f"{WORKERS} must be a number from 1")
+            raise ValueError(f"{WORKERS} must be a whole number >= 1")
         index = whole(environment, INDEX, size)
         if not pod.endswith(f"-{index}") or not domain:
             raise ValueError(

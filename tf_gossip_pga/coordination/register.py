@@ -1,6 +1,7 @@
-"""Record which workers have called rank 0 in the rendezvous, without using sockets.
+"""Keep rank 0's list of the workers that have called it in the rendezvous.
 
-See `rendezvous`. Rank 0's `Register` turns each `Call` into an `Answer`.
+`rendezvous` receives the calls and uses the sockets. Rank 0's `Register` turns each `Call` into an
+`Answer`.
 """
 
 from __future__ import annotations
