@@ -147,6 +147,12 @@ def test_a_failure_of_ssh_is_reported_in_its_words():
     assert "  ssh: connect to host closed port 22: Connection refused" in text
 
 
+@pytest.mark.parametrize(("workers", "hosts"), [(2, [launch.Host("a")]), (None, [])])
+def test_workers_start_either_here_or_on_hosts(workers, hosts):
+    with pytest.raises(ValueError, match=r"Give either workers, .*received workers="):
+        launch.launch(["true"], workers, hosts=hosts)
+
+
 def test_without_ssh_nothing_starts(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"There is no ssh in PATH\. Install the OpenSSH client"):

@@ -14,7 +14,6 @@ from tf_gossip_pga import _validate
 from tf_gossip_pga.coordination import roll_call_sockets
 from tf_gossip_pga.errors import LaunchError
 from tf_gossip_pga.launch import environment, gpus, remote
-from tf_gossip_pga.launch import hosts as hosts_lib
 from tf_gossip_pga.launch.environment import Shared
 from tf_gossip_pga.launch.hosts import Host
 from tf_gossip_pga.launch.logs import Logs
@@ -79,7 +78,6 @@ def launch(
         job = _local(command, count, shared, per_worker, share_gpus, terminal)
     else:
         job = remote.job(command, hosts, shared, per_worker, share_gpus)
-        screen.notice(f"Starting workers over ssh: {hosts_lib.listed(hosts)}.")
     return _follow(job, screen, log_dir, limits)
 
 
@@ -135,6 +133,8 @@ def _follow(job: Job, screen: Screen, log_dir: str | None, limits: dict[str, Any
         contextlib.closing(Logs(log_dir, count)) as logs,
         contextlib.closing(Crew(job.start)) as crew,
     ):
+        if job.notice:
+            screen.notice(job.notice)
         crew.start(count)
         try:
             return Watch(crew, screen, logs, **limits, is_starting=_starting(job)).run()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from tf_gossip_pga.cluster import ports
 from tf_gossip_pga.launch import environment
+from tf_gossip_pga.launch import hosts as hosts_lib
 from tf_gossip_pga.launch.environment import Shared
 from tf_gossip_pga.launch.hosts import Host
 from tf_gossip_pga.launch.workers import Job, Worker
@@ -147,7 +148,8 @@ def job(
         gpus = (gpus_per_worker, share_gpus)
         return RemoteWorker(host, rank, Request(list(command), variables, task, host.slots, *gpus))
 
-    return Job(addresses, start, _ANSWER_S)
+    notice = f"Starting workers over ssh: {hosts_lib.listed(hosts)}."
+    return Job(addresses, start, _ANSWER_S, notice)
 
 
 def _shell_command() -> str:

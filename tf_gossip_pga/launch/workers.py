@@ -99,11 +99,13 @@ class Job:
       addresses: `"host:port"` of each worker, in rank order.
       start: function `(rank, joins)` that starts a worker, as for `Crew`.
       answer_s: deadline for a running worker to answer a connection, in seconds.
+      notice: a line to print before the workers start. Empty: none.
     """
 
     addresses: list[str]
     start: Callable[[int, bool], Worker]
     answer_s: float
+    notice: str = ""
 
 
 class Crew:
