@@ -12,6 +12,7 @@ SECTIONS = {
     "Guides": (
         "guides/quickstart",
         "guides/several-machines",
+        "guides/doctor",
         "guides/slurm",
         "guides/kubernetes",
         "guides/ray",

@@ -1,0 +1,118 @@
+"""Read lists of hosts in the forms of Horovod and mpirun."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterable
+
+# A name must not begin with "-", or ssh would take it for an option.
+_NAME = r"(?P<name>([A-Za-z0-9_][\w.+-]*@)?([A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:.]+\]))"
+_ENTRY = re.compile(rf"{_NAME}(:(?P<slots>[0-9]{{1,6}}))?", re.ASCII)
+_LINE = re.compile(
+    rf"{_NAME}((:|\s+slots\s*=\s*)(?P<slots>[0-9]{{1,6}}))?(\s+max[-_]slots\s*=\s*[0-9]+)?",
+    re.ASCII,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """A host and how many workers to start on it.
+
+    Attributes:
+      name: the host as ssh accepts it: `"a"`, `"user@a"` or an IPv6 address without brackets.
+      slots: number of workers. Default 1.
+    """
+
+    name: str
+    slots: int = 1
+
+    @property
+    def address(self) -> str:
+        """The host as it stands before a port: without `user@`, and IPv6 in brackets."""
+        name = self.name.rpartition("@")[2]
+        return f"[{name}]" if ":" in name else name
+
+
+def parse(text: str) -> list[Host]:
+    """Return the hosts in a list such as `"a:2,user@b:2"`.
+
+    A host without a number has one slot. If a host is listed several times, its slots add up.
+
+    Args:
+      text: the value of `-H`.
+
+    Raises:
+      ValueError: the list is empty, or an entry has another form. The message quotes it.
+
+    Example:
+      >>> parse("a:2,user@b")
+      [Host(name='a', slots=2), Host(name='user@b', slots=1)]
+    """
+    accepted = "-H must list hosts such as a:2,user@b:2, with at least one slot each"
+    found = _merged(_host(_ENTRY, part.strip(), accepted) for part in text.split(","))
+    _check(found)
+    return found
+
+
+def read(path: str) -> list[Host]:
+    """Return the hosts in a file with one host a line: `a slots=2`, `a:2` or `a`.
+
+    Blank lines and comments, which begin with `#`, are skipped. As mpirun does, add up the slots of
+    a host that is listed several times, as in the files of PBS.
+
+    Args:
+      path: the value of `--hostfile`.
+
+    Raises:
+      ValueError: the file cannot be read, lists no hosts, or has a line of another form.
+    """
+    try:
+        lines = pathlib.Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--hostfile {path!r} cannot be read: {error}") from None
+    accepted = f"--hostfile {path!r} must have a host on each line, such as `a slots=2` or `a:2`"
+    plain = [line.partition("#")[0].strip() for line in lines]
+    found = _merged(_host(_LINE, line, accepted) for line in plain if line)
+    if not found:
+        raise ValueError(f"{accepted}; it has none.")
+    _check(found)
+    return found
+
+
+def listed(hosts: Iterable[Host]) -> str:
+    """Return how many workers each host gets, for messages: `"2 on a, 1 on b"`."""
+    return ", ".join(f"{host.slots} on {host.address}" for host in hosts)
+
+
+def _host(form: re.Pattern[str], text: str, accepted: str) -> Host:
+    match = form.fullmatch(text)
+    slots = int(match["slots"] or 1) if match else 0
+    if match is None or slots < 1:
+        raise ValueError(f"{accepted}; received {text!r}.")
+    return Host(re.sub(r"[\[\]]", "", match["name"]), slots)
+
+
+def _merged(hosts: Iterable[Host]) -> list[Host]:
+    """Return each host once, in the order of the first mention, with the sum of its slots."""
+    slots: dict[str, int] = {}
+    for host in hosts:
+        slots[host.name] = slots.get(host.name, 0) + host.slots
+    return [Host(name, count) for name, count in slots.items()]
+
+
+def _check(hosts: list[Host]) -> None:
+    """Raise `ValueError` if the workers could not use these names for each other."""
+    addresses = [host.address for host in hosts]
+    for address in addresses:
+        if addresses.count(address) > 1:
+            raise ValueError(
+                f"{address} is listed for several users. List each host for one user, with all of "
+                "its slots."
+            )
+        if len(hosts) > 1 and re.match(r"localhost|127\.|\[::1\]", address):
+            raise ValueError(
+                f"{address} is a different machine on each host. Give the name or address by which "
+                "the other hosts reach it."
+            )
