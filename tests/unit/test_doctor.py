@@ -192,7 +192,7 @@ def test_a_name_that_leads_back():
     assert shown(found) == (
         "name",
         ["a", "b"],
-        "On a, the name b resolves to 127.0.1.1, which is a itself.",
+        "On a, the name b resolves to 127.0.1.1, which leads back to the same host.",
         r"""ssh a 'sudo sed -i "s/^127\.0\.1\.1\b/10.0.0.2/" /etc/hosts'""",
     )
 
@@ -224,6 +224,10 @@ def test_a_name_that_does_not_resolve():
         "On a, the name b does not resolve: Name or service not known.",
         """ssh a 'sudo sed -i "1i 10.0.0.2 b" /etc/hosts'""",
     )
+    facts(found, "c").addresses["b"] = []
+    facts(found, "c").unresolved["b"] = "Name or service not known"
+    assert only(found).seen.startswith("On a and c, the name b does not resolve")
+    assert len(only(found).remedy.splitlines()) == 2
 
 
 def test_a_name_that_leads_to_a_third_host():

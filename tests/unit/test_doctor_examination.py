@@ -37,13 +37,19 @@ exec sh -c "$*"
 
 @pytest.fixture
 def fake_ssh(tmp_path, monkeypatch):
+    """A function that returns the processes of a test, of which none must be left at its end."""
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "ssh"
     script.write_text(SSH)
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("TF_GOSSIP_PGA_PORT", str(port()))
+    before = processes.marked().keys()
+    yield lambda: processes.marked().keys() - before
+    deadlines.Deadline(30).until(
+        lambda: not processes.marked().keys() - before,
+        lambda: f"Still running: {processes.marked()}",
+    )
 
 
 def port() -> int:
@@ -58,13 +64,6 @@ def ports() -> list[int]:
 
 def over_ssh(*names):
     return starting.targets([Host(name) for name in names], os.environ)
-
-
-def nothing_is_left():
-    deadlines.Deadline(30).until(
-        lambda: not processes.marked().keys() - {os.getpid()},
-        lambda: f"Still running: {processes.marked()}",
-    )
 
 
 # ---- Between two listeners in this process ------------------------------------------------------
@@ -216,7 +215,6 @@ def test_hosts_over_ssh(fake_ssh, tmp_path):
     assert not [each for each in tmp_path.iterdir() if each.name != "bin"]
     kinds = {each.kind for each in doctor.findings(found)}
     assert kinds == {"machine", "name"}  # each name is one of the loopback interface
-    nothing_is_left()
 
 
 def test_a_host_that_cannot_be_reached(fake_ssh, capsys):
@@ -248,7 +246,6 @@ def test_hosts_that_never_answer(fake_ssh, monkeypatch):
         "silent does not answer in time when asked to describe itself.",
         "stubborn does not answer in time when asked to describe itself.",
     ]
-    nothing_is_left()
 
 
 # Answers the first requests as an examiner does, and then never again.
@@ -277,7 +274,6 @@ def test_an_examiner_that_falls_silent(last, fake_ssh, monkeypatch, tmp_path):
     assert found.hosts[0].trouble is None
     assert (found.hosts[1].trouble.kind, found.hosts[1].trouble.request) == ("silent", last)
     assert not [each for each in tmp_path.iterdir() if each.name != "bin"]
-    nothing_is_left()
 
 
 def test_an_examiner_of_another_version():
@@ -304,14 +300,13 @@ def test_an_interrupted_doctor_leaves_nothing(number, fake_ssh):
     with doctor_process as process:
         # Itself, and what stands for ssh, or has become the examiner, on both hosts.
         deadlines.Deadline(30).until(
-            lambda: len(processes.marked().keys() - {os.getpid()}) >= 3, lambda: ""
+            lambda: len(fake_ssh()) >= 3, lambda: f"Running: {processes.marked()}"
         )
         process.send_signal(number)
         _, errors = process.communicate(timeout=deadlines.long())
     if number != signal.SIGKILL:
         assert process.returncode == 130
         assert errors.decode().endswith("Interrupted; all examiners were ended.\n")
-    nothing_is_left()
 
 
 def test_this_machine(capsys, monkeypatch):

@@ -37,31 +37,44 @@ _SEEN = {
 
 def names(found: Measurements) -> Iterator[Finding]:
     """Yield names that do not resolve, or that resolve to an address of the loopback interface."""
-    if len(found.hosts) == 1:
-        return
+    hosts = {host.name: host for host in found.hosts}
+    for (seen, name), misled in _misnamed(found).items():
+        address = _address_of(name, found) or "ADDRESS"
+        commands = [command_on(hosts[each], _edit(name, facts, address)) for each, facts in misled]
+        sources = [source for source, _ in misled]
+        yield Finding(
+            "name",
+            list(dict.fromkeys([*sources, name])),
+            f"On {listed(sources)}, {seen}",
+            "\n".join(commands),
+        )
+
+
+def _misnamed(found: Measurements) -> dict[tuple[str, str], list[tuple[str, Facts]]]:
+    """Return what is wrong with a name, and the name, with the hosts on which it is wrong."""
+    wrong: dict[tuple[str, str], list[tuple[str, Facts]]] = collections.defaultdict(list)
+    if len(found.hosts) == 1:  # it may call itself what it likes
+        return wrong
     for host, facts in found.examined():
         for other in found.hosts:
-            seen = _name(host.name, other.name, facts)
-            if not seen:
-                continue
-            edit = _edit(other.name, facts, _address_of(other.name, found) or "ADDRESS")
-            hosts = list(dict.fromkeys((host.name, other.name)))
-            yield Finding("name", hosts, seen, command_on(host, edit))
+            if seen := _name(host.name, other.name, facts):
+                wrong[seen, other.name].append((host.name, facts))
+    return wrong
 
 
 def _name(host: str, name: str, facts: Facts) -> str:
     """Return what is wrong with a name on a host, or an empty string."""
     if name in facts.unresolved:
-        return f"On {host}, the name {name} does not resolve: {facts.unresolved[name]}."
+        return f"the name {name} does not resolve: {facts.unresolved[name]}."
     if not _is_loopback(name, facts):
         return ""
     address = facts.addresses[name][0]
     if host == name:
         return (
-            f"On {host}, its own name resolves to {address}. A program that reports this address "
-            "to other hosts sends them back to themselves."
+            f"its own name resolves to {address}. A program that reports this address to other "
+            "hosts sends them back to themselves."
         )
-    return f"On {host}, the name {name} resolves to {address}, which is {host} itself."
+    return f"the name {name} resolves to {address}, which leads back to the same host."
 
 
 def _edit(name: str, facts: Facts, address: str) -> str:
@@ -96,7 +109,9 @@ def _is_local(address: str) -> bool:
 
 def ports(found: Measurements) -> Iterator[Finding]:
     """Yield ports of a host that some other hosts cannot connect to."""
-    misnamed = {tuple(finding.hosts) for finding in names(found)}
+    misnamed = {
+        (source, name) for (_, name), misled in _misnamed(found).items() for source, _ in misled
+    }
     closed: dict[tuple[str, str, str], dict[str, list[int]]] = {}
     for link in found.links:
         for attempt in _failed(link, found):

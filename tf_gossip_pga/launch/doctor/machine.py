@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import tf_gossip_pga
+from tf_gossip_pga import __version__
 from tf_gossip_pga.coordination import addresses as addresses_lib
 from tf_gossip_pga.launch import gpus
 from tf_gossip_pga.launch.doctor.measurements import COMPARED, PACKAGE, PYTHON, TENSORFLOW
@@ -57,7 +57,7 @@ def _version(name: str) -> str | None:
     if name == PYTHON:
         return platform.python_version()
     if name == PACKAGE:
-        return tf_gossip_pga.__version__
+        return __version__
     for each in _TENSORFLOWS if name == TENSORFLOW else (name,):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(each)

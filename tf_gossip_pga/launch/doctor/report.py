@@ -92,7 +92,7 @@ def _findings(findings: Sequence[Finding]) -> Iterator[str]:
     yield f"{len(findings)} finding{'s' * (len(findings) > 1)}:"
     for index, finding in enumerate(findings, 1):
         lines = [f"{index}. {finding.seen}", *finding.remedy.splitlines()]
-        yield "\n     ".join(lines)
+        yield "\n   ".join(lines)
 
 
 def _plan(found: Measurements) -> str:
