@@ -317,6 +317,8 @@ def test_a_link_that_breaks_under_load():
     assert (kind, hosts) == ("link", ["a", "b"])
     assert "opens but fails when it carries data (timed out)" in seen
     assert remedy == "Try smaller packets: ssh a 'sudo ip link set dev eth0 mtu 1400'"
+    found.hosts[1].trouble = Trouble("silent", "measure", "")
+    assert only(found).kind == "host"
 
 
 def test_one_machine_with_two_names():
@@ -356,9 +358,9 @@ def test_different_numbers_of_gpus():
             "Make this command succeed without a password: ssh b true",
         ),
         (
-            Trouble("ended", "describe", "This host does not have the Python /opt/bin/python", 1),
-            "No examiner could be started on b (exit code 1): This host does not have the Python "
-            "/opt/bin/python",
+            Trouble("ended", "describe", "There is no Python at /opt/bin/python on …", 127),
+            "No examiner could be started on b (exit code 127): There is no Python at "
+            "/opt/bin/python on …",
             "Make it available at the same path on all hosts, e.g. on a shared file system.",
         ),
         (

@@ -231,10 +231,14 @@ def test_a_directory_and_a_python_that_a_host_does_not_have(fake_ssh, tmp_path, 
     (no_directory,) = over_ssh("127.0.0.1")
     found = doctor.examine([no_directory], ports())
     assert found.hosts[0].trouble.words == (
-        f"This host does not have the directory {tmp_path / 'missing'}"
+        f"There is no directory {tmp_path / 'missing'} on this host. Create it, or start in one "
+        "that all hosts have."
     )
     found = doctor.examine([no_python], ports())
-    assert found.hosts[0].trouble.words == "This host does not have the Python /no/python"
+    assert found.hosts[0].trouble.words == (
+        "There is no Python at /no/python on this host. Install the environment at the same path "
+        "on all hosts."
+    )
     assert "same path on all hosts" in doctor.findings(found)[0].remedy
 
 
@@ -325,6 +329,18 @@ def test_the_nodes_of_a_slurm_job():
     assert [each.name for each in found] == ["n1", "n2"]
     assert found[1].prefix == "srun --overlap -N1 -n1 -w n2"
     assert found[1].command[:6] == ("srun", "--overlap", "-N1", "-n1", "-w", "n2")
+
+
+def test_a_job_of_slurm(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "srun"
+    script.write_text('#!/bin/sh\nshift 5\nexec "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[7]")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert doctor.main(["--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ports"] == [61440 + 2 * 12 * 16, 61825]
 
 
 def test_hosts_in_a_file(fake_ssh, tmp_path):

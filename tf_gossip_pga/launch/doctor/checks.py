@@ -9,12 +9,12 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterator
 
+from tf_gossip_pga.launch import ssh
 from tf_gossip_pga.launch.doctor import link_checks
 from tf_gossip_pga.launch.doctor.finding import Finding, command_on, listed
 from tf_gossip_pga.launch.doctor.measurements import (
     COMPARED,
     ENDED,
-    MISSING,
     PACKAGE,
     PYTHON,
     SILENT,
@@ -25,7 +25,6 @@ from tf_gossip_pga.launch.doctor.measurements import (
 
 CLOCK_S = 1.0  # the difference between two clocks that is a finding
 
-_SSH_FAILED = 255  # ssh's exit code for failures of its own
 _REQUESTS = {
     "describe": "describe itself",
     "clock": "read its clock",
@@ -57,7 +56,7 @@ def _trouble(host: Host, trouble: Trouble) -> tuple[str, str]:
         return f"{name} reports an error {asked}{said}", by_hand
     if trouble.request != "describe":
         return f"The examiner on {name} ended during the examination{said}", by_hand
-    if code == _SSH_FAILED or (code is None and not host.facts):
+    if code == ssh.FAILED or (code is None and not host.facts):
         return (
             f"{name} cannot be reached{said}",
             f"Make this command succeed without a password: {command_on(host, 'true')}",
@@ -68,7 +67,7 @@ def _trouble(host: Host, trouble: Trouble) -> tuple[str, str]:
             "Install the environment of this machine at the same path there.",
         )
     remedy = by_hand
-    if MISSING in words:
+    if ssh.MISSING in words:
         remedy = "Make it available at the same path on all hosts, e.g. on a shared file system."
     return f"No examiner could be started on {name} (exit code {code}){said}", remedy
 

@@ -179,8 +179,9 @@ def _closed(
 
 def failures(found: Measurements) -> Iterator[Finding]:
     """Yield links that broke while they were measured."""
+    silent = {host.name for host in found.hosts if host.trouble is not None}
     for link in found.links:
-        if link.failure:
+        if link.failure and not silent & {link.source, link.target}:
             interface = next((each.interface for each in link.attempts if each.interface), "eth0")
             host = next(each for each in found.hosts if each.name == link.source)
             yield Finding(

@@ -46,9 +46,6 @@ class Facts:
     unresolved: dict[str, str]
 
 
-# How the message of a host begins that lacks the directory or the Python of the doctor.
-MISSING = "This host does not have"
-
 # Why a host's examiner is not available.
 ENDED, SILENT, FAILED = "ended", "silent", "failed"
 

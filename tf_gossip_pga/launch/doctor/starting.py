@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 
 from tf_gossip_pga.cluster import node_list
-from tf_gossip_pga.launch.doctor.measurements import MISSING
+from tf_gossip_pga.launch import ssh
 from tf_gossip_pga.launch.hosts import Host
 
 NODES = "SLURM_JOB_NODELIST"
 
 _MODULE = "tf_gossip_pga.launch.doctor.examiner"
 
-# BatchMode: fail instead of asking for a password.
-_SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 _SRUN = ("srun", "--overlap", "-N1", "-n1", "-w")
-
-# $1: the directory. $2: Python. The rest: arguments of env.
-_SCRIPT = (
-    f'cd "$1" 2>/dev/null || {{ echo "{MISSING} the directory $1" >&2; exit 1; }}; '
-    f'test -x "$2" || {{ echo "{MISSING} the Python $2" >&2; exit 1; }}; '
-    'shift 2; exec env "$@"'
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +58,5 @@ def targets(hosts: Sequence[Host] | None, environment: Mapping[str, str]) -> lis
 
 
 def _over_ssh(host: Host, environment: Mapping[str, str]) -> Target:
-    """Return a host that ssh reaches. The examiner gets this process's directory and PYTHONPATH."""
-    variables = [f"PYTHONPATH={environment['PYTHONPATH']}"] if "PYTHONPATH" in environment else []
-    arguments = (os.getcwd(), sys.executable, *variables, sys.executable, "-m", _MODULE)
-    # ssh passes one text to the user's shell there, which may be any.
-    script = shlex.join(("sh", "-c", _SCRIPT, "sh", *arguments))
-    name = host.name.rpartition("@")[2]
-    return Target(name, host.slots, f"ssh {host.name}", (*_SSH, host.name, script))
+    command = ssh.command(host.name, _MODULE, environment)
+    return Target(host.name.rpartition("@")[2], host.slots, f"ssh {host.name}", tuple(command))
