@@ -13,6 +13,7 @@ SECTIONS = {
         "guides/quickstart",
         "guides/several-machines",
         "guides/ssh",
+        "guides/doctor",
         "guides/slurm",
         "guides/kubernetes",
         "guides/ray",

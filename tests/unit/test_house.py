@@ -207,6 +207,8 @@ def test_every_public_object_has_a_docstring(room):
         "cluster.detect",
         "cluster.node_list",
         "cluster.tf_config",
+        "launch.doctor.examination",
+        "launch.doctor.finding",
         "plan",
         "simulate.curves",
         "simulate.problem",

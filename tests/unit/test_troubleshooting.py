@@ -1,4 +1,4 @@
-"""Two guides quote messages: each message is one of the code, and none has changed since."""
+"""Some guides quote messages: each message is one of the code, and none has changed since."""
 
 import ast
 import pathlib
@@ -7,7 +7,8 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = [ROOT / "docs" / "guides" / name for name in ("troubleshooting.md", "hangs.md")]
+NAMES = ("troubleshooting.md", "hangs.md", "doctor.md")
+PAGES = [ROOT / "docs" / "guides" / name for name in NAMES]
 SOURCES = [
     *sorted((ROOT / "tf_gossip_pga").rglob("*.py")),
     *sorted((ROOT / "job").rglob("*.py")),
@@ -38,6 +39,7 @@ VARIES = re.compile(r"…|TF_GOSSIP_PGA_[A-Z]+")
 def test_the_pages_quote_messages():
     assert len(QUOTED["troubleshooting"]) > 150
     assert len(QUOTED["hangs"]) > 10
+    assert len(QUOTED["doctor"]) > 15
 
 
 @pytest.mark.parametrize("page", QUOTED)

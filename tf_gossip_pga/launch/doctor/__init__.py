@@ -1,0 +1,22 @@
+"""Examine the hosts of a job before training, and name each problem with the command that mends it.
+
+Modules:
+  command: the command line.
+  starting: choose the hosts, and the command that starts an examiner on each.
+  examination, contact: start an examiner on each host, ask, and collect the answers.
+  measurements: everything that was measured.
+  checks, link_checks, finding: conclude from measurements what is wrong.
+  report: print both.
+  examiner, machine, links: run on each host, and measure.
+
+Contents:
+  main: run the command line.
+  examine: start an examiner on each host, and let them measure.
+  findings: conclude what is wrong with the hosts.
+"""
+
+from tf_gossip_pga.launch.doctor.checks import findings
+from tf_gossip_pga.launch.doctor.command import main
+from tf_gossip_pga.launch.doctor.examination import examine
+
+__all__ = ["examine", "findings", "main"]

@@ -1,0 +1,235 @@
+"""Conclude from measurements what is wrong with the hosts, and which command mends it.
+
+Each function of `CHECKS` yields the findings of one kind. To add a kind, write such a function.
+`link_checks` has those for what was measured between hosts.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator
+
+from tf_gossip_pga.launch import ssh
+from tf_gossip_pga.launch.doctor import link_checks
+from tf_gossip_pga.launch.doctor.finding import Finding, command_on, listed
+from tf_gossip_pga.launch.doctor.measurements import (
+    COMPARED,
+    ENDED,
+    PACKAGE,
+    PYTHON,
+    SILENT,
+    Host,
+    Measurements,
+    Trouble,
+)
+
+CLOCK_S = 1.0  # the difference between two clocks that is a finding
+
+_REQUESTS = {
+    "describe": "describe itself",
+    "clock": "read its clock",
+    "listen": "listen on its ports",
+    "call": "connect to the other hosts",
+    "measure": "measure a connection",
+    "write": "write to the checkpoint folder",
+    "read": "read from the checkpoint folder",
+}
+
+
+def unavailable(found: Measurements) -> Iterator[Finding]:
+    """Yield the hosts that could not be examined, or not completely."""
+    for host in found.hosts:
+        if host.trouble is not None:
+            seen, remedy = _trouble(host, host.trouble)
+            yield Finding("host", [host.name], seen, remedy)
+
+
+def _trouble(host: Host, trouble: Trouble) -> tuple[str, str]:
+    """Return what was seen, and the remedy."""
+    name, words, code = host.name, trouble.words.strip(), trouble.code
+    said = f": {words}" if words else "."
+    by_hand = f"Find out why: {command_on(host, 'true')}"
+    if trouble.kind != ENDED:
+        asked = f"when asked to {_REQUESTS[trouble.request]}"
+        if trouble.kind == SILENT:
+            return f"{name} does not answer in time {asked}{said}", by_hand
+        return f"{name} reports an error {asked}{said}", by_hand
+    if trouble.request != "describe":
+        return f"The examiner on {name} ended during the examination{said}", by_hand
+    if code == ssh.FAILED or (code is None and not host.facts):
+        return (
+            f"{name} cannot be reached{said}",
+            f"Make this command succeed without a password: {command_on(host, 'true')}",
+        )
+    if "No module named" in words:
+        return (
+            f"The Python on {name} lacks a package{said}",
+            "Install the environment of this machine at the same path there.",
+        )
+    remedy = by_hand
+    if ssh.MISSING in words:
+        remedy = "Make it available at the same path on all hosts, e.g. on a shared file system."
+    return f"No examiner could be started on {name} (exit code {code}){said}", remedy
+
+
+def versions(found: Measurements) -> Iterator[Finding]:
+    """Yield the packages whose versions differ between hosts."""
+    for package in COMPARED:
+        hosts: dict[str, list[Host]] = collections.defaultdict(list)
+        for host, facts in found.examined():
+            version = facts.versions[package] or ""
+            # Processes of Python 3.11.2 and 3.11.7 work together.
+            hosts[".".join(version.split(".")[:2]) if package == PYTHON else version].append(host)
+        # The most frequent version; of several, that of the first host.
+        usual = max(
+            (version for version in hosts if version), key=lambda v: len(hosts[v]), default=""
+        )
+        for version, those in hosts.items():
+            if version != usual or not version:
+                yield _version(package, version, those, usual, hosts[usual])
+
+
+def _version(
+    package: str, version: str, hosts: list[Host], usual: str, others: list[Host]
+) -> Finding:
+    """Return the finding that some hosts have another version than the usual one, or none."""
+    names = [host.name for host in hosts]
+    if version:
+        seen = f"{_have(hosts)} {package} {version}"
+    else:
+        seen = f"{package} is missing on {listed(names)}"
+    if usual:
+        seen += f", but {_have(others)} {usual}"
+    if package in (PYTHON, PACKAGE):
+        what = "environment" if package == PYTHON else f"version of {PACKAGE}"
+        return Finding("version", names, f"{seen}.", f"Install the same {what} on all hosts.")
+    wanted = f"{package}=={usual}" if usual else package
+    commands = [
+        command_on(host, f"{host.facts.python} -m pip install {wanted}")
+        for host in hosts
+        if host.facts is not None
+    ]
+    return Finding("version", names, f"{seen}.", "\n".join(commands))
+
+
+def _have(hosts: list[Host]) -> str:
+    return f"{listed(host.name for host in hosts)} {'has' if len(hosts) == 1 else 'have'}"
+
+
+def clocks(found: Measurements) -> Iterator[Finding]:
+    """Yield the hosts whose clocks differ from this machine's."""
+    for host in found.hosts:
+        if host.clock_s is None or host.clock_error_s is None:
+            continue
+        if abs(host.clock_s) >= max(CLOCK_S, host.clock_error_s):
+            order = "ahead of" if host.clock_s > 0 else "behind"
+            yield Finding(
+                "clock",
+                [host.name],
+                f"The clock of {host.name} is {abs(host.clock_s):.1f} s {order} this machine's.",
+                command_on(host, "sudo timedatectl set-ntp true"),
+            )
+
+
+def machines(found: Measurements) -> Iterator[Finding]:
+    """Yield machines that are listed under several names."""
+    names: dict[str, list[str]] = collections.defaultdict(list)
+    slots: collections.Counter[str] = collections.Counter()
+    for host, facts in found.examined():
+        if facts.machine:
+            names[facts.machine].append(host.name)
+            slots[facts.machine] += host.slots
+    for machine, those in names.items():
+        if len(those) > 1:
+            yield Finding(
+                "machine",
+                those,
+                f"{listed(those)} are the same machine, so their workers would use the same ports.",
+                f"List it once, with all of its workers: -H {those[0]}:{slots[machine]}",
+            )
+
+
+def ports_taken(found: Measurements) -> Iterator[Finding]:
+    """Yield the ports that another program uses."""
+    known = {name for finding in machines(found) for name in finding.hosts}
+    for host in found.hosts:
+        for port, why in host.taken.items():
+            if host.name not in known:
+                yield Finding(
+                    "port",
+                    [host.name],
+                    f"Port {port} of {host.name} cannot be used: {why}.",
+                    f"See which program has it: {command_on(host, f'ss -ltnp sport = :{port}')}\n"
+                    "Or choose other ports: export TF_GOSSIP_PGA_PORT=PORT",
+                )
+
+
+def folders(found: Measurements) -> Iterator[Finding]:
+    """Yield hosts that cannot write to the checkpoint folder, or do not share it."""
+    folder = found.folder
+    if folder is None:
+        return
+    hosts = {host.name: host for host in found.hosts}
+    for name, why in folder.unwritable.items():
+        remedy = (
+            f"ls -ld {folder.path}; id" if why == "Permission denied" else f"mkdir -p {folder.path}"
+        )
+        yield Finding(
+            "folder",
+            [name],
+            f"{name} cannot write to {folder.path}: {why}.",
+            command_on(hosts[name], remedy),
+        )
+    for name, why in folder.unread.items():
+        if folder.unwritable.get(name) == why:  # the folder is missing there
+            continue
+        yield Finding(
+            "folder",
+            [folder.writer, name],
+            f"{name} does not see a file that {folder.writer} has written to {folder.path} "
+            f"({why}): the folder is not shared.",
+            "Mount the same file system there on both hosts. Compare\n"
+            f"{command_on(hosts[folder.writer], f'findmnt -T {folder.path}')}\n"
+            f"{command_on(hosts[name], f'findmnt -T {folder.path}')}",
+        )
+
+
+def gpus(found: Measurements) -> Iterator[Finding]:
+    """Yield a finding if hosts have different numbers of GPUs for each worker."""
+    hosts: dict[int, list[str]] = collections.defaultdict(list)
+    for host, facts in found.examined():
+        hosts[facts.gpus // host.slots].append(host.name)
+    if len(hosts) > 1:
+        counts = "; ".join(f"{count} on {listed(names)}" for count, names in hosts.items())
+        fewest = next(host for host in found.hosts if host.name in hosts[min(hosts)])
+        yield Finding(
+            "gpus",
+            [name for names in hosts.values() for name in names],
+            f"The number of GPUs for each worker differs: {counts}. All workers then exchange over "
+            "the slower transport, and wait for those without.",
+            f"See which GPUs the driver has found: {command_on(fewest, 'nvidia-smi -L')}",
+        )
+
+
+CHECKS: tuple[Callable[[Measurements], Iterator[Finding]], ...] = (
+    unavailable,
+    machines,
+    link_checks.names,
+    ports_taken,
+    link_checks.ports,
+    link_checks.failures,
+    link_checks.rates,
+    versions,
+    clocks,
+    folders,
+    gpus,
+)
+
+
+def findings(found: Measurements) -> list[Finding]:
+    """Return everything that is wrong with the hosts, most serious first.
+
+    Args:
+      found: the measurements.
+    """
+    return [finding for check in CHECKS for finding in check(found)]

@@ -1,0 +1,115 @@
+"""Parse the command line of `gossip-pga doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+
+from tf_gossip_pga.launch import hosts as hosts_lib
+from tf_gossip_pga.launch.doctor import starting
+from tf_gossip_pga.launch.doctor.checks import findings
+from tf_gossip_pga.launch.doctor.examination import examine, wanted_ports
+from tf_gossip_pga.launch.doctor.report import report
+from tf_gossip_pga.tools import output
+
+_SHOWN = 8  # names of hosts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Examine hosts, and print what was measured and found.
+
+    Args:
+      argv: the arguments after the program name. Default None: those of the current process.
+
+    Returns:
+      0 without findings, 1 with findings, 130 after Ctrl-C or SIGTERM.
+
+    Raises:
+      SystemExit: an argument or a variable is invalid (code 2), or `--help` is given.
+    """
+    parser = _parser()
+    options = parser.parse_args(argv)
+    try:
+        targets = starting.targets(_hosts(options), os.environ)
+        ports = wanted_ports(os.environ, max(each.slots for each in targets))
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"Examining {_description(targets)} …", file=sys.stderr, flush=True)
+    try:
+        with _signals_interrupt():
+            found = examine(targets, ports, options.checkpoint_dir)
+    except KeyboardInterrupt:
+        print("\nInterrupted; all examiners were ended.", file=sys.stderr, flush=True)
+        return 130
+    concluded = findings(found)
+    if options.json:
+        conclusions = [dataclasses.asdict(each) for each in concluded]
+        print(output.as_json({**found.as_dict(), "findings": conclusions}), end="")
+    else:
+        print(report(found, concluded))
+    return 1 if concluded else 0
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise `KeyboardInterrupt`, as Ctrl-C does, so that examiners end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup sets SIG_IGN; keep it
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gossip-pga doctor",
+        description="Examine the hosts of a job and the links between them before training: names, "
+        "ports, latency, rate, versions, clocks, GPUs and the checkpoint folder. Print each "
+        "problem with the command that mends it. Without -H and --hostfile, examine the nodes of "
+        "the Slurm job that this command runs in, or else this machine.",
+        epilog="The exit code is 0 without findings, 1 with findings and 2 for invalid arguments.",
+        allow_abbrev=False,
+    )
+    hosts = parser.add_mutually_exclusive_group()
+    hosts.add_argument(
+        "-H",
+        dest="hosts",
+        metavar="HOSTS",
+        help="hosts to examine over ssh, with the number of workers on each: a:2,user@b:2",
+    )
+    hosts.add_argument(
+        "--hostfile", metavar="FILE", help="file with one host a line: a, a:2 or a slots=2"
+    )
+    parser.add_argument(
+        "--checkpoint-dir",
+        metavar="DIR",
+        help="also check that all hosts can write to this folder and share it (default: not "
+        "checked)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print all measurements and findings as JSON"
+    )
+    return parser
+
+
+def _hosts(options: argparse.Namespace) -> list[hosts_lib.Host] | None:
+    if options.hosts is not None:
+        return hosts_lib.parse(options.hosts)
+    return None if options.hostfile is None else hosts_lib.read(options.hostfile)
+
+
+def _description(targets: Sequence[starting.Target]) -> str:
+    if len(targets) == 1:
+        return targets[0].name
+    names = ", ".join(each.name for each in targets[:_SHOWN])
+    more = ", …" * (len(targets) > _SHOWN)
+    return f"{len(targets)} hosts ({names}{more})"

@@ -1,0 +1,227 @@
+"""Let an examiner on each host measure, and collect what they have measured."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tf_gossip_pga.cluster import ports
+from tf_gossip_pga.cluster.place import number
+from tf_gossip_pga.launch.doctor import contact, link_checks
+from tf_gossip_pga.launch.doctor.contact import Answer, Contact, NoAnswerError
+from tf_gossip_pga.launch.doctor.measurements import (
+    FAILED,
+    Attempt,
+    Facts,
+    Folder,
+    Host,
+    Link,
+    Measurements,
+    Trouble,
+)
+from tf_gossip_pga.launch.doctor.starting import Target
+
+_CLOCKS = 5  # readings of each clock
+_SHARE = 64  # hosts for which an examiner needs `contact.ANSWER_S`
+
+
+def wanted_ports(environment: Mapping[str, str], most: int) -> list[int]:
+    """Return the ports of the first worker on each host: of its server and of its channel.
+
+    Args:
+      environment: the environment variables.
+      most: the largest number of workers on one host.
+
+    Raises:
+      ValueError: a variable does not hold a port, or there are too few ports.
+    """
+    job = number(environment.get("SLURM_JOB_ID")) or secrets.token_hex(8)
+    first = ports.first(environment, job, most)
+    ports.of_task(first, most - 1)  # raises if the last worker would have no port
+    return [first, ports.channel(environment) or first + 1]
+
+
+def examine(
+    targets: Sequence[Target], wanted: Sequence[int], folder: str | None = None
+) -> Measurements:
+    """Examine hosts. Every wait has a deadline, and no examiner is left at the end.
+
+    Args:
+      targets: the hosts.
+      wanted: the ports to listen on, from `wanted_ports`.
+      folder: the checkpoint folder. Default: do not check one.
+    """
+    hosts = [Host(each.name, each.slots, each.prefix) for each in targets]
+    found = Measurements(hosts, list(wanted))
+    contacts: dict[str, Contact] = {}
+    starter = ThreadPoolExecutor(1)  # so that Ctrl-C cannot interrupt the start of a process
+    try:
+        for each in targets:
+            starter.submit(_start, contacts, each)
+        starter.shutdown()
+        examination = _Examination(found, contacts)
+        examination.describe()
+        examination.read_clocks()
+        examination.listen()
+        examination.call()
+        examination.measure()
+        if folder is not None:
+            examination.try_folder(folder)
+    finally:
+        starter.shutdown(cancel_futures=True)
+        contact.end_all(contacts.values())
+    return found
+
+
+def _start(contacts: dict[str, Contact], target: Target) -> None:
+    contacts[target.name] = Contact(target.command)
+
+
+class _Examination:
+    """The steps of an examination. Each adds to the measurements.
+
+    Args:
+      found: the measurements.
+      contacts: the examiners, by host. One that has not answered is not asked again.
+    """
+
+    def __init__(self, found: Measurements, contacts: Mapping[str, Contact]):
+        self._found = found
+        self._contacts = contacts
+        self._hosts = {host.name: host for host in found.hosts}
+        self._token = secrets.token_hex(8)
+        self._answer_s = contact.ANSWER_S * (1 + len(contacts) // _SHARE)
+
+    def _available(self) -> list[str]:
+        return [host.name for host in self._found.hosts if host.trouble is None]
+
+    def _ask(
+        self, request: str, arguments: Mapping[str, Mapping[str, Any]], seconds: float
+    ) -> dict[str, Answer]:
+        """Send a request to several hosts at once, and return the answers of those that answer.
+
+        Args:
+          request: the request.
+          arguments: the arguments for each host.
+          seconds: how long to wait for the answers.
+        """
+        sent = {
+            name: self._contacts[name].send(request, **each) for name, each in arguments.items()
+        }
+        ends = time.monotonic() + seconds
+        answers: dict[str, Answer] = {}
+        for name, request_id in sent.items():
+            try:
+                answers[name] = self._contacts[name].receive(request_id, ends)
+            except NoAnswerError as error:
+                self._hosts[name].trouble = error.trouble
+        return answers
+
+    def _ask_all(self, request: str, seconds: float, **arguments: Any) -> dict[str, Answer]:
+        """Send the same request to all available hosts."""
+        return self._ask(request, dict.fromkeys(self._available(), arguments), seconds)
+
+    def describe(self) -> None:
+        """Let each host describe itself."""
+        names = list(self._hosts)
+        for name, answer in self._ask_all("describe", contact.START_S, names=names).items():
+            try:
+                self._hosts[name].facts = Facts(**answer.result)
+            except TypeError as error:  # another version of this package
+                self._hosts[name].trouble = Trouble(FAILED, "describe", str(error))
+
+    def read_clocks(self) -> None:
+        """Compare each host's clock with that of this process."""
+        for _ in range(_CLOCKS):
+            for name, answer in self._ask_all("clock", self._answer_s).items():
+                host = self._hosts[name]
+                error_s = (answer.received - answer.sent) / 2
+                if host.clock_error_s is None or error_s < host.clock_error_s:
+                    host.clock_error_s = error_s
+                    host.clock_s = answer.result - (answer.sent + answer.received) / 2
+
+    def listen(self) -> None:
+        """Let each host listen on its ports."""
+        arguments = {
+            name: {"name": name, "token": self._token, "ports": self._found.ports}
+            for name in self._available()
+        }
+        for name, answer in self._ask("listen", arguments, self._answer_s).items():
+            host = self._hosts[name]
+            host.ports = answer.result["ports"]
+            host.taken = {int(port): why for port, why in answer.result["taken"].items()}
+
+    def call(self) -> None:
+        """Let each host connect to the ports of all others."""
+        listening = {name: self._hosts[name].ports for name in self._available()}
+        arguments = {
+            name: {"targets": {each: listening[each] for each in listening if each != name}}
+            for name in listening
+        }
+        for name, answer in self._ask("call", arguments, self._answer_s).items():
+            self._found.links += [
+                Link(name, target, [Attempt(**each) for each in attempts])
+                for target, attempts in answer.result.items()
+            ]
+
+    def measure(self) -> None:
+        """Measure latency and rate of all links with an open port."""
+        self._measure(self._found.links)
+        # A second time, because other programs may have used these links the first time.
+        self._measure(link_checks.slow(self._found))
+
+    def _measure(self, links: Sequence[Link]) -> None:
+        """Measure links. Each host takes part in one at a time."""
+        by_pair = {(link.source, link.target): link for link in links}
+        for pairs in rounds(list(self._hosts)):
+            available = set(self._available())
+            chosen = [by_pair[each] for each in pairs if each in by_pair and available >= set(each)]
+            arguments = {
+                link.source: {"host": link.target, "port": link.open_port}
+                for link in chosen
+                if link.open_port is not None
+            }
+            answers = self._ask("measure", arguments, self._answer_s)
+            for link in chosen:
+                if link.source in answers:
+                    link.add(**answers[link.source].result)
+
+    def try_folder(self, path: str) -> None:
+        """Let each host write to the folder, and read what the first one has written."""
+        self._found.folder = folder = Folder(path)
+        text = secrets.token_hex(16)
+        arguments = {
+            name: {"folder": path, "token": self._token, "name": name, "text": text}
+            for name in self._available()
+        }
+        answers = self._ask("write", arguments, self._answer_s)
+        folder.unwritable = {name: each.result for name, each in answers.items() if each.result}
+        writers = [name for name in answers if name not in folder.unwritable]
+        if not writers:
+            return
+        folder.writer = writers[0]
+        file = {"folder": path, "token": self._token, "name": folder.writer, "text": text}
+        results = self._ask_all("read", self._answer_s, **file)
+        folder.unread = {name: each.result for name, each in results.items() if each.result}
+
+
+def rounds(names: Sequence[str]) -> Iterator[list[tuple[str, str]]]:
+    """Yield rounds of ordered pairs. Each pair is in one round, each name at most once in a round.
+
+    Args:
+      names: different names.
+
+    Example:
+      >>> list(rounds(["a", "b"]))
+      [[('a', 'b')], [('b', 'a')]]
+    """
+    circle: list[str | None] = [*names, *[None] * (len(names) % 2)]
+    for _ in range(len(circle) - 1):
+        halves = zip(circle[: len(circle) // 2], reversed(circle), strict=False)
+        pairs = [(first, second) for first, second in halves if first and second]
+        yield pairs
+        yield [(second, first) for first, second in pairs]
+        circle = [circle[0], circle[-1], *circle[1:-1]]  # all but the first move on

@@ -1,0 +1,50 @@
+"""Describe something that is wrong with hosts, and the command that mends it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterable
+
+from tf_gossip_pga.launch.doctor.measurements import Host
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Describe something that is wrong.
+
+    Attributes:
+      kind: one word for programs: `"host"`, `"machine"`, `"name"`, `"port"`, `"link"`, `"rate"`,
+        `"version"`, `"clock"`, `"folder"` or `"gpus"`.
+      hosts: the hosts concerned. Between two hosts: the source, then the target.
+      seen: what was seen, as a sentence.
+      remedy: the command that mends it, or what to do. One or more lines.
+    """
+
+    kind: str
+    hosts: list[str]
+    seen: str
+    remedy: str
+
+
+def command_on(host: Host, command: str) -> str:
+    """Return a command as one types it on the doctor's machine to run it on a host.
+
+    Args:
+      host: the host.
+      command: a command for a shell.
+    """
+    if host.prefix.startswith("ssh "):
+        return f"{host.prefix} {shlex.quote(command)}"  # ssh passes it to a shell there
+    return f"{host.prefix} {command}".strip()
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as in a sentence.
+
+    Example:
+      >>> listed(["a", "b", "c"])
+      'a, b and c'
+    """
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last

@@ -1,0 +1,255 @@
+"""Conclude from measurements what is wrong between hosts: names, ports and rates."""
+
+from __future__ import annotations
+
+import collections
+import ipaddress
+import statistics
+from collections.abc import Iterator, Sequence
+
+from tf_gossip_pga.launch.doctor.finding import Finding, command_on, listed
+from tf_gossip_pga.launch.doctor.measurements import (
+    DROPPED,
+    ELSEWHERE,
+    OPEN,
+    REFUSED,
+    STRANGER,
+    UNREACHABLE,
+    UNRESOLVED,
+    Attempt,
+    Facts,
+    Link,
+    Measurements,
+)
+
+_SLOW = 4  # a link is slow if others are more than this many times as fast
+_FIRST, _LAST = 61440, 65535  # the ports that `cluster.ports` chooses from
+
+_SEEN = {
+    DROPPED: "does not answer {sources}: a firewall drops the packets",
+    REFUSED: "refuses connections from {sources} although the examiner listens: a firewall rejects "
+    "them, or the name leads to another machine",
+    UNREACHABLE: "cannot be reached from {sources} ({detail}): a firewall or a router rejects the "
+    "packets",
+    STRANGER: "is answered by another program when {sources} connects ({detail})",
+}
+
+
+def names(found: Measurements) -> Iterator[Finding]:
+    """Yield names that do not resolve, or that resolve to an address of the loopback interface."""
+    hosts = {host.name: host for host in found.hosts}
+    for (seen, name), misled in _misnamed(found).items():
+        address = _address_of(name, found) or "ADDRESS"
+        commands = [command_on(hosts[each], _edit(name, facts, address)) for each, facts in misled]
+        sources = [source for source, _ in misled]
+        yield Finding(
+            "name",
+            list(dict.fromkeys([*sources, name])),
+            f"On {listed(sources)}, {seen}",
+            "\n".join(commands),
+        )
+
+
+def _misnamed(found: Measurements) -> dict[tuple[str, str], list[tuple[str, Facts]]]:
+    """Return what is wrong with a name, and the name, with the hosts on which it is wrong."""
+    wrong: dict[tuple[str, str], list[tuple[str, Facts]]] = collections.defaultdict(list)
+    if len(found.hosts) == 1:  # it may call itself what it likes
+        return wrong
+    for host, facts in found.examined():
+        for other in found.hosts:
+            if seen := _name(host.name, other.name, facts):
+                wrong[seen, other.name].append((host.name, facts))
+    return wrong
+
+
+def _name(host: str, name: str, facts: Facts) -> str:
+    """Return what is wrong with a name on a host, or an empty string."""
+    if name in facts.unresolved:
+        return f"the name {name} does not resolve: {facts.unresolved[name]}."
+    if not _is_loopback(name, facts):
+        return ""
+    address = facts.addresses[name][0]
+    if host == name:
+        return (
+            f"its own name resolves to {address}. A program that reports this address to other "
+            "hosts sends them back to themselves."
+        )
+    return f"the name {name} resolves to {address}, which leads back to the same host."
+
+
+def _edit(name: str, facts: Facts, address: str) -> str:
+    """Return the command that corrects a name in /etc/hosts."""
+    wrong = facts.addresses[name][0] if facts.addresses[name] else ""
+    if wrong.startswith("127.") and wrong != "127.0.0.1":  # that of localhost must stay
+        pattern = wrong.replace(".", r"\.")
+        return f'sudo sed -i "s/^{pattern}\\b/{address}/" /etc/hosts'
+    return f'sudo sed -i "1i {address} {name}" /etc/hosts'
+
+
+def _is_loopback(name: str, facts: Facts) -> bool:
+    addresses = facts.addresses.get(name)
+    return bool(addresses) and ipaddress.ip_address(addresses[0].partition("%")[0]).is_loopback
+
+
+def _address_of(name: str, found: Measurements) -> str:
+    """Return the address by which most other hosts know a host, or an empty string."""
+    known = [
+        facts.addresses[name][0]
+        for _, facts in found.examined()
+        if facts.addresses.get(name) and not _is_loopback(name, facts)
+    ]
+    known += [each.local for link in found.links if link.source == name for each in link.attempts]
+    counts = collections.Counter(each for each in known if each and not _is_local(each))
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+def _is_local(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def ports(found: Measurements) -> Iterator[Finding]:
+    """Yield ports of a host that some other hosts cannot connect to."""
+    misnamed = {
+        (source, name) for (_, name), misled in _misnamed(found).items() for source, _ in misled
+    }
+    closed: dict[tuple[str, str, str], dict[str, list[int]]] = {}
+    for link in found.links:
+        for attempt in _failed(link, found):
+            if (link.source, link.target) not in misnamed:
+                key = (link.target, attempt.outcome, attempt.detail)
+                sources = closed.setdefault(key, collections.defaultdict(list))
+                sources[link.source].append(attempt.port)
+    for (target, outcome, detail), sources in closed.items():
+        by_ports: dict[tuple[int, ...], list[str]] = collections.defaultdict(list)
+        for source, numbers in sources.items():
+            by_ports[tuple(numbers)].append(source)
+        for numbers, those in by_ports.items():
+            yield _closed(target, outcome, detail, numbers, those, found)
+
+
+def _failed(link: Link, found: Measurements) -> Iterator[Attempt]:
+    """Yield the failed attempts to connect to the ports that workers would use."""
+    for attempt in link.attempts:
+        # An unresolved name is in `names`. If the port was taken, the examiner had another one.
+        if attempt.outcome not in (OPEN, UNRESOLVED) and attempt.port in found.ports:
+            yield attempt
+
+
+def _closed(
+    target: str,
+    outcome: str,
+    detail: str,
+    numbers: Sequence[int],
+    sources: list[str],
+    found: Measurements,
+) -> Finding:
+    """Return the finding that some ports of a host are closed to other hosts."""
+    host = next(each for each in found.hosts if each.name == target)
+    if outcome == ELSEWHERE:
+        sources_hosts = [each for each in found.hosts if each.name in sources]
+        return Finding(
+            "name",
+            [*sources, target],
+            f"On {listed(sources)}, the name {target} leads to {detail} instead.",
+            "\n".join(command_on(each, f"getent hosts {target}") for each in sources_hosts),
+        )
+    what = listed(
+        f"{number} ({'control channel' if number == found.ports[1] else 'server'})"
+        for number in numbers
+    )
+    seen = _SEEN[outcome].format(sources=listed(sources), detail=detail)
+    # Another job has other ports, unless the user has chosen some.
+    any_job = min(numbers) >= _FIRST
+    wanted = [f"{_FIRST}-{_LAST}"] if any_job else [str(number) for number in numbers]
+    options = " ".join(f"--add-port={each}/tcp" for each in wanted)
+    remedy = command_on(host, f"sudo firewall-cmd {options}")
+    names_of_ports = {
+        found.ports[0]: "TF_GOSSIP_PGA_PORT",
+        found.ports[1]: "TF_GOSSIP_PGA_CHANNEL_PORT",
+    }
+    settings = " ".join(f"{names_of_ports[number]}=PORT" for number in numbers)
+    return Finding(
+        "port",
+        [*sources, target],
+        f"Port{'s' * (len(numbers) > 1)} {what} of {target} {seen}.",
+        f"{remedy}\nOr open it in the network rules of your cloud, or choose open ports: export "
+        f"{settings}",
+    )
+
+
+def failures(found: Measurements) -> Iterator[Finding]:
+    """Yield links that broke while they were measured."""
+    silent = {host.name for host in found.hosts if host.trouble is not None}
+    for link in found.links:
+        if link.failure and not silent & {link.source, link.target}:
+            interface = next((each.interface for each in link.attempts if each.interface), "eth0")
+            host = next(each for each in found.hosts if each.name == link.source)
+            yield Finding(
+                "link",
+                [link.source, link.target],
+                f"The connection from {link.source} to {link.target} opens but fails when it "
+                f"carries data ({link.failure}). Large packets may be lost on the way.",
+                "Try smaller packets: "
+                + command_on(host, f"sudo ip link set dev {interface} mtu 1400"),
+            )
+
+
+def usual_mbit(found: Measurements) -> float:
+    """Return the usual rate of a link: the median, over hosts, of the rate of its fastest link.
+
+    It is that of fast links even if most links are slow because they begin or end at a slow host.
+
+    Returns:
+      The rate in Mbit/s; 0 if none was measured.
+    """
+    fastest: dict[str, float] = {}
+    for link in found.links:
+        for name in (link.source, link.target):
+            fastest[name] = max(fastest.get(name, 0.0), link.mbit or 0.0)
+    return statistics.median(fastest.values()) if fastest else 0.0
+
+
+def slow(found: Measurements) -> list[Link]:
+    """Return the links that are slow compared with the others."""
+    usual = usual_mbit(found)
+    return [link for link in found.links if link.mbit is not None and link.mbit * _SLOW < usual]
+
+
+def rates(found: Measurements) -> Iterator[Finding]:
+    """Yield links that are slow compared with the others."""
+    usual = usual_mbit(found)
+    slow_links = slow(found)
+    explained: list[Link] = []
+    for host in found.hosts:
+        for role, other, verb in (
+            ("source", "target", "sends to {} at only"),
+            ("target", "source", "receives from {} at only"),
+        ):
+            own = [each for each in found.links if getattr(each, role) == host.name]
+            own = [each for each in own if each.mbit is not None]
+            if len(own) > 1 and all(each in slow_links for each in own):
+                explained += own
+                seen = verb.format(listed(getattr(each, other) for each in own))
+                yield _slow(f"{host.name} {seen}", [host.name], own, usual, found)
+    for link in slow_links:
+        if link not in explained:
+            seen = f"{link.source} sends to {link.target} at only"
+            yield _slow(seen, [link.source, link.target], [link], usual, found)
+
+
+def _slow(
+    seen: str, hosts: list[str], links: Sequence[Link], usual: float, found: Measurements
+) -> Finding:
+    """Return the finding that links are slow. The remedy concerns the first host."""
+    host = next(each for each in found.hosts if each.name == hosts[0])
+    own = [link for link in found.links if link.source == host.name]
+    interfaces = [each.interface for link in own for each in link.attempts if each.interface]
+    name = interfaces[0] if interfaces else "eth0"
+    shown = command_on(host, f"sudo ethtool {name}; tc qdisc show dev {name}")
+    fastest = max(link.mbit or 0.0 for link in links)
+    return Finding(
+        "rate",
+        hosts,
+        f"{seen} {fastest:.0f} Mbit/s; a usual link carries {usual:.0f} Mbit/s.",
+        f"Compare its interface with that of another host: {shown}",
+    )

@@ -1,0 +1,145 @@
+"""Describe this host, and try the checkpoint folder, for the examiner."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tf_gossip_pga import __version__
+from tf_gossip_pga.coordination import addresses as addresses_lib
+from tf_gossip_pga.launch import gpus
+from tf_gossip_pga.launch.doctor.measurements import COMPARED, PACKAGE, PYTHON, TENSORFLOW
+from tf_gossip_pga.tools import memory
+
+_RESOLVE_S = 10.0  # for all names together
+_READ_S = 3.0  # a network file system may show a new file late
+_POLL_S = 0.1
+
+# Packages that contain the module `tensorflow`.
+_TENSORFLOWS = (TENSORFLOW, "tensorflow-cpu", "tf-nightly")
+
+_BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")
+_NETWORK = pathlib.Path("/proc/self/ns/net")
+
+
+def describe(names: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of `Facts`.
+
+    Args:
+      names: the names of all hosts, to resolve here.
+    """
+    addresses, unresolved = _resolved(names)
+    return {
+        "host_name": socket.gethostname(),
+        "machine": _machine(),
+        "python": sys.executable,
+        "versions": {name: _version(name) for name in COMPARED},
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": memory.available(),
+        "gpus": len(gpus.visible()),
+        "addresses": addresses,
+        "unresolved": unresolved,
+    }
+
+
+def _version(name: str) -> str | None:
+    """Return the installed version, without importing anything heavy."""
+    if name == PYTHON:
+        return platform.python_version()
+    if name == PACKAGE:
+        return __version__
+    for each in _TENSORFLOWS if name == TENSORFLOW else (name,):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(each)
+    return None
+
+
+def _machine() -> str:
+    """Return an id of the machine. Containers with networks of their own are machines."""
+    parts = [""]
+    with contextlib.suppress(OSError):
+        parts = [_BOOT_ID.read_text().strip(), os.readlink(_NETWORK)]
+    return " ".join(parts)
+
+
+def _resolved(names: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Return the addresses of each name, and why others have none."""
+    answers: queue.SimpleQueue[tuple[str, list[str], str]] = queue.SimpleQueue()
+
+    def resolve(name: str) -> None:
+        try:
+            answers.put((name, list(addresses_lib.look_up(name)), ""))
+        except (OSError, UnicodeError) as error:
+            answers.put((name, [], getattr(error, "strerror", None) or str(error)))
+
+    for name in names:  # threads, because a name server may not answer for a long time
+        threading.Thread(target=resolve, args=(name,), daemon=True).start()
+    addresses: dict[str, list[str]] = {name: [] for name in names}
+    unresolved = dict.fromkeys(names, f"no answer within {_RESOLVE_S:g} s")
+    ends = time.monotonic() + _RESOLVE_S
+    with contextlib.suppress(queue.Empty):
+        for _ in names:
+            name, found, why = answers.get(timeout=max(0.0, ends - time.monotonic()))
+            addresses[name], unresolved[name] = found, why
+    return addresses, {name: why for name, why in unresolved.items() if why}
+
+
+class Folder:
+    """Write files to the checkpoint folder, and read those of other hosts.
+
+    Args:
+      path: the folder.
+      token: a random text that all examiners share. It is part of the files' names.
+    """
+
+    def __init__(self, path: str, token: str):
+        self._path = pathlib.Path(path).expanduser()
+        self._token = token
+        self._written: list[pathlib.Path] = []
+
+    def write(self, name: str, text: str) -> str:
+        """Write a file. Return why this fails, or an empty string."""
+        file = self._file(name)
+        try:
+            self._written.append(file)
+            with file.open("x") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    def read(self, name: str, text: str) -> str:
+        """Wait for a file with the given text. Return why this fails, or an empty string."""
+        ends = time.monotonic() + _READ_S
+        while True:
+            why = "it has another content"
+            try:
+                if self._file(name).read_text() == text:
+                    return ""
+            except OSError as error:
+                why = error.strerror or str(error)
+            if time.monotonic() > ends:
+                return why
+            time.sleep(_POLL_S)
+
+    def close(self) -> None:
+        """Remove all files that this host has written."""
+        for file in self._written:
+            with contextlib.suppress(OSError):
+                file.unlink()
+        self._written.clear()
+
+    def _file(self, name: str) -> pathlib.Path:
+        return self._path / f".gossip-pga-doctor-{self._token}-{name}"

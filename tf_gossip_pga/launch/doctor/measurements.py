@@ -1,0 +1,195 @@
+"""Hold everything that the doctor has measured, for `findings` and for `--json`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+# The outcomes of an attempt to connect to a port. `Attempt.detail` says more.
+OPEN = "open"
+REFUSED = "refused"  # the host answers that nothing listens, or a firewall does
+DROPPED = "no answer"
+UNREACHABLE = "unreachable"  # a router or a firewall answers that it does not let packets pass
+UNRESOLVED = "unresolved"  # the host's name does not resolve
+ELSEWHERE = "another host"  # an examiner answers, but that of another host
+STRANGER = "another program"
+
+# The distributions whose versions are compared, by their names in Python's package index.
+PYTHON, TENSORFLOW, PACKAGE = "python", "tensorflow", "tf_gossip_pga"
+COMPARED = (PYTHON, TENSORFLOW, "keras", "numpy", PACKAGE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """Describe a host as its examiner sees it.
+
+    Attributes:
+      host_name: what the host calls itself.
+      machine: an id that two names of the same machine share.
+      python: the path of the examiner's Python.
+      versions: the version of each of `COMPARED`, or None if it is not installed.
+      cores: number of processors that a process may use.
+      memory_bytes: available memory.
+      gpus: number of GPUs.
+      addresses: what each host's name resolves to on this host. An empty list: nothing.
+      unresolved: why names do not resolve, for names that do not.
+    """
+
+    host_name: str
+    machine: str
+    python: str
+    versions: dict[str, str | None]
+    cores: int
+    memory_bytes: int
+    gpus: int
+    addresses: dict[str, list[str]]
+    unresolved: dict[str, str]
+
+
+# Why a host's examiner is not available.
+ENDED, SILENT, FAILED = "ended", "silent", "failed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trouble:
+    """Describe why a host's examiner is not available.
+
+    Attributes:
+      kind: its process has `ENDED`, it was `SILENT` until the deadline, or a request `FAILED`.
+      request: the request that it has not answered, a name of `examiner.REQUESTS`.
+      words: what it answered, or what the command that started it printed to standard error.
+      code: exit code of that command, or None if it has not ended or could not be started.
+    """
+
+    kind: str
+    request: str
+    words: str
+    code: int | None = None
+
+
+@dataclasses.dataclass
+class Host:
+    """Hold what was measured on one host.
+
+    Attributes:
+      name: the name under which the other hosts call it.
+      slots: number of workers to run there.
+      prefix: the words that run a command on this host if they precede it, e.g. `"ssh user@a"`.
+      facts: the examiner's description, or None without an examiner.
+      trouble: why there is no examiner, or why it has stopped answering.
+      clock_s: how far the host's clock is ahead of the doctor's, in seconds.
+      clock_error_s: the largest possible error of `clock_s`, in seconds.
+      ports: the ports on which its examiner listens: server and channel.
+      taken: the ports that another program has, or that may not be used, and why.
+    """
+
+    name: str
+    slots: int = 1
+    prefix: str = ""
+    facts: Facts | None = None
+    trouble: Trouble | None = None
+    clock_s: float | None = None
+    clock_error_s: float | None = None
+    ports: list[int] = dataclasses.field(default_factory=list)
+    taken: dict[int, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Attempt:
+    """Describe one attempt to connect to a port of another host.
+
+    Attributes:
+      port: the port.
+      outcome: `OPEN`, or one of the other outcomes.
+      detail: the system's words, or the host that has answered instead.
+      local: the address from which the connection was made, if it was made.
+      interface: the network interface with that address.
+    """
+
+    port: int
+    outcome: str
+    detail: str = ""
+    local: str = ""
+    interface: str = ""
+
+
+@dataclasses.dataclass
+class Link:
+    """Hold what was measured from one host to another.
+
+    Attributes:
+      source: the host that connects and sends.
+      target: the host that listens and receives.
+      attempts: the connections to the target's ports, in the order of `Host.ports`.
+      round_trip_ms: median time of a byte to the target and back, in ms.
+      mbit: rate at which the target receives, in Mbit/s.
+      failure: why these two could not be measured although the target has an open port.
+    """
+
+    source: str
+    target: str
+    attempts: list[Attempt]
+    round_trip_ms: float | None = None
+    mbit: float | None = None
+    failure: str = ""
+
+    @property
+    def open_port(self) -> int | None:
+        """The first open port of the target, or None."""
+        return next((each.port for each in self.attempts if each.outcome == OPEN), None)
+
+    def add(self, round_trip_ms: float | None, mbit: float | None, failure: str) -> None:
+        """Add a measurement. Of two successful ones, the better counts.
+
+        Args:
+          round_trip_ms: see `round_trip_ms`.
+          mbit: see `mbit`.
+          failure: see `failure`.
+        """
+        self.failure = failure
+        if round_trip_ms is not None:
+            self.round_trip_ms = min(round_trip_ms, self.round_trip_ms or round_trip_ms)
+        if mbit is not None:
+            self.mbit = max(mbit, self.mbit or 0.0)
+
+
+@dataclasses.dataclass
+class Folder:
+    """Hold what was measured of the checkpoint folder.
+
+    Attributes:
+      path: the folder as given.
+      writer: the host that has written a file for the others to read; empty: none could.
+      unwritable: why a host cannot write there, by host.
+      unread: why a host cannot read the writer's file, by host.
+    """
+
+    path: str
+    writer: str = ""
+    unwritable: dict[str, str] = dataclasses.field(default_factory=dict)
+    unread: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Measurements:
+    """Hold everything that was measured.
+
+    Attributes:
+      hosts: all hosts, in the order given.
+      ports: the ports to listen on: that of TensorFlow's server and that of the control channel.
+      links: all ordered pairs of hosts with examiners.
+      folder: the checkpoint folder, or None if it was not checked.
+    """
+
+    hosts: list[Host]
+    ports: list[int]
+    links: list[Link] = dataclasses.field(default_factory=list)
+    folder: Folder | None = None
+
+    def examined(self) -> list[tuple[Host, Facts]]:
+        """Return the hosts with examiners, and their facts."""
+        return [(host, host.facts) for host in self.hosts if host.facts is not None]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content for JSON."""
+        return dataclasses.asdict(self)

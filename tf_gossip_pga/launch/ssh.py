@@ -1,0 +1,42 @@
+"""Start a module of this package on another host over ssh."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+
+FAILED = 255  # ssh's exit code for its own failures
+MISSING = "There is no "  # how a host's message begins if it lacks the directory or Python
+
+# BatchMode: fail instead of asking for a password. ServerAliveInterval: end after three times this
+# number of seconds if the host or the network is gone.
+_SSH = ("ssh", "-T", "-oBatchMode=yes", "-oConnectTimeout=10", "-oServerAliveInterval=15")
+
+# Any shell can run this with `sh -c`. $1 is the directory, $2 is Python, and the rest is for env.
+_SCRIPT = (
+    f'cd "$1" 2>/dev/null || {{ echo "{MISSING}directory $1 on this host. Create it, or start in '
+    'one that all hosts have." >&2; exit 1; }; '
+    f'test -x "$2" || {{ echo "{MISSING}Python at $2 on this host. Install the environment at the '
+    'same path on all hosts." >&2; exit 127; }; '
+    'shift 2; exec env "$@"'
+)
+
+
+def command(host: str, module: str, environment: Mapping[str, str]) -> list[str]:
+    """Return a command that runs `python -m MODULE` on another host.
+
+    The module runs in the directory of this process, with the Python of this process, and gets its
+    `PYTHONPATH`. Pass secrets to its standard input, because other users can read command lines.
+
+    Args:
+      host: the host as ssh accepts it.
+      module: the module.
+      environment: the environment variables of this process.
+    """
+    path = environment.get("PYTHONPATH")
+    variables = [f"PYTHONPATH={path}"] if path else []
+    started = [*variables, sys.executable, "-m", module]
+    script = ["sh", "-c", _SCRIPT, "sh", os.getcwd(), sys.executable, *started]
+    return [*_SSH, host, shlex.join(script)]  # ssh passes one text to the user's shell there
