@@ -206,3 +206,77 @@ def _running(host: hosts_lib.Host, arguments: str) -> list[int]:
     """Return the ids of the host's Python processes whose arguments begin like this."""
     wanted = re.compile(rf"\S*python\S* {arguments}")
     return [number for number, line in host.processes().items() if wanted.match(line)]
+
+
+FAULTS = {
+    "channel port": "Port 2223 (control channel) of host1 does not answer host0, host2 and host3",
+    "127.0.1.1": "On host2, its own name resolves to 127.0.1.1",
+    "version": "host1 has tensorflow 2.20.0, but host0, host2 and host3 have ",
+    "clock": "The clock of host2 is 60.0 s ahead",
+    "folder": "host3 does not see a file that host0 has written",
+    "link": "host3 sends to host0, host1 and host2 at only",
+}
+
+
+LATER = """
+import time
+now = time.time
+time.time = lambda: now() + 60
+"""
+
+
+def _damage(hosts: list[hosts_lib.Host], folder: pathlib.Path):
+    """Make the six faults on the hosts."""
+    # The kernel drops packets to the port, as a firewall does, before it looks for local addresses.
+    drop = "ip rule add pref 10 iif eth0 ipproto tcp dport 2223 blackhole"
+    hosts[1].run(f"{drop}; ip rule add pref 20 lookup local; ip rule del pref 0")
+    # Python on host1 finds another TensorFlow, and on host2 another clock.
+    metadata = folder / "site1" / "tensorflow-2.20.0.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: tensorflow\nVersion: 2.20.0\n")
+    (folder / "site2").mkdir()
+    (folder / "site2" / "sitecustomize.py").write_text(LATER)
+    for number in (1, 2):
+        hosts[number].run(f"mount --bind {folder}/site{number} {folder}/site")
+    names = folder / "hosts.host2"
+    names.write_text(names.read_text().replace(f"{hosts[2].address} host2", "127.0.1.1 host2"))
+    hosts[3].run(f"mount -t tmpfs tmpfs {folder}/shared")
+    hosts[3].shape(50)
+
+
+@pytest.fixture(scope="module")
+def doctor(tmp_path_factory):
+    """Function that examines four hosts, and returns the exit code and the output."""
+    folder = tmp_path_factory.mktemp("box")
+    names = [f"host{index}" for index in range(4)]
+    for name in ("shared", "site"):
+        (folder / name).mkdir()
+    variables = {"TF_GOSSIP_PGA_PORT": "2222", "PYTHONPATH": f"{folder}/site:{ROOT}"}
+    command = [sys.executable, "-m", "tf_gossip_pga", "doctor", "-H", ",".join(names)]
+    try:
+        with hosts_lib.create(names, folder, mbit=500) as hosts:
+            services.start_sshd(hosts, folder)
+            box = Box(hosts, folder)
+
+            def examine(*flags: str) -> tuple[int, str]:
+                flags += (f"--checkpoint-dir={folder}/shared",)
+                running = box.start([*command, *flags], **variables)
+                code = running.process.wait(deadlines.long())
+                return code, running.output
+
+            yield box, examine
+            box.end()
+    except hosts_lib.NoHostsError as reason:
+        pytest.skip(f"no cluster on this machine: {reason}")
+
+
+def test_the_doctor_finds_nothing_and_then_each_fault(doctor):
+    box, examine = doctor
+    code, output = examine()
+    assert code == 0, output
+    _damage(box.hosts, box.folder)
+    code, output = examine()
+    assert code == 1, output
+    missing = [text for text in FAULTS.values() if text not in output]
+    assert not missing, output
+    assert "6 findings" in output
