@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.support import deadlines
+from tests.support import deadlines, processes
 from tf_gossip_pga import launch
 from tf_gossip_pga.launch import workers as launch_workers
 from tf_gossip_pga.tools import screen as screen_lib
@@ -112,23 +112,7 @@ time.sleep(600)
 """
     with pytest.raises(launch.LaunchError, match="exit code 3"):
         _launch(script)
-    _await_end([int(path.read_text()) for path in tmp_path.iterdir()])
-
-
-def _await_end(pids: list[int]):
-    """Orphans are reaped by the system's first process, not by us: wait until they are gone."""
-    assert pids
-    deadlines.Deadline(30).until(
-        lambda: not any(map(_runs, pids)), lambda: f"Still running: {pids}"
-    )
-
-
-def _runs(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    processes.await_end([int(path.read_text()) for path in tmp_path.iterdir()])
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -161,7 +145,7 @@ def test_ctrl_c_stops_all_and_leaves_no_process_behind(tmp_path, times):
     assert run.returncode == 130
     if times == 1:
         assert "Interrupted; all workers were stopped." in output
-    _await_end(pids)
+    processes.await_end(pids)
 
 
 def _sigterm_once_ready(*command: str) -> tuple[int, str]:
@@ -197,6 +181,48 @@ def test_sigterm_reaches_workers_that_save_and_begins_nothing_anew(tmp_path):
     returncode, output = _sigterm_once_ready(*command)
     assert returncode == 0  # all ended well, as one process of this script would
     assert sorted(output.splitlines()) == ["[0] saved", "[1] saved"]
+
+
+SAVED = (
+    "The workers saved a checkpoint and stopped (exit code 75). To continue, start the job again."
+)
+
+
+def test_a_job_that_saved_after_sigterm_ends_with_an_exit_code_of_its_own(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "print('ready')\n"
+        "time.sleep(600)\n"
+    )
+    returncode, output = _sigterm_once_ready("--workers=2", "--max-restarts=1", str(script))
+    assert (returncode, output) == (75, f"\n{SAVED}\n")
+
+
+def test_workers_that_saved_are_not_started_again_whoever_sent_sigterm(tmp_path, capfd):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"print('x', file=open({str(tmp_path / 'runs')!r}, 'a'))\n"  # one write for each worker
+        "raise SystemExit(75)\n"
+    )
+    assert launch.main(["--workers=3", "--rejoins=2", "--max-restarts=2", str(script)]) == 75
+    assert len((tmp_path / "runs").read_text().split()) == 3
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", f"\n{SAVED}\n")
+
+
+def test_after_a_loss_the_survivors_may_save_and_stop(tmp_path, capfd):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os\n"
+        "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+        "raise SystemExit(3 if rank else 75)\n"
+    )
+    assert launch.main(["--workers=2", "--min-workers=1", str(script)]) == 75
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("Rank 1 failed with exit code 3.\n", f"\n{SAVED}\n")
+    assert launch.main(["--workers=2", str(script)]) == 1
 
 
 @pytest.mark.parametrize("least", [1, 2])

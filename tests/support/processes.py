@@ -10,6 +10,8 @@ import pathlib
 import resource
 import uuid
 
+from tests.support import deadlines
+
 _VARIABLE = "TF_GOSSIP_PGA_TEST_SESSION"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -32,6 +34,24 @@ def marked() -> dict[int, str]:
         except OSError:  # the process has ended, or belongs to another user
             continue
     return found
+
+
+def await_end(pids: list[int]):
+    """Wait until these processes have ended.
+
+    Orphans are reaped by the system's first process, not by this one.
+    """
+    assert pids
+    deadlines.Deadline(60).until(
+        lambda: not any(map(_runs, pids)), lambda: f"Still running: {pids}"
+    )
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return _stat(pathlib.Path(f"/proc/{pid}"))[0] != "Z"
+    except OSError:
+        return False
 
 
 def processor_seconds() -> float:

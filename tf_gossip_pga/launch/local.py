@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 
 from tf_gossip_pga import _validate
 from tf_gossip_pga.coordination import roll_call_sockets
-from tf_gossip_pga.errors import LaunchError
+from tf_gossip_pga.errors import PREEMPTED, LaunchError
 from tf_gossip_pga.launch import environment, gpus
-from tf_gossip_pga.launch.watch import Outcome, Watch
+from tf_gossip_pga.launch.watch import ENDED_WELL, Outcome, Watch
 from tf_gossip_pga.launch.workers import Crew, Worker
 from tf_gossip_pga.tools.screen import Screen
 
@@ -40,7 +40,7 @@ def launch(
       command: program and arguments, e.g. `[sys.executable, "script.py"]`.
       workers: number of processes, >= 1. Each gets its own `TF_CONFIG`.
       verbose: whether to show TensorFlow's start-up messages and repeated warnings.
-      min_workers: how many workers must end with exit code 0. Default: all, or 1 with `rejoins`.
+      min_workers: how many workers must not fail. Default: all, or 1 with `rejoins`.
       rejoins: maximum number of failed workers to restart. They join the surviving workers. For
         scripts that use `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`.
       gpus_per_worker: number of GPUs for each worker, >= 1, if this machine has GPUs.
@@ -79,7 +79,7 @@ def launch(
             return Watch(crew, screen, **limits, is_starting=_starting(addresses)).run()
         except _Terminated:
             outcomes = _after_saving(crew, screen)
-            if sum(each.returncode == 0 for each in outcomes) >= least:
+            if sum(each.returncode in ENDED_WELL for each in outcomes) >= least:
                 return outcomes
             raise
 
@@ -132,7 +132,8 @@ def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings:
       **settings: further arguments of `launch`.
 
     Returns:
-      0 if the job succeeded, or if its workers saved and exited successfully after SIGTERM; 1 if it
+      0 if the job succeeded, even if SIGTERM stopped it early; `pga.PREEMPTED` (75) if its workers
+      ended with this code, because they saved a checkpoint after SIGTERM and stopped; 1 if it
       failed; 130 if Ctrl-C or another signal interrupted it.
 
     Raises:
@@ -141,8 +142,7 @@ def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings:
     _handle_signals()
     for restart in range(max_restarts + 1):
         try:
-            launch(command, workers, **settings)
-            return 0
+            return code_of(launch(command, workers, **settings))
         except LaunchError as error:
             print(f"\n{error}", file=sys.stderr, flush=True)
             if restart < max_restarts:
@@ -152,6 +152,28 @@ def run(command: Sequence[str], workers: int, max_restarts: int = 0, **settings:
             print("\nInterrupted; all workers were stopped.", file=sys.stderr, flush=True)
             return 130
     return 1
+
+
+def code_of(outcomes: Sequence[Outcome]) -> int:
+    """Return the launcher's exit code for a job that has not failed. Report a preemption.
+
+    Args:
+      outcomes: the result of `launch`.
+
+    Returns:
+      `pga.PREEMPTED` if any worker ended with it, else 0.
+    """
+    if all(each.returncode != PREEMPTED for each in outcomes):
+        return 0
+    print(
+        f"\nThe workers saved a checkpoint and stopped (exit code {PREEMPTED}). To continue, start "
+        "the job again.",
+        file=sys.stderr,
+        flush=True,
+    )
+    return PREEMPTED
+
+
 
 
 class _Terminated(KeyboardInterrupt):
