@@ -62,6 +62,9 @@ class Checkpoint(keras.callbacks.Callback):
     `manifest.json`, written last      the chief    sizes and SHA-256 of all files
     =================================  ===========  =======================================
 
+    With several workers, rank 0 also writes `directory/cluster.json` when training begins: the
+    addresses of all workers, with which a lost worker can join again (`TF_GOSSIP_PGA_CLUSTER`).
+
     Loading never unpickles data. The number of workers may change between runs. A rank that has no
     `rank-….npz`, because the rank or its disk is new, reports this and uses the chief's optimizer
     variables.

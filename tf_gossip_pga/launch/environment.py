@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 
-from tf_gossip_pga.cluster import detect, tf_config
+from tf_gossip_pga.cluster import cluster_file, place, tf_config
 
 
 def of_worker(
@@ -37,7 +37,8 @@ def of_worker(
     if tf_config.SECRET_FILE not in environment:
         environment.setdefault(tf_config.SECRET, secret)
     environment.pop(tf_config.JOIN, None)
-    environment.pop(detect.CLUSTER, None)
+    environment.pop(place.CLUSTER, None)  # it would take precedence over TF_CONFIG
+    environment.pop(cluster_file.RANK, None)
     if joins:
         environment[tf_config.JOIN] = "1"
     # By default, TensorFlow starts a thread for every core in each worker. Together, the workers
