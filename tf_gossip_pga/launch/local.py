@@ -6,7 +6,8 @@ import contextlib
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -174,6 +175,22 @@ def code_of(outcomes: Sequence[Outcome]) -> int:
     return PREEMPTED
 
 
+@contextlib.contextmanager
+def forwarding_sigterm() -> Iterator[None]:
+    """Let `launch` forward SIGTERM to the workers, and then restore the previous handler.
+
+    Without effect outside the main thread, or if this process ignores SIGTERM.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not set by Python
 
 
 class _Terminated(KeyboardInterrupt):
