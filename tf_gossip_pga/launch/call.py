@@ -32,11 +32,11 @@ def main(folder: str) -> None:
     call = pickle.loads(pathlib.Path(folder, "call").read_bytes())
     threading.Thread(target=_end_with, args=(call["caller"],), daemon=True).start()
     sys.path[:] = call["path"]
-    function, args, kwargs = pickle.loads(call["function"])
-    result = function(*args, **kwargs)
     from tf_gossip_pga.cluster import detect
 
-    rank = detect.find().rank
+    rank = detect.find().rank  # now, because the function may change the environment
+    function, args, kwargs = pickle.loads(call["function"])
+    result = function(*args, **kwargs)
     if rank == 0 or call["all_return"]:
         pathlib.Path(folder, f"{rank}.result").write_bytes(_pickled(result))
 
