@@ -196,7 +196,7 @@ pga.run(train, workers=2)
 def test_workers_and_their_children_end_with_a_caller_that_is_killed(tmp_path):
     caller = subprocess.Popen(
         [sys.executable, "-c", KILLED.format(root=str(ROOT))],
-        env=_environment(),
+        env={**_environment(), "TMPDIR": str(tmp_path)},  # nobody removes its folder
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -222,7 +222,7 @@ pga.run(train, args=[5], workers=2)
 """
 
 
-def test_a_notebook_shows_the_output_and_the_result(tmp_path):
+def test_a_notebook_shows_the_output_and_the_result():
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
