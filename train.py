@@ -87,7 +87,7 @@ def worker() -> None:
     if checkpoint and checkpoint.preempted:
         if cluster.is_chief:
             print("Stopped by SIGTERM. The same command with --resume continues.", flush=True)
-        return
+        checkpoint.exit_if_preempted()
     content = results.collect(cluster, job, run, gossip, PATIENCE_S)
     if cluster.is_chief:
         vocabulary = job.data.vocabulary if isinstance(job.data, inputs.Text) else None

@@ -20,6 +20,8 @@ Contents:
 - `initialize`, `Cluster`: connect this process to the other workers.
 - `GossipPGA`: the callback that averages.
 - `Checkpoint`: the callback that saves a run and resumes it.
+- `PREEMPTED`: the exit code of a job that saved a checkpoint after SIGTERM and can continue.
+- `run`: run a function in several worker processes on this machine, for example in a notebook.
 - `AdaptivePeriod`: a period H that adapts to the training loss.
 - `WorkerLost`: the exception raised when another worker dies or does not answer.
 - `topology`, `Topology`: who averages with whom, and with what weights.
@@ -40,13 +42,15 @@ if TYPE_CHECKING:  # editors and type checkers resolve the names in `_ROOM_OF` h
     from tf_gossip_pga.algorithm.schedule import AdaptivePeriod
     from tf_gossip_pga.checkpoint.callback import Checkpoint
     from tf_gossip_pga.cluster.cluster import Cluster
-    from tf_gossip_pga.errors import WorkerLost
+    from tf_gossip_pga.errors import PREEMPTED, WorkerLost
     from tf_gossip_pga.exchange.process import initialize
+    from tf_gossip_pga.launch.function import run
     from tf_gossip_pga.training.callback import GossipPGA
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PREEMPTED",
     "AdaptivePeriod",
     "Checkpoint",
     "Cluster",
@@ -55,6 +59,7 @@ __all__ = [
     "WorkerLost",
     "initialize",
     "plan",
+    "run",
     "simulate",
     "topology",
 ]
@@ -66,10 +71,12 @@ _ROOM_OF = {
     "Checkpoint": "checkpoint.callback",
     "Cluster": "cluster.cluster",
     "GossipPGA": "training.callback",
+    "PREEMPTED": "errors",
     "Topology": "algorithm.graph",
     "WorkerLost": "errors",
     "initialize": "exchange.process",
     "plan": "plan",
+    "run": "launch.function",
     "simulate": "simulate",
     "topology": "algorithm.topology",
 }

@@ -1,4 +1,4 @@
-"""Define all exceptions of this package.
+"""Define all exceptions of this package, and the exit code of a preempted job.
 
 Built-in base classes are in parentheses::
 
@@ -23,6 +23,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tf_gossip_pga.coordination.diagnosis import Findings
     from tf_gossip_pga.launch import Outcome
+
+# Exit code of a job that saved a checkpoint after SIGTERM and can continue: EX_TEMPFAIL of BSD's
+# sysexits.h. `Checkpoint.exit_if_preempted` ends workers with it, and the launcher passes it on.
+PREEMPTED = 75
 
 
 class GossipError(Exception):
@@ -60,7 +64,7 @@ class CheckpointError(GossipError, ValueError):
 class LaunchError(GossipError, RuntimeError):
     """Too many workers failed, one ended before the job had started, or the deadline passed.
 
-    `tf_gossip_pga.launch.launch`, which starts the workers of a job, raises this error.
+    `launch.launch`, which starts the workers of a job, and `pga.run` raise this error.
 
     Attributes:
       outcomes: for each rank, a `launch.Outcome`, which says how its worker ended.

@@ -17,6 +17,7 @@ SECTIONS = {
         "guides/slurm",
         "guides/kubernetes",
         "guides/ray",
+        "guides/notebooks",
         "guides/devices",
         "guides/data",
         "guides/callbacks",

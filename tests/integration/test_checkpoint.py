@@ -1,6 +1,7 @@
 """Checkpoints in real processes: a resumed run is the run that was never interrupted."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -157,7 +158,13 @@ def _continued(cluster, folder, disks=False, epochs=4):
         callbacks=[gossip, checkpoint, look],
         verbose=0,
     )
-    return {"start": start, "step": gossip.step, "begun": begun, "ended": kit.digests(model)}
+    return {
+        "start": start,
+        "step": gossip.step,
+        "begun": begun,
+        "ended": kit.digests(model),
+        "addresses": cluster.addresses,
+    }
 
 
 def _parts(digests: dict[str, str]) -> dict[str, list[str]]:
@@ -194,7 +201,9 @@ def test_each_rank_may_have_a_disk_of_its_own_and_lose_it(pools, tmp_path, capfd
     folders = [f"checkpoint-{number:06d}" for number in (1, 2, 3)]
     written = ["manifest.json", "model.weights.h5", "rank-0.npz"]
     claim = ["owner", "000001.json"]
-    assert sorted(names[0]) == sorted([*claim, *folders[1:], *written, *written])
+    assert sorted(names[0]) == sorted([*claim, "cluster.json", *folders[1:], *written, *written])
+    addresses = json.loads((tmp_path / "0" / "cluster.json").read_text())["addresses"]
+    assert addresses == saved[1]["addresses"]
     late = [*folders, *["rank-1.npz"] * 3]  # one checkpoint late
     assert sorted(names[1]) == sorted([*claim, *late])
     shutil.rmtree(tmp_path / "1" / folders[2])

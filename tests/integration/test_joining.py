@@ -29,6 +29,10 @@ settings, dying = map(json.loads, sys.argv[2:])
 first_life = "TF_GOSSIP_PGA_JOIN" not in os.environ
 if settings.pop("nobody says so", False):
     os.environ.pop("TF_GOSSIP_PGA_JOIN", None)
+if settings.pop("in a new step", False) and not first_life:  # where Slurm says 0 of 1
+    rank = json.loads(os.environ.pop("TF_CONFIG"))["task"]["index"]
+    os.environ.update(SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="1", TF_GOSSIP_PGA_RANK=str(rank),
+                      TF_GOSSIP_PGA_CLUSTER=str(folder / "checkpoints" / "cluster.json"))
 import tf_gossip_pga as pga
 cluster = pga.initialize()
 import keras, numpy as np
@@ -117,7 +121,7 @@ def _run(
             [0],
             marks=pytest.mark.slow,
         ),
-        ({"H": "adaptive", "every": 2}, [0, 1]),
+        ({"H": "adaptive", "every": 2, "in a new step": True}, [0, 1]),
         # In no consensus where the fourth epoch begins.
         pytest.param(
             {
@@ -286,5 +290,6 @@ def test_a_port_that_is_taken_is_reported():
 def test_who_is_to_join_must_know_whom(monkeypatch):
     # Another test of this process may have called `initialize` already.
     monkeypatch.setattr("tf_gossip_pga.exchange.process._active", None)
-    with pytest.raises(ValueError, match="needs the TF_CONFIG of its first start"):
+    with pytest.raises(ValueError, match="needs the TF_CONFIG of its first start") as caught:
         tf_gossip_pga.initialize(join=True)
+    assert "set TF_GOSSIP_PGA_CLUSTER to the path of the cluster.json in" in str(caught.value)

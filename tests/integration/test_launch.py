@@ -183,6 +183,48 @@ def test_sigterm_reaches_workers_that_save_and_begins_nothing_anew(tmp_path):
     assert sorted(output.splitlines()) == ["[0] saved", "[1] saved"]
 
 
+SAVED = (
+    "The workers saved a checkpoint and stopped (exit code 75). To continue, start the job again."
+)
+
+
+def test_a_job_that_saved_after_sigterm_ends_with_an_exit_code_of_its_own(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "print('ready')\n"
+        "time.sleep(600)\n"
+    )
+    returncode, output = _sigterm_once_ready("--workers=2", "--max-restarts=1", str(script))
+    assert (returncode, output) == (75, f"\n{SAVED}\n")
+
+
+def test_workers_that_saved_are_not_started_again_whoever_sent_sigterm(tmp_path, capfd):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"print('x', file=open({str(tmp_path / 'runs')!r}, 'a'))\n"  # one write for each worker
+        "raise SystemExit(75)\n"
+    )
+    assert launch.main(["--workers=3", "--rejoins=2", "--max-restarts=2", str(script)]) == 75
+    assert len((tmp_path / "runs").read_text().split()) == 3
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", f"\n{SAVED}\n")
+
+
+def test_after_a_loss_the_survivors_may_save_and_stop(tmp_path, capfd):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os\n"
+        "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+        "raise SystemExit(3 if rank else 75)\n"
+    )
+    assert launch.main(["--workers=2", "--min-workers=1", str(script)]) == 75
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("Rank 1 failed with exit code 3.\n", f"\n{SAVED}\n")
+    assert launch.main(["--workers=2", str(script)]) == 1
+
+
 @pytest.mark.parametrize("least", [1, 2])
 def test_after_sigterm_as_many_must_end_well_as_without_it(tmp_path, least):
     script = tmp_path / "script.py"

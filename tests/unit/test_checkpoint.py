@@ -60,6 +60,22 @@ def test_a_second_sigterm_has_its_usual_effect_but_for_an_echo(tmp_path, receive
     assert checkpoint.preempted
 
 
+def test_a_preempted_script_ends_with_an_exit_code_of_its_own(tmp_path, received):
+    import tf_gossip_pga as pga
+
+    def once(batch, logs=None):
+        if batch == 1:
+            kit.terminate()
+
+    _, checkpoint = _train(tmp_path, kit.a_callback(on_train_batch_begin=once))
+    with pytest.raises(SystemExit) as ended:
+        checkpoint.exit_if_preempted()
+    assert ended.value.code == pga.PREEMPTED
+    _, checkpoint = _train(tmp_path)
+    checkpoint.exit_if_preempted()
+    assert received == []
+
+
 def test_sigterm_after_fit_was_left_by_an_exception_has_its_usual_effect(tmp_path, received):
     def leave(batch, logs=None):
         raise kit.LeftError

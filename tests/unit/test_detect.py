@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from tf_gossip_pga.cluster import detect, kubernetes, node_list, ports
+from tf_gossip_pga.cluster import cluster_file, detect, kubernetes, node_list, ports
 from tf_gossip_pga.cluster.place import Place, Rendezvous
 from tf_gossip_pga.cluster.tf_config import from_tf_config, to_tf_config
 
@@ -255,7 +255,9 @@ def test_variables_that_say_nothing_are_passed_over(odd):
 
 
 def test_no_cluster_is_asked_for_by_one_word():
-    with pytest.raises(ValueError, match=r"TF_GOSSIP_PGA_CLUSTER must be unset, .* 'None'"):
+    with pytest.raises(
+        ValueError, match=r"TF_GOSSIP_PGA_CLUSTER must be unset, .* 'None': No such"
+    ):
         detect.find({"TF_GOSSIP_PGA_CLUSTER": "None"})
     for variables in ({"TF_CONFIG": to_tf_config([A, B], 1)}, slurm(0), {"SM_HOSTS": '["a", "b"]'}):
         assert detect.find({**variables, "TF_GOSSIP_PGA_CLUSTER": "none"}) == Place()
@@ -274,12 +276,13 @@ WRONG = [
     ({"PET_NNODES": "1:4"}, "PET_NNODES=1:4", "too few variables are set. Set PET_NODE_RANK"),
     ({"TF_GOSSIP_PGA_WORKERS": "2"}, "TF_GOSSIP_PGA_WORKERS=2", "It needs JOB_COMPLETION_INDEX"),
     ({"JOB_COMPLETION_INDEX": "0"}, "JOB_COMPLETION_INDEX=0", "Set TF_GOSSIP_PGA_WORKERS too"),
+    ({"TF_GOSSIP_PGA_RANK": "0"}, "TF_GOSSIP_PGA_RANK=0", "Set TF_GOSSIP_PGA_CLUSTER too"),
     # Keras
     ({"KERAS_DISTRIBUTION_NUM_PROCESSES": "2"}, "NUM_PROCESSES=2", "has 0 addresses for 2"),
     (keras(2), "PROCESS_ID=2", "PROCESS_ID must be a number from 0 to 1, received '2'"),
     (without(keras(0), "KERAS_DISTRIBUTION_PROCESS_ID"), A, "from 0 to 1, but it is not set"),
-    (keras(0, [A, A]), A, f"has '{A}' twice"),
-    (keras(0, [A, "b"]), A, "has 'b', which is not \"host:port\""),
+    (keras(0, [A, A]), A, f"has the address '{A}' twice"),
+    (keras(0, [A, "b"]), A, "has the address 'b', which is not \"host:port\""),
     (keras(0, KERAS_DISTRIBUTION_NUM_PROCESSES="3"), A, "has 2 addresses for 3 processes"),
     # Slurm
     (
@@ -377,6 +380,74 @@ def test_long_values_are_quoted_in_part():
     with pytest.raises(ValueError) as caught:
         detect.find(slurm(0, "n" * 10000 + "["))
     assert len(str(caught.value)) < 1500
+
+
+# ---- A file with the addresses ------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_file(tmp_path):
+    """A function that writes a file, and returns variables that name it."""
+
+    def variables(text, **more):
+        path = tmp_path / "cluster.json"
+        path.write_text(text)
+        return {"TF_GOSSIP_PGA_CLUSTER": str(path), **more}
+
+    return variables
+
+
+def test_a_file_gives_the_addresses_and_a_variable_the_rank(in_file):
+    for rank in (0, 1):
+        variables = in_file(cluster_file.text_of([A, B]), TF_GOSSIP_PGA_RANK=str(rank))
+        found_by = f"the file {variables['TF_GOSSIP_PGA_CLUSTER']}"
+        place = Place(rank, 2, found_by, (A, B))
+        assert detect.find(variables) == place
+        # A process that was started alone, or even as another rank.
+        for misleading in ({"TF_CONFIG": to_tf_config([A, B], 1 - rank)}, slurm(0), mpi(3)):
+            assert detect.find({**misleading, **variables}) == place
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "it is not JSON (Expecting value"),
+        ("[" * 100_000, "it is not JSON ("),
+        ("\x00", "it is not JSON ("),
+        ("[]", 'it must have the form {"addresses": ["host0:2222", "host1:2222"]}'),
+        ("{}", "it must have the form"),
+        ('{"addresses": []}', "it must have the form"),
+        ('{"addresses": "a:1"}', "it must have the form"),
+        ('{"addresses": ["a"]}', "it has the address 'a', which is not \"host:port\""),
+        ('{"addresses": [1, 2]}', 'it has the address 1, which is not "host:port"'),
+        ('{"addresses": ["a:1", "a:1"]}', "it has the address 'a:1' twice"),
+    ],
+)
+def test_a_file_without_addresses_is_refused(in_file, text, problem):
+    with pytest.raises(ValueError, match="TF_GOSSIP_PGA_CLUSTER must be unset, or ") as caught:
+        detect.find(in_file(text, TF_GOSSIP_PGA_RANK="0"))
+    assert problem in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    for path, problem in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ValueError, match=rf"Received '{path}': {problem}"):
+            detect.find({"TF_GOSSIP_PGA_CLUSTER": str(path), "TF_GOSSIP_PGA_RANK": "0"})
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({}, "from 0 to 1, but it is not set"),
+        ({"TF_GOSSIP_PGA_RANK": "2"}, "from 0 to 1, received '2'"),
+        ({"TF_GOSSIP_PGA_RANK": ""}, "from 0 to 1, received ''"),
+    ],
+)
+def test_the_rank_must_be_one_of_the_file(in_file, more, problem):
+    with pytest.raises(ValueError, match=r"lists 2 workers\. TF_GOSSIP_PGA_RANK must be") as caught:
+        detect.find(in_file(cluster_file.text_of([A, B]), **more))
+    assert problem in str(caught.value)
+    assert "Set TF_GOSSIP_PGA_RANK to the rank of this worker." in str(caught.value)
 
 
 # ---- Lists of nodes -----------------------------------------------------------------------------
@@ -510,5 +581,13 @@ def test_detecting_opens_no_sockets_and_looks_nothing_up(monkeypatch, in_pod):
 
 def test_detectors_are_short():
     folder = pathlib.Path(detect.__file__).parent
-    for name in ("keras_job", "slurm", "sagemaker", "kubernetes", "open_mpi", "torchrun"):
+    for name in (
+        "keras_job",
+        "slurm",
+        "sagemaker",
+        "kubernetes",
+        "open_mpi",
+        "torchrun",
+        "cluster_file",
+    ):
         assert len((folder / f"{name}.py").read_text().splitlines()) < 130

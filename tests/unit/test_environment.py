@@ -2,6 +2,8 @@
 
 import pytest
 
+from tf_gossip_pga.cluster import detect
+from tf_gossip_pga.cluster.place import Place
 from tf_gossip_pga.launch import environment
 
 MADE = "0123456789abcdef"
@@ -42,10 +44,13 @@ def test_this_packages_variables_come_from_the_launcher_only(monkeypatch):
 
 
 def test_the_users_choices_are_kept_except_for_the_place_in_the_cluster(monkeypatch):
-    monkeypatch.setenv("TF_GOSSIP_PGA_CLUSTER", "none")
+    for name in ("CLUSTER", "RANK", "JOIN"):
+        monkeypatch.setenv(f"TF_GOSSIP_PGA_{name}", "1")
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     shared = environment.Shared(False, {"CHOSEN": "x", "TF_GOSSIP_PGA_JOIN": "1"}, MADE)
     given = environment.of_worker(["a:1", "b:1"], 1, shared, joins=False)
+    assert detect.find(given) == Place(1, 2, "TF_CONFIG", ("a:1", "b:1"))
     assert given["CHOSEN"] == "x" and given["TF_CPP_MIN_LOG_LEVEL"] == "0"
-    assert not {"TF_GOSSIP_PGA_CLUSTER", "TF_GOSSIP_PGA_JOIN", "HOME"} & set(given)
+    own = {name for name in given if name.startswith("TF_GOSSIP_PGA_")}
+    assert own == {"TF_GOSSIP_PGA_SECRET"}
     assert environment.of_worker([], 0, shared, joins=True)["TF_GOSSIP_PGA_JOIN"] == "1"

@@ -135,10 +135,11 @@ def test_of_train_and_benchmarks_only_exchanges_knows_the_engine():
 
 
 def test_public_names_resolve():
-    expected = {"initialize", "Cluster", "GossipPGA", "AdaptivePeriod", "WorkerLost"}
-    expected |= {"topology", "Topology", "Checkpoint", "plan", "simulate"}
+    expected = {"initialize", "Cluster", "GossipPGA", "AdaptivePeriod", "WorkerLost", "PREEMPTED"}
+    expected |= {"topology", "Topology", "Checkpoint", "plan", "run", "simulate"}
     assert set(pga.__all__) == set(dir(pga)) == expected
-    for name in pga.__all__:
+    assert pga.PREEMPTED == 75
+    for name in expected - {"PREEMPTED"}:
         assert getattr(pga, name).__name__.rpartition(".")[2] == name
     with pytest.raises(AttributeError, match="'tf_gossip_pga' has no attribute 'gossip'"):
         pga.gossip  # noqa: B018

@@ -7,7 +7,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-FOLDERS = ("tf_gossip_pga", "models", "job", "benchmarks", "tests", "docs")
+FOLDERS = ("tf_gossip_pga", "models", "job", "benchmarks", "tests", "docs", "examples")
 KINDS = {".py", ".md", ".toml", ".cff"}
 
 # Words that the project once used, and what it says now. They are also found inside identifiers.

@@ -35,6 +35,10 @@ def test_the_build_notes_list_every_record_once_by_its_title():
     assert [f"# {number}. {title}" for number, _, title in listed] == titles
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def test_raw_results_are_tables():
     tables = sorted((ROOT / "docs" / "results").glob("*.csv"))
     assert tables

@@ -63,6 +63,28 @@ def test_the_newest_stay(store):
     assert store.complete() == store.numbers() == [5, 4, 3]
 
 
+def test_a_file_of_the_run_is_replaced_and_stays(store):
+    for text in ("old", "new"):
+        store.write_of_run("cluster.json", text)
+    for _ in range(5):
+        _checkpoint(store, a=b"x")
+    store.forget("cluster.json", kept=())
+    store.discard(5)
+    assert (store.directory / "cluster.json").read_text() == "new"
+    assert store.complete() == [4, 3]
+
+
+def test_a_file_of_the_run_replaces_a_link_and_does_not_follow_it(store, tmp_path):
+    other = tmp_path / "other"
+    other.write_text("other")
+    for name in ("cluster.json", ".partial-cluster.json"):
+        (store.directory / name).symlink_to(other)
+    store.write_of_run("cluster.json", "new")
+    assert (store.directory / "cluster.json").read_text() == "new"
+    assert [path.name for path in store.directory.iterdir()] == ["cluster.json"]
+    assert other.read_text() == "other"
+
+
 def test_an_unfinished_one_is_no_checkpoint_and_takes_no_place(store):
     for _ in range(3):
         _checkpoint(store, a=b"x")

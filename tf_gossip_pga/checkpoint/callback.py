@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import sys
 from typing import Any, cast
 
 import keras
@@ -20,6 +21,7 @@ from tf_gossip_pga.checkpoint.files import CheckpointFiles
 from tf_gossip_pga.checkpoint.ownership import Ownership
 from tf_gossip_pga.checkpoint.reader import Reader
 from tf_gossip_pga.checkpoint.writer import Writer
+from tf_gossip_pga.errors import PREEMPTED
 from tf_gossip_pga.exchange import process
 from tf_gossip_pga.exchange.elastic import ElasticSession
 from tf_gossip_pga.training import preemption, preflight
@@ -45,9 +47,10 @@ class Checkpoint(keras.callbacks.Callback):
 
     **Preemption.** Schedulers send SIGTERM before they reclaim a machine. When any rank receives
     SIGTERM, all ranks stop together at the next global average, or at the end of the epoch if
-    `H=None`. They save a checkpoint, `fit` returns, and the script continues. A resumed run
-    restarts an interrupted epoch from the beginning, so it sees that epoch's first batches again. A
-    second SIGTERM has its usual effect.
+    `H=None`. They save a checkpoint, `fit` returns, and the script continues. Call
+    `exit_if_preempted` after `fit`, so that the scheduler learns from the exit code that the job is
+    not finished. A resumed run restarts an interrupted epoch from the beginning, so it sees that
+    epoch's first batches again. A second SIGTERM has its usual effect.
 
     **Files.** `directory` may be shared by all ranks or be on a separate disk for each. The chief
     is rank 0 or, if rank 0 is lost, the lowest surviving rank.
@@ -59,6 +62,9 @@ class Checkpoint(keras.callbacks.Callback):
     `rank-….npz`                       every rank   variables that differ between ranks
     `manifest.json`, written last      the chief    sizes and SHA-256 of all files
     =================================  ===========  =======================================
+
+    With several workers, rank 0 also writes `directory/cluster.json` when training begins: the
+    addresses of all workers, with which a lost worker can join again (`TF_GOSSIP_PGA_CLUSTER`).
 
     Loading never unpickles data. The number of workers may change between runs. A rank that has no
     `rank-….npz`, because the rank or its disk is new, reports this and uses the chief's optimizer
@@ -178,6 +184,24 @@ class Checkpoint(keras.callbacks.Callback):
             self._gossip.state = invitation.state
             return invitation.epoch
         return self._reader.restore(model)
+
+    def exit_if_preempted(self) -> None:
+        """End this process with the exit code `pga.PREEMPTED` (75) if `preempted` is true.
+
+        Call this on every rank, right after `fit`. Slurm, Kubernetes and other schedulers can then
+        start the job again, and the launcher exits with the same code.
+
+        Raises:
+          SystemExit: `preempted` is true.
+
+        Example:
+            >>> import tempfile
+            >>> import tf_gossip_pga as pga
+            >>> checkpoint = pga.Checkpoint(pga.GossipPGA(H=6), tempfile.mkdtemp())
+            >>> checkpoint.exit_if_preempted()  # after fit; no rank has received SIGTERM
+        """
+        if self.preempted:
+            sys.exit(PREEMPTED)
 
     # ---- Called by Keras ------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 The layout::
 
     DIRECTORY/
+      cluster.json                                     of the current run, not of a checkpoint
       checkpoint-000007/
         model.weights.h5, rank-0.npz, rank-1.npz, …    written by several processes
         manifest.json                                  written last, by one of them
@@ -121,8 +122,28 @@ class CheckpointFiles:
           CheckpointError: this process may not write to the directory.
           OSError: the file cannot be written.
         """
+        entry = self._write(self.folder(number), name, save)
+        _sync(self.directory)
+        return entry
+
+    def write_of_run(self, name: str, text: str):
+        """Write a file of the whole run next to the checkpoints.
+
+        Args:
+          name: name of the file.
+          text: its content.
+
+        Raises:
+          CheckpointError: this process may not write to the directory.
+          OSError: the file cannot be written.
+        """
+        self._write(self.directory, name, lambda path: path.write_text(text))
+
+    def _write(
+        self, folder: pathlib.Path, name: str, save: Callable[[pathlib.Path], object]
+    ) -> dict:
+        """Write a file under a temporary name, rename it, and return its manifest entry."""
         self._check()
-        folder = self.folder(number)
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".partial-{name}"
         _unlink(partial)  # left by a dead writer, or a link
@@ -130,7 +151,6 @@ class CheckpointFiles:
         entry = _entry(partial)
         self._check()
         _move(partial, folder / name)
-        _sync(self.directory)
         return entry
 
     def finish(self, number: int, content: dict, files: dict[str, dict]):

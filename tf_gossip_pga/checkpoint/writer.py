@@ -15,6 +15,7 @@ from tf_gossip_pga.checkpoint import rank_file
 from tf_gossip_pga.checkpoint.files import CheckpointFiles
 from tf_gossip_pga.checkpoint.ownership import Ownership
 from tf_gossip_pga.checkpoint.rank_file import rank_name
+from tf_gossip_pga.cluster import cluster_file
 from tf_gossip_pga.coordination import running_call
 from tf_gossip_pga.errors import CheckpointError
 from tf_gossip_pga.exchange.session import SoloSession
@@ -90,6 +91,19 @@ class Writer:
         failed = next((failed for _, failed in reports if failed), None)
         if failed and self._cluster.is_chief:
             logger.warning(f"Checkpoints cannot be written yet. Training continues. {failed}.")
+        if not failed and self._cluster.rank == 0 and self._cluster.size > 1:
+            self._write_addresses()
+
+    def _write_addresses(self):
+        """Write the addresses of all workers, with which a lost worker can join again."""
+        text = cluster_file.text_of(self._cluster.addresses)
+        try:
+            self._files.write_of_run(cluster_file.NAME, text)
+        except (OSError, CheckpointError) as error:
+            logger.warning(
+                f"{cluster_file.NAME} was not written. Training continues, but a lost worker needs "
+                f"a TF_CONFIG to join again. Rank 0: {error}."
+            )
 
     def end(self):
         """Release the directory."""

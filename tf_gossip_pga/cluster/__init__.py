@@ -7,6 +7,7 @@ Contents:
   train alone by mistake.
 - `place`: `Place`, the result of `detect`, which may not have addresses yet.
 - `tf_config`: convert `TF_CONFIG` to a `Cluster` and back.
+- `cluster_file`: read and write a file with the addresses of all workers.
 - `keras_job`, `slurm`, `node_list`, `sagemaker`, `kubernetes`, `open_mpi`, `torchrun`: read the
   variables of other starters.
 - `ports`: choose ports where the starter reports only hosts.

@@ -5,7 +5,8 @@ and returns a `Place`, or None if the starter has not started this process as on
 a starter, write such a function and add it to `STARTERS`.
 
 Detectors only read variables (and `/etc/hosts`), so `find` never waits. Some starters report only
-rank 0's host. `coordination.rendezvous` then finds the addresses.
+rank 0's host. `coordination.rendezvous` then finds the addresses. `TF_GOSSIP_PGA_CLUSTER` takes
+precedence over all starters, because the user has set it on purpose.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from tf_gossip_pga.cluster import keras_job, kubernetes, open_mpi, sagemaker, slurm, torchrun
+from tf_gossip_pga.cluster import (
+    cluster_file,
+    keras_job,
+    kubernetes,
+    open_mpi,
+    sagemaker,
+    slurm,
+    torchrun,
+)
 from tf_gossip_pga.cluster.place import CLUSTER, Place, number, unknown
 from tf_gossip_pga.cluster.tf_config import from_tf_config
 
@@ -55,8 +64,9 @@ TASKS: dict[str, tuple[Callable[[str], int], str]] = {
     "WORLD_SIZE": (number, "Set RANK, MASTER_ADDR and MASTER_PORT too, as torchrun does."),
     "PET_NNODES": (_most, "Set PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT too."),
     kubernetes.WORKERS: (number, f"It needs {kubernetes.INDEX}, which an Indexed Job sets."),
-    # Each pod may be one of several even if its index is 0.
+    # Each process may be one of several even if its index or rank is 0.
     kubernetes.INDEX: (lambda text: 2 if text else 0, f"Set {kubernetes.WORKERS} too."),
+    cluster_file.RANK: (lambda text: 2 if text else 0, f"Set {CLUSTER} too."),
 }
 
 
@@ -64,7 +74,7 @@ def find(environment: Mapping[str, str] | None = None) -> Place:
     """Return this process's place among the workers that the environment describes.
 
     If the environment describes no workers, or contains `TF_GOSSIP_PGA_CLUSTER=none`, this process
-    is a single worker.
+    is a single worker. With the path of a file in this variable, the file describes the workers.
 
     Args:
       environment: the environment variables to read. Default: those of this process.
@@ -79,12 +89,8 @@ def find(environment: Mapping[str, str] | None = None) -> Place:
     """
     environment = os.environ if environment is None else environment
     chosen = environment.get(CLUSTER, "")
-    if chosen == "none":
-        return Place()
     if chosen:
-        raise ValueError(
-            f'{CLUSTER} must be unset, or "none" to train as a single worker, received {chosen!r}.'
-        )
+        return Place() if chosen == "none" else cluster_file.find(environment)
     for starter in STARTERS:
         if (place := starter(environment)) is not None:
             return place

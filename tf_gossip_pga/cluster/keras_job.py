@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tf_gossip_pga.cluster.place import Place, number, seen, unknown, whole
-from tf_gossip_pga.cluster.tf_config import is_address
+from tf_gossip_pga.cluster.tf_config import check_addresses
 
 _ADDRESSES = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
 _SIZE = "KERAS_DISTRIBUTION_NUM_PROCESSES"
@@ -40,8 +40,7 @@ def find(environment: Mapping[str, str]) -> Place | None:
 def _check(addresses: tuple[str, ...], size: int) -> None:
     if len(addresses) != size:
         raise ValueError(f"{_ADDRESSES} has {len(addresses)} addresses for {size} processes")
-    for address in addresses:
-        if not is_address(address):
-            raise ValueError(f'{_ADDRESSES} has {address!r}, which is not "host:port"')
-        if addresses.count(address) > 1:
-            raise ValueError(f"{_ADDRESSES} has {address!r} twice")
+    try:
+        check_addresses(addresses)
+    except ValueError as error:
+        raise ValueError(f"{_ADDRESSES} {error}") from None

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 
 from tf_gossip_pga.cluster.tf_config import to_tf_config
 
-# Environment variable; "none" makes this process a single worker.
+# Environment variable: "none" makes this process a single worker; other values are the path of a
+# file with the cluster's addresses (see `cluster_file`).
 CLUSTER = "TF_GOSSIP_PGA_CLUSTER"
 
 _SHOWN = 100  # characters shown of a variable's value

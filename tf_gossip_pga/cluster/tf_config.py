@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tf_gossip_pga.cluster.cluster import Cluster
@@ -112,12 +112,10 @@ def _addresses(cluster: dict, text: str) -> tuple[str, ...]:
     if len(chiefs) > 1:
         raise _error(f"has {len(chiefs)} chiefs; there can be only one", text)
     addresses = [*chiefs, *cluster.get("worker", [])]
-    for address in addresses:
-        if not is_address(address):
-            raise _error(f'has the address {address!r}, which is not "host:port"', text)
-    for address in addresses:
-        if addresses.count(address) > 1:
-            raise _error(f"has the address {address!r} twice", text)
+    try:
+        check_addresses(addresses)
+    except ValueError as error:
+        raise _error(str(error), text) from None
     return tuple(addresses)
 
 
@@ -135,6 +133,19 @@ def _check_roles(cluster: dict, text: str) -> None:
     for role, hosts in cluster.items():
         if not isinstance(hosts, list) or not hosts:
             raise _error(f'needs a list of "host:port" for {role!r}, received {hosts!r}', text)
+
+
+def check_addresses(addresses: Sequence[object]) -> None:
+    """Raise `ValueError` unless these are different texts of the form `"host:port"`.
+
+    The message is a clause whose subject is what has the addresses.
+    """
+    for address in addresses:
+        if not is_address(address):
+            raise ValueError(f'has the address {address!r}, which is not "host:port"')
+    for address in addresses:
+        if addresses.count(address) > 1:
+            raise ValueError(f"has the address {address!r} twice")
 
 
 def is_address(address: object) -> bool:

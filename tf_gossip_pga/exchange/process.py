@@ -9,9 +9,9 @@ import sys
 import threading
 
 from tf_gossip_pga._log import logger
-from tf_gossip_pga.cluster import detect, devices, gpus, ports, tf_config
+from tf_gossip_pga.cluster import cluster_file, detect, devices, gpus, ports, tf_config
 from tf_gossip_pga.cluster.cluster import Cluster
-from tf_gossip_pga.cluster.place import Place
+from tf_gossip_pga.cluster.place import CLUSTER, Place
 from tf_gossip_pga.coordination import joining, rendezvous
 from tf_gossip_pga.coordination import secret as secret_lib
 from tf_gossip_pga.coordination.channel import Channel
@@ -97,7 +97,9 @@ def _session_of(place: Place, join: bool | None, communication: str) -> Session:
             f"A worker that joins a running job ({tf_config.JOIN}=1, or join=True) needs the "
             "TF_CONFIG of its first start, with the addresses of all workers. Here TF_CONFIG is "
             "unset or names one worker, and no other variables list the addresses. If the job "
-            "started without a TF_CONFIG, set one from cluster.addresses and cluster.rank."
+            f"started without a TF_CONFIG, set {CLUSTER} to the path of the {cluster_file.NAME} in "
+            f"the directory of pga.Checkpoint, and {cluster_file.RANK} to the rank of the lost "
+            "worker."
         )
     if place.size > 1:
         return _connect(place, joins, communication, Timing())

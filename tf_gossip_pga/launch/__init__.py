@@ -10,7 +10,8 @@ Each line of output begins with the rank of its worker. When a worker fails, the
 others, shows the rank of the failed worker and the last lines of its output, and exits with code 1.
 Ctrl-C stops all workers and their child processes. The launcher forwards SIGTERM to the workers,
 which then have 20 s to save a checkpoint and end. If they end successfully within this time, the
-launcher exits with code 0.
+launcher exits with code 0. If they end with `pga.PREEMPTED` (75), as scripts do that call
+`Checkpoint.exit_if_preempted`, so does the launcher, whoever sent SIGTERM to the workers.
 
 Three options handle failures:
 

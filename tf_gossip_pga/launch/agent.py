@@ -24,8 +24,8 @@ import signal
 import subprocess
 import sys
 
-from tf_gossip_pga.launch import environment, gpus
-from tf_gossip_pga.launch.remote import SSH_FAILED, Request
+from tf_gossip_pga.launch import environment, gpus, ssh
+from tf_gossip_pga.launch.remote import Request
 from tf_gossip_pga.launch.workers import GRACE_S
 
 _POLL_S = 0.1  # time between two checks of whether the worker has ended
@@ -50,7 +50,7 @@ def main() -> int:
         _signal(worker, signal.SIGKILL)
     code = worker.wait()
     _kill_others()
-    if code == SSH_FAILED:
+    if code == ssh.FAILED:
         print(f"Exit code {code}, which ssh uses for its own failures, becomes 1.", flush=True)
         return 1
     return code if code >= 0 else 128 - code

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m tf_gossip_pga
       prog: the command, for help and errors.
 
     Returns:
-      The exit code of the launcher, which `run` in `launch.local` explains.
+      The exit code of the launcher, which `run` in `launch.job` explains.
 
     Raises:
       SystemExit: an argument is invalid (code 2), or `--help` is given.

@@ -6,18 +6,19 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 from tf_gossip_pga import _validate
 from tf_gossip_pga.coordination import roll_call_sockets
-from tf_gossip_pga.errors import LaunchError
+from tf_gossip_pga.errors import PREEMPTED, LaunchError
 from tf_gossip_pga.launch import environment, gpus, remote
 from tf_gossip_pga.launch.environment import Shared
 from tf_gossip_pga.launch.hosts import Host
 from tf_gossip_pga.launch.logs import Logs
-from tf_gossip_pga.launch.watch import Outcome, Watch
+from tf_gossip_pga.launch.watch import ENDED_WELL, Outcome, Watch
 from tf_gossip_pga.launch.workers import Crew, Job, Worker
 from tf_gossip_pga.tools.screen import Screen
 
@@ -47,7 +48,7 @@ def launch(
       workers: number of processes on this machine, >= 1. Each gets its own `TF_CONFIG`.
       hosts: hosts on which to start workers over ssh, instead of `workers` on this machine.
       verbose: whether to show TensorFlow's start-up messages and repeated warnings.
-      min_workers: how many workers must end with exit code 0. Default: all, or 1 if `rejoins` > 0.
+      min_workers: how many workers must not fail. Default: all, or 1 if `rejoins` > 0.
       rejoins: how many restarts of failed workers are allowed in all. Restarted workers join the
         others. Scripts need `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`.
       gpus_per_worker: number of GPUs for each worker, >= 1, on machines with GPUs.
@@ -140,7 +141,7 @@ def _follow(job: Job, screen: Screen, log_dir: str | None, limits: dict[str, Any
             return Watch(crew, screen, logs, **limits, is_starting=_starting(job)).run()
         except _Terminated:
             outcomes = _after_saving(crew, screen, logs)
-            if sum(each.returncode == 0 for each in outcomes) >= limits["least"]:
+            if sum(each.returncode in ENDED_WELL for each in outcomes) >= limits["least"]:
                 return outcomes
             raise
 
@@ -180,8 +181,9 @@ def run(
       **settings: further arguments of `launch`.
 
     Returns:
-      0 if the job succeeded, or if its workers exited successfully after SIGTERM, for example after
-      saving a checkpoint; 1 if the job failed; 130 if Ctrl-C or another signal interrupted it.
+      0 if the job succeeded, even if SIGTERM stopped it early; `pga.PREEMPTED` (75) if its workers
+      ended with this code, because they saved a checkpoint after SIGTERM and stopped; 1 if the job
+      failed; 130 if Ctrl-C or another signal interrupted it.
 
     Raises:
       ValueError: an argument of `launch` is out of range.
@@ -189,8 +191,7 @@ def run(
     _handle_signals()
     for restart in range(max_restarts + 1):
         try:
-            launch(command, workers, **settings)
-            return 0
+            return code_of(launch(command, workers, **settings))
         except LaunchError as error:
             print(f"\n{error}", file=sys.stderr, flush=True)
             if restart < max_restarts:
@@ -200,6 +201,44 @@ def run(
             print("\nInterrupted; all workers were stopped.", file=sys.stderr, flush=True)
             return 130
     return 1
+
+
+def code_of(outcomes: Sequence[Outcome]) -> int:
+    """Return the launcher's exit code for a job that has not failed. Report a preemption.
+
+    Args:
+      outcomes: the result of `launch`.
+
+    Returns:
+      `pga.PREEMPTED` if any worker ended with it, else 0.
+    """
+    if all(each.returncode != PREEMPTED for each in outcomes):
+        return 0
+    print(
+        f"\nThe workers saved a checkpoint and stopped (exit code {PREEMPTED}). To continue, start "
+        "the job again.",
+        file=sys.stderr,
+        flush=True,
+    )
+    return PREEMPTED
+
+
+@contextlib.contextmanager
+def forwarding_sigterm() -> Iterator[None]:
+    """Let `launch` forward SIGTERM to the workers, and then restore the previous handler.
+
+    Without effect outside the main thread, or if this process ignores SIGTERM.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not set by Python
 
 
 class _Terminated(KeyboardInterrupt):

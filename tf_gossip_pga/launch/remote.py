@@ -7,33 +7,16 @@ import dataclasses
 import json
 import os
 import secrets
-import shlex
 import shutil
 import signal
-import sys
 from collections.abc import Sequence
 
 from tf_gossip_pga.cluster import ports
-from tf_gossip_pga.launch import environment
+from tf_gossip_pga.launch import environment, ssh
 from tf_gossip_pga.launch import hosts as hosts_lib
 from tf_gossip_pga.launch.environment import Shared
 from tf_gossip_pga.launch.hosts import Host
 from tf_gossip_pga.launch.workers import Job, Worker
-
-# BatchMode: fail instead of asking for a password. ServerAliveInterval: end after three times this
-# number of seconds if the host or the network is gone.
-SSH = ["ssh", "-T", "-oBatchMode=yes", "-oConnectTimeout=10", "-oServerAliveInterval=15"]
-
-# Any shell can run this with `sh -c`. $1 is the directory, $2 is Python, and the rest is for env.
-_SCRIPT = (
-    'cd "$1" || { echo "Create this directory on the host, or start the launcher in one that all '
-    'hosts have."; exit 1; }; '
-    'test -x "$2" || { echo "There is no Python at $2 on this host. Install the environment at the '
-    'same path on all hosts."; exit 127; }; '
-    'shift 2; exec env "$@"'
-)
-
-SSH_FAILED = 255  # ssh's exit code for its own failures
 
 _AGENT = "tf_gossip_pga.launch.agent"
 _ANSWER_S = 1.0  # deadline for a worker to answer whether it waits for others to start
@@ -74,7 +57,7 @@ class RemoteWorker(Worker):
     def __init__(self, host: Host, rank: int, request: Request):
         self._host = host
         input_end, self._input = os.pipe()
-        command = [*SSH, host.name, _shell_command()]
+        command = ssh.command(host.name, _AGENT, os.environ)
         try:
             super().__init__(command, rank, os.environ, terminal=False, stdin=input_end)
         finally:
@@ -90,10 +73,10 @@ class RemoteWorker(Worker):
     @property
     def ending(self) -> str:
         """How the worker ended, or that ssh has failed, in words."""
-        if self.returncode != SSH_FAILED:
+        if self.returncode != ssh.FAILED:
             return super().ending
         return (
-            f"a failure of ssh to {self._host.name}, exit code {SSH_FAILED} (check that "
+            f"a failure of ssh to {self._host.name}, exit code {ssh.FAILED} (check that "
             f"`ssh -o BatchMode=yes {self._host.name} true` works)"
         )
 
@@ -133,7 +116,7 @@ def job(
       ValueError: this machine has no ssh, `TF_GOSSIP_PGA_PORT` does not hold a port, or there are
         too few ports.
     """
-    if shutil.which(SSH[0]) is None:
+    if shutil.which("ssh") is None:
         raise ValueError(
             "There is no ssh in PATH. Install the OpenSSH client (package openssh-client or "
             "openssh-clients), or start the workers on this machine with --workers=N."
@@ -150,12 +133,3 @@ def job(
 
     notice = f"Starting workers over ssh: {hosts_lib.listed(hosts)}."
     return Job(addresses, start, _ANSWER_S, notice)
-
-
-def _shell_command() -> str:
-    """Return the command line that starts an agent, for the shell of another host."""
-    # Other users can read command lines, so secrets are sent to the agent's standard input.
-    path = os.environ.get("PYTHONPATH")
-    variables = [f"PYTHONPATH={path}"] if path else []
-    started = [*variables, sys.executable, "-m", _AGENT]
-    return shlex.join(["sh", "-c", _SCRIPT, "sh", os.getcwd(), sys.executable, *started])

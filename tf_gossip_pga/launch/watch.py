@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from tf_gossip_pga.errors import LaunchError
+from tf_gossip_pga.errors import PREEMPTED, LaunchError
 from tf_gossip_pga.launch import workers as workers_lib
 from tf_gossip_pga.launch.logs import Logs
 from tf_gossip_pga.launch.workers import Crew, Worker
 from tf_gossip_pga.tools.screen import Screen
+
+# Exit codes of workers that have not failed: they finished, or saved a checkpoint and stopped.
+ENDED_WELL = (0, PREEMPTED)
 
 _POLL_S = 0.1  # maximum wait for output between two checks of the processes
 _LOOK_S = 1.0  # minimum time between two checks for workers that wait for others to start
@@ -41,7 +44,7 @@ class Watch:
       crew: the workers.
       screen: merges their output.
       logs: writes their output to files.
-      least: minimum number of workers that must end with exit code 0.
+      least: minimum number of workers that must end with an exit code of `ENDED_WELL`.
       rejoins: maximum number of failed workers to restart.
       deadline_s: seconds after which to stop the workers; None: never.
       is_starting: function that returns whether any rank in a list waits for others to start.
@@ -114,7 +117,7 @@ class Watch:
     def _ended(self, worker: Worker) -> None:
         """Handle a worker's end: if it failed, restart it if allowed, else report its failure."""
         self._running.remove(worker)
-        if worker.returncode == 0:
+        if worker.returncode in ENDED_WELL:
             self._gone.append(worker)
             return
         failure = f"Rank {worker.rank} failed with {worker.ending}."

@@ -1,0 +1,136 @@
+"""Run a function, for example of a notebook, in several worker processes on this machine."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import pickle
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from tf_gossip_pga.cluster import detect
+from tf_gossip_pga.launch import call, job
+from tf_gossip_pga.launch.watch import Outcome
+
+
+def run(
+    function: Callable[..., Any],
+    args: Iterable[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    workers: int = 2,
+    min_workers: int | None = None,
+    rejoins: int = 0,
+    gpus_per_worker: int = 1,
+    share_gpus: bool = False,
+    verbose: bool = False,
+) -> Any:
+    """Call a function in several worker processes on this machine, and return rank 0's result.
+
+    The function takes the place of a script: it first calls `pga.initialize()`. Each worker is a
+    new process with this process's environment, working directory and `sys.path`. Functions and
+    classes of a notebook or script are copied to the workers, with the variables that they use.
+    The workers print to `sys.stdout`, and end with this process. SIGTERM is forwarded to them.
+
+    Args:
+      function: what each worker calls.
+      args: its positional arguments. Default: none.
+      kwargs: its keyword arguments. Default: none.
+      workers: number of processes, >= 1. Default 2.
+      min_workers: how many workers must not fail. Default: all, or 1 with `rejoins`.
+      rejoins: maximum number of failed workers to restart, as in `launch`. Default 0.
+      gpus_per_worker: number of GPUs for each worker, >= 1, if there are GPUs. Default 1.
+      share_gpus: whether several workers may use one GPU. Default False.
+      verbose: whether to show TensorFlow's start-up messages. Default False.
+
+    Returns:
+      The result on rank 0 or, if rank 0 failed but enough others did not, on the lowest of these.
+
+    Raises:
+      ImportError: the package cloudpickle is not installed.
+      TypeError: the function or what it uses cannot be pickled.
+      ValueError: a number is out of range, or there are too few GPUs.
+      RuntimeError: this process is itself one of several workers.
+      LaunchError: too many workers failed. The message shows the end of their output.
+      SystemExit: with `pga.PREEMPTED`, if the workers called `Checkpoint.exit_if_preempted`.
+
+    Example:
+        >>> import tf_gossip_pga as pga
+        >>> pga.run(sum, args=([1, 2],), workers=2)
+        3
+    """
+    settings: dict[str, Any] = {"min_workers": min_workers, "rejoins": rejoins, "verbose": verbose}
+    settings |= {"gpus_per_worker": gpus_per_worker, "share_gpus": share_gpus}
+    _check_alone()
+    content = _content(function, args, kwargs, all_return=bool(min_workers or rejoins))
+    return _launched(content, workers, settings)
+
+
+def _check_alone() -> None:
+    """Raise `RuntimeError` if this process is a worker: each would start workers of its own."""
+    place = detect.find()
+    if place.size > 1:
+        raise RuntimeError(
+            f"pga.run starts workers itself, but this process is one of {place.size} workers "
+            f"(found by {place.found_by}). Call the function directly, or start a single process. "
+            f"To let each process start workers of its own on purpose, set {detect.CLUSTER}=none."
+        )
+
+
+def _content(
+    function: Callable[..., Any],
+    args: Iterable[Any],
+    kwargs: Mapping[str, Any] | None,
+    all_return: bool,
+) -> bytes:
+    """Return what a worker needs (see `call`). `all_return`: whether every rank stores its result.
+
+    The function is pickled separately, because unpickling it may need the `sys.path`.
+    """
+    if not callable(function):
+        raise TypeError(f"function must be callable, received {function!r}.")
+    try:
+        import cloudpickle
+    except ImportError:
+        raise ImportError(
+            "pga.run needs the package cloudpickle, which is not installed. Install it: "
+            "pip install cloudpickle"
+        ) from None
+    try:
+        pickled = cloudpickle.dumps((function, tuple(args), dict(kwargs or {})))
+    except Exception as error:  # classes raise any exception when they are pickled
+        name = getattr(function, "__qualname__", "The function")
+        raise TypeError(
+            f"{name} cannot be sent to the workers with its arguments and the variables that it "
+            f"uses: {error}. Create models, datasets, locks and open files inside the function."
+        ) from error
+    return pickle.dumps(
+        {
+            "caller": os.getpid(),
+            "path": list(sys.path),
+            "function": pickled,
+            "all_return": all_return,
+        }
+    )
+
+
+def _launched(content: bytes, workers: int, settings: Mapping[str, Any]) -> Any:
+    """Start the workers, wait for them, and return the result."""
+    with tempfile.TemporaryDirectory(prefix="tf_gossip_pga-") as folder:  # private to this user
+        pathlib.Path(folder, "call").write_bytes(content)
+        command = [sys.executable, "-P", call.__file__, folder]
+        with job.forwarding_sigterm():
+            outcomes = job.launch(command, workers, **settings)
+        if code := job.code_of(outcomes):
+            sys.exit(code)
+        return _result(pathlib.Path(folder), outcomes)
+
+
+def _result(folder: pathlib.Path, outcomes: Sequence[Outcome]) -> Any:
+    for each in outcomes:
+        file = folder / f"{each.rank}.result"
+        if each.returncode == 0 and file.exists():
+            return pickle.loads(file.read_bytes())
+    return None  # the function has ended its process
