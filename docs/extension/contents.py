@@ -12,10 +12,10 @@ SECTIONS = {
     "Guides": (
         "guides/quickstart",
         "guides/several-machines",
-        "guides/doctor",
         "guides/slurm",
         "guides/kubernetes",
         "guides/ray",
+        "guides/doctor",
         "guides/devices",
         "guides/data",
         "guides/callbacks",
