@@ -358,9 +358,9 @@ def test_different_numbers_of_gpus():
             "Make this command succeed without a password: ssh b true",
         ),
         (
-            Trouble("ended", "describe", "There is no Python at /opt/bin/python on …", 127),
+            Trouble("ended", "describe", "There is no Python at /x on this host. …", 127),
             "No examiner could be started on b (exit code 127): There is no Python at "
-            "/opt/bin/python on …",
+            "/x on this host. …",
             "Make it available at the same path on all hosts, e.g. on a shared file system.",
         ),
         (

@@ -88,6 +88,13 @@ def test_a_connection_to_a_port(listener, monkeypatch):
     assert links.mbit("b", listener.ports[0], "token") > 1
 
 
+def test_the_result_of_a_measurement_is_never_lost(listener, monkeypatch):
+    monkeypatch.setattr(links.addresses_lib, "look_up", lambda host: ("127.0.0.1",))
+    monkeypatch.setattr(links, "SENDING_S", 0.002)
+    for _ in range(50):  # the listener stops receiving while the caller still sends
+        assert links.mbit("b", listener.ports[0], "token") >= 0
+
+
 def test_a_port_without_an_examiner(monkeypatch):
     monkeypatch.setattr(links, "CONNECT_S", 0.2)
     assert links.attempt("127.0.0.1", port(), "token").outcome == "refused"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 
 FAILED = 255  # ssh's exit code for its own failures
-MISSING = "There is no "  # how a host's message begins if it lacks the directory or Python
+MISSING = " on this host. "  # part of what a host says that lacks the directory or Python
 
 # BatchMode: fail instead of asking for a password. ServerAliveInterval: end after three times this
 # number of seconds if the host or the network is gone.
@@ -16,9 +16,9 @@ _SSH = ("ssh", "-T", "-oBatchMode=yes", "-oConnectTimeout=10", "-oServerAliveInt
 
 # Any shell can run this with `sh -c`. $1 is the directory, $2 is Python, and the rest is for env.
 _SCRIPT = (
-    f'cd "$1" 2>/dev/null || {{ echo "{MISSING}directory $1 on this host. Create it, or start in '
+    'cd "$1" 2>/dev/null || { echo "There is no directory $1 on this host. Create it, or start in '
     'one that all hosts have." >&2; exit 1; }; '
-    f'test -x "$2" || {{ echo "{MISSING}Python at $2 on this host. Install the environment at the '
+    'test -x "$2" || { echo "There is no Python at $2 on this host. Install the environment at the '
     'same path on all hosts." >&2; exit 127; }; '
     'shift 2; exec env "$@"'
 )

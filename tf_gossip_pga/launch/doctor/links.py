@@ -109,7 +109,7 @@ class Listener:
                 _echo(connection)
             elif task == RATE:
                 connection.sendall(f"{_receive(connection)}\n".encode())
-                connection.recv(1)  # until the caller has read this and closes
+                _drain(connection)
 
 
 def attempt(host: str, port: int, token: str) -> Attempt:
@@ -235,6 +235,16 @@ def _receive(connection: socket.socket) -> float:
         size += received
         passed = time.perf_counter() - began
     return 8e-6 * size / passed if passed else 0.0
+
+
+def _drain(connection: socket.socket) -> None:
+    """Receive until the caller closes. If this end closed first, the caller could lose the result.
+
+    The reason is that closing a socket with unread data resets the connection.
+    """
+    ends = time.monotonic() + _END_S
+    while time.monotonic() < ends and connection.recv(len(_CHUNK)):
+        pass
 
 
 def interface_of(address: str) -> str:
