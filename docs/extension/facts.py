@@ -19,6 +19,7 @@ from tf_gossip_pga.coordination.timing import Timing
 COMMANDS = {
     "gossip-pga": "python -m tf_gossip_pga",
     "run": "python -m tf_gossip_pga run",
+    "doctor": "python -m tf_gossip_pga doctor",
     "plan": "python -m tf_gossip_pga plan",
     "simulate": "python -m tf_gossip_pga simulate",
     "env": "python -m tf_gossip_pga env",

@@ -163,14 +163,11 @@ def test_a_missing_directory_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(remote.os, "getcwd", lambda: str(tmp_path / "nowhere"))
     with pytest.raises(launch.LaunchError) as error:
         _launch("", "a")
-    assert str(tmp_path / "nowhere") in str(error.value)
-    assert "Create this directory on the host, or start the launcher in one that" in str(
-        error.value
-    )
+    assert f"There is no directory {tmp_path}/nowhere on this host. Create it" in str(error.value)
 
 
 def test_a_missing_python_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(remote.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(launch.LaunchError) as error:
         _launch("", "a")
     assert f"There is no Python at {tmp_path}/python on this host. Install the" in str(error.value)
