@@ -21,7 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     Args:
       argv: the arguments after the program name. Default None: those of the current process.
     """
-    parser = argparse.ArgumentParser(prog="python -m tools.box", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.box",
+        description="Run a command in a cluster of hosts that share this machine.",
+    )
     parser.add_argument("--hosts", type=int, default=2, help="number of hosts (default: 2)")
     parser.add_argument("--mbit", type=float, help="link bandwidth per direction, in Mbit/s")
     parser.add_argument("--ssh", action="store_true", help="start sshd on each host")

@@ -11,8 +11,8 @@ hosts. If a rate is given, token buckets (tc tbf) limit the traffic of each host
 like a full-duplex port of a switch.
 
 The first process of each host reads from a pipe of this process, and ends when the pipe closes. The
-kernel then ends all other processes of the host and removes its network. So nothing is left of the
-hosts, even if this process is killed.
+kernel then ends all other processes of the host and removes its network. So no process and no
+network is left, even if this process is killed. Files in the hosts' folder are.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import IO, Any, cast
 _BUCKET = "burst 256kb latency 50ms"
 
 _HOLD = "echo ready; exec cat"
-_START_S = 60.0  # deadline for a command that prepares a host
+_START_S = 300.0  # deadline for a command that prepares a host
 
 
 class NoHostsError(RuntimeError):
@@ -119,7 +119,7 @@ def create(
 
 
 def check() -> None:
-    """Raise `NoHostsError` if this machine obviously cannot create hosts."""
+    """Raise `NoHostsError` if this machine cannot create namespaces."""
     if os.geteuid() != 0:
         raise NoHostsError("creating hosts requires root")
     missing = [tool for tool in ("ip", "tc", "unshare", "nsenter") if not shutil.which(tool)]
@@ -127,6 +127,7 @@ def check() -> None:
         raise NoHostsError(
             f"creating hosts requires {', '.join(missing)} (part of iproute2 or util-linux)"
         )
+    _output(["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "true"])
 
 
 def _prepared(name: str, folder: pathlib.Path) -> str:
@@ -193,9 +194,12 @@ def _in_network(process: int, command: str) -> list[str]:
 
 def _output(command: Sequence[str]) -> str:
     """Run a command, and return its output. Raise `NoHostsError` if it fails."""
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_START_S
-    )
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_START_S
+        )
+    except subprocess.TimeoutExpired:
+        raise NoHostsError(f"{shlex.join(command)!r} took more than {_START_S:.0f} s") from None
     if done.returncode:
         raise NoHostsError(f"{shlex.join(command)!r} failed: {done.stderr.strip()}")
     return done.stdout

@@ -13,7 +13,11 @@ from collections.abc import Callable, Sequence
 
 from tools.hosts import Host, NoHostsError
 
-_START_S = 60.0  # deadline for a service to be ready
+# The programs that must be installed.
+SSH = ("sshd", "ssh-keygen", "ssh")
+SLURM = ("slurmctld", "slurmd", "srun", "munged")
+
+_START_S = 300.0  # deadline for a service to be ready
 _POLL_S = 0.1
 
 
@@ -23,7 +27,7 @@ def start_sshd(hosts: Sequence[Host], folder: pathlib.Path) -> None:
     Raises:
       NoHostsError: sshd is not installed, or does not start.
     """
-    check("sshd", "ssh-keygen", "ssh")
+    check(SSH)
     first, keys = hosts[0], folder / "ssh"
     keys.mkdir()
     for name in ("host", "user"):
@@ -54,7 +58,7 @@ def start_slurm(hosts: Sequence[Host], folder: pathlib.Path, cores: int = 8) -> 
     Raises:
       NoHostsError: Slurm is not installed, or does not start.
     """
-    check("slurmctld", "slurmd", "srun", "munged")
+    check(SLURM)
     slurm = folder / "slurm"
     slurm.mkdir()
     key, socket = slurm / "munge.key", slurm / "munge.socket"
@@ -87,7 +91,7 @@ SlurmctldHost={hosts[0].name}({hosts[0].address})
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={socket},cred_expire=5
+AuthInfo=socket={socket},cred_expire=30
 CredType=cred/munge
 StateSaveLocation={slurm}/state
 SlurmdSpoolDir={slurm}/spool.%n
@@ -102,15 +106,15 @@ SelectTypeParameters=CR_Core
 ReturnToService=2
 MpiDefault=none
 SlurmdParameters=config_overrides
-SlurmdTimeout=20
-SlurmctldTimeout=20
+SlurmdTimeout=300
+SlurmctldTimeout=300
 KillWait=30
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:8
 """
 
 
-def check(*programs: str) -> None:
+def check(programs: Sequence[str]) -> None:
     """Raise `NoHostsError` if one of these programs is not installed."""
     missing = [program for program in programs if not shutil.which(program)]
     if missing:

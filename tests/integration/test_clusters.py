@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -26,27 +25,32 @@ SCRIPT = [sys.executable, "-m", "tests.support.starter_script"]
 
 
 class Box:
-    """Two hosts, and commands that run on them until the test ends."""
+    """Hosts, and commands that run on them until the test ends."""
 
     def __init__(self, hosts: list[hosts_lib.Host], folder: pathlib.Path):
         self.hosts, self.folder = hosts, folder
         self._running: list[subprocess.Popen] = []
+        self._services = [set(host.processes()) for host in hosts]
 
-    def start(self, command: list[str], host: int = 0, **variables: str) -> "Running":
+    def start(self, command: list[str], **variables: str) -> "Running":
+        """Start a command on the first host, in the project's folder."""
         log = self.folder / f"output.{len(self._running)}"
         with log.open("wb") as output:
-            process = self.hosts[host].popen(
-                command,
+            process = self.hosts[0].popen(
+                ["env", "-C", str(ROOT), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd=ROOT,
                 env=_environment() | variables,
             )
         self._running.append(process)
         return Running(process, log)
 
     def end(self):
+        """End all that has been started."""
+        for host, services_ in zip(self.hosts, self._services, strict=True):
+            for process in set(host.processes()) - services_:
+                host.run(f"kill -9 {process} || true")
         for process in self._running:
             process.kill()
             process.wait()
@@ -73,32 +77,55 @@ class Running:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment without variables of clusters."""
-    cluster = re.compile("TF_CONFIG|TF_GOSSIP_PGA_|SLURM|OMPI|PMI|RANK|WORLD_SIZE|MASTER_")
-    kept = {name: value for name, value in os.environ.items() if not cluster.match(name)}
+    """Return this process's environment without variables of starters."""
+    starters = re.compile(
+        "TF_CONFIG|TF_GOSSIP_PGA_(?!TEST_)|KERAS_DIST|SLURM|OMPI|PMI|PET_|SM_|JOB_COMP|TORCHELASTIC"
+        "|RANK|WORLD_SIZE|LOCAL_RANK|MASTER_"
+    )
+    kept = {name: value for name, value in os.environ.items() if not starters.match(name)}
     return kept | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
-def _box(tmp_path_factory, start: Callable):
-    folder = tmp_path_factory.mktemp("box")
+def _require(*programs: str):
+    """Skip the test if this machine cannot have hosts with these programs."""
     try:
-        with hosts_lib.create(["host0", "host1"], folder) as hosts:
-            start(hosts, folder)
-            box = Box(hosts, folder)
-            yield box
-            box.end()
+        hosts_lib.check()
+        services.check(programs)
     except hosts_lib.NoHostsError as reason:
         pytest.skip(f"no cluster on this machine: {reason}")
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    yield from _box(tmp_path_factory, services.start_slurm)
+def slurm_hosts(tmp_path_factory):
+    _require(*services.SLURM)
+    folder = tmp_path_factory.mktemp("slurm")
+    with hosts_lib.create(["host0", "host1"], folder) as hosts:
+        services.start_slurm(hosts, folder)
+        yield hosts
+
+
+@pytest.fixture
+def slurm(slurm_hosts, tmp_path):
+    box = Box(slurm_hosts, tmp_path)
+    yield box
+    box.end()
+    slurm_hosts[0].run("scancel --full --signal=KILL --user=root; scancel --user=root")
 
 
 @pytest.fixture(scope="module")
-def ssh(tmp_path_factory):
-    yield from _box(tmp_path_factory, services.start_sshd)
+def ssh_hosts(tmp_path_factory):
+    _require(*services.SSH)
+    folder = tmp_path_factory.mktemp("ssh")
+    with hosts_lib.create(["host0", "host1"], folder) as hosts:
+        services.start_sshd(hosts, folder)
+        yield hosts
+
+
+@pytest.fixture
+def ssh(ssh_hosts, tmp_path):
+    box = Box(ssh_hosts, tmp_path)
+    yield box
+    box.end()
 
 
 def _trained(output: str) -> list[tuple[str, str, str]]:
@@ -118,14 +145,14 @@ def _assert_one_cluster(output: str, size: int):
 def test_srun_with_uneven_tasks_makes_one_cluster(slurm, tmp_path):
     (tmp_path / "stop").touch()
     command = ["srun", "--nodes=2", "--ntasks=3", *SCRIPT, str(tmp_path)]
-    output = slurm.start(command).ended(deadlines.Deadline(deadlines.long()))
+    output = slurm.start(command).ended(deadlines.Deadline(240))
     _assert_one_cluster(output, 3)
     assert "3 workers on 2 hosts" in output
     assert "Found by Slurm's step variables" in output
 
 
 def test_a_killed_task_of_slurm_is_survived(slurm, tmp_path):
-    deadline = deadlines.Deadline(deadlines.long())
+    deadline = deadlines.Deadline(240)
     srun = ["srun", "--nodes=2", "--ntasks=3", "--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
     running = slurm.start([*srun, *SCRIPT, str(tmp_path)])
     deadline.until(lambda: any(tmp_path.glob("checkpoint-*")))
@@ -141,7 +168,7 @@ def test_a_killed_task_of_slurm_is_survived(slurm, tmp_path):
 
 
 def test_sigterm_saves_and_slurm_starts_the_job_again(slurm, tmp_path):
-    deadline = deadlines.Deadline(deadlines.long())
+    deadline = deadlines.Deadline(240)
     folder, log = tmp_path / "checkpoints", tmp_path / "log"
     script = tmp_path / "job.sh"
     script.write_text(
@@ -164,20 +191,17 @@ def test_sigterm_saves_and_slurm_starts_the_job_again(slurm, tmp_path):
 
 
 def test_mpirun_on_two_hosts_makes_one_cluster(ssh, tmp_path):
-    try:
-        services.check("mpirun")
-    except hosts_lib.NoHostsError as reason:
-        pytest.skip(str(reason))
+    _require("mpirun")
     mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2", "-H", "host0,host1"]
     (tmp_path / "stop").touch()
     running = ssh.start([*mpirun, *SCRIPT, str(tmp_path)])
-    output = running.ended(deadlines.Deadline(deadlines.long()))
+    output = running.ended(deadlines.Deadline(240))
     _assert_one_cluster(output, 2)
     assert "Found by Open MPI's variables" in output
 
 
 def test_gossip_pga_run_starts_workers_over_ssh_and_restarts_a_killed_one(ssh, tmp_path):
-    deadline = deadlines.Deadline(deadlines.long())
+    deadline = deadlines.Deadline(240)
     running = ssh.start([*RUN, "--rejoins=1", *SCRIPT[1:], str(tmp_path)])
     deadline.until(lambda: any(tmp_path.glob("checkpoint-*")))
     (killed,) = re.findall(r"start (\d+) rank 2 of 3", running.output)
@@ -190,7 +214,7 @@ def test_gossip_pga_run_starts_workers_over_ssh_and_restarts_a_killed_one(ssh, t
 
 
 def test_nothing_is_left_on_any_host_when_the_launcher_is_killed(ssh, tmp_path):
-    deadline = deadlines.Deadline(deadlines.long())
+    deadline = deadlines.Deadline(240)
     running = ssh.start([*RUN, *SCRIPT[1:], str(tmp_path)])
     deadline.until(lambda: any(tmp_path.glob("checkpoint-*")))
     assert [len(_running(host, "-m tests.support.starter_script")) for host in ssh.hosts] == [1, 2]
@@ -244,39 +268,26 @@ def _damage(hosts: list[hosts_lib.Host], folder: pathlib.Path):
     hosts[3].shape(50)
 
 
-@pytest.fixture(scope="module")
-def doctor(tmp_path_factory):
-    """Function that examines four hosts, and returns the exit code and the output."""
-    folder = tmp_path_factory.mktemp("box")
-    names = [f"host{index}" for index in range(4)]
+def test_the_doctor_finds_nothing_and_then_each_fault(tmp_path):
+    _require(*services.SSH)
     for name in ("shared", "site"):
-        (folder / name).mkdir()
-    variables = {"TF_GOSSIP_PGA_PORT": "2222", "PYTHONPATH": f"{folder}/site:{ROOT}"}
-    command = [sys.executable, "-m", "tf_gossip_pga", "doctor", "-H", ",".join(names)]
-    try:
-        with hosts_lib.create(names, folder, mbit=500) as hosts:
-            services.start_sshd(hosts, folder)
-            box = Box(hosts, folder)
+        (tmp_path / name).mkdir()
+    names = [f"host{index}" for index in range(4)]
+    doctor = [sys.executable, "-m", "tf_gossip_pga", "doctor", "-H", ",".join(names)]
+    doctor.append(f"--checkpoint-dir={tmp_path}/shared")
+    variables = {"TF_GOSSIP_PGA_PORT": "2222", "PYTHONPATH": f"{tmp_path}/site:{ROOT}"}
+    with hosts_lib.create(names, tmp_path, mbit=500) as hosts:
+        services.start_sshd(hosts, tmp_path)
+        box = Box(hosts, tmp_path)
 
-            def examine(*flags: str) -> tuple[int, str]:
-                flags += (f"--checkpoint-dir={folder}/shared",)
-                running = box.start([*command, *flags], **variables)
-                code = running.process.wait(deadlines.long())
-                return code, running.output
+        def examine() -> tuple[int, str]:
+            running = box.start(doctor, **variables)
+            return running.process.wait(deadlines.long()), running.output
 
-            yield box, examine
-            box.end()
-    except hosts_lib.NoHostsError as reason:
-        pytest.skip(f"no cluster on this machine: {reason}")
-
-
-def test_the_doctor_finds_nothing_and_then_each_fault(doctor):
-    box, examine = doctor
-    code, output = examine()
-    assert code == 0, output
-    _damage(box.hosts, box.folder)
-    code, output = examine()
-    assert code == 1, output
-    missing = [text for text in FAULTS.values() if text not in output]
-    assert not missing, output
-    assert "6 findings" in output
+        code, output = examine()
+        assert code == 0, output
+        _damage(hosts, tmp_path)
+        code, output = examine()
+        assert code == 1, output
+        assert not [text for text in FAULTS.values() if text not in output], output
+        assert "6 findings" in output

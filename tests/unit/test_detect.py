@@ -241,6 +241,10 @@ def test_variables_of_the_outer_starter_do_not_count():
         pet(0, "1:1"),
         {"PMI_SIZE": "1"},
         {"TF_GOSSIP_PGA_WORKERS": "1"},
+        # A pod of an Indexed Job whose starter reports one process.
+        pet(0, 1) | {"JOB_COMPLETION_INDEX": "0"},
+        torch(0, 1, TORCHELASTIC_RUN_ID="1") | {"JOB_COMPLETION_INDEX": "0"},
+        slurm(0, "n1", "1", 1) | mpi(0, 1),
     ],
 )
 def test_one_process_is_a_single_worker(variables):
@@ -275,6 +279,9 @@ WRONG = [
     ({"WORLD_SIZE": "16"}, "WORLD_SIZE=16", "too few variables are set. Set RANK, MASTER_ADDR"),
     ({"PET_NNODES": "1:4"}, "PET_NNODES=1:4", "too few variables are set. Set PET_NODE_RANK"),
     ({"TF_GOSSIP_PGA_WORKERS": "2"}, "TF_GOSSIP_PGA_WORKERS=2", "It needs JOB_COMPLETION_INDEX"),
+    ({"HOROVOD_SIZE": "4", "HOROVOD_RANK": "2"}, "HOROVOD_SIZE=4", "srun or gossip-pga run"),
+    ({"FLUX_JOB_SIZE": "2"}, "FLUX_JOB_SIZE=2", "Start the processes with"),
+    ({"AWS_BATCH_JOB_NUM_NODES": "2"}, "NODES=2", "Use AWS_BATCH_JOB_NODE_INDEX as the index"),
     ({"JOB_COMPLETION_INDEX": "0"}, "JOB_COMPLETION_INDEX=0", "Set TF_GOSSIP_PGA_WORKERS too"),
     ({"TF_GOSSIP_PGA_RANK": "0"}, "TF_GOSSIP_PGA_RANK=0", "Set TF_GOSSIP_PGA_CLUSTER too"),
     # Keras
@@ -315,6 +322,20 @@ WRONG = [
         "DISTRIBUTION=cyclic",
         "srun --distribution=block",
     ),
+    (slurm(0, "n[1,1]"), "n[1,1]", "SLURM_STEP_NODELIST has a node twice"),
+    (
+        slurm(0, SLURMD_NODENAME="n2"),
+        "NODENAME=n2",
+        "this task would be on n1, but SLURMD_NODENAME",
+    ),
+    (slurm(0, PMI_SIZE="8"), "PMI_SIZE=8", "PMI_SIZE differs, so another program has started"),
+    # A starter inside another one
+    (slurm(0) | mpi(0, 1), "step variables: 3 processes", "OMPI_COMM_WORLD_SIZE=1 says that this"),
+    (
+        sagemaker(1) | torch(0, 1, TORCHELASTIC_RUN_ID="1"),
+        "SM_HOSTS: 2 processes",
+        "WORLD_SIZE=1 says that this process is alone. Start the script with one starter only",
+    ),
     # SageMaker
     ({"SM_HOSTS": '["a", "b"]'}, 'SM_HOSTS=["a", "b"]', "SM_CURRENT_HOST must be one of the"),
     (sagemaker(0, SM_CURRENT_HOST="c"), "SM_CURRENT_HOST=c", "must be one of the host names"),
@@ -323,6 +344,11 @@ WRONG = [
     ({"OMPI_COMM_WORLD_SIZE": "4"}, "WORLD_SIZE=4", "OMPI_COMM_WORLD_RANK must be a number from"),
     (without(mpi(1), "OMPI_COMM_WORLD_LOCAL_RANK"), "RANK=1", "LOCAL_RANK must be a number"),
     (without(mpi(1), "OMPI_MCA_orte_hnp_uri"), "RANK=1", "does not report rank 0's host. Start"),
+    (
+        without(mpi(1, 2, 2), "OMPI_MCA_orte_hnp_uri"),
+        "RANK=1",
+        "neither OMPI_MCA_orte_hnp_uri nor PMIX_NAMESPACE identifies the job",
+    ),
     (mpi(1, OMPI_MCA_orte_hnp_uri="1.0;usock"), "1.0;usock", "does not report rank 0's host"),
     (mpi(1, MASTER_ADDR="a"), "RANK=1", "MASTER_PORT must be a number from 0 to 65535, but"),
     # torchrun
@@ -488,6 +514,13 @@ def test_jobs_with_consecutive_ids_have_separate_ports():
 def test_two_steps_of_a_job_have_separate_ports():
     first, second = (detect.find(slurm(0, SLURM_STEP_ID=step)).addresses for step in "01")
     assert not set(first) & set(second)
+
+
+def test_two_jobs_with_the_same_ports_differ_in_their_ids():
+    first, second = (detect.find(slurm(0) | {"SLURM_JOB_ID": str(job)}) for job in (5000, 5112))
+    assert first.addresses == second.addresses and first.job != second.job
+    again = detect.find(slurm(0) | {"SLURM_JOB_ID": "5000", "SLURM_RESTART_COUNT": "1"})
+    assert again.job not in (first.job, second.job)
 
 
 @pytest.mark.parametrize("job", [0, 2**31, "a", "host0:29500 17"])

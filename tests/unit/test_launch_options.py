@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tf_gossip_pga.launch import command
+from tf_gossip_pga.launch import command, job
 from tf_gossip_pga.launch.hosts import Host
 
 
@@ -17,7 +17,7 @@ def launched(monkeypatch, tmp_path):
 
     def main(*arguments):
         seen = []
-        monkeypatch.setattr(command, "run", lambda *each, **settings: seen.append((each, settings)))
+        monkeypatch.setattr(job, "run", lambda *each, **settings: seen.append((each, settings)))
         command.main([*arguments, str(script)])
         ((_, workers, restarts), settings) = seen[0]
         return {"workers": workers, "max_restarts": restarts, **settings}
@@ -131,3 +131,20 @@ def test_a_bad_file_is_an_error(launched, config, capsys, content, message):
         launched(config(content))
     assert error.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_task_of_a_scheduler_does_not_start_a_job_of_its_own(launched, monkeypatch, capsys):
+    for name, text in {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_PROCID": "1",
+        "SLURM_STEP_NODELIST": "a,b",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    }.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(SystemExit) as ended:
+        launched("--workers=2")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "this process is one of 2 workers (found by Slurm's step variables)" in said
+    monkeypatch.setenv("TF_GOSSIP_PGA_CLUSTER", "none")
+    assert launched("--workers=2")["workers"] == 2

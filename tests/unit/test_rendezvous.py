@@ -116,6 +116,29 @@ def test_of_several_names_one_that_answers_is_used():
     assert {future.result(deadlines.long()).addresses for future in futures} == {expected}
 
 
+def test_a_name_that_takes_long_to_resolve_leaves_time_for_the_call(monkeypatch):
+    def slow(host):
+        time.sleep(1.5 * QUICK.ask_s)
+        return ("127.0.0.1",)
+
+    monkeypatch.setattr(addresses_lib, "look_up", slow)
+    futures = [start(place) for place in places(2)]
+    assert {future.result(deadlines.long()).size for future in futures} == {2}
+
+
+def test_another_jobs_rank_0_at_the_first_name_is_passed_over():
+    given = ports(3)
+    other = start(places(2, given[:2], job="another")[0])
+    at = Rendezvous("job", ("127.0.0.1", "no-such-host.invalid"), given[0], 9)
+    caller = rendezvous._Caller(Place(1, 2, "", (), at), at, QUICK)
+    over = threading.Event()
+    thread = threading.Thread(target=caller.call_until, args=(over,), daemon=True)
+    thread.start()
+    deadlines.Deadline(60).until(lambda: "no-such-host.invalid" in caller.missing)
+    assert not caller.last.done() and not other.done()
+    over.set()
+
+
 def test_a_worker_that_is_restarted_before_all_have_come_replaces_the_first():
     lead, first, last = places(3)
     futures = [start(lead)]
@@ -330,6 +353,32 @@ def test_a_second_process_after_the_end_gets_an_error_that_the_others_do_not_get
         "rank 1 was started twice: process 1 and" in record.answer(call(1, "x"), False, 0.0).failure
     )
     assert record.answer(call(1), False, 0.0).addresses
+
+
+def test_calls_of_many_workers_stay_valid_longer():
+    record = register.Register(Rendezvous("job", ("h0",), 5, 5), 1000, Timing())
+    every_s = register.call_every_s(1000, Timing())
+    assert every_s > Timing().announced_s
+    for rank in range(1, 999):
+        record.answer(call(rank, size=1000, port=rank), False, every_s * rank / 999)
+    # The first have not called again yet.
+    assert len(record.answer(call(999, size=1000, port=999), False, every_s).addresses) == 1000
+
+
+def test_a_failure_is_kept_for_those_that_have_not_called_yet():
+    record = register.Register(Rendezvous("job", ("h0",), 5, 5), 3, QUICK)
+    assert record.answer(call(1, size=4), False, 0.0).failure
+    assert not record.is_over
+    for rank in (1, 2):
+        assert record.answer(call(rank), False, 0.0).failure
+        record.confirm(call(rank))
+    assert record.is_over
+
+
+def test_a_rank_beyond_the_last_is_an_error():
+    record = register.Register(Rendezvous("job", ("h0",), 5, 5), 3, QUICK)
+    text = record.answer(call(3), False, 0.0).failure
+    assert text == "process 3 has the rank 3, but there are 3 workers"
 
 
 def test_a_second_rank_0_is_an_error():

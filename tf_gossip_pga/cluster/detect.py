@@ -63,6 +63,9 @@ TASKS: dict[str, tuple[Callable[[str], int], str]] = {
     "PMI_SIZE": (number, "Start the processes with Open MPI's mpirun, srun or torchrun instead."),
     "WORLD_SIZE": (number, "Set RANK, MASTER_ADDR and MASTER_PORT too, as torchrun does."),
     "PET_NNODES": (_most, "Set PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT too."),
+    "HOROVOD_SIZE": (number, "Start the processes with mpirun, srun or gossip-pga run instead."),
+    "FLUX_JOB_SIZE": (number, "Start the processes with Open MPI's mpirun or torchrun instead."),
+    "AWS_BATCH_JOB_NUM_NODES": (number, "Use AWS_BATCH_JOB_NODE_INDEX as the index."),
     kubernetes.WORKERS: (number, f"It needs {kubernetes.INDEX}, which an Indexed Job sets."),
     # Each process may be one of several even if its index or rank is 0.
     kubernetes.INDEX: (lambda text: 2 if text else 0, f"Set {kubernetes.WORKERS} too."),
@@ -93,13 +96,37 @@ def find(environment: Mapping[str, str] | None = None) -> Place:
         return Place() if chosen == "none" else cluster_file.find(environment)
     for starter in STARTERS:
         if (place := starter(environment)) is not None:
+            if starter in (slurm.find, sagemaker.find, kubernetes.find) and place.size > 1:
+                _check_inner(environment, place)
             return place
     _check_alone(environment)
     return Place()
 
 
+def _inner_size(environment: Mapping[str, str]) -> str:
+    """Return the variable by which `mpirun` or `torchrun` reports a single process, or ""."""
+    for marker, name in ((open_mpi.SIZE, open_mpi.SIZE), (torchrun.RUN, torchrun.SIZE)):
+        if marker in environment and number(environment.get(name)) == 1:
+            return name
+    return ""
+
+
+def _check_inner(environment: Mapping[str, str], place: Place) -> None:
+    """Raise `ValueError` if a starter inside the place's starter reports a single process."""
+    if name := _inner_size(environment):
+        raise unknown(
+            f"found by {place.found_by}: {place.size} processes",
+            f"{name}=1 says that this process is alone",
+            "Start the script with one starter only, or tell the inner starter of all processes.",
+        )
+
+
 def _check_alone(environment: Mapping[str, str]) -> None:
     """Raise `ValueError` if variables show that this process is one of several."""
     for name, (read, remedy) in TASKS.items():
-        if name in environment and read(environment[name]) > 1:
+        # A pod of a job whose own starter reports one process is alone.
+        is_alone = name == kubernetes.INDEX and (
+            environment.get("PET_NNODES") == "1" or _inner_size(environment)
+        )
+        if name in environment and read(environment[name]) > 1 and not is_alone:
             raise unknown(f"{name}={environment[name]}", "too few variables are set", remedy)

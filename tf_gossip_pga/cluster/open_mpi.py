@@ -9,7 +9,7 @@ from tf_gossip_pga.cluster import ports, torchrun
 from tf_gossip_pga.cluster.place import Place, Rendezvous, number, seen, unknown, whole
 
 _RANK = "OMPI_COMM_WORLD_RANK"
-_SIZE = "OMPI_COMM_WORLD_SIZE"
+SIZE = "OMPI_COMM_WORLD_SIZE"
 _LOCAL_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
 _LOCAL_SIZE = "OMPI_COMM_WORLD_LOCAL_SIZE"
 
@@ -29,7 +29,7 @@ def find(environment: Mapping[str, str]) -> Place | None:
     Raises:
       ValueError: the variables do not report rank 0's host, or contradict each other.
     """
-    size = number(environment.get(_SIZE))
+    size = number(environment.get(SIZE))
     if size < 2:
         return None
     try:
@@ -38,7 +38,7 @@ def find(environment: Mapping[str, str]) -> Place | None:
         job, hosts = _rank_0(environment, size)
     except ValueError as error:
         raise unknown(
-            seen(environment, (_SIZE, _RANK, _LOCAL_RANK, _LOCAL_SIZE, _MPIRUN)),
+            seen(environment, (SIZE, _RANK, _LOCAL_RANK, _LOCAL_SIZE, _MPIRUN)),
             error,
             "Start the processes with Open MPI's mpirun on rank 0's host, or pass rank 0's host "
             "and any number with `mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29500`.",
@@ -54,7 +54,10 @@ def _rank_0(environment: Mapping[str, str], size: int) -> tuple[str, tuple[str, 
     if "MASTER_ADDR" in environment:
         return torchrun.rank_0(environment)
     if number(environment.get(_LOCAL_SIZE)) == size:
-        return mpirun or environment.get(_NAMESPACE, "mpirun"), ("localhost",)
+        job = mpirun or environment.get(_NAMESPACE, "")
+        if not job:
+            raise ValueError(f"neither {_MPIRUN} nor {_NAMESPACE} identifies the job")
+        return job, ("localhost",)
     hosts = [host for match in _HOSTS.findall(mpirun) for host in match.split(",")]
     if not hosts:
         raise ValueError(f"{_MPIRUN} does not report rank 0's host")

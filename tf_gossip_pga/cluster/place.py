@@ -46,6 +46,7 @@ class Place:
         process is a single worker.
       addresses: `"host:port"` of every worker in rank order, if they are known.
       rendezvous: where to learn the addresses, if they are not known.
+      job: identifies the job, if the starter reports it, so that workers of two jobs do not mix.
     """
 
     rank: int = 0
@@ -53,6 +54,7 @@ class Place:
     found_by: str = ""
     addresses: tuple[str, ...] = ()
     rendezvous: Rendezvous | None = None
+    job: str = ""
 
 
 def number(text: str | None, default: int = 0) -> int:

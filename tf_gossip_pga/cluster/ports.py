@@ -27,7 +27,8 @@ def first(environment: Mapping[str, str], job: str | int, tasks: int = 1) -> int
 
     Args:
       environment: the environment variables. `TF_GOSSIP_PGA_PORT` overrides the derived port.
-      job: the job's id. Consecutive numbers get separate ports.
+      job: the job's id. With at most 16 workers on a host, 100 consecutive numbers get separate
+        ports.
       tasks: the largest number of workers on one host, if all workers know it.
 
     Raises:

@@ -19,6 +19,11 @@ _COUNTS = "SLURM_STEP_TASKS_PER_NODE"
 _NODE = "SLURM_NODEID"
 _LOCAL_RANK = "SLURM_LOCALID"
 _DISTRIBUTION = "SLURM_DISTRIBUTION"
+_NODE_NAME = "SLURMD_NODENAME"
+_RESTARTS = "SLURM_RESTART_COUNT"
+_PMI_SIZE = "PMI_SIZE"
+
+_SEEN = (_SIZE, _RANK, _NODES, _COUNTS, _NODE, _LOCAL_RANK, _NODE_NAME, _DISTRIBUTION, _PMI_SIZE)
 
 # A number of tasks, and how many consecutive nodes have it: "2(x3)".
 _COUNT = re.compile(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?")
@@ -41,20 +46,22 @@ def find(environment: Mapping[str, str]) -> Place | None:
         _check(environment, size, rank, nodes, counts)
     except ValueError as error:
         raise unknown(
-            seen(environment, (_SIZE, _RANK, _NODES, _COUNTS, _NODE, _LOCAL_RANK, _DISTRIBUTION)),
+            seen(environment, _SEEN),
             error,
             "Start the script with `srun --distribution=block`, and leave Slurm's variables "
             "unchanged.",
         ) from None
+    job, step = environment.get("SLURM_JOB_ID", ""), environment.get("SLURM_STEP_ID", "")
     # Two steps of a job may run at the same time. The factor separates them from the next jobs.
-    job = number(environment.get("SLURM_JOB_ID")) + 41 * number(environment.get("SLURM_STEP_ID"))
-    first = ports.first(environment, job, max(counts))
+    first = ports.first(environment, number(job) + 41 * number(step), max(counts))
     addresses = tuple(
         f"{node}:{ports.of_task(first, task)}"
         for node, count in zip(nodes, counts, strict=True)
         for task in range(count)
     )
-    return Place(rank, size, "Slurm's step variables", addresses)
+    # Some jobs get the same ports, and a requeued job may start while processes of the former run.
+    run = f"{job}.{step}, started {number(environment.get(_RESTARTS)) + 1} times"
+    return Place(rank, size, "Slurm's step variables", addresses, job=run)
 
 
 def _check(
@@ -65,6 +72,10 @@ def _check(
         raise ValueError(f"{_NODES} has {len(nodes)} nodes, but {_COUNTS} has {len(counts)}")
     if sum(counts) != size:
         raise ValueError(f"{_COUNTS} has {sum(counts)} tasks in total, but {_SIZE} has {size}")
+    if len(set(nodes)) != len(nodes):
+        raise ValueError(f"{_NODES} has a node twice, as for several components of one step")
+    if _PMI_SIZE in environment and number(environment[_PMI_SIZE]) != size:  # mpirun of Intel MPI
+        raise ValueError(f"{_PMI_SIZE} differs, so another program has started the processes")
     # All tasks must fail, not only those whose place differs.
     distribution = environment.get(_DISTRIBUTION, "")
     if len(nodes) > 1 and max(counts) > 1 and distribution.startswith(("cyclic", "plane")):
@@ -78,6 +89,11 @@ def _check(
                 f"{name} would be {derived} if tasks were distributed by block, but it is "
                 f"{environment[name]}"
             )
+    if environment.get(_NODE_NAME, nodes[node]) != nodes[node]:
+        raise ValueError(
+            f"by {_NODES}, this task would be on {nodes[node]}, but {_NODE_NAME} is "
+            f"{environment[_NODE_NAME]}"
+        )
 
 
 def _counts(text: str) -> list[int]:

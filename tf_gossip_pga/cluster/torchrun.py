@@ -14,9 +14,9 @@ from tf_gossip_pga.cluster.place import Place, Rendezvous, number, seen, unknown
 
 _HOST = "MASTER_ADDR"
 _PORT = "MASTER_PORT"
-_RUN = "TORCHELASTIC_RUN_ID"  # set by torchrun only
+RUN = "TORCHELASTIC_RUN_ID"  # set by torchrun only
 _RANK = "RANK"
-_SIZE = "WORLD_SIZE"
+SIZE = "WORLD_SIZE"
 _LOCAL_RANK = "LOCAL_RANK"
 _PET_RANK = "PET_NODE_RANK"
 _PET_SIZE = "PET_NNODES"
@@ -26,7 +26,7 @@ _PET_PORT = "PET_MASTER_PORT"
 
 def find_within(environment: Mapping[str, str]) -> Place | None:
     """Return what `find` returns, but only if `torchrun` itself has started this process."""
-    return find(environment) if _RUN in environment else None
+    return find(environment) if RUN in environment else None
 
 
 def find(environment: Mapping[str, str]) -> Place | None:
@@ -37,7 +37,7 @@ def find(environment: Mapping[str, str]) -> Place | None:
     Raises:
       ValueError: the variables do not report rank 0's host, or contradict each other.
     """
-    size = number(environment.get(_SIZE))
+    size = number(environment.get(SIZE))
     if size < 2 or _RANK not in environment:
         return None
     try:
@@ -47,9 +47,9 @@ def find(environment: Mapping[str, str]) -> Place | None:
         job, hosts = rank_0(environment)
     except ValueError as error:
         raise unknown(
-            seen(environment, (_SIZE, _RANK, _LOCAL_RANK, _HOST, _PORT)),
+            seen(environment, (SIZE, _RANK, _LOCAL_RANK, _HOST, _PORT)),
             error,
-            f"Set {_RANK}, {_SIZE}, {_HOST} and {_PORT} as torchrun does, and {_LOCAL_RANK} if "
+            f"Set {_RANK}, {SIZE}, {_HOST} and {_PORT} as torchrun does, and {_LOCAL_RANK} if "
             "there are several processes on one host.",
         ) from None
     first = ports.first(environment, job)
@@ -63,7 +63,7 @@ def rank_0(environment: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     Raises:
       ValueError: `MASTER_ADDR` or `MASTER_PORT` is missing or invalid.
     """
-    run = environment.get(_RUN, "")
+    run = environment.get(RUN, "")
     return _rank_0(environment, _HOST, _PORT, run)
 
 

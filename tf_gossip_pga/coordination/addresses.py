@@ -24,6 +24,11 @@ def split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def join(host: str, port: int) -> str:
+    """Return the `TF_CONFIG` address of a host, which may be an IPv6 address, and a port."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def look_up(host: str) -> tuple[str, ...]:
     """Return a host's numeric addresses, in the operating system's order of preference."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)

@@ -10,6 +10,7 @@ import dataclasses
 import threading
 
 from tf_gossip_pga.cluster.place import Rendezvous
+from tf_gossip_pga.coordination import addresses as addresses_lib
 from tf_gossip_pga.coordination.messages import Port, Rank
 from tf_gossip_pga.coordination.timing import Timing
 
@@ -47,16 +48,28 @@ class Answer:
       missing: the ranks that have not called yet.
       addresses: `"host:port"` of all workers in rank order; empty while ranks are missing.
       failure: why the rendezvous has failed, as a sentence, or an empty string.
+      is_of_other_job: whether it has failed because rank 0 at this address is that of another job.
     """
 
     missing: list[Rank]
     addresses: list[str]
     failure: str = ""
+    is_of_other_job: bool = False
 
     @property
     def is_last(self) -> bool:
         """Whether the caller need not call again."""
         return bool(self.addresses or self.failure)
+
+
+def call_every_s(size: int, timing: Timing) -> float:
+    """Return the interval between a worker's calls to rank 0, which is longer for many workers.
+
+    Args:
+      size: number of workers.
+      timing: the shortest interval (`Timing.start_call_s`).
+    """
+    return max(timing.start_call_s, 0.01 * size)
 
 
 class Register:
@@ -83,7 +96,8 @@ class Register:
 
     def missing(self, now: float) -> list[int]:
         """Return the ranks that have not called recently. They may have ended since."""
-        since = now - self._timing.announced_s
+        valid_s = max(self._timing.announced_s, 3 * call_every_s(self._size, self._timing))
+        since = now - valid_s
         return [rank for rank in range(1, self._size) if self._called_at.get(rank, since) <= since]
 
     @property
@@ -101,7 +115,8 @@ class Register:
         """
         with self._lock:
             if call.job != self._at.job:
-                return Answer([], [], f"rank 0 belongs to another job ({self._at.job[:100]})")
+                text = f"rank 0 belongs to another job ({self._at.job[:100]})"
+                return Answer([], [], text, is_of_other_job=True)
             text = self._error(call)
             if self.last is None and text:
                 self._end(Answer([], [], text))
@@ -114,7 +129,7 @@ class Register:
     def confirm(self, call: Call) -> None:
         """Record that a caller has received the last answer."""
         with self._lock:
-            self._unconfirmed.discard(call.nonce)
+            self._unconfirmed -= {call.nonce, f"rank {call.rank}"}
 
     def _error(self, call: Call) -> str:
         """Return what makes this call an error, or an empty string."""
@@ -123,6 +138,8 @@ class Register:
                 f"the workers differ in the number of workers: {self._size} on rank 0, but "
                 f"{call.size} on rank {call.rank} ({call.process})"
             )
+        if call.rank >= self._size:
+            return f"{call.process} has the rank {call.rank}, but there are {self._size} workers"
         known = self._calls.get(call.rank)
         is_second = known is not None and known.nonce != call.nonce
         # A restarted process replaces one that has ended, which does not call again.
@@ -149,17 +166,19 @@ class Register:
         self._unconfirmed = {call.nonce for call in self._calls.values()}
         if last.failure:
             self._unconfirmed |= set(self._replaced)
+            # Wait for those that have not called yet, so that they learn of the failure too.
+            self._unconfirmed |= {f"rank {r}" for r in range(1, self._size) if r not in self._calls}
 
     def _complete(self) -> Answer:
         """Return the answer with all addresses, or the failure if two are equal."""
         # Callers may reach rank 0 by different names. Choose one that works on other machines.
         used = {call.called for call in self._calls.values() if call.nonce not in self._local}
         host = next((each for each in self._at.hosts if each in used), self._at.hosts[0])
-        addresses = [_joined(host, self._at.own_port)]
+        addresses = [addresses_lib.join(host, self._at.own_port)]
         for _, call in sorted(self._calls.items()):
             # A process on rank 0's machine may have called a loopback address.
             own = host if call.nonce in self._local else call.host
-            addresses.append(_joined(own, call.port))
+            addresses.append(addresses_lib.join(own, call.port))
         for rank, address in enumerate(addresses):
             if (first := addresses.index(address)) != rank:
                 return Answer(
@@ -169,7 +188,3 @@ class Register:
                     "to the number of each process on its machine",
                 )
         return Answer([], addresses)
-
-
-def _joined(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import ipaddress
 import json
 import os
 import secrets
@@ -32,7 +33,7 @@ from tf_gossip_pga.cluster.place import Place, Rendezvous
 from tf_gossip_pga.cluster.ports import PORT
 from tf_gossip_pga.coordination import addresses as addresses_lib
 from tf_gossip_pga.coordination import greetings, messages
-from tf_gossip_pga.coordination.register import Answer, Call, Register
+from tf_gossip_pga.coordination.register import Answer, Call, Register, call_every_s
 from tf_gossip_pga.coordination.reports import Waiting, shortened
 from tf_gossip_pga.coordination.roll_call_sockets import read, read_greeting, read_line, start
 from tf_gossip_pga.coordination.timing import Timing
@@ -117,7 +118,7 @@ def _lead(place: Place, at: Rendezvous, timing: Timing) -> list[str]:
         while (last := register.last) is None:
             report.check(missing)
             time.sleep(timing.poll_s)
-        ends = time.monotonic() + timing.start_tell_s
+        ends = time.monotonic() + max(timing.start_tell_s, 3 * call_every_s(place.size, timing))
         while not register.is_over and time.monotonic() < ends:
             time.sleep(timing.poll_s)
     return _outcome(last)
@@ -189,6 +190,8 @@ def _serve(
         connection.sendall(greetings.RENDEZVOUS)
         call = _parsed(Call, read_line(connection, ends), 0)
         is_local = connection.getpeername()[0] == connection.getsockname()[0]
+        # If this machine resolves its own name to 127.0.1.1, the caller is at 127.0.0.1.
+        is_local = is_local or ipaddress.ip_address(call.host).is_loopback
         answer = register.answer(call, is_local, time.monotonic())
         connection.sendall(_line(answer))
         if answer.is_last and read(connection, ends, 1):
@@ -228,27 +231,31 @@ class _Caller:
 
     def call_until(self, over: threading.Event) -> None:
         """Call until the last answer has come, or the event is set."""
-        # With hundreds of workers, call less often.
-        every_s = max(self._timing.start_call_s, 0.01 * self._place.size)
+        every_s = call_every_s(self._place.size, self._timing)
+        hosts = list(self._at.hosts)
         while not over.is_set():
-            for host in self._at.hosts:
+            for host in hosts:
                 answer = self._call(host)
+                if answer and answer.is_of_other_job and len(hosts) > 1:
+                    self.missing = f"at {host}, {answer.failure}"
+                    continue
                 if answer and answer.is_last:
                     self.last.set_result(answer)
                     return
                 if answer:
                     ranks = shortened([f"rank {each}" for each in answer.missing])
                     self.missing = f"rank 0 has answered, but not yet met {', '.join(ranks)}"
+                    hosts = [host]  # the other names may cost the time of a call each
                     break
             over.wait(every_s)
 
     def _call(self, host: str) -> Answer | None:
         """Return the answer of rank 0 at this host, or None after updating `missing`."""
-        address = f"[{host}]:{self._at.port}" if ":" in host else f"{host}:{self._at.port}"
-        ends = time.monotonic() + self._timing.ask_s
         greeting = b""
         try:
+            address = addresses_lib.join(host, self._at.port)
             connection, where = addresses_lib.call(address, self._timing.ask_s)
+            ends = time.monotonic() + self._timing.ask_s
             with connection:
                 try:
                     greeting = read_greeting(connection, ends, greetings.RENDEZVOUS)

@@ -132,13 +132,14 @@ def _connect(place: Place, joins: bool, communication: str, timing: Timing) -> E
         raise startup.too_late()
     secret, channel_port = secret_lib.find(), ports.channel(os.environ)
     cluster = rendezvous.cluster_of(place, timing)
-    known, met = _find_others(cluster, joins, secret, communication, timing)
+    facts = startup.facts(communication, place.job)
+    known, met = _find_others(cluster, joins, secret, facts, timing)
     is_joining = known is not None
     if is_joining:
         logger.info(f"Rank {cluster.rank} joins the other workers, which are already training.")
         # At the lost worker's port, a member that has not noticed the loss would take this process
         # for the lost one. 0: the operating system chooses.
-        channel_port = channel_port or 0
+        channel_port = 0
     choice = transport_lib.Choice(transport_lib.RING)  # if it joins, until the members invite it
     offers = [transport_lib.Offer(each.host, each.gpu, each.machine) for each in met or ()]
     if offers:
@@ -199,11 +200,10 @@ def _find_others(
     cluster: Cluster,
     joins: bool,
     secret: bytes | None,
-    communication: str,
+    facts: dict[str, str],
     timing: Timing,
 ) -> tuple[dict[int, int] | None, list[Report] | None]:
     """Return the endpoints of workers already in training, or the reports of starting workers."""
-    facts = startup.facts(communication)
     roll = RollCall(cluster.addresses, cluster.rank, facts, timing, gpus.own_gpu())
     find = joining.await_probe if joins else joining.endpoints_if_probed
     while (known := find(cluster.addresses, cluster.rank, secret, timing)) is None:

@@ -26,16 +26,18 @@ from tf_gossip_pga.exchange.runtime import Runtime
 UNPROXIED = "no_grpc_proxy"
 
 
-def facts(communication: str) -> dict[str, str]:
+def facts(communication: str, job: str) -> dict[str, str]:
     """Return the facts that must be equal on all ranks, which `roll_call` compares.
 
     Args:
       communication: the requested transport, one of `transport.CHOICES`.
+      job: the job (see `Place`).
     """
     found = {
         "version of tf_gossip_pga": __version__,
         "version of TensorFlow": tf.__version__,
         "requested communication": communication,
+        "job": job,
     }
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         found["version of Keras"] = importlib.metadata.version("keras")

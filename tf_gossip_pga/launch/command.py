@@ -7,8 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tf_gossip_pga.launch import config, hosts
-from tf_gossip_pga.launch.job import run
+from tf_gossip_pga.launch import config, hosts, job
 
 _PLACES = ("workers", "hosts", "hostfile")  # options that say where workers start
 
@@ -29,9 +28,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m tf_gossip_pga
     parser = _parser(prog)
     options = _parsed(parser, sys.argv[1:] if argv is None else list(argv))
     try:
+        job.check_alone("The launcher")
         _check(options)
         workers, places = _where(options)
-        return run(
+        return job.run(
             [sys.executable, *_program(options)],
             workers,
             options.max_restarts,
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m tf_gossip_pga
             env=_variables(options.env),
             log_dir=options.log_dir,
         )
-    except ValueError as error:
+    except (RuntimeError, ValueError) as error:
         parser.error(str(error))
 
 

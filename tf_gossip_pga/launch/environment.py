@@ -9,7 +9,7 @@ import secrets
 import socket
 from collections.abc import Mapping, Sequence
 
-from tf_gossip_pga.cluster import cluster_file, place, tf_config
+from tf_gossip_pga.cluster import cluster_file, place, ports, tf_config
 
 # Variables of the launcher that workers on other hosts get too, in addition to this package's own.
 _PASSED = ("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS")
@@ -54,6 +54,7 @@ def of_worker(addresses: list[str], rank: int, shared: Shared, *, joins: bool) -
     environment.pop(tf_config.JOIN, None)
     environment.pop(place.CLUSTER, None)  # it would take precedence over TF_CONFIG
     environment.pop(cluster_file.RANK, None)
+    environment.pop(ports.CHANNEL_PORT, None)  # workers of one host cannot share it
     if joins:
         environment[tf_config.JOIN] = "1"
     if not shared.verbose:

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tf_gossip_pga.cluster import detect
 from tf_gossip_pga.launch import call, job
 from tf_gossip_pga.launch.watch import Outcome
 
@@ -63,20 +62,9 @@ def run(
     """
     settings: dict[str, Any] = {"min_workers": min_workers, "rejoins": rejoins, "verbose": verbose}
     settings |= {"gpus_per_worker": gpus_per_worker, "share_gpus": share_gpus}
-    _check_alone()
+    job.check_alone("pga.run")
     content = _content(function, args, kwargs, all_return=bool(min_workers or rejoins))
     return _launched(content, workers, settings)
-
-
-def _check_alone() -> None:
-    """Raise `RuntimeError` if this process is a worker: each would start workers of its own."""
-    place = detect.find()
-    if place.size > 1:
-        raise RuntimeError(
-            f"pga.run starts workers itself, but this process is one of {place.size} workers "
-            f"(found by {place.found_by}). Call the function directly, or start a single process. "
-            f"To let each process start workers of its own on purpose, set {detect.CLUSTER}=none."
-        )
 
 
 def _content(

@@ -12,6 +12,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tf_gossip_pga import _validate
+from tf_gossip_pga.cluster import detect
+from tf_gossip_pga.cluster.place import CLUSTER
 from tf_gossip_pga.coordination import roll_call_sockets
 from tf_gossip_pga.errors import PREEMPTED, LaunchError
 from tf_gossip_pga.launch import environment, gpus, remote
@@ -201,6 +203,26 @@ def run(
             print("\nInterrupted; all workers were stopped.", file=sys.stderr, flush=True)
             return 130
     return 1
+
+
+def check_alone(starter: str) -> None:
+    """Raise an error if this process is one of several, which would each start workers.
+
+    Args:
+      starter: what is about to start workers, for the message.
+
+    Raises:
+      RuntimeError: it is one of several workers.
+      ValueError: variables show that it is one of several processes.
+    """
+    place = detect.find()
+    if place.size > 1:
+        raise RuntimeError(
+            f"{starter} starts workers itself, but this process is one of {place.size} workers "
+            f"(found by {place.found_by}), and each of them would start a job of its own. Start "
+            "the script or function directly, or start a single process. To let each process "
+            f"start workers of its own on purpose, set {CLUSTER}=none."
+        )
 
 
 def code_of(outcomes: Sequence[Outcome]) -> int:
