@@ -83,7 +83,7 @@ def _environment() -> dict[str, str]:
         "|RANK|WORLD_SIZE|LOCAL_RANK|MASTER_"
     )
     kept = {name: value for name, value in os.environ.items() if not starters.match(name)}
-    return kept | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    return kept | {"CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(ROOT)}
 
 
 def _require(*programs: str):
@@ -143,51 +143,50 @@ def _assert_one_cluster(output: str, size: int):
 
 
 def test_srun_with_uneven_tasks_makes_one_cluster(slurm, tmp_path):
-    (tmp_path / "stop").touch()
-    command = ["srun", "--nodes=2", "--ntasks=3", *SCRIPT, str(tmp_path)]
-    output = slurm.start(command).ended(deadlines.Deadline(240))
-    _assert_one_cluster(output, 3)
-    assert "3 workers on 2 hosts" in output
+    example = [sys.executable, "examples/digits.py", f"--directory={tmp_path}/run", "--epochs=2"]
+    running = slurm.start(["srun", "--label", "--nodes=2", "--ntasks=3", *example])
+    output = running.ended(deadlines.Deadline(240))
+    assert "3 workers on 2 hosts are connected" in output
     assert "Found by Slurm's step variables" in output
+    epochs = [line.split()[0] for line in output.splitlines() if line.endswith(": Epoch 2/2")]
+    assert epochs == ["0:"], output
+    assert (tmp_path / "run" / "digits.keras").exists()
 
 
-def test_a_killed_task_of_slurm_is_survived(slurm, tmp_path):
-    deadline = deadlines.Deadline(240)
+def test_a_killed_task_of_slurm_is_survived_and_joins_again(slurm, tmp_path):
+    deadline, secret = deadlines.Deadline(240), {"TF_GOSSIP_PGA_SECRET": "a secret of this test"}
     srun = ["srun", "--nodes=2", "--ntasks=3", "--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
-    running = slurm.start([*srun, *SCRIPT, str(tmp_path)])
-    deadline.until(lambda: any(tmp_path.glob("checkpoint-*")))
+    running = slurm.start([*srun, *SCRIPT, str(tmp_path)], **secret)
+    deadline.until(lambda: any(tmp_path.glob("checkpoint-*")), lambda: running.output)
     (killed,) = re.findall(r"start (\d+) rank 1 of 3", running.output)
     slurm.hosts[0].run(["kill", "-9", killed])
-    deadline.until(lambda: "continues without rank 1" in running.output)
+    deadline.until(lambda: "continues without rank 1" in running.output, lambda: running.output)
+    # A task of another step is 0 of 1 there.
+    place = {"TF_GOSSIP_PGA_CLUSTER": f"{tmp_path}/cluster.json", "TF_GOSSIP_PGA_RANK": "1"}
+    alone = ["srun", "--nodelist=host0", "--ntasks=1", *SCRIPT, str(tmp_path)]
+    joining = slurm.start(alone, **secret, **place, TF_GOSSIP_PGA_JOIN="1")
+    deadline.until(lambda: "admitted rank 1" in running.output, lambda: joining.output)
     (tmp_path / "stop").touch()
-    running.process.wait(deadline.remaining())
-    assert [(rank, members) for rank, members, _ in _trained(running.output)] == [
-        ("0", "0,2"),
-        ("2", "0,2"),
-    ], running.output
+    running.process.wait(deadline.remaining())  # with the code of the killed task
+    _assert_one_cluster(running.output + joining.ended(deadline), 3)
 
 
 def test_sigterm_saves_and_slurm_starts_the_job_again(slurm, tmp_path):
-    deadline = deadlines.Deadline(240)
-    folder, log = tmp_path / "checkpoints", tmp_path / "log"
-    script = tmp_path / "job.sh"
-    script.write_text(
-        "#!/bin/bash\n"
-        f"srun {' '.join(SCRIPT)} {folder}\n"
-        "code=$?\n"
-        'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi\n'
-        'exit "$code"\n'
-    )
-    options = ["--parsable", "--nodes=2", "--ntasks=3", "--open-mode=append", f"--output={log}"]
-    submitted = slurm.start(["sbatch", *options, str(script)])
-    job = submitted.ended(deadline).strip()
-    deadline.until(lambda: any(folder.glob("checkpoint-*")))
+    deadline = deadlines.Deadline(360)  # Slurm waits until the credentials have expired
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    log, path = tmp_path / "log", f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    log.touch()
+    options = ["--parsable", f"--chdir={tmp_path}", f"--output={log}", "--cpus-per-task=1"]
+    submitted = slurm.start(["sbatch", *options, "examples/slurm.sbatch"], PATH=path)
+    job = submitted.ended(deadline).split()[-1]
+    folder = tmp_path / "runs" / job
+    deadline.until(lambda: any(folder.glob("checkpoint-*")), log.read_text)
     slurm.hosts[0].run(["scancel", "--signal=TERM", job])
-    deadline.until(lambda: log.read_text().count("preempted rank") == 3)
-    (folder / "stop").touch()
-    deadline.until(lambda: len(_trained(log.read_text())) == 3)
+    deadline.until(lambda: (folder / "digits.keras").exists(), log.read_text)
     output = log.read_text()
-    _assert_one_cluster(output, 3)
+    assert "received SIGTERM. All ranks will stop and save a checkpoint." in output
+    assert output.count("2 workers on 2 hosts are connected") == 2
+    assert output.count("Epoch 1/20") == 1 and output.count("Epoch 20/20") == 1, output
 
 
 def test_mpirun_on_two_hosts_makes_one_cluster(ssh, tmp_path):
@@ -198,6 +197,18 @@ def test_mpirun_on_two_hosts_makes_one_cluster(ssh, tmp_path):
     output = running.ended(deadlines.Deadline(240))
     _assert_one_cluster(output, 2)
     assert "Found by Open MPI's variables" in output
+
+
+def test_mpirun_starts_the_example(ssh, tmp_path):
+    _require("mpirun")
+    variables = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    variables["PATH"] = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ["env", "-C", str(tmp_path), "examples/mpi.sh"]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    output = ssh.start(command, **variables).ended(deadlines.Deadline(240))
+    assert "2 workers on 1 host are connected" in output
+    assert output.count("Epoch 20/20") == 1, output
+    assert (tmp_path / "runs" / "mpi" / "digits.keras").exists()
 
 
 def test_gossip_pga_run_starts_workers_over_ssh_and_restarts_a_killed_one(ssh, tmp_path):

@@ -326,7 +326,7 @@ WRONG = [
     (
         slurm(0, SLURMD_NODENAME="n2"),
         "NODENAME=n2",
-        "this task would be on n1, but SLURMD_NODENAME",
+        "this task would be on n1, but SLURMD_NODENAME is n2",
     ),
     (slurm(0, PMI_SIZE="8"), "PMI_SIZE=8", "PMI_SIZE differs, so another program has started"),
     # A starter inside another one
