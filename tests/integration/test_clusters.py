@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -32,11 +33,11 @@ class Box:
         self._running: list[subprocess.Popen] = []
         self._services = [set(host.processes()) for host in hosts]
 
-    def start(self, command: list[str], **variables: str) -> "Running":
-        """Start a command on the first host, in the project's folder."""
+    def start(self, command: list[str], host: int = 0, **variables: str) -> "Running":
+        """Start a command on a host, in the project's folder."""
         log = self.folder / f"output.{len(self._running)}"
         with log.open("wb") as output:
-            process = self.hosts[0].popen(
+            process = self.hosts[host].popen(
                 ["env", "-C", str(ROOT), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -209,6 +210,21 @@ def test_mpirun_starts_the_example(ssh, tmp_path):
     assert "2 workers on 1 host are connected" in output
     assert output.count("Epoch 20/20") == 1, output
     assert (tmp_path / "runs" / "mpi" / "digits.keras").exists()
+
+
+def test_ray_trains_on_two_nodes(ssh, tmp_path):
+    pytest.importorskip("ray")
+    deadline, ray = deadlines.Deadline(240), [sys.executable, "-m", "ray.scripts.scripts", "start"]
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # Ray needs a short path
+        head = ["--head", "--node-ip-address=10.0.0.1", f"--temp-dir={folder}"]
+        ssh.start([*ray, "--num-cpus=1", *head]).ended(deadline)
+        node = ["--address=10.0.0.1:6379", "--node-ip-address=10.0.0.2"]
+        ssh.start([*ray, "--num-cpus=1", *node], host=1).ended(deadline)
+        example = [sys.executable, "examples/ray_train.py", str(tmp_path)]
+        output = ssh.start(example, RAY_ADDRESS="10.0.0.1:6379").ended(deadline)
+        ssh.end()
+    assert "2 workers on 2 hosts are connected" in output
+    assert (tmp_path / "model.keras").exists()
 
 
 def test_gossip_pga_run_starts_workers_over_ssh_and_restarts_a_killed_one(ssh, tmp_path):
