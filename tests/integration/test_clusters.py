@@ -215,7 +215,7 @@ def test_mpirun_starts_the_example(ssh, tmp_path):
 def test_ray_trains_on_two_nodes(ssh, tmp_path):
     pytest.importorskip("ray")
     deadline, ray = deadlines.Deadline(240), [sys.executable, "-m", "ray.scripts.scripts", "start"]
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # Ray needs a short path
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # Ray needs a short path
         head = ["--head", "--node-ip-address=10.0.0.1", f"--temp-dir={folder}"]
         ssh.start([*ray, "--num-cpus=1", *head]).ended(deadline)
         node = ["--address=10.0.0.1:6379", "--node-ip-address=10.0.0.2"]
