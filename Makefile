@@ -17,11 +17,12 @@ test-slow: $(VENV)/ready  ## Run the slow tests alone. 15 minutes.
 	$(RUN) -m pytest -n 2 --dist=worksteal -m slow
 
 # On hosts that share this machine. Where the packages cannot be installed, the tests are skipped.
-test-clusters: $(VENV)/ready  ## Test Slurm, mpirun and ssh, as root on Debian. Installs them. 6 minutes.
+test-clusters: $(VENV)/ready  ## Test Slurm, mpirun and ssh, as root on Debian. Installs them. 5 minutes.
 	-tools/install_cluster.sh
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	$(RUN) -m pytest -n 2 --dist=worksteal -m clusters
 
-test-all: test test-slow test-clusters  ## Run all tests: everything that proves the project.
+test-all: test test-slow  ## Run `make test`, then the slow tests.
 
 test-quick: $(VENV)/ready  ## Run the tests that start no worker processes. Some minutes.
 	$(RUN) -m pytest -m "not multiprocess"

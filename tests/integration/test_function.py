@@ -222,6 +222,7 @@ pga.run(train, args=[5], workers=2)
 """
 
 
+@pytest.mark.clusters
 def test_a_notebook_shows_the_output_and_the_result():
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

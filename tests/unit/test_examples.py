@@ -68,6 +68,7 @@ def test_the_job_does_not_count_preempted_pods():
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"  # the policy requires it
 
 
+@pytest.mark.clusters
 def test_kubernetes_accepts_the_manifests():
     validate = pytest.importorskip("kubernetes_validate")
     for manifest in _job():
@@ -89,6 +90,7 @@ def test_the_trainers_variables_describe_the_pods():
     assert (place.rank, place.size) == (1, 2)
 
 
+@pytest.mark.clusters
 def test_kubeflow_accepts_the_manifest():
     pytest.importorskip("kubeflow_trainer_api")
     models = importlib.import_module("kubeflow_trainer_api.models")
