@@ -1,4 +1,4 @@
-"""Train a small network on drawn digits: a script that can be preempted, resumed and continued.
+"""Train a small network on drawn digits, in a script that survives preemption and lost workers.
 
     python examples/digits.py                                         # one worker
     python -m tf_gossip_pga.launch --workers=4 examples/digits.py     # four on this machine
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 import tf_gossip_pga as pga
 
-# Rows and columns of the segments, and which of them each digit has.
+# Rows and columns of the seven segments, and for each digit, which segments are lit.
 ALL, UPPER, LOWER = slice(0, 4), slice(0, 4), slice(3, 7)
 SEGMENTS = [(0, ALL), (UPPER, 0), (UPPER, 3), (3, ALL), (LOWER, 0), (LOWER, 3), (6, ALL)]
 DIGITS = ["1110111", "0010010", "1011101", "1011011", "0111010"]
@@ -41,7 +41,7 @@ def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def main() -> None:
     """Train as one worker of the cluster in which this process was started."""
     parser = argparse.ArgumentParser(description="Train a small network on drawn digits.")
-    parser.add_argument("--directory", type=pathlib.Path, default="digits", help="for all files")
+    parser.add_argument("--directory", type=pathlib.Path, default="digits", help="for all output")
     parser.add_argument("--epochs", type=int, default=20, help="number of epochs (default: 20)")
     options = parser.parse_args()
 
@@ -70,7 +70,7 @@ def main() -> None:
         callbacks=callbacks,
         verbose=2 if cluster.is_chief else 0,
     )
-    checkpoint.exit_if_preempted()  # with code 75, with which the scheduler starts the job again
+    checkpoint.exit_if_preempted()  # after SIGTERM: ends with code 75, to be started again
     if cluster.is_chief:
         model.save(options.directory / "digits.keras")
 

@@ -1,4 +1,4 @@
-"""Train with two workers of Ray: `python examples/ray_train.py`."""
+"""Train with two workers that Ray starts: `python examples/ray_train.py`."""
 
 import pathlib
 import sys
@@ -34,7 +34,7 @@ def train_worker(config: dict) -> None:
 
 
 def main(directory: str) -> None:
-    """Start the workers, and start them again after a failure.
+    """Start the workers with Ray, which starts them again after a failure.
 
     Args:
       directory: an absolute path, on a disk that all nodes share.

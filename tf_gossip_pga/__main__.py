@@ -1,4 +1,7 @@
-"""Dispatch the subcommands of `gossip-pga`, which is also `python -m tf_gossip_pga`."""
+"""Run the subcommand that the command line of `gossip-pga` names.
+
+`python -m tf_gossip_pga` is the same command.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 
 import tf_gossip_pga
 
-# Subcommand -> what it does, and its module, which is imported only when it is needed.
+# For each subcommand: what it does, and its module, which is imported only to run the subcommand.
 _COMMANDS = {
     "run": ("start several workers of a script, on this machine or over ssh", "launch.command"),
     "doctor": ("check hosts and the network between them", "launch.doctor"),
@@ -61,9 +64,10 @@ def _run(command: str, arguments: list[str]) -> int:
 
 
 def _run_as_main(name: str, argv: list[str]) -> None:
-    """Run a module as `python -m` does, except that it sees the given program name.
+    """Run a module as `python -m` does, but with `argv` as its `sys.argv`.
 
-    absl takes the program name and the flags for `--help` from `sys.argv[0]` and `__main__`.
+    absl takes the program name from `sys.argv[0]`, and the flags that `--help` shows from the
+    module `__main__`. So both must be those of the module that runs.
     """
     spec: Any = importlib.util.find_spec(name)
     module = importlib.util.module_from_spec(spec)

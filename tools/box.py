@@ -1,8 +1,8 @@
-"""Run a command in a cluster of hosts that this machine only pretends to have.
+"""Run a command in a cluster of hosts that are network namespaces of this machine.
 
     python -m tools.box --hosts=2 --slurm -- srun --ntasks=3 python script.py
 
-Without a command, open a shell on the first host. It needs root.
+Without a command, open a shell on the first host. This tool needs root.
 """
 
 import argparse
@@ -23,10 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m tools.box",
-        description="Run a command in a cluster of hosts that share this machine.",
+        description="Run a command in a cluster of hosts that are namespaces of this machine.",
     )
     parser.add_argument("--hosts", type=int, default=2, help="number of hosts (default: 2)")
-    parser.add_argument("--mbit", type=float, help="link bandwidth per direction, in Mbit/s")
+    parser.add_argument("--mbit", type=float, help="rate of a link, in Mbit/s (default: no limit)")
     parser.add_argument("--ssh", action="store_true", help="start sshd on each host")
     parser.add_argument("--slurm", action="store_true", help="start Slurm, with a node per host")
     parser.add_argument("command", nargs="*", help="the command (default: a shell)")
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             if options.slurm:
                 services.start_slurm(found, folder)
         except hosts.NoHostsError as error:
-            print(f"No hosts: {error}.", file=sys.stderr)
+            print(f"The cluster cannot be started: {error}.", file=sys.stderr)
             return 1
         command = options.command or [os.environ.get("SHELL", "/bin/sh")]
         return found[0].popen(command).wait()

@@ -6,13 +6,13 @@
 Creating hosts requires root, iproute2 and util-linux.
 
 Each host has a network, a host name, an `/etc/hosts`, a `/run` and process ids of its own (Linux
-namespaces). It shares all other files with this machine. A bridge in another namespace connects the
-hosts. If a rate is given, token buckets (tc tbf) limit the traffic of each host in both directions,
-like a full-duplex port of a switch.
+namespaces). Each host shares all other files with this machine. A bridge in another namespace
+connects the hosts. If a rate is given, token buckets (tc tbf) limit the traffic of each host in
+both directions, like a full-duplex port of a switch.
 
 The first process of each host reads from a pipe of this process, and ends when the pipe closes. The
 kernel then ends all other processes of the host and removes its network. So no process and no
-network is left, even if this process is killed. Files in the hosts' folder are.
+network is left, even if this process is killed. The files in the hosts' folder remain.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, cast
 
-# How many bytes may pass at once, and how long a packet may wait: a switch with a small buffer.
+# As in a switch with a small buffer: how many bytes may pass at once, how long a packet may wait.
 _BUCKET = "burst 256kb latency 50ms"
 
 _HOLD = "echo ready; exec cat"
@@ -70,7 +70,7 @@ class Host:
         return _output([*self._enter(), *arguments])
 
     def processes(self) -> dict[int, str]:
-        """Return the command lines of all running processes on this host by their ids there."""
+        """Return the command lines of all processes on this host, by their ids on this host."""
         listed = "for each in /proc/[0-9]*; do echo $each $(tr '\\0' ' ' < $each/cmdline); done"
         lines = self.run(f"exec 2> /dev/null; set +e; {listed}; true").splitlines()
         split = [line.removeprefix("/proc/").partition(" ") for line in lines]
@@ -93,7 +93,7 @@ def create(
 
     Args:
       names: the hosts' names.
-      folder: an empty folder for the hosts' files. It remains.
+      folder: an empty folder for the hosts' files. It is not removed.
       mbit: link bandwidth per direction, in Mbit/s. Default: unlimited.
 
     Raises:
@@ -103,7 +103,7 @@ def create(
     addresses = [f"10.0.{index // 250}.{index % 250 + 1}" for index in range(len(names))]
     pairs = list(zip(names, addresses, strict=True))
     lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in pairs)]
-    for name in names:  # one for each, so that one of them can be changed
+    for name in names:  # a file for each host, so that one host's can change
         (folder / f"hosts.{name}").write_text("\n".join(lines) + "\n")
     with contextlib.ExitStack() as stack:
         switch = stack.enter_context(_held(["--net"], ""))
@@ -141,7 +141,7 @@ def _prepared(name: str, folder: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _held(spaces: Sequence[str], prepare: str) -> Iterator[int]:
-    """Yield the id of a process in new namespaces, which end with this process.
+    """Yield the id of a process in new namespaces. Both end with the context or this process.
 
     Args:
       spaces: options of `unshare`.
@@ -152,7 +152,7 @@ def _held(spaces: Sequence[str], prepare: str) -> Iterator[int]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C must not reach it, because the workers must end first
+        start_new_session=True,  # Ctrl-C must not end it before the processes on the host
     )
     stdin, stdout = cast(IO[bytes], holder.stdin), cast(IO[bytes], holder.stdout)
     stderr = cast(IO[bytes], holder.stderr)
@@ -175,7 +175,7 @@ def _first_child(process: int) -> int:
 
 
 def _connect(switch: int, host: Host, number: int, mbit: float | None) -> None:
-    """Connect a host to the switch through a link that may be limited at both ends."""
+    """Connect a host to the bridge through a link. If `mbit` is given, limit it at both ends."""
     port = f"port{number}"
     _output(
         _in_network(switch, f"ip link add {port} type veth peer name eth0 netns {host.process}")

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install what the cluster on one machine needs: iproute2, sshd, Slurm, munge, Open MPI.
-# For Debian and Ubuntu, as root. No service is started.
+# Install what tools/box.py needs to simulate a cluster: iproute2, sshd, Slurm, munge, Open MPI.
+# Run this script as root on Debian or Ubuntu. It starts no service.
 set -e
 export DEBIAN_FRONTEND=noninteractive
 # Keep the packages' scripts from starting services.

@@ -1,7 +1,7 @@
 """Start the services of a cluster on hosts of one machine: sshd and Slurm.
 
-`install_cluster.sh` installs them. They end with their hosts, and keep their files, such as logs,
-in the folder of the hosts.
+`install_cluster.sh` installs the services. The services end with the hosts on which they run, and
+keep their files, such as logs, in the folder of the hosts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _POLL_S = 0.1
 
 
 def start_sshd(hosts: Sequence[Host], folder: pathlib.Path) -> None:
-    """Start sshd on each host, so that root can log in from each host to each without a password.
+    """Start sshd on each host, so that root can log in from host to host without a password.
 
     Raises:
       NoHostsError: sshd is not installed, or does not start.
@@ -48,7 +48,7 @@ def start_sshd(hosts: Sequence[Host], folder: pathlib.Path) -> None:
 def start_slurm(hosts: Sequence[Host], folder: pathlib.Path, cores: int = 8) -> None:
     """Start Slurm, with a node on each host. The first host is also the controller.
 
-    On the hosts, Slurm's commands find their configuration by themselves.
+    On the hosts, Slurm's commands find this configuration without options.
 
     Args:
       hosts: the hosts.
@@ -62,7 +62,7 @@ def start_slurm(hosts: Sequence[Host], folder: pathlib.Path, cores: int = 8) -> 
     slurm = folder / "slurm"
     slurm.mkdir()
     key, socket = slurm / "munge.key", slurm / "munge.socket"
-    key.write_bytes(bytes(range(128)))  # nobody outside the hosts can reach this munged
+    key.write_bytes(bytes(range(128)))  # no secret: only the hosts reach this munged
     key.chmod(0o600)
     (slurm / "slurm.conf").write_text(_configuration(hosts, slurm, socket, cores))
     for host in hosts:

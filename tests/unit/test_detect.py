@@ -278,10 +278,10 @@ WRONG = [
     ({"PMI_SIZE": "3"}, "PMI_SIZE=3", "too few variables are set. Start the processes with Open"),
     ({"WORLD_SIZE": "16"}, "WORLD_SIZE=16", "too few variables are set. Set RANK, MASTER_ADDR"),
     ({"PET_NNODES": "1:4"}, "PET_NNODES=1:4", "too few variables are set. Set PET_NODE_RANK"),
-    ({"TF_GOSSIP_PGA_WORKERS": "2"}, "TF_GOSSIP_PGA_WORKERS=2", "It needs JOB_COMPLETION_INDEX"),
+    ({"TF_GOSSIP_PGA_WORKERS": "2"}, "TF_GOSSIP_PGA_WORKERS=2", "sets JOB_COMPLETION_INDEX"),
     ({"HOROVOD_SIZE": "4", "HOROVOD_RANK": "2"}, "HOROVOD_SIZE=4", "srun or gossip-pga run"),
     ({"FLUX_JOB_SIZE": "2"}, "FLUX_JOB_SIZE=2", "Start the processes with"),
-    ({"AWS_BATCH_JOB_NUM_NODES": "2"}, "NODES=2", "Use AWS_BATCH_JOB_NODE_INDEX as the index"),
+    ({"AWS_BATCH_JOB_NUM_NODES": "2"}, "NODES=2", "use the value of AWS_BATCH_JOB_NODE_INDEX"),
     ({"JOB_COMPLETION_INDEX": "0"}, "JOB_COMPLETION_INDEX=0", "Set TF_GOSSIP_PGA_WORKERS too"),
     ({"TF_GOSSIP_PGA_RANK": "0"}, "TF_GOSSIP_PGA_RANK=0", "Set TF_GOSSIP_PGA_CLUSTER too"),
     # Keras
@@ -328,7 +328,7 @@ WRONG = [
         "NODENAME=n2",
         "this task would be on n1, but SLURMD_NODENAME is n2",
     ),
-    (slurm(0, PMI_SIZE="8"), "PMI_SIZE=8", "PMI_SIZE differs, so another program has started"),
+    (slurm(0, PMI_SIZE="8"), "PMI_SIZE=8", "PMI_SIZE differs from SLURM_STEP_NUM_TASKS"),
     # A starter inside another one
     (slurm(0) | mpi(0, 1), "step variables: 3 processes", "OMPI_COMM_WORLD_SIZE=1 says that this"),
     (

@@ -361,12 +361,13 @@ def test_different_numbers_of_gpus():
             Trouble("ended", "describe", "There is no Python at /x on this host. …", 127),
             "No examiner could be started on b (exit code 127): There is no Python at "
             "/x on this host. …",
-            "Make it available at the same path on all hosts, e.g. on a shared file system.",
+            "Make what is missing available at the same path on all hosts, e.g. on a shared file "
+            "system.",
         ),
         (
             Trouble("ended", "describe", "No module named tf_gossip_pga", 1),
             "The Python on b lacks a package: No module named tf_gossip_pga",
-            "Install the environment of this machine at the same path there.",
+            "Install this machine's Python environment at the same path on that host.",
         ),
         (
             Trouble("silent", "describe", ""),

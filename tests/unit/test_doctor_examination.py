@@ -165,7 +165,7 @@ def test_the_checkpoint_folder(tmp_path, monkeypatch):
     assert second.read("a", "text") == "No such file or directory"
     assert first.write("a", "text") == ""
     assert second.read("a", "text") == ""
-    assert second.read("a", "another text") == "it has another content"
+    assert second.read("a", "another text") == "the file has other content"
     first.close()
     assert not list(tmp_path.iterdir())
     missing = machine.Folder(str(tmp_path / "missing"), "token")
@@ -192,7 +192,7 @@ def test_an_examiner_answers_each_request_and_removes_its_file(tmp_path):
     assert done.is_set()
     found = {each["id"]: each for each in map(json.loads, answers.getvalue().splitlines())}
     assert found[0]["result"] > 0
-    assert found[1]["error"] == "this examiner knows no 'close'"
+    assert found[1]["error"] == "this examiner knows no request 'close'"
     assert "names" in found[2]["error"]
     assert found[3]["result"] == ""
     assert not list(tmp_path.iterdir())

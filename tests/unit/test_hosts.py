@@ -60,7 +60,7 @@ def test_a_file_of_hosts(tmp_path):
     ("content", "message"),
     [
         (None, "cannot be read: .*No such file"),
-        ("# none\n", "must have a host on each line, such as `a slots=2` or `a:2`; it has none"),
+        ("# none\n", "must have a host on each line, such as `a slots=2` or `a:2`; the file lists"),
         ("a:2 slots=2\n", "received 'a:2 slots=2'"),
         ("a slots=0\n", "received 'a slots=0'"),
         ("a cpus=2\n", "received 'a cpus=2'"),

@@ -185,7 +185,7 @@ def test_every_worker_says_again_and_again_who_is_missing_until_the_deadline(sai
         waited = re.findall(rf"Rank {rank} of 4 has waited (\d+) s for the other", said.text)
         assert len(waited) >= 3
     assert "Rank 2 of 4 has waited" in said.text
-    assert "rank 0 has answered, but not yet met rank 1, rank 3" in said.text
+    assert "rank 0 has answered, but still waits for rank 1, rank 3" in said.text
 
 
 def test_why_rank_0_does_not_answer_is_said(said):

@@ -20,18 +20,18 @@ class Cluster:
 
     Attributes:
       rank: this worker's number, 0 … size-1.
-      size: number of workers at the start.
+      size: number of workers with which the job began.
       addresses: `"host:port"` of every worker in rank order. Empty for a single worker without a
         `TF_CONFIG`.
       strategy: the `tf.distribute.Strategy` in whose scope to build and compile the model. If this
         worker has several devices, the strategy splits each batch across them. With one device, it
-        is TensorFlow's default strategy, whose scope has no effect. None if the `Cluster` was
-        constructed directly.
-      lost: ranks of the workers that were lost while the others continued
-        (`on_worker_lost="continue"`).
+        is TensorFlow's default strategy, whose scope has no effect. None if the `Cluster` was not
+        returned by `pga.initialize`.
+      lost: ranks of the workers that were lost while the others continued, with
+        `GossipPGA(on_worker_lost="continue")`.
       exchange_values: function with which `gather` and `barrier` exchange a value with the other
-        surviving workers, called as `exchange_values(value, doing, timeout_s)`. None if the
-        `Cluster` was constructed directly.
+        surviving workers, called as `exchange_values(value, doing, timeout_s)`. `doing` names the
+        exchange in messages. None if the `Cluster` was not returned by `pga.initialize`.
 
     Example:
       >>> import tf_gossip_pga as pga
@@ -62,21 +62,21 @@ class Cluster:
     def shard(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Return this worker's share of a dataset, with the same number of elements on every rank.
 
-        The surviving workers are counted from 0 in rank order, and so are the elements. If there
-        are n surviving workers, worker i gets each element e with `e % n == i`.
-        Up to `n - 1` elements at the end are dropped to keep the shares equal. Call `shard` before
-        `batch`, and before `shuffle` (or shuffle with the same seed on every rank).
+        The surviving workers are numbered from 0 in rank order, and the elements from 0 in the
+        order of the dataset. If there are n surviving workers, worker i gets each element e with
+        `e % n == i`. Up to `n - 1` elements at the end are dropped to keep the shares equal. Call
+        `shard` before `batch`, and before `shuffle` (or shuffle with the same seed on every rank).
 
         Args:
           dataset: a `tf.data.Dataset` that yields the same elements in the same order on every
-            rank. If its length is unknown, every rank reads all of it.
+            rank. If its length is unknown, every rank reads the whole dataset, and keeps its share.
 
         Returns:
           A `tf.data.Dataset`.
 
         Raises:
           TypeError: `dataset` is not a `tf.data.Dataset`.
-          ValueError: the dataset has fewer elements than there are workers.
+          ValueError: the dataset has fewer elements than there are surviving workers.
 
         Example:
           >>> import tensorflow as tf
@@ -107,10 +107,10 @@ class Cluster:
           TypeError: `value` is not JSON-serializable.
           ValueError: `timeout_s` is not a number > 0.
           RuntimeError: another worker is in a different exchange, e.g. `barrier`, or this worker is
-            inside a `fit` with `on_worker_lost="continue"`.
+            inside a `fit` with `GossipPGA(on_worker_lost="continue")`.
           WorkerLost: another worker died, or did not call `gather` before the deadline. If the
-            script catches this error, the next `fit` with `on_worker_lost="continue"` starts with
-            the surviving workers.
+            script catches this error, the next `fit` with `GossipPGA(on_worker_lost="continue")`
+            starts with the surviving workers.
 
         Example:
           >>> cluster, loss = Cluster(), 0.25  # in a script: pga.initialize()

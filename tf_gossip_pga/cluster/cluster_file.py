@@ -1,8 +1,9 @@
 """Read and write a file with the addresses of a cluster's workers.
 
-`Checkpoint` writes such a file into its directory. It gives a lost worker that joins again its
-place where the environment does not: a worker that is started alone in a new Slurm step, for
-example, is task 0 of 1 there. The file is JSON::
+`pga.Checkpoint` writes such a file into its directory. When a lost worker is started again to join
+the running job, the variables of its new process may not describe the job: a worker that is started
+alone in a new Slurm step, for example, is task 0 of 1 in that step. Such a worker finds its place
+in this file. The file is JSON::
 
     {"addresses": ["host0:2222", "host1:2222"]}
 """
@@ -16,14 +17,14 @@ from collections.abc import Iterable, Mapping
 from tf_gossip_pga.cluster.place import CLUSTER, Place, whole
 from tf_gossip_pga.cluster.tf_config import check_addresses
 
-# Environment variable: the rank of this process in the cluster of the file.
+# Environment variable: the rank of this process in the cluster that the file describes.
 RANK = "TF_GOSSIP_PGA_RANK"
 
-NAME = "cluster.json"  # in the directory of a `Checkpoint`
+NAME = "cluster.json"  # name of the file in the directory of a `pga.Checkpoint`
 
 
 def text_of(addresses: Iterable[str]) -> str:
-    """Return the text of the file.
+    """Return the text of a file with these addresses.
 
     Args:
       addresses: `"host:port"` of all workers, in rank order.
@@ -32,14 +33,15 @@ def text_of(addresses: Iterable[str]) -> str:
 
 
 def find(environment: Mapping[str, str]) -> Place:
-    """Return the place of this process in the cluster of a file.
+    """Return the place of this process in the cluster that a file describes.
 
     Args:
       environment: the environment variables. `TF_GOSSIP_PGA_CLUSTER` is the path of the file, and
         `TF_GOSSIP_PGA_RANK` the rank of this process.
 
     Raises:
-      ValueError: the file cannot be used, or the rank is unset or not below the number of workers.
+      ValueError: the file cannot be read, or has no valid addresses; or `TF_GOSSIP_PGA_RANK` is
+        unset, or is not a rank of the cluster.
     """
     path = environment[CLUSTER]
     try:
@@ -65,7 +67,7 @@ def _addresses(content: bytes) -> tuple[str, ...]:
     """Return the addresses in a file's content.
 
     Raises:
-      ValueError: they are missing or not valid.
+      ValueError: the addresses are missing or not valid.
     """
     try:
         found = json.loads(content)

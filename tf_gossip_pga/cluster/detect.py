@@ -1,12 +1,16 @@
 """Find the place of this process among the workers from its environment variables.
 
-Each *starter*, such as `srun` or `mpirun`, has a detector: a function that takes the environment
-and returns a `Place`, or None if the starter has not started this process as one of several. To add
-a starter, write such a function and add it to `STARTERS`.
+A *starter* is a program that starts the workers of a job, such as `srun` or `mpirun`. Each starter
+has a detector: a function that takes the environment variables and returns a `Place`, or None if
+the starter has not started this process as one of several. To add a starter, write such a function
+and add it to `STARTERS`.
 
-Detectors only read variables (and `/etc/hosts`), so `find` never waits. Some starters report only
-rank 0's host. `coordination.rendezvous` then finds the addresses. `TF_GOSSIP_PGA_CLUSTER` takes
-precedence over all starters, because the user has set it on purpose.
+Detectors only read variables (and `/etc/hosts`), so `find` never waits for the network. Some
+starters report only rank 0's host. In that case, `coordination.rendezvous` later collects the
+addresses of all workers.
+
+A user may set `TF_GOSSIP_PGA_CLUSTER` to the path of a file that describes the workers, or to
+`none`. This variable takes precedence over all starters, because it was set on purpose.
 """
 
 from __future__ import annotations
@@ -36,9 +40,11 @@ def tf_config(environment: Mapping[str, str]) -> Place | None:
     return Place(cluster.rank, cluster.size, "TF_CONFIG", cluster.addresses)
 
 
-# In order of precedence: the first that returns a place wins. `mpirun` and `torchrun` may run
-# inside a step of Slurm, a Kubernetes Job or a SageMaker job, whose variables their processes
-# inherit. These variables then describe the processes that run `mpirun` or `torchrun`.
+# The detectors in order of precedence: the first that returns a place wins. `mpirun` and `torchrun`
+# may run inside a step of Slurm, a Kubernetes Job or a SageMaker job, whose variables the workers
+# inherit. The inherited variables describe the processes that run `mpirun` or `torchrun`, not the
+# workers. The detectors of `mpirun` and `torchrun` therefore precede those of Slurm, SageMaker and
+# Kubernetes.
 STARTERS: tuple[Callable[[Mapping[str, str]], Place | None], ...] = (
     tf_config,
     keras_job.find,
@@ -53,21 +59,29 @@ STARTERS: tuple[Callable[[Mapping[str, str]], Place | None], ...] = (
 
 
 def _most(text: str) -> int:
-    """Return the largest number of a range such as "1:4"."""
+    """Return the largest number in a text such as `"1:4"` or `"4"`."""
     return max(map(number, text.split(":")))
 
 
-# Variables that show that this process is one of several, how to read each, and what to do if no
-# detector has found the others.
+# Variables that show that this process is one of several, read if no detector has found the other
+# processes. For each variable: a function that returns the number of processes that the variable's
+# value shows, and a sentence for the error, which says what the user can do.
 TASKS: dict[str, tuple[Callable[[str], int], str]] = {
     "PMI_SIZE": (number, "Start the processes with Open MPI's mpirun, srun or torchrun instead."),
     "WORLD_SIZE": (number, "Set RANK, MASTER_ADDR and MASTER_PORT too, as torchrun does."),
     "PET_NNODES": (_most, "Set PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT too."),
     "HOROVOD_SIZE": (number, "Start the processes with mpirun, srun or gossip-pga run instead."),
     "FLUX_JOB_SIZE": (number, "Start the processes with Open MPI's mpirun or torchrun instead."),
-    "AWS_BATCH_JOB_NUM_NODES": (number, "Use AWS_BATCH_JOB_NODE_INDEX as the index."),
-    kubernetes.WORKERS: (number, f"It needs {kubernetes.INDEX}, which an Indexed Job sets."),
-    # Each process may be one of several even if its index or rank is 0.
+    "AWS_BATCH_JOB_NUM_NODES": (
+        number,
+        "As the index in TF_CONFIG, use the value of AWS_BATCH_JOB_NODE_INDEX.",
+    ),
+    kubernetes.WORKERS: (
+        number,
+        f"Start the script in an Indexed Job of Kubernetes, which sets {kubernetes.INDEX}.",
+    ),
+    # An index or a rank is set only if there are several processes, so read it as two, even if it
+    # is 0.
     kubernetes.INDEX: (lambda text: 2 if text else 0, f"Set {kubernetes.WORKERS} too."),
     cluster_file.RANK: (lambda text: 2 if text else 0, f"Set {CLUSTER} too."),
 }
@@ -77,7 +91,8 @@ def find(environment: Mapping[str, str] | None = None) -> Place:
     """Return this process's place among the workers that the environment describes.
 
     If the environment describes no workers, or contains `TF_GOSSIP_PGA_CLUSTER=none`, this process
-    is a single worker. With the path of a file in this variable, the file describes the workers.
+    is a single worker. If this variable holds the path of a file instead, the file describes the
+    workers.
 
     Args:
       environment: the environment variables to read. Default: those of this process.
@@ -104,7 +119,7 @@ def find(environment: Mapping[str, str] | None = None) -> Place:
 
 
 def _inner_size(environment: Mapping[str, str]) -> str:
-    """Return the variable by which `mpirun` or `torchrun` reports a single process, or ""."""
+    """Return the name of a variable by which `mpirun` or `torchrun` reports one process, or ""."""
     for marker, name in ((open_mpi.SIZE, open_mpi.SIZE), (torchrun.RUN, torchrun.SIZE)):
         if marker in environment and number(environment.get(name)) == 1:
             return name
@@ -112,19 +127,19 @@ def _inner_size(environment: Mapping[str, str]) -> str:
 
 
 def _check_inner(environment: Mapping[str, str], place: Place) -> None:
-    """Raise `ValueError` if a starter inside the place's starter reports a single process."""
+    """Raise `ValueError` if an inner `mpirun` or `torchrun` reports one process, unlike `place`."""
     if name := _inner_size(environment):
         raise unknown(
             f"found by {place.found_by}: {place.size} processes",
             f"{name}=1 says that this process is alone",
-            "Start the script with one starter only, or tell the inner starter of all processes.",
+            "Start the script with one starter only, or let the inner starter start all processes.",
         )
 
 
 def _check_alone(environment: Mapping[str, str]) -> None:
     """Raise `ValueError` if variables show that this process is one of several."""
     for name, (read, remedy) in TASKS.items():
-        # A pod of a job whose own starter reports one process is alone.
+        # The process of a pod is alone if `torchrun` or `mpirun` in the pod reports one process.
         is_alone = name == kubernetes.INDEX and (
             environment.get("PET_NNODES") == "1" or _inner_size(environment)
         )

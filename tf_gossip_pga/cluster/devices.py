@@ -10,9 +10,10 @@ def local_strategy() -> tf.distribute.Strategy:
     collective whose group key is 1. TensorFlow's group leader would then put the processes of all
     workers into one group, and reject some of them because this group is "already full".
 
-    The two reductions used here avoid this: both run inside this process, without a group key. The
-    strategy itself creates a collective with a group key only if XLA compiles the step;
-    `training.preflight.problem_of_devices` therefore refuses models with `jit_compile=True`.
+    `NcclAllReduce` and `ReductionToOneDevice`, the two ways of summing gradients that are used
+    here, avoid this: both run inside this process, without a group key. The strategy itself creates
+    a collective with a group key only if XLA compiles the step. Therefore,
+    `training.preflight.problem_of_devices` refuses models with `jit_compile=True`.
     """
     devices = _names()
     if len(devices) < 2:
@@ -27,8 +28,9 @@ def local_strategy() -> tf.distribute.Strategy:
 def grow_memory() -> None:
     """Make TensorFlow allocate GPU memory only as needed, because other workers use the GPU too.
 
-    Leave GPUs that the script has split into logical devices, because these have limits of their
-    own, and TensorFlow does not accept both.
+    Leave GPUs unchanged that the script has split into logical devices. The script gives each
+    logical device a limit of memory, and TensorFlow does not accept such a limit together with
+    allocation as needed.
     """
     for device in tf.config.get_visible_devices("GPU"):
         if not tf.config.get_logical_device_configuration(device):

@@ -17,11 +17,11 @@ def own_gpu() -> str:
     """Return a name for this worker's first GPU, unique on this machine.
 
     Returns:
-      The GPU's PCI bus id, such as `"0000:3b:00.0"`, which is also what NCCL compares. If the
-      driver does not tell it: the GPU's entry in `CUDA_VISIBLE_DEVICES`, such as `"GPU-8f3c…"` or
-      `"1"`, or its index if the variable is unset. If `NCCL_HOSTID` is set, also its value, because
-      NCCL then accepts a GPU once per value. An empty string if TensorFlow sees no GPU, or was
-      built without CUDA.
+      The GPU's PCI bus id, such as `"0000:3b:00.0"`, by which NCCL too tells GPUs apart. If CUDA's
+      driver does not tell the bus id, the name is the GPU's entry in `CUDA_VISIBLE_DEVICES`, such
+      as `"GPU-8f3c…"` or `"1"`, or the GPU's index if this variable is unset. If `NCCL_HOSTID` is
+      set, its value is appended, because NCCL accepts the same GPU once for each value of this
+      variable. The name is an empty string if TensorFlow sees no GPU, or was built without CUDA.
     """
     visible = tf.config.get_visible_devices("GPU")
     if not visible or not tf.sysconfig.get_build_info().get("is_cuda_build"):

@@ -1,4 +1,8 @@
-"""Read Keras' own variables: `KERAS_DISTRIBUTION_JOB_ADDRESSES="host0:2222,host1:2222"`."""
+"""Find this process's place among the workers in Keras' own environment variables.
+
+For rank 0 of two processes: `KERAS_DISTRIBUTION_JOB_ADDRESSES="host0:2222,host1:2222"`,
+`KERAS_DISTRIBUTION_NUM_PROCESSES=2` and `KERAS_DISTRIBUTION_PROCESS_ID=0`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ _RANK = "KERAS_DISTRIBUTION_PROCESS_ID"
 
 
 def find(environment: Mapping[str, str]) -> Place | None:
-    """Return this process's place according to Keras' variables, or None if there is only one.
+    """Return this process's place according to Keras' variables, or None if it is the only one.
 
     Raises:
       ValueError: the variables are incomplete, or contradict each other.
@@ -32,7 +36,7 @@ def find(environment: Mapping[str, str]) -> Place | None:
             seen(environment, (_ADDRESSES, _SIZE, _RANK)),
             error,
             f'Set {_ADDRESSES} to the addresses of all processes, such as "host0:2222,host1:2222", '
-            f"{_SIZE} to their number, and {_RANK} to the number of each.",
+            f"{_SIZE} to the number of processes, and {_RANK} to the index of each, from 0.",
         ) from None
     return Place(rank, size, "Keras' KERAS_DISTRIBUTION variables", addresses)
 

@@ -1,8 +1,8 @@
 """Derive the workers of a Kubernetes Indexed Job from the names of its pods.
 
-The pods of an Indexed Job are named `NAME-0`, `NAME-1`, …. If the pod template has a `subdomain`
-with a headless Service, each pod can be reached at `NAME-INDEX.SUBDOMAIN`. Kubernetes does not
-report the number of pods, so the user sets `TF_GOSSIP_PGA_WORKERS`.
+The pods of an Indexed Job are named `NAME-0`, `NAME-1`, …. If the `subdomain` in the pod template
+is the name of a headless Service, each pod can be reached at `NAME-INDEX.SUBDOMAIN`. Kubernetes
+does not report the number of pods, so the user sets it in `TF_GOSSIP_PGA_WORKERS`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from tf_gossip_pga.cluster import ports
 from tf_gossip_pga.cluster.place import Place, number, seen, unknown, whole
 
-# Environment variable: the number of workers.
+# Environment variables: the number of workers, which the user sets; the index of this pod, which
+# Kubernetes sets.
 WORKERS = "TF_GOSSIP_PGA_WORKERS"
 INDEX = "JOB_COMPLETION_INDEX"
 
@@ -25,9 +26,10 @@ _HOSTS_FILE = pathlib.Path("/etc/hosts")
 
 
 def find(environment: Mapping[str, str]) -> Place | None:
-    """Return this pod's place in its Indexed Job (see `place_of`), or None if there is no place.
+    """Return this pod's place in its Indexed Job (see `place_of`), or None if it is not known.
 
-    Without `TF_GOSSIP_PGA_WORKERS`, this is not known: the variables of `torchrun` may describe it.
+    It is known only if `JOB_COMPLETION_INDEX` and `TF_GOSSIP_PGA_WORKERS` are both set. If only the
+    index is set, module `torchrun` may still find the place in other variables.
     """
     if INDEX not in environment or WORKERS not in environment:
         return None
@@ -40,11 +42,11 @@ def place_of(environment: Mapping[str, str], host_name: str) -> Place:
     Args:
       environment: the environment variables, with `JOB_COMPLETION_INDEX` and
         `TF_GOSSIP_PGA_WORKERS`.
-      host_name: `"NAME-INDEX.SUBDOMAIN"`, possibly with further domains.
+      host_name: `"NAME-INDEX.SUBDOMAIN"`, possibly followed by further domains.
 
     Raises:
-      ValueError: the index is not below the number of workers, or the host name does not have this
-        form.
+      ValueError: the number of workers is not a number >= 1, the index is not below it, or
+        `host_name` does not have the form above.
     """
     size = number(environment.get(WORKERS))
     if size == 1:
@@ -74,7 +76,8 @@ def place_of(environment: Mapping[str, str], host_name: str) -> Place:
 def _full_host_name() -> str:
     """Return this pod's host name with its domain, which Kubernetes writes to `/etc/hosts`.
 
-    A lookup (`socket.getfqdn`) might have to wait for a name server.
+    If the file does not list the host name, return it without a domain. `socket.getfqdn` is not
+    used, because it might have to wait for a name server.
     """
     own = socket.gethostname()
     with contextlib.suppress(OSError, UnicodeError):

@@ -1,4 +1,4 @@
-"""Expand Slurm's compressed lists of nodes."""
+"""Expand Slurm's compressed lists of nodes, such as `"a[08-10,12],login"`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _LIST = re.compile(f"{_NAME.pattern}(?:,{_NAME.pattern})*")
 _PART = re.compile(r"\[([0-9,-]+)\]")
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
-_MOST = 100_000  # nodes
+_MOST = 100_000  # a list with this many nodes is an error
 
 
 def expanded(text: str) -> list[str]:
     """Return the names of all nodes in a list.
 
     Raises:
-      ValueError: the text is not a list of nodes.
+      ValueError: the text is not a list of nodes, or has too many nodes.
 
     Example:
       >>> expanded("a[08-10,12],login")
@@ -26,7 +26,10 @@ def expanded(text: str) -> list[str]:
     """
     nodes: list[str] = []
     if not _LIST.fullmatch(text):
-        raise ValueError(f"the list of nodes {text[:100]!r} has an unknown form")
+        raise ValueError(
+            f"the list of nodes {text[:100]!r} has an unknown form (expected one such as "
+            "'a[08-10,12],login')"
+        )
     for match in _NAME.finditer(text):
         # Names and brackets alternate: ["a", "08-10,12", ""].
         pieces = _PART.split(match[0])
@@ -43,7 +46,10 @@ def _numbers(text: str) -> list[str]:
     for part in text.split(","):
         match = _RANGE.fullmatch(part)
         if not match:
-            raise ValueError(f"the range {part!r} in a list of nodes has an unknown form")
+            raise ValueError(
+                f"the range {part!r} in a list of nodes has an unknown form (expected one such as "
+                "'08-10' or '12')"
+            )
         last = min(int(match[2] or match[1]), int(match[1]) + _MOST)
         numbers += [str(each).zfill(len(match[1])) for each in range(int(match[1]), last + 1)]
     return numbers

@@ -1,4 +1,8 @@
-"""Read the variables of Open MPI's `mpirun`, which report rank 0's host at most."""
+"""Find this process's place among the workers in the variables of Open MPI's `mpirun`.
+
+The variables do not report the addresses of all workers, but at most rank 0's host.
+`coordination.rendezvous` later collects the addresses.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ SIZE = "OMPI_COMM_WORLD_SIZE"
 _LOCAL_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
 _LOCAL_SIZE = "OMPI_COMM_WORLD_LOCAL_SIZE"
 
-# Address of mpirun itself, such as "1450377216.0;tcp://10.0.0.1,192.168.1.1:53283".
+# Environment variable: the addresses of mpirun, e.g. "1450377216.0;tcp://10.0.0.1,192.168.1.1:53283".
 _MPIRUN = "OMPI_MCA_orte_hnp_uri"
 _HOSTS = re.compile(r"tcp6?://([^;\s]+):[0-9]+")
 
@@ -21,10 +25,10 @@ _NAMESPACE = "PMIX_NAMESPACE"  # identifies the job in Open MPI 5
 
 
 def find(environment: Mapping[str, str]) -> Place | None:
-    """Return this process's place in an `mpirun`, or None if it is not one of several.
+    """Return this process's place among those of an `mpirun`, or None if it is not one of several.
 
-    Rank 0 is expected on the host of `mpirun`, unless `MASTER_ADDR` is set or all processes are on
-    one host.
+    If `MASTER_ADDR` is set, it names rank 0's host. Otherwise, if all processes are on one host,
+    this is rank 0's host. Otherwise, rank 0 is expected on the host on which `mpirun` itself runs.
 
     Raises:
       ValueError: the variables do not report rank 0's host, or contradict each other.

@@ -1,6 +1,7 @@
 """Describe one process's place among the workers, as the environment variables report it.
 
-Each detector (see `detect`) reads the variables of one starter. The functions here read single
+A *starter* is a program that starts workers, such as `srun` or `mpirun`. For each starter, a
+detector (see `detect`) reads the variables that the starter sets. The functions here read single
 variables for all detectors, and build the error for variables from which no place can be derived.
 """
 
@@ -23,7 +24,7 @@ class Rendezvous:
     """Where the workers of a job exchange their addresses if only rank 0's host is known.
 
     Attributes:
-      job: identifies the job, so that workers of two jobs do not mix.
+      job: text that identifies the job, so that workers of two jobs do not mix.
       hosts: names of rank 0's host, in the order to try.
       port: port of rank 0, on which it listens for the others' calls.
       own_port: port of this process, on which TensorFlow's server will listen.
@@ -44,9 +45,10 @@ class Place:
       size: number of workers.
       found_by: what reported the place, in words for messages. Empty if nothing did, so that this
         process is a single worker.
-      addresses: `"host:port"` of every worker in rank order, if they are known.
-      rendezvous: where to learn the addresses, if they are not known.
-      job: identifies the job, if the starter reports it, so that workers of two jobs do not mix.
+      addresses: `"host:port"` of every worker in rank order. Empty if they are not known.
+      rendezvous: where to learn the addresses. None if they are known, or for a single worker.
+      job: text that identifies the job, so that workers of two jobs do not mix. Empty if the
+        variables identify no job.
     """
 
     rank: int = 0
@@ -58,7 +60,7 @@ class Place:
 
 
 def number(text: str | None, default: int = 0) -> int:
-    """Return the number that a variable holds, or `default` if it holds none."""
+    """Return the number in a variable's value, or `default` if the value is unset or no number."""
     is_number = text and len(text) < 11 and text.isascii() and text.isdecimal()
     return int(text) if text and is_number else default
 
@@ -78,7 +80,7 @@ def whole(variables: Mapping[str, str], name: str, limit: int) -> int:
 
 
 def seen(variables: Mapping[str, str], names: Iterable[str]) -> str:
-    """Return those of the named variables that are set, as text for messages."""
+    """Return those of the named variables that are set, for messages: `"RANK=1, SIZE=2"`."""
     return ", ".join(f"{name}={variables[name][:_SHOWN]}" for name in names if name in variables)
 
 
@@ -86,15 +88,16 @@ def unknown(found: str, problem: object, remedy: str = "") -> ValueError:
     """Return the error for a process that is one of several but cannot know its cluster.
 
     Args:
-      found: the variables that show that it is one of several.
+      found: what shows that the process is one of several, e.g. `"RANK=1, SIZE=2"`.
       problem: what is wrong or missing, as a clause.
-      remedy: what to do, as a sentence. Setting `TF_CONFIG` is suggested in any case.
+      remedy: what to do, as a sentence. In addition, the error always suggests to set `TF_CONFIG`.
     """
     return ValueError(
         f"This process is one of several ({found}), but the addresses of the others cannot be "
-        f"found: {problem}. {remedy and remedy + ' '}Or set TF_CONFIG for each process:\n"
+        f"found: {problem}. {remedy and remedy + ' '}Setting TF_CONFIG for each process always "
+        "works:\n"
         f"    TF_CONFIG='{to_tf_config(['HOST0:2222', 'HOST1:2222'], 0)}'\n"
-        "with the addresses of all processes, and a different index in each. On one machine, "
-        "`python -m tf_gossip_pga.launch` can start the workers instead. To train each process "
-        f"alone on purpose, set {CLUSTER}=none."
+        "List the addresses of all processes in it, and give each process a different index. On "
+        "one machine, `python -m tf_gossip_pga.launch` can start the workers instead. To train "
+        f"each process alone on purpose, set {CLUSTER}=none."
     )

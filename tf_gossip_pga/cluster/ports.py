@@ -1,9 +1,10 @@
 """Choose the ports of workers whose starter reports hosts but no ports.
 
-The workers on one host use consecutive pairs of ports: an even offset for TensorFlow's server, and
-the next port for the control channel. The first pair is derived from the job's id, so that two jobs
-on one host use different ports. All ports are above Linux's default ephemeral range, from which the
-system takes ports for outgoing connections.
+Each worker uses two consecutive ports, one for TensorFlow's server and the next for the control
+channel. The next worker on the same host uses the next two ports. The ports of the first worker on
+each host are derived from the job's id, so that two jobs on one host rarely use the same ports. All
+derived ports are above Linux's default ephemeral range, from which the system takes ports for
+outgoing connections.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from collections.abc import Mapping
 
 from tf_gossip_pga.cluster.place import number
 
-# Environment variables: the first port of the workers on a host; the port of the control channel.
+# Environment variables: the port of the first worker on each host; the port of the control channel.
 PORT = "TF_GOSSIP_PGA_PORT"
 CHANNEL_PORT = "TF_GOSSIP_PGA_CHANNEL_PORT"
 
-_FIRST, _END = 61440, 65536
-_JOBS = 16  # workers on one host, at least, for which jobs with consecutive ids have separate ports
-_TASKS = 256  # workers on one host, at least, whose ports stay below the end
+_FIRST, _END = 61440, 65536  # derived ports are from _FIRST to _END - 1
+# With up to this many workers on a host, jobs with consecutive numbers as ids have separate ports.
+_JOBS = 16
+# With up to this many workers on a host, the ports of all of them are below _END.
+_TASKS = 256
 
 
 def first(environment: Mapping[str, str], job: str | int, tasks: int = 1) -> int:
@@ -27,12 +30,13 @@ def first(environment: Mapping[str, str], job: str | int, tasks: int = 1) -> int
 
     Args:
       environment: the environment variables. `TF_GOSSIP_PGA_PORT` overrides the derived port.
-      job: the job's id. With at most 16 workers on a host, 100 consecutive numbers get separate
-        ports.
-      tasks: the largest number of workers on one host, if all workers know it.
+      job: the job's id. If ids are numbers and each host has at most 16 workers, 100 jobs with
+        consecutive ids get separate ports.
+      tasks: the largest number of workers on one host. The port depends on it, so pass it only if
+        all workers know it. Default 1.
 
     Raises:
-      ValueError: the variable does not hold a port.
+      ValueError: `TF_GOSSIP_PGA_PORT` does not hold a port.
     """
     if PORT in environment:
         return _port(PORT, environment[PORT])
@@ -42,10 +46,14 @@ def first(environment: Mapping[str, str], job: str | int, tasks: int = 1) -> int
 
 
 def of_task(first_port: int, task: int) -> int:
-    """Return the port of a worker, which is number `task` on its host, counted from 0.
+    """Return the port of the worker that is number `task` on its host, counted from 0.
+
+    Args:
+      first_port: the port of the first worker on each host.
+      task: the number of the worker on its host.
 
     Raises:
-      ValueError: there are too few ports.
+      ValueError: there are too few ports above `first_port`.
     """
     port = first_port + 2 * task
     if port + 1 >= _END:
@@ -60,7 +68,7 @@ def channel(environment: Mapping[str, str]) -> int | None:
     """Return the port that `TF_GOSSIP_PGA_CHANNEL_PORT` sets for the control channel, or None.
 
     Raises:
-      ValueError: the variable does not hold a port.
+      ValueError: `TF_GOSSIP_PGA_CHANNEL_PORT` does not hold a port.
     """
     if CHANNEL_PORT not in environment:
         return None

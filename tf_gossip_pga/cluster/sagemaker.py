@@ -1,4 +1,4 @@
-"""Read SageMaker's variables: a JSON list of hosts, and the current host."""
+"""Find this process's place in SageMaker's variables: a JSON list of hosts, and its own host."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def find(environment: Mapping[str, str]) -> Place | None:
     if len(hosts) < 2:
         return None
     current = environment.get(_CURRENT, "")
-    port = ports.first(environment, "SageMaker")  # each host runs one job
+    port = ports.first(environment, "SageMaker")  # same ports for all jobs: each host runs one
     addresses = tuple(f"{host}:{port}" for host in hosts)
     if hosts.count(current) != 1 or not all(map(is_address, addresses)):
         raise unknown(
@@ -36,7 +36,7 @@ def find(environment: Mapping[str, str]) -> Place | None:
 
 
 def _listed(text: str) -> list[str]:
-    """Return the hosts of a JSON list, or an empty list if the text is not one."""
+    """Return the hosts in a JSON list, or an empty list if the text is not a JSON list."""
     try:
         hosts = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,6 +1,7 @@
 """Return the part of a `tf.data.Dataset` that one of several workers reads.
 
-TensorFlow is imported only where it is needed, so that the launcher does not depend on it.
+The launcher imports this module. So that the launcher does not load TensorFlow, this module imports
+TensorFlow only inside the function that needs it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _INFINITE, _UNKNOWN = -1, -2  # tf.data.INFINITE_CARDINALITY and UNKNOWN_CARDINA
 def shard(dataset: tf.data.Dataset, place: int, workers: int) -> tf.data.Dataset:
     """Return the elements whose index e satisfies `e % workers == place`.
 
-    Every place gets the same number of elements.
+    Elements at the end are dropped so that every worker gets the same number of elements.
 
     Args:
       dataset: a `tf.data.Dataset` that yields the same elements in the same order on every rank.
@@ -28,7 +29,7 @@ def shard(dataset: tf.data.Dataset, place: int, workers: int) -> tf.data.Dataset
 
     Raises:
       TypeError: `dataset` is not a `tf.data.Dataset`.
-      ValueError: the dataset has fewer elements than there are workers.
+      ValueError: the dataset has fewer elements than there are surviving workers.
     """
     if not hasattr(dataset, "cardinality"):
         raise TypeError(

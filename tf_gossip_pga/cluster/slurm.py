@@ -1,7 +1,7 @@
 """Derive all addresses from the variables that Slurm sets for each task of a step (`srun`).
 
-Only a step counts: in a batch script outside `srun`, `SLURM_PROCID` and `SLURM_NTASKS` are set too,
-but there is only one process.
+The number of tasks comes from the step's variables, not from the job's: in a batch script outside
+`srun`, `SLURM_PROCID` and `SLURM_NTASKS` are set too, but there is only one process.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def find(environment: Mapping[str, str]) -> Place | None:
     """Return this task's place in its Slurm step, or None if it is not one of several tasks.
 
     Raises:
-      ValueError: the variables are incomplete, or the tasks are not distributed in blocks, so that
-        the other tasks' nodes cannot be derived.
+      ValueError: the variables are incomplete, or the tasks are not distributed by block
+        (consecutive tasks on the same node), so that the other tasks' nodes cannot be derived.
     """
     size = number(environment.get(_SIZE))
     if size < 2:
@@ -52,14 +52,16 @@ def find(environment: Mapping[str, str]) -> Place | None:
             "unchanged.",
         ) from None
     job, step = environment.get("SLURM_JOB_ID", ""), environment.get("SLURM_STEP_ID", "")
-    # Two steps of a job may run at the same time. The factor separates them from the next jobs.
+    # Two steps of a job may run at the same time, so each step needs other ports. The factor 41
+    # keeps these ports apart from those of jobs with the next ids.
     first = ports.first(environment, number(job) + 41 * number(step), max(counts))
     addresses = tuple(
         f"{node}:{ports.of_task(first, task)}"
         for node, count in zip(nodes, counts, strict=True)
         for task in range(count)
     )
-    # Some jobs get the same ports, and a requeued job may start while processes of the former run.
+    # `run` tells two runs at the same addresses apart: other jobs may get the same ports, and a
+    # requeued job may start while processes of its previous run are still alive.
     run = f"{job}.{step}, started {number(environment.get(_RESTARTS)) + 1} times"
     return Place(rank, size, "Slurm's step variables", addresses, job=run)
 
@@ -67,16 +69,19 @@ def find(environment: Mapping[str, str]) -> Place | None:
 def _check(
     environment: Mapping[str, str], size: int, rank: int, nodes: list[str], counts: list[int]
 ) -> None:
-    """Raise `ValueError` if the tasks are not distributed as this module assumes."""
+    """Raise `ValueError` unless the variables agree on a distribution of the tasks by block."""
     if len(nodes) != len(counts):
         raise ValueError(f"{_NODES} has {len(nodes)} nodes, but {_COUNTS} has {len(counts)}")
     if sum(counts) != size:
         raise ValueError(f"{_COUNTS} has {sum(counts)} tasks in total, but {_SIZE} has {size}")
     if len(set(nodes)) != len(nodes):
-        raise ValueError(f"{_NODES} has a node twice, as for several components of one step")
+        raise ValueError(f"{_NODES} has a node twice, as in a step with several components")
     if _PMI_SIZE in environment and number(environment[_PMI_SIZE]) != size:  # mpirun of Intel MPI
-        raise ValueError(f"{_PMI_SIZE} differs, so another program has started the processes")
-    # All tasks must fail, not only those whose place differs.
+        raise ValueError(
+            f"{_PMI_SIZE} differs from {_SIZE}, so another program has started the processes"
+        )
+    # Check the name of the distribution first, so that all tasks fail, not only those whose place
+    # differs from a distribution by block.
     distribution = environment.get(_DISTRIBUTION, "")
     if len(nodes) > 1 and max(counts) > 1 and distribution.startswith(("cyclic", "plane")):
         raise ValueError(f"tasks are distributed by {distribution}, not by block")
@@ -91,7 +96,7 @@ def _check(
             )
     if environment.get(_NODE_NAME, nodes[node]) != nodes[node]:
         raise ValueError(
-            f"by {_NODES}, this task would be on {nodes[node]}, but {_NODE_NAME} is "
+            f"according to {_NODES}, this task would be on {nodes[node]}, but {_NODE_NAME} is "
             f"{environment[_NODE_NAME]}"
         )
 

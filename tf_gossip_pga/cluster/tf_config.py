@@ -54,7 +54,7 @@ def from_tf_config(text: str | None) -> Cluster:
         return Cluster()
     try:
         config = json.loads(text)
-    except (ValueError, RecursionError) as error:  # or an integer has too many digits
+    except (ValueError, RecursionError) as error:  # not JSON, or too many digits or levels
         raise _error(f"is not JSON ({error})", text) from None
     cluster = _field(config, "cluster", dict, text)
     task = _field(config, "task", dict, text)
@@ -136,9 +136,10 @@ def _check_roles(cluster: dict, text: str) -> None:
 
 
 def check_addresses(addresses: Sequence[object]) -> None:
-    """Raise `ValueError` unless these are different texts of the form `"host:port"`.
+    """Raise `ValueError` if an address is not a text of the form `"host:port"`, or occurs twice.
 
-    The message is a clause whose subject is what has the addresses.
+    The message lacks a subject, e.g. `"has the address 'a:1' twice"`. The caller puts the name of
+    the list of addresses before it.
     """
     for address in addresses:
         if not is_address(address):
@@ -149,7 +150,7 @@ def check_addresses(addresses: Sequence[object]) -> None:
 
 
 def is_address(address: object) -> bool:
-    """Return whether this is `"host:port"`."""
+    """Return whether `address` is a text of the form `"host:port"`."""
     match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
     return match is not None and int(match["port"]) < 65536
 

@@ -1,8 +1,10 @@
-"""Read the variables of `torchrun`, which report rank 0's host only.
+"""Find this process's place among the workers in the variables of `torchrun`.
 
-Others set the same variables: Kubeflow's PyTorchJob, and scripts that start PyTorch on Slurm. In
-pods of Kubeflow Trainer, the variables that begin with `PET_` configure `torchrun`. They also
-suffice for one process per pod that is started without it.
+The variables report no address but rank 0's. `coordination.rendezvous` later collects the others.
+
+Other programs set the same variables: Kubeflow's PyTorchJob, and scripts that start PyTorch on
+Slurm. In pods of Kubeflow Trainer, the variables that begin with `PET_` configure `torchrun`. If
+each pod starts one process without `torchrun`, these variables suffice to find its place.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ _PET_PORT = "PET_MASTER_PORT"
 
 
 def find_within(environment: Mapping[str, str]) -> Place | None:
-    """Return what `find` returns, but only if `torchrun` itself has started this process."""
+    """Return what `find` returns if `torchrun` itself has started this process, else None."""
     return find(environment) if RUN in environment else None
 
 
@@ -68,7 +70,7 @@ def rank_0(environment: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
 
 
 def find_pet(environment: Mapping[str, str]) -> Place | None:
-    """Return this process's place according to the `PET_` variables, or None without them.
+    """Return this process's place according to the `PET_` variables, or None if it is alone.
 
     Raises:
       ValueError: the variables do not report rank 0's host or the number of pods.

@@ -70,14 +70,14 @@ def connect(hosts: Sequence[str], port: int, timeout_s: float) -> socket.socket:
 
 
 def call(address: str, timeout_s: float) -> tuple[socket.socket, str]:
-    """Return a connection to a worker's `TF_CONFIG` address, and the address for messages.
+    """Return a connection to a worker's `TF_CONFIG` address, and the address as messages show it.
 
     Args:
-      address: the address.
+      address: the address, `"host:port"`.
       timeout_s: seconds to wait for the connection.
 
     Raises:
-      UnreachableError: there is no connection.
+      UnreachableError: no connection could be made.
     """
     host, port = split(address)
     try:
@@ -122,8 +122,8 @@ def channel_listener(addresses: Sequence[str], rank: int, port: int | None = Non
       addresses: `"host:port"` of all workers, in rank order.
       rank: this worker's rank.
       port: the port, or 0 if the operating system should choose one. Default: the port after that
-        of this worker's own address. If it is taken, or another worker's address has it, the
-        operating system chooses one.
+        of this worker's own address. If this default port is taken, or is in another worker's
+        address, the operating system chooses one.
 
     Raises:
       RuntimeError: this worker cannot listen on `port`.
@@ -166,15 +166,15 @@ def listener_everywhere(port: int) -> socket.socket:
 
 
 def reason(error: OSError) -> str:
-    """Return why listening has failed, without the address."""
+    """Return why listening has failed, without the address that Python adds to the error."""
     return os.strerror(error.errno) if error.errno else str(error)
 
 
 def listener_once_free(port: int, timing: Timing) -> socket.socket:
     """Return a socket that listens on `port`, with the timeout `Timing.poll_s`.
 
-    A short-lived connection of any program may hold the port for a moment. Therefore wait for it
-    for up to `Timing.start_settle_s`.
+    A short-lived connection of any program may hold the port for a moment. Therefore, if the port
+    is taken, try again for up to `Timing.start_settle_s`.
 
     Raises:
       OSError: the port is taken, or listening fails.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 _OWN = b"tf_gossip_pga "
 
-# A worker's channel sends CHANNEL on its own port. On its main port a worker sends JOINING while it
-# waits for a probe, and ROLL_CALL while it takes part in a roll call. Rank 0 sends RENDEZVOUS while
-# it collects the workers' addresses.
+# A worker's control channel sends CHANNEL on the channel's own port. On its main port, a worker
+# sends JOINING while it waits for a probe (see `joining`), and ROLL_CALL while it takes part in a
+# roll call. On its main port, rank 0 sends RENDEZVOUS while it collects the workers' addresses.
 CHANNEL = _OWN + b"channel"
 JOINING = _OWN + b"joining"
 ROLL_CALL = _OWN + b"roll call\n"

@@ -37,10 +37,10 @@ class Invitation:
 
     Attributes:
       view_number: number of the view that the joining worker will be a member of.
-      completed: number of exchanges that the members have completed in this `fit`.
+      completed: number of exchanges that the members have completed in their current `fit`.
       members: the ranks of the current view.
       joining: the ranks being admitted.
-      endpoints: the endpoints of all these ranks, by rank (see `Channel.endpoint`).
+      endpoints: the ports of the control channels of `members` and `joining`, by rank.
       transport: the transport of exchanges: `"ring"` or `"nccl"`.
       epoch: the epoch that begins, counted from 0.
       facts: digest of the facts that must be equal on all ranks, such as package

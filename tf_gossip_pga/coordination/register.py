@@ -1,7 +1,7 @@
-"""Keep rank 0's list of the workers that have called it in the rendezvous.
+"""Record which workers have called rank 0, and decide what rank 0 answers, without using sockets.
 
-`rendezvous` receives the calls and uses the sockets. Rank 0's `Register` turns each `Call` into an
-`Answer`.
+In the rendezvous (module `rendezvous`), the other workers call rank 0 to learn the addresses of all
+workers. Rank 0 passes each `Call` to its `Register`, which returns an `Answer`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from tf_gossip_pga.coordination.timing import Timing
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A worker's request for the list of addresses.
+    """A worker's request to rank 0 for the addresses of all workers.
 
     Attributes:
-      job: identifies the job (see `Rendezvous`).
+      job: text that identifies the caller's job.
       rank: the caller's rank.
       size: number of workers, as the caller's starter reports it.
-      nonce: random characters that identify the process.
-      process: the process in words: `"process 17 on host1"`.
+      nonce: random characters that identify the calling process.
+      process: the calling process in words: `"process 17 on host1"`.
       host: numeric address of the caller's machine in the network through which it called.
-      port: the caller's own port.
-      called: name of rank 0's host by which the caller has reached it.
+      port: port on which the caller's TensorFlow server will listen.
+      called: the name of rank 0's host that the caller has used to reach rank 0.
     """
 
     job: str
@@ -45,10 +45,10 @@ class Answer:
     """Rank 0's answer to a call.
 
     Attributes:
-      missing: the ranks that have not called yet.
+      missing: the ranks whose calls rank 0 is waiting for.
       addresses: `"host:port"` of all workers in rank order; empty while ranks are missing.
       failure: why the rendezvous has failed, as a sentence, or an empty string.
-      is_of_other_job: whether it has failed because rank 0 at this address is that of another job.
+      is_of_other_job: whether it has failed because the called process is rank 0 of another job.
     """
 
     missing: list[Rank]
@@ -63,7 +63,7 @@ class Answer:
 
 
 def call_every_s(size: int, timing: Timing) -> float:
-    """Return the interval between a worker's calls to rank 0, which is longer for many workers.
+    """Return the seconds between two calls of a worker to rank 0, more if there are many workers.
 
     Args:
       size: number of workers.
@@ -76,26 +76,30 @@ class Register:
     """Rank 0's record of the calls of the other workers.
 
     Args:
-      at: where rank 0 listens.
+      at: where rank 0 listens, and the job to which it belongs.
       size: number of workers.
-      timing: how long a call remains valid (`Timing.announced_s`).
+      timing: how long a call remains valid: `Timing.announced_s` or, with many workers, three times
+        the interval between the calls of one worker.
 
     Attributes:
-      last: the answer that ends the rendezvous, or None while ranks are missing.
+      last: the answer that ends the rendezvous: the addresses, or a failure. None while ranks are
+        missing.
     """
 
     def __init__(self, at: Rendezvous, size: int, timing: Timing) -> None:
         self._at, self._size, self._timing = at, size, timing
         self._calls: dict[int, Call] = {}  # by rank
         self._called_at: dict[int, float] = {}  # time of each rank's latest call
-        self._local: set[str] = set()  # nonces of the processes on rank 0's machine
-        self._replaced: dict[str, Call] = {}  # earlier processes of a rank, by nonce
-        self._unconfirmed: set[str] = set()  # nonces of processes that lack the last answer
+        self._local: set[str] = set()  # nonces of the callers on rank 0's machine
+        # By nonce: calls of processes that a restarted process of the same rank has replaced.
+        self._replaced: dict[str, Call] = {}
+        # The processes that lack the last answer: their nonces, or "rank 3" if rank 3 never called.
+        self._unconfirmed: set[str] = set()
         self._lock = threading.Lock()
         self.last: Answer | None = None
 
     def missing(self, now: float) -> list[int]:
-        """Return the ranks that have not called recently. They may have ended since."""
+        """Return the ranks without a recent call. A rank that calls no more may have ended."""
         valid_s = max(self._timing.announced_s, 3 * call_every_s(self._size, self._timing))
         since = now - valid_s
         return [rank for rank in range(1, self._size) if self._called_at.get(rank, since) <= since]
@@ -120,7 +124,7 @@ class Register:
             text = self._error(call)
             if self.last is None and text:
                 self._end(Answer([], [], text))
-            elif text:  # the others have begun without this process
+            elif text:  # the rendezvous is over, without this process
                 return Answer([], [], text)
             elif self.last is None:
                 self._record(call, is_local, now)
@@ -142,7 +146,7 @@ class Register:
             return f"{call.process} has the rank {call.rank}, but there are {self._size} workers"
         known = self._calls.get(call.rank)
         is_second = known is not None and known.nonce != call.nonce
-        # A restarted process replaces one that has ended, which does not call again.
+        # A restarted process may replace its rank's earlier process, which must not call again.
         if call.rank == 0 or call.nonce in self._replaced or (is_second and self.last):
             other = f"{known.process} and " if known else ""
             return (
@@ -166,17 +170,17 @@ class Register:
         self._unconfirmed = {call.nonce for call in self._calls.values()}
         if last.failure:
             self._unconfirmed |= set(self._replaced)
-            # Wait for those that have not called yet, so that they learn of the failure too.
+            # Wait for the ranks that have not called yet, so that they too learn of the failure.
             self._unconfirmed |= {f"rank {r}" for r in range(1, self._size) if r not in self._calls}
 
     def _complete(self) -> Answer:
-        """Return the answer with all addresses, or the failure if two are equal."""
-        # Callers may reach rank 0 by different names. Choose one that works on other machines.
+        """Return the answer with all addresses, or with a failure if two addresses are equal."""
+        # Callers may reach rank 0 by different names. Choose a name that works on other machines.
         used = {call.called for call in self._calls.values() if call.nonce not in self._local}
         host = next((each for each in self._at.hosts if each in used), self._at.hosts[0])
         addresses = [addresses_lib.join(host, self._at.own_port)]
         for _, call in sorted(self._calls.items()):
-            # A process on rank 0's machine may have called a loopback address.
+            # `call.host` of a process on rank 0's machine may be a loopback address.
             own = host if call.nonce in self._local else call.host
             addresses.append(addresses_lib.join(own, call.port))
         for rank, address in enumerate(addresses):

@@ -1,15 +1,17 @@
 """Find the addresses of all workers if the starter reports only rank 0's host.
 
-Rank 0 listens on its port. Every other worker calls it until it receives the list of all addresses,
-each time over a new connection::
+A *starter* is a program that starts the workers, such as `mpirun` or `torchrun`. Rank 0 listens on
+its port. Every other worker calls rank 0 again and again, each time over a new connection, until
+rank 0 answers with the addresses of all workers. In one call::
 
     rank 0 sends      `greetings.RENDEZVOUS`
     caller sends      its `Call`, as a line of JSON
     rank 0 sends      its `Answer`, as a line of JSON
-    caller sends      one byte that confirms an answer with the addresses or an error
+    caller sends      one byte, if the answer contains the addresses or an error
 
-Sockets and name servers are used only on other threads, so SIGINT and SIGTERM have their usual
-effect at any time. Like the roll call, which follows, the rendezvous is not authenticated.
+Only other threads than the one that called `cluster_of` wait for sockets and name servers. SIGINT
+and SIGTERM therefore have their usual effect at any time. The workers do not authenticate, neither
+in the rendezvous nor in the roll call, which follows.
 """
 
 from __future__ import annotations
@@ -39,22 +41,22 @@ from tf_gossip_pga.coordination.roll_call_sockets import read, read_greeting, re
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
 
-_STRANGERS = 64  # connections to serve at once, in addition to those of the workers
+_STRANGERS = 64  # connections to serve at once, in addition to one for each worker
 
 _Message = TypeVar("_Message")
 
 
 def cluster_of(place: Place, timing: Timing | None = None) -> Cluster:
-    """Return the cluster of a place. If its addresses are unknown, wait for all other workers.
+    """Return this process's `Cluster`. If its addresses are not known, wait for all other workers.
 
     Args:
-      place: the place, from `cluster.detect`.
+      place: this process's place, as `cluster.detect.find` returns it.
       timing: how often to call, and how long to wait.
 
     Raises:
       RuntimeError: rank 0's port is taken.
-      ValueError: two processes have the same rank or address, or the workers differ in their
-        number.
+      ValueError: two processes have the same rank or address, or the starters of two workers
+        report different numbers of workers.
       WorkerLost: workers were missing for `Timing.start_s`.
     """
     timing = timing or Timing()
@@ -65,7 +67,7 @@ def cluster_of(place: Place, timing: Timing | None = None) -> Cluster:
 
 
 def _outcome(answer: Answer) -> list[str]:
-    """Return the addresses in the last answer, or raise its failure."""
+    """Return the addresses in rank 0's last answer, or raise its failure as a `ValueError`."""
     if answer.failure:
         raise ValueError(f"{answer.failure[:1].upper()}{answer.failure[1:]}.")
     return answer.addresses
@@ -81,10 +83,10 @@ class _Report:
         self._waiting = Waiting(timing.start_report_s)
 
     def check(self, missing: Callable[[], str]) -> None:
-        """Log a due report. Raise `WorkerLost` after the deadline.
+        """Log a warning about the wait if one is due. Raise `WorkerLost` after the deadline.
 
         Args:
-          missing: returns who is missing, as a clause.
+          missing: function that returns who is missing, as a clause.
         """
         now = time.monotonic()
         if not self._waiting.due(now) and now <= self._ends:
@@ -102,9 +104,13 @@ class _Report:
 
 
 def _lead(place: Place, at: Rendezvous, timing: Timing) -> list[str]:
-    """Return all addresses, as rank 0, after all other workers have received them."""
+    """As rank 0, collect the addresses of all workers, send them to the others, and return them.
+
+    Return when all other workers have confirmed that they have received the addresses, or when a
+    deadline has passed.
+    """
     register, report = Register(at, place.size, timing), _Report(place, timing)
-    elsewhere = threading.Event()  # set if rank 0's host is another machine
+    elsewhere = threading.Event()  # set if rank 0's host is not this machine
     start(_note_elsewhere, at, elsewhere)
 
     def missing() -> str:
@@ -134,7 +140,7 @@ def _note_elsewhere(at: Rendezvous, elsewhere: threading.Event) -> None:
 def _answering(
     register: Register, place: Place, at: Rendezvous, timing: Timing
 ) -> Generator[None, None, None]:
-    """Answer calls on other threads in the context."""
+    """Answer the other workers' calls, on other threads, until the context ends."""
     try:
         listener = addresses_lib.listener_once_free(at.port, timing)
     except OSError as error:
@@ -190,7 +196,8 @@ def _serve(
         connection.sendall(greetings.RENDEZVOUS)
         call = _parsed(Call, read_line(connection, ends), 0)
         is_local = connection.getpeername()[0] == connection.getsockname()[0]
-        # If this machine resolves its own name to 127.0.1.1, the caller is at 127.0.0.1.
+        # Some machines resolve their own name to 127.0.1.1. A caller on such a machine calls this
+        # address from 127.0.0.1.
         is_local = is_local or ipaddress.ip_address(call.host).is_loopback
         answer = register.answer(call, is_local, time.monotonic())
         connection.sendall(_line(answer))
@@ -202,7 +209,7 @@ def _serve(
 
 
 def _ask(place: Place, at: Rendezvous, timing: Timing) -> list[str]:
-    """Return all addresses, as a worker other than rank 0."""
+    """As another worker, call rank 0 until it answers with all addresses, and return them."""
     caller, report = _Caller(place, at, timing), _Report(place, timing)
     over = threading.Event()
     start(caller.call_until, over)
@@ -244,13 +251,13 @@ class _Caller:
                     return
                 if answer:
                     ranks = shortened([f"rank {each}" for each in answer.missing])
-                    self.missing = f"rank 0 has answered, but not yet met {', '.join(ranks)}"
-                    hosts = [host]  # the other names may cost the time of a call each
+                    self.missing = f"rank 0 has answered, but still waits for {', '.join(ranks)}"
+                    hosts = [host]  # trying the other names may take `ask_s` each
                     break
             over.wait(every_s)
 
     def _call(self, host: str) -> Answer | None:
-        """Return the answer of rank 0 at this host, or None after updating `missing`."""
+        """Return rank 0's answer at this host. Without an answer, set `missing` and return None."""
         greeting = b""
         try:
             address = addresses_lib.join(host, self._at.port)

@@ -1,6 +1,7 @@
 """Make and answer the calls of the roll call (`roll_call`).
 
-Each end of a connection sends its `Report` as a line of JSON::
+In the roll call, each starting worker calls the addresses of all workers. In each call, both ends
+of the connection send their `Report` as a line of JSON::
 
     listener sends     `greetings.ROLL_CALL`, then its report
     caller sends       its report, then reads one byte that confirms receipt
@@ -74,7 +75,7 @@ class Calls:
       own: this worker's current report.
       seats: the results of calls, by rank. This worker calls its own address too.
       others: the ranks of all other workers.
-      changed: set when a worker has reported something new.
+      changed: event that is set when a worker has reported something new.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Calls:
 
     @contextlib.contextmanager
     def under_way(self) -> Generator[OSError | None, None, None]:
-        """Make and answer calls until the context ends. Yield the error if listening fails."""
+        """Make and answer calls until the context ends. Yield an error in listening, or None."""
         over = threading.Event()
         with contextlib.ExitStack() as stack:
             failed = None
@@ -142,7 +143,7 @@ class Calls:
         """Send a last report to all others. Return when they have received it or the time is up.
 
         Args:
-          seconds: how long to wait for them.
+          seconds: how long to wait, at most, until the others have received it.
           **changes: the fields of the report to change.
         """
         self.say(**changes)
@@ -315,7 +316,15 @@ def greeting_at(address: str, timeout_s: float) -> bytes | None:
 def read_greeting(
     connection: socket.socket, ends: float, expected: bytes = greetings.ROLL_CALL
 ) -> bytes:
-    """Return the first bytes that the other end sends, enough to recognize the expected ones."""
+    """Return the first bytes that the other end sends, as many as `expected` has.
+
+    Return fewer if they already differ from `expected`, or if the other end closes the connection.
+
+    Args:
+      connection: the connection.
+      ends: when to stop waiting, by `time.monotonic`.
+      expected: the greeting to recognize.
+    """
     data = b""
     while expected.startswith(data) and len(data) < len(expected):
         chunk = read(connection, ends, len(expected) - len(data))
@@ -326,7 +335,7 @@ def read_greeting(
 
 
 def _machine() -> str:
-    """Return an id of this machine, or an empty string if it has none."""
+    """Return an id of this machine, or an empty string if Linux does not tell one."""
     with contextlib.suppress(OSError):
         return _BOOT_ID.read_text().partition("-")[0]
     return ""

@@ -20,7 +20,8 @@ REPORT_BYTES = 1 << 18
 
 _TEXT = 2000  # characters kept of each text in a received report
 
-# For longer lists of addresses, quote only the entries that differ.
+# Length of the longest list of addresses that a message quotes in full. Of a longer list, it quotes
+# only the entries that differ between workers.
 _QUOTED = 8
 
 

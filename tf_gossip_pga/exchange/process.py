@@ -1,4 +1,4 @@
-"""Connect this process to its cluster: `initialize`, and the process-wide session."""
+"""Connect this process to its cluster (`initialize`), and keep the only session of the process."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def initialize(join: bool | None = None, communication: str | None = None) -> Cl
 
     Without `TF_CONFIG`, the cluster is found from the variables that `srun`, Open MPI's `mpirun`,
     `torchrun`, Kubernetes, SageMaker and others set (see the reference of environment variables).
-    Call this before creating any model, variable, tensor, or dataset; imports may come earlier. It
-    waits until all other workers are reachable, starts TensorFlow's server, and waits until the
-    other workers' servers have started. If this takes long, it reports which workers are missing.
-    If this process is the only worker, it starts no server. Calling it again returns the same
+    Call `initialize` before creating any model, variable, tensor, or dataset; imports may come
+    earlier. It waits until all other workers are reachable, starts TensorFlow's server, and waits
+    until the other workers' servers have started. If it waits long, it reports which workers are
+    missing. If this process is the only worker, it starts no server. A second call returns the same
     cluster.
 
     Args:
@@ -127,7 +127,7 @@ def active() -> Session:
 
 def _connect(place: Place, joins: bool, communication: str, timing: Timing) -> ElasticSession:
     """Contact the other workers, and start this worker's server and control plane."""
-    # Check before waiting for others: another rank may already have ended with the same error.
+    # Check this before waiting for the other ranks, which may have ended with the same error.
     if runtime_lib.is_running():
         raise startup.too_late()
     secret, channel_port = secret_lib.find(), ports.channel(os.environ)
@@ -137,10 +137,10 @@ def _connect(place: Place, joins: bool, communication: str, timing: Timing) -> E
     is_joining = known is not None
     if is_joining:
         logger.info(f"Rank {cluster.rank} joins the other workers, which are already training.")
-        # At the lost worker's port, a member that has not noticed the loss would take this process
-        # for the lost one. 0: the operating system chooses.
+        # Not the lost worker's port: there, a member that has not noticed the loss would take this
+        # process for the lost one. 0: the operating system chooses a port.
         channel_port = 0
-    choice = transport_lib.Choice(transport_lib.RING)  # if it joins, until the members invite it
+    choice = transport_lib.Choice(transport_lib.RING)  # a joining worker's until it is invited
     offers = [transport_lib.Offer(each.host, each.gpu, each.machine) for each in met or ()]
     if offers:
         choice = transport_lib.choose(communication, offers)
@@ -176,8 +176,8 @@ def _connect(place: Place, joins: bool, communication: str, timing: Timing) -> E
             channel.learn(rank, endpoint)
     else:
         session.admission.listen()
-        # Share the endpoints here, not in the first `fit`: with them, the others notice if a rank
-        # never calls fit.
+        # Share the endpoints here, not in the first `fit`: knowing them, the other ranks can notice
+        # that a rank never calls `fit`.
         channel.learn_all(session.gather(channel.introduction, "the start", timing.start_s))
     session.has_exchanged = False  # count only the script's own exchanges
     atexit.register(_warn_of_no_average, session, os.getpid())
@@ -203,13 +203,18 @@ def _find_others(
     facts: dict[str, str],
     timing: Timing,
 ) -> tuple[dict[int, int] | None, list[Report] | None]:
-    """Return the endpoints of workers already in training, or the reports of starting workers."""
+    """Find the other workers, whether they are training already or are starting too.
+
+    Returns:
+      The endpoints of the training workers by rank, and None; or None, and the reports of all
+      starting workers.
+    """
     roll = RollCall(cluster.addresses, cluster.rank, facts, timing, gpus.own_gpu())
     find = joining.await_probe if joins else joining.endpoints_if_probed
     while (known := find(cluster.addresses, cluster.rank, secret, timing)) is None:
         if met := roll.run():
             return None, met
-        if secret is None:  # the others are training, and cannot look for this worker
+        if secret is None:  # the others are training, and without a secret cannot probe this one
             raise secret_lib.missing(cluster.rank)
     return known, None
 
@@ -217,8 +222,8 @@ def _find_others(
 def _tell_of_exceptions(departures: Departures):
     """Tell the other workers which exception ended this process or one of its threads.
 
-    The report is sent before the process closes its sockets. Exceptions that leave `fit` and are
-    then caught are reported by the watchdog.
+    The report is sent before the process closes its sockets. If an exception leaves `fit` and is
+    then caught, the watchdog reports it instead.
     """
     atexit.register(departures.tell, ends=True)
     before = threading.excepthook

@@ -1,7 +1,7 @@
 """Start several workers of one script, each with its own `TF_CONFIG`.
 
     gossip-pga run --workers=4 SCRIPT [ARGUMENTS…]       on this machine
-    gossip-pga run -H a:2,b:2 SCRIPT [ARGUMENTS…]        two each on the hosts a and b, over ssh
+    gossip-pga run -H a:2,b:2 SCRIPT [ARGUMENTS…]        two on each of the hosts a and b, over ssh
     gossip-pga run --workers=4 -m MODULE [ARGUMENTS…]
 
 `python -m tf_gossip_pga.launch` is the same as `gossip-pga run`.
@@ -10,8 +10,9 @@ Each line of output begins with the rank of its worker. When a worker fails, the
 others, shows the rank of the failed worker and the last lines of its output, and exits with code 1.
 Ctrl-C stops all workers and their child processes. The launcher forwards SIGTERM to the workers,
 which then have 20 s to save a checkpoint and end. If they end successfully within this time, the
-launcher exits with code 0. If they end with `pga.PREEMPTED` (75), as scripts do that call
-`Checkpoint.exit_if_preempted`, so does the launcher, whoever sent SIGTERM to the workers.
+launcher exits with code 0. After SIGTERM, scripts that call `Checkpoint.exit_if_preempted` end with
+exit code `pga.PREEMPTED` (75) instead, and then the launcher exits with this code too. It does so
+no matter whether the launcher or another program, such as a scheduler, sent SIGTERM to the workers.
 
 Three options handle failures:
 
@@ -19,8 +20,8 @@ Three options handle failures:
                       N workers survive.
     --rejoins=N       For the same scripts: restart failed workers, up to N times in all. A
                       restarted worker joins the surviving workers. If a worker fails before all
-                      workers have found one another, the others cannot start without it: either
-                      the launcher restarts it in time, or the job ends.
+                      workers have found one another, the others cannot start without it: if the
+                      launcher has used up its N restarts, the job ends.
     --max-restarts=N  For scripts that resume from a checkpoint: restart a failed job up to N times.
 
 Unless `--verbose` is given, the launcher hides TensorFlow's start-up messages, and warnings that

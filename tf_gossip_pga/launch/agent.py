@@ -1,10 +1,10 @@
-"""Run one worker on this host for a launcher on another one.
+"""Run one worker on this host for a launcher on another host.
 
-The launcher starts `python -m tf_gossip_pga.launch.agent` through ssh, and writes to its standard
-input:
+The launcher starts `python -m tf_gossip_pga.launch.agent` through ssh. It writes these lines to the
+agent's standard input:
 
-    one line of JSON   the fields of `remote.Request`
-    SIGTERM            (or another signal, once a line) the agent sends it to the worker
+    a JSON object          first line: the fields of `remote.Request`, which describe the worker
+    the name of a signal   any further line: the agent sends this signal to the worker
 
 When the input ends, the launcher or the connection is gone. The agent then stops the worker. The
 agent exits with the worker's exit code, or with 128 + N if signal N ended the worker, as shells do.
@@ -51,13 +51,16 @@ def main() -> int:
     code = worker.wait()
     _kill_others()
     if code == ssh.FAILED:
-        print(f"Exit code {code}, which ssh uses for its own failures, becomes 1.", flush=True)
+        print(
+            f"The worker's exit code {code}, which ssh uses for its own failures, becomes 1.",
+            flush=True,
+        )
         return 1
     return code if code >= 0 else 128 - code
 
 
 def _start(request: Request) -> subprocess.Popen[bytes]:
-    """Start the worker in a session of its own.
+    """Start the worker in an operating-system session of its own.
 
     Raises:
       OSError: the program cannot be started.
@@ -78,9 +81,9 @@ def _start(request: Request) -> subprocess.Popen[bytes]:
 
 
 def _end_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent ends, even by SIGKILL."""
+    """Let the kernel kill this process when its parent ends, even if SIGKILL ends the parent."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has already ended
+    if os.getppid() != parent:  # the parent has already ended
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -89,7 +92,10 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _follow(worker: subprocess.Popen[bytes], lines: io.FileIO) -> None:
-    """Pass signals on until the worker has ended. If the input ends, give the worker time to."""
+    """Pass signals to the worker until it ends.
+
+    When the input ends, send SIGTERM, and wait for up to `GRACE_S`.
+    """
     while worker.poll() is None:
         if not select.select([lines], [], [], _POLL_S)[0]:
             continue
@@ -103,9 +109,12 @@ def _follow(worker: subprocess.Popen[bytes], lines: io.FileIO) -> None:
 
 
 def _kill_others() -> None:
-    """Kill what the worker has started, even in other sessions: it may keep the output open."""
+    """Kill all processes that the worker has started, even those in sessions of their own.
+
+    They may keep the worker's output open.
+    """
     children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
-    with contextlib.suppress(OSError):  # none is left, or one belongs to another user
+    with contextlib.suppress(OSError):  # no child is left, or one belongs to another user
         while True:
             for pid in children.read_text().split():
                 os.kill(int(pid), signal.SIGKILL)

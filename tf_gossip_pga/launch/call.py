@@ -1,4 +1,4 @@
-"""Call the function that `pga.run` has stored in a folder, as one of its workers.
+"""Call the function that `pga.run` has stored in a folder, as one of the workers it has started.
 
     python -P tf_gossip_pga/launch/call.py FOLDER
 
@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 
-_LOOK_S = 1.0  # time between two checks whether the caller still exists
+_LOOK_S = 1.0  # time between two checks of whether the caller still exists
 
 
 def main(folder: str) -> None:
@@ -42,9 +42,9 @@ def main(folder: str) -> None:
 
 
 def _end_with(caller: int) -> None:
-    """Kill this process and its children once the calling process has ended.
+    """Kill this process and its children once the process that called `pga.run` has ended.
 
-    A notebook's kernel that is restarted cannot stop its workers, because it is killed.
+    When a notebook's kernel is restarted, it is killed, so it cannot stop its workers itself.
     """
     while os.getppid() == caller:
         time.sleep(_LOOK_S)
@@ -56,7 +56,7 @@ def _pickled(result: object) -> bytes:
 
     try:
         return cloudpickle.dumps(result)
-    except Exception as error:  # classes raise any exception when they are pickled
+    except Exception as error:  # classes may raise any exception when they are pickled
         raise TypeError(
             f"The result of the function, a {type(result).__name__}, cannot be sent to the process "
             f"that called pga.run: {error}. Return numbers, strings, NumPy arrays, or lists and "

@@ -1,4 +1,4 @@
-"""Parse the command line of the launcher."""
+"""Run the command line of the launcher, `gossip-pga run`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _PLACES = ("workers", "hosts", "hostfile")  # options that say where workers sta
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m tf_gossip_pga.launch") -> int:
-    """Run the launcher's command line.
+    """Start the workers that the launcher's command line describes, and wait for them.
 
     Args:
       argv: the arguments after the program name. Default None: those of the current process.
-      prog: the command, for help and errors.
+      prog: the name of the command, for help and errors.
 
     Returns:
       The exit code of the launcher, which `run` in `launch.job` explains.
@@ -52,7 +52,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Start several workers of one script, on this machine or, over ssh, on others. "
-        "Each gets its own TF_CONFIG.",
+        "Each worker gets its own TF_CONFIG.",
         allow_abbrev=False,
     )
     _add_places(parser)
@@ -78,7 +78,7 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
         "-H",
         "--hosts",
         metavar="HOSTS",
-        help="hosts on which to start workers over ssh, and how many on each: a:2,user@b:2",
+        help="hosts on which to start workers over ssh, and how many workers on each: a:2,user@b:2",
     )
     group.add_argument(
         "--hostfile",
@@ -101,7 +101,8 @@ def _add_failures(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="restart up to N failed workers, which join the surviving ones (default: 0)",
+        help="restart failed workers, up to N times in all, so that they join the surviving ones; "
+        "for scripts that survive lost workers (default: 0)",
     )
     group.add_argument(
         "--max-restarts",
@@ -125,14 +126,15 @@ def _add_surroundings(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--share-gpus",
         action="store_true",
-        help="let several workers use one GPU if there are too few",
+        help="let several workers use one GPU if there are too few GPUs",
     )
     group.add_argument(
         "--env",
         action="append",
         default=[],
         metavar="NAME[=VALUE]",
-        help="set a variable for all workers, or pass it on to other hosts; repeatable",
+        help="set an environment variable for all workers: to VALUE or, if only its NAME is given, "
+        "to its value here; may be given several times",
     )
     group.add_argument(
         "--log-dir",
@@ -182,7 +184,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _where(options: argparse.Namespace) -> tuple[int | None, list[hosts.Host] | None]:
-    """Return the number of local workers, or the hosts; the other is None."""
+    """Return the number of local workers and None, or None and the hosts for workers over ssh."""
     given = [name for name in _PLACES if getattr(options, name) is not None]
     if len(given) > 1:
         raise ValueError(
@@ -203,7 +205,7 @@ def _where(options: argparse.Namespace) -> tuple[int | None, list[hosts.Host] | 
 
 
 def _variables(given: list[str]) -> dict[str, str]:
-    """Return the variables that `--env` sets or passes on."""
+    """Return the variables that `--env` sets. If it gives only a name, use this process's value."""
     here, found = {**os.environ}, {}
     for text in given:
         name, equals, value = text.partition("=")

@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 
 from tf_gossip_pga.cluster import cluster_file, place, ports, tf_config
 
-# Variables of the launcher that workers on other hosts get too, in addition to this package's own.
+# Variables that workers on other hosts get from the launcher's environment, in addition to those of
+# this package.
 _PASSED = ("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS")
 _OWN = "TF_GOSSIP_PGA_"
 
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """What all workers of a job share.
+    """Settings that all workers of a job share.
 
     Attributes:
       verbose: whether to show TensorFlow's start-up messages.
@@ -38,7 +39,7 @@ def of_worker(addresses: list[str], rank: int, shared: Shared, *, joins: bool) -
     Args:
       addresses: `host:port` of all workers, in rank order.
       rank: the worker's rank.
-      shared: what all workers share.
+      shared: the settings that all workers share.
       joins: whether the worker joins a running job.
     """
     environment = {
@@ -68,7 +69,7 @@ def on_this_host(variables: Mapping[str, str], workers: int, gpus: Sequence[str]
     Args:
       variables: the variables from `of_worker`, which replace those of this process.
       workers: number of workers on this host.
-      gpus: the GPUs of this worker (see `gpus.visible`). If it is empty, hide none.
+      gpus: the GPUs of this worker (see `gpus.visible`). If the list is empty, hide no GPU.
     """
     # This package's variables come from the launcher only, so that they are the same on all hosts.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OWN)}

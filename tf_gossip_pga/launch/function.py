@@ -28,24 +28,26 @@ def run(
 ) -> Any:
     """Call a function in several worker processes on this machine, and return rank 0's result.
 
-    The function takes the place of a script: it first calls `pga.initialize()`. Each worker is a
-    new process with this process's environment, working directory and `sys.path`. Functions and
-    classes of a notebook or script are copied to the workers, with the variables that they use.
-    The workers print to `sys.stdout`, and end with this process. SIGTERM is forwarded to them.
+    The function takes the place of a script, so it must first call `pga.initialize()`. Each worker
+    is a new process with this process's environment, working directory and `sys.path`. Functions
+    and classes of a notebook or script are copied to the workers, with the variables that they use.
+    This process prints the workers' output to its `sys.stdout`, and forwards SIGTERM to them. When
+    this process ends, the workers end too.
 
     Args:
-      function: what each worker calls.
-      args: its positional arguments. Default: none.
-      kwargs: its keyword arguments. Default: none.
+      function: the function that each worker calls.
+      args: positional arguments of the function. Default: none.
+      kwargs: keyword arguments of the function. Default: none.
       workers: number of processes, >= 1. Default 2.
-      min_workers: how many workers must not fail. Default: all, or 1 with `rejoins`.
-      rejoins: maximum number of failed workers to restart, as in `launch`. Default 0.
+      min_workers: how many workers must not fail. Default: all, or 1 if `rejoins` > 0.
+      rejoins: how many restarts of failed workers are allowed in all. Default 0.
       gpus_per_worker: number of GPUs for each worker, >= 1, if there are GPUs. Default 1.
       share_gpus: whether several workers may use one GPU. Default False.
       verbose: whether to show TensorFlow's start-up messages. Default False.
 
     Returns:
-      The result on rank 0 or, if rank 0 failed but enough others did not, on the lowest of these.
+      Rank 0's result. If rank 0 failed, but at least `min_workers` others did not, the result of
+      the lowest rank that did not fail.
 
     Raises:
       ImportError: the package cloudpickle is not installed.
@@ -53,7 +55,8 @@ def run(
       ValueError: a number is out of range, or there are too few GPUs.
       RuntimeError: this process is itself one of several workers.
       LaunchError: too many workers failed. The message shows the end of their output.
-      SystemExit: with `pga.PREEMPTED`, if the workers called `Checkpoint.exit_if_preempted`.
+      SystemExit: with exit code `pga.PREEMPTED`, if `Checkpoint.exit_if_preempted` has ended
+        workers with this code.
 
     Example:
         >>> import tf_gossip_pga as pga
@@ -73,9 +76,16 @@ def _content(
     kwargs: Mapping[str, Any] | None,
     all_return: bool,
 ) -> bytes:
-    """Return what a worker needs (see `call`). `all_return`: whether every rank stores its result.
+    """Return the content of the file from which each worker reads what to call (see `call`).
 
-    The function is pickled separately, because unpickling it may need the `sys.path`.
+    The function is pickled separately from the rest, because a worker may be unable to unpickle it
+    before it has set its `sys.path` to that of this process.
+
+    Args:
+      function: the function.
+      args: its positional arguments.
+      kwargs: its keyword arguments.
+      all_return: whether every rank stores its result. Otherwise, only rank 0 does.
     """
     if not callable(function):
         raise TypeError(f"function must be callable, received {function!r}.")
@@ -88,7 +98,7 @@ def _content(
         ) from None
     try:
         pickled = cloudpickle.dumps((function, tuple(args), dict(kwargs or {})))
-    except Exception as error:  # classes raise any exception when they are pickled
+    except Exception as error:  # classes may raise any exception when they are pickled
         name = getattr(function, "__qualname__", "The function")
         raise TypeError(
             f"{name} cannot be sent to the workers with its arguments and the variables that it "
@@ -105,7 +115,7 @@ def _content(
 
 
 def _launched(content: bytes, workers: int, settings: Mapping[str, Any]) -> Any:
-    """Start the workers, wait for them, and return the result."""
+    """Start the workers, wait for them, and return what the function has returned (see `run`)."""
     with tempfile.TemporaryDirectory(prefix="tf_gossip_pga-") as folder:  # private to this user
         pathlib.Path(folder, "call").write_bytes(content)
         command = [sys.executable, "-P", call.__file__, folder]
@@ -121,4 +131,4 @@ def _result(folder: pathlib.Path, outcomes: Sequence[Outcome]) -> Any:
         file = folder / f"{each.rank}.result"
         if each.returncode == 0 and file.exists():
             return pickle.loads(file.read_bytes())
-    return None  # the function has ended its process
+    return None  # the function has ended its process, e.g. with sys.exit

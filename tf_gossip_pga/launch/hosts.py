@@ -1,4 +1,4 @@
-"""Read lists of hosts in the forms of Horovod and mpirun."""
+"""Read lists of hosts (`-H`, `--hostfile`) in the forms that Horovod and mpirun accept."""
 
 from __future__ import annotations
 
@@ -38,13 +38,15 @@ class Host:
 def parse(text: str) -> list[Host]:
     """Return the hosts in a list such as `"a:2,user@b:2"`.
 
-    A host without a number has one slot. If a host is listed several times, its slots add up.
+    Each number says how many slots the host has, that is, how many workers to start there. A host
+    without a number has one slot. If a host is listed several times, its slots add up.
 
     Args:
       text: the value of `-H`.
 
     Raises:
-      ValueError: the list is empty, or an entry has another form. The message quotes it.
+      ValueError: the list is empty, an entry has another form, or the workers could not reach each
+        other under these names. The message quotes the entry.
 
     Example:
       >>> parse("a:2,user@b")
@@ -59,14 +61,16 @@ def parse(text: str) -> list[Host]:
 def read(path: str) -> list[Host]:
     """Return the hosts in a file with one host a line: `a slots=2`, `a:2` or `a`.
 
-    Blank lines and comments, which begin with `#`, are skipped. As mpirun does, add up the slots of
-    a host that is listed several times, as in the files of PBS.
+    The number of slots says how many workers to start on the host. Blank lines and comments, which
+    begin with `#`, are skipped. If a host is listed several times, as in the files of PBS, its
+    slots add up, as with mpirun.
 
     Args:
       path: the value of `--hostfile`.
 
     Raises:
-      ValueError: the file cannot be read, lists no hosts, or has a line of another form.
+      ValueError: the file cannot be read, lists no hosts, has a line of another form, or the
+        workers could not reach each other under these names.
     """
     try:
         lines = pathlib.Path(path).read_text().splitlines()
@@ -76,7 +80,7 @@ def read(path: str) -> list[Host]:
     plain = [line.partition("#")[0].strip() for line in lines]
     found = _merged(_host(_LINE, line, accepted) for line in plain if line)
     if not found:
-        raise ValueError(f"{accepted}; it has none.")
+        raise ValueError(f"{accepted}; the file lists no host.")
     _check(found)
     return found
 
@@ -103,7 +107,7 @@ def _merged(hosts: Iterable[Host]) -> list[Host]:
 
 
 def _check(hosts: list[Host]) -> None:
-    """Raise `ValueError` if the workers could not use these names for each other."""
+    """Raise `ValueError` if the workers could not reach each other under these names."""
     addresses = [host.address for host in hosts]
     for address in addresses:
         if addresses.count(address) > 1:

@@ -54,11 +54,12 @@ def launch(
       rejoins: how many restarts of failed workers are allowed in all. Restarted workers join the
         others. Scripts need `GossipPGA(on_worker_lost="continue")` and `Checkpoint.restore`.
       gpus_per_worker: number of GPUs for each worker, >= 1, on machines with GPUs.
-      share_gpus: whether several workers may use one GPU if there are too few.
+      share_gpus: whether several workers may use one GPU if there are too few GPUs.
       env: environment variables to set for all workers.
       log_dir: directory in which to append each rank's output to `rank-N.log`. Default: no files.
       deadline_s: seconds after which the launcher stops all workers. Default: never.
-      write: receives the output as text, each line with its rank. Default: print it.
+      write: function that receives the workers' output as text, in which each line begins with
+        the rank of its worker. Default: print the text.
 
     Raises:
       ValueError: an argument is out of range, this machine has too few GPUs or no ssh, or a log
@@ -123,7 +124,7 @@ def _local(
     def start(rank: int, joins: bool) -> Worker:
         variables = environment.of_worker(addresses, rank, shared, joins=joins)
         whole = environment.on_this_host(variables, count, shares[rank])
-        # If the output is a terminal, give rank 0 a terminal too, so that Keras draws a bar.
+        # If the output is a terminal, rank 0 gets one too, so that Keras draws a progress bar.
         return Worker(command, rank, whole, terminal and rank == 0)
 
     return Job(addresses, start, _ANSWER_S)
@@ -212,8 +213,9 @@ def check_alone(starter: str) -> None:
       starter: what is about to start workers, for the message.
 
     Raises:
-      RuntimeError: it is one of several workers.
-      ValueError: variables show that it is one of several processes.
+      RuntimeError: this process is one of several workers.
+      ValueError: variables show that this process is one of several, but do not describe the
+        others.
     """
     place = detect.find()
     if place.size > 1:
@@ -247,9 +249,10 @@ def code_of(outcomes: Sequence[Outcome]) -> int:
 
 @contextlib.contextmanager
 def forwarding_sigterm() -> Iterator[None]:
-    """Let `launch` forward SIGTERM to the workers, and then restore the previous handler.
+    """Let `launch` forward SIGTERM to the workers until the context ends.
 
-    Without effect outside the main thread, or if this process ignores SIGTERM.
+    Then restore the previous handler. This has no effect outside the main thread, or if this
+    process ignores SIGTERM.
     """
     before = signal.getsignal(signal.SIGTERM)
     is_main = threading.current_thread() is threading.main_thread()

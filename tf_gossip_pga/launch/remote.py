@@ -1,4 +1,8 @@
-"""Start workers on other hosts over ssh, each with an agent (`agent`) that stops it in time."""
+"""Start workers on other hosts over ssh.
+
+On its host, each worker is started by an agent (module `agent`), which also stops the worker if the
+launcher or the connection is gone.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +25,17 @@ from tf_gossip_pga.launch.workers import Job, Worker
 _AGENT = "tf_gossip_pga.launch.agent"
 _ANSWER_S = 1.0  # deadline for a worker to answer whether it waits for others to start
 
-_OF_SIGNALS = {128 + each for each in signal.Signals}  # exit codes of an agent
+# Exit codes of an agent whose worker was ended by a signal.
+_OF_SIGNALS = {128 + each for each in signal.Signals}
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Describe the worker that an agent starts.
+    """Describe the worker that an agent starts on its host.
 
     Attributes:
       command: program and arguments.
-      variables: the variables of `environment.of_worker`.
+      variables: the environment variables from `environment.of_worker`.
       task: number of the worker on its host, counted from 0.
       workers: number of workers on this host.
       gpus_per_worker: number of GPUs for each worker, if this host has GPUs.
@@ -46,12 +51,12 @@ class Request:
 
 
 class RemoteWorker(Worker):
-    """A worker on another host: a process of ssh, whose input an agent reads.
+    """A worker on another host, and the local process of ssh that connects to the worker's agent.
 
     Args:
       host: the host.
       rank: the worker's rank.
-      request: what the agent starts.
+      request: describes the worker to the agent.
     """
 
     def __init__(self, host: Host, rank: int, request: Request):
@@ -108,7 +113,7 @@ def job(
     Args:
       command: program and arguments.
       hosts: the hosts. Each gets as many consecutive ranks as it has slots.
-      shared: what all workers share.
+      shared: the settings that all workers share.
       gpus_per_worker: number of GPUs for each worker, on hosts with GPUs.
       share_gpus: whether several workers may use one GPU.
 

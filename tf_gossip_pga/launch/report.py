@@ -1,4 +1,4 @@
-"""Print what an issue report needs: versions, hardware, and how the cluster would be found."""
+"""Print what an issue report needs: versions, hardware, and the cluster that would be found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tf_gossip_pga.launch import gpus
 _PACKAGES = ("tensorflow", "keras", "numpy")
 _DRIVER = pathlib.Path("/proc/driver/nvidia/version")
 
-# Variables to print, in addition to those from which the cluster would be found.
+# Names of variables to print, in addition to those in which `initialize` would find the cluster.
 _SHOWN = re.compile(
     r"TF_(GOSSIP_PGA|CPP|NUM|USE|FORCE|XLA|ENABLE)_.*|(KERAS|NCCL)_.*|CUDA_VISIBLE_DEVICES|XLA_FLAGS"
     r"|no_proxy|no_grpc_proxy"
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="gossip-pga env",
-        description="Print what an issue report needs, as Markdown: versions, hardware, and how "
-        "the cluster would be found. Values of secrets are left out.",
+        description="Print what an issue report needs, as Markdown: versions, hardware, and the "
+        "cluster that pga.initialize() would find here. Values of secrets are left out.",
     )
     parser.parse_args(argv)
     print(report(os.environ))
@@ -76,10 +76,10 @@ def report(variables: Mapping[str, str]) -> str:
 
 
 class _Recorder(Mapping[str, str]):
-    """Remember which environment variables were read and are set.
+    """Environment variables that remember which of them were read.
 
     Attributes:
-      read: names of these variables.
+      read: names of the variables that were read and are set.
     """
 
     def __init__(self, variables: Mapping[str, str]):
@@ -126,7 +126,7 @@ def _hardware() -> Iterator[tuple[str, str]]:
 
 
 def _own_addresses() -> str:
-    """Return the addresses of this host's name, which other hosts may see differently."""
+    """Return the addresses to which this host's name resolves on this host."""
     try:
         found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -135,7 +135,7 @@ def _own_addresses() -> str:
 
 
 def _cluster(variables: Mapping[str, str]) -> str:
-    """Describe the place that `initialize` would find, or its error, on one line."""
+    """Describe on one line the place that `initialize` would find, or the error it would raise."""
     try:
         place = detect.find(variables)
     except ValueError as error:
@@ -149,6 +149,6 @@ def _cluster(variables: Mapping[str, str]) -> str:
 
 
 def _value(name: str, value: str) -> str:
-    """Return the value of a variable, unless it is a secret."""
+    """Return the value of a variable or, if it is a secret, only its length."""
     is_secret = _SECRET.match(name) and not name.endswith("_FILE")
     return f"(not shown, {len(value)} characters)" if is_secret else value

@@ -1,4 +1,4 @@
-"""Start a module of this package on another host over ssh."""
+"""Build the command that starts a module of this package on another host over ssh."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 from collections.abc import Mapping
 
 FAILED = 255  # ssh's exit code for its own failures
-MISSING = " on this host. "  # part of what a host says that lacks the directory or Python
+MISSING = " on this host. "  # part of `_SCRIPT`'s errors, if the directory or Python is missing
 
 # BatchMode: fail instead of asking for a password. ServerAliveInterval: end after three times this
 # number of seconds if the host or the network is gone.
 _SSH = ("ssh", "-T", "-oBatchMode=yes", "-oConnectTimeout=10", "-oServerAliveInterval=15")
 
-# Any shell can run this with `sh -c`. $1 is the directory, $2 is Python, and the rest is for env.
+# A script for `sh -c`, which the user's shell on the host runs. $1 is the directory to run in, $2
+# is the path of Python, and the rest are the arguments of `env`.
 _SCRIPT = (
     'cd "$1" 2>/dev/null || { echo "There is no directory $1 on this host. Create it, or start in '
     'one that all hosts have." >&2; exit 1; }; '
@@ -32,7 +33,7 @@ def command(host: str, module: str, environment: Mapping[str, str]) -> list[str]
 
     Args:
       host: the host as ssh accepts it.
-      module: the module.
+      module: the name of the module.
       environment: the environment variables of this process.
     """
     path = environment.get("PYTHONPATH")

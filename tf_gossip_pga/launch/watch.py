@@ -42,9 +42,9 @@ class Watch:
 
     Args:
       crew: the workers.
-      screen: merges their output.
-      logs: writes their output to files.
-      least: minimum number of workers that must end with an exit code of `ENDED_WELL`.
+      screen: merges the workers' output into one.
+      logs: writes each worker's output to a file.
+      least: minimum number of workers that must end with an exit code in `ENDED_WELL`.
       rejoins: maximum number of failed workers to restart.
       deadline_s: seconds after which to stop the workers; None: never.
       is_starting: function that returns whether any rank in a list waits for others to start.
@@ -67,7 +67,7 @@ class Watch:
         self._selector = selectors.DefaultSelector()
         self._running: list[Worker] = []
         self._failed: list[Worker] = []
-        self._gone: list[Worker] = []  # ended with any exit code, and not restarted
+        self._gone: list[Worker] = []  # ended, with any exit code, and not restarted
         self._look_at = 0.0  # monotonic time of the next check by `_check_start`
 
     def run(self) -> list[Outcome]:

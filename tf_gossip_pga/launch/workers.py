@@ -59,7 +59,7 @@ class Worker:
 
     @property
     def returncode(self) -> int | None:
-        """The exit code, the negative number of the signal that ended it, or None if it runs."""
+        """The exit code, or minus the number of the signal that ended it. None while it runs."""
         return self.process.poll()
 
     @property
@@ -97,8 +97,8 @@ class Job:
 
     Attributes:
       addresses: `"host:port"` of each worker, in rank order.
-      start: function `(rank, joins)` that starts a worker, as for `Crew`.
-      answer_s: deadline for a running worker to answer a connection, in seconds.
+      start: function `(rank, joins)` that starts a worker. `joins`: whether it joins a running job.
+      answer_s: seconds in which a worker must answer whether it waits for others to start.
       notice: a line to print before the workers start. Empty: none.
     """
 

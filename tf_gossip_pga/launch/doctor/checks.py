@@ -1,7 +1,7 @@
 """Conclude from measurements what is wrong with the hosts, and which command mends it.
 
-Each function of `CHECKS` yields the findings of one kind. To add a kind, write such a function.
-`link_checks` has those for what was measured between hosts.
+Each function in `CHECKS` yields the findings of one kind. To add a kind, write such a function and
+add it to `CHECKS`. The functions that judge what was measured between hosts are in `link_checks`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from tf_gossip_pga.launch.doctor.measurements import (
     Trouble,
 )
 
-CLOCK_S = 1.0  # the difference between two clocks that is a finding
+CLOCK_S = 1.0  # the smallest difference between two clocks that is a finding
 
+# What a request asks of an examiner, in words for messages, by the name of the request.
 _REQUESTS = {
     "describe": "describe itself",
     "clock": "read its clock",
@@ -37,7 +38,7 @@ _REQUESTS = {
 
 
 def unavailable(found: Measurements) -> Iterator[Finding]:
-    """Yield the hosts that could not be examined, or not completely."""
+    """Yield a finding for each host that could not be examined, or not completely."""
     for host in found.hosts:
         if host.trouble is not None:
             seen, remedy = _trouble(host, host.trouble)
@@ -45,7 +46,7 @@ def unavailable(found: Measurements) -> Iterator[Finding]:
 
 
 def _trouble(host: Host, trouble: Trouble) -> tuple[str, str]:
-    """Return what was seen, and the remedy."""
+    """Return what was seen on a host that could not be examined, and the remedy."""
     name, words, code = host.name, trouble.words.strip(), trouble.code
     said = f": {words}" if words else "."
     by_hand = f"Find out why: {command_on(host, 'true')}"
@@ -64,23 +65,26 @@ def _trouble(host: Host, trouble: Trouble) -> tuple[str, str]:
     if "No module named" in words:
         return (
             f"The Python on {name} lacks a package{said}",
-            "Install the environment of this machine at the same path there.",
+            "Install this machine's Python environment at the same path on that host.",
         )
     remedy = by_hand
     if ssh.MISSING in words:
-        remedy = "Make it available at the same path on all hosts, e.g. on a shared file system."
+        remedy = (
+            "Make what is missing available at the same path on all hosts, e.g. on a shared file "
+            "system."
+        )
     return f"No examiner could be started on {name} (exit code {code}){said}", remedy
 
 
 def versions(found: Measurements) -> Iterator[Finding]:
-    """Yield the packages whose versions differ between hosts."""
+    """Yield a finding for each package whose version differs between hosts, or that is missing."""
     for package in COMPARED:
         hosts: dict[str, list[Host]] = collections.defaultdict(list)
         for host, facts in found.examined():
             version = facts.versions[package] or ""
-            # Processes of Python 3.11.2 and 3.11.7 work together.
+            # Of Python, compare only two numbers: processes of 3.11.2 and 3.11.7 work together.
             hosts[".".join(version.split(".")[:2]) if package == PYTHON else version].append(host)
-        # The most frequent version; of several, that of the first host.
+        # The most frequent version; of several equally frequent ones, that of the first host.
         usual = max(
             (version for version in hosts if version), key=lambda v: len(hosts[v]), default=""
         )
@@ -92,7 +96,7 @@ def versions(found: Measurements) -> Iterator[Finding]:
 def _version(
     package: str, version: str, hosts: list[Host], usual: str, others: list[Host]
 ) -> Finding:
-    """Return the finding that some hosts have another version than the usual one, or none."""
+    """Return the finding that some hosts lack a package, or have another version than usual."""
     names = [host.name for host in hosts]
     if version:
         seen = f"{_have(hosts)} {package} {version}"
@@ -117,7 +121,7 @@ def _have(hosts: list[Host]) -> str:
 
 
 def clocks(found: Measurements) -> Iterator[Finding]:
-    """Yield the hosts whose clocks differ from this machine's."""
+    """Yield a finding for each host whose clock differs from this machine's."""
     for host in found.hosts:
         if host.clock_s is None or host.clock_error_s is None:
             continue
@@ -132,7 +136,7 @@ def clocks(found: Measurements) -> Iterator[Finding]:
 
 
 def machines(found: Measurements) -> Iterator[Finding]:
-    """Yield machines that are listed under several names."""
+    """Yield a finding for each machine that is listed under several names."""
     names: dict[str, list[str]] = collections.defaultdict(list)
     slots: collections.Counter[str] = collections.Counter()
     for host, facts in found.examined():
@@ -150,7 +154,7 @@ def machines(found: Measurements) -> Iterator[Finding]:
 
 
 def ports_taken(found: Measurements) -> Iterator[Finding]:
-    """Yield the ports that another program uses."""
+    """Yield a finding for each port of a host on which the examiner could not listen."""
     known = {name for finding in machines(found) for name in finding.hosts}
     for host in found.hosts:
         for port, why in host.taken.items():
@@ -165,7 +169,7 @@ def ports_taken(found: Measurements) -> Iterator[Finding]:
 
 
 def folders(found: Measurements) -> Iterator[Finding]:
-    """Yield hosts that cannot write to the checkpoint folder, or do not share it."""
+    """Yield findings for hosts that cannot write to the checkpoint folder, or do not share it."""
     folder = found.folder
     if folder is None:
         return
@@ -205,8 +209,8 @@ def gpus(found: Measurements) -> Iterator[Finding]:
         yield Finding(
             "gpus",
             [name for names in hosts.values() for name in names],
-            f"The number of GPUs for each worker differs: {counts}. All workers then exchange over "
-            "the slower transport, and wait for those without.",
+            f"The number of GPUs for each worker differs: {counts}. All workers wait for those "
+            "with the fewest. If some have none, all exchange over gRPC instead of NCCL.",
             f"See which GPUs the driver has found: {command_on(fewest, 'nvidia-smi -L')}",
         )
 

@@ -1,4 +1,4 @@
-"""Parse the command line of `gossip-pga doctor`."""
+"""Run the command line of `gossip-pga doctor`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tf_gossip_pga.launch.doctor.examination import examine, wanted_ports
 from tf_gossip_pga.launch.doctor.report import report
 from tf_gossip_pga.tools import output
 
-_SHOWN = 8  # names of hosts
+_SHOWN = 8  # so many names of hosts are printed at the start
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Examine hosts, and print what was measured and found.
+    """Examine hosts, and print what was measured and what is wrong.
 
     Args:
       argv: the arguments after the program name. Default None: those of the current process.
@@ -87,13 +87,15 @@ def _parser() -> argparse.ArgumentParser:
         help="hosts to examine over ssh, with the number of workers on each: a:2,user@b:2",
     )
     hosts.add_argument(
-        "--hostfile", metavar="FILE", help="file with one host a line: a, a:2 or a slots=2"
+        "--hostfile",
+        metavar="FILE",
+        help="file that lists the hosts to examine, one a line: a, a:2 or a slots=2",
     )
     parser.add_argument(
         "--checkpoint-dir",
         metavar="DIR",
-        help="also check that all hosts can write to this folder and share it (default: not "
-        "checked)",
+        help="also check that all hosts can write to this folder and share it (default: check no "
+        "folder)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print all measurements and findings as JSON"

@@ -1,4 +1,7 @@
-"""Start an examiner on a host, send requests to it, and end it."""
+"""Start an examiner on a host, send requests to it, and end it.
+
+An examiner is a process that measures on its host for the doctor (see `examiner`).
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,19 @@ from typing import Any
 
 from tf_gossip_pga.launch.doctor.measurements import ENDED, FAILED, SILENT, Trouble
 
+# Seconds that an examiner may need.
 START_S = 40.0  # to connect, start Python and answer the first request
 ANSWER_S = 30.0  # to answer any other request
 _GRACE_S = 2.0  # to end
 
-_LAST_LINES = 10
+_LAST_LINES = 10  # how many lines of an examiner's standard error to keep for messages
 
 
 class NoAnswerError(RuntimeError):
     """Raised if a request has no result.
 
     Attributes:
-      trouble: why.
+      trouble: why there is no result.
     """
 
     def __init__(self, trouble: Trouble):
@@ -43,7 +47,7 @@ class Answer:
     Attributes:
       result: what the request has returned.
       sent: when the request was sent, by `time.time()`.
-      received: when the answer was received.
+      received: when the answer was received, by `time.time()`.
     """
 
     result: Any
@@ -54,16 +58,17 @@ class Answer:
 class Contact:
     """Start an examiner, and talk to it.
 
-    The process gets a session of its own, so that Ctrl-C reaches only the doctor, which then ends
-    all examiners.
+    The process that starts the examiner gets an operating-system session of its own, so that Ctrl-C
+    reaches only the doctor. The doctor then ends all examiners.
 
     Args:
       command: program and arguments that start the examiner.
     """
 
     def __init__(self, command: Sequence[str]):
+        # When each answer was received, and the answer; None at the end of the examiner's output.
         self._answers: queue.SimpleQueue[tuple[float, dict[str, Any] | None]] = queue.SimpleQueue()
-        self._sent: list[tuple[str, float]] = []  # the name of each request, and when
+        self._sent: list[tuple[str, float]] = []  # each request's name, and its time
         self._words: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
         self._process: subprocess.Popen[str] | None = None
         try:
@@ -109,10 +114,10 @@ class Contact:
         return number
 
     def receive(self, number: int, ends: float) -> Answer:
-        """Return the answer to a request.
+        """Wait for the answer to the last request, and return it.
 
         Args:
-          number: the number of the last request.
+          number: the number of the last request, from `send`.
           ends: when to stop waiting, by `time.monotonic()`.
 
         Raises:
@@ -125,7 +130,7 @@ class Contact:
             except queue.Empty:
                 raise NoAnswerError(Trouble(SILENT, request, self._last_words())) from None
             if answer is None:
-                self._answers.put((received, None))  # for the next request
+                self._answers.put((received, None))  # so that the next call finds it too
                 raise NoAnswerError(self._ended(request))
             if answer["id"] == number:
                 if "error" in answer:
@@ -133,7 +138,7 @@ class Contact:
                 return Answer(answer.get("result"), sent, received)
 
     def _ended(self, request: str) -> Trouble:
-        """Describe how the process has ended. Its last words may arrive after its output ends."""
+        """Describe how the process has ended, after waiting for the end of its standard error."""
         if not self._process:
             return Trouble(ENDED, request, self._last_words())
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -148,7 +153,7 @@ class Contact:
         with contextlib.suppress(OSError, ValueError):
             for line in stream:
                 received = time.time()
-                # Ignore what a login script prints.
+                # Ignore lines that are no answers, such as those that a login script prints.
                 with contextlib.suppress(ValueError):
                     answer = json.loads(line)
                     if isinstance(answer, dict) and "id" in answer:
@@ -166,7 +171,7 @@ class Contact:
                 self._process.stdin.close()
 
     def end(self, ends: float) -> None:
-        """Wait until the process has ended; after the time is up, kill it.
+        """Wait until the process has ended. When the time is up, send SIGTERM, then SIGKILL.
 
         Args:
           ends: when to stop waiting, by `time.monotonic()`.
@@ -185,7 +190,7 @@ class Contact:
         for reader, stream in zip(
             self._readers, (self._process.stdout, self._process.stderr), strict=True
         ):
-            # A process outside of the group may still hold the other end.
+            # A process outside of the process group may still hold the other end of the stream.
             if stream and not reader.is_alive():
                 stream.close()
 

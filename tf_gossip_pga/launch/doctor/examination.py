@@ -1,4 +1,7 @@
-"""Let an examiner on each host measure, and collect what they have measured."""
+"""Let an examiner on each host measure, and collect what the examiners have measured.
+
+An examiner is a process that the doctor starts on a host (see `examiner`).
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,13 @@ from tf_gossip_pga.launch.doctor.measurements import (
 from tf_gossip_pga.launch.doctor.starting import Target
 
 _CLOCKS = 5  # readings of each clock
-_SHARE = 64  # hosts for which an examiner needs `contact.ANSWER_S`
+_SHARE = 64  # for each 64 hosts, examiners get `contact.ANSWER_S` more time for an answer
 
 
 def wanted_ports(environment: Mapping[str, str], most: int) -> list[int]:
-    """Return the ports of the first worker on each host: of its server and of its channel.
+    """Return the two ports that the first worker on each host would use.
+
+    The first is that of TensorFlow's server, the second that of the control channel.
 
     Args:
       environment: the environment variables.
@@ -47,12 +52,14 @@ def wanted_ports(environment: Mapping[str, str], most: int) -> list[int]:
 def examine(
     targets: Sequence[Target], wanted: Sequence[int], folder: str | None = None
 ) -> Measurements:
-    """Examine hosts. Every wait has a deadline, and no examiner is left at the end.
+    """Examine hosts, and return what was measured.
+
+    Every wait has a deadline. At the end, no examiner runs any more.
 
     Args:
       targets: the hosts.
       wanted: the ports to listen on, from `wanted_ports`.
-      folder: the checkpoint folder. Default: do not check one.
+      folder: the checkpoint folder. Default: check no folder.
     """
     hosts = [Host(each.name, each.slots, each.prefix) for each in targets]
     found = Measurements(hosts, list(wanted))
@@ -81,11 +88,11 @@ def _start(contacts: dict[str, Contact], target: Target) -> None:
 
 
 class _Examination:
-    """The steps of an examination. Each adds to the measurements.
+    """The steps of an examination. Each step adds its results to the measurements.
 
     Args:
       found: the measurements.
-      contacts: the examiners, by host. One that has not answered is not asked again.
+      contacts: the examiners, by host. An examiner that has not answered is not asked again.
     """
 
     def __init__(self, found: Measurements, contacts: Mapping[str, Contact]):
@@ -130,11 +137,11 @@ class _Examination:
         for name, answer in self._ask_all("describe", contact.START_S, names=names).items():
             try:
                 self._hosts[name].facts = Facts(**answer.result)
-            except TypeError as error:  # another version of this package
+            except TypeError as error:  # the examiner has another version of this package
                 self._hosts[name].trouble = Trouble(FAILED, "describe", str(error))
 
     def read_clocks(self) -> None:
-        """Compare each host's clock with that of this process."""
+        """Compare each host's clock with that of this machine, and keep the most exact result."""
         for _ in range(_CLOCKS):
             for name, answer in self._ask_all("clock", self._answer_s).items():
                 host = self._hosts[name]
@@ -155,7 +162,7 @@ class _Examination:
             host.taken = {int(port): why for port, why in answer.result["taken"].items()}
 
     def call(self) -> None:
-        """Let each host connect to the ports of all others."""
+        """Let each host connect to the ports of all other hosts."""
         listening = {name: self._hosts[name].ports for name in self._available()}
         arguments = {
             name: {"targets": {each: listening[each] for each in listening if each != name}}
@@ -170,11 +177,11 @@ class _Examination:
     def measure(self) -> None:
         """Measure latency and rate of all links with an open port."""
         self._measure(self._found.links)
-        # A second time, because other programs may have used these links the first time.
+        # Measure slow links again, because other programs may have used them the first time.
         self._measure(link_checks.slow(self._found))
 
     def _measure(self, links: Sequence[Link]) -> None:
-        """Measure links. Each host takes part in one at a time."""
+        """Measure links. Each host takes part in at most one measurement at a time."""
         by_pair = {(link.source, link.target): link for link in links}
         for pairs in rounds(list(self._hosts)):
             available = set(self._available())
@@ -190,7 +197,7 @@ class _Examination:
                     link.add(**answers[link.source].result)
 
     def try_folder(self, path: str) -> None:
-        """Let each host write to the folder, and read what the first one has written."""
+        """Let each host write a file to the folder, and read that of the first host that could."""
         self._found.folder = folder = Folder(path)
         text = secrets.token_hex(16)
         arguments = {
@@ -209,7 +216,7 @@ class _Examination:
 
 
 def rounds(names: Sequence[str]) -> Iterator[list[tuple[str, str]]]:
-    """Yield rounds of ordered pairs. Each pair is in one round, each name at most once in a round.
+    """Yield all ordered pairs of names, in rounds in which each name occurs at most once.
 
     Args:
       names: different names.
@@ -224,4 +231,4 @@ def rounds(names: Sequence[str]) -> Iterator[list[tuple[str, str]]]:
         pairs = [(first, second) for first, second in halves if first and second]
         yield pairs
         yield [(second, first) for first, second in pairs]
-        circle = [circle[0], circle[-1], *circle[1:-1]]  # all but the first move on
+        circle = [circle[0], circle[-1], *circle[1:-1]]  # all names but the first move by one

@@ -4,7 +4,7 @@ The doctor starts an examiner on each host and sends requests to its standard in
 per line. Each request has an `id`, the name of a function of `Examiner` (`do`) and its arguments.
 The examiner answers on standard output with one line: the `id` and the `result`, or an `error`.
 
-The examiner ends when its standard input ends, so that none outlives the doctor.
+An examiner ends when its standard input ends, so that no examiner outlives the doctor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CALLS = 64  # connections to try at a time
 
 
 class Examiner:
-    """The requests that a doctor may send. Arguments and results consist of JSON's types."""
+    """The functions that answer a doctor's requests, with arguments and results of JSON's types."""
 
     def __init__(self) -> None:
         self._token = ""
@@ -34,7 +34,7 @@ class Examiner:
         self._folder: machine.Folder | None = None
 
     def describe(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the fields of `Facts`. `names`: the names of all hosts."""
+        """Describe this host: return the fields of `Facts`. `names`: the names of all hosts."""
         return machine.describe(names)
 
     def clock(self) -> float:
@@ -42,7 +42,7 @@ class Examiner:
         return time.time()
 
     def listen(self, name: str, token: str, ports: Sequence[int]) -> dict[str, Any]:
-        """Listen under a name on two ports. Return `ports` and `taken` of `Listener`."""
+        """Listen on ports, under this host's name. Return `ports` and `taken` of `Listener`."""
         self._token = token
         self._listener = links.Listener(name, token, ports)
         return {"ports": self._listener.ports, "taken": self._listener.taken}
@@ -57,7 +57,7 @@ class Examiner:
             return {host: [vars(each.result()) for each in calls[host]] for host in calls}
 
     def measure(self, host: str, port: int) -> dict[str, Any]:
-        """Return `round_trip_ms`, `mbit` and `failure` of the `Link` to another host."""
+        """Measure the `round_trip_ms`, `mbit` and `failure` of the `Link` to another host."""
         found: dict[str, Any] = {"round_trip_ms": None, "mbit": None, "failure": ""}
         try:
             found["round_trip_ms"] = links.round_trip_ms(host, port, self._token)
@@ -83,6 +83,7 @@ class Examiner:
             self._listener.close()
 
 
+# The functions of `Examiner` that a request may name.
 REQUESTS = ("describe", "clock", "listen", "call", "measure", "write", "read")
 
 
@@ -96,7 +97,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     lock = threading.Lock()
     with contextlib.closing(Examiner()) as examiner:
         for line in requests:
-            # On a thread, so that the end of the input is noticed during a long request.
+            # Answer on another thread, to notice the end of the input during a long request.
             arguments = (examiner, json.loads(line), answers, lock)
             threading.Thread(target=_answer, args=arguments, daemon=True).start()
 
@@ -116,7 +117,7 @@ def _answer(
 
 def _known(name: str) -> str:
     if name not in REQUESTS:
-        raise ValueError(f"this examiner knows no {name!r}")
+        raise ValueError(f"this examiner knows no request {name!r}")
     return name
 
 

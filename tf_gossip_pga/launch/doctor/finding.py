@@ -11,12 +11,13 @@ from tf_gossip_pga.launch.doctor.measurements import Host
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Describe something that is wrong.
+    """Describe one thing that is wrong with hosts.
 
     Attributes:
-      kind: one word for programs: `"host"`, `"machine"`, `"name"`, `"port"`, `"link"`, `"rate"`,
-        `"version"`, `"clock"`, `"folder"` or `"gpus"`.
-      hosts: the hosts concerned. Between two hosts: the source, then the target.
+      kind: one word by which programs tell findings apart: `"host"`, `"machine"`, `"name"`,
+        `"port"`, `"link"`, `"rate"`, `"version"`, `"clock"`, `"folder"` or `"gpus"`.
+      hosts: the hosts concerned. If a connection is wrong, first the hosts that connect, and last
+        the host to which they connect.
       seen: what was seen, as a sentence.
       remedy: the command that mends it, or what to do. One or more lines.
     """
@@ -40,7 +41,7 @@ def command_on(host: Host, command: str) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names as in a sentence.
+    """Return names as a list in a sentence.
 
     Example:
       >>> listed(["a", "b", "c"])

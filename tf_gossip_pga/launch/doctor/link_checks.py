@@ -22,9 +22,10 @@ from tf_gossip_pga.launch.doctor.measurements import (
     Measurements,
 )
 
-_SLOW = 4  # a link is slow if others are more than this many times as fast
+_SLOW = 4  # a link is slow if the usual rate is more than this many times its rate
 _FIRST, _LAST = 61440, 65535  # the ports that `cluster.ports` chooses from
 
+# What was seen of a port, as a predicate, by the outcome of attempts to connect to it.
 _SEEN = {
     DROPPED: "does not answer {sources}: a firewall drops the packets",
     REFUSED: "refuses connections from {sources} although the examiner listens: a firewall rejects "
@@ -36,7 +37,7 @@ _SEEN = {
 
 
 def names(found: Measurements) -> Iterator[Finding]:
-    """Yield names that do not resolve, or that resolve to an address of the loopback interface."""
+    """Yield findings for names that do not resolve, or that resolve to a loopback address."""
     hosts = {host.name: host for host in found.hosts}
     for (seen, name), misled in _misnamed(found).items():
         address = _address_of(name, found) or "ADDRESS"
@@ -51,9 +52,9 @@ def names(found: Measurements) -> Iterator[Finding]:
 
 
 def _misnamed(found: Measurements) -> dict[tuple[str, str], list[tuple[str, Facts]]]:
-    """Return what is wrong with a name, and the name, with the hosts on which it is wrong."""
+    """Return, by problem and name, the hosts on which the name has the problem, and their facts."""
     wrong: dict[tuple[str, str], list[tuple[str, Facts]]] = collections.defaultdict(list)
-    if len(found.hosts) == 1:  # it may call itself what it likes
+    if len(found.hosts) == 1:  # no other host uses its name
         return wrong
     for host, facts in found.examined():
         for other in found.hosts:
@@ -78,9 +79,9 @@ def _name(host: str, name: str, facts: Facts) -> str:
 
 
 def _edit(name: str, facts: Facts, address: str) -> str:
-    """Return the command that corrects a name in /etc/hosts."""
+    """Return the command that corrects the address of a name in /etc/hosts."""
     wrong = facts.addresses[name][0] if facts.addresses[name] else ""
-    if wrong.startswith("127.") and wrong != "127.0.0.1":  # that of localhost must stay
+    if wrong.startswith("127.") and wrong != "127.0.0.1":  # keep localhost's line
         pattern = wrong.replace(".", r"\.")
         return f'sudo sed -i "s/^{pattern}\\b/{address}/" /etc/hosts'
     return f'sudo sed -i "1i {address} {name}" /etc/hosts'
@@ -108,7 +109,7 @@ def _is_local(address: str) -> bool:
 
 
 def ports(found: Measurements) -> Iterator[Finding]:
-    """Yield ports of a host that some other hosts cannot connect to."""
+    """Yield findings for ports of a host to which some other hosts cannot connect."""
     misnamed = {
         (source, name) for (_, name), misled in _misnamed(found).items() for source, _ in misled
     }
@@ -130,7 +131,8 @@ def ports(found: Measurements) -> Iterator[Finding]:
 def _failed(link: Link, found: Measurements) -> Iterator[Attempt]:
     """Yield the failed attempts to connect to the ports that workers would use."""
     for attempt in link.attempts:
-        # An unresolved name is in `names`. If the port was taken, the examiner had another one.
+        # `names` reports unresolved names. If a port was taken, the examiner listened on another
+        # one, to which attempts do not count.
         if attempt.outcome not in (OPEN, UNRESOLVED) and attempt.port in found.ports:
             yield attempt
 
@@ -158,7 +160,7 @@ def _closed(
         for number in numbers
     )
     seen = _SEEN[outcome].format(sources=listed(sources), detail=detail)
-    # Another job has other ports, unless the user has chosen some.
+    # Unless the user has chosen ports, each job has other ports in this range. Open all of them.
     any_job = min(numbers) >= _FIRST
     wanted = [f"{_FIRST}-{_LAST}"] if any_job else [str(number) for number in numbers]
     options = " ".join(f"--add-port={each}/tcp" for each in wanted)
@@ -178,7 +180,7 @@ def _closed(
 
 
 def failures(found: Measurements) -> Iterator[Finding]:
-    """Yield links that broke while they were measured."""
+    """Yield a finding for each link that broke while it was measured."""
     silent = {host.name for host in found.hosts if host.trouble is not None}
     for link in found.links:
         if link.failure and not silent & {link.source, link.target}:
@@ -197,7 +199,8 @@ def failures(found: Measurements) -> Iterator[Finding]:
 def usual_mbit(found: Measurements) -> float:
     """Return the usual rate of a link: the median, over hosts, of the rate of its fastest link.
 
-    It is that of fast links even if most links are slow because they begin or end at a slow host.
+    The result is the rate of fast links even if most links are slow because they begin or end at
+    the same slow host.
 
     Returns:
       The rate in Mbit/s; 0 if none was measured.
@@ -210,13 +213,13 @@ def usual_mbit(found: Measurements) -> float:
 
 
 def slow(found: Measurements) -> list[Link]:
-    """Return the links that are slow compared with the others."""
+    """Return the links whose rate is less than a quarter of the usual rate (`usual_mbit`)."""
     usual = usual_mbit(found)
     return [link for link in found.links if link.mbit is not None and link.mbit * _SLOW < usual]
 
 
 def rates(found: Measurements) -> Iterator[Finding]:
-    """Yield links that are slow compared with the others."""
+    """Yield a finding for each host whose links are all slow, and for each other slow link."""
     usual = usual_mbit(found)
     slow_links = slow(found)
     explained: list[Link] = []

@@ -1,11 +1,12 @@
-"""Measure connections between hosts, on the examiner's side: listen, connect, time and count.
+"""Measure the connections between this host and others, for the examiner on this host.
 
-A connection begins with one line: the doctor's token, and what to do. The listener answers with the
-token and its host's name, and then
+The examiners of all hosts share a random text, the token. The examiner that connects to another one
+first sends one line: the token, and the name of a task. The other examiner answers with the token
+and the name of its host. What it does then depends on the task:
 
-- closes the connection (`HELLO`),
-- returns each byte until the caller closes (`ECHO`), or
-- receives for up to `SENDING_S` and reports how fast (`RATE`).
+- `HELLO`: it closes the connection.
+- `ECHO`: it returns each byte until the caller closes the connection.
+- `RATE`: it receives for up to `SENDING_S`, and reports how fast.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ HELLO, ECHO, RATE = "hello", "echo", "rate"
 
 CONNECT_S = 3.0  # to wait for a connection, and for the first line
 SENDING_S = 0.5
-_SENT_BYTES = 1 << 28  # stop sending after this, even if the time is not up
+_SENT_BYTES = 1 << 28  # end a `RATE` after so many bytes, even before `SENDING_S` is up
 _ROUND_TRIPS = 25
 _ROUND_TRIPS_S = 0.5
 _END_S = 5.0  # for everything else on a connection
@@ -59,8 +60,9 @@ class Listener:
       ports: the ports to listen on.
 
     Attributes:
-      ports: the ports on which it listens: each of `ports`, or one that the system has chosen.
-      taken: why it does not listen on one of `ports`, by port.
+      ports: the ports on which the examiner listens. Where it cannot listen on one of the given
+        ports, one that the system has chosen.
+      taken: for each given port on which the examiner cannot listen, the reason.
     """
 
     def __init__(self, name: str, token: str, ports: Sequence[int]):
@@ -203,7 +205,7 @@ def _call(host: str, port: int, token: str, task: str) -> Any:
 
 
 def _line(connection: socket.socket, timeout_s: float) -> str:
-    """Return a line, without what follows it."""
+    """Receive one line, and leave what follows it in the connection."""
     ends = time.monotonic() + timeout_s
     data = b""
     while not data.endswith(b"\n"):
@@ -238,9 +240,10 @@ def _receive(connection: socket.socket) -> float:
 
 
 def _drain(connection: socket.socket) -> None:
-    """Receive until the caller closes. If this end closed first, the caller could lose the result.
+    """Receive until the caller closes the connection.
 
-    The reason is that closing a socket with unread data resets the connection.
+    Closing a socket with unread data resets the connection, so the caller could lose the result if
+    this end closed the connection first.
     """
     ends = time.monotonic() + _END_S
     while time.monotonic() < ends and connection.recv(len(_CHUNK)):
@@ -248,7 +251,7 @@ def _drain(connection: socket.socket) -> None:
 
 
 def interface_of(address: str) -> str:
-    """Return the network interface with an address of this host, or an empty string."""
+    """Return the network interface that has an address, or an empty string if none has it."""
     address, _, zone = address.partition("%")
     if zone:
         return zone

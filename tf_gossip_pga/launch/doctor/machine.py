@@ -22,7 +22,7 @@ from tf_gossip_pga.launch.doctor.measurements import COMPARED, PACKAGE, PYTHON, 
 from tf_gossip_pga.tools import memory
 
 _RESOLVE_S = 10.0  # for all names together
-_READ_S = 3.0  # a network file system may show a new file late
+_READ_S = 3.0  # to wait for a file, because a network file system may show a new file late
 _POLL_S = 0.1
 
 # Packages that contain the module `tensorflow`.
@@ -65,7 +65,7 @@ def _version(name: str) -> str | None:
 
 
 def _machine() -> str:
-    """Return an id of the machine. Containers with networks of their own are machines."""
+    """Return an id of this machine. A container with a network of its own counts as a machine."""
     parts = [""]
     with contextlib.suppress(OSError):
         parts = [_BOOT_ID.read_text().strip(), os.readlink(_NETWORK)]
@@ -73,7 +73,7 @@ def _machine() -> str:
 
 
 def _resolved(names: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Return the addresses of each name, and why others have none."""
+    """Return the addresses of each name, and the reason for each name that does not resolve."""
     answers: queue.SimpleQueue[tuple[str, list[str], str]] = queue.SimpleQueue()
 
     def resolve(name: str) -> None:
@@ -124,7 +124,7 @@ class Folder:
         """Wait for a file with the given text. Return why this fails, or an empty string."""
         ends = time.monotonic() + _READ_S
         while True:
-            why = "it has another content"
+            why = "the file has other content"
             try:
                 if self._file(name).read_text() == text:
                     return ""

@@ -7,14 +7,14 @@ from typing import Any
 
 # The outcomes of an attempt to connect to a port. `Attempt.detail` says more.
 OPEN = "open"
-REFUSED = "refused"  # the host answers that nothing listens, or a firewall does
+REFUSED = "refused"  # the host, or a firewall, answers that nothing listens
 DROPPED = "no answer"
 UNREACHABLE = "unreachable"  # a router or a firewall answers that it does not let packets pass
 UNRESOLVED = "unresolved"  # the host's name does not resolve
 ELSEWHERE = "another host"  # an examiner answers, but that of another host
 STRANGER = "another program"
 
-# The distributions whose versions are compared, by their names in Python's package index.
+# Python, and the packages whose versions are compared, by their names in Python's package index.
 PYTHON, TENSORFLOW, PACKAGE = "python", "tensorflow", "tf_gossip_pga"
 COMPARED = (PYTHON, TENSORFLOW, "keras", "numpy", PACKAGE)
 
@@ -31,8 +31,9 @@ class Facts:
       cores: number of processors that a process may use.
       memory_bytes: available memory.
       gpus: number of GPUs.
-      addresses: what each host's name resolves to on this host. An empty list: nothing.
-      unresolved: why names do not resolve, for names that do not.
+      addresses: the addresses to which each host's name resolves on this host. The list is empty
+        if the name does not resolve.
+      unresolved: for each name that does not resolve on this host, the reason.
     """
 
     host_name: str
@@ -46,7 +47,7 @@ class Facts:
     unresolved: dict[str, str]
 
 
-# Why a host's examiner is not available.
+# Why a host's examiner, the process that measures there for the doctor, is not available.
 ENDED, SILENT, FAILED = "ended", "silent", "failed"
 
 
@@ -75,12 +76,12 @@ class Host:
       name: the name under which the other hosts call it.
       slots: number of workers to run there.
       prefix: the words that run a command on this host if they precede it, e.g. `"ssh user@a"`.
-      facts: the examiner's description, or None without an examiner.
-      trouble: why there is no examiner, or why it has stopped answering.
+      facts: the examiner's description of the host, or None without an examiner.
+      trouble: why there is no examiner, or why it has stopped answering. None: it answers.
       clock_s: how far the host's clock is ahead of the doctor's, in seconds.
       clock_error_s: the largest possible error of `clock_s`, in seconds.
       ports: the ports on which its examiner listens: server and channel.
-      taken: the ports that another program has, or that may not be used, and why.
+      taken: for each port on which the examiner was to listen but could not, the reason.
     """
 
     name: str
@@ -101,7 +102,7 @@ class Attempt:
     Attributes:
       port: the port.
       outcome: `OPEN`, or one of the other outcomes.
-      detail: the system's words, or the host that has answered instead.
+      detail: the system's words, or the name of another host that has answered.
       local: the address from which the connection was made, if it was made.
       interface: the network interface with that address.
     """
@@ -123,7 +124,8 @@ class Link:
       attempts: the connections to the target's ports, in the order of `Host.ports`.
       round_trip_ms: median time of a byte to the target and back, in ms.
       mbit: rate at which the target receives, in Mbit/s.
-      failure: why these two could not be measured although the target has an open port.
+      failure: why `round_trip_ms` or `mbit` could not be measured although the target has an open
+        port. Empty if both were measured.
     """
 
     source: str
@@ -139,12 +141,12 @@ class Link:
         return next((each.port for each in self.attempts if each.outcome == OPEN), None)
 
     def add(self, round_trip_ms: float | None, mbit: float | None, failure: str) -> None:
-        """Add a measurement. Of two successful ones, the better counts.
+        """Add a measurement. Of several successful measurements, the best counts.
 
         Args:
-          round_trip_ms: see `round_trip_ms`.
-          mbit: see `mbit`.
-          failure: see `failure`.
+          round_trip_ms: the measured `round_trip_ms`, or None.
+          mbit: the measured `mbit`, or None.
+          failure: the new `failure`.
         """
         self.failure = failure
         if round_trip_ms is not None:
@@ -159,9 +161,9 @@ class Folder:
 
     Attributes:
       path: the folder as given.
-      writer: the host that has written a file for the others to read; empty: none could.
-      unwritable: why a host cannot write there, by host.
-      unread: why a host cannot read the writer's file, by host.
+      writer: the host whose file the other hosts tried to read. Empty if no host could write.
+      unwritable: for each host that cannot write to the folder, the reason.
+      unread: for each host that cannot read the writer's file, the reason.
     """
 
     path: str
@@ -176,8 +178,9 @@ class Measurements:
 
     Attributes:
       hosts: all hosts, in the order given.
-      ports: the ports to listen on: that of TensorFlow's server and that of the control channel.
-      links: all ordered pairs of hosts with examiners.
+      ports: the ports that workers would use: that of TensorFlow's server and that of the control
+        channel.
+      links: what was measured between each ordered pair of hosts with examiners.
       folder: the checkpoint folder, or None if it was not checked.
     """
 

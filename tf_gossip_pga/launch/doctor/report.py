@@ -1,4 +1,4 @@
-"""Print measurements and findings for people."""
+"""Format measurements and findings as text for people."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from tf_gossip_pga.launch.doctor.finding import Finding
 from tf_gossip_pga.launch.doctor.measurements import COMPARED, Host, Link, Measurements
 
-_MOST_HOSTS = 8  # with more, show only the slowest links
-_SLOWEST = 10  # how many of them
+_MOST_HOSTS = 8  # with more hosts, show only the slowest links
+_SLOWEST = 10  # how many of the slowest links to show
 
 
 def report(found: Measurements, findings: Sequence[Finding]) -> str:
@@ -17,7 +17,7 @@ def report(found: Measurements, findings: Sequence[Finding]) -> str:
 
     Args:
       found: the measurements.
-      findings: what they mean.
+      findings: what is wrong according to the measurements.
     """
     parts = [_table(_hosts(found))]
     if found.links:
@@ -96,7 +96,10 @@ def _findings(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _plan(found: Measurements) -> str:
-    """Return the line without findings, and how to plan for the slowest measured link."""
+    """Return the last line of a report without findings, with a command that plans the training.
+
+    The command plans for the lowest rate and the median latency that were measured.
+    """
     rates = [link.mbit for link in found.links if link.mbit is not None]
     times = [link.round_trip_ms for link in found.links if link.round_trip_ms is not None]
     if not rates or not times:

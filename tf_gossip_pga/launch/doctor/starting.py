@@ -1,4 +1,7 @@
-"""Choose the hosts to examine, and the command that starts an examiner on each."""
+"""Choose the hosts to examine, and the command that starts an examiner on each.
+
+An examiner is a process that measures on its host for the doctor (see `examiner`).
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ class Target:
     Attributes:
       name: the name under which the other hosts call it.
       slots: number of workers to run there.
-      prefix: see `measurements.Host`.
-      command: the command that starts an examiner there.
+      prefix: the words that run a command on this host if they precede it, e.g. `"ssh user@a"`.
+      command: the command that starts an examiner on this host.
     """
 
     name: str
@@ -44,7 +47,7 @@ def targets(hosts: Sequence[Host] | None, environment: Mapping[str, str]) -> lis
       environment: the environment variables.
 
     Raises:
-      ValueError: Slurm's list of nodes has an unknown form.
+      ValueError: Slurm's list of nodes (`SLURM_JOB_NODELIST`) has an unknown form.
     """
     if hosts is not None:
         return [_over_ssh(host, environment) for host in hosts]
