@@ -44,6 +44,7 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # the main process; the others inherit its factor
         deadlines.calibrate()
     processes.mark()
+    processes.heed_signals()
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -22,6 +22,16 @@ def mark():
     os.environ[_VARIABLE] = uuid.uuid4().hex
 
 
+def heed_signals():
+    """Undo what `nohup` or a shell's `&` has set: all processes that this one starts inherit it."""
+    for number, handler in (
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 def marked() -> dict[int, str]:
     """Return the command lines of all running processes with this process's mark, by id."""
     wanted = f"{_VARIABLE}={os.environ[_VARIABLE]}".encode()

@@ -109,12 +109,14 @@ def test_the_roll_call_of_rank_0_is_not_taken_for_tensorflows_server(begins, kin
 
 
 def test_what_must_be_equal_has_names_and_values():
-    found = startup.facts("auto")
+    found = startup.facts("auto", "7.0")
     assert found["version of TensorFlow"] == tf.__version__
     assert set(found) == {
         *(f"version of {name}" for name in ("tf_gossip_pga", "TensorFlow", "Keras")),
         "requested communication",
+        "job",
     }
+    assert found["job"] == "7.0"
 
 
 ASLEEP = """
