@@ -6,7 +6,8 @@ agent's standard input:
     a JSON object          first line: the fields of `remote.Request`, which describe the worker
     the name of a signal   any further line: the agent sends this signal to the worker
 
-When the input ends, the launcher or the connection is gone. The agent then stops the worker. The
+When the input ends, the launcher or the connection is gone. The agent then stops the worker, as it
+does when it receives SIGTERM, SIGHUP or SIGINT itself. The
 agent exits with the worker's exit code, or with 128 + N if signal N ended the worker, as shells do.
 The worker writes its output, standard error included, to the agent's standard output.
 """
@@ -23,12 +24,15 @@ import select
 import signal
 import subprocess
 import sys
+from types import FrameType
+from typing import NoReturn
 
 from tf_gossip_pga.launch import environment, gpus, ssh
 from tf_gossip_pga.launch.remote import Request
 from tf_gossip_pga.launch.workers import GRACE_S
 
 _POLL_S = 0.1  # time between two checks of whether the worker has ended
+_STOP = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # from Linux' sys/prctl.h
 
 
@@ -41,11 +45,19 @@ def main() -> int:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans below the worker become children of this process
     try:
         worker = _start(Request(**json.loads(described)))
+    except TypeError:  # the launcher's requests have other fields
+        print("The launcher has another version of tf_gossip_pga than this host.", file=sys.stderr)
+        return 1
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
+    for number in _STOP:
+        signal.signal(number, _stop)
     try:
-        _follow(worker, lines)
+        with contextlib.suppress(_StoppedError):
+            _follow(worker, lines)
+        with contextlib.suppress(_StoppedError):
+            _stop_worker(worker)
     finally:
         _signal(worker, signal.SIGKILL)
     code = worker.wait()
@@ -57,6 +69,16 @@ def main() -> int:
         )
         return 1
     return code if code >= 0 else 128 - code
+
+
+class _StoppedError(Exception):
+    """A signal asks the agent to stop the worker."""
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    for each in _STOP:
+        signal.signal(each, signal.SIG_IGN)  # the worker is already being stopped
+    raise _StoppedError
 
 
 def _start(request: Request) -> subprocess.Popen[bytes]:
@@ -92,20 +114,22 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _follow(worker: subprocess.Popen[bytes], lines: io.FileIO) -> None:
-    """Pass signals to the worker until it ends.
-
-    When the input ends, send SIGTERM, and wait for up to `GRACE_S`.
-    """
+    """Pass signals to the worker until it or the input ends."""
     while worker.poll() is None:
         if not select.select([lines], [], [], _POLL_S)[0]:
             continue
         line = lines.readline()
-        if not line:
-            _signal(worker, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(GRACE_S)
+        if not line.endswith(b"\n"):  # the connection has ended, perhaps within a line
             return
         _signal(worker, signal.Signals[line.decode().strip()])
+
+
+def _stop_worker(worker: subprocess.Popen[bytes]) -> None:
+    """Send SIGTERM to a worker that still runs, and wait for up to `GRACE_S`."""
+    if worker.poll() is None:
+        _signal(worker, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(GRACE_S)
 
 
 def _kill_others() -> None:

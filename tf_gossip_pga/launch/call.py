@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import pathlib
 import pickle
+import shutil
 import signal
 import sys
 import threading
@@ -30,7 +31,7 @@ def main(folder: str) -> None:
       TypeError: the result cannot be pickled.
     """
     call = pickle.loads(pathlib.Path(folder, "call").read_bytes())
-    threading.Thread(target=_end_with, args=(call["caller"],), daemon=True).start()
+    threading.Thread(target=_end_with, args=(call["caller"], folder), daemon=True).start()
     sys.path[:] = call["path"]
     from tf_gossip_pga.cluster import detect
 
@@ -41,13 +42,15 @@ def main(folder: str) -> None:
         pathlib.Path(folder, f"{rank}.result").write_bytes(_pickled(result))
 
 
-def _end_with(caller: int) -> None:
+def _end_with(caller: int, folder: str) -> None:
     """Kill this process and its children once the process that called `pga.run` has ended.
 
-    When a notebook's kernel is restarted, it is killed, so it cannot stop its workers itself.
+    When a notebook's kernel is restarted, it is killed, so it cannot stop its workers or remove the
+    folder itself.
     """
     while os.getppid() == caller:
         time.sleep(_LOOK_S)
+    shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)  # the launcher gives each worker a process group of its own
 
 
@@ -55,7 +58,9 @@ def _pickled(result: object) -> bytes:
     import cloudpickle
 
     try:
-        return cloudpickle.dumps(result)
+        pickled = cloudpickle.dumps(result)
+        pickle.loads(pickled)  # the caller must be able to do the same
+        return pickled
     except Exception as error:  # classes may raise any exception when they are pickled
         raise TypeError(
             f"The result of the function, a {type(result).__name__}, cannot be sent to the process "

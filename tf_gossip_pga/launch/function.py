@@ -89,6 +89,11 @@ def _content(
     """
     if not callable(function):
         raise TypeError(f"function must be callable, received {function!r}.")
+    if not isinstance(args, list | tuple) or not isinstance(kwargs or {}, Mapping):
+        raise TypeError(
+            "args must be a list or tuple and kwargs a dict, received args="
+            f"{type(args).__name__} and kwargs={type(kwargs).__name__}."
+        )
     try:
         import cloudpickle
     except ImportError:
