@@ -157,7 +157,7 @@ def _sigterm_once_ready(*command: str) -> tuple[int, str]:
         text=True,
     )
     try:
-        assert {run.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
+        assert sorted(processes.lines(run, 2)) == ["[0] ready\n", "[1] ready\n"]
         run.send_signal(signal.SIGTERM)
         output, _ = run.communicate(timeout=deadlines.long())
     finally:
@@ -253,7 +253,7 @@ def test_nohup_is_respected(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
     try:
-        assert run.stdout.readline() == "[0] ready\n"
+        assert processes.lines(run, 1) == ["[0] ready\n"]
         run.send_signal(signal.SIGHUP)
         output, _ = run.communicate(timeout=deadlines.long())
     finally:
