@@ -18,7 +18,7 @@ from tf_gossip_pga.launch import remote
 
 pytestmark = pytest.mark.multiprocess
 
-# Like ssh: the command gets the standard input, but not the environment. Two hosts are special.
+# Like ssh: the command gets the standard input, but not the environment. The host `closed` fails.
 SSH = """
 if [ "$host" = closed ]; then
     echo "ssh: connect to host closed port 22: Connection refused" >&2

@@ -1,5 +1,6 @@
 """The report for issues, and the subcommands of the console command."""
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -27,6 +28,18 @@ def test_the_report_has_versions_and_hardware():
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(issue, "_PACKAGES", ("no-such-package",))
     assert rows(issue.report({}))["no-such-package"] == "not installed"
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "tensorflow-cpu", "tf-nightly"])
+def test_each_package_of_tensorflow_is_found(monkeypatch, name):
+    def version(package):
+        if package != name:
+            raise importlib.metadata.PackageNotFoundError
+        return "2.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = rows(issue.report({}))
+    assert (found["tensorflow"], found["keras"]) == ("2.0", "not installed")
 
 
 def test_the_report_shows_how_the_cluster_is_found_and_from_which_variables():
