@@ -30,5 +30,5 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: pathlib.Path, script: str):
     program.parent.mkdir()
     program.write_text(_HEAD + script)
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
