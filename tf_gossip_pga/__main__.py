@@ -20,7 +20,7 @@ _COMMANDS = {
     "doctor": ("check hosts and the network between them", "launch.doctor"),
     "plan": ("estimate step times, and recommend an algorithm", "plan.__main__"),
     "simulate": ("compare algorithms on virtual workers", "simulate.__main__"),
-    "env": ("print what an issue report needs", "launch.report"),
+    "env": ("print what an issue report needs", "launch.issue"),
 }
 
 

@@ -202,7 +202,7 @@ def test_workers_and_their_children_end_with_a_caller_that_is_killed(tmp_path):
     )
     with caller:
         try:
-            said = [caller.stdout.readline().split() for _ in range(2)]
+            said = [line.split() for line in processes.lines(caller, 2)]
         finally:
             caller.kill()
     pids = [int(pid) for _, _, *both in said for pid in both]

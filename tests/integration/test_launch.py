@@ -157,7 +157,7 @@ def _sigterm_once_ready(*command: str) -> tuple[int, str]:
         text=True,
     )
     try:
-        assert {run.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
+        assert sorted(processes.lines(run, 2)) == ["[0] ready\n", "[1] ready\n"]
         run.send_signal(signal.SIGTERM)
         output, _ = run.communicate(timeout=deadlines.long())
     finally:
@@ -253,7 +253,7 @@ def test_nohup_is_respected(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
     try:
-        assert run.stdout.readline() == "[0] ready\n"
+        assert processes.lines(run, 1) == ["[0] ready\n"]
         run.send_signal(signal.SIGHUP)
         output, _ = run.communicate(timeout=deadlines.long())
     finally:
@@ -323,7 +323,11 @@ def test_a_character_may_arrive_in_two_reads():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workers=0", __file__], "--workers must be at least 1, received 0"),
+        (["--workers=0", __file__], "workers must be a whole number >= 1, received 0"),
+        (["--gpus-per-worker=0", __file__], "gpus_per_worker must be a whole number >= 1, rec"),
+        (["--rejoins=-1", __file__], "rejoins must be a whole number >= 0, received -1"),
+        (["--max-restarts=-1", __file__], "max_restarts must be a whole number >= 0, received"),
+        (["-Ha:2", "--min-workers=3", __file__], "min_workers must be a whole number from 1 to 2"),
         (["--workers=two", __file__], "invalid int value: 'two'"),
         (["--workers=2", "no_such_script.py"], "there is no script 'no_such_script.py'"),
         (["--workers=2"], "give the script that every worker runs, or -m and a module"),
@@ -437,3 +441,9 @@ def test_a_failed_job_begins_again_as_often_as_it_may(tmp_path, capfd):
 def test_min_workers_must_be_a_number_of_workers(least):
     with pytest.raises(ValueError, match=r"min_workers must be a whole number from 1 to 2, "):
         _launch("", 2, min_workers=least)
+
+
+def test_a_signal_without_a_name_has_its_number():
+    with pytest.raises(launch.LaunchError) as caught:
+        _launch("import signal; os.kill(os.getpid(), signal.SIGRTMIN + 5)", 1)
+    assert f"failed first, with signal {signal.SIGRTMIN + 5};" in str(caught.value)

@@ -11,21 +11,15 @@ import sys
 
 import pytest
 
-from tests.support import deadlines, processes
+from tests.support import deadlines, fake_ssh, processes
 from tf_gossip_pga import launch
 from tf_gossip_pga.launch import hosts as hosts_lib
 from tf_gossip_pga.launch import remote
 
 pytestmark = pytest.mark.multiprocess
 
-# Like ssh: the command gets the standard input, but not the environment. Two hosts are special.
-SSH = """#!/bin/sh
-while [ "${1#-}" != "$1" ]; do
-    if [ "$1" = -o ]; then shift; fi
-    shift
-done
-host=$1
-shift
+# Like ssh: the command gets the standard input, but not the environment. The host `closed` fails.
+SSH = """
 if [ "$host" = closed ]; then
     echo "ssh: connect to host closed port 22: Connection refused" >&2
     exit 255
@@ -41,13 +35,7 @@ rank = json.loads(os.environ['TF_CONFIG'])['task']['index']
 
 @pytest.fixture(autouse=True)
 def _ssh(monkeypatch, tmp_path):
-    program = tmp_path / "bin" / "ssh"
-    program.parent.mkdir()
-    program.write_text(SSH)
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    root = pathlib.Path(__file__).parents[2]
-    monkeypatch.setenv("PYTHONPATH", str(root))
+    fake_ssh.install(monkeypatch, tmp_path, SSH)
 
 
 def _launch(script: str, hosts: str = "a:2,me@b", **settings) -> str:
@@ -280,9 +268,9 @@ def _started(folder: pathlib.Path, *arguments: str):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
-        assert run.stdout.readline() == "Starting workers over ssh: 2 on a, 1 on b.\n"
-        ready = sorted(run.stdout.readline() for _ in range(3))
-        assert ready == [f"[{rank}] ready\n" for rank in range(3)]
+        lines = processes.lines(run, 4)
+        assert lines[0] == "Starting workers over ssh: 2 on a, 1 on b.\n"
+        assert sorted(lines[1:]) == [f"[{rank}] ready\n" for rank in range(3)]
         pids = [int(path.stem) for path in (folder / "pids").iterdir()]
         assert len(pids) == 12
         yield run, pids

@@ -9,6 +9,8 @@ import os
 import pathlib
 import resource
 import signal
+import subprocess
+import threading
 import uuid
 
 from tests.support import deadlines
@@ -45,6 +47,19 @@ def marked() -> dict[int, str]:
         except OSError:  # the process has ended, or belongs to another user
             continue
     return found
+
+
+def lines(process: subprocess.Popen[str], count: int) -> list[str]:
+    """Return the next lines of a process's output. Kill the process if they take too long.
+
+    The lines that are missing then are empty.
+    """
+    timer = threading.Timer(deadlines.long(), process.kill)
+    timer.start()
+    try:
+        return [process.stdout.readline() for _ in range(count)]
+    finally:
+        timer.cancel()
 
 
 def await_end(pids: list[int]):

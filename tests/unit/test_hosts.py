@@ -16,6 +16,7 @@ from tf_gossip_pga.launch.hosts import Host
         ("me@[fe80::1]:3,[::2]", [Host("me@fe80::1", 3), Host("::2")]),
         ("a:2,b,a", [Host("a", 3), Host("b")]),
         ("localhost:2", [Host("localhost", 2)]),
+        ("localhost-rack2,b", [Host("localhost-rack2"), Host("b")]),
     ],
 )
 def test_lists_of_hosts(text, expected):
@@ -39,6 +40,8 @@ def test_an_entry_of_another_form_is_refused(entry):
     ("text", "message"),
     [
         ("localhost,b", "localhost is a different machine on each host. Give the name"),
+        ("localhost6.localdomain6,b", "localhost6.localdomain6 is a different machine on each"),
+        ("b,[::1]", r"\[::1\] is a different machine on each host"),
         ("b,me@127.0.0.1", r"127\.0\.0\.1 is a different machine on each host"),
         ("me@a,you@a", "a is listed for several users"),
     ],

@@ -210,6 +210,8 @@ def test_every_public_object_has_a_docstring(room):
         "cluster.tf_config",
         "launch.doctor.examination",
         "launch.doctor.finding",
+        "launch.hosts",
+        "launch.signals",
         "plan",
         "simulate.curves",
         "simulate.problem",

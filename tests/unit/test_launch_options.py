@@ -1,11 +1,12 @@
 """The launcher's command line and its TOML file, with a stand-in for the launcher itself."""
 
+import contextlib
 import pathlib
 import re
 
 import pytest
 
-from tf_gossip_pga.launch import command, job
+from tf_gossip_pga.launch import command, job, signals
 from tf_gossip_pga.launch.hosts import Host
 
 
@@ -17,8 +18,13 @@ def launched(monkeypatch, tmp_path):
 
     def main(*arguments):
         seen = []
-        monkeypatch.setattr(job, "run", lambda *each, **settings: seen.append((each, settings)))
-        command.main([*arguments, str(script)])
+
+        def prepared_run(*each, **settings):
+            seen.append((each, settings))
+            return lambda: 0
+
+        monkeypatch.setattr(job, "prepared_run", prepared_run)
+        assert command.main([*arguments, str(script)]) == 0
         ((_, workers, restarts), settings) = seen[0]
         return {"workers": workers, "max_restarts": restarts, **settings}
 
@@ -94,10 +100,13 @@ def test_the_command_line_takes_precedence_over_the_file(launched, config):
         (["--workers=2", "-H", "a"], "--workers and --hosts are both given. Give --workers=N to"),
         (["-H", "a", "--hostfile=b"], "--hosts and --hostfile are both given"),
         (["-H", "a:0"], "-H must list hosts such as a:2,user@b:2, with at least one slot each"),
-        (["-H", "a:2", "--min-workers=3"], "--min-workers must be from 1 to 2, received 3"),
         (["--env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE is not set here. Set it, or give NAME="),
-        (["--env", "=1"], "--env must be NAME=VALUE or NAME, and not TF_CONFIG"),
-        (["--env", "TF_CONFIG={}"], "--env must be NAME=VALUE or NAME, and not TF_CONFIG"),
+        (["--env", "=1"], "--env must be NAME=VALUE or NAME; received '=1'"),
+        (["--env", "TF_CONFIG={}"], "--env cannot set TF_CONFIG, which the launcher sets or"),
+        (["--env", "TF_GOSSIP_PGA_CHANNEL_PORT=1"], "cannot set TF_GOSSIP_PGA_CHANNEL_PORT, wh"),
+        (["--env", "TF_GOSSIP_PGA_CLUSTER=none"], "--env cannot set TF_GOSSIP_PGA_CLUSTER, whi"),
+        (["--env", "TF_GOSSIP_PGA_RANK=1"], "--env cannot set TF_GOSSIP_PGA_RANK, which the lau"),
+        (["--env", "TF_GOSSIP_PGA_JOIN=1"], "received 'TF_GOSSIP_PGA_JOIN=1'. Leave it out"),
         (["--config=no_such.toml"], "--config 'no_such.toml' cannot be read: "),
     ],
 )
@@ -121,7 +130,14 @@ def test_the_file_in_the_guide_is_accepted(launched, config, monkeypatch):
         ("workers = ", "cannot be read: Invalid value"),
         ("worker = 4", "has the unknown key 'worker'. Accepted are env, gpus-per-worker, hostfile"),
         ("config = 'x'", "has the unknown key 'config'"),
-        ("workers = 1.5", "workers must be text, a whole number, true, false or a list of texts"),
+        ("workers = 1.5", "workers must be text, a whole number or a list of texts; received 1.5"),
+        (
+            "log-dir = true",
+            "log-dir must be text, a whole number or a list of texts; received True",
+        ),
+        ("rejoins = false", "rejoins must be text, a whole number or a list of texts; received Fa"),
+        ("env = ['A=1', true]", "env must be text, a whole number or a list of texts; received ["),
+        ("verbose = 'yes'", "verbose must be true or false; received 'yes'"),
         ("workers = 'two'", "argument --workers: invalid int value: 'two'"),
         ("workers = 2\nhosts = 'a'", "--workers and --hosts are both given"),
     ],
@@ -131,6 +147,18 @@ def test_a_bad_file_is_an_error(launched, config, capsys, content, message):
         launched(config(content))
     assert error.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_error_of_the_launcher_itself_is_not_one_of_the_command_line(monkeypatch, tmp_path):
+    def fail(prepared):
+        raise ValueError("a mistake of the launcher")
+
+    monkeypatch.setattr(job, "_follow", fail)
+    monkeypatch.setattr(signals, "handled", lambda handlers: contextlib.nullcontext())
+    script = tmp_path / "script.py"
+    script.touch()
+    with pytest.raises(ValueError, match="a mistake of the launcher"):
+        command.main(["--workers=1", str(script)])
 
 
 def test_a_task_of_a_scheduler_does_not_start_a_job_of_its_own(launched, monkeypatch, capsys):

@@ -53,6 +53,10 @@ def start(given, rank, facts=FACTS, timing=QUICK, after_s=0.0) -> concurrent.fut
     return future
 
 
+def is_under_way(address: str) -> bool:
+    return roll_call_sockets.greeting_at(address, 1) == greetings.ROLL_CALL
+
+
 def error(future, kind) -> str:
     found = future.exception(deadlines.long())
     assert type(found) is kind, repr(found)
@@ -232,7 +236,7 @@ def test_an_index_on_the_wrong_machine_is_named(monkeypatch):
     odd = addresses.free(1)[0]
     listener_everywhere = addresses_lib.listener_everywhere
     first = start(given, 1)
-    deadlines.Deadline(60).until(lambda: roll_call_sockets.is_under_way(given[1:], 1))
+    deadlines.Deadline(60).until(lambda: is_under_way(given[1]))
     # On another machine the same port would be free.
     monkeypatch.setattr(
         addresses_lib,
@@ -357,7 +361,7 @@ def test_a_worker_that_is_called_but_cannot_call_back_says_so(said):
 def test_strangers_who_call_are_dropped():
     given = addresses.free(2)
     first = start(given, 0)
-    deadlines.Deadline(60).until(lambda: roll_call_sockets.is_under_way(given[:1], 1))
+    deadlines.Deadline(60).until(lambda: is_under_way(given[0]))
     host, port = given[0].split(":")
     held = []
     for line in [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 100, b"{}\n", b"x" * (1 << 19)] * 20:
@@ -382,7 +386,7 @@ def test_where_tensorflow_listens_everywhere_it_returns_to_look_for_a_probe():
 def test_a_worker_that_is_to_join_takes_part_in_a_roll_call_instead():
     given = addresses.free(3)
     first = start(given, 0)
-    deadlines.Deadline(60).until(lambda: roll_call_sockets.is_under_way(given[:1], 1))
+    deadlines.Deadline(60).until(lambda: is_under_way(given[0]))
     assert joining.await_probe(given, 1, SECRET, QUICK) is None
     assert not first.done()
     rest = [start(given, rank) for rank in (1, 2)]

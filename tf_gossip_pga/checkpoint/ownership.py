@@ -59,6 +59,7 @@ from collections.abc import Callable
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.checkpoint import regular
+from tf_gossip_pga.cluster.machine import boot_id
 from tf_gossip_pga.errors import CheckpointError
 
 BEAT_S = 5.0
@@ -384,11 +385,10 @@ def _host() -> str:
 @functools.cache
 def _machine() -> str:
     """Return an identifier of this boot of this machine and of this process namespace."""
-    try:
-        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return _host()
+    with contextlib.suppress(OSError):
+        if boot := boot_id():
+            return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return _host()
 
 
 def _started(pid: int) -> int | None:

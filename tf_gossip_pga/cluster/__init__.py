@@ -15,6 +15,7 @@ Contents:
 - `sharding`: select the part of a dataset that one worker reads.
 - `devices`: choose the devices of one worker.
 - `gpus`: name the GPU from which one worker exchanges.
+- `machine`: identify the machine that this process runs on.
 
 Of these modules, only `devices` and `gpus` load TensorFlow when they are imported.
 """

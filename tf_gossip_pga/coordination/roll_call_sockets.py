@@ -12,14 +12,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import pathlib
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
+from tf_gossip_pga.cluster.machine import boot_id
 from tf_gossip_pga.coordination import addresses as addresses_lib
 from tf_gossip_pga.coordination import greetings, roster
 from tf_gossip_pga.coordination.roster import Report
@@ -32,9 +32,6 @@ _SETTINGS = b"\x04\0\0\0\0\0"
 # How many connections to serve at once, and how many processes to remember, in addition to those of
 # the workers.
 _STRANGERS = 64
-
-# A random id that Linux chooses at each start of the machine. Containers have that of their host.
-_BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclasses.dataclass
@@ -97,7 +94,7 @@ class Calls:
             pid=os.getpid(),
             addresses=tuple(addresses),
             gpu=gpu,
-            machine=_machine(),
+            machine=boot_id().partition("-")[0],
             facts=facts,
             missing=tuple(self.others),
         )
@@ -291,11 +288,6 @@ class Calls:
         return addresses_lib.listener_once_free(port, self._timing)
 
 
-def is_under_way(addresses: Iterable[str], timeout_s: float) -> bool:
-    """Return whether a worker at one of these addresses takes part in a roll call."""
-    return any(greeting_at(address, timeout_s) == greetings.ROLL_CALL for address in addresses)
-
-
 def greeting_at(address: str, timeout_s: float) -> bytes | None:
     """Return the greeting of the listener at an address.
 
@@ -332,13 +324,6 @@ def read_greeting(
             break
         data += chunk
     return data
-
-
-def _machine() -> str:
-    """Return an id of this machine, or an empty string if Linux does not tell one."""
-    with contextlib.suppress(OSError):
-        return _BOOT_ID.read_text().partition("-")[0]
-    return ""
 
 
 def read_line(connection: socket.socket, ends: float) -> bytes:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from tf_gossip_pga.launch import config, hosts, job
+from tf_gossip_pga.launch import config, environment, hosts, job
 
 _PLACES = ("workers", "hosts", "hostfile")  # options that say where workers start
 
@@ -28,24 +28,29 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m tf_gossip_pga
     parser = _parser(prog)
     options = _parsed(parser, sys.argv[1:] if argv is None else list(argv))
     try:
-        job.check_alone("The launcher")
-        _check(options)
-        workers, places = _where(options)
-        return job.run(
-            [sys.executable, *_program(options)],
-            workers,
-            options.max_restarts,
-            hosts=places,
-            verbose=options.verbose,
-            min_workers=options.min_workers,
-            rejoins=options.rejoins,
-            gpus_per_worker=options.gpus_per_worker,
-            share_gpus=options.share_gpus,
-            env=_variables(options.env),
-            log_dir=options.log_dir,
-        )
+        run = _prepared(options)
     except (RuntimeError, ValueError) as error:
         parser.error(str(error))
+    return run()
+
+
+def _prepared(options: argparse.Namespace) -> Callable[[], int]:
+    """Return a function that runs the job. Raise an error if the options are invalid."""
+    job.check_alone("The launcher")
+    workers, places = _where(options)
+    return job.prepared_run(
+        [sys.executable, *_program(options)],
+        workers,
+        options.max_restarts,
+        hosts=places,
+        verbose=options.verbose,
+        min_workers=options.min_workers,
+        rejoins=options.rejoins,
+        gpus_per_worker=options.gpus_per_worker,
+        share_gpus=options.share_gpus,
+        env=_variables(options.env),
+        log_dir=options.log_dir,
+    )
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -74,17 +79,7 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--workers", type=int, metavar="N", help="number of workers on this machine (default: 2)"
     )
-    group.add_argument(
-        "-H",
-        "--hosts",
-        metavar="HOSTS",
-        help="hosts on which to start workers over ssh, and how many workers on each: a:2,user@b:2",
-    )
-    group.add_argument(
-        "--hostfile",
-        metavar="FILE",
-        help="file that lists the hosts, one a line: `a slots=2` or `a:2`",
-    )
+    hosts.add_options(group)
 
 
 def _add_failures(parser: argparse.ArgumentParser) -> None:
@@ -160,27 +155,17 @@ def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namesp
     if options.config is None:
         return options
     others = {"config", "module", "script", "arguments"}
-    flags = {name.replace("_", "-") for name in set(vars(options)) - others}
+    flags = {
+        name.replace("_", "-"): value for name, value in vars(options).items() if name not in others
+    }
+    switches = [flag for flag, value in flags.items() if isinstance(value, bool)]
     try:
-        given = config.arguments(options.config, flags)
+        given = config.arguments(options.config, flags, switches)
     except ValueError as error:
         parser.error(str(error))
     if any(getattr(options, name) is not None for name in _PLACES):
         given = [each for each in given if each.removeprefix("--").partition("=")[0] not in _PLACES]
     return parser.parse_args([*given, *argv])  # of two values, the later one counts
-
-
-def _check(options: argparse.Namespace) -> None:
-    if options.workers is not None and options.workers < 1:
-        raise ValueError(f"--workers must be at least 1, received {options.workers}")
-    if options.gpus_per_worker < 1:
-        raise ValueError(
-            f"--gpus-per-worker must be at least 1, received {options.gpus_per_worker}"
-        )
-    for name in ("rejoins", "max_restarts"):
-        if (number := getattr(options, name)) < 0:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must not be negative, received {number}")
 
 
 def _where(options: argparse.Namespace) -> tuple[int | None, list[hosts.Host] | None]:
@@ -191,17 +176,10 @@ def _where(options: argparse.Namespace) -> tuple[int | None, list[hosts.Host] | 
             f"--{given[0]} and --{given[1]} are both given. Give --workers=N to start N workers on "
             "this machine, or -H or --hostfile to start workers on other hosts over ssh"
         )
-    if options.hosts is not None:
-        workers, places = None, hosts.parse(options.hosts)
-    elif options.hostfile is not None:
-        workers, places = None, hosts.read(options.hostfile)
-    else:
-        workers, places = options.workers or 2, None
-    count = workers or sum(host.slots for host in places or [])
-    least = options.min_workers
-    if least is not None and not 1 <= least <= count:
-        raise ValueError(f"--min-workers must be from 1 to {count}, received {least}")
-    return workers, places
+    places = hosts.chosen(options)
+    if places is not None:
+        return None, places
+    return (2 if options.workers is None else options.workers), None
 
 
 def _variables(given: list[str]) -> dict[str, str]:
@@ -209,10 +187,12 @@ def _variables(given: list[str]) -> dict[str, str]:
     here, found = {**os.environ}, {}
     for text in given:
         name, equals, value = text.partition("=")
-        if not name or name == "TF_CONFIG":
+        if not name:
+            raise ValueError(f"--env must be NAME=VALUE or NAME; received {text!r}")
+        if name in environment.OF_ONE_WORKER:
             raise ValueError(
-                f"--env must be NAME=VALUE or NAME, and not TF_CONFIG, which the launcher sets; "
-                f"received {text!r}"
+                f"--env cannot set {name}, which the launcher sets or removes for each worker; "
+                f"received {text!r}. Leave it out"
             )
         if not equals and name not in here:
             raise ValueError(f"--env {name}: {name} is not set here. Set it, or give NAME=VALUE")

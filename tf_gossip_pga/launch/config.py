@@ -8,20 +8,21 @@ from collections.abc import Collection
 from typing import Any
 
 
-def arguments(path: str, known: Collection[str]) -> list[str]:
+def arguments(path: str, known: Collection[str], switches: Collection[str]) -> list[str]:
     """Return the options in a file as command-line arguments.
 
     Args:
       path: a TOML file. Its keys are the names of options without `--`: `workers = 4`,
         `log-dir = "logs"`, `share-gpus = true`, `env = ["A=1", "B"]`.
       known: the accepted keys.
+      switches: those of `known` whose value is true or false. All others have another value.
 
     Returns:
       Arguments such as `"--workers=4"`.
 
     Raises:
-      ValueError: the file cannot be read, is not TOML, or has an unknown key or a value that is not
-        text, a whole number, true, false or a list of texts.
+      ValueError: the file cannot be read, is not TOML, or has an unknown key or a value that its
+        key does not accept.
     """
     try:
         content = tomllib.loads(pathlib.Path(path).read_text())
@@ -33,16 +34,26 @@ def arguments(path: str, known: Collection[str]) -> list[str]:
             f"--config {path!r} has the unknown key {unknown[0]!r}. Accepted are "
             f"{', '.join(sorted(known))}."
         )
-    return [each for name, value in content.items() for each in _options(path, name, value)]
+    try:
+        return [
+            each
+            for name, value in content.items()
+            for each in (_switch if name in switches else _option)(name, value)
+        ]
+    except ValueError as error:
+        raise ValueError(f"--config {path!r}: {error}") from None
 
 
-def _options(path: str, name: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [f"--{name}"] * value
+def _switch(name: str, value: Any) -> list[str]:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false; received {value!r}.")
+    return [f"--{name}"] * value
+
+
+def _option(name: str, value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(each, str | int) for each in values):
+    if not all(isinstance(each, str | int) and not isinstance(each, bool) for each in values):
         raise ValueError(
-            f"--config {path!r}: {name} must be text, a whole number, true, false or a list of "
-            f"texts; received {value!r}."
+            f"{name} must be text, a whole number or a list of texts; received {value!r}."
         )
     return [f"--{name}={each}" for each in values]

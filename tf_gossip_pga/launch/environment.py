@@ -16,6 +16,16 @@ from tf_gossip_pga.cluster import cluster_file, place, ports, tf_config
 _PASSED = ("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS")
 _OWN = "TF_GOSSIP_PGA_"
 
+# Variables whose values are different for each worker. (CLUSTER would take precedence over
+# TF_CONFIG, and the workers of one host cannot share CHANNEL_PORT.)
+OF_ONE_WORKER = (
+    "TF_CONFIG",
+    tf_config.JOIN,
+    place.CLUSTER,
+    cluster_file.RANK,
+    ports.CHANNEL_PORT,
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
@@ -42,20 +52,17 @@ def of_worker(addresses: list[str], rank: int, shared: Shared, *, joins: bool) -
       shared: the settings that all workers share.
       joins: whether the worker joins a running job.
     """
-    environment = {
+    passed = {
         name: value
         for name, value in os.environ.items()
         if name in _PASSED or name.startswith(_OWN)
     }
-    environment.update(shared.chosen)
+    given = {**passed, **shared.chosen}
+    environment = {name: value for name, value in given.items() if name not in OF_ONE_WORKER}
     environment["TF_CONFIG"] = tf_config.to_tf_config(addresses, rank)
     environment["PYTHONUNBUFFERED"] = "1"
     if tf_config.SECRET_FILE not in environment:
         environment.setdefault(tf_config.SECRET, shared.secret)
-    environment.pop(tf_config.JOIN, None)
-    environment.pop(place.CLUSTER, None)  # it would take precedence over TF_CONFIG
-    environment.pop(cluster_file.RANK, None)
-    environment.pop(ports.CHANNEL_PORT, None)  # workers of one host cannot share it
     if joins:
         environment[tf_config.JOIN] = "1"
     if not shared.verbose:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pathlib
 import pickle
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tf_gossip_pga.launch import call, job
+from tf_gossip_pga.launch import call, job, signals
 from tf_gossip_pga.launch.watch import Outcome
 
 
@@ -124,7 +125,7 @@ def _launched(content: bytes, workers: int, settings: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="tf_gossip_pga-") as folder:  # private to this user
         pathlib.Path(folder, "call").write_bytes(content)
         command = [sys.executable, "-P", call.__file__, folder]
-        with job.forwarding_sigterm():
+        with signals.handled({signal.SIGTERM: signals.terminate}):
             outcomes = job.launch(command, workers, **settings)
         if code := job.code_of(outcomes):
             sys.exit(code)

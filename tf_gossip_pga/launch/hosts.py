@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import pathlib
 import re
@@ -14,6 +15,8 @@ _LINE = re.compile(
     rf"{_NAME}((:|\s+slots\s*=\s*)(?P<slots>[0-9]{{1,6}}))?(\s+max[-_]slots\s*=\s*[0-9]+)?",
     re.ASCII,
 )
+# Names of the machine itself, as they stand in /etc/hosts of common distributions.
+_LOOPBACK = re.compile(r"localhost[46]?(\.localdomain[46]?)?|127\.[0-9.]+|\[::1\]", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,32 @@ class Host:
         """The host as it stands before a port: without `user@`, and IPv6 in brackets."""
         name = self.name.rpartition("@")[2]
         return f"[{name}]" if ":" in name else name
+
+
+def add_options(parser: argparse._ActionsContainer) -> None:
+    """Add `-H`, `--hosts` and `--hostfile` to a parser, or to a group of its options."""
+    parser.add_argument(
+        "-H",
+        "--hosts",
+        metavar="HOSTS",
+        help="hosts to reach over ssh, with the number of workers on each: a:2,user@b:2",
+    )
+    parser.add_argument(
+        "--hostfile",
+        metavar="FILE",
+        help="file that lists the hosts, one a line: `a slots=2`, `a:2` or `a`",
+    )
+
+
+def chosen(options: argparse.Namespace) -> list[Host] | None:
+    """Return the hosts in the options that `add_options` has added. Return None if there are none.
+
+    Raises:
+      ValueError: the list or file of hosts is invalid (see `parse` and `read`).
+    """
+    if options.hosts is not None:
+        return parse(options.hosts)
+    return None if options.hostfile is None else read(options.hostfile)
 
 
 def parse(text: str) -> list[Host]:
@@ -115,7 +144,7 @@ def _check(hosts: list[Host]) -> None:
                 f"{address} is listed for several users. List each host for one user, with all of "
                 "its slots."
             )
-        if len(hosts) > 1 and re.match(r"localhost|127\.|\[::1\]", address):
+        if len(hosts) > 1 and _LOOPBACK.fullmatch(address):
             raise ValueError(
                 f"{address} is a different machine on each host. Give the name or address by which "
                 "the other hosts reach it."

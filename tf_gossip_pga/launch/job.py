@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import dataclasses
+import functools
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tf_gossip_pga import _validate
 from tf_gossip_pga.cluster import detect
 from tf_gossip_pga.cluster.place import CLUSTER
 from tf_gossip_pga.coordination import roll_call_sockets
 from tf_gossip_pga.errors import PREEMPTED, LaunchError
-from tf_gossip_pga.launch import environment, gpus, remote
+from tf_gossip_pga.launch import local, remote, signals
 from tf_gossip_pga.launch.environment import Shared
 from tf_gossip_pga.launch.hosts import Host
 from tf_gossip_pga.launch.logs import Logs
 from tf_gossip_pga.launch.watch import ENDED_WELL, Outcome, Watch
-from tf_gossip_pga.launch.workers import Crew, Job, Worker
+from tf_gossip_pga.launch.workers import Crew, Team
 from tf_gossip_pga.tools.screen import Screen
 
-_ANSWER_S = 0.2  # deadline for a local worker to answer whether it waits for others to start
 _SAVE_S = 20.0  # time for workers to save a checkpoint after SIGTERM
+_HANDLERS = {signal.SIGTERM: signals.terminate, signal.SIGHUP: signals.interrupt}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The optional arguments of `launch`, which explains them."""
+
+    hosts: Sequence[Host] | None = None
+    verbose: bool = False
+    min_workers: int | None = None
+    rejoins: int = 0
+    gpus_per_worker: int = 1
+    share_gpus: bool = False
+    env: Mapping[str, str] | None = None
+    log_dir: str | None = None
+    deadline_s: float | None = None
+    write: Callable[[str], object] | None = None
 
 
 def launch(
@@ -72,17 +87,56 @@ def launch(
       >>> [each.returncode for each in launch.launch(["true"], workers=2)]
       [0, 0]
     """
+    settings = Settings(
+        hosts=hosts,
+        verbose=verbose,
+        min_workers=min_workers,
+        rejoins=rejoins,
+        gpus_per_worker=gpus_per_worker,
+        share_gpus=share_gpus,
+        env=env,
+        log_dir=log_dir,
+        deadline_s=deadline_s,
+        write=write,
+    )
+    return _follow(_prepared(command, workers, settings))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A job whose workers have not started yet.
+
+    Attributes:
+      team: the workers.
+      screen: merges the workers' output into one.
+      logs: writes each worker's output to a file.
+      limits: the arguments of `Watch` that limit failures and time.
+    """
+
+    team: Team
+    screen: Screen
+    logs: Logs
+    limits: dict[str, Any]
+
+
+def _prepared(command: Sequence[str], workers: int | None, settings: Settings) -> _Prepared:
+    """Check the arguments of `launch`, choose addresses, and open the log files.
+
+    Raises:
+      ValueError: an argument is invalid (see `launch`).
+    """
+    hosts = settings.hosts
     count = _count(workers, hosts)
-    limits = _limits(count, min_workers, rejoins, deadline_s)
-    per_worker = _validate.check_whole("gpus_per_worker", gpus_per_worker, 1)
-    terminal = write is None and sys.stdout.isatty()
-    screen = Screen(write or _write_out, verbose, terminal)
-    shared = Shared(verbose, env or {})
+    limits = _limits(count, settings)
+    per_worker = _validate.check_whole("gpus_per_worker", settings.gpus_per_worker, 1)
+    terminal = settings.write is None and sys.stdout.isatty()
+    screen = Screen(settings.write or _write_out, settings.verbose, terminal)
+    shared = Shared(settings.verbose, settings.env or {})
     if hosts is None:
-        job = _local(command, count, shared, per_worker, share_gpus, terminal)
+        team = local.team(command, count, shared, per_worker, settings.share_gpus, terminal)
     else:
-        job = remote.job(command, hosts, shared, per_worker, share_gpus)
-    return _follow(job, screen, log_dir, limits)
+        team = remote.team(command, hosts, shared, per_worker, settings.share_gpus)
+    return _Prepared(team, screen, Logs(settings.log_dir, count), limits)
 
 
 def _count(workers: int | None, hosts: Sequence[Host] | None) -> int:
@@ -97,52 +151,29 @@ def _count(workers: int | None, hosts: Sequence[Host] | None) -> int:
     return sum(host.slots for host in hosts)
 
 
-def _limits(
-    count: int, min_workers: int | None, rejoins: int, deadline_s: float | None
-) -> dict[str, Any]:
+def _limits(count: int, settings: Settings) -> dict[str, Any]:
     """Return the arguments of `Watch` that limit failures and time."""
-    rejoins = _validate.check_whole("rejoins", rejoins, 0)
+    rejoins = _validate.check_whole("rejoins", settings.rejoins, 0)
+    min_workers = settings.min_workers
     if min_workers is None:
         min_workers = 1 if rejoins else count
     least = _validate.check_whole("min_workers", min_workers, 1, count)
-    return {"least": least, "rejoins": rejoins, "deadline_s": deadline_s}
+    return {"least": least, "rejoins": rejoins, "deadline_s": settings.deadline_s}
 
 
-def _local(
-    command: Sequence[str],
-    count: int,
-    shared: Shared,
-    gpus_per_worker: int,
-    share_gpus: bool,
-    terminal: bool,
-) -> Job:
-    """Return the job of `count` workers on this machine."""
-    visible = gpus.visible({**os.environ, **shared.chosen})
-    shares = gpus.divide(visible, count, gpus_per_worker, share_gpus)
-    addresses = environment.free_addresses(count)
-
-    def start(rank: int, joins: bool) -> Worker:
-        variables = environment.of_worker(addresses, rank, shared, joins=joins)
-        whole = environment.on_this_host(variables, count, shares[rank])
-        # If the output is a terminal, rank 0 gets one too, so that Keras draws a progress bar.
-        return Worker(command, rank, whole, terminal and rank == 0)
-
-    return Job(addresses, start, _ANSWER_S)
-
-
-def _follow(job: Job, screen: Screen, log_dir: str | None, limits: dict[str, Any]) -> list[Outcome]:
+def _follow(prepared: _Prepared) -> list[Outcome]:
     """Start the workers, and watch them until the end."""
-    count = len(job.addresses)
+    team, screen, limits = prepared.team, prepared.screen, prepared.limits
     with (
-        contextlib.closing(Logs(log_dir, count)) as logs,
-        contextlib.closing(Crew(job.start)) as crew,
+        contextlib.closing(prepared.logs) as logs,
+        contextlib.closing(Crew(team.start)) as crew,
     ):
-        if job.notice:
-            screen.notice(job.notice)
-        crew.start(count)
+        if team.notice:
+            screen.notice(team.notice)
+        crew.start(len(team.addresses))
         try:
-            return Watch(crew, screen, logs, **limits, is_starting=_starting(job)).run()
-        except _Terminated:
+            return Watch(crew, screen, logs, **limits, greeting=_greeting_in(team)).run()
+        except signals.Terminated:
             outcomes = _after_saving(crew, screen, logs)
             if sum(each.returncode in ENDED_WELL for each in outcomes) >= limits["least"]:
                 return outcomes
@@ -160,14 +191,9 @@ def _after_saving(crew: Crew, screen: Screen, logs: Logs) -> list[Outcome]:
     return []
 
 
-def _starting(job: Job) -> Callable[[list[int]], bool]:
-    """Return a function that checks whether any of the given ranks waits for others to start."""
-
-    def is_starting(ranks: list[int]) -> bool:
-        where = (job.addresses[rank] for rank in ranks)
-        return roll_call_sockets.is_under_way(where, job.answer_s)
-
-    return is_starting
+def _greeting_in(team: Team) -> Callable[[int], bytes | None]:
+    """Return a function that returns the first bytes that the worker of a rank sends."""
+    return lambda rank: roll_call_sockets.greeting_at(team.addresses[rank], team.answer_s)
 
 
 def run(
@@ -175,7 +201,7 @@ def run(
 ) -> int:
     """Call `launch`, print failures to standard error, and return an exit code.
 
-    Install signal handlers that forward SIGTERM to the workers and stop the workers on SIGHUP.
+    Meanwhile, forward SIGTERM to the workers, and stop them on SIGHUP.
 
     Args:
       command: program and arguments, as for `launch`.
@@ -189,20 +215,50 @@ def run(
       failed; 130 if Ctrl-C or another signal interrupted it.
 
     Raises:
-      ValueError: an argument of `launch` is out of range.
+      ValueError: an argument is invalid (see `launch`).
     """
-    _handle_signals()
-    for restart in range(max_restarts + 1):
-        try:
-            return code_of(launch(command, workers, **settings))
-        except LaunchError as error:
-            print(f"\n{error}", file=sys.stderr, flush=True)
-            if restart < max_restarts:
-                again = f"\nThe launcher restarts the job: restart {restart + 1} of {max_restarts}."
-                print(again, file=sys.stderr, flush=True)
-        except KeyboardInterrupt:
-            print("\nInterrupted; all workers were stopped.", file=sys.stderr, flush=True)
-            return 130
+    return prepared_run(command, workers, max_restarts, **settings)()
+
+
+def prepared_run(
+    command: Sequence[str], workers: int | None, max_restarts: int, **settings: Any
+) -> Callable[[], int]:
+    """Prepare what `run` does, and return a function that does it.
+
+    An error that this function raises is one of the user's, and nothing has started yet. An error
+    of the returned function is one of this package's.
+
+    Args:
+      command: program and arguments, as for `launch`.
+      workers: number of processes on this machine, >= 1. None with `hosts`.
+      max_restarts: maximum number of restarts of a failed job.
+      **settings: further arguments of `launch`.
+
+    Returns:
+      A function without arguments that returns the exit code. Call it once.
+
+    Raises:
+      ValueError: an argument is invalid (see `launch`).
+    """
+    _validate.check_whole("max_restarts", max_restarts, 0)
+    prepare = functools.partial(_prepared, command, workers, Settings(**settings))
+    return functools.partial(_run, prepare(), prepare, max_restarts)
+
+
+def _run(first: _Prepared, prepare: Callable[[], _Prepared], most: int) -> int:
+    """Follow a job, restart it as often as necessary and allowed, and return the exit code."""
+    with signals.handled(_HANDLERS):
+        for restart in range(most + 1):
+            try:
+                return code_of(_follow(prepare() if restart else first))
+            except LaunchError as error:
+                print(f"\n{error}", file=sys.stderr, flush=True)
+                if restart < most:
+                    again = f"\nThe launcher restarts the job: restart {restart + 1} of {most}."
+                    print(again, file=sys.stderr, flush=True)
+            except KeyboardInterrupt:
+                print("\nInterrupted; all workers were stopped.", file=sys.stderr, flush=True)
+                return 130
     return 1
 
 
@@ -245,43 +301,6 @@ def code_of(outcomes: Sequence[Outcome]) -> int:
         flush=True,
     )
     return PREEMPTED
-
-
-@contextlib.contextmanager
-def forwarding_sigterm() -> Iterator[None]:
-    """Let `launch` forward SIGTERM to the workers until the context ends.
-
-    Then restore the previous handler. This has no effect outside the main thread, or if this
-    process ignores SIGTERM.
-    """
-    before = signal.getsignal(signal.SIGTERM)
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or before is signal.SIG_IGN:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not set by Python
-
-
-class _Terminated(KeyboardInterrupt):
-    """Raised when the launcher receives SIGTERM, so that `launch` forwards it to the workers."""
-
-
-def _handle_signals() -> None:
-    for number, handler in (
-        (signal.SIGTERM, _terminate),
-        (signal.SIGHUP, signal.default_int_handler),
-    ):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup sets SIG_IGN; keep it
-            signal.signal(number, handler)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a second SIGTERM ends the wait
-    raise _Terminated
 
 
 def _write_out(text: str) -> None:

@@ -20,13 +20,13 @@ from tf_gossip_pga.launch import environment, ssh
 from tf_gossip_pga.launch import hosts as hosts_lib
 from tf_gossip_pga.launch.environment import Shared
 from tf_gossip_pga.launch.hosts import Host
-from tf_gossip_pga.launch.workers import Job, Worker
+from tf_gossip_pga.launch.workers import Team, Worker
 
 _AGENT = "tf_gossip_pga.launch.agent"
 _ANSWER_S = 1.0  # deadline for a worker to answer whether it waits for others to start
 
 # Exit codes of an agent whose worker was ended by a signal.
-_OF_SIGNALS = {128 + each for each in signal.Signals}
+_OF_SIGNALS = {128 + each for each in signal.valid_signals()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +101,14 @@ class RemoteWorker(Worker):
             os.write(self._input, f"{line}\n".encode())
 
 
-def job(
+def team(
     command: Sequence[str],
     hosts: Sequence[Host],
     shared: Shared,
     gpus_per_worker: int,
     share_gpus: bool,
-) -> Job:
-    """Return the job of workers on other hosts.
+) -> Team:
+    """Return the team of workers on other hosts.
 
     Args:
       command: program and arguments.
@@ -137,4 +137,4 @@ def job(
         return RemoteWorker(host, rank, Request(list(command), variables, task, host.slots, *gpus))
 
     notice = f"Starting workers over ssh: {hosts_lib.listed(hosts)}."
-    return Job(addresses, start, _ANSWER_S, notice)
+    return Team(addresses, start, _ANSWER_S, notice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -39,5 +40,18 @@ def command(host: str, module: str, environment: Mapping[str, str]) -> list[str]
     path = environment.get("PYTHONPATH")
     variables = [f"PYTHONPATH={path}"] if path else []
     started = [*variables, sys.executable, "-m", module]
-    script = ["sh", "-c", _SCRIPT, "sh", os.getcwd(), sys.executable, *started]
+    script = ["sh", "-c", _SCRIPT, "sh", _here(environment), sys.executable, *started]
     return [*_SSH, host, shlex.join(script)]  # ssh passes one text to the user's shell there
+
+
+def _here(environment: Mapping[str, str]) -> str:
+    """Return the path of this process's directory, preferably as the user's shell knows it.
+
+    The operating system resolves links. The resulting path may not exist on another host, which
+    may mount the user's home directory elsewhere.
+    """
+    here, named = os.getcwd(), environment.get("PWD", "")
+    with contextlib.suppress(OSError):  # $PWD is unset, or names another directory
+        if os.path.isabs(named) and os.path.samefile(named, here):
+            return named
+    return here

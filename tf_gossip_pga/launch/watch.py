@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import selectors
 import time
@@ -10,6 +11,7 @@ from typing import NoReturn
 
 from tf_gossip_pga.errors import PREEMPTED, LaunchError
 from tf_gossip_pga.launch import workers as workers_lib
+from tf_gossip_pga.launch.inquiry import Inquiry
 from tf_gossip_pga.launch.logs import Logs
 from tf_gossip_pga.launch.workers import Crew, Worker
 from tf_gossip_pga.tools.screen import Screen
@@ -18,7 +20,6 @@ from tf_gossip_pga.tools.screen import Screen
 ENDED_WELL = (0, PREEMPTED)
 
 _POLL_S = 0.1  # maximum wait for output between two checks of the processes
-_LOOK_S = 1.0  # minimum time between two checks for workers that wait for others to start
 
 
 @dataclasses.dataclass
@@ -47,8 +48,8 @@ class Watch:
       least: minimum number of workers that must end with an exit code in `ENDED_WELL`.
       rejoins: maximum number of failed workers to restart.
       deadline_s: seconds after which to stop the workers; None: never.
-      is_starting: function that returns whether any rank in a list waits for others to start.
-        Default: always False.
+      greeting: function that returns the first bytes that the worker of a rank sends, to find out
+        whether it waits for others to start. Default: no worker does.
     """
 
     def __init__(
@@ -60,15 +61,15 @@ class Watch:
         least: int,
         rejoins: int,
         deadline_s: float | None,
-        is_starting: Callable[[list[int]], bool] = lambda ranks: False,
+        greeting: Callable[[int], bytes | None] = lambda rank: None,
     ):
-        self._crew, self._screen, self._logs, self._is_starting = crew, screen, logs, is_starting
+        self._crew, self._screen, self._logs = crew, screen, logs
         self._least, self._rejoins, self._deadline_s = least, rejoins, deadline_s
         self._selector = selectors.DefaultSelector()
         self._running: list[Worker] = []
         self._failed: list[Worker] = []
         self._gone: list[Worker] = []  # ended, with any exit code, and not restarted
-        self._look_at = 0.0  # monotonic time of the next check by `_check_start`
+        self._inquiry = Inquiry(greeting)
 
     def run(self) -> list[Outcome]:
         """Watch until the end, and return how each worker ended, in rank order.
@@ -77,7 +78,7 @@ class Watch:
           LaunchError: too many workers failed, or the deadline passed.
         """
         started = time.monotonic()
-        with self._selector:
+        with self._selector, contextlib.closing(self._inquiry):
             for worker in self._crew.workers:
                 self._add(worker)
             while self._running:
@@ -85,7 +86,7 @@ class Watch:
                     self._relay(key.data)
                 for worker in [each for each in self._running if each.returncode is not None]:
                     self._ended(worker)
-                self._check_start(time.monotonic())
+                self._check_start()
                 self._check_deadline(time.monotonic() - started)
             self._drain(self._crew.workers)
         return self._outcomes([worker.returncode for worker in self._crew.workers])
@@ -134,12 +135,11 @@ class Watch:
             self._fail(self._description(), self._failed)
         self._screen.notice(failure)
 
-    def _check_start(self, now: float) -> None:
+    def _check_start(self) -> None:
         """Fail if a running worker waits for others to start, but one of them has already ended."""
-        if not self._gone or not self._running or now < self._look_at:
+        if not self._gone or not self._running:
             return
-        self._look_at = now + _LOOK_S
-        if self._is_starting([worker.rank for worker in self._running]):
+        if self._inquiry.any_waits(worker.rank for worker in self._running):
             ends = (f"rank {each.rank} ended with {each.ending}" for each in self._gone)
             self._fail(
                 f"Before the job had started, {', then '.join(ends)}. The other workers cannot "

@@ -68,7 +68,10 @@ class Worker:
         code = self.returncode
         if code is None or code >= 0:
             return f"exit code {code}"
-        return f"signal {signal.Signals(-code).name}"
+        try:
+            return f"signal {signal.Signals(-code).name}"
+        except ValueError:  # most real-time signals have no name
+            return f"signal {-code}"
 
     def read(self) -> bytes:
         """Return up to 64 KiB of new output, or `b""` once the worker has closed its output."""
@@ -92,7 +95,7 @@ class Worker:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Team:
     """The workers of a job, before they start.
 
     Attributes:

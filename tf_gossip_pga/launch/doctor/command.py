@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from tf_gossip_pga.launch import hosts as hosts_lib
+from tf_gossip_pga.launch import signals
 from tf_gossip_pga.launch.doctor import starting
 from tf_gossip_pga.launch.doctor.checks import findings
 from tf_gossip_pga.launch.doctor.examination import examine, wanted_ports
@@ -18,6 +18,7 @@ from tf_gossip_pga.launch.doctor.report import report
 from tf_gossip_pga.tools import output
 
 _SHOWN = 8  # so many names of hosts are printed at the start
+_HANDLERS = {signal.SIGTERM: signals.interrupt, signal.SIGHUP: signals.interrupt}  # end examiners
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     try:
-        targets = starting.targets(_hosts(options), os.environ)
+        targets = starting.targets(hosts_lib.chosen(options), os.environ)
         ports = wanted_ports(os.environ, max(each.slots for each in targets))
     except ValueError as error:
         parser.error(str(error))
     print(f"Examining {_description(targets)} …", file=sys.stderr, flush=True)
     try:
-        with _signals_interrupt():
+        with signals.handled(_HANDLERS):
             found = examine(targets, ports, options.checkpoint_dir)
     except KeyboardInterrupt:
         print("\nInterrupted; all examiners were ended.", file=sys.stderr, flush=True)
@@ -55,20 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if concluded else 0
 
 
-@contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise `KeyboardInterrupt`, as Ctrl-C does, so that examiners end."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # nohup sets SIG_IGN; keep it
-            signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gossip-pga doctor",
@@ -79,18 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="The exit code is 0 without findings, 1 with findings and 2 for invalid arguments.",
         allow_abbrev=False,
     )
-    hosts = parser.add_mutually_exclusive_group()
-    hosts.add_argument(
-        "-H",
-        dest="hosts",
-        metavar="HOSTS",
-        help="hosts to examine over ssh, with the number of workers on each: a:2,user@b:2",
-    )
-    hosts.add_argument(
-        "--hostfile",
-        metavar="FILE",
-        help="file that lists the hosts to examine, one a line: a, a:2 or a slots=2",
-    )
+    hosts_lib.add_options(parser.add_mutually_exclusive_group())
     parser.add_argument(
         "--checkpoint-dir",
         metavar="DIR",
@@ -101,12 +77,6 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print all measurements and findings as JSON"
     )
     return parser
-
-
-def _hosts(options: argparse.Namespace) -> list[hosts_lib.Host] | None:
-    if options.hosts is not None:
-        return hosts_lib.parse(options.hosts)
-    return None if options.hostfile is None else hosts_lib.read(options.hostfile)
 
 
 def _description(targets: Sequence[starting.Target]) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 
+from tf_gossip_pga.launch import signals
 from tf_gossip_pga.launch.doctor import links, machine
 
 _CALLS = 64  # connections to try at a time
@@ -123,9 +124,8 @@ def _known(name: str) -> str:
 
 def main() -> None:
     """Answer the requests on standard input."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt):
+    handlers = {signal.SIGTERM: signals.interrupt, signal.SIGHUP: signals.interrupt}
+    with contextlib.suppress(KeyboardInterrupt), signals.handled(handlers):
         serve(sys.stdin, sys.stdout)
     os._exit(0)  # do not wait for requests in progress, which may take seconds
 

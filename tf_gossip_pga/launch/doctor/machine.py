@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import pathlib
-import platform
 import queue
 import socket
 import sys
@@ -15,20 +13,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tf_gossip_pga import __version__
+from tf_gossip_pga.cluster.machine import boot_id
 from tf_gossip_pga.coordination import addresses as addresses_lib
-from tf_gossip_pga.launch import gpus
-from tf_gossip_pga.launch.doctor.measurements import COMPARED, PACKAGE, PYTHON, TENSORFLOW
+from tf_gossip_pga.launch import gpus, versions
+from tf_gossip_pga.launch.doctor.measurements import COMPARED
 from tf_gossip_pga.tools import memory
 
 _RESOLVE_S = 10.0  # for all names together
 _READ_S = 3.0  # to wait for a file, because a network file system may show a new file late
 _POLL_S = 0.1
 
-# Packages that contain the module `tensorflow`.
-_TENSORFLOWS = (TENSORFLOW, "tensorflow-cpu", "tf-nightly")
-
-_BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")
 _NETWORK = pathlib.Path("/proc/self/ns/net")
 
 
@@ -43,7 +37,7 @@ def describe(names: Sequence[str]) -> dict[str, Any]:
         "host_name": socket.gethostname(),
         "machine": _machine(),
         "python": sys.executable,
-        "versions": {name: _version(name) for name in COMPARED},
+        "versions": {name: versions.installed(name) for name in COMPARED},
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": memory.available(),
         "gpus": len(gpus.visible()),
@@ -52,24 +46,12 @@ def describe(names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _version(name: str) -> str | None:
-    """Return the installed version, without importing anything heavy."""
-    if name == PYTHON:
-        return platform.python_version()
-    if name == PACKAGE:
-        return __version__
-    for each in _TENSORFLOWS if name == TENSORFLOW else (name,):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(each)
-    return None
-
-
 def _machine() -> str:
     """Return an id of this machine. A container with a network of its own counts as a machine."""
-    parts = [""]
     with contextlib.suppress(OSError):
-        parts = [_BOOT_ID.read_text().strip(), os.readlink(_NETWORK)]
-    return " ".join(parts)
+        if boot := boot_id():
+            return f"{boot} {os.readlink(_NETWORK)}"
+    return ""
 
 
 def _resolved(names: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:

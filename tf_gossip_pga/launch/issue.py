@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -12,11 +11,11 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 
-from tf_gossip_pga import __version__
 from tf_gossip_pga.cluster import detect
-from tf_gossip_pga.launch import gpus
+from tf_gossip_pga.coordination import addresses
+from tf_gossip_pga.launch import gpus, versions
 
-_PACKAGES = ("tensorflow", "keras", "numpy")
+_PACKAGES = ("tf_gossip_pga", "python", "tensorflow", "keras", "numpy")
 _DRIVER = pathlib.Path("/proc/driver/nvidia/version")
 
 # Names of variables to print, in addition to those in which `initialize` would find the cluster.
@@ -99,13 +98,8 @@ class _Recorder(Mapping[str, str]):
 
 
 def _software() -> Iterator[tuple[str, str]]:
-    yield "tf_gossip_pga", __version__
-    yield "Python", platform.python_version()
     for name in _PACKAGES:
-        try:
-            yield name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield name, "not installed"
+        yield name, versions.installed(name) or "not installed"
     system = ""
     with contextlib.suppress(OSError):  # no /etc/os-release
         system = platform.freedesktop_os_release()["PRETTY_NAME"]
@@ -117,7 +111,7 @@ def _hardware() -> Iterator[tuple[str, str]]:
     usable = len(os.sched_getaffinity(0))
     yield "CPUs", f"{os.cpu_count()}, of which this process may use {usable}"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield "memory", f"{memory / 2**30:.1f} GiB"
+    yield "total memory", f"{memory / 2**30:.1f} GiB"
     yield "GPUs that a worker would see", str(len(gpus.visible()))
     driver = "not found"
     with contextlib.suppress(OSError):
@@ -128,10 +122,9 @@ def _hardware() -> Iterator[tuple[str, str]]:
 def _own_addresses() -> str:
     """Return the addresses to which this host's name resolves on this host."""
     try:
-        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
-    except OSError as error:
+        return ", ".join(addresses.look_up(socket.gethostname()))
+    except (OSError, UnicodeError) as error:
         return str(error)
-    return ", ".join(dict.fromkeys(str(each[4][0]) for each in found))
 
 
 def _cluster(variables: Mapping[str, str]) -> str:

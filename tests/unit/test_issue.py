@@ -1,5 +1,6 @@
 """The report for issues, and the subcommands of the console command."""
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import tf_gossip_pga as pga
 from tests.support import deadlines
 from tf_gossip_pga import __main__ as console
-from tf_gossip_pga.launch import report
+from tf_gossip_pga.launch import issue
 
 
 def rows(text: str) -> dict[str, str]:
@@ -17,16 +18,28 @@ def rows(text: str) -> dict[str, str]:
 
 
 def test_the_report_has_versions_and_hardware():
-    found = rows(report.report({}))
+    found = rows(issue.report({}))
     assert found["tf_gossip_pga"] == pga.__version__
-    assert found["Python"] == ".".join(map(str, sys.version_info[:3]))
-    assert found["tensorflow"][0].isdecimal() and found["memory"].endswith("GiB")
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["tensorflow"][0].isdecimal() and found["total memory"].endswith("GiB")
     assert found["cluster"] == "none: a single worker"
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(report, "_PACKAGES", ("no-such-package",))
-    assert rows(report.report({}))["no-such-package"] == "not installed"
+    monkeypatch.setattr(issue, "_PACKAGES", ("no-such-package",))
+    assert rows(issue.report({}))["no-such-package"] == "not installed"
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "tensorflow-cpu", "tf-nightly"])
+def test_each_package_of_tensorflow_is_found(monkeypatch, name):
+    def version(package):
+        if package != name:
+            raise importlib.metadata.PackageNotFoundError
+        return "2.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = rows(issue.report({}))
+    assert (found["tensorflow"], found["keras"]) == ("2.0", "not installed")
 
 
 def test_the_report_shows_how_the_cluster_is_found_and_from_which_variables():
@@ -38,7 +51,7 @@ def test_the_report_shows_how_the_cluster_is_found_and_from_which_variables():
         "HOME": "/home/somebody",
         "TF_USE_LEGACY_KERAS": "1",
     }
-    text = report.report(variables)
+    text = issue.report(variables)
     assert "rank 1 of 2, found by torchrun's variables" in rows(text)["cluster"]
     assert "rendezvous at node0:" in rows(text)["cluster"]
     shown = text.partition("```sh\n")[2].partition("\n```")[0].splitlines()
@@ -46,18 +59,18 @@ def test_the_report_shows_how_the_cluster_is_found_and_from_which_variables():
 
 
 def test_an_error_is_one_row():
-    found = rows(report.report({"WORLD_SIZE": "2"}))["cluster"]
+    found = rows(issue.report({"WORLD_SIZE": "2"}))["cluster"]
     assert found.startswith("error: This process is one of several (WORLD_SIZE=2)")
 
 
 def test_secrets_are_not_shown():
     variables = {"TF_GOSSIP_PGA_SECRET": "x" * 20, "NCCL_TOKEN": "y", "NCCL_DEBUG": "INFO"}
-    text = report.report(variables)
+    text = issue.report(variables)
     assert "TF_GOSSIP_PGA_SECRET=(not shown, 20 characters)" in text
     assert "NCCL_TOKEN=(not shown, 1 characters)" in text
     assert "NCCL_DEBUG=INFO" in text
     assert "xx" not in text
-    text = report.report({"TF_GOSSIP_PGA_SECRET_FILE": "/run/secret"})
+    text = issue.report({"TF_GOSSIP_PGA_SECRET_FILE": "/run/secret"})
     assert "TF_GOSSIP_PGA_SECRET_FILE=/run/secret" in text
 
 

@@ -12,19 +12,17 @@ import threading
 
 import pytest
 
-from tests.support import addresses, deadlines, processes
+from tests.support import addresses, deadlines, fake_ssh, processes
 from tf_gossip_pga.launch import doctor
 from tf_gossip_pga.launch.doctor import contact, examiner, links, machine, starting
 from tf_gossip_pga.launch.hosts import Host
 
+pytestmark = pytest.mark.multiprocess
+
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Drops ssh's options, and runs the rest for the host. Some hosts have problems.
-SSH = """#!/bin/sh
-while true; do
-    case $1 in -o) shift 2;; -*) shift;; *) break;; esac
-done
-host=$1; shift
+# Some hosts have problems.
+SSH = """
 case $host in
     *unknown) echo "ssh: Could not resolve hostname $host" >&2; exit 255;;
     *silent) while read -r line; do :; done; exit;;
@@ -35,15 +33,10 @@ exec sh -c "$*"
 """
 
 
-@pytest.fixture
-def fake_ssh(tmp_path, monkeypatch):
+@pytest.fixture(name="running")
+def _running(tmp_path, monkeypatch):
     """A function that returns the processes of a test, of which none must be left at its end."""
-    (tmp_path / "bin").mkdir()
-    script = tmp_path / "bin" / "ssh"
-    script.write_text(SSH)
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    fake_ssh.install(monkeypatch, tmp_path, SSH)
     before = processes.marked().keys()
     yield lambda: processes.marked().keys() - before
     deadlines.Deadline(30).until(
@@ -201,7 +194,7 @@ def test_an_examiner_answers_each_request_and_removes_its_file(tmp_path):
 # ---- Examiners as processes ---------------------------------------------------------------------
 
 
-def test_hosts_over_ssh(fake_ssh, tmp_path):
+def test_hosts_over_ssh(running, tmp_path):
     # Two names of this machine, so one of the examiners gets other ports.
     found = doctor.examine(over_ssh("127.0.0.1", "::1"), ports(), str(tmp_path))
     first, second = found.hosts
@@ -224,14 +217,14 @@ def test_hosts_over_ssh(fake_ssh, tmp_path):
     assert kinds == {"machine", "name"}  # each name is one of the loopback interface
 
 
-def test_a_host_that_cannot_be_reached(fake_ssh, capsys):
+def test_a_host_that_cannot_be_reached(running, capsys):
     assert doctor.main(["-H", "user@unknown"]) == 1
     out = capsys.readouterr().out
     assert "unknown cannot be reached: ssh: Could not resolve hostname user@unknown" in out
     assert "ssh user@unknown true" in out
 
 
-def test_a_directory_and_a_python_that_a_host_does_not_have(fake_ssh, tmp_path, monkeypatch):
+def test_a_directory_and_a_python_that_a_host_does_not_have(running, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/no/python")
     (no_python,) = over_ssh("127.0.0.1")
     monkeypatch.setattr(os, "getcwd", lambda: str(tmp_path / "missing"))
@@ -249,7 +242,7 @@ def test_a_directory_and_a_python_that_a_host_does_not_have(fake_ssh, tmp_path, 
     assert "same path on all hosts" in doctor.findings(found)[0].remedy
 
 
-def test_hosts_that_never_answer(fake_ssh, monkeypatch):
+def test_hosts_that_never_answer(running, monkeypatch):
     monkeypatch.setattr(contact, "START_S", 0.5)
     found = doctor.examine(over_ssh("silent", "stubborn"), ports())
     assert [host.trouble.kind for host in found.hosts] == ["silent", "silent"]
@@ -274,7 +267,7 @@ for line in sys.stdin:
 
 
 @pytest.mark.parametrize("last", ["clock", "measure"])
-def test_an_examiner_that_falls_silent(last, fake_ssh, monkeypatch, tmp_path):
+def test_an_examiner_that_falls_silent(last, running, monkeypatch, tmp_path):
     command = (sys.executable, "-c", FALLS_SILENT.format(last=last))
     targets = [
         starting.Target(name, 1, "", command) if name == "::1" else over_ssh(name)[0]
@@ -299,7 +292,7 @@ def test_an_examiner_of_another_version():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_doctor_leaves_nothing(number, fake_ssh):
+def test_an_interrupted_doctor_leaves_nothing(number, running):
     code = "import sys; from tf_gossip_pga.launch import doctor; sys.exit(doctor.main())"
     # Without SIGKILL, even a host that does not end by itself.
     hosts = "user@host,silent" if number == signal.SIGKILL else "stubborn,silent"
@@ -311,7 +304,7 @@ def test_an_interrupted_doctor_leaves_nothing(number, fake_ssh):
     with doctor_process as process:
         # Itself, and what stands for ssh, or has become the examiner, on both hosts.
         deadlines.Deadline(30).until(
-            lambda: len(fake_ssh()) >= 3, lambda: f"Running: {processes.marked()}"
+            lambda: len(running()) >= 3, lambda: f"Running: {processes.marked()}"
         )
         process.send_signal(number)
         _, errors = process.communicate(timeout=deadlines.long())
@@ -350,7 +343,7 @@ def test_a_job_of_slurm(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["ports"] == [61440 + 2 * 12 * 16, 61825]
 
 
-def test_hosts_in_a_file(fake_ssh, tmp_path):
+def test_hosts_in_a_file(running, tmp_path):
     (tmp_path / "hosts").write_text("unknown slots=2\n")
     assert doctor.main(["--hostfile", str(tmp_path / "hosts")]) == 1
 
