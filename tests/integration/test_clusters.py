@@ -317,4 +317,8 @@ def test_the_doctor_finds_nothing_and_then_each_fault(tmp_path):
         code, output = examine()
         assert code == 1, output
         assert not [text for text in FAULTS.values() if text not in output], output
-        assert "6 findings" in output
+        assert "2 problems would stop training:" in output
+        problems, _, others = output.partition("Worth knowing:")
+        assert all(FAULTS[name] in problems for name in ("channel port", "version")), output
+        assert others.count("\n3. ") == others.count("\n6. ") == 1, output
+        assert "\n7. " not in output
