@@ -52,8 +52,9 @@ def wanted_ports(targets: Sequence[Target], environment: Mapping[str, str]) -> P
     is_over_ssh = any(each.prefix.startswith("ssh ") for each in targets)
     variables = (ports.PORT, ports.PORT if is_over_ssh else ports.CHANNEL_PORT)
     channel = None if is_over_ssh else ports.channel(environment)
-    chosen = tuple(name for name in dict.fromkeys(variables) if name in environment)
-    return Ports(first, channel or first + 1, chosen, variables)
+    chosen = [ports.PORT] * (ports.PORT in environment)
+    chosen += [ports.CHANNEL_PORT] * (channel is not None)
+    return Ports(first, channel or first + 1, tuple(chosen), variables)
 
 
 def examine(targets: Sequence[Target], wanted: Ports, folder: str | None = None) -> Measurements:
