@@ -103,7 +103,7 @@ class _Examination:
     def __init__(self, found: Measurements, contacts: Mapping[str, Contact]):
         self._found = found
         self._contacts = contacts
-        self._hosts = {host.name: host for host in found.hosts}
+        self._names = [host.name for host in found.hosts]
         self._token = secrets.token_hex(8)
         shares = 1 + len(contacts) // _SHARE
         self._start_s, self._answer_s = contact.START_S * shares, contact.ANSWER_S * shares
@@ -130,7 +130,7 @@ class _Examination:
             try:
                 answers[name] = self._contacts[name].receive(request_id, ends)
             except NoAnswerError as error:
-                self._hosts[name].trouble = error.trouble
+                self._found.host(name).trouble = error.trouble
         return answers
 
     def _ask_all(self, request: str, seconds: float, **arguments: Any) -> dict[str, Answer]:
@@ -139,9 +139,9 @@ class _Examination:
 
     def describe(self) -> None:
         """Let each host describe itself."""
-        names = list(self._hosts)
-        for name, answer in self._ask_all("describe", self._start_s, names=names).items():
-            host = self._hosts[name]
+        answers = self._ask_all("describe", self._start_s, names=self._names)
+        for name, answer in answers.items():
+            host = self._found.host(name)
             # With another version of this package, the answers may have another form.
             if (version := answer.result.get("version")) != __version__:
                 host.trouble = Trouble(OTHER_VERSION, "describe", str(version or ""))
@@ -155,7 +155,7 @@ class _Examination:
         """Compare each host's clock with that of this machine, and keep the most exact result."""
         for _ in range(_CLOCKS):
             for name, answer in self._ask_all("clock", self._answer_s).items():
-                host = self._hosts[name]
+                host = self._found.host(name)
                 error_s = (answer.received - answer.sent) / 2
                 if host.clock_error_s is None or error_s < host.clock_error_s:
                     host.clock_error_s = error_s
@@ -168,7 +168,7 @@ class _Examination:
             for name in self._available()
         }
         for name, answer in self._ask("listen", arguments, self._answer_s).items():
-            host = self._hosts[name]
+            host = self._found.host(name)
             host.ports = answer.result["ports"]
             host.taken = {int(port): why for port, why in answer.result["taken"].items()}
 
@@ -198,7 +198,7 @@ class _Examination:
     def _measure(self, links: Sequence[Link]) -> None:
         """Measure links. Each host takes part in at most one measurement at a time."""
         by_pair = {(link.source, link.target): link for link in links}
-        for pairs in rounds(list(self._hosts)):
+        for pairs in rounds(self._names):
             available = set(self._available())
             chosen = [by_pair[each] for each in pairs if each in by_pair and available >= set(each)]
             arguments = {
