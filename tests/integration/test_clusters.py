@@ -240,6 +240,21 @@ def test_gossip_pga_run_starts_workers_over_ssh_and_restarts_a_killed_one(ssh, t
     assert "Rank 2 failed with signal SIGKILL. The launcher restarts it" in output
 
 
+def test_hosts_may_resolve_their_own_names_to_127_0_1_1(tmp_path):
+    _require(*services.SSH)
+    deadline = deadlines.Deadline(240)
+    with hosts_lib.create(["host0", "host1"], tmp_path) as hosts:
+        services.start_sshd(hosts, tmp_path)
+        for host in hosts:
+            names, own = tmp_path / f"hosts.{host.name}", f"{host.address} {host.name}"
+            assert own in names.read_text()
+            names.write_text(names.read_text().replace(own, f"127.0.1.1 {host.name}"))
+        running = Box(hosts, tmp_path).start([*RUN, *SCRIPT[1:], str(tmp_path)])
+        deadline.until(lambda: any(tmp_path.glob("checkpoint-*")), lambda: running.output)
+        (tmp_path / "stop").touch()
+        _assert_one_cluster(running.ended(deadline), 3)
+
+
 def test_nothing_is_left_on_any_host_when_the_launcher_is_killed(ssh, tmp_path):
     deadline = deadlines.Deadline(240)
     running = ssh.start([*RUN, *SCRIPT[1:], str(tmp_path)])
@@ -317,4 +332,8 @@ def test_the_doctor_finds_nothing_and_then_each_fault(tmp_path):
         code, output = examine()
         assert code == 1, output
         assert not [text for text in FAULTS.values() if text not in output], output
-        assert "6 findings" in output
+        assert "2 problems would stop training:" in output
+        problems, _, others = output.partition("Worth knowing:")
+        assert all(FAULTS[name] in problems for name in ("channel port", "version")), output
+        assert others.count("\n3. ") == others.count("\n6. ") == 1, output
+        assert "\n7. " not in output

@@ -1,5 +1,6 @@
 """The launcher with small scripts that import no TensorFlow."""
 
+import io
 import json
 import os
 import re
@@ -31,6 +32,11 @@ def _launch(script: str, count: int = 2, **arguments) -> str:
         **arguments,
     )
     return "".join(output)
+
+
+def feed(screen, rank, data):
+    screen.add(rank, data)
+    screen.show()
 
 
 def test_each_line_begins_with_its_rank():
@@ -265,10 +271,10 @@ def test_a_progress_bar_keeps_only_its_last_state():
     output = []
     screen = screen_lib.Screen(output.append, verbose=False)
     for step in range(1, 1001):
-        screen.feed(0, f"\r{step}/1000 ━━━━".encode())
+        feed(screen, 0, f"\r{step}/1000 ━━━━".encode())
     assert len("".join(screen._partial[0]._pieces)) < 30
-    screen.feed(1, b"a line of rank 1\n")
-    screen.feed(0, b"\r1000/1000 done\n")
+    feed(screen, 1, b"a line of rank 1\n")
+    feed(screen, 0, b"\r1000/1000 done\n")
     text = "".join(output)
     assert text.endswith(
         "\r\x1b[K[1] a line of rank 1\n[0] 1000/1000 ━━━━\r\x1b[K[0] 1000/1000 done\n"
@@ -279,9 +285,9 @@ def test_in_a_file_a_progress_bar_is_one_plain_line():
     output = []
     screen = screen_lib.Screen(output.append, verbose=False, terminal=False)
     for step in range(1, 101):
-        screen.feed(0, f"\r\x1b[1m{step}/100\x1b[0m \x1b[32m━━━━\x1b[0m".encode())
-    screen.feed(1, b"a line of rank 1\n")
-    screen.feed(0, b"\n")
+        feed(screen, 0, f"\r\x1b[1m{step}/100\x1b[0m \x1b[32m━━━━\x1b[0m".encode())
+    feed(screen, 1, b"a line of rank 1\n")
+    feed(screen, 0, b"\n")
     assert "".join(output) == "[1] a line of rank 1\n[0] 100/100 ━━━━\n"
 
 
@@ -289,10 +295,10 @@ def test_what_no_newline_ends_takes_linear_time():
     output = []
     screen = screen_lib.Screen(output.append, verbose=False)
     for _ in range(4096):  # 256 MB in the pieces that a pipe gives: joined each time, half an hour
-        screen.feed(0, b"x" * (1 << 16))
+        feed(screen, 0, b"x" * (1 << 16))
     assert len(screen._partial[0]._pieces) == 4096  # so it has joined none of them yet
-    screen.feed(1, b"a line of rank 1\n")
-    screen.feed(0, b"\n")
+    feed(screen, 1, b"a line of rank 1\n")
+    feed(screen, 0, b"\n")
     assert output == ["[1] a line of rank 1\n", f"[0] {'x' * (1 << 28)}\n"]
 
 
@@ -305,10 +311,10 @@ def test_an_interruption_repeats_nothing():
             raise KeyboardInterrupt
 
     screen = screen_lib.Screen(write, verbose=False)
-    screen.feed(0, b"rea")
+    feed(screen, 0, b"rea")
     with pytest.raises(KeyboardInterrupt):
-        screen.feed(0, b"dy\n")
-    screen.feed(0, b"saved\n")
+        feed(screen, 0, b"dy\n")
+    feed(screen, 0, b"saved\n")
     assert output == ["[0] ready\n", "[0] saved\n"]
 
 
@@ -316,7 +322,7 @@ def test_a_character_may_arrive_in_two_reads():
     output = []
     screen = screen_lib.Screen(output.append, verbose=False)
     for part in ("é\n".encode()[:1], "é\n".encode()[1:]):
-        screen.feed(0, part)
+        feed(screen, 0, part)
     assert output == ["[0] é\n"]
 
 
@@ -447,3 +453,32 @@ def test_a_signal_without_a_name_has_its_number():
     with pytest.raises(launch.LaunchError) as caught:
         _launch("import signal; os.kill(os.getpid(), signal.SIGRTMIN + 5)", 1)
     assert f"failed first, with signal {signal.SIGRTMIN + 5};" in str(caught.value)
+
+
+def test_characters_that_the_output_cannot_encode_are_replaced(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    launch.launch([sys.executable, "-c", "print('caf\\u00e9')"], 1)
+    assert raw.getvalue() == b"[0] caf?\n"
+
+
+# Signals soon after the first worker has started, while the launcher starts the others.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_workers_start_leaves_none(tmp_path, number):
+    code = "import os, pathlib, sys, time\npathlib.Path(sys.argv[1], str(os.getpid())).touch()\n"
+    script = tmp_path / "sleep.py"
+    script.write_text(f"{code}time.sleep(3600)\n")
+    started = tmp_path / "started"
+    started.mkdir()
+    command = [sys.executable, "-m", "tf_gossip_pga.launch", "--workers=12", script, started]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
+        try:
+            deadlines.Deadline(60).until(lambda: any(started.iterdir()), every_s=0.001)
+            job.send_signal(number)
+            assert job.wait(deadlines.scaled(60)) in (1, 130)
+        finally:
+            job.kill()
+    deadlines.Deadline(30).until(
+        lambda: not [each for each in processes.marked().values() if str(script) in each],
+        lambda: str(processes.marked()),
+    )

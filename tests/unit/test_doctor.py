@@ -1,14 +1,28 @@
 """What the doctor concludes from measurements, and how it shows both."""
 
+import dataclasses
 import json
 
 import pytest
 
-from tf_gossip_pga.launch.doctor import examination, findings, measurements
-from tf_gossip_pga.launch.doctor.measurements import Attempt, Facts, Folder, Host, Link, Trouble
+from tf_gossip_pga import __version__
+from tf_gossip_pga.launch import ssh
+from tf_gossip_pga.launch.doctor import command, examination, measurements
+from tf_gossip_pga.launch.doctor.checks import findings
+from tf_gossip_pga.launch.doctor.measurements import (
+    Attempt,
+    Facts,
+    Folder,
+    Host,
+    Link,
+    Ports,
+    Trouble,
+)
 from tf_gossip_pga.launch.doctor.report import report
+from tf_gossip_pga.launch.doctor.starting import Target
 
 PORTS = [61440, 61441]
+SERVER, CHANNEL = "TF_GOSSIP_PGA_PORT", "TF_GOSSIP_PGA_CHANNEL_PORT"
 ADDRESSES = {"a": ["10.0.0.1"], "b": ["10.0.0.2"], "c": ["10.0.0.3"]}
 VERSIONS = {"python": "3.11.7", "tensorflow": "2.21.0", "keras": "3.15.1", "numpy": "2.4.6"}
 
@@ -48,7 +62,8 @@ def healthy(names="abc"):
         for target in names
         if source != target
     ]
-    return measurements.Measurements(hosts, list(PORTS), links=links)
+    ports = Ports(*PORTS, variables=(SERVER, SERVER))
+    return measurements.Measurements(hosts, ports, links=links)
 
 
 def facts(found, name):
@@ -65,9 +80,10 @@ def only(found):
     return finding
 
 
-def shown(found):
-    """The only finding, as kind, hosts, sentence and remedy."""
+def shown(found, *, stops=True):
+    """The only finding, as kind, hosts, sentence and remedy, after a look at `stops_training`."""
     finding = only(found)
+    assert finding.stops_training is stops
     return finding.kind, finding.hosts, finding.seen, finding.remedy.splitlines()[0]
 
 
@@ -75,9 +91,34 @@ def test_healthy_hosts_have_no_findings_but_a_plan():
     found = healthy()
     assert findings(found) == []
     assert report(found, []).splitlines()[-1] == (
-        "No findings. Plan: gossip-pga plan --nodes=3 --mbit=940 --latency_ms=0.1 --parameters=… "
+        "No problems. Plan: gossip-pga plan --nodes=3 --mbit=940 --latency_ms=0.1 --parameters=… "
         "--compute_ms=…"
     )
+
+
+def test_the_rate_of_a_long_link_is_a_lower_bound():
+    found = healthy("ab")
+    found.links[0].round_trip_ms = 9.0
+    assert "lower bound" not in report(found, [])
+    found.links[0].mbit, found.links[0].round_trip_ms = 300.0, 80.0
+    assert report(found, []).splitlines()[-1] == (
+        "With round trips of 80 ms, the measured rate is a lower bound: a longer transfer may be "
+        "faster."
+    )
+
+
+def test_another_version_of_this_package():
+    found = healthy()
+    found.hosts[1].facts = None
+    for words, version in (("0.0.9", "0.0.9"), ("", "another version")):
+        found.hosts[1].trouble = Trouble("other version", "describe", words)
+        assert shown(found) == (
+            "version",
+            ["b"],
+            f"b has {version} of tf_gossip_pga, but this machine has {__version__}.",
+            "Install the same version of tf_gossip_pga on all hosts.",
+        )
+    report(found, findings(found))
 
 
 def test_another_version():
@@ -121,7 +162,7 @@ def test_clocks(ahead_s, words):
     if not words:
         assert findings(found) == []
         return
-    assert shown(found) == (
+    assert shown(found, stops=False) == (
         "clock",
         ["b"],
         f"The clock of b is {words} this machine's.",
@@ -145,14 +186,27 @@ def test_a_closed_channel_port():
         "Port 61441 (control channel) of b does not answer a and c: a firewall drops the packets.",
         "ssh b 'sudo firewall-cmd --add-port=61440-65535/tcp'",
     )
-    assert "export TF_GOSSIP_PGA_CHANNEL_PORT=PORT" in only(found).remedy
+    # `gossip-pga run -H` removes TF_GOSSIP_PGA_CHANNEL_PORT.
+    assert only(found).remedy.endswith(f"choose open ports: export {SERVER}=PORT")
+    found.ports = Ports(*PORTS)
+    assert only(found).remedy.endswith(f"choose open ports: export {CHANNEL}=PORT")
+
+
+def test_a_chosen_port_may_be_one_of_those_of_random_jobs():
+    found = healthy()
+    found.ports = Ports(*PORTS, chosen=(SERVER,))
+    link(found, "a", "b").attempts[1] = Attempt(61441, "no answer", "timed out")
+    assert "--add-port=61441/tcp" in only(found).remedy
+    found.ports = Ports(*PORTS, chosen=(CHANNEL,))
+    link(found, "a", "b").attempts[0] = Attempt(61440, "no answer", "timed out")
+    assert "--add-port=61440-65535/tcp --add-port=61441/tcp" in only(found).remedy
 
 
 def test_both_ports_are_closed_and_were_chosen():
     found = healthy()
-    found.ports = [2222, 2223]
+    found.ports = Ports(2222, 2223, chosen=(SERVER,))
     link(found, "a", "b").attempts = [
-        Attempt(port, "unreachable", "No route to host") for port in found.ports
+        Attempt(port, "unreachable", "No route to host") for port in found.ports.numbers
     ]
     kind, hosts, seen, remedy = shown(found)
     assert (kind, hosts) == ("port", ["a", "b"])
@@ -177,12 +231,33 @@ def test_the_port_of_an_examiner_that_had_to_choose_another_is_not_judged():
     found.hosts[1].ports[0] = 40000
     for source in "ac":
         link(found, source, "b").attempts[0] = Attempt(40000, "no answer", "timed out")
-    assert shown(found) == (
+    assert shown(found, stops=False) == (
         "port",
         ["b"],
-        "Port 61440 of b cannot be used: Address already in use.",
+        "Port 61440 of b cannot be used: Address already in use. Training works, because another "
+        "port is used.",
         "See which program has it: ssh b 'ss -ltnp sport = :61440'",
     )
+
+
+@pytest.mark.parametrize(
+    ("port", "chosen", "variables", "stops"),
+    [
+        (2222, (), (SERVER, SERVER), False),  # another job has another port
+        (2222, (SERVER,), (SERVER, SERVER), True),
+        (2223, (SERVER,), (SERVER, SERVER), False),  # the channel uses another port
+        (2223, (SERVER,), (SERVER, CHANNEL), False),
+        (2222, (CHANNEL,), (SERVER, CHANNEL), False),
+        (2223, (CHANNEL,), (SERVER, CHANNEL), True),
+    ],
+)
+def test_a_taken_port_stops_training_if_it_was_chosen(port, chosen, variables, stops):
+    found = healthy()
+    found.ports = Ports(2222, 2223, chosen, variables)
+    found.hosts[1].taken = {port: "Address already in use"}
+    assert shown(found, stops=stops)[0] == "port"
+    variable = variables[port - 2222]
+    assert only(found).remedy.endswith(f"Or choose another port: export {variable}=PORT")
 
 
 def test_a_name_that_leads_back():
@@ -200,24 +275,30 @@ def test_a_name_that_leads_back():
 def test_an_own_name_that_leads_back():
     found = healthy()
     facts(found, "b").addresses["b"] = ["127.0.1.1"]
-    kind, hosts, seen, remedy = shown(found)
+    kind, hosts, seen, remedy = shown(found, stops=False)
     assert (kind, hosts) == ("name", ["b"])
     assert "On b, its own name resolves to 127.0.1.1." in seen
     assert remedy == r"""ssh b 'sudo sed -i "s/^127\.0\.1\.1\b/10.0.0.2/" /etc/hosts'"""
+    # As long as the other hosts know the name.
+    facts(found, "a").addresses["b"] = ["127.0.1.1"]
+    assert [each.stops_training for each in findings(found)] == [True, False]
+    facts(found, "a").addresses["b"] = []
+    facts(found, "a").unresolved["b"] = "Name or service not known"
+    assert [each.stops_training for each in findings(found)] == [True, False]
 
 
 def test_one_host_may_call_itself_what_it_likes():
     found = healthy("a")
     facts(found, "a").addresses["a"] = ["127.0.1.1"]
     assert findings(found) == []
-    assert "No findings." in report(found, [])
+    assert "No problems." in report(found, [])
 
 
 def test_a_name_that_does_not_resolve():
     found = healthy()
     facts(found, "a").addresses["b"] = []
     facts(found, "a").unresolved["b"] = "Name or service not known"
-    link(found, "a", "b").attempts = [Attempt(port, "unresolved", "…") for port in PORTS]
+    found.links.remove(link(found, "a", "b"))
     assert shown(found) == (
         "name",
         ["a", "b"],
@@ -244,40 +325,33 @@ def test_a_name_that_leads_to_a_third_host():
 def test_a_folder_that_is_not_shared():
     found = healthy()
     found.folder = Folder("/data/run", "a", {}, {"b": "No such file or directory"})
-    kind, hosts, seen, _ = shown(found)
+    kind, hosts, seen, _ = shown(found, stops=False)
     assert (kind, hosts) == ("folder", ["a", "b"])
     assert seen == (
         "b does not see a file that a has written to /data/run (No such file or directory): the "
-        "folder is not shared."
+        "folder is not shared. Each rank may have a folder of its own, but then the job cannot "
+        "resume if rank 0's machine is lost."
     )
     assert "ssh b 'findmnt -T /data/run'" in only(found).remedy
 
 
-def test_a_folder_that_cannot_be_written():
+@pytest.mark.parametrize(
+    "why", ["Permission denied", "No space left on device", "Read-only file system"]
+)
+def test_a_folder_that_cannot_be_written(why):
     found = healthy()
-    found.folder = Folder("/data/run", "a", {"b": "Permission denied"})
-    assert shown(found) == (
-        "folder",
-        ["b"],
-        "b cannot write to /data/run: Permission denied.",
-        "ssh b 'ls -ld /data/run; id'",
-    )
-
-
-def test_a_folder_that_is_missing_is_one_finding():
-    found = healthy()
-    missing = {"b": "No such file or directory"}
-    found.folder = Folder("/data/run", "a", missing, missing)
-    assert shown(found)[2:] == (
-        "b cannot write to /data/run: No such file or directory.",
-        "ssh b 'mkdir -p /data/run'",
+    found.folder = Folder("/data/run", "a", {"b": why}, {"b": why})
+    kind, hosts, seen, _ = shown(found)
+    assert (kind, hosts, seen) == ("folder", ["b"], f"b cannot write to /data/run: {why}.")
+    assert only(found).remedy.splitlines()[1] == (
+        "ssh b 'namei -l /data/run; findmnt -o TARGET,SOURCE,OPTIONS,AVAIL -T /data/run'"
     )
 
 
 def test_one_slow_link():
     found = healthy()
     link(found, "a", "b").mbit = 94.0
-    assert shown(found) == (
+    assert shown(found, stops=False) == (
         "rate",
         ["a", "b"],
         "a sends to b at only 94 Mbit/s; a usual link carries 940 Mbit/s.",
@@ -334,19 +408,20 @@ def test_one_machine_with_two_names():
     )
 
 
-def test_different_numbers_of_gpus():
+def test_hosts_on_which_not_each_worker_gets_a_gpu():
     found = healthy()
-    for host, gpus, slots in zip(found.hosts, (8, 4, 4), (2, 1, 1), strict=True):
-        host.facts = Facts(**{**vars(host.facts), "gpus": gpus})
+    for host, gpus, slots in zip(found.hosts, (8, 4, 1), (2, 1, 1), strict=True):
+        host.facts = dataclasses.replace(host.facts, gpus=gpus)
         host.slots = slots
-    assert findings(found) == []
-    found.hosts[2].facts = Facts(**{**vars(found.hosts[2].facts), "gpus": 0})
-    kind, _, seen, remedy = shown(found)
-    assert (kind, remedy) == (
+    assert findings(found) == []  # each worker gets its GPU, so how many exist does not matter
+    found.hosts[2].slots = 2
+    kind, hosts, seen, remedy = shown(found, stops=False)
+    assert (kind, hosts, remedy) == (
         "gpus",
+        ["c"],
         "See which GPUs the driver has found: ssh c 'nvidia-smi -L'",
     )
-    assert "4 on a and b; 0 on c" in seen
+    assert "Each worker gets a GPU of its own on a and b, but not on c." in seen
 
 
 @pytest.mark.parametrize(
@@ -358,8 +433,8 @@ def test_different_numbers_of_gpus():
             "Make this command succeed without a password: ssh b true",
         ),
         (
-            Trouble("ended", "describe", "There is no Python at /x on this host. …", 127),
-            "No examiner could be started on b (exit code 127): There is no Python at "
+            Trouble("ended", "describe", "There is no Python at /x on this host. …", ssh.NO_PYTHON),
+            "No examiner could be started on b (exit code 254): There is no Python at "
             "/x on this host. …",
             "Make what is missing available at the same path on all hosts, e.g. on a shared file "
             "system.",
@@ -423,7 +498,33 @@ def test_the_report_shows_hosts_links_and_findings():
         "from  to  interface      server  channel    round trip  rate",
         "a     b   10.0.0.1 eth0  open    no answer  0.20 ms     940 Mbit/s",
     ]
-    assert "\n\n1 finding:\n\n1. Port 61441" in text
+    assert "\n\n1 problem would stop training:\n\n1. Port 61441" in text
+    assert "No problems" not in text
+
+
+def test_the_report_shows_first_what_stops_training():
+    found = healthy()
+    found.hosts[2].clock_s = 60.0
+    text = report(found, findings(found))
+    assert "\n\nWorth knowing:\n\n1. The clock of c" in text
+    assert "\n\nNo problems. Plan: " in text
+    facts(found, "b").versions["keras"] = "3.0"
+    link(found, "a", "b").mbit = 9.0
+    link(found, "a", "c").failure = "timed out"
+    text = report(found, findings(found))
+    parts = ["2 problems would stop training:", "1. The connection", "2. b has keras"]
+    parts += ["Worth knowing:", "3. a sends to b", "4. The clock of c"]
+    places = [text.index(f"\n\n{part}") for part in parts]
+    assert places == sorted(places)
+    assert "Plan:" not in text
+
+
+def test_the_start_says_how_long_many_hosts_take():
+    targets = [Target(f"n{index}", 1, "", ()) for index in range(64)]
+    assert command._description(targets[:2]) == "2 hosts (n0, n1)"
+    assert command._description(targets) == (
+        "64 hosts (n0, n1, n2, n3, n4, n5, n6, n7, …), whose links take about 76 s to measure"
+    )
 
 
 def test_many_hosts_show_only_the_slowest_links():
@@ -455,12 +556,27 @@ def test_each_pair_is_in_one_round_and_each_host_once_in_a_round(count):
 
 
 def test_ports():
-    given = {"TF_GOSSIP_PGA_PORT": "2222"}
-    assert examination.wanted_ports(given, 4) == [2222, 2223]
-    given["TF_GOSSIP_PGA_CHANNEL_PORT"] = "3000"
-    assert examination.wanted_ports(given, 1) == [2222, 3000]
-    first, second = examination.wanted_ports({}, 1)
-    assert 61440 <= first == second - 1 < 65535
-    assert examination.wanted_ports({"SLURM_JOB_ID": "3"}, 1) == [61440 + 2 * 3 * 16, 61537]
+    one, four = ([Target("a", slots, "srun", ())] for slots in (1, 4))
+    given = {SERVER: "2222"}
+    expected = Ports(2222, 2223, (SERVER,), (SERVER, CHANNEL))
+    assert examination.wanted_ports(four, given) == expected
+    given[CHANNEL] = "3000"
+    expected = Ports(2222, 3000, (SERVER, CHANNEL), (SERVER, CHANNEL))
+    assert examination.wanted_ports(one, given) == expected
+    over_ssh = [Target("a", 1, "ssh a", ())]  # the launcher removes the port of the channel
+    expected = Ports(2222, 2223, (SERVER,), (SERVER, SERVER))
+    assert examination.wanted_ports(over_ssh, given) == expected
     with pytest.raises(ValueError, match="4 workers on one host need 8 ports"):
-        examination.wanted_ports({"TF_GOSSIP_PGA_PORT": "65530"}, 4)
+        examination.wanted_ports(four, {SERVER: "65530"})
+
+
+def test_ports_that_nobody_has_chosen_are_random():
+    # In Slurm, they also depend on the step, which does not exist yet.
+    found = {
+        examination.wanted_ports([Target("a", 1, "srun", ())], {"SLURM_JOB_ID": "3"})
+        for _ in range(5)
+    }
+    assert len(found) > 1
+    for ports in found:
+        assert 61440 <= ports.server == ports.channel - 1 < 65535
+        assert ports.chosen == ()

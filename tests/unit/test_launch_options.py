@@ -130,13 +130,14 @@ def test_the_file_in_the_guide_is_accepted(launched, config, monkeypatch):
         ("workers = ", "cannot be read: Invalid value"),
         ("worker = 4", "has the unknown key 'worker'. Accepted are env, gpus-per-worker, hostfile"),
         ("config = 'x'", "has the unknown key 'config'"),
-        ("workers = 1.5", "workers must be text, a whole number or a list of texts; received 1.5"),
+        ("workers = 1.5", "workers must be text or a whole number; received 1.5"),
         (
             "log-dir = true",
-            "log-dir must be text, a whole number or a list of texts; received True",
+            "log-dir must be text or a whole number; received True",
         ),
-        ("rejoins = false", "rejoins must be text, a whole number or a list of texts; received Fa"),
-        ("env = ['A=1', true]", "env must be text, a whole number or a list of texts; received ["),
+        ("rejoins = false", "rejoins must be text or a whole number; received Fa"),
+        ("env = ['A=1', true]", "env must be text or a list of texts; received ["),
+        ("hosts = ['a', 'b']", "hosts must be text or a whole number; received ['a', 'b']"),
         ("verbose = 'yes'", "verbose must be true or false; received 'yes'"),
         ("workers = 'two'", "argument --workers: invalid int value: 'two'"),
         ("workers = 2\nhosts = 'a'", "--workers and --hosts are both given"),
@@ -176,3 +177,10 @@ def test_a_task_of_a_scheduler_does_not_start_a_job_of_its_own(launched, monkeyp
     assert "this process is one of 2 workers (found by Slurm's step variables)" in said
     monkeypatch.setenv("TF_GOSSIP_PGA_CLUSTER", "none")
     assert launched("--workers=2")["workers"] == 2
+
+
+def test_a_module_gets_all_its_arguments(monkeypatch):
+    seen = []
+    monkeypatch.setattr(job, "prepared_run", lambda command, *_, **__: seen.append(command) or int)
+    command.main(["--workers=2", "-m", "module", "-x", "--", "-y"])
+    assert seen[0][1:] == ["-m", "module", "-x", "--", "-y"]

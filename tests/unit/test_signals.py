@@ -1,5 +1,6 @@
 """How launcher and doctor handle signals."""
 
+import os
 import signal
 import threading
 
@@ -50,3 +51,12 @@ def test_outside_the_main_thread_nothing_changes():
     thread.start()
     thread.join()
     assert found == [before]
+
+
+def test_a_signal_waits_until_it_may_interrupt():
+    with signals.handled({signal.SIGTERM: signals.terminate}):
+        done = False
+        with pytest.raises(signals.Terminated), signals.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done = True
+        assert done

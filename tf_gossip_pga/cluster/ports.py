@@ -18,10 +18,10 @@ from tf_gossip_pga.cluster.place import number
 PORT = "TF_GOSSIP_PGA_PORT"
 CHANNEL_PORT = "TF_GOSSIP_PGA_CHANNEL_PORT"
 
-_FIRST, _END = 61440, 65536  # derived ports are from _FIRST to _END - 1
+FIRST, END = 61440, 65536  # derived ports are from FIRST to END - 1
 # With up to this many workers on a host, jobs with consecutive numbers as ids have separate ports.
 _JOBS = 16
-# With up to this many workers on a host, the ports of all of them are below _END.
+# With up to this many workers on a host, the ports of all of them are below END.
 _TASKS = 256
 
 
@@ -40,9 +40,9 @@ def first(environment: Mapping[str, str], job: str | int, tasks: int = 1) -> int
     """
     if PORT in environment:
         return _port(PORT, environment[PORT])
-    pairs = max(1, (_END - _FIRST) // 2 - max(tasks, _TASKS))
+    pairs = max(1, (END - FIRST) // 2 - max(tasks, _TASKS))
     index = job * max(tasks, _JOBS) if isinstance(job, int) else zlib.crc32(job.encode())
-    return _FIRST + 2 * (index % pairs)
+    return FIRST + 2 * (index % pairs)
 
 
 def of_task(first_port: int, task: int) -> int:
@@ -56,10 +56,10 @@ def of_task(first_port: int, task: int) -> int:
       ValueError: there are too few ports above `first_port`.
     """
     port = first_port + 2 * task
-    if port + 1 >= _END:
+    if port + 1 >= END:
         raise ValueError(
             f"{task + 1} workers on one host need {2 * task + 2} ports, but there are only "
-            f"{_END - first_port} from {first_port}. Set {PORT} to a lower port."
+            f"{END - first_port} from {first_port}. Set {PORT} to a lower port."
         )
     return port
 
@@ -76,6 +76,6 @@ def channel(environment: Mapping[str, str]) -> int | None:
 
 
 def _port(name: str, text: str) -> int:
-    if not 0 < number(text) < _END:
-        raise ValueError(f"{name} must be a port from 1 to {_END - 1}, received {text!r}.")
+    if not 0 < number(text) < END:
+        raise ValueError(f"{name} must be a port from 1 to {END - 1}, received {text!r}.")
     return number(text)

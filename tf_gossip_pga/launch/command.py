@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m tf_gossip_pga
     options = _parsed(parser, sys.argv[1:] if argv is None else list(argv))
     try:
         run = _prepared(options)
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         parser.error(str(error))
     return run()
 
@@ -149,9 +149,16 @@ def _add_surroundings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    options = parser.parse_args(argv)
+    if options.module and "-m" in argv:  # argparse would drop what follows a "--"
+        options.module = argv[argv.index("-m") + 1 :]
+    return options
+
+
 def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """Return the options on the command line, and those in the file that `--config` names."""
-    options = parser.parse_args(argv)
+    options = _parse(parser, argv)
     if options.config is None:
         return options
     others = {"config", "module", "script", "arguments"}
@@ -165,7 +172,7 @@ def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namesp
         parser.error(str(error))
     if any(getattr(options, name) is not None for name in _PLACES):
         given = [each for each in given if each.removeprefix("--").partition("=")[0] not in _PLACES]
-    return parser.parse_args([*given, *argv])  # of two values, the later one counts
+    return _parse(parser, [*given, *argv])  # of two values, the later one counts
 
 
 def _where(options: argparse.Namespace) -> tuple[int | None, list[hosts.Host] | None]:

@@ -25,7 +25,7 @@ def arguments(path: str, known: Collection[str], switches: Collection[str]) -> l
         key does not accept.
     """
     try:
-        content = tomllib.loads(pathlib.Path(path).read_text())
+        content = tomllib.loads(pathlib.Path(path).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not TOML
         raise ValueError(f"--config {path!r} cannot be read: {error}") from None
     unknown = sorted(set(content) - set(known))
@@ -51,9 +51,9 @@ def _switch(name: str, value: Any) -> list[str]:
 
 
 def _option(name: str, value: Any) -> list[str]:
-    values = value if isinstance(value, list) else [value]
+    repeats = name == "env"
+    values = value if repeats and isinstance(value, list) else [value]
     if not all(isinstance(each, str | int) and not isinstance(each, bool) for each in values):
-        raise ValueError(
-            f"{name} must be text, a whole number or a list of texts; received {value!r}."
-        )
+        accepted = "text or a list of texts" if repeats else "text or a whole number"
+        raise ValueError(f"{name} must be {accepted}; received {value!r}.")
     return [f"--{name}={each}" for each in values]

@@ -56,6 +56,8 @@ def run(
       ValueError: a number is out of range, or there are too few GPUs.
       RuntimeError: this process is itself one of several workers.
       LaunchError: too many workers failed. The message shows the end of their output.
+      KeyboardInterrupt: Ctrl-C, or a SIGTERM that this process handles itself, has stopped the
+        workers. An unhandled SIGTERM ends this process.
       SystemExit: with exit code `pga.PREEMPTED`, if `Checkpoint.exit_if_preempted` has ended
         workers with this code.
 
@@ -125,8 +127,12 @@ def _launched(content: bytes, workers: int, settings: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="tf_gossip_pga-") as folder:  # private to this user
         pathlib.Path(folder, "call").write_bytes(content)
         command = [sys.executable, "-P", call.__file__, folder]
-        with signals.handled({signal.SIGTERM: signals.terminate}):
-            outcomes = job.launch(command, workers, **settings)
+        try:
+            with signals.handled({signal.SIGTERM: signals.terminate}):
+                outcomes = job.launch(command, workers, **settings)
+        except signals.Terminated:  # all workers have been stopped
+            os.kill(os.getpid(), signal.SIGTERM)  # now with the effect that it had before
+            raise
         if code := job.code_of(outcomes):
             sys.exit(code)
         return _result(pathlib.Path(folder), outcomes)

@@ -102,7 +102,7 @@ def read(path: str) -> list[Host]:
         workers could not reach each other under these names.
     """
     try:
-        lines = pathlib.Path(path).read_text().splitlines()
+        lines = pathlib.Path(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--hostfile {path!r} cannot be read: {error}") from None
     accepted = f"--hostfile {path!r} must have a host on each line, such as `a slots=2` or `a:2`"
@@ -139,10 +139,11 @@ def _check(hosts: list[Host]) -> None:
     """Raise `ValueError` if the workers could not reach each other under these names."""
     addresses = [host.address for host in hosts]
     for address in addresses:
-        if addresses.count(address) > 1:
+        same = [each for each in addresses if each.lower() == address.lower()]
+        if len(same) > 1:
             raise ValueError(
-                f"{address} is listed for several users. List each host for one user, with all of "
-                "its slots."
+                f"{same[0]} is listed for several users, or in different spellings. List each host "
+                "once, with all of its slots."
             )
         if len(hosts) > 1 and _LOOPBACK.fullmatch(address):
             raise ValueError(

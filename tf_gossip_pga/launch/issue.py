@@ -23,7 +23,7 @@ _SHOWN = re.compile(
     r"TF_(GOSSIP_PGA|CPP|NUM|USE|FORCE|XLA|ENABLE)_.*|(KERAS|NCCL)_.*|CUDA_VISIBLE_DEVICES|XLA_FLAGS"
     r"|no_proxy|no_grpc_proxy"
 )
-_SECRET = re.compile(r".*(SECRET|PASSWORD|TOKEN|KEY)")
+_SECRET = re.compile(r".*(SECRET|PASS|TOKEN|KEY|CRED|AUTH)", re.IGNORECASE)
 
 _FORM = """\
 <!-- Host names and addresses follow. Remove what must not be public. -->

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -259,6 +260,10 @@ def _run(first: _Prepared, prepare: Callable[[], _Prepared], most: int) -> int:
             except KeyboardInterrupt:
                 print("\nInterrupted; all workers were stopped.", file=sys.stderr, flush=True)
                 return 130
+            except BrokenPipeError:  # as in `gossip-pga run … | head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                print("\nNobody reads the output; all workers were stopped.", file=sys.stderr)
+                return 1
     return 1
 
 
@@ -304,5 +309,9 @@ def code_of(outcomes: Sequence[Outcome]) -> int:
 
 
 def _write_out(text: str) -> None:
-    sys.stdout.write(text)
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:  # e.g. Keras' progress bar, if standard output is not UTF-8
+        encoding = sys.stdout.encoding
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()

@@ -127,7 +127,8 @@ def team(
             "openssh-clients), or start the workers on this machine with --workers=N."
         )
     places = [(host, task) for host in hosts for task in range(host.slots)]
-    first = ports.first(os.environ, secrets.token_hex(16), max(host.slots for host in hosts))
+    variables, most = {**os.environ, **shared.chosen}, max(host.slots for host in hosts)
+    first = ports.first(variables, secrets.token_hex(16), most)
     addresses = [f"{host.address}:{ports.of_task(first, task)}" for host, task in places]
 
     def start(rank: int, joins: bool) -> Worker:

@@ -51,3 +51,27 @@ def handled(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Delay the handlers of signals until the context ends, so that none raises within it.
+
+    Outside the main thread, and for signals that Python does not handle, this has no effect. Do
+    nothing in the context that may take long.
+    """
+    received: list[int] = []
+    before: dict[int, Callable[[int, FrameType | None], Any]] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if callable(handler := signal.getsignal(number)):
+                before[number] = handler
+    try:
+        for number in before:
+            signal.signal(number, lambda number, frame: received.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in received:
+            before[number](number, None)

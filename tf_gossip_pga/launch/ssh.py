@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 
 FAILED = 255  # ssh's exit code for its own failures
-MISSING = " on this host. "  # part of `_SCRIPT`'s errors, if the directory or Python is missing
+NO_DIRECTORY, NO_PYTHON = 253, 254  # exit codes of `_SCRIPT`
 
 # BatchMode: fail instead of asking for a password. ServerAliveInterval: end after three times this
 # number of seconds if the host or the network is gone.
@@ -19,9 +19,9 @@ _SSH = ("ssh", "-T", "-oBatchMode=yes", "-oConnectTimeout=10", "-oServerAliveInt
 # is the path of Python, and the rest are the arguments of `env`.
 _SCRIPT = (
     'cd "$1" 2>/dev/null || { echo "There is no directory $1 on this host. Create it, or start in '
-    'one that all hosts have." >&2; exit 1; }; '
+    f'one that all hosts have." >&2; exit {NO_DIRECTORY}; }}; '
     'test -x "$2" || { echo "There is no Python at $2 on this host. Install the environment at the '
-    'same path on all hosts." >&2; exit 127; }; '
+    f'same path on all hosts." >&2; exit {NO_PYTHON}; }}; '
     'shift 2; exec env "$@"'
 )
 

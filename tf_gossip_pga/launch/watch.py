@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from tf_gossip_pga.errors import PREEMPTED, LaunchError
+from tf_gossip_pga.launch import signals
 from tf_gossip_pga.launch import workers as workers_lib
 from tf_gossip_pga.launch.inquiry import Inquiry
 from tf_gossip_pga.launch.logs import Logs
@@ -96,12 +97,16 @@ class Watch:
         self._selector.register(worker.output, selectors.EVENT_READ, worker)
 
     def _relay(self, worker: Worker) -> None:
-        data = worker.read()
-        if data:
-            if error := self._logs.write(worker.rank, data):
-                self._screen.notice(f"The log of rank {worker.rank} ends here: {error}.")
-            self._screen.feed(worker.rank, data)
-        else:
+        error = None
+        with signals.deferred():  # a signal must not lose the data
+            data = worker.read()
+            if data:
+                error = self._logs.write(worker.rank, data)
+                self._screen.add(worker.rank, data)
+        if error:
+            self._screen.notice(f"The log of rank {worker.rank} ends here: {error}.")
+        self._screen.show()
+        if not data:
             self._selector.unregister(worker.output)
             self._screen.close(worker.rank)
 
@@ -185,7 +190,9 @@ class Watch:
         before = f" Rank {', '.join(ended)} had ended before, with exit code 0." if ended else ""
         hint = ""
         if not others and len(workers) > 1 and not ended:
-            hint = " (If the script survives lost workers, give --min-workers.)"
+            hint = (
+                " (If the script survives lost workers, give --min-workers, in Python min_workers.)"
+            )
         return (
             f"Rank {first.rank} failed first, with {first.ending}{then}; the other workers were "
             f"stopped.{before}{hint}"

@@ -13,6 +13,8 @@ import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from tf_gossip_pga.launch import signals
+
 GRACE_S = 2.0  # time from SIGTERM, which TensorFlow ignores, to SIGKILL
 
 
@@ -134,7 +136,8 @@ class Crew:
           count: number of ranks.
         """
         for rank in range(count):
-            self.workers.append(self._start(rank, False))
+            with signals.deferred():  # a signal must not leave a worker that is not in the list
+                self.workers.append(self._start(rank, False))
 
     def start_again(self, rank: int) -> Worker:
         """Replace the failed worker of a rank with one that joins the running job.
@@ -147,8 +150,9 @@ class Crew:
         """
         failed = self.workers[rank]
         failed.signal(signal.SIGKILL)  # kill any child processes that outlived the worker
-        self._replaced.append(failed)
-        self.workers[rank] = self._start(rank, True)
+        with signals.deferred():
+            self._replaced.append(failed)
+            self.workers[rank] = self._start(rank, True)
         return self.workers[rank]
 
     def signal(self, number: int) -> None:

@@ -61,6 +61,7 @@ class Screen:
             lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
         )
         self._partial: dict[int, _Unfinished] = collections.defaultdict(_Unfinished)
+        self._waiting: collections.deque[tuple[int, str]] = collections.deque()  # rank, line
         self._drawn = ""  # rank 0's unfinished line as the terminal shows it
         self._seen: dict[str, int] = {}  # warning -> first rank that printed it
         self.last_lines: dict[int, collections.deque[str]] = collections.defaultdict(
@@ -71,22 +72,24 @@ class Screen:
         """Show a line from the launcher itself."""
         self._write(f"{text}\n")
 
-    def feed(self, rank: int, data: bytes) -> None:
-        """Process a piece of a rank's output."""
+    def add(self, rank: int, data: bytes) -> None:
+        """Store a piece of a rank's output until the next `show`."""
         *lines, rest = self._decoders[rank].decode(data).split("\n")
         partial = self._partial[rank]
         if lines:
             lines[0] = partial.take() + lines[0]
-        # Store the unfinished line first, because SIGTERM may raise an exception while a line is
-        # being shown.
         partial.add(rest)
-        for line in lines:
-            self._line(rank, line)
-        if rank == 0:
-            self._redraw()
+        self._waiting.extend((rank, line) for line in lines)
+
+    def show(self) -> None:
+        """Show what is stored. If an exception ends this, a later call shows the rest."""
+        while self._waiting:
+            self._line(*self._waiting.popleft())
+        self._redraw()
 
     def close(self, rank: int) -> None:
         """Show a rank's last line if it does not end with a newline."""
+        self.show()
         if rest := self._partial[rank].take():
             self._line(rank, rest)
 

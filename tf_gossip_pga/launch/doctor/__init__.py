@@ -14,12 +14,8 @@ Modules:
 
 Contents:
   main: run the command line.
-  examine: start an examiner on each host, and let them measure.
-  findings: conclude what is wrong with the hosts.
 """
 
-from tf_gossip_pga.launch.doctor.checks import findings
 from tf_gossip_pga.launch.doctor.command import main
-from tf_gossip_pga.launch.doctor.examination import examine
 
-__all__ = ["examine", "findings", "main"]
+__all__ = ["main"]

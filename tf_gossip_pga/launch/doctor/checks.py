@@ -1,5 +1,8 @@
 """Conclude from measurements what is wrong with the hosts, and which command mends it.
 
+A finding stops training if a job on these hosts would not start, or would fail later. What this
+package can cope with is only worth knowing.
+
 Each function in `CHECKS` yields the findings of one kind. To add a kind, write such a function and
 add it to `CHECKS`. The functions that judge what was measured between hosts are in `link_checks`.
 """
@@ -9,14 +12,18 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterator
 
+from tf_gossip_pga import __version__
+from tf_gossip_pga.cluster.ports import CHANNEL_PORT
 from tf_gossip_pga.launch import ssh
 from tf_gossip_pga.launch.doctor import link_checks
 from tf_gossip_pga.launch.doctor.finding import Finding, command_on, listed
 from tf_gossip_pga.launch.doctor.measurements import (
     COMPARED,
     ENDED,
+    OTHER_VERSION,
     PACKAGE,
     PYTHON,
+    REQUESTS,
     SILENT,
     Host,
     Measurements,
@@ -25,22 +32,11 @@ from tf_gossip_pga.launch.doctor.measurements import (
 
 CLOCK_S = 1.0  # the smallest difference between two clocks that is a finding
 
-# What a request asks of an examiner, in words for messages, by the name of the request.
-_REQUESTS = {
-    "describe": "describe itself",
-    "clock": "read its clock",
-    "listen": "listen on its ports",
-    "call": "connect to the other hosts",
-    "measure": "measure a connection",
-    "write": "write to the checkpoint folder",
-    "read": "read from the checkpoint folder",
-}
-
 
 def unavailable(found: Measurements) -> Iterator[Finding]:
     """Yield a finding for each host that could not be examined, or not completely."""
     for host in found.hosts:
-        if host.trouble is not None:
+        if host.trouble is not None and host.trouble.kind != OTHER_VERSION:
             seen, remedy = _trouble(host, host.trouble)
             yield Finding("host", [host.name], seen, remedy)
 
@@ -51,7 +47,7 @@ def _trouble(host: Host, trouble: Trouble) -> tuple[str, str]:
     said = f": {words}" if words else "."
     by_hand = f"Find out why: {command_on(host, 'true')}"
     if trouble.kind != ENDED:
-        asked = f"when asked to {_REQUESTS[trouble.request]}"
+        asked = f"when asked to {REQUESTS[trouble.request]}"
         if trouble.kind == SILENT:
             return f"{name} does not answer in time {asked}{said}", by_hand
         return f"{name} reports an error {asked}{said}", by_hand
@@ -68,7 +64,7 @@ def _trouble(host: Host, trouble: Trouble) -> tuple[str, str]:
             "Install this machine's Python environment at the same path on that host.",
         )
     remedy = by_hand
-    if ssh.MISSING in words:
+    if code in (ssh.NO_DIRECTORY, ssh.NO_PYTHON):
         remedy = (
             "Make what is missing available at the same path on all hosts, e.g. on a shared file "
             "system."
@@ -78,6 +74,15 @@ def _trouble(host: Host, trouble: Trouble) -> tuple[str, str]:
 
 def versions(found: Measurements) -> Iterator[Finding]:
     """Yield a finding for each package whose version differs between hosts, or that is missing."""
+    for host in found.hosts:  # the doctor examines only hosts with its own version of this package
+        if host.trouble is not None and host.trouble.kind == OTHER_VERSION:
+            yield Finding(
+                "version",
+                [host.name],
+                f"{host.name} has {host.trouble.words or 'another version'} of {PACKAGE}, but this "
+                f"machine has {__version__}.",
+                f"Install the same version of {PACKAGE} on all hosts.",
+            )
     for package in COMPARED:
         hosts: dict[str, list[Host]] = collections.defaultdict(list)
         for host, facts in found.examined():
@@ -104,9 +109,8 @@ def _version(
         seen = f"{package} is missing on {listed(names)}"
     if usual:
         seen += f", but {_have(others)} {usual}"
-    if package in (PYTHON, PACKAGE):
-        what = "environment" if package == PYTHON else f"version of {PACKAGE}"
-        return Finding("version", names, f"{seen}.", f"Install the same {what} on all hosts.")
+    if package == PYTHON:
+        return Finding("version", names, f"{seen}.", "Install the same environment on all hosts.")
     wanted = f"{package}=={usual}" if usual else package
     commands = [
         command_on(host, f"{host.facts.python} -m pip install {wanted}")
@@ -132,6 +136,7 @@ def clocks(found: Measurements) -> Iterator[Finding]:
                 [host.name],
                 f"The clock of {host.name} is {abs(host.clock_s):.1f} s {order} this machine's.",
                 command_on(host, "sudo timedatectl set-ntp true"),
+                stops_training=False,
             )
 
 
@@ -159,13 +164,25 @@ def ports_taken(found: Measurements) -> Iterator[Finding]:
     for host in found.hosts:
         for port, why in host.taken.items():
             if host.name not in known:
-                yield Finding(
-                    "port",
-                    [host.name],
-                    f"Port {port} of {host.name} cannot be used: {why}.",
-                    f"See which program has it: {command_on(host, f'ss -ltnp sport = :{port}')}\n"
-                    "Or choose other ports: export TF_GOSSIP_PGA_PORT=PORT",
-                )
+                yield _taken(host, port, why, found)
+
+
+def _taken(host: Host, port: int, why: str, found: Measurements) -> Finding:
+    """Return the finding that the examiner of a host could not listen on a port."""
+    variable = found.ports.variable(port)
+    # If the user has chosen no ports, each job has others. A worker whose control channel cannot
+    # have the port after its own takes another one.
+    is_server = port == found.ports.server
+    stops = variable in found.ports.chosen and (is_server or variable == CHANNEL_PORT)
+    seen = f"Port {port} of {host.name} cannot be used: {why}."
+    return Finding(
+        "port",
+        [host.name],
+        seen if stops else f"{seen} Training works, because another port is used.",
+        f"See which program has it: {command_on(host, f'ss -ltnp sport = :{port}')}\n"
+        f"Or choose another port: export {variable}=PORT",
+        stops_training=stops,
+    )
 
 
 def folders(found: Measurements) -> Iterator[Finding]:
@@ -173,45 +190,45 @@ def folders(found: Measurements) -> Iterator[Finding]:
     folder = found.folder
     if folder is None:
         return
-    hosts = {host.name: host for host in found.hosts}
     for name, why in folder.unwritable.items():
-        remedy = (
-            f"ls -ld {folder.path}; id" if why == "Permission denied" else f"mkdir -p {folder.path}"
-        )
+        shown = f"namei -l {folder.path}; findmnt -o TARGET,SOURCE,OPTIONS,AVAIL -T {folder.path}"
         yield Finding(
             "folder",
             [name],
             f"{name} cannot write to {folder.path}: {why}.",
-            command_on(hosts[name], remedy),
+            "Look at the permissions, at the options of the file system and at its free space:\n"
+            + command_on(found.host(name), shown),
         )
     for name, why in folder.unread.items():
-        if folder.unwritable.get(name) == why:  # the folder is missing there
+        if folder.unwritable.get(name) == why:  # it has no access at all
             continue
         yield Finding(
             "folder",
             [folder.writer, name],
             f"{name} does not see a file that {folder.writer} has written to {folder.path} "
-            f"({why}): the folder is not shared.",
-            "Mount the same file system there on both hosts. Compare\n"
-            f"{command_on(hosts[folder.writer], f'findmnt -T {folder.path}')}\n"
-            f"{command_on(hosts[name], f'findmnt -T {folder.path}')}",
+            f"({why}): the folder is not shared. Each rank may have a folder of its own, but then "
+            "the job cannot resume if rank 0's machine is lost.",
+            "To share it, mount the same file system there on both hosts. Compare\n"
+            f"{command_on(found.host(folder.writer), f'findmnt -T {folder.path}')}\n"
+            f"{command_on(found.host(name), f'findmnt -T {folder.path}')}",
+            stops_training=False,
         )
 
 
 def gpus(found: Measurements) -> Iterator[Finding]:
-    """Yield a finding if hosts have different numbers of GPUs for each worker."""
-    hosts: dict[int, list[str]] = collections.defaultdict(list)
+    """Yield a finding if each worker gets a GPU of its own on some hosts, but not on others."""
+    hosts: dict[bool, list[Host]] = {True: [], False: []}
     for host, facts in found.examined():
-        hosts[facts.gpus // host.slots].append(host.name)
-    if len(hosts) > 1:
-        counts = "; ".join(f"{count} on {listed(names)}" for count, names in hosts.items())
-        fewest = next(host for host in found.hosts if host.name in hosts[min(hosts)])
+        hosts[facts.gpus >= host.slots].append(host)
+    if hosts[True] and hosts[False]:
+        enough, few = ([host.name for host in hosts[each]] for each in (True, False))
         yield Finding(
             "gpus",
-            [name for names in hosts.values() for name in names],
-            f"The number of GPUs for each worker differs: {counts}. All workers wait for those "
-            "with the fewest. If some have none, all exchange over gRPC instead of NCCL.",
-            f"See which GPUs the driver has found: {command_on(fewest, 'nvidia-smi -L')}",
+            few,
+            f"Each worker gets a GPU of its own on {listed(enough)}, but not on {listed(few)}. All "
+            "workers wait for the slowest, and exchange over gRPC instead of NCCL.",
+            "See which GPUs the driver has found: " + command_on(hosts[False][0], "nvidia-smi -L"),
+            stops_training=False,
         )
 
 
@@ -231,9 +248,10 @@ CHECKS: tuple[Callable[[Measurements], Iterator[Finding]], ...] = (
 
 
 def findings(found: Measurements) -> list[Finding]:
-    """Return everything that is wrong with the hosts, most serious first.
+    """Return everything that is wrong with the hosts: first what stops training.
 
     Args:
       found: the measurements.
     """
-    return [finding for check in CHECKS for finding in check(found)]
+    concluded = [finding for check in CHECKS for finding in check(found)]
+    return sorted(concluded, key=lambda finding: not finding.stops_training)

@@ -19,6 +19,7 @@ from tf_gossip_pga.tools import output
 
 _SHOWN = 8  # so many names of hosts are printed at the start
 _HANDLERS = {signal.SIGTERM: signals.interrupt, signal.SIGHUP: signals.interrupt}  # end examiners
+_ROUND_S = 0.6  # to measure links between disjoint pairs of hosts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program name. Default None: those of the current process.
 
     Returns:
-      0 without findings, 1 with findings, 130 after Ctrl-C or SIGTERM.
+      0 if nothing stops training, 1 if a finding does, 130 after Ctrl-C or SIGTERM.
 
     Raises:
       SystemExit: an argument or a variable is invalid (code 2), or `--help` is given.
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         targets = starting.targets(hosts_lib.chosen(options), os.environ)
-        ports = wanted_ports(os.environ, max(each.slots for each in targets))
+        ports = wanted_ports(targets, os.environ)
     except ValueError as error:
         parser.error(str(error))
     print(f"Examining {_description(targets)} …", file=sys.stderr, flush=True)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(output.as_json({**found.as_dict(), "findings": conclusions}), end="")
     else:
         print(report(found, concluded))
-    return 1 if concluded else 0
+    return 1 if any(each.stops_training for each in concluded) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         "ports, latency, rate, versions, clocks, GPUs and the checkpoint folder. Print each "
         "problem with the command that mends it. Without -H and --hostfile, examine the nodes of "
         "the Slurm job that this command runs in, or else this machine.",
-        epilog="The exit code is 0 without findings, 1 with findings and 2 for invalid arguments.",
+        epilog="The exit code is 0 if nothing was found that stops training, 1 if something was, "
+        "and 2 for invalid arguments.",
         allow_abbrev=False,
     )
     hosts_lib.add_options(parser.add_mutually_exclusive_group())
@@ -83,5 +85,7 @@ def _description(targets: Sequence[starting.Target]) -> str:
     if len(targets) == 1:
         return targets[0].name
     names = ", ".join(each.name for each in targets[:_SHOWN])
-    more = ", …" * (len(targets) > _SHOWN)
-    return f"{len(targets)} hosts ({names}{more})"
+    if len(targets) <= _SHOWN:
+        return f"{len(targets)} hosts ({names})"
+    seconds = 2 * (len(targets) - 1) * _ROUND_S
+    return f"{len(targets)} hosts ({names}, …), whose links take about {seconds:.0f} s to measure"

@@ -11,47 +11,53 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from tf_gossip_pga import __version__
 from tf_gossip_pga.cluster import ports
-from tf_gossip_pga.cluster.place import number
 from tf_gossip_pga.launch.doctor import contact, link_checks
 from tf_gossip_pga.launch.doctor.contact import Answer, Contact, NoAnswerError
 from tf_gossip_pga.launch.doctor.measurements import (
     FAILED,
+    OTHER_VERSION,
     Attempt,
     Facts,
     Folder,
     Host,
     Link,
     Measurements,
+    Ports,
     Trouble,
 )
 from tf_gossip_pga.launch.doctor.starting import Target
 
 _CLOCKS = 5  # readings of each clock
-_SHARE = 64  # for each 64 hosts, examiners get `contact.ANSWER_S` more time for an answer
+_SHARE = 64  # for each 64 hosts, examiners get as much time again for an answer
 
 
-def wanted_ports(environment: Mapping[str, str], most: int) -> list[int]:
-    """Return the two ports that the first worker on each host would use.
+def wanted_ports(targets: Sequence[Target], environment: Mapping[str, str]) -> Ports:
+    """Return the ports that the first worker on each host would use.
 
-    The first is that of TensorFlow's server, the second that of the control channel.
+    If the user has chosen no ports, return those of a random job.
 
     Args:
+      targets: the hosts.
       environment: the environment variables.
-      most: the largest number of workers on one host.
 
     Raises:
       ValueError: a variable does not hold a port, or there are too few ports.
     """
-    job = number(environment.get("SLURM_JOB_ID")) or secrets.token_hex(8)
-    first = ports.first(environment, job, most)
+    most = max(each.slots for each in targets)
+    first = ports.first(environment, secrets.token_hex(8), most)
     ports.of_task(first, most - 1)  # raises if the last worker would have no port
-    return [first, ports.channel(environment) or first + 1]
+    # For workers over ssh, the launcher removes the variable that sets the port of the channel.
+    is_over_ssh = any(each.prefix.startswith("ssh ") for each in targets)
+    variables = (ports.PORT, ports.PORT if is_over_ssh else ports.CHANNEL_PORT)
+    channel = None if is_over_ssh else ports.channel(environment)
+    chosen = [ports.PORT] * (ports.PORT in environment)
+    chosen += [ports.CHANNEL_PORT] * (channel is not None)
+    return Ports(first, channel or first + 1, tuple(chosen), variables)
 
 
-def examine(
-    targets: Sequence[Target], wanted: Sequence[int], folder: str | None = None
-) -> Measurements:
+def examine(targets: Sequence[Target], wanted: Ports, folder: str | None = None) -> Measurements:
     """Examine hosts, and return what was measured.
 
     Every wait has a deadline. At the end, no examiner runs any more.
@@ -62,13 +68,12 @@ def examine(
       folder: the checkpoint folder. Default: check no folder.
     """
     hosts = [Host(each.name, each.slots, each.prefix) for each in targets]
-    found = Measurements(hosts, list(wanted))
+    found = Measurements(hosts, wanted)
     contacts: dict[str, Contact] = {}
     starter = ThreadPoolExecutor(1)  # so that Ctrl-C cannot interrupt the start of a process
     try:
-        for each in targets:
-            starter.submit(_start, contacts, each)
-        starter.shutdown()
+        for started in [starter.submit(_start, contacts, each) for each in targets]:
+            started.result()
         examination = _Examination(found, contacts)
         examination.describe()
         examination.read_clocks()
@@ -98,9 +103,10 @@ class _Examination:
     def __init__(self, found: Measurements, contacts: Mapping[str, Contact]):
         self._found = found
         self._contacts = contacts
-        self._hosts = {host.name: host for host in found.hosts}
+        self._names = [host.name for host in found.hosts]
         self._token = secrets.token_hex(8)
-        self._answer_s = contact.ANSWER_S * (1 + len(contacts) // _SHARE)
+        shares = 1 + len(contacts) // _SHARE
+        self._start_s, self._answer_s = contact.START_S * shares, contact.ANSWER_S * shares
 
     def _available(self) -> list[str]:
         return [host.name for host in self._found.hosts if host.trouble is None]
@@ -124,7 +130,7 @@ class _Examination:
             try:
                 answers[name] = self._contacts[name].receive(request_id, ends)
             except NoAnswerError as error:
-                self._hosts[name].trouble = error.trouble
+                self._found.host(name).trouble = error.trouble
         return answers
 
     def _ask_all(self, request: str, seconds: float, **arguments: Any) -> dict[str, Answer]:
@@ -133,18 +139,23 @@ class _Examination:
 
     def describe(self) -> None:
         """Let each host describe itself."""
-        names = list(self._hosts)
-        for name, answer in self._ask_all("describe", contact.START_S, names=names).items():
+        answers = self._ask_all("describe", self._start_s, names=self._names)
+        for name, answer in answers.items():
+            host = self._found.host(name)
+            # With another version of this package, the answers may have another form.
+            if (version := answer.result.get("version")) != __version__:
+                host.trouble = Trouble(OTHER_VERSION, "describe", str(version or ""))
+                continue
             try:
-                self._hosts[name].facts = Facts(**answer.result)
-            except TypeError as error:  # the examiner has another version of this package
-                self._hosts[name].trouble = Trouble(FAILED, "describe", str(error))
+                host.facts = Facts(**answer.result["facts"])
+            except TypeError as error:  # other code with the same version
+                host.trouble = Trouble(FAILED, "describe", str(error))
 
     def read_clocks(self) -> None:
         """Compare each host's clock with that of this machine, and keep the most exact result."""
         for _ in range(_CLOCKS):
             for name, answer in self._ask_all("clock", self._answer_s).items():
-                host = self._hosts[name]
+                host = self._found.host(name)
                 error_s = (answer.received - answer.sent) / 2
                 if host.clock_error_s is None or error_s < host.clock_error_s:
                     host.clock_error_s = error_s
@@ -153,21 +164,25 @@ class _Examination:
     def listen(self) -> None:
         """Let each host listen on its ports."""
         arguments = {
-            name: {"name": name, "token": self._token, "ports": self._found.ports}
+            name: {"name": name, "token": self._token, "ports": self._found.ports.numbers}
             for name in self._available()
         }
         for name, answer in self._ask("listen", arguments, self._answer_s).items():
-            host = self._hosts[name]
+            host = self._found.host(name)
             host.ports = answer.result["ports"]
             host.taken = {int(port): why for port, why in answer.result["taken"].items()}
 
     def call(self) -> None:
-        """Let each host connect to the ports of all other hosts."""
-        listening = {name: self._hosts[name].ports for name in self._available()}
-        arguments = {
-            name: {"targets": {each: listening[each] for each in listening if each != name}}
-            for name in listening
-        }
+        """Let each host connect to the ports of all other hosts whose names it can resolve."""
+        available = set(self._available())
+        listening = {host.name: host.ports for host in self._found.hosts if host.name in available}
+        arguments: dict[str, dict[str, Any]] = {}
+        for host, facts in self._found.examined():
+            if host.name in available:
+                # A name server that does not answer would delay the answer to this request, too.
+                skipped = {host.name, *facts.unresolved}
+                targets = {name: listening[name] for name in listening if name not in skipped}
+                arguments[host.name] = {"targets": targets}
         for name, answer in self._ask("call", arguments, self._answer_s).items():
             self._found.links += [
                 Link(name, target, [Attempt(**each) for each in attempts])
@@ -183,7 +198,7 @@ class _Examination:
     def _measure(self, links: Sequence[Link]) -> None:
         """Measure links. Each host takes part in at most one measurement at a time."""
         by_pair = {(link.source, link.target): link for link in links}
-        for pairs in rounds(list(self._hosts)):
+        for pairs in rounds(self._names):
             available = set(self._available())
             chosen = [by_pair[each] for each in pairs if each in by_pair and available >= set(each)]
             arguments = {

@@ -20,8 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 
+from tf_gossip_pga import __version__
 from tf_gossip_pga.launch import signals
 from tf_gossip_pga.launch.doctor import links, machine
+from tf_gossip_pga.launch.doctor.measurements import REQUESTS
 
 _CALLS = 64  # connections to try at a time
 
@@ -35,8 +37,12 @@ class Examiner:
         self._folder: machine.Folder | None = None
 
     def describe(self, names: Sequence[str]) -> dict[str, Any]:
-        """Describe this host: return the fields of `Facts`. `names`: the names of all hosts."""
-        return machine.describe(names)
+        """Return the `version` of this package, and the `facts`: the fields of `Facts`.
+
+        Args:
+          names: the names of all hosts.
+        """
+        return {"version": __version__, "facts": machine.describe(names)}
 
     def clock(self) -> float:
         """Return the time of this host's clock, in seconds since 1970."""
@@ -82,10 +88,6 @@ class Examiner:
             self._folder.close()
         if self._listener:
             self._listener.close()
-
-
-# The functions of `Examiner` that a request may name.
-REQUESTS = ("describe", "clock", "listen", "call", "measure", "write", "read")
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:

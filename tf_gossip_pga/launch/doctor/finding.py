@@ -1,4 +1,4 @@
-"""Describe something that is wrong with hosts, and the command that mends it."""
+"""Describe something that was found about hosts, and the command that mends it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tf_gossip_pga.launch.doctor.measurements import Host
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Describe one thing that is wrong with hosts.
+    """Describe one thing that was found about hosts.
 
     Attributes:
       kind: one word by which programs tell findings apart: `"host"`, `"machine"`, `"name"`,
@@ -20,12 +20,15 @@ class Finding:
         the host to which they connect.
       seen: what was seen, as a sentence.
       remedy: the command that mends it, or what to do. One or more lines.
+      stops_training: whether a job on these hosts cannot start or continue because of it. False:
+        it is only worth knowing.
     """
 
     kind: str
     hosts: list[str]
     seen: str
     remedy: str
+    stops_training: bool = True
 
 
 def command_on(host: Host, command: str) -> str:

@@ -7,6 +7,7 @@ import ipaddress
 import statistics
 from collections.abc import Iterator, Sequence
 
+from tf_gossip_pga.cluster.ports import END, FIRST
 from tf_gossip_pga.launch.doctor.finding import Finding, command_on, listed
 from tf_gossip_pga.launch.doctor.measurements import (
     DROPPED,
@@ -15,7 +16,6 @@ from tf_gossip_pga.launch.doctor.measurements import (
     REFUSED,
     STRANGER,
     UNREACHABLE,
-    UNRESOLVED,
     Attempt,
     Facts,
     Link,
@@ -23,7 +23,6 @@ from tf_gossip_pga.launch.doctor.measurements import (
 )
 
 _SLOW = 4  # a link is slow if the usual rate is more than this many times its rate
-_FIRST, _LAST = 61440, 65535  # the ports that `cluster.ports` chooses from
 
 # What was seen of a port, as a predicate, by the outcome of attempts to connect to it.
 _SEEN = {
@@ -38,16 +37,21 @@ _SEEN = {
 
 def names(found: Measurements) -> Iterator[Finding]:
     """Yield findings for names that do not resolve, or that resolve to a loopback address."""
-    hosts = {host.name: host for host in found.hosts}
     for (seen, name), misled in _misnamed(found).items():
         address = _address_of(name, found) or "ADDRESS"
-        commands = [command_on(hosts[each], _edit(name, facts, address)) for each, facts in misled]
+        commands = [
+            command_on(found.host(each), _edit(name, facts, address)) for each, facts in misled
+        ]
         sources = [source for source, _ in misled]
+        is_own = sources == [name] and name not in misled[0][1].unresolved
         yield Finding(
             "name",
             list(dict.fromkeys([*sources, name])),
             f"On {listed(sources)}, {seen}",
             "\n".join(commands),
+            # Workers whose own name leads to the loopback interface listen on all interfaces. If
+            # other hosts resolve the name wrongly, too, they have findings of their own.
+            stops_training=not is_own,
         )
 
 
@@ -72,8 +76,9 @@ def _name(host: str, name: str, facts: Facts) -> str:
     address = facts.addresses[name][0]
     if host == name:
         return (
-            f"its own name resolves to {address}. A program that reports this address to other "
-            "hosts sends them back to themselves."
+            f"its own name resolves to {address}. Training works if all other hosts resolve this "
+            "name correctly, but a program that reports this address to other hosts sends them "
+            "back to themselves."
         )
     return f"the name {name} resolves to {address}, which leads back to the same host."
 
@@ -89,7 +94,7 @@ def _edit(name: str, facts: Facts, address: str) -> str:
 
 def _is_loopback(name: str, facts: Facts) -> bool:
     addresses = facts.addresses.get(name)
-    return bool(addresses) and ipaddress.ip_address(addresses[0].partition("%")[0]).is_loopback
+    return bool(addresses) and _is_local(addresses[0])
 
 
 def _address_of(name: str, found: Measurements) -> str:
@@ -131,9 +136,8 @@ def ports(found: Measurements) -> Iterator[Finding]:
 def _failed(link: Link, found: Measurements) -> Iterator[Attempt]:
     """Yield the failed attempts to connect to the ports that workers would use."""
     for attempt in link.attempts:
-        # `names` reports unresolved names. If a port was taken, the examiner listened on another
-        # one, to which attempts do not count.
-        if attempt.outcome not in (OPEN, UNRESOLVED) and attempt.port in found.ports:
+        # If a port was taken, the examiner listened on another one, to which attempts do not count.
+        if attempt.outcome != OPEN and attempt.port in found.ports.numbers:
             yield attempt
 
 
@@ -146,30 +150,26 @@ def _closed(
     found: Measurements,
 ) -> Finding:
     """Return the finding that some ports of a host are closed to other hosts."""
-    host = next(each for each in found.hosts if each.name == target)
     if outcome == ELSEWHERE:
-        sources_hosts = [each for each in found.hosts if each.name in sources]
         return Finding(
             "name",
             [*sources, target],
             f"On {listed(sources)}, the name {target} leads to {detail} instead.",
-            "\n".join(command_on(each, f"getent hosts {target}") for each in sources_hosts),
+            "\n".join(command_on(found.host(each), f"getent hosts {target}") for each in sources),
         )
     what = listed(
-        f"{number} ({'control channel' if number == found.ports[1] else 'server'})"
+        f"{number} ({'control channel' if number == found.ports.channel else 'server'})"
         for number in numbers
     )
     seen = _SEEN[outcome].format(sources=listed(sources), detail=detail)
-    # Unless the user has chosen ports, each job has other ports in this range. Open all of them.
-    any_job = min(numbers) >= _FIRST
-    wanted = [f"{_FIRST}-{_LAST}"] if any_job else [str(number) for number in numbers]
-    options = " ".join(f"--add-port={each}/tcp" for each in wanted)
-    remedy = command_on(host, f"sudo firewall-cmd {options}")
-    names_of_ports = {
-        found.ports[0]: "TF_GOSSIP_PGA_PORT",
-        found.ports[1]: "TF_GOSSIP_PGA_CHANNEL_PORT",
-    }
-    settings = " ".join(f"{names_of_ports[number]}=PORT" for number in numbers)
+    # Unless the user has chosen a port, each job has another one in this range. Open all of them.
+    wanted = [
+        str(number) if found.ports.is_fixed(number) else f"{FIRST}-{END - 1}" for number in numbers
+    ]
+    options = " ".join(f"--add-port={each}/tcp" for each in dict.fromkeys(wanted))
+    remedy = command_on(found.host(target), f"sudo firewall-cmd {options}")
+    variables = dict.fromkeys(found.ports.variable(number) for number in numbers)
+    settings = " ".join(f"{variable}=PORT" for variable in variables)
     return Finding(
         "port",
         [*sources, target],
@@ -185,14 +185,13 @@ def failures(found: Measurements) -> Iterator[Finding]:
     for link in found.links:
         if link.failure and not silent & {link.source, link.target}:
             interface = next((each.interface for each in link.attempts if each.interface), "eth0")
-            host = next(each for each in found.hosts if each.name == link.source)
             yield Finding(
                 "link",
                 [link.source, link.target],
                 f"The connection from {link.source} to {link.target} opens but fails when it "
                 f"carries data ({link.failure}). Large packets may be lost on the way.",
                 "Try smaller packets: "
-                + command_on(host, f"sudo ip link set dev {interface} mtu 1400"),
+                + command_on(found.host(link.source), f"sudo ip link set dev {interface} mtu 1400"),
             )
 
 
@@ -244,7 +243,7 @@ def _slow(
     seen: str, hosts: list[str], links: Sequence[Link], usual: float, found: Measurements
 ) -> Finding:
     """Return the finding that links are slow. The remedy concerns the first host."""
-    host = next(each for each in found.hosts if each.name == hosts[0])
+    host = found.host(hosts[0])
     own = [link for link in found.links if link.source == host.name]
     interfaces = [each.interface for link in own for each in link.attempts if each.interface]
     name = interfaces[0] if interfaces else "eth0"
@@ -255,4 +254,5 @@ def _slow(
         hosts,
         f"{seen} {fastest:.0f} Mbit/s; a usual link carries {usual:.0f} Mbit/s.",
         f"Compare its interface with that of another host: {shown}",
+        stops_training=False,
     )

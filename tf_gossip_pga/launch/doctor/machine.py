@@ -79,13 +79,16 @@ def _resolved(names: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str
 class Folder:
     """Write files to the checkpoint folder, and read those of other hosts.
 
+    If the folder does not exist, `Checkpoint` creates it. The files are then in its nearest parent
+    that exists.
+
     Args:
       path: the folder.
       token: a random text that all examiners share. It is part of the files' names.
     """
 
     def __init__(self, path: str, token: str):
-        self._path = pathlib.Path(path).expanduser()
+        self._path = _existing(pathlib.Path(path).expanduser())
         self._token = token
         self._written: list[pathlib.Path] = []
 
@@ -125,3 +128,16 @@ class Folder:
 
     def _file(self, name: str) -> pathlib.Path:
         return self._path / f".gossip-pga-doctor-{self._token}-{name}"
+
+
+def _existing(path: pathlib.Path) -> pathlib.Path:
+    """Return a path, or its nearest parent that exists."""
+    for each in (path, *path.parents):
+        try:
+            each.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:  # the attempt to write there reports the reason
+            pass
+        return each
+    return path

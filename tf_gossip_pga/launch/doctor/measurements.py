@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from tf_gossip_pga.cluster import ports as ports_lib
+
 # The outcomes of an attempt to connect to a port. `Attempt.detail` says more.
 OPEN = "open"
 REFUSED = "refused"  # the host, or a firewall, answers that nothing listens
 DROPPED = "no answer"
 UNREACHABLE = "unreachable"  # a router or a firewall answers that it does not let packets pass
-UNRESOLVED = "unresolved"  # the host's name does not resolve
 ELSEWHERE = "another host"  # an examiner answers, but that of another host
 STRANGER = "another program"
 
@@ -47,8 +48,19 @@ class Facts:
     unresolved: dict[str, str]
 
 
+# The requests that an examiner answers, by function of `Examiner`, in words for messages.
+REQUESTS = {
+    "describe": "describe itself",
+    "clock": "read its clock",
+    "listen": "listen on its ports",
+    "call": "connect to the other hosts",
+    "measure": "measure a connection",
+    "write": "write to the checkpoint folder",
+    "read": "read from the checkpoint folder",
+}
+
 # Why a host's examiner, the process that measures there for the doctor, is not available.
-ENDED, SILENT, FAILED = "ended", "silent", "failed"
+ENDED, SILENT, FAILED, OTHER_VERSION = "ended", "silent", "failed", "other version"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +68,11 @@ class Trouble:
     """Describe why a host's examiner is not available.
 
     Attributes:
-      kind: its process has `ENDED`, it was `SILENT` until the deadline, or a request `FAILED`.
-      request: the request that it has not answered, a name of `examiner.REQUESTS`.
-      words: what it answered, or what the command that started it printed to standard error.
+      kind: its process has `ENDED`, it was `SILENT` until the deadline, a request `FAILED`, or it
+        has an `OTHER_VERSION` of this package than the doctor.
+      request: the request that it has not answered, a name of `REQUESTS`.
+      words: what it answered, or what the command that started it printed to standard error. With
+        `OTHER_VERSION`: its version, or an empty string if it does not tell it.
       code: exit code of that command, or None if it has not ended or could not be started.
     """
 
@@ -172,22 +186,58 @@ class Folder:
     unread: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Ports:
+    """The ports that the first worker of each host would use.
+
+    Attributes:
+      server: the port of TensorFlow's server.
+      channel: the port of the control channel.
+      chosen: the variables with which the user has chosen ports: `TF_GOSSIP_PGA_PORT`,
+        `TF_GOSSIP_PGA_CHANNEL_PORT`. Without the first, each job has another port `server`.
+      variables: for each of the two ports, the variable with which the user can choose it.
+    """
+
+    server: int
+    channel: int
+    chosen: tuple[str, ...] = ()
+    variables: tuple[str, str] = (ports_lib.PORT, ports_lib.CHANNEL_PORT)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Both ports: server and channel."""
+        return [self.server, self.channel]
+
+    def variable(self, port: int) -> str:
+        """Return the variable with which the user can choose one of the ports."""
+        return self.variables[self.numbers.index(port)]
+
+    def is_fixed(self, port: int) -> bool:
+        """Return whether every job uses this port, because the user has chosen it."""
+        return ports_lib.PORT in self.chosen or (
+            port == self.channel and ports_lib.CHANNEL_PORT in self.chosen
+        )
+
+
 @dataclasses.dataclass
 class Measurements:
     """Hold everything that was measured.
 
     Attributes:
       hosts: all hosts, in the order given.
-      ports: the ports that workers would use: that of TensorFlow's server and that of the control
-        channel.
+      ports: the ports that workers would use.
       links: what was measured between each ordered pair of hosts with examiners.
       folder: the checkpoint folder, or None if it was not checked.
     """
 
     hosts: list[Host]
-    ports: list[int]
+    ports: Ports
     links: list[Link] = dataclasses.field(default_factory=list)
     folder: Folder | None = None
+
+    def host(self, name: str) -> Host:
+        """Return the host with a name."""
+        return next(host for host in self.hosts if host.name == name)
 
     def examined(self) -> list[tuple[Host, Facts]]:
         """Return the hosts with examiners, and their facts."""

@@ -11,6 +11,10 @@ from tf_gossip_pga.launch.doctor.measurements import COMPARED, Host, Link, Measu
 _MOST_HOSTS = 8  # with more hosts, show only the slowest links
 _SLOWEST = 10  # how many of the slowest links to show
 
+# Over a link with so long a round trip, in ms, TCP takes a large part of the measurement to reach
+# its full rate.
+_LONG_MS = 10.0
+
 
 def report(found: Measurements, findings: Sequence[Finding]) -> str:
     """Return the whole report: tables of hosts and links, then the findings.
@@ -26,7 +30,9 @@ def report(found: Measurements, findings: Sequence[Finding]) -> str:
         parts.append("Checkpoint folder: not checked. To check it, give --checkpoint-dir=DIR.")
     else:
         parts.append(f"Checkpoint folder: {found.folder.path}")
-    parts.append("\n\n".join(_findings(findings)) if findings else _plan(found))
+    parts += _findings(findings)
+    if not any(each.stops_training for each in findings):
+        parts.append(_plan(found))
     return "\n\n".join(parts)
 
 
@@ -89,25 +95,42 @@ def _table(rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:
 
 
 def _findings(findings: Sequence[Finding]) -> Iterator[str]:
-    yield f"{len(findings)} finding{'s' * (len(findings) > 1)}:"
-    for index, finding in enumerate(findings, 1):
-        lines = [f"{index}. {finding.seen}", *finding.remedy.splitlines()]
-        yield "\n   ".join(lines)
+    """Yield headings and findings, numbered throughout."""
+    problems = [each for each in findings if each.stops_training]
+    others = [each for each in findings if not each.stops_training]
+    number = 0
+    for heading, those in (
+        (f"{len(problems)} problem{'s' * (len(problems) > 1)} would stop training:", problems),
+        ("Worth knowing:", others),
+    ):
+        if those:
+            yield heading
+        for finding in those:
+            number += 1
+            yield "\n   ".join([f"{number}. {finding.seen}", *finding.remedy.splitlines()])
 
 
 def _plan(found: Measurements) -> str:
-    """Return the last line of a report without findings, with a command that plans the training.
+    """Return the last lines of a report without problems, with a command that plans the training.
 
     The command plans for the lowest rate and the median latency that were measured.
     """
-    rates = [link.mbit for link in found.links if link.mbit is not None]
+    measured = {link.mbit: link for link in found.links if link.mbit is not None}
     times = [link.round_trip_ms for link in found.links if link.round_trip_ms is not None]
-    if not rates or not times:
-        return "No findings."
+    if not measured or not times:
+        return "No problems."
     nodes = sum(host.slots for host in found.hosts)
+    mbit = min(measured)
     # A message takes half a round trip.
     latency_ms = statistics.median(times) / 2
-    return (
-        f"No findings. Plan: gossip-pga plan --nodes={nodes} --mbit={min(rates):.0f} "
+    lines = [
+        f"No problems. Plan: gossip-pga plan --nodes={nodes} --mbit={mbit:.0f} "
         f"--latency_ms={latency_ms:.2g} --parameters=… --compute_ms=…"
-    )
+    ]
+    round_trip_ms = measured[mbit].round_trip_ms
+    if round_trip_ms is not None and round_trip_ms >= _LONG_MS:
+        lines.append(
+            f"With round trips of {round_trip_ms:.0f} ms, the measured rate is a lower bound: a "
+            "longer transfer may be faster."
+        )
+    return "\n".join(lines)
