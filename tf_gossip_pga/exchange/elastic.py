@@ -329,8 +329,8 @@ def _warn_of_new_chief(cluster: Cluster, before: int, lost: set[int]):
     if cluster.is_chief and before in lost:
         logger.warning(
             f"Rank {cluster.rank} is the chief from now on. Callbacks that the script created only "
-            f"on rank {before}, such as a CSVLogger, do not continue on rank {cluster.rank}. If only "
-            f"rank {before} printed Keras' progress (verbose), no rank prints it now."
+            f"on rank {before}, such as a CSVLogger, do not continue on rank {cluster.rank}. If "
+            f"only rank {before} printed Keras' progress (verbose), no rank prints it now."
         )
 
 
