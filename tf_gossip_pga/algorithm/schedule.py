@@ -202,9 +202,9 @@ class AdaptiveSchedule:
         forgotten = found["initial_loss"] is None
         if period is None or last is None or not (forgotten or (loss is not None and loss > 0)):
             raise ValueError(
-                "The state of an adaptive period must have an H that is a whole number >= 1, a "
-                "last that is a whole number >= 0, and an initial_loss that is > 0 or None; "
-                f"received {state!r}."
+                "The state of an adaptive period must have the entries 'H', a whole number >= 1; "
+                "'last', a whole number >= 0; and 'initial_loss', a number > 0 or None. Received "
+                f"{state!r}."
             )
         self.H, self._last, self._initial_loss = period, last, loss
 

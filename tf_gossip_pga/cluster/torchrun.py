@@ -88,7 +88,9 @@ def find_pet(environment: Mapping[str, str]) -> Place | None:
         raise unknown(
             seen(environment, (_PET_SIZE, _PET_RANK, _PET_HOST, _PET_PORT)),
             error,
-            f"Set {_PET_SIZE}, {_PET_RANK}, {_PET_HOST} and {_PET_PORT}.",
+            f"Set {_PET_SIZE} to the number of pods, {_PET_RANK} to this pod's number, counted "
+            f"from 0, {_PET_HOST} to the host of pod 0, and {_PET_PORT} to a port, the same in all "
+            "pods.",
         ) from None
     first = ports.first(environment, job)
     return Place(

@@ -45,10 +45,10 @@ def command(host: str, module: str, environment: Mapping[str, str]) -> list[str]
 
 
 def _here(environment: Mapping[str, str]) -> str:
-    """Return the path of this process's directory, preferably as the user's shell knows it.
+    """Return the path of this process's working directory, as in `$PWD` if that is correct.
 
-    The operating system resolves links. The resulting path may not exist on another host, which
-    may mount the user's home directory elsewhere.
+    `$PWD` keeps symbolic links. `os.getcwd` resolves them, and the resulting path may not exist on
+    another host, which may mount the user's home directory elsewhere.
     """
     here, named = os.getcwd(), environment.get("PWD", "")
     with contextlib.suppress(OSError):  # $PWD is unset, or names another directory

@@ -40,9 +40,9 @@ def comparison(
     name, times = collections.Counter(graph.name for graph in graphs).most_common(1)[0]
     if times > 1:
         raise ValueError(
-            f"topology contains {times} graphs named {name!r}, and their rows would have the same "
-            "name. Give each graph once. To compare two graphs of your own that have the same "
-            "name, make two plans."
+            f"topology contains {times} graphs named {name!r}, so several rows of the plan would "
+            "have the same name. Give each graph once. To compare two graphs of your own that have "
+            "the same name, make two plans."
         )
     return n, [_period(each) for each in _list("H", H)], graphs
 
