@@ -45,9 +45,11 @@ class LossPolicy:
 
     Attributes:
       min_workers: minimum number of workers that must survive for training to continue.
-      patience_s: how long surviving workers that form a view wait for busy workers, in seconds.
-      reconcile: function that gives the members of a new view one model and one state. It receives
-        the number of exchanges that this worker has completed. All members call the function if at
+      patience_s: how long surviving workers that form a view wait, in seconds, for a worker that
+        answers but is still busy with something else, such as a training step.
+      reconcile: function that reconciles the members of a new view: it averages their models, and
+        shares what only some of them have learned, such as the decision to stop. It receives the
+        number of exchanges that this worker has completed. All members call the function if at
         least one of them has completed an exchange.
     """
 
