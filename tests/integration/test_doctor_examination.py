@@ -304,14 +304,14 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.parametrize("last", ["clock", "measure"])
+@pytest.mark.parametrize("last", [pytest.param("clock", marks=pytest.mark.slow), "measure"])
 def test_an_examiner_that_falls_silent(last, running, monkeypatch, tmp_path):
     command = (sys.executable, "-c", FALLS_SILENT.format(last=last))
     targets = [
         starting.Target(name, 1, "", command) if name == "127.0.0.2" else over_ssh(name)[0]
         for name in ("127.0.0.1", "127.0.0.2")
     ]
-    monkeypatch.setattr(contact, "ANSWER_S", deadlines.scaled(10.0))
+    monkeypatch.setattr(contact, "ANSWER_S", deadlines.scaled(6.0))
     found = examine(targets, ports(), str(tmp_path))
     assert found.hosts[0].trouble is None
     assert (found.hosts[1].trouble.kind, found.hosts[1].trouble.request) == ("silent", last)

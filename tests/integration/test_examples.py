@@ -24,6 +24,7 @@ def _start(folder: pathlib.Path, epochs: int) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow  # the launcher with a script without TensorFlow: test_launch
 def test_the_script_stops_after_sigterm_and_continues(tmp_path):
     with _start(tmp_path, epochs=100_000) as job:
         timer = threading.Timer(deadlines.long(), job.terminate)

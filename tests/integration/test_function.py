@@ -258,6 +258,7 @@ def _fit(epochs: int):
     return kernels, history.history["loss"]
 
 
+@pytest.mark.slow  # functions without TensorFlow: the other tests
 def test_a_function_trains_one_model(capsys):
     kernels, losses = pga.run(_fit, kwargs={"epochs": 3}, workers=2)
     assert len(kernels) == 2
