@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 
 import pytest
 
@@ -346,6 +347,13 @@ def test_a_folder_that_cannot_be_written(why):
     assert only(found).remedy.splitlines()[1] == (
         "ssh b 'namei -l /data/run; findmnt -o TARGET,SOURCE,OPTIONS,AVAIL -T /data/run'"
     )
+
+
+def test_the_name_of_a_folder_is_quoted_for_the_shell():
+    found = healthy()
+    found.folder = Folder("/my run", "a", {}, {"b": "No such file or directory"})
+    command = "ssh b " + shlex.quote("findmnt -T '/my run'")
+    assert command in only(found).remedy.splitlines()
 
 
 def test_one_slow_link():

@@ -12,8 +12,12 @@ FAILED = 255  # ssh's exit code for its own failures
 NO_DIRECTORY, NO_PYTHON = 253, 254  # exit codes of `_SCRIPT`
 
 # BatchMode: fail instead of asking for a password. ServerAliveInterval: end after three times this
-# number of seconds if the host or the network is gone.
-_SSH = ("ssh", "-T", "-oBatchMode=yes", "-oConnectTimeout=10", "-oServerAliveInterval=15")
+# number of seconds if the host or the network is gone. ControlMaster, ControlPath: give each worker
+# a connection of its own, because a shared one would stay open when one of its workers ends.
+_SSH = (
+    *("ssh", "-T", "-oBatchMode=yes", "-oConnectTimeout=10", "-oServerAliveInterval=15"),
+    *("-oControlMaster=no", "-oControlPath=none"),
+)
 
 # A script for `sh -c`, which the user's shell on the host runs. $1 is the directory to run in, $2
 # is the path of Python, and the rest are the arguments of `env`.

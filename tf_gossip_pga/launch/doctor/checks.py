@@ -10,6 +10,7 @@ add it to `CHECKS`. The functions that judge what was measured between hosts are
 from __future__ import annotations
 
 import collections
+import shlex
 from collections.abc import Callable, Iterator
 
 from tf_gossip_pga import __version__
@@ -190,8 +191,9 @@ def folders(found: Measurements) -> Iterator[Finding]:
     folder = found.folder
     if folder is None:
         return
+    path = shlex.quote(folder.path)
     for name, why in folder.unwritable.items():
-        shown = f"namei -l {folder.path}; findmnt -o TARGET,SOURCE,OPTIONS,AVAIL -T {folder.path}"
+        shown = f"namei -l {path}; findmnt -o TARGET,SOURCE,OPTIONS,AVAIL -T {path}"
         yield Finding(
             "folder",
             [name],
@@ -209,8 +211,8 @@ def folders(found: Measurements) -> Iterator[Finding]:
             f"({why}): the folder is not shared. Each rank may have a folder of its own, but then "
             "the job cannot resume if rank 0's machine is lost.",
             "To share it, mount the same file system there on both hosts. Compare\n"
-            f"{command_on(found.host(folder.writer), f'findmnt -T {folder.path}')}\n"
-            f"{command_on(found.host(name), f'findmnt -T {folder.path}')}",
+            f"{command_on(found.host(folder.writer), f'findmnt -T {path}')}\n"
+            f"{command_on(found.host(name), f'findmnt -T {path}')}",
             stops_training=False,
         )
 
