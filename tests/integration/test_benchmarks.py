@@ -28,6 +28,7 @@ def _run(name: str, flags, output) -> subprocess.CompletedProcess:
     return ended
 
 
+@pytest.mark.slow  # its exchanges: test_exactness; its report: tests/unit/test_benchmarks.py
 def test_exchange_writes_its_rows_and_ratios(tmp_path):
     output = tmp_path / "new" / "exchange.json"
     flags = ["--workers=2", "--megabytes=1", "--repetitions=3"]

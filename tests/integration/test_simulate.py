@@ -27,9 +27,8 @@ def test_four_processes_do_what_four_virtual_workers_do(pools):
         )
 
 
-@pytest.mark.parametrize(
-    "optimizer_state", ["average", pytest.param("local", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # with SGD: the test above
+@pytest.mark.parametrize("optimizer_state", ["average", "local"])
 def test_four_processes_with_adam_do_what_four_replicas_do(pools, optimizer_state):
     n, name, H = 4, "one_peer_exponential", 5  # noqa: N806
     ranks = pools.run(

@@ -63,6 +63,7 @@ def test_scaling_takes_integers_to_one_and_then_mean_and_deviation():
 @pytest.mark.parametrize("encode", [tf.io.encode_jpeg, tf.io.encode_png])
 def test_random_crops_are_of_the_areas_and_aspects_of_the_paper(encode):
     height, width = 300, 400
+    tf.random.set_seed(1)  # the pixels of a small crop say its size with an error
     file = encode(coordinates(height, width)).numpy()
     crop = tf.function(images.random_crop)
     crops = np.array([crop(file) for _ in range(300)])
