@@ -4,6 +4,7 @@ They need root and the packages that tools/install_cluster.sh installs (`make te
 first). Without them, these tests are skipped.
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -96,12 +97,19 @@ def _require(*programs: str):
         pytest.skip(f"no cluster on this machine: {reason}")
 
 
+@contextlib.contextmanager
+def _two_hosts(folder: pathlib.Path, programs, start):
+    """Yield two hosts on which `start` has started a service that needs these programs."""
+    _require(*programs)
+    with hosts_lib.create(["host0", "host1"], folder) as hosts:
+        start(hosts, folder)
+        yield hosts
+
+
 @pytest.fixture(scope="module")
 def slurm_hosts(tmp_path_factory):
-    _require(*services.SLURM)
     folder = tmp_path_factory.mktemp("slurm")
-    with hosts_lib.create(["host0", "host1"], folder) as hosts:
-        services.start_slurm(hosts, folder)
+    with _two_hosts(folder, services.SLURM, services.start_slurm) as hosts:
         yield hosts
 
 
@@ -115,10 +123,8 @@ def slurm(slurm_hosts, tmp_path):
 
 @pytest.fixture(scope="module")
 def ssh_hosts(tmp_path_factory):
-    _require(*services.SSH)
     folder = tmp_path_factory.mktemp("ssh")
-    with hosts_lib.create(["host0", "host1"], folder) as hosts:
-        services.start_sshd(hosts, folder)
+    with _two_hosts(folder, services.SSH, services.start_sshd) as hosts:
         yield hosts
 
 
