@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import json
-import logging
 import os
 import re
 import signal
@@ -65,20 +64,6 @@ def error(future, kind) -> str:
     found = future.exception(deadlines.long())
     assert type(found) is kind, repr(found)
     return str(found)
-
-
-@pytest.fixture
-def said(caplog, monkeypatch):
-    """What has been logged."""
-    monkeypatch.setattr(logging.getLogger("tf_gossip_pga"), "propagate", True)
-    return caplog
-
-
-def await_said(said, *patterns):
-    def found():
-        return all(re.search(each, said.text) for each in patterns)
-
-    deadlines.Deadline(60).until(found, lambda: said.text)
 
 
 # ---- All get the addresses ----------------------------------------------------------------------
@@ -189,33 +174,31 @@ def test_every_worker_says_again_and_again_who_is_missing_until_the_deadline(sai
     assert "rank 0 has answered, but still waits for rank 1, rank 3" in said.text
 
 
-def test_why_rank_0_does_not_answer_is_said(said):
+def test_why_rank_0_does_not_answer_is_said(await_said):
     place = places(2)[1]
     at = place.rendezvous
     start(place)
-    await_said(said, r"rank 0: nothing listens at localhost:\d+.* \(was it started\?\)")
+    await_said(r"rank 0: nothing listens at localhost:\d+.* \(was it started\?\)")
     with addresses_lib.listener_everywhere(at.port):
-        await_said(
-            said, "rank 0: something listens at .* but does not answer as rank 0 of this job"
-        )
+        await_said("rank 0: something listens at .* but does not answer as rank 0 of this job")
     named = Place(1, 2, "", (), Rendezvous("job", ("no-such-host.invalid",), 9, 9))
     start(named)
-    await_said(said, r"rank 0: the name 'no-such-host.invalid' in .*:9 does not resolve \(")
+    await_said(r"rank 0: the name 'no-such-host.invalid' in .*:9 does not resolve \(")
 
 
-def test_a_worker_that_calls_after_all_have_met_says_so(said):
+def test_a_worker_that_calls_after_all_have_met_says_so(await_said):
     given = addresses.free(2)
     port = int(given[0].rpartition(":")[2])
     calls = roll_call_sockets.Calls(given, 0, "", {}, QUICK)
     with calls.under_way():
         start(places(2, [port, 9])[1])
-        await_said(said, r"already met all workers \(was rank 1 started twice\?\)")
+        await_said(r"already met all workers \(was rank 1 started twice\?\)")
 
 
-def test_rank_0_on_another_machine_than_expected_says_so(said):
+def test_rank_0_on_another_machine_than_expected_says_so(await_said):
     given = ports(2)
     start(places(2, given, host="192.0.2.1")[0])  # an address for documentation
-    await_said(said, r"this machine is not 192\.0\.2\.1: is rank 0 on the right machine\?")
+    await_said(r"this machine is not 192\.0\.2\.1: is rank 0 on the right machine\?")
 
 
 def test_a_port_that_is_taken_is_an_error():
@@ -299,7 +282,7 @@ def test_strangers_do_no_harm():
 @pytest.mark.parametrize(
     "line", [*NONSENSE, b'{"missing": [], "addresses": ["a:1"], "failure": ""}\n']
 )
-def test_a_program_that_imitates_rank_0_is_not_believed(line, said):
+def test_a_program_that_imitates_rank_0_is_not_believed(line, await_said):
     place = places(2)[1]
     with addresses_lib.listener_everywhere(place.rendezvous.port) as listener:
         future = start(place)
@@ -307,7 +290,7 @@ def test_a_program_that_imitates_rank_0_is_not_believed(line, said):
             connection, _ = listener.accept()
             with connection, contextlib.suppress(OSError):
                 connection.sendall(greetings.RENDEZVOUS + line)
-        await_said(said, "does not answer as rank 0 of this job")
+        await_said("does not answer as rank 0 of this job")
         assert not future.done()
 
 

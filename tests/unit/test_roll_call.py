@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import logging
 import re
 import socket
 import threading
@@ -74,20 +73,6 @@ def until_error(*parts, begin):
     deadlines.Deadline(60).until(found, lambda: texts[-1])
 
 
-@pytest.fixture
-def said(caplog, monkeypatch):
-    """What has been logged."""
-    monkeypatch.setattr(logging.getLogger("tf_gossip_pga"), "propagate", True)
-    return caplog
-
-
-def await_said(said, *patterns):
-    def found():
-        return all(re.search(each, said.text) for each in patterns)
-
-    deadlines.Deadline(60).until(found, lambda: said.text)
-
-
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_all_meet_whatever_the_order_in_which_they_come(size):
     given = addresses.free(size)
@@ -112,13 +97,13 @@ def test_who_is_missing_is_named_again_and_again_until_the_deadline(said):
     assert len(waited) >= 3
 
 
-def test_a_name_that_does_not_resolve_is_said_and_may_resolve_later(said, monkeypatch):
+def test_a_name_that_does_not_resolve_is_said_and_may_resolve_later(await_said, monkeypatch):
     given = addresses.free(2)
     port = given[1].split(":")[1]
     named = [given[0], f"no-such-host.invalid:{port}"]
     look_up = addresses_lib.look_up
     futures = [start(named, rank) for rank in range(2)]
-    await_said(said, r"Rank 0 .*rank 1: the name 'no-such-host.invalid' in .* does not resolve \(")
+    await_said(r"Rank 0 .*rank 1: the name 'no-such-host.invalid' in .* does not resolve \(")
     monkeypatch.setattr(
         addresses_lib,
         "look_up",
@@ -218,14 +203,14 @@ def _stranger(address: str, begins: bytes = b""):
                 connection.close()
 
 
-def test_a_rank_that_is_started_twice_does_no_harm(said):
+def test_a_rank_that_is_started_twice_does_no_harm(said, await_said):
     given = addresses.free(3)
     futures = [start(given, rank) for rank in range(2)]
-    await_said(said, "Rank 0 .*rank 2: nothing listens", "Rank 1 .*rank 2: nothing listens")
+    await_said("Rank 0 .*rank 2: nothing listens", "Rank 1 .*rank 2: nothing listens")
     text = error(start(given, 1), RuntimeError)
     assert f"Rank 1 cannot listen on {given[1]}: address in use. Is rank 1 already running?" in text
     assert re.search(r"Yes: process \d+ on \S+ answers there as rank 1\.", text)
-    await_said(said, r"A second process of rank 1 \(process \d+ on .*\) has ended, which does not")
+    await_said(r"A second process of rank 1 \(process \d+ on .*\) has ended, which does not")
     futures.append(start(given, 2))
     assert all(len(future.result(deadlines.long())) == 3 for future in futures)
     assert said.text.count("A second process") == 1
@@ -285,15 +270,13 @@ def test_a_worker_that_answers_at_the_address_of_another(monkeypatch):
     )
 
 
-def test_a_death_before_all_have_met_is_named_and_a_restart_is_met(said):
+def test_a_death_before_all_have_met_is_named_and_a_restart_is_met(await_said):
     given = addresses.free(3)
     first = start(given, 0)
     with contextlib.closing(_Puppet(given, 1)) as puppet:
         deadlines.Deadline(60).until(lambda: puppet.called)
-        await_said(said, "start: rank 2: nothing")  # rank 1 has been met
-    await_said(
-        said, r"rank 1: it answered earlier \(process 7 on puppet\), then ended or was cut off: "
-    )
+        await_said("start: rank 2: nothing")  # rank 1 has been met
+    await_said(r"rank 1: it answered earlier \(process 7 on puppet\), then ended or was cut off: ")
     rest = [start(given, rank) for rank in (1, 2)]
     assert all(len(each.result(deadlines.long())) == 3 for each in [first, *rest])
 
