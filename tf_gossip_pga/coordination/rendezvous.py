@@ -19,6 +19,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import ipaddress
 import json
 import os
@@ -37,11 +38,16 @@ from tf_gossip_pga.coordination import addresses as addresses_lib
 from tf_gossip_pga.coordination import greetings, messages
 from tf_gossip_pga.coordination.register import Answer, Call, Register, call_every_s
 from tf_gossip_pga.coordination.reports import Waiting, shortened
-from tf_gossip_pga.coordination.roll_call_sockets import read, read_greeting, read_line, start
+from tf_gossip_pga.coordination.roll_call_sockets import (
+    STRANGERS,
+    accept,
+    read,
+    read_greeting,
+    read_line,
+    start,
+)
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
-
-_STRANGERS = 64  # connections to serve at once, in addition to one for each worker
 
 _Message = TypeVar("_Message")
 
@@ -150,9 +156,9 @@ def _answering(
             f"{PORT} sets another one, which must be the same on all workers."
         ) from None
     over = threading.Event()
-    slots = threading.BoundedSemaphore(place.size + _STRANGERS)
+    serve = functools.partial(_serve, register, timing)
     with listener:
-        thread = start(_accept, listener, register, slots, over, timing)
+        thread = start(accept, listener, place.size + STRANGERS, serve, over, timing.poll_s)
         try:
             yield
         finally:
@@ -160,38 +166,9 @@ def _answering(
             thread.join()
 
 
-def _accept(
-    listener: socket.socket,
-    register: Register,
-    slots: threading.BoundedSemaphore,
-    over: threading.Event,
-    timing: Timing,
-) -> None:
-    while not over.is_set():
-        try:
-            connection, _ = listener.accept()
-        except TimeoutError:
-            continue
-        except OSError:  # out of descriptors, or the peer has hung up
-            over.wait(timing.poll_s)
-            continue
-        if slots.acquire(blocking=False):
-            start(_serve, connection, register, slots, timing)
-        else:
-            connection.close()
-
-
-def _serve(
-    connection: socket.socket,
-    register: Register,
-    slots: threading.BoundedSemaphore,
-    timing: Timing,
-) -> None:
+def _serve(register: Register, timing: Timing, connection: socket.socket) -> None:
     ends = time.monotonic() + timing.serve_s
-    with contextlib.ExitStack() as stack:
-        stack.callback(slots.release)
-        stack.enter_context(connection)
-        stack.enter_context(contextlib.suppress(OSError, ValueError, RecursionError))
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         connection.settimeout(timing.serve_s)
         connection.sendall(greetings.RENDEZVOUS)
         call = _parsed(Call, read_line(connection, ends), 0)

@@ -31,7 +31,7 @@ _SETTINGS = b"\x04\0\0\0\0\0"
 
 # How many connections to serve at once, and how many processes to remember, in addition to those of
 # the workers.
-_STRANGERS = 64
+STRANGERS = 64
 
 
 @dataclasses.dataclass
@@ -115,7 +115,9 @@ class Calls:
             failed = None
             try:
                 listener = stack.enter_context(self._listener())
-                stack.callback(start(self._accept, listener, over).join)
+                most = len(self.seats) + STRANGERS
+                thread = start(accept, listener, most, self._serve, over, self._timing.poll_s)
+                stack.callback(thread.join)
             except OSError as error:
                 failed = error
             # Callbacks run in reverse order, so `_end` runs before the thread is joined.
@@ -234,31 +236,13 @@ class Calls:
         if report.nonce == self.own.nonce:
             return
         with self._lock:
-            if report.nonce in self._heard or len(self._heard) < 4 * len(self.seats) + _STRANGERS:
+            if report.nonce in self._heard or len(self._heard) < 4 * len(self.seats) + STRANGERS:
                 self._heard[report.nonce] = report
 
-    def _accept(self, listener: socket.socket, over: threading.Event) -> None:
-        slots = threading.BoundedSemaphore(len(self.seats) + _STRANGERS)
-        while not over.is_set():
-            try:
-                connection, _ = listener.accept()
-            except TimeoutError:
-                continue
-            except OSError:  # no file descriptor is left, or the peer has hung up
-                over.wait(self._timing.poll_s)
-                continue
-            if slots.acquire(blocking=False):
-                start(self._serve, connection, slots.release)
-            else:
-                connection.close()
-
-    def _serve(self, connection: socket.socket, release: Callable[[], None]) -> None:
+    def _serve(self, connection: socket.socket) -> None:
         ends = time.monotonic() + self._timing.serve_s
         own = self.own
-        with contextlib.ExitStack() as stack:
-            stack.callback(release)
-            stack.enter_context(connection)
-            stack.enter_context(contextlib.suppress(OSError, ValueError))
+        with contextlib.suppress(OSError, ValueError):
             connection.settimeout(self._timing.serve_s)
             connection.sendall(greetings.ROLL_CALL + own.to_line())
             report = roster.from_line(read_line(connection, ends))
@@ -286,6 +270,45 @@ class Calls:
         """
         _, port = addresses_lib.split(self.own.addresses[self._rank])
         return addresses_lib.listener_once_free(port, self._timing)
+
+
+def accept(
+    listener: socket.socket,
+    most: int,
+    serve: Callable[[socket.socket], None],
+    over: threading.Event,
+    pause_s: float,
+) -> None:
+    """Accept connections until an event is set, and serve each on a thread of its own.
+
+    Args:
+      listener: a listening socket with a timeout, after which the event is checked.
+      most: how many connections to serve at once. Further connections are closed.
+      serve: function that serves a connection, which is closed afterwards.
+      over: the event.
+      pause_s: seconds to wait after accepting has failed.
+    """
+    slots = threading.BoundedSemaphore(most)
+
+    def serve_and_close(connection: socket.socket) -> None:
+        try:
+            with connection:
+                serve(connection)
+        finally:
+            slots.release()
+
+    while not over.is_set():
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            continue
+        except OSError:  # no file descriptor is left, or the peer has hung up
+            over.wait(pause_s)
+            continue
+        if slots.acquire(blocking=False):
+            start(serve_and_close, connection)
+        else:
+            connection.close()
 
 
 def greeting_at(address: str, timeout_s: float) -> bytes | None:

@@ -7,8 +7,8 @@ agent's standard input:
     the name of a signal   any further line: the agent sends this signal to the worker
 
 When the input ends, the launcher or the connection is gone. The agent then stops the worker, as it
-does when it receives SIGTERM, SIGHUP or SIGINT itself. The
-agent exits with the worker's exit code, or with 128 + N if signal N ended the worker, as shells do.
+does when it receives SIGTERM, SIGHUP or SIGINT itself. The agent exits with the worker's exit code,
+or with 128 + N if signal N ended the worker, as shells do.
 The worker writes its output, standard error included, to the agent's standard output.
 """
 

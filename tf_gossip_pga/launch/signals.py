@@ -12,6 +12,9 @@ from typing import Any, NoReturn
 # Handlers of signals. `interrupt` raises `KeyboardInterrupt`, as Ctrl-C does.
 interrupt = signal.default_int_handler
 
+# Let the signals that end a process by default end it as Ctrl-C does.
+INTERRUPTING = {signal.SIGTERM: interrupt, signal.SIGHUP: interrupt}
+
 
 class Terminated(KeyboardInterrupt):
     """Raised when the launcher receives SIGTERM, so that it forwards the signal to the workers."""

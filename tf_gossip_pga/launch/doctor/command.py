@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -17,8 +16,7 @@ from tf_gossip_pga.launch.doctor.examination import examine, wanted_ports
 from tf_gossip_pga.launch.doctor.report import report
 from tf_gossip_pga.tools import output
 
-_SHOWN = 8  # so many names of hosts are printed at the start
-_HANDLERS = {signal.SIGTERM: signals.interrupt, signal.SIGHUP: signals.interrupt}  # end examiners
+_SHOWN = 8  # the most names of hosts that are printed at the start
 _ROUND_S = 0.6  # to measure links between disjoint pairs of hosts
 
 
@@ -43,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     print(f"Examining {_description(targets)} …", file=sys.stderr, flush=True)
     try:
-        with signals.handled(_HANDLERS):
+        with signals.handled(signals.INTERRUPTING):  # so that all examiners are ended
             found = examine(targets, ports, options.checkpoint_dir)
     except KeyboardInterrupt:
         print("\nInterrupted; all examiners were ended.", file=sys.stderr, flush=True)

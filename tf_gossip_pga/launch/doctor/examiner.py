@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -126,8 +125,7 @@ def _known(name: str) -> str:
 
 def main() -> None:
     """Answer the requests on standard input."""
-    handlers = {signal.SIGTERM: signals.interrupt, signal.SIGHUP: signals.interrupt}
-    with contextlib.suppress(KeyboardInterrupt), signals.handled(handlers):
+    with contextlib.suppress(KeyboardInterrupt), signals.handled(signals.INTERRUPTING):
         serve(sys.stdin, sys.stdout)
     os._exit(0)  # do not wait for requests in progress, which may take seconds
 
