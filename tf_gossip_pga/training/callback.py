@@ -64,32 +64,17 @@ class GossipPGA(keras.callbacks.Callback):
     callbacks have run, the ranks compare their models, and average them once more if they differ.
 
     **Other callbacks.** Put `GossipPGA` first in the list. Callbacks after it read logs that are
-    averaged over ranks, so they make the same decision on every rank.
+    averaged over ranks, so they make the same decision on every rank. Pass callbacks that stop
+    training or set learning rates or weights (`EarlyStopping`, `ReduceLROnPlateau`) on every rank,
+    with the same arguments. Pass callbacks that write files (`ModelCheckpoint`, `CSVLogger`) on
+    rank 0 only, but `BackupAndRestore` on every rank, each with its own directory. Do not use
+    `SwapEMAWeights`: like `GossipPGA`, it replaces the weights for validation. If a callback stops
+    training on any rank, all ranks stop together at the end of the epoch or, if the callback acts
+    after a batch (`TerminateOnNaN`), at the next global average.
 
-    - Callbacks that stop training or set learning rates or weights (`EarlyStopping`,
-      `ReduceLROnPlateau`, `LearningRateScheduler`): pass them on every rank with the same
-      arguments.
-    - Callbacks that write files (`ModelCheckpoint`, `CSVLogger`): pass them on rank 0 only. The
-      exception is `BackupAndRestore`: pass it on every rank, each with its own directory.
-    - `SwapEMAWeights`: do not use it. Like `GossipPGA`, it replaces the weights for validation.
-    - If a callback sets `model.stop_training` on any rank, all ranks stop together at the end of
-      the epoch. If the callback sets it after a batch (as `TerminateOnNaN` does), all ranks stop
-      earlier: at the next global average of that epoch, if there is one.
-
-    **Learning rate.** Start from the learning rate for a single process that trains on the batches
-    of all n workers together, and adjust it as follows (measured in docs/results/optimizers.md):
-
-    =========  =============  ==================
-    optimizer  learning rate  weight decay
-    =========  =============  ==================
-    SGD        unchanged      unchanged
-    Adam       times sqrt(n)  (none)
-    AdamW      times sqrt(n)  divided by sqrt(n)
-    =========  =============  ==================
-
-    A worker's batch is smaller than that of the single process, so its gradients are noisier. Adam
-    divides gradients by their magnitude, noise included, so a worker's steps are shorter, by up to
-    a factor of sqrt(n). Averaging does not lengthen them, regardless of `H` and `optimizer_state`.
+    **Learning rate.** Start from the learning rate of a single process that trains on the batches
+    of all n workers together. For Adam and AdamW, multiply it by sqrt(n); for AdamW, also divide
+    the weight decay by sqrt(n). For SGD, change nothing. See docs/guides/learning-rate.md.
 
     **Optimizers.** A model's optimizers are the one passed to `compile` and any in attributes of
     the model or its layers, including inside lists and dicts. (A GAN has two optimizers.)
@@ -162,18 +147,6 @@ class GossipPGA(keras.callbacks.Callback):
         its own in checkpoints. Ranks do not compare lookup tables of local layers. A name matches a
         variable whose `path`, or a component of it, is that name. Slots of a local variable are
         treated like all slots. Default `()`.
-
-    Attributes:
-      step: number of completed batches in the whole run.
-      gossip_steps: number of steps since this callback was created that ended with a gossip or with
-        no exchange (because the topology is disconnected, or `overlap` skipped the gossip).
-      global_steps: number of steps that ended with a global average.
-      distances: list of `(step, consensus distance)`, one for each global average, except averages
-        of replicas known to be equal. Averages for validation, for checkpoints, and at the end of
-        training count too. An entry appears at the end of the epoch or of training at the latest.
-      communication_seconds: seconds spent in exchanges, including the wait for other workers. The
-        start of `fit`, the wait after its first batch, and waits for checkpoints are excluded.
-      bytes_sent: number of payload bytes that this rank has sent.
 
     **Logs.** At the end of each epoch, every number in `logs` and `History` (such as `loss` or
     `val_accuracy`) from Keras or a callback before `GossipPGA` becomes its mean over ranks. So does
@@ -253,7 +226,11 @@ class GossipPGA(keras.callbacks.Callback):
 
     @property
     def gossip_steps(self) -> int:
-        """Return the number of steps that ended with a gossip or without an exchange."""
+        """Return the number of steps that ended with a gossip or without an exchange.
+
+        Steps are counted since this callback was created. There is no exchange if the topology is
+        disconnected, or if `overlap` skips the gossip.
+        """
         return self._run.gossip_steps
 
     @property
@@ -263,12 +240,20 @@ class GossipPGA(keras.callbacks.Callback):
 
     @property
     def distances(self) -> list[tuple[int, float]]:
-        """Return a list of `(step, consensus distance)`; see the attributes of the class."""
+        """Return a list of `(step, consensus distance)`, one for each global average.
+
+        Averages for validation, for checkpoints and at the end of training count too, but not
+        averages of replicas that are known to be equal. An entry appears at the end of the epoch or
+        of training at the latest.
+        """
         return self._run.distances
 
     @property
     def communication_seconds(self) -> float:
-        """Return the seconds spent in exchanges, including the wait for other workers."""
+        """Return the seconds spent in exchanges, including the wait for other workers.
+
+        The start of `fit`, the wait after its first batch, and waits for checkpoints are excluded.
+        """
         return self._run.communication_seconds
 
     @property
