@@ -122,6 +122,7 @@ def gossip_callback(job: Job) -> "pga.GossipPGA":
     return pga.GossipPGA(
         period,
         flags.topology_name(),
+        FLAGS.gossip_every,
         FLAGS.optimizer_state,
         FLAGS.overlap,
         FLAGS.wire_dtype,

@@ -9,10 +9,10 @@ import os
 import zipfile
 
 import models
-from job import spec
+from job import flags, spec
 from job.flags import ALGORITHMS, FLAGS, topology_name
 from models import images, inputs, recipes, sources, vocabulary
-from tf_gossip_pga.algorithm import topology
+from tf_gossip_pga.algorithm import schedule, topology
 from tf_gossip_pga.cluster.place import Place
 
 
@@ -38,6 +38,9 @@ def check(argv: list[str], place: Place | None) -> None:
     models.check(FLAGS.model)
     size = place.size if place else FLAGS.workers
     topology.resolve(topology_name(), size)
+    schedule.check_gossip_every(
+        FLAGS.gossip_every, None if FLAGS.algorithm == "aga" else flags.period()
+    )
     recipe = spec.find_recipe()
     if FLAGS.initial_model:
         check_initial_model()

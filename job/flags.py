@@ -10,7 +10,7 @@ import models
 from models import inputs, recipes
 from tf_gossip_pga.algorithm import topology
 
-_WITHOUT_GOSSIP = {"overlap": False, "wire_dtype": "float32"}
+_WITHOUT_GOSSIP = {"gossip_every": 1, "overlap": False, "wire_dtype": "float32"}
 # The settings of GossipPGA that each algorithm fixes; a flag must not contradict them.
 ALGORITHMS = {
     "pga": {},
@@ -64,6 +64,12 @@ flags.DEFINE_string(
     "topology",
     "one_peer_exponential",
     f"Graph of the workers that gossip: {', '.join(topology.BY_NAME)}.",
+)
+flags.DEFINE_integer(
+    "gossip_every",
+    1,
+    "Number of steps from one gossip to the next; less than --H, unless it is 1.",
+    lower_bound=1,
 )
 flags.DEFINE_enum(
     "optimizer_state",

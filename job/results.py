@@ -1,9 +1,10 @@
 """Collect the content of `results.json` from all workers.
 
-    algorithm, model, dataset, H, topology, optimizer_state, overlap, wire_dtype, workers, epochs
+    algorithm, model, dataset, H, topology, gossip_every, optimizer_state, overlap, wire_dtype
+    workers, epochs
     steps, gossip_steps, global_steps
-                            numbers of steps; with the algorithm `local`, the steps without a global
-                            average count as gossip steps
+                            numbers of steps; every step without a global average counts as a
+                            gossip step, even if no gossip follows it
     parameters              number of trainable parameters
     train_loss              mean over workers in the last epoch
     val_loss, val_accuracy  of the averaged model on all validation examples. `val_loss` is the
@@ -75,6 +76,7 @@ def collect(cluster: "Cluster", job: Job, run: Run, gossip: "GossipPGA", timeout
         "dataset": data.name,
         "H": period(),
         "topology": topology_name(),
+        "gossip_every": FLAGS.gossip_every,
         "optimizer_state": FLAGS.optimizer_state,
         "overlap": FLAGS.overlap,
         "wire_dtype": FLAGS.wire_dtype,

@@ -160,7 +160,7 @@ def test_overlap_equals_its_oracle(pools, n):
             reference.matrix_of_step(graph, H),
             RATE,
             MOMENTUM,
-            waits=lambda step, H=H: H is not None and step % H == 0,  # noqa: N803
+            ends=lambda step, H=H: _end_with_overlap(step, H),  # noqa: N803
         )
         np.testing.assert_allclose(
             after.transpose(1, 0, 2), expected, rtol=0, atol=TOLERANCE, err_msg=label
@@ -171,6 +171,39 @@ def test_overlap_equals_its_oracle(pools, n):
             if H is not None and step % H == 0:
                 x = after[:, step - 1]
                 assert (x == x[0]).all(), f"{label}: not bit-identical after step {step}"
+
+
+def _end_with_overlap(step: int, H: int | None, gossip_every: int = 1) -> int | None:  # noqa: N803
+    """Return the step with which an exchange ends, or None if there is no such exchange."""
+    if H is not None and step % H == 0:
+        return step
+    end = step + gossip_every
+    is_cut_off = H is not None and end // H > step // H
+    return None if step % gossip_every or is_cut_off else end
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_gossip_every_few_steps_equals_its_oracle(pools, overlap):
+    n, every = 3, 2
+    # H=5 is no multiple of 2: the last gossip before an average is one step before it, or two.
+    cases = [("one_peer_exponential", 6), ("ring", 5), ("from_matrix", None)]
+    ranks = pools.run(train_cases, n, cases=cases, overlap=overlap, gossip_every=every)
+    data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
+    for index, (name, H) in enumerate(cases):  # noqa: N806
+        label = f"{name}, H={H}"
+        _, after, final = (np.array([rank[index][part] for rank in ranks]) for part in range(3))
+        expected = reference.train(
+            reference.initial_weights(seed=0),
+            data,
+            reference.matrix_of_step(graphs.topology_of(name, n), H, every),
+            RATE,
+            MOMENTUM,
+            **({"ends": lambda step, H=H: _end_with_overlap(step, H, every)} if overlap else {}),  # noqa: N803
+        )
+        np.testing.assert_allclose(
+            after.transpose(1, 0, 2), expected, rtol=0, atol=TOLERANCE, err_msg=label
+        )
+        assert (final == final[0]).all(), f"{label}: the ranks end with different models"
 
 
 @pytest.mark.parametrize("wire_dtype", ["bfloat16", "int8"])

@@ -51,14 +51,12 @@ def gradient(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def train(
-    weights, data, matrix_of_step, rate: float, momentum: float, waits=lambda step: True
+    weights, data, matrix_of_step, rate: float, momentum: float, ends=lambda step: step
 ) -> np.ndarray:
     """Train all ranks: adapt, then combine; or combine while adapting, as with overlap.
 
-        x <- W_k (x + v)       if `waits(k)`
-        x <- W_{k-1} x + v     otherwise; W_0 is the identity
-
-    After a global average the replicas are equal, so that no matrix changes them.
+        x_k <- W_k (x_{k-1} + v)                if the exchange of step k ends with step k
+        x_e <- x_{e-1} + v + (W_k - 1) x_k      if it ends with a later step e
 
     Args:
       weights: `[PARAMETERS]`, the initial weights of all ranks.
@@ -67,7 +65,8 @@ def train(
         average is 11'/n.
       rate: learning rate.
       momentum: momentum of SGD.
-      waits: function from step k to whether its exchange ends within the step. Default: always.
+      ends: function from step k to the step with which its exchange ends, or None if there is no
+        exchange. Default: the same step.
 
     Returns:
       `[steps, ranks, PARAMETERS]`: the weights after each step.
@@ -76,19 +75,26 @@ def train(
     weights = np.tile(weights, (ranks, 1))
     velocity = np.zeros_like(weights)
     history = []
-    mixing = np.eye(ranks)  # matrix of the step before
+    changes = {}  # by the step with which they are added
     for step in range(1, steps + 1):
         for rank, (x, y) in enumerate(data):
             slope = gradient(weights[rank], x[step - 1], y[step - 1])
             velocity[rank] = momentum * velocity[rank] - rate * slope
-        before, mixing = mixing, matrix_of_step(step)
-        weights = mixing @ (weights + velocity) if waits(step) else before @ weights + velocity
+        weights = weights + velocity + changes.pop(step, 0)
+        mixed = matrix_of_step(step) @ weights
+        if ends(step) == step:
+            weights = mixed
+        else:
+            changes[ends(step)] = mixed - weights
         history.append(weights)
     return np.array(history)
 
 
-def matrix_of_step(topology, H):  # noqa: N803
+def matrix_of_step(topology, H, gossip_every=1):  # noqa: N803
     """Return the function from step k to its matrix: on every H-th step the global average.
+
+    On the other steps it is the next round of the topology in every `gossip_every`-th step, else
+    the identity.
 
     Source: Chen et al., "Accelerating Gossip SGD with Periodic Global Averaging", ICML 2021,
     Algorithm 1.
@@ -98,6 +104,8 @@ def matrix_of_step(topology, H):  # noqa: N803
     def matrix(step: int) -> np.ndarray:
         if H is not None and step % H == 0:
             return everybody
-        return topology.weights(step - 1)
+        if step % gossip_every:
+            return np.eye(topology.size)
+        return topology.weights(step // gossip_every - 1)
 
     return matrix

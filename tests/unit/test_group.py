@@ -25,6 +25,7 @@ def _group(session) -> Group:
     settings = Settings(
         H=6,
         topology="ring",
+        gossip_every=1,
         optimizer_state="local",
         overlap=False,
         wire_dtype="float32",

@@ -118,6 +118,43 @@ def test_rounds_of_the_topology_follow_one_another():
         assert ends.tolist() == [100 * (rank | 1 << bit) + 4 for rank in range(8)]
 
 
+@pytest.mark.parametrize(
+    ("overlap", "compute_ms", "expected"),
+    [
+        # In 6 steps, gossips after steps 2 and 4, and an average.
+        (False, 10, (6 * 10 + 2 * 4 + 7) / 6),
+        (False, 1, (6 * 1 + 2 * 4 + 7) / 6),
+        # Only the gossip after step 2 ends before the average. It has two steps to hide in.
+        (True, 10, (6 * 10 + 7) / 6),
+        (True, 1, (2 * 1 + 4 + 2 * 1 + 7) / 6),
+    ],
+)
+def test_a_gossip_every_few_steps_costs_less(overlap, compute_ms, expected):
+    graph = topology.one_peer_exponential(8)
+    times = costs(compute_ms=compute_ms)
+    found = cost.step_ms(graph, schedule.resolve(6), times, overlap, gossip_every=2)
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("H", "every", "overlap", "expected"),
+    [
+        (6, 1, False, (5 * 3 + 10) / 6),
+        (6, 1, True, (4 * 3 + 10) / 6),
+        (6, 2, False, (2 * 3 + 10) / 6),
+        (6, 2, True, (1 * 3 + 10) / 6),
+        (5, 2, False, (4 * 3 + 2 * 10) / 10),  # after steps 2, 4, 6 and 8
+        (None, 3, False, 3 / 3),
+        (1, 1, False, 10),
+    ],
+)
+def test_bytes_of_a_step(H, every, overlap, expected):  # noqa: N803
+    graph = topology.one_peer_exponential(8)
+    sizes = {"message_mb": 3, "average_mb": 10}
+    found = cost.mb_per_step(graph, schedule.resolve(H), sizes, overlap, every)
+    assert found == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("n", [2, 16, 64])
 def test_an_average_waits_for_the_last_of_all(n):
     # Where deviation and mean are equal a gamma distribution is the exponential one, and the mean
@@ -332,7 +369,8 @@ def test_each_recommendation_is_three_sentences_about_one_machine_too():
     line = next(
         each for each in plan.table(plan.predict(**settings)).splitlines() if "1.00x" in each
     )
-    assert line.split() == ["Parallel", "SGD", "1100.0", "1.00x", "0.18x", "-", "none", "none"]
+    shown = ["Parallel", "SGD", "1100.0", "4", "1.00x", "0.18x", "-", "none", "none"]
+    assert line.split() == shown
     # Without a computation one machine takes no time: nothing to compare with.
     reasons = plan.predict(**settings | {"compute_ms": 0})["recommendation"]["reasons"]
     assert reasons[0] == "Parallel SGD takes 1000 ms a step."

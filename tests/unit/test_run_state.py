@@ -13,6 +13,7 @@ def _run(session, topology=None) -> RunState:
     settings = Settings(
         H=6,
         topology=topology,
+        gossip_every=1,
         optimizer_state="local",
         overlap=False,
         wire_dtype="float32",

@@ -67,6 +67,54 @@ def test_a_period_cannot_be_changed():
         schedule.FixedPeriod(6).H = 7
 
 
+# ---- Several steps from one gossip to the next --------------------------------------------------
+
+
+def test_rounds_follow_one_another_over_gossips_not_steps():
+    found = [schedule.round_after(step, 3) for step in range(1, 10)]
+    assert found == [None, None, 0, None, None, 1, None, None, 2]
+
+
+def test_a_gossip_after_every_step_uses_the_rounds_step_by_step():
+    assert [schedule.round_after(step, 1) for step in (1, 2, 100)] == [0, 1, 99]
+
+
+@pytest.mark.parametrize(
+    ("H", "every", "expected"),
+    [
+        (6, 1, [1, 2, 3, 4, 6, 7]),
+        (2, 1, [2, 4, 6]),
+        (6, 3, [1, 2, 6, 7]),
+        (5, 2, [1, 2, 5, 6, 7]),  # step 3 would end with step 5, a global average
+        (None, 4, [1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_a_gossip_that_a_global_average_would_undo(H, every, expected):  # noqa: N803
+    fixed = schedule.resolve(H)
+    found = [step for step in range(1, 8) if schedule.ends_before_average(fixed, step, every)]
+    assert found == expected
+
+
+@pytest.mark.parametrize(("every", "H"), [(1, 1), (1, None), (5, 6), (500, None), (np.int64(2), 3)])
+def test_gossip_every_that_fits(every, H):  # noqa: N803
+    found = schedule.check_gossip_every(every, H)
+    assert found == every
+    assert type(found) is int
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, "2", None, True])
+def test_gossip_every_is_a_number_of_steps(every):
+    with pytest.raises(ValueError, match=r"gossip_every must be .*received") as caught:
+        schedule.check_gossip_every(every, 6)
+    assert repr(every) in str(caught.value)
+
+
+@pytest.mark.parametrize(("every", "H"), [(6, 6), (7, 6), (2, 2), (2, 1)])
+def test_gossips_that_never_take_place_are_refused(every, H):  # noqa: N803
+    with pytest.raises(ValueError, match=rf"less than H={H}, received {every}.*disconnected"):
+        schedule.check_gossip_every(every, H)
+
+
 # ---- Gossip-AGA ---------------------------------------------------------------------------------
 
 

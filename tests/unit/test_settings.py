@@ -10,6 +10,7 @@ from tf_gossip_pga.training.settings import Settings
 DEFAULTS = {
     "H": 6,
     "topology": "ring",
+    "gossip_every": 1,
     "optimizer_state": "local",
     "overlap": False,
     "wire_dtype": "float32",

@@ -60,6 +60,15 @@ def test_every_node_and_step_equals_the_oracle(n, name, H):  # noqa: N803
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "H"), [("one_peer_exponential", 5), ("ring", None)])
+def test_local_steps_between_gossips_equal_the_oracle(name, H):  # noqa: N803
+    n, every = 8, 2
+    topo = graphs.topology_of(name, n)
+    expected = oracle(n, reference.matrix_of_step(topo, H, every))
+    found = simulated.steps_of(oracles_problem(n), topology=topo, H=H, gossip_every=every)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("algorithm", ["parallel", "gossip", "local", "pga", "gossip_final"])
 def test_an_algorithms_name_is_the_oracles_matrices(algorithm):
     n, H = 6, 4  # noqa: N806
@@ -359,6 +368,8 @@ def simulation(**arguments):
         (lambda: simulation(halve_every=-1), r"halve_every must be a whole number >= 1, rec"),
         (lambda: simulation(step_size=0), r"step_size must be a number > 0, received 0\."),
         (lambda: simulation(step_size=math.nan), r"step_size must be a number > 0, received nan"),
+        (lambda: simulation(gossip_every=0), r"gossip_every must be .*received 0"),
+        (lambda: simulation(H=4, gossip_every=4), r"less than H=4, received 4"),
         (lambda: simulation(slow_momentum=1), r">= 0 and < 1, or None, received 1\."),
         (lambda: simulation(seed=-1), r"seed must be a whole number >= 0, received -1\."),
         (lambda: simulate.quadratic(2, seed=-1), r"seed must be a whole number >= 0, received -1"),

@@ -1,9 +1,12 @@
-"""Decide when to average globally, with a period H that is fixed or adaptive.
+"""Decide when to gossip, and when to average globally with a period H, fixed or adaptive.
 
 Steps are completed batches, counted from 1 over the whole run. At step k, Gossip-PGA averages
 globally instead of gossiping if `k % H == 0` (Chen et al., ICML 2021, Algorithm 1). Two special
 cases are algorithms of their own: `H=1` is Parallel SGD, and `H=None` is Gossip SGD. Gossip-AGA
 computes a new H from the training loss at each global average (Algorithm 2).
+
+Between two global averages, ranks may gossip after every step, or take several local steps from one
+gossip to the next (`round_after`).
 
 A schedule is a `FixedPeriod` or an `AdaptiveSchedule`. Its method `is_global(step)` says whether a
 step ends with a global average. If the period is adaptive, the caller also reports each global
@@ -207,6 +210,66 @@ class AdaptiveSchedule:
                 f"{state!r}."
             )
         self.H, self._last, self._initial_loss = period, last, loss
+
+
+def round_after(step: int, gossip_every: int) -> int | None:
+    """Return which round of the topology follows a step that does not end with a global average.
+
+    Args:
+      step: the completed step, counted from 1.
+      gossip_every: number of steps from one gossip to the next, >= 1.
+
+    Returns:
+      The number of the round, counted from 0 over the whole run, or None if no gossip follows.
+
+    Example:
+      >>> [round_after(step, gossip_every=2) for step in range(1, 7)]
+      [None, 0, None, 1, None, 2]
+    """
+    gossips, rest = divmod(step, gossip_every)
+    return None if rest else gossips - 1
+
+
+def ends_before_average(
+    schedule: FixedPeriod | AdaptiveSchedule, step: int, gossip_every: int
+) -> bool:
+    """Return whether a gossip in the background ends before the next global average.
+
+    Such a gossip starts after a step, and its result is added when the next gossip is due. Because
+    a gossip does not change the mean over ranks, it has no effect if a global average comes first.
+
+    Args:
+      schedule: decides when to average globally.
+      step: the step, counted from 1, after which the gossip would start.
+      gossip_every: number of steps from one gossip to the next, >= 1.
+
+    Example:
+      >>> [step for step in range(1, 7) if ends_before_average(FixedPeriod(6), step, 2)]
+      [1, 2, 3, 6]
+    """
+    return not any(map(schedule.is_global, range(step + 1, step + gossip_every + 1)))
+
+
+def check_gossip_every(gossip_every: object, H: object) -> int:  # noqa: N803
+    """Return a valid `gossip_every` as an int.
+
+    Args:
+      gossip_every: number of steps from one gossip to the next: a whole number >= 1, less than a
+        fixed H unless it is 1.
+      H: a valid period: the number of steps, None, or an `AdaptivePeriod`.
+
+    Raises:
+      ValueError: `gossip_every` is not accepted.
+    """
+    every = _validate.check_whole("gossip_every", gossip_every, 1, unit="steps")
+    period = _validate.whole(H, 1)
+    if every > 1 and period is not None and every >= period:
+        raise ValueError(
+            f"gossip_every must be less than H={period}, received {every}: otherwise, no gossip "
+            "takes place between two global averages. Choose a smaller gossip_every, or "
+            'topology="disconnected" for Local SGD.'
+        )
+    return every
 
 
 def resolve(H: object) -> FixedPeriod | AdaptiveSchedule:  # noqa: N803 (the paper's name)

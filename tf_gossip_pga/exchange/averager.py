@@ -175,14 +175,15 @@ class Averager:
         """Return whether this averager was built for exactly these variables and this view."""
         return self._view == self._session.view and self._variables.are(variables)
 
-    def gossip(self, round: int, doing: str):
+    def gossip(self, round: int, doing: str, step: int = 0):
         """Mix the parameters with this round's neighbors: x_i <- sum_j W[i, j] * x_j.
 
         Args:
-          round: the number of the completed step, minus 1. The topology's rounds repeat in a cycle.
+          round: number of the round, counted from 0. The topology's rounds repeat in a cycle.
           doing: name of the exchange, for log and error messages.
+          step: number of completed steps. Default 0.
         """
-        step, round = round + 1, round % self._topology.rounds
+        round %= self._topology.rounds
         if self._topology.cycle[round].is_empty:
             return
         self.health.steps.append(step)
@@ -190,13 +191,13 @@ class Averager:
             self._gossips[round]()
         self.bytes_sent += self._gossip_bytes[round]
 
-    def start_gossip(self, round: int, doing: str):
+    def start_gossip(self, round: int, doing: str, step: int = 0):
         """Start a gossip of the current parameters in the background.
 
         The parameters may change while the gossip runs. Call `finish_gossip` before the next
         exchange that changes them. The arguments are the same as for `gossip`.
         """
-        step, round = round + 1, round % self._topology.rounds
+        round %= self._topology.rounds
         if self._topology.cycle[round].is_empty:
             return
         # Pass values, not variables. The values stay as they are: while another op holds a
@@ -228,7 +229,7 @@ class Averager:
 
         Args:
           doing: name of the exchange, for log and error messages.
-          step: number of completed steps.
+          step: number of completed steps. Default 0.
           numbers: this rank's numbers, to be summed over ranks: float32, as many as the argument
             `numbers` of the constructor says. Default None: zeros.
         """

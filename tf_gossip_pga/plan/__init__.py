@@ -17,10 +17,12 @@ A prediction compares Parallel SGD, Local SGD with each period, Gossip SGD on ea
 Gossip-PGA with each period on each topology. The prediction is a JSON-serializable dict:
 
     settings        the arguments of `predict` except `H` and `topology`; also `message_ms` and
-                    `average_ms`, the times of one message and of one global average
+                    `average_ms`, the times of one message and of one global average, and
+                    `message_mb` and `average_mb`, what a worker sends in them, in MB
     rows            one dict per algorithm, Parallel SGD first:
       name, method, topology, H
       step_ms              mean time of a step
+      mb_per_step          MB that a worker sends per step, without non-trainable variables
       speedup              over Parallel SGD
       beta                 b of the graph: the smaller, the faster ranks agree (see `plan.cost`).
                            None without gossip, and for a graph of more than 512 ranks that has

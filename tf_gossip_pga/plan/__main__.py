@@ -62,7 +62,10 @@ def define_flags() -> None:
         "wire_dtype", "float32", f"Wire format of gossips: {', '.join(wire.BY_NAME)}."
     )
     flags.DEFINE_bool(
-        "overlap", False, "Whether gossips overlap with the computation of the next step."
+        "overlap", False, "Whether gossips overlap with the computation of the next steps."
+    )
+    flags.DEFINE_integer(
+        "gossip_every", 1, "Number of steps from one gossip to the next.", lower_bound=1
     )
     flags.DEFINE_list(
         "H", [str(each) for each in plan.PERIODS], "Periods to compare, in steps, at least 2."
@@ -123,6 +126,7 @@ def _predict(given: flags.FlagValues) -> dict[str, Any] | None:
         parameters=parameters,
         wire_dtype=given.wire_dtype,
         overlap=given.overlap,
+        gossip_every=given.gossip_every,
         H=periods,
         topology=given.topology,
         **settings,

@@ -7,8 +7,8 @@ of exchanges follows these rules:
     gossip          A message starts once both its sender and its receiver have finished computing.
                     Messages that are ready share the one full-duplex link of a host. Only the
                     neighbors of a late rank wait for it.
-    overlap         As with `GossipPGA(overlap=True)`: a rank waits for the gossip of step k only
-                    after computing step k+1, and skips the gossip right before a global average.
+    overlap         As with `GossipPGA(overlap=True)`: a rank waits for a gossip only when the next
+                    one is due, and skips the last gossip before a global average.
     global average  Starts once the last rank has finished computing, and ends on all ranks at once.
 
 **Accuracy.** The transient stage is the number of steps until an algorithm has caught up with
@@ -42,6 +42,9 @@ exponential graph, and the r-th root of the spectral norm of P - 11'/n. Here, P 
 the r mixing matrices of one cycle of the one-peer graph. The root turns the b of a cycle into a b
 per round. Above 512 ranks, `beta_of` returns the b of the static exponential graph, because no
 better value is available.
+
+If there are several steps from one gossip to the next, `beta_of` returns the b per step: for g
+steps, the g-th root of the b of a gossip.
 """
 
 from __future__ import annotations
@@ -53,7 +56,12 @@ import numpy as np
 
 from tf_gossip_pga.algorithm import topology as topology_lib
 from tf_gossip_pga.algorithm.graph import Round, Topology
-from tf_gossip_pga.algorithm.schedule import AdaptiveSchedule, FixedPeriod
+from tf_gossip_pga.algorithm.schedule import (
+    AdaptiveSchedule,
+    FixedPeriod,
+    ends_before_average,
+    round_after,
+)
 
 _STEPS = 240  # minimum number of steps to average over, rounded up to whole periods
 _LARGEST_DENSE = 512  # maximum number of ranks for a dense spectral norm, which takes O(n^3)
@@ -65,6 +73,7 @@ def step_ms(
     schedule: FixedPeriod | AdaptiveSchedule,
     costs: Mapping[str, float],
     overlap: bool,
+    gossip_every: int = 1,
     seed: int = 0,
 ) -> float:
     """Return the step time in ms, averaged over all ranks and at least 240 steps.
@@ -75,10 +84,11 @@ def step_ms(
       costs: times in ms. `compute_ms` and `straggler_ms`: mean and standard deviation of a step's
         computation. `message_ms`: how long a message occupies a link. `latency_ms`: added to the
         arrival time of a rank's last message. `average_ms`: duration of a global average.
-      overlap: whether ranks wait for a gossip only after the next step's computation.
+      overlap: whether ranks wait for a gossip only when the next exchange is due.
+      gossip_every: number of steps from one gossip to the next. Default 1.
       seed: random seed for the computation times. Default 0.
     """
-    period = schedule.H or topology.rounds
+    period = schedule.H or topology.rounds * gossip_every
     steps = period * math.ceil(_STEPS / period)
     rounds = [peers(topology, round) for round in range(topology.rounds)]
     draw = _draws(costs["compute_ms"], costs["straggler_ms"], topology.size, seed)
@@ -89,15 +99,47 @@ def step_ms(
         ready = ready + draw()
         if schedule.is_global(step):
             ready = np.full_like(ready, ready.max() + costs["average_ms"])
+        elif (round := round_after(step, gossip_every)) is None:
+            pass
         elif not overlap:
-            ready = gossip_ends(ready, rounds[(step - 1) % len(rounds)], costs)
+            ready = gossip_ends(ready, rounds[round % len(rounds)], costs)
         else:
             ready = np.maximum(ready, arrived)
-            if not schedule.is_global(step + 1):
-                arrived = gossip_ends(ready, rounds[(step - 1) % len(rounds)], costs)
+            if ends_before_average(schedule, step, gossip_every):
+                arrived = gossip_ends(ready, rounds[round % len(rounds)], costs)
         if step == period:  # exclude the first period, which starts with all ranks in sync
             started = float(ready.mean())
     return (float(ready.mean()) - started) / steps
+
+
+def mb_per_step(
+    topology: Topology,
+    schedule: FixedPeriod | AdaptiveSchedule,
+    costs: Mapping[str, float],
+    overlap: bool,
+    gossip_every: int = 1,
+) -> float:
+    """Return how many MB a rank sends per step, averaged over ranks and whole periods.
+
+    Args:
+      topology: who gossips with whom.
+      schedule: when to average globally. The period must be fixed.
+      costs: sizes in MB. `message_mb`: a message. `average_mb`: what a rank sends in a global
+        average.
+      overlap: whether gossips that end after the next global average are skipped.
+      gossip_every: number of steps from one gossip to the next. Default 1.
+    """
+    steps = range(1, 1 + (schedule.H or 1) * topology.rounds * gossip_every)
+    messages = averages = 0
+    for step in steps:
+        if schedule.is_global(step):
+            averages += 1
+        elif (round := round_after(step, gossip_every)) is None:
+            continue
+        elif not overlap or ends_before_average(schedule, step, gossip_every):
+            messages += len(topology.cycle[round % topology.rounds].receivers)
+    sent = messages / topology.size * costs["message_mb"] + averages * costs["average_mb"]
+    return sent / len(steps)
 
 
 def _draws(mean: float, deviation: float, n: int, seed: int) -> Callable[[], np.ndarray | float]:
@@ -169,12 +211,21 @@ def gossip_ends(
     return ends
 
 
-def beta_of(graph: Topology) -> float | None:
+def beta_of(graph: Topology, gossip_every: int = 1) -> float | None:
     """Return b of a graph, on which the transient stage depends (see the docstring of this module).
 
     Return None for a graph of more than 512 ranks for which this module has no formula, because
     computing b would take too long.
+
+    Args:
+      graph: who gossips with whom.
+      gossip_every: number of steps from one gossip to the next. Default 1.
     """
+    beta = _beta_of_gossip(graph)
+    return None if beta is None else beta ** (1 / gossip_every)
+
+
+def _beta_of_gossip(graph: Topology) -> float | None:
     if graph.name in ("one_peer_exponential", "hypercube"):
         static = _beta_of_circulant(topology_lib.static_exponential(graph.size).cycle[0])
         proven = graph.size & (graph.size - 1) == 0  # a power of two

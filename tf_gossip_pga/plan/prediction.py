@@ -25,6 +25,7 @@ def predict(
     overhead_ms: float = 0.0,
     wire_dtype: str = "float32",
     overlap: bool = False,
+    gossip_every: int = 1,
     H: int | Iterable[int] = PERIODS,  # noqa: N803 (the paper's name)
     topology: str | Topology | Iterable[str | Topology] = TOPOLOGIES,
 ) -> dict[str, Any]:
@@ -41,7 +42,9 @@ def predict(
       straggler_ms: standard deviation of the time of a step's computation, in ms, >= 0. Default 0.
       overhead_ms: fixed cost of an exchange besides its latency, in ms, >= 0. Default 0.
       wire_dtype: wire format of gossips: `"float32"` (default), `"bfloat16"` or `"int8"`.
-      overlap: whether gossips overlap with the next step's computation. Default False.
+      overlap: whether gossips overlap with the computation of the next steps. Default False.
+      gossip_every: number of steps from one gossip to the next, >= 1 and, if it is not 1, less than
+        the shortest `H`. Default 1.
       H: one or more periods of the global average, each from 2 to 10000 steps.
       topology: one or more graphs, each a name or a `Topology` for `nodes` ranks. No two graphs may
         have the same name.
@@ -66,18 +69,16 @@ def predict(
     elements = probe.count(parameters)
     numbers = arguments.numbers(times)
     costs = _costs(n, elements, wire_dtype, numbers)
-    rows = _rows(n, periods, graphs, costs, overlap)
-    form = {"wire_dtype": wire_dtype, "overlap": bool(overlap)}
+    every = schedule_lib.check_gossip_every(gossip_every, min(periods))
+    form = {"wire_dtype": wire_dtype, "overlap": bool(overlap), "gossip_every": every}
+    rows = _rows(n, periods, graphs, costs, form)
     settings = {"nodes": n, "parameters": elements, **costs, **numbers, **form}
-    return {
-        "settings": settings,
-        "rows": rows,
-        "recommendation": recommendation.recommend(rows, settings),
-    }
+    advice = recommendation.recommend(rows, settings)
+    return {"settings": settings, "rows": rows, "recommendation": advice}
 
 
 def _costs(n: int, elements: int, wire_dtype: str, given: dict[str, float]) -> dict[str, float]:
-    """Return the argument `costs` of `cost.step_ms`, in ms."""
+    """Return the argument `costs` of `cost.step_ms`, in ms, and of `cost.mb_per_step`, in MB."""
     full, sent = (
         wire_lib.resolve(form).encoded_bytes(elements, 4) for form in ("float32", wire_dtype)
     )
@@ -88,11 +89,17 @@ def _costs(n: int, elements: int, wire_dtype: str, given: dict[str, float]) -> d
         "message_ms": 8e-3 * sent / mbit,
         "latency_ms": latency_ms + overhead_ms,
         "average_ms": 2 * (n - 1) * (8e-3 * full / mbit / n + latency_ms) + overhead_ms,
+        "message_mb": sent / 1e6,
+        "average_mb": 2 * (n - 1) / n * full / 1e6,
     }
 
 
 def _rows(
-    n: int, periods: list[int], graphs: list[Topology], costs: dict[str, float], overlap: bool
+    n: int,
+    periods: list[int],
+    graphs: list[Topology],
+    costs: dict[str, float],
+    form: dict[str, Any],
 ) -> list[dict[str, Any]]:
     nobody = topology_lib.disconnected(n)
     runs: list[tuple[str, Topology, int | None]] = [("Parallel SGD", nobody, 1)]
@@ -100,25 +107,32 @@ def _rows(
     for graph in graphs:
         runs.append(("Gossip SGD", graph, None))
         runs += [("Gossip-PGA", graph, period) for period in periods]
-    rows = [_row(method, graph, period, costs, overlap) for method, graph, period in runs]
+    rows = [_row(method, graph, period, costs, form) for method, graph, period in runs]
     for row in rows:
         row["speedup"] = rows[0]["step_ms"] / row["step_ms"] if row["step_ms"] else 1.0
     return rows
 
 
 def _row(
-    method: str, graph: Topology, period: int | None, costs: dict[str, float], overlap: bool
+    method: str,
+    graph: Topology,
+    period: int | None,
+    costs: dict[str, float],
+    form: dict[str, Any],
 ) -> dict[str, Any]:
     gossips = method.startswith("Gossip")
     periodic = period not in (None, 1)
-    beta = cost.beta_of(graph) if gossips else None
+    every = form["gossip_every"]
+    beta = cost.beta_of(graph, every) if gossips else None
+    times = graph, schedule_lib.resolve(period), costs, form["overlap"], every
     iid, non_iid = cost.transient(method, graph.size, beta, period)
     return {
         "name": ", ".join([method, *[graph.name] * gossips, *[f"H={period}"] * periodic]),
         "method": method,
         "topology": graph.name if gossips else None,
         "H": period,
-        "step_ms": cost.step_ms(graph, schedule_lib.resolve(period), costs, overlap),
+        "step_ms": cost.step_ms(*times),
+        "mb_per_step": cost.mb_per_step(*times),
         "beta": beta,
         "transient_iid": iid,
         "transient_non_iid": non_iid,

@@ -99,6 +99,8 @@ def _code(row: Row, settings: Mapping[str, Any]) -> str:
     arguments = [f"H={row['H']}"]
     if graph not in (None, _DEFAULT_TOPOLOGY):
         arguments.append(f'topology="{graph}"' if graph in BY_NAME else "topology=topology")
+    if graph and settings["gossip_every"] > 1:
+        arguments.append(f"gossip_every={settings['gossip_every']}")
     if graph and settings["overlap"]:
         arguments.append("overlap=True")
     if graph and settings["wire_dtype"] != "float32":

@@ -24,8 +24,8 @@ def table(plan: dict[str, Any]) -> str:
     lines = [
         *_description(settings),
         "",
-        f"{'':{width}}  {'':10}  {'times as fast as':^25}  {'':6}  {'transient stage':^18}",
-        f"{'':{width}}  ms a step   Parallel SGD  one machine    beta       iid   non-iid",
+        f"{'':{width}}  {'a step':^18}  {'times as fast as':^25}  {'':6}  {'transient stage':^18}",
+        f"{'':{width}}         ms      MB   Parallel SGD  one machine    beta       iid   non-iid",
         *(_line(row, settings, width) for row in rows),
         "",
         "One machine: it computes the batches of all workers one after another.",
@@ -41,7 +41,9 @@ def table(plan: dict[str, Any]) -> str:
 
 
 def _description(settings: dict[str, Any]) -> list[str]:
-    during = " that overlap with the next step's computation" if settings["overlap"] else ""
+    during = " that overlap with the computation" if settings["overlap"] else ""
+    if settings["gossip_every"] > 1:
+        during = f" every {settings['gossip_every']} steps{during}"
     lines = [
         "{nodes} workers, {parameters:,} parameters, {wire_dtype} gossips{during}",
         "computation: {compute_ms:.4g} ms a step, standard deviation {straggler_ms:.4g} ms",
@@ -58,8 +60,8 @@ def _line(row: dict[str, Any], settings: dict[str, Any], width: int) -> str:
     over_one = recommendation.over_one_machine(row, settings)
     one = "-" if over_one is None else f"{over_one:.2f}x"
     return (
-        f"{row['name']:{width}}  {row['step_ms']:9.1f}  {row['speedup']:12.2f}x  {one:>11}  "
-        f"{beta:>6}  {iid:>8}  {non_iid:>8}"
+        f"{row['name']:{width}}  {row['step_ms']:9.1f}  {row['mb_per_step']:6.4g}  "
+        f"{row['speedup']:12.2f}x  {one:>11}  {beta:>6}  {iid:>8}  {non_iid:>8}"
     )
 
 

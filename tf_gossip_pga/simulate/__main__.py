@@ -43,6 +43,12 @@ flags.DEFINE_integer(
     "Period: steps from one global average to the next. With aga: the first period.",
     lower_bound=1,
 )
+flags.DEFINE_integer(
+    "gossip_every",
+    1,
+    "Number of steps from one gossip to the next; less than --H, unless it is 1.",
+    lower_bound=1,
+)
 flags.DEFINE_integer("iterations", 2000, "Number of steps.", lower_bound=1)
 flags.DEFINE_integer(
     "trials", 10, "Number of runs with different batches; curves are their mean.", lower_bound=1
@@ -64,8 +70,8 @@ flags.DEFINE_string(
 )
 
 FLAGS = flags.FLAGS
-SETTINGS = ["problem", "nodes", "topology", "H", "iterations", "trials", "batch_size"]
-SETTINGS += ["heterogeneity", "step_size", "halve_every", "seed"]
+SETTINGS = ["problem", "nodes", "topology", "H", "gossip_every", "iterations", "trials"]
+SETTINGS += ["batch_size", "heterogeneity", "step_size", "halve_every", "seed"]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -93,7 +99,7 @@ def _simulate() -> tuple[Problem, dict[str, curves.Curve]]:
         )
     topology.resolve(FLAGS.topology, FLAGS.nodes)  # find errors before generating the data
     for name in FLAGS.algorithm:
-        curves.settings_of(name, FLAGS.topology, FLAGS.H, FLAGS.iterations)
+        curves.settings_of(name, FLAGS.topology, FLAGS.H, FLAGS.iterations, FLAGS.gossip_every)
     problem = PROBLEMS[FLAGS.problem](FLAGS.nodes, FLAGS.heterogeneity, seed=FLAGS.seed)
     return problem, curves.compare(
         problem,
@@ -102,6 +108,7 @@ def _simulate() -> tuple[Problem, dict[str, curves.Curve]]:
         FLAGS.H,
         FLAGS.iterations,
         verbose=1 if sys.stdout.isatty() else 2,
+        gossip_every=FLAGS.gossip_every,
         step_size=FLAGS.step_size,
         halve_every=FLAGS.halve_every,
         batch_size=FLAGS.batch_size,

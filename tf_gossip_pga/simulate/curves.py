@@ -120,6 +120,7 @@ def settings_of(
     topology: str | Topology,
     H: int,  # noqa: N803 (the paper's name)
     iterations: int,
+    gossip_every: int = 1,
 ) -> dict[str, Any]:
     """Return the arguments of `Simulation` for an algorithm.
 
@@ -134,9 +135,12 @@ def settings_of(
       H: period of the global average in steps, >= 1. `"parallel"`, `"gossip"` and `"gossip_final"`
         ignore this argument.
       iterations: number of steps of the run.
+      gossip_every: number of steps from one gossip to the next, as in `Simulation`. `"parallel"`
+        and `"local"` ignore this argument. Default 1.
 
     Returns:
-      A dict of arguments: `topology` and `H`, and for `"slowmo"` also `slow_momentum`.
+      A dict of arguments: `topology` and `H`; for algorithms that gossip `gossip_every`; for
+      `"slowmo"` also `slow_momentum`.
 
     Raises:
       ValueError: the algorithm is unknown, or `H` is not a valid period.
@@ -151,18 +155,19 @@ def settings_of(
             f"Unknown algorithm {algorithm!r}. Known algorithms: {', '.join(sorted(ALGORITHMS))}."
         )
     schedule.resolve(H)
+    if algorithm in ("parallel", "local"):
+        return {"topology": "disconnected", "H": 1 if algorithm == "parallel" else H}
+    gossip = {"topology": topology, "gossip_every": gossip_every}
     if algorithm == "aga":
         first = _validate.check_whole("H, the first period of aga,", H, 1)
         longest = max(schedule.AdaptivePeriod.maximum, first)
         period = schedule.AdaptivePeriod(first, warmup_steps=iterations // 3, maximum=longest)
-        return {"topology": topology, "H": period}
+        return {**gossip, "H": period}
     return {
-        "parallel": {"topology": "disconnected", "H": 1},
-        "gossip": {"topology": topology, "H": None},
-        "local": {"topology": "disconnected", "H": H},
-        "pga": {"topology": topology, "H": H},
-        "slowmo": {"topology": topology, "H": H, "slow_momentum": 0.5},
-        "gossip_final": {"topology": topology, "H": iterations},
+        "gossip": {**gossip, "H": None},
+        "pga": {**gossip, "H": H},
+        "slowmo": {**gossip, "H": H, "slow_momentum": 0.5},
+        "gossip_final": {**gossip, "H": iterations},
     }[algorithm]
 
 
@@ -174,6 +179,7 @@ def compare(
     iterations: int,
     every: int | None = None,
     verbose: int = 0,
+    gossip_every: int = 1,
     **arguments: Any,
 ) -> dict[str, Curve]:
     """Run Parallel SGD and each of the given algorithms, all on the same batches.
@@ -189,6 +195,8 @@ def compare(
         every position between two global averages.
       verbose: 0 prints nothing. 1 prints the name of each algorithm and shows a progress bar. 2
         prints the name and a line at the end of each run. Default 0.
+      gossip_every: number of steps from one gossip to the next, for the algorithms that gossip.
+        Default 1.
       **arguments: further arguments of `Simulation`: `step_size`, `trials`, `batch_size`, ….
 
     Returns:
@@ -211,7 +219,9 @@ def compare(
     _validate.check_whole("iterations", iterations, 1)
     every = _interval(iterations, _validate.whole(H, 1) or 1) if every is None else every
     simulations = {
-        name: Simulation(problem, **settings_of(name, topology, H, iterations), **arguments)
+        name: Simulation(
+            problem, **settings_of(name, topology, H, iterations, gossip_every), **arguments
+        )
         for name in dict.fromkeys(["parallel", *algorithms])
     }
     curves = {}

@@ -41,6 +41,8 @@ class Simulation:
         `"disconnected"` gives Local SGD. Default `"one_peer_exponential"`.
       H: period of the global average in steps, >= 1. 1 gives Parallel SGD and None gives Gossip
         SGD. An `AdaptivePeriod` gives Gossip-AGA, with a separate period for each trial. Default 6.
+      gossip_every: number of steps from one gossip to the next, >= 1 and, if it is not 1, less than
+        a fixed `H`. Default 1.
       step_size: step size of plain SGD, > 0. Default 0.1.
       halve_every: interval in steps at which the step size is halved, >= 1. Default None: never.
       batch_size: number of samples per batch on each node, >= 1; None: all samples of the node.
@@ -89,6 +91,7 @@ class Simulation:
         topology: str | Topology = "one_peer_exponential",
         H: int | schedule_lib.AdaptivePeriod | None = 6,  # noqa: N803 (the paper's name)
         *,
+        gossip_every: int = 1,
         step_size: float = 0.1,
         halve_every: int | None = None,
         batch_size: int | None = 1,
@@ -113,6 +116,7 @@ class Simulation:
         tensors.check_size(problem, self.trials, batch, seed if shuffle else None)
         topology = topology_lib.resolve(topology, problem.nodes)
         self._adaptive = isinstance(H, schedule_lib.AdaptivePeriod)
+        gossip_every = schedule_lib.check_gossip_every(gossip_every, H)
         self._schedules = [schedule_lib.resolve(H) for _ in range(self.trials)]
         loop = steps_lib.Steps(
             problem,
@@ -122,6 +126,7 @@ class Simulation:
             seed=seed,
             shuffle=shuffle,
             slow_momentum=slow_momentum,
+            gossip_every=gossip_every,
         )
         self._take = tf.function(loop.take, autograph=False, jit_compile=bool(jit_compile))
         self._state = steps_lib.start(problem, self.trials)

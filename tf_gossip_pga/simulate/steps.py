@@ -4,7 +4,8 @@ A step of node i:
 
 y_i <- x_i - step_size * gradient of f_i(x_i, batch)
 x_i <- 1/n sum_j y_j            if the step is a global average
-x_i <- sum_j W[i, j] * y_j      otherwise
+x_i <- sum_j W[i, j] * y_j      otherwise, if a gossip is due after the step
+x_i <- y_i                      otherwise
 
 Here, x_i are the parameters of node i, f_i is the mean loss over its data, n is the number of
 nodes, and W is the mixing matrix of the topology's round for this step.
@@ -56,6 +57,7 @@ class Steps:
       seed: seed of the batches.
       shuffle: whether to draw batches at random instead of taking them in order.
       slow_momentum: momentum of SlowMo; None: global averages without SlowMo.
+      gossip_every: number of steps from one gossip to the next.
     """
 
     def __init__(
@@ -68,11 +70,13 @@ class Steps:
         seed: int,
         shuffle: bool,
         slow_momentum: float | None,
+        gossip_every: int,
     ):
         self._problem = problem
         self._trials = trials
         self._seed, self._shuffle = seed, shuffle
         self._slow_momentum = slow_momentum
+        self._gossip_every = gossip_every
         self._batches = tensors.shared(tensors.batches, problem, batch, seed if shuffle else None)
         self._batches_of_node = len(self._batches[0]) // problem.nodes
         dtype = tensors.dtype_of(problem)
@@ -148,7 +152,18 @@ class Steps:
         return tf.reshape(losses, x.shape[:2]), tf.reshape(gradient, x.shape)
 
     def _mix(self, y: Any, before: Any) -> Any:
+        """Return y after a gossip, or unchanged if no gossip is due (`schedule.round_after`)."""
+        if self._gossip_every == 1:
+            return self._mix_in_round(y, before)
+        step = before + 1
+        return tf.cond(
+            step % self._gossip_every == 0,
+            lambda: self._mix_in_round(y, step // self._gossip_every - 1),
+            lambda: tf.identity(y),
+        )
+
+    def _mix_in_round(self, y: Any, round: Any) -> Any:
         if len(self._mixers) == 1:
             return self._mixers[0](y)
         branches = [functools.partial(mixer, y) for mixer in self._mixers]
-        return tf.switch_case(tf.cast(before % len(branches), tf.int32), branches)
+        return tf.switch_case(tf.cast(round % len(branches), tf.int32), branches)

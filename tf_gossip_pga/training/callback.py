@@ -29,7 +29,7 @@ class GossipPGA(keras.callbacks.Callback):
     epochs and `fit` calls. After step k, the parameters x_i of rank i become::
 
         x_i <- 1/n sum_j x_j          if k % H == 0: a global average
-        x_i <- sum_j W[i, j] * x_j    otherwise: a gossip with the neighbors
+        x_i <- sum_j W[i, j] * x_j    otherwise, if k % gossip_every == 0: a gossip
 
     n is the number of workers, and W is the topology's mixing matrix for this step. Workers average
     parameters, not gradients. A single worker exchanges nothing, but adds the same logs. Source:
@@ -96,6 +96,8 @@ class GossipPGA(keras.callbacks.Callback):
       topology: which ranks gossip with each other: a name in `pga.topology.BY_NAME` or a
         `Topology`. `"disconnected"` is Local SGD. Default None: `"one_peer_exponential"`, or over
         NCCL `"hypercube"` for 2, 4, 8, … workers. Each worker then sends one message per step.
+      gossip_every: number of steps from one gossip to the next, at least 1 and, if it is not 1,
+        less than a fixed `H`. Each gossip uses the topology's next round. Default 1.
       optimizer_state: what a global average does with the optimizer's slots, that is, its
         non-scalar floating-point variables. Global averages for validation and at the end of
         training leave the slots unchanged. Wang et al. ("SlowMo", ICLR 2020) compare the three
@@ -106,13 +108,14 @@ class GossipPGA(keras.callbacks.Callback):
         - `"reset"`: set the slots to zero if there are several workers. With Adam, this acts like a
           learning rate several times as high: because Adam keeps its step count, its next steps are
           at first 3 times as long as usual, and 7 times as long after a dozen steps.
-      overlap: whether each gossip runs in the background while the next step is computed. A gossip
-        mixes the parameters that step k left, and the resulting change is added after the update u
-        of step k+1: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k). This is the recursion of
+      overlap: whether each gossip runs in the background until the next one is due. A gossip mixes
+        the parameters that step k left, and the resulting change is added after the update u of
+        step k+1: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k). This is the recursion of
         D-PSGD (Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?",
-        NeurIPS 2017, Algorithm 1). Global averages remain exact and do not overlap. The gossip
-        right before a global average would have no effect and is skipped; with `H=2`, every gossip
-        is skipped. Overlap needs memory for one more copy of the parameters. Default False.
+        NeurIPS 2017, Algorithm 1). With `gossip_every=g`, the change is added after step k+g.
+        Global averages remain exact and do not overlap. The last gossip before a global average
+        would have no effect and is skipped; with `H=2`, every gossip is skipped. Overlap
+        needs memory for one more copy of the parameters. Default False.
       wire_dtype: how gossips encode parameters. `"float32"` sends each parameter in its own dtype.
         `"bfloat16"` sends differences from the last global average in half the bytes of float32,
         and `"int8"` in a quarter (see `tf_gossip_pga.exchange.wire`). Both need memory for one more
@@ -192,6 +195,7 @@ class GossipPGA(keras.callbacks.Callback):
         self,
         H: int | AdaptivePeriod | None = 6,  # noqa: N803
         topology: str | Topology | None = None,
+        gossip_every: int = 1,
         optimizer_state: str = "local",
         overlap: bool = False,
         wire_dtype: str = "float32",
@@ -206,6 +210,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._settings = Settings(
             H=H,
             topology=topology,
+            gossip_every=gossip_every,
             optimizer_state=optimizer_state,
             overlap=overlap,
             wire_dtype=wire_dtype,
@@ -229,7 +234,7 @@ class GossipPGA(keras.callbacks.Callback):
         """Return the number of steps that ended with a gossip or without an exchange.
 
         Steps are counted since this callback was created. There is no exchange if the topology is
-        disconnected, or if `overlap` skips the gossip.
+        disconnected, if `overlap` skips the gossip, or because of `gossip_every`.
         """
         return self._run.gossip_steps
 

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from tf_gossip_pga.algorithm.graph import Topology
+from tf_gossip_pga.algorithm.schedule import ends_before_average, round_after
 from tf_gossip_pga.exchange.averager import Averager, Patience
 from tf_gossip_pga.exchange.elastic import ElasticSession, LossPolicy
 from tf_gossip_pga.training import sync_point
@@ -133,19 +134,22 @@ class Group:
     # ---- Averages -------------------------------------------------------------------------------
 
     def gossip(self, step: int):
-        """Mix parameters with the neighbors after a step. With `overlap`, mix in the background."""
+        """Mix parameters with the neighbors if a gossip is due after this step.
+
+        With `overlap`, the gossip runs in the background until the next one is due.
+        """
+        settings, averager = self._run.settings, self.averager
         # Derive the round from the step count, so that ranks agree even in a resumed run.
-        round, doing = step - 1, f"the gossip of step {step}"
-        averager = self.averager
+        round, doing = round_after(step, settings.gossip_every), f"the gossip of step {step}"
+        if round is None:
+            return
         with self._run.communicating():
-            if not self._run.settings.overlap:
-                averager.gossip(round, doing)
+            if not settings.overlap:
+                averager.gossip(round, doing, step)
                 return
             averager.finish_gossip()
-            # A gossip does not change the mean over ranks, so a gossip right before a global
-            # average would have no effect.
-            if not self._run.schedule.is_global(step + 1):
-                averager.start_gossip(round, doing)
+            if ends_before_average(self._run.schedule, step, settings.gossip_every):
+                averager.start_gossip(round, doing, step)
 
     def average_globally(self, doing: str, stop: bool = False, loss: float = 0.0) -> Heard:
         """Set the model to the mean over ranks, and share a few numbers in the same exchange.

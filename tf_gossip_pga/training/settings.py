@@ -31,6 +31,7 @@ class Settings:
 
     H: int | schedule.AdaptivePeriod | None
     topology: str | Topology | None
+    gossip_every: int
     optimizer_state: str
     overlap: bool
     wire_dtype: str
@@ -43,6 +44,7 @@ class Settings:
     def __post_init__(self, size: int):
         """Validate the arguments, and convert them to their declared types."""
         schedule.resolve(self.H)
+        gossip_every = schedule.check_gossip_every(self.gossip_every, self.H)
         if self.optimizer_state not in OPTIMIZER_STATES:
             raise ValueError(
                 f"optimizer_state must be one of {', '.join(map(repr, OPTIMIZER_STATES))}; "
@@ -71,6 +73,7 @@ class Settings:
             raise ValueError(
                 f"local must be a list of names of variables or layers, received {self.local!r}."
             )
+        object.__setattr__(self, "gossip_every", gossip_every)
         object.__setattr__(self, "local", tuple(self.local))
         object.__setattr__(self, "overlap", bool(self.overlap))
         object.__setattr__(self, "timeout_s", timeout_s)
@@ -96,6 +99,7 @@ class Settings:
         They do not include H and the topology, which `training.start` adds.
         """
         return {
+            "gossip_every": self.gossip_every,
             "optimizer_state": self.optimizer_state,
             "overlap": self.overlap,
             "wire_dtype": self.wire_dtype,
