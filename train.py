@@ -116,7 +116,7 @@ def gossip_callback(job: Job) -> "pga.GossipPGA":
     import tf_gossip_pga as pga
 
     period = flags.period()
-    if FLAGS.algorithm == "aga" and period is not None:
+    if FLAGS.algorithm == "aga" and isinstance(period, int):
         longest = max(period, pga.AdaptivePeriod.maximum)
         period = pga.AdaptivePeriod(period, warmup_steps=job.steps // 3, maximum=longest)
     return pga.GossipPGA(

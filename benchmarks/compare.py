@@ -46,6 +46,7 @@ METHODS = {
         "pga": {"algorithm": "pga"},
         "pga, H = 4": {"algorithm": "pga", "H": 4},
         "aga": {"algorithm": "aga"},
+        "auto": {"algorithm": "auto"},
         "local": {"algorithm": "local"},
         "gossip": {"algorithm": "gossip"},
     },

@@ -38,9 +38,8 @@ def check(argv: list[str], place: Place | None) -> None:
     models.check(FLAGS.model)
     size = place.size if place else FLAGS.workers
     topology.resolve(topology_name(), size)
-    schedule.check_gossip_every(
-        FLAGS.gossip_every, None if FLAGS.algorithm == "aga" else flags.period()
-    )
+    is_fixed = FLAGS.algorithm not in ("aga", "auto")
+    schedule.resolve(flags.period() if is_fixed else None, FLAGS.gossip_every)
     recipe = spec.find_recipe()
     if FLAGS.initial_model:
         check_initial_model()

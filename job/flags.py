@@ -15,6 +15,7 @@ _WITHOUT_GOSSIP = {"gossip_every": 1, "overlap": False, "wire_dtype": "float32"}
 ALGORITHMS = {
     "pga": {},
     "aga": {},
+    "auto": {"H": "auto", "gossip_every": 1},
     "gossip": {"H": None, "optimizer_state": "local"},  # the other two need global averages
     "local": {"topology": "disconnected", **_WITHOUT_GOSSIP},
     "parallel": {"H": 1, "topology": "complete", **_WITHOUT_GOSSIP},
@@ -50,7 +51,8 @@ flags.DEFINE_enum(
     "pga",
     list(ALGORITHMS),
     "pga: gossip with neighbors, and a global average on every H-th step. aga: the same with an H "
-    "that grows as the loss falls. gossip: no global averages. local: no gossip. parallel: a "
+    "that grows as the loss falls. auto: the same with an H and a --gossip_every that follow the "
+    "measured times and distances. gossip: no global averages. local: no gossip. parallel: a "
     "global average on every step.",
 )
 flags.DEFINE_integer(
@@ -170,8 +172,8 @@ flags.DEFINE_bool(
 )
 
 
-def period() -> int | None:
-    """Return the period of the global average in steps, or None for no global average.
+def period() -> int | str | None:
+    """Return the period in steps, None for no global average, or `"auto"`.
 
     A period that the algorithm fixes takes precedence over `--H`. Without either, the default
     applies.

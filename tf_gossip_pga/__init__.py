@@ -23,6 +23,7 @@ Contents:
 - `PREEMPTED`: the exit code of a job that saved a checkpoint after SIGTERM and can continue.
 - `run`: run a function in several worker processes on this machine, for example in a notebook.
 - `AdaptivePeriod`: a period H that adapts to the training loss.
+- `AutoPeriod`: a period H that adapts to measured times and to how far the replicas drift apart.
 - `WorkerLost`: the exception raised when another worker dies or does not answer.
 - `topology`, `Topology`: who averages with whom, and with what weights.
 - `plan`: predict the step time and recommend an algorithm, with `pga.plan.predict(…)` or
@@ -38,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # editors and type checkers resolve the names in `_ROOM_OF` here
     from tf_gossip_pga import plan, simulate
     from tf_gossip_pga.algorithm import topology
+    from tf_gossip_pga.algorithm.auto import AutoPeriod
     from tf_gossip_pga.algorithm.graph import Topology
     from tf_gossip_pga.algorithm.schedule import AdaptivePeriod
     from tf_gossip_pga.checkpoint.callback import Checkpoint
@@ -52,6 +54,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PREEMPTED",
     "AdaptivePeriod",
+    "AutoPeriod",
     "Checkpoint",
     "Cluster",
     "GossipPGA",
@@ -68,6 +71,7 @@ __all__ = [
 # first used, so that the launcher and the checks of TF_CONFIG do not wait for TensorFlow to load.
 _ROOM_OF = {
     "AdaptivePeriod": "algorithm.schedule",
+    "AutoPeriod": "algorithm.auto",
     "Checkpoint": "checkpoint.callback",
     "Cluster": "cluster.cluster",
     "GossipPGA": "training.callback",

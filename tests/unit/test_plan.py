@@ -132,7 +132,7 @@ def test_rounds_of_the_topology_follow_one_another():
 def test_a_gossip_every_few_steps_costs_less(overlap, compute_ms, expected):
     graph = topology.one_peer_exponential(8)
     times = costs(compute_ms=compute_ms)
-    found = cost.step_ms(graph, schedule.resolve(6), times, overlap, gossip_every=2)
+    found = cost.step_ms(graph, schedule.resolve(6, gossip_every=2), times, overlap)
     assert found == pytest.approx(expected)
 
 
@@ -151,7 +151,7 @@ def test_a_gossip_every_few_steps_costs_less(overlap, compute_ms, expected):
 def test_bytes_of_a_step(H, every, overlap, expected):  # noqa: N803
     graph = topology.one_peer_exponential(8)
     sizes = {"message_mb": 3, "average_mb": 10}
-    found = cost.mb_per_step(graph, schedule.resolve(H), sizes, overlap, every)
+    found = cost.mb_per_step(graph, schedule.resolve(H, every), sizes, overlap)
     assert found == pytest.approx(expected)
 
 

@@ -55,7 +55,8 @@ def test_resolve_makes_whole_numbers_plain(period):
 )
 def test_resolve_refuses(period):
     message = (
-        "steps >= 1 (1: Parallel SGD), None for no global average (Gossip SGD), or an Adaptive"
+        "steps >= 1 (1: Parallel SGD), None for no global average (Gossip SGD), an AdaptivePeriod "
+        '(Gossip-AGA), or "auto"'
     )
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         schedule.resolve(period)
@@ -71,12 +72,13 @@ def test_a_period_cannot_be_changed():
 
 
 def test_rounds_follow_one_another_over_gossips_not_steps():
-    found = [schedule.round_after(step, 3) for step in range(1, 10)]
+    fixed = schedule.resolve(None, gossip_every=3)
+    found = [fixed.round_after(step) for step in range(1, 10)]
     assert found == [None, None, 0, None, None, 1, None, None, 2]
 
 
 def test_a_gossip_after_every_step_uses_the_rounds_step_by_step():
-    assert [schedule.round_after(step, 1) for step in (1, 2, 100)] == [0, 1, 99]
+    assert [schedule.resolve(6).round_after(step) for step in (1, 2, 100)] == [0, 1, 99]
 
 
 @pytest.mark.parametrize(
@@ -90,14 +92,16 @@ def test_a_gossip_after_every_step_uses_the_rounds_step_by_step():
     ],
 )
 def test_a_gossip_that_a_global_average_would_undo(H, every, expected):  # noqa: N803
-    fixed = schedule.resolve(H)
-    found = [step for step in range(1, 8) if schedule.ends_before_average(fixed, step, every)]
-    assert found == expected
+    fixed = schedule.resolve(H, every)
+    assert [step for step in range(1, 8) if fixed.ends_before_average(step)] == expected
 
 
-@pytest.mark.parametrize(("every", "H"), [(1, 1), (1, None), (5, 6), (500, None), (np.int64(2), 3)])
-def test_gossip_every_that_fits(every, H):  # noqa: N803
-    found = schedule.check_gossip_every(every, H)
+@pytest.mark.parametrize(
+    ("H", "every"),
+    [(1, 1), (None, 1), (6, 5), (None, 500), (3, np.int64(2)), (schedule.AdaptivePeriod(), 9)],
+)
+def test_gossip_every_that_fits(H, every):  # noqa: N803
+    found = schedule.resolve(H, every).gossip_every
     assert found == every
     assert type(found) is int
 
@@ -105,14 +109,14 @@ def test_gossip_every_that_fits(every, H):  # noqa: N803
 @pytest.mark.parametrize("every", [0, -1, 1.5, "2", None, True])
 def test_gossip_every_is_a_number_of_steps(every):
     with pytest.raises(ValueError, match=r"gossip_every must be .*received") as caught:
-        schedule.check_gossip_every(every, 6)
+        schedule.resolve(6, every)
     assert repr(every) in str(caught.value)
 
 
-@pytest.mark.parametrize(("every", "H"), [(6, 6), (7, 6), (2, 2), (2, 1)])
-def test_gossips_that_never_take_place_are_refused(every, H):  # noqa: N803
+@pytest.mark.parametrize(("H", "every"), [(6, 6), (6, 7), (2, 2), (1, 2)])
+def test_gossips_that_never_take_place_are_refused(H, every):  # noqa: N803
     with pytest.raises(ValueError, match=rf"less than H={H}, received {every}.*disconnected"):
-        schedule.check_gossip_every(every, H)
+        schedule.resolve(H, every)
 
 
 # ---- Gossip-AGA ---------------------------------------------------------------------------------
@@ -124,7 +128,7 @@ def _course(losses, steps, **settings):
     course = []
     for step in range(1, steps + 1):
         if run.is_global(step):
-            run.observe(step, losses(step))
+            run.observe(step, schedule.Observed(losses(step)))
             course.append((step, run.H))
     return course
 
@@ -169,15 +173,15 @@ def test_a_loss_of_zero_while_warming_up_is_not_remembered():
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, -1.0])
 def test_a_loss_that_says_nothing_falls_back_to_the_initial_period_and_warns_once(loss):
     run = schedule.AdaptivePeriod(initial=4, warmup_steps=4).start()
-    run.observe(4, 8.0)
-    run.observe(8, 1.0)
+    run.observe(4, schedule.Observed(8.0))
+    run.observe(8, schedule.Observed(1.0))
     assert run.H == 32
     with pytest.warns(UserWarning, match=f"loss at step 40 is {loss}.* every 4 steps") as caught:
-        run.observe(40, loss)
-        run.observe(44, loss)
+        run.observe(40, schedule.Observed(loss))
+        run.observe(44, schedule.Observed(loss))
     assert len(caught) == 1
     assert run.H == 4
-    run.observe(48, 2.0)
+    run.observe(48, schedule.Observed(2.0))
     assert run.H == 16
 
 
@@ -189,11 +193,11 @@ def test_a_run_continues_from_its_state():
         course = []
         for step in range(1, 41):
             if run.is_global(step):
-                run.observe(step, losses.get(step, 1.5))
+                run.observe(step, schedule.Observed(losses.get(step, 1.5)))
                 course.append((step, run.H))
             if step == stop:
                 before, run = run, settings.start()
-                run.state = json.loads(json.dumps(before.state))
+                run.restore(json.loads(json.dumps(before.state)))
                 assert str(run) == str(before)
         assert course == _course(lambda step: losses.get(step, 1.5), 40, warmup_steps=8)
 
@@ -201,8 +205,8 @@ def test_a_run_continues_from_its_state():
 def test_runs_of_one_setting_are_apart():
     settings = schedule.AdaptivePeriod(warmup_steps=0)
     first, second = schedule.resolve(settings), schedule.resolve(settings)
-    first.observe(4, 1.0)
-    first.observe(8, 0.5)
+    first.observe(4, schedule.Observed(1.0))
+    first.observe(8, schedule.Observed(0.5))
     assert (first.H, second.H) == (8, 4)
     assert str(first) != str(second)
 

@@ -131,7 +131,7 @@ def test_an_adaptive_period_equals_the_oracle():
         kernel1, bias1, kernel2, bias2 = reference.unflatten(common)
         predicted = np.tanh(x[:, batch] @ kernel1 + bias1) @ kernel2 + bias2
         globals_.append(step)
-        run.observe(step, float(np.mean((predicted - y[:, batch]) ** 2)))
+        run.observe(step, schedule.Observed(float(np.mean((predicted - y[:, batch]) ** 2))))
         first = step + 1
     assert len(set(np.diff([0, *globals_]))) > 1  # the period did change
     found = simulated.steps_of(oracles_problem(n), topology="ring", H=period)

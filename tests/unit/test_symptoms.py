@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tf_gossip_pga.training import piggyback, symptoms
+from tf_gossip_pga.training.pace import Times
 from tf_gossip_pga.training.piggyback import Heard, Piggyback
 from tf_gossip_pga.training.symptoms import Symptoms
 
@@ -126,17 +127,29 @@ def test_what_ranks_tell_is_heard(stops):
     prints = [0, 0xFFFFFFFF, 0x10000]
     heard = _heard(
         [
-            Piggyback(rank in stops, loss=float(rank), fingerprint=each).encode(rank, 3)
+            Piggyback(
+                rank in stops,
+                loss=float(rank),
+                times=Times(0.1 * rank, gossip_s=0.0, average_s=0.5),
+                squares=(4.0 * rank, 0.25 if rank == 0 else 0.0),
+                fingerprint=each,
+            ).encode(rank, 3)
             for rank, each in enumerate(prints)
         ]
     )
     assert heard.is_stop == bool(stops)
-    assert heard.loss == pytest.approx(1.0)
+    assert heard.observed.loss == pytest.approx(1.0)
+    assert heard.observed.compute_s == pytest.approx(0.1)
+    assert np.isnan(heard.observed.gossip_s)  # no rank has gossiped
+    assert heard.observed.average_s == pytest.approx(0.5)
+    # The mean squared distance is (0 + 4 + 8) / 3, the squared norm of the mean 1/4.
+    assert heard.observed.distance == pytest.approx(4.0)
     assert heard.fingerprints.tolist() == [list(divmod(each, 1 << 16)) for each in prints]
     assert len(Piggyback().encode(0, 3)) == piggyback.length(3)
 
 
 def test_a_loss_that_is_nan_spoils_nothing_else():
     heard = _heard([Piggyback(loss=np.nan, fingerprint=7).encode(0, 2), Piggyback().encode(1, 2)])
-    assert np.isnan(heard.loss) and not heard.is_stop
+    assert np.isnan(heard.observed.loss) and not heard.is_stop
+    assert np.isnan(heard.observed.distance)  # no rank knows one
     assert heard.fingerprints.tolist() == [[0, 7], [0, 0]]

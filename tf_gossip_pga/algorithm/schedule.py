@@ -1,38 +1,137 @@
-"""Decide when to gossip, and when to average globally with a period H, fixed or adaptive.
+"""Decide when to gossip, and when to average globally.
 
 Steps are completed batches, counted from 1 over the whole run. At step k, Gossip-PGA averages
 globally instead of gossiping if `k % H == 0` (Chen et al., ICML 2021, Algorithm 1). Two special
 cases are algorithms of their own: `H=1` is Parallel SGD, and `H=None` is Gossip SGD. Gossip-AGA
-computes a new H from the training loss at each global average (Algorithm 2).
+computes a new H from the training loss at each global average (Algorithm 2). At a step without a
+global average, ranks gossip if `k % gossip_every == 0`.
 
-Between two global averages, ranks may gossip after every step, or take several local steps from one
-gossip to the next (`round_after`).
-
-A schedule is a `FixedPeriod` or an `AdaptiveSchedule`. Its method `is_global(step)` says whether a
-step ends with a global average. If the period is adaptive, the caller also reports each global
-average with `observe(step, loss)`. All ranks must average globally at the same steps. Therefore,
-they compare H and the state of an adaptive period before training, and all observe the same loss.
+A `Schedule` decides for one run: a `FixedPeriod`, or one that a `ChangingPeriod` starts
+(`AdaptivePeriod` here, `AutoPeriod` in `algorithm.auto`). The caller reports each global average
+with `observe`. All ranks must exchange at the same steps. Therefore, they compare the schedule and
+its state before training, and all observe the same numbers.
 """
 
 # pyright: reportConstantRedefinition=false
-# (H is the paper's name for the period, and Gossip-AGA changes its value.)
+# (H is the paper's name for the period, and a schedule may change its value.)
 from __future__ import annotations
 
+import abc
 import dataclasses
 import decimal
 import math
 import warnings
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from tf_gossip_pga import _validate
 
 
 @dataclasses.dataclass(frozen=True)
-class FixedPeriod:
+class Observed:
+    """What all ranks learn in a global average, with the same numbers on every rank.
+
+    Attributes:
+      loss: F as defined in `AdaptivePeriod`. Default NaN: unknown.
+      compute_s: seconds that a step takes without exchanges, as a mean over ranks and over the
+        steps since the previous global average. Default NaN: unknown.
+      gossip_s: seconds that a gossip takes, as a similar mean. Default NaN: there was no gossip.
+      average_s: seconds that the previous global average took, as a mean over ranks. Default NaN:
+        unknown.
+      distance: the consensus distance right before the previous global average. Default NaN:
+        unknown.
+    """
+
+    loss: float = math.nan
+    compute_s: float = math.nan
+    gossip_s: float = math.nan
+    average_s: float = math.nan
+    distance: float = math.nan
+
+
+class Schedule(abc.ABC):
+    """Decide for one run after which steps ranks gossip or average globally.
+
+    Attributes:
+      H: the current period in steps, or None if there is no global average.
+      gossip_every: the current number of steps from one gossip to the next.
+    """
+
+    H: Any  # an int, or None; each subclass says which
+    gossip_every: int
+    follows_loss = False  # whether `observe` needs the loss, which costs time to measure
+
+    @abc.abstractmethod
+    def is_global(self, step: int) -> bool:
+        """Return whether step `step`, counted from 1, ends with a global average."""
+
+    @abc.abstractmethod
+    def observe(self, step: int, observed: Observed) -> None:
+        """Learn from the global average with which a step ends.
+
+        Args:
+          step: the step, counted from 1.
+          observed: the same on every rank.
+        """
+
+    @property
+    @abc.abstractmethod
+    def state(self) -> Any:
+        """JSON-serializable state for `restore`, or None if nothing changes."""
+
+    @abc.abstractmethod
+    def restore(self, state: object) -> None:
+        """Continue a run from the `state` of its schedule.
+
+        Raises:
+          KeyError, TypeError, ValueError: `state` is not the state of such a schedule.
+        """
+
+    def explanation(self) -> str | None:
+        """Return why `observe` has just made its first choice, in one sentence, else None."""
+        return None
+
+    def round_after(self, step: int) -> int | None:
+        """Return which round of the topology follows a step that ends without a global average.
+
+        Args:
+          step: the step, counted from 1.
+
+        Returns:
+          The number of the round, counted from 0 over the whole run, or None if no gossip follows.
+
+        Example:
+          >>> schedule = FixedPeriod(None, gossip_every=2)
+          >>> [schedule.round_after(step) for step in range(1, 7)]
+          [None, 0, None, 1, None, 2]
+        """
+        gossips, rest = divmod(step, self.gossip_every)
+        return None if rest else gossips - 1
+
+    def ends_before_average(self, step: int) -> bool:
+        """Return whether a gossip in the background ends before the next global average.
+
+        Such a gossip starts after a step, and its result is added when the next gossip is due.
+        Because a gossip does not change the mean over ranks, it has no effect if a global average
+        comes first.
+
+        Args:
+          step: the step, counted from 1, after which the gossip would start.
+
+        Example:
+          >>> schedule = FixedPeriod(6, gossip_every=2)
+          >>> [step for step in range(1, 7) if schedule.ends_before_average(step)]
+          [1, 2, 3, 6]
+        """
+        return not any(map(self.is_global, range(step + 1, step + self.gossip_every + 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedPeriod(Schedule):
     """Average globally on every H-th step, or never if `H` is None.
 
     Attributes:
       H: the period in steps, at least 1, or None.
+      gossip_every: number of steps from one gossip to the next, >= 1. Default 1.
 
     Example:
       >>> [k for k in range(1, 10) if FixedPeriod(3).is_global(k)]
@@ -40,6 +139,7 @@ class FixedPeriod:
     """
 
     H: int | None
+    gossip_every: int = 1
 
     def __str__(self):
         return str(self.H)
@@ -48,9 +148,37 @@ class FixedPeriod:
         """Return whether step `step`, counted from 1, ends with a global average."""
         return self.H is not None and step % self.H == 0
 
+    def observe(self, step: int, observed: Observed) -> None:
+        """Do nothing: the period is fixed."""
+
+    @property
+    def state(self) -> None:
+        """None: nothing changes."""
+        return None
+
+    def restore(self, state: object) -> None:
+        """Accept None only."""
+        if state is not None:
+            raise TypeError(f"A fixed period has no state, received {state!r}.")
+
+
+class ChangingPeriod(abc.ABC):
+    """Settings of a period that changes during a run."""
+
+    @abc.abstractmethod
+    def start(self, gossip_every: int = 1) -> Schedule:
+        """Return the schedule at the beginning of a run.
+
+        Args:
+          gossip_every: number of steps from one gossip to the next. Default 1.
+
+        Raises:
+          ValueError: the period does not accept this `gossip_every`.
+        """
+
 
 @dataclasses.dataclass(frozen=True)
-class AdaptivePeriod:
+class AdaptivePeriod(ChangingPeriod):
     """Lengthen the period H as the training loss falls (Gossip-AGA).
 
     Early in training, gradients are large and replicas drift apart quickly. Later, the replicas
@@ -88,8 +216,8 @@ class AdaptivePeriod:
 
     Example:
       >>> run = AdaptivePeriod(initial=4, warmup_steps=4).start()
-      >>> run.observe(4, 2.0)  # still warming up: records the loss
-      >>> run.observe(8, 0.5)  # a quarter of the loss, four times the period
+      >>> run.observe(4, Observed(loss=2.0))  # still warming up: records the loss
+      >>> run.observe(8, Observed(loss=0.5))  # a quarter of the loss, four times the period
       >>> run.H, [k for k in range(9, 30) if run.is_global(k)][:1]
       (16, [24])
     """
@@ -116,9 +244,9 @@ class AdaptivePeriod:
             )
         object.__setattr__(self, "exponent", exponent)
 
-    def start(self) -> AdaptiveSchedule:
-        """Return the schedule at the beginning of a run."""
-        return AdaptiveSchedule(self)
+    def start(self, gossip_every: int = 1) -> AdaptiveSchedule:
+        """Return the schedule at the beginning of a run. See `ChangingPeriod.start`."""
+        return AdaptiveSchedule(self, gossip_every)
 
 
 class AdaptiveState(TypedDict):
@@ -129,15 +257,20 @@ class AdaptiveState(TypedDict):
     initial_loss: float | None  # F_initial; None before the first F
 
 
-class AdaptiveSchedule:
+class AdaptiveSchedule(Schedule):
     """Track the current period of one run that uses an `AdaptivePeriod`.
 
     Attributes:
       H: the current period in steps.
+      gossip_every: number of steps from one gossip to the next.
     """
 
-    def __init__(self, settings: AdaptivePeriod):
+    H: int
+    follows_loss = True
+
+    def __init__(self, settings: AdaptivePeriod, gossip_every: int = 1):
         self._settings = settings
+        self.gossip_every = gossip_every
         self._warned = False
         self.H = settings.initial
         self._last = 0  # step of the last global average
@@ -150,14 +283,9 @@ class AdaptiveSchedule:
         """Return whether step `step`, counted from 1, ends with a global average."""
         return step - self._last >= self.H
 
-    def observe(self, step: int, loss: float) -> None:
-        """Update the period at a global average.
-
-        Args:
-          step: the step that ended with this global average.
-          loss: F as defined in `AdaptivePeriod`. It must be the same number on every rank.
-        """
-        self._last = step
+    def observe(self, step: int, observed: Observed) -> None:
+        """Update the period from the loss. See `Schedule.observe`."""
+        self._last, loss = step, observed.loss
         if not 0 <= loss < math.inf:  # true for NaN
             self.H = self._settings.initial
             self._warn(step, loss)
@@ -194,11 +322,11 @@ class AdaptiveSchedule:
 
     @property
     def state(self) -> AdaptiveState:
-        """JSON-serializable state. To resume a run, assign its saved state to this property."""
+        """JSON-serializable state, with which `restore` continues a run."""
         return {"H": self.H, "last": self._last, "initial_loss": self._initial_loss}
 
-    @state.setter
-    def state(self, state: AdaptiveState) -> None:
+    def restore(self, state: object) -> None:
+        """Continue a run from the `state` of its schedule. See `Schedule.restore`."""
         found = cast("dict[str, object]", state)  # read from a file
         period, last = _validate.whole(found["H"], 1), _validate.whole(found["last"], 0)
         loss = _validate.number(found["initial_loss"])
@@ -212,83 +340,33 @@ class AdaptiveSchedule:
         self.H, self._last, self._initial_loss = period, last, loss
 
 
-def round_after(step: int, gossip_every: int) -> int | None:
-    """Return which round of the topology follows a step that does not end with a global average.
+def resolve(H: object, gossip_every: object = 1) -> Schedule:  # noqa: N803 (the paper's name)
+    """Return the schedule that a run begins with, from the arguments that the user passed.
 
     Args:
-      step: the completed step, counted from 1.
-      gossip_every: number of steps from one gossip to the next, >= 1.
-
-    Returns:
-      The number of the round, counted from 0 over the whole run, or None if no gossip follows.
-
-    Example:
-      >>> [round_after(step, gossip_every=2) for step in range(1, 7)]
-      [None, 0, None, 1, None, 2]
-    """
-    gossips, rest = divmod(step, gossip_every)
-    return None if rest else gossips - 1
-
-
-def ends_before_average(
-    schedule: FixedPeriod | AdaptiveSchedule, step: int, gossip_every: int
-) -> bool:
-    """Return whether a gossip in the background ends before the next global average.
-
-    Such a gossip starts after a step, and its result is added when the next gossip is due. Because
-    a gossip does not change the mean over ranks, it has no effect if a global average comes first.
-
-    Args:
-      schedule: decides when to average globally.
-      step: the step, counted from 1, after which the gossip would start.
-      gossip_every: number of steps from one gossip to the next, >= 1.
-
-    Example:
-      >>> [step for step in range(1, 7) if ends_before_average(FixedPeriod(6), step, 2)]
-      [1, 2, 3, 6]
-    """
-    return not any(map(schedule.is_global, range(step + 1, step + gossip_every + 1)))
-
-
-def check_gossip_every(gossip_every: object, H: object) -> int:  # noqa: N803
-    """Return a valid `gossip_every` as an int.
-
-    Args:
+      H: whole number of steps >= 1, None for no global average, or a `ChangingPeriod`.
       gossip_every: number of steps from one gossip to the next: a whole number >= 1, less than a
-        fixed H unless it is 1.
-      H: a valid period: the number of steps, None, or an `AdaptivePeriod`.
+        fixed H unless it is 1. Default 1.
 
     Raises:
-      ValueError: `gossip_every` is not accepted.
+      ValueError: `H` or `gossip_every` is none of these.
     """
     every = _validate.check_whole("gossip_every", gossip_every, 1, unit="steps")
+    if isinstance(H, ChangingPeriod):
+        return H.start(every)
+    if H is None:
+        return FixedPeriod(None, every)
     period = _validate.whole(H, 1)
-    if every > 1 and period is not None and every >= period:
+    if period is None:
+        raise ValueError(
+            "H must be a whole number of steps >= 1 (1: Parallel SGD), None for no global average "
+            '(Gossip SGD), an AdaptivePeriod (Gossip-AGA), or "auto"; received H='
+            f"{H!r}."
+        )
+    if every > 1 and every >= period:
         raise ValueError(
             f"gossip_every must be less than H={period}, received {every}: otherwise, no gossip "
             "takes place between two global averages. Choose a smaller gossip_every, or "
             'topology="disconnected" for Local SGD.'
         )
-    return every
-
-
-def resolve(H: object) -> FixedPeriod | AdaptiveSchedule:  # noqa: N803 (the paper's name)
-    """Return the schedule that a run begins with, from the `H` that the user passed.
-
-    Args:
-      H: whole number of steps >= 1, None for no global average, or an `AdaptivePeriod`.
-
-    Raises:
-      ValueError: `H` is none of these.
-    """
-    if isinstance(H, AdaptivePeriod):
-        return H.start()
-    if H is None:
-        return FixedPeriod(None)
-    period = _validate.whole(H, 1)
-    if period is None:
-        raise ValueError(
-            "H must be a whole number of steps >= 1 (1: Parallel SGD), None for no global average "
-            f"(Gossip SGD), or an AdaptivePeriod (Gossip-AGA); received H={H!r}."
-        )
-    return FixedPeriod(period)
+    return FixedPeriod(period, every)

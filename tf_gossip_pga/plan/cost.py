@@ -56,12 +56,7 @@ import numpy as np
 
 from tf_gossip_pga.algorithm import topology as topology_lib
 from tf_gossip_pga.algorithm.graph import Round, Topology
-from tf_gossip_pga.algorithm.schedule import (
-    AdaptiveSchedule,
-    FixedPeriod,
-    ends_before_average,
-    round_after,
-)
+from tf_gossip_pga.algorithm.schedule import FixedPeriod
 
 _STEPS = 240  # minimum number of steps to average over, rounded up to whole periods
 _LARGEST_DENSE = 512  # maximum number of ranks for a dense spectral norm, which takes O(n^3)
@@ -70,25 +65,23 @@ _ROUNDING = 1e-9  # a b that is this close to 0 or 1 counts as 0 or 1
 
 def step_ms(
     topology: Topology,
-    schedule: FixedPeriod | AdaptiveSchedule,
+    schedule: FixedPeriod,
     costs: Mapping[str, float],
     overlap: bool,
-    gossip_every: int = 1,
     seed: int = 0,
 ) -> float:
     """Return the step time in ms, averaged over all ranks and at least 240 steps.
 
     Args:
       topology: who gossips with whom.
-      schedule: when to average globally. The period must be fixed.
+      schedule: when to gossip and to average globally.
       costs: times in ms. `compute_ms` and `straggler_ms`: mean and standard deviation of a step's
         computation. `message_ms`: how long a message occupies a link. `latency_ms`: added to the
         arrival time of a rank's last message. `average_ms`: duration of a global average.
       overlap: whether ranks wait for a gossip only when the next exchange is due.
-      gossip_every: number of steps from one gossip to the next. Default 1.
       seed: random seed for the computation times. Default 0.
     """
-    period = schedule.H or topology.rounds * gossip_every
+    period = schedule.H or topology.rounds * schedule.gossip_every
     steps = period * math.ceil(_STEPS / period)
     rounds = [peers(topology, round) for round in range(topology.rounds)]
     draw = _draws(costs["compute_ms"], costs["straggler_ms"], topology.size, seed)
@@ -99,13 +92,13 @@ def step_ms(
         ready = ready + draw()
         if schedule.is_global(step):
             ready = np.full_like(ready, ready.max() + costs["average_ms"])
-        elif (round := round_after(step, gossip_every)) is None:
+        elif (round := schedule.round_after(step)) is None:
             pass
         elif not overlap:
             ready = gossip_ends(ready, rounds[round % len(rounds)], costs)
         else:
             ready = np.maximum(ready, arrived)
-            if ends_before_average(schedule, step, gossip_every):
+            if schedule.ends_before_average(step):
                 arrived = gossip_ends(ready, rounds[round % len(rounds)], costs)
         if step == period:  # exclude the first period, which starts with all ranks in sync
             started = float(ready.mean())
@@ -114,29 +107,27 @@ def step_ms(
 
 def mb_per_step(
     topology: Topology,
-    schedule: FixedPeriod | AdaptiveSchedule,
+    schedule: FixedPeriod,
     costs: Mapping[str, float],
     overlap: bool,
-    gossip_every: int = 1,
 ) -> float:
     """Return how many MB a rank sends per step, averaged over ranks and whole periods.
 
     Args:
       topology: who gossips with whom.
-      schedule: when to average globally. The period must be fixed.
+      schedule: when to gossip and to average globally.
       costs: sizes in MB. `message_mb`: a message. `average_mb`: what a rank sends in a global
         average.
       overlap: whether gossips that end after the next global average are skipped.
-      gossip_every: number of steps from one gossip to the next. Default 1.
     """
-    steps = range(1, 1 + (schedule.H or 1) * topology.rounds * gossip_every)
+    steps = range(1, 1 + (schedule.H or 1) * topology.rounds * schedule.gossip_every)
     messages = averages = 0
     for step in steps:
         if schedule.is_global(step):
             averages += 1
-        elif (round := round_after(step, gossip_every)) is None:
+        elif (round := schedule.round_after(step)) is None:
             continue
-        elif not overlap or ends_before_average(schedule, step, gossip_every):
+        elif not overlap or schedule.ends_before_average(step):
             messages += len(topology.cycle[round % topology.rounds].receivers)
     sent = messages / topology.size * costs["message_mb"] + averages * costs["average_mb"]
     return sent / len(steps)

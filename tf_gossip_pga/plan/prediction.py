@@ -69,8 +69,8 @@ def predict(
     elements = probe.count(parameters)
     numbers = arguments.numbers(times)
     costs = _costs(n, elements, wire_dtype, numbers)
-    every = schedule_lib.check_gossip_every(gossip_every, min(periods))
-    form = {"wire_dtype": wire_dtype, "overlap": bool(overlap), "gossip_every": every}
+    schedule_lib.resolve(min(periods), gossip_every)  # raises if it is not accepted
+    form = {"wire_dtype": wire_dtype, "overlap": bool(overlap), "gossip_every": int(gossip_every)}
     rows = _rows(n, periods, graphs, costs, form)
     settings = {"nodes": n, "parameters": elements, **costs, **numbers, **form}
     advice = recommendation.recommend(rows, settings)
@@ -122,17 +122,17 @@ def _row(
 ) -> dict[str, Any]:
     gossips = method.startswith("Gossip")
     periodic = period not in (None, 1)
-    every = form["gossip_every"]
+    every = form["gossip_every"] if gossips else 1
     beta = cost.beta_of(graph, every) if gossips else None
-    times = graph, schedule_lib.resolve(period), costs, form["overlap"], every
+    runs = graph, schedule_lib.FixedPeriod(period, every), costs, form["overlap"]
     iid, non_iid = cost.transient(method, graph.size, beta, period)
     return {
         "name": ", ".join([method, *[graph.name] * gossips, *[f"H={period}"] * periodic]),
         "method": method,
         "topology": graph.name if gossips else None,
         "H": period,
-        "step_ms": cost.step_ms(*times),
-        "mb_per_step": cost.mb_per_step(*times),
+        "step_ms": cost.step_ms(*runs),
+        "mb_per_step": cost.mb_per_step(*runs),
         "beta": beta,
         "transient_iid": iid,
         "transient_non_iid": non_iid,

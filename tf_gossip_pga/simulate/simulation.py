@@ -116,8 +116,7 @@ class Simulation:
         tensors.check_size(problem, self.trials, batch, seed if shuffle else None)
         topology = topology_lib.resolve(topology, problem.nodes)
         self._adaptive = isinstance(H, schedule_lib.AdaptivePeriod)
-        gossip_every = schedule_lib.check_gossip_every(gossip_every, H)
-        self._schedules = [schedule_lib.resolve(H) for _ in range(self.trials)]
+        self._schedules = [schedule_lib.resolve(H, gossip_every) for _ in range(self.trials)]
         loop = steps_lib.Steps(
             problem,
             topology,
@@ -126,7 +125,7 @@ class Simulation:
             seed=seed,
             shuffle=shuffle,
             slow_momentum=slow_momentum,
-            gossip_every=gossip_every,
+            gossip_every=self._schedules[0].gossip_every,
         )
         self._take = tf.function(loop.take, autograph=False, jit_compile=bool(jit_compile))
         self._state = steps_lib.start(problem, self.trials)
@@ -181,9 +180,8 @@ class Simulation:
         self.step += count
         self.global_averages += is_global[:count].sum(axis=0)
         for trial in np.flatnonzero(is_global[count - 1]):
-            schedule = self._schedules[trial]
-            if isinstance(schedule, schedule_lib.AdaptiveSchedule):
-                schedule.observe(self.step, float(self._state.loss[trial]))
+            observed = schedule_lib.Observed(loss=float(self._state.loss[trial]))
+            self._schedules[trial].observe(self.step, observed)
 
     def _plan(self, end: int) -> tuple[np.ndarray, int]:
         """Choose the steps that the next call of the compiled loop takes.

@@ -152,7 +152,7 @@ class Steps:
         return tf.reshape(losses, x.shape[:2]), tf.reshape(gradient, x.shape)
 
     def _mix(self, y: Any, before: Any) -> Any:
-        """Return y after a gossip, or unchanged if no gossip is due (`schedule.round_after`)."""
+        """Return y after a gossip, or unchanged if no gossip is due (`Schedule.round_after`)."""
         if self._gossip_every == 1:
             return self._mix_in_round(y, before)
         step = before + 1

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from tf_gossip_pga.algorithm.graph import Topology
-from tf_gossip_pga.algorithm.schedule import AdaptivePeriod
+from tf_gossip_pga.algorithm.schedule import ChangingPeriod
 from tf_gossip_pga.exchange import process
 from tf_gossip_pga.exchange.elastic import ElasticSession
 from tf_gossip_pga.training import callback_facts, callback_list, preemption, preflight
@@ -92,7 +92,8 @@ class GossipPGA(keras.callbacks.Callback):
     Args:
       H: number of steps between global averages, at least 1. `H=1` is Parallel SGD. `None` is
         Gossip SGD, which has no global averages during training. An `AdaptivePeriod` adapts the
-        period to the training loss (Gossip-AGA). Default 6, as in the paper.
+        period to the training loss (Gossip-AGA). `"auto"` or an `AutoPeriod` chooses `H` and
+        `gossip_every` from measured times and distances. Default 6, as in the paper.
       topology: which ranks gossip with each other: a name in `pga.topology.BY_NAME` or a
         `Topology`. `"disconnected"` is Local SGD. Default None: `"one_peer_exponential"`, or over
         NCCL `"hypercube"` for 2, 4, 8, … workers. Each worker then sends one message per step.
@@ -160,7 +161,7 @@ class GossipPGA(keras.callbacks.Callback):
       global average; 0 for a single worker.
     - `global_averages`: number of steps in the epoch that ended with a global average.
     - `communication_seconds`: seconds spent in exchanges during the epoch.
-    - `H`: the current period, if it is adaptive.
+    - `H`: the current period, if it changes.
 
     Raises:
       ValueError: at construction, if an argument is out of range. When training starts, on every
@@ -193,7 +194,7 @@ class GossipPGA(keras.callbacks.Callback):
 
     def __init__(
         self,
-        H: int | AdaptivePeriod | None = 6,  # noqa: N803
+        H: int | str | ChangingPeriod | None = 6,  # noqa: N803
         topology: str | Topology | None = None,
         gossip_every: int = 1,
         optimizer_state: str = "local",

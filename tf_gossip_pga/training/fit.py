@@ -6,12 +6,15 @@ extends `Fit` to several workers.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
 
+from tf_gossip_pga.algorithm.schedule import Observed
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training import callback_facts, period_loss
+from tf_gossip_pga.training.pace import Pace
 from tf_gossip_pga.training.phase import Phase, StopVote
 from tf_gossip_pga.training.run_state import RunState
 
@@ -51,7 +54,8 @@ class Fit:
         self.epoch = 0
         self.batches = 0
         self.callbacks: list[callback_facts.Fact] | None = None
-        self._loss = period_loss.PeriodLoss(run.adaptive) if run.adaptive else None
+        self._loss = period_loss.PeriodLoss() if run.schedule.follows_loss else None
+        self._pace = Pace()
         # Number of distances, number of global steps, communication seconds.
         self._at_epoch_begin = (0, 0, 0.0)
 
@@ -74,6 +78,7 @@ class Fit:
         self._begin_step_count(epoch)
         self._gather_ranks(epoch)
         self._report_step()
+        self._pace.pause()
         if self._loss:
             self._loss.begin_epoch()
         run = self.run
@@ -88,6 +93,7 @@ class Fit:
           logs: Keras' logs of the batch, or None.
         """
         run = self.run
+        self._pace.end_step()
         run.step += 1
         self.batches += 1
         is_global = run.schedule.is_global(run.step)
@@ -96,6 +102,7 @@ class Fit:
             self._loss.observe(period_loss.sums_of(self.model), logged, is_global)
         run.count(self._average(is_global))
         self._report_step()
+        self._pace.begin_step()
 
     def begin_test(self):
         """Switch to the averaged model for validation and for the callbacks that follow it."""
@@ -112,8 +119,8 @@ class Fit:
         logs.update(self._distance_log(measured))
         logs["global_averages"] = self.run.global_steps - global_steps
         logs["communication_seconds"] = self.run.communication_seconds - seconds
-        if self.run.adaptive:
-            logs["H"] = self.run.adaptive.H
+        if self.run.schedule.state is not None:  # H changes
+            logs["H"] = self.run.schedule.H
 
     def end(self):
         """End training with the same model on all ranks."""
@@ -156,8 +163,9 @@ class Fit:
 
     def _average(self, is_global: bool) -> bool:
         """Exchange after an optimizer step. Return whether the exchange was a global average."""
-        if is_global and self._loss:
-            self._loss.average(self.run.step, self._loss.value)
+        if is_global:
+            loss = self._loss.value if self._loss else math.nan
+            self.run.schedule.observe(self.run.step, Observed(loss=loss))
         return is_global
 
     def _distance_log(self, measured: int) -> dict[str, float]:

@@ -10,7 +10,6 @@ from typing import Any
 import keras
 
 from tf_gossip_pga.algorithm.graph import Topology
-from tf_gossip_pga.algorithm.schedule import ends_before_average, round_after
 from tf_gossip_pga.exchange.averager import Averager, Patience
 from tf_gossip_pga.exchange.elastic import ElasticSession, LossPolicy
 from tf_gossip_pga.training import sync_point
@@ -44,6 +43,8 @@ class Group:
         self._vote = vote
         self._lent = ""  # digest of the averaged parameters, while they replace this rank's own
         self._unreported: Measured = []
+        self._squares = (0.0, 0.0)  # of the last average that ended a whole period
+        self._is_whole_period = True  # whether the replicas were equal only at the period's begin
         self._last_reports: list[dict] = []  # from all ranks, at the last sync point
 
     @property
@@ -138,40 +139,46 @@ class Group:
 
         With `overlap`, the gossip runs in the background until the next one is due.
         """
-        settings, averager = self._run.settings, self.averager
+        run, averager = self._run, self.averager
         # Derive the round from the step count, so that ranks agree even in a resumed run.
-        round, doing = round_after(step, settings.gossip_every), f"the gossip of step {step}"
+        round, doing = run.schedule.round_after(step), f"the gossip of step {step}"
         if round is None:
             return
-        with self._run.communicating():
-            if not settings.overlap:
+        with run.communicating():
+            if not run.settings.overlap:
                 averager.gossip(round, doing, step)
                 return
             averager.finish_gossip()
-            if ends_before_average(self._run.schedule, step, settings.gossip_every):
+            if run.schedule.ends_before_average(step):
                 averager.start_gossip(round, doing, step)
 
-    def average_globally(self, doing: str, stop: bool = False, loss: float = 0.0) -> Heard:
+    def average_globally(self, doing: str, own: Piggyback | None = None) -> Heard:
         """Set the model to the mean over ranks, and share a few numbers in the same exchange.
 
         Args:
           doing: name of the exchange, for log and error messages.
-          stop: whether this rank requests a stop. Default False.
-          loss: this rank's training loss, if the period is adaptive. Default 0.
+          own: the numbers of this rank, to which this method adds `squares` and `fingerprint`.
+            Default None: none, because the schedule did not request this average.
 
         Returns:
           The numbers of all ranks.
         """
         run, symptoms, cluster = self._run, self._run.symptoms, self._session.cluster
-        own = Piggyback(stop, loss, symptoms.fingerprint).encode(cluster.rank, cluster.size)
+        sent = dataclasses.replace(
+            own or Piggyback(), squares=self._squares, fingerprint=symptoms.fingerprint
+        )
         with run.communicating():
-            averaged = self.averager.global_average(doing, run.step, own)
+            encoded = sent.encode(cluster.rank, cluster.size)
+            averaged = self.averager.global_average(doing, run.step, encoded)
         members = self._session.view.members
         heard = Heard.decode(averaged.sums, len(members))
         symptoms.check_steps(heard.fingerprints, members, cluster.is_chief)
         symptoms.check_finite(averaged.non_finite, cluster.is_chief)
         if not self.replica.is_equal:
             self._unreported.append((run.step, averaged.squares))
+        if own is not None:
+            self._squares = averaged.squares if self._is_whole_period else (0.0, 0.0)
+            self._is_whole_period = True
         self.replica.equalize()
         return heard
 
@@ -188,6 +195,7 @@ class Group:
         self.take_back()
         self.averager.finish_gossip(apply=False)
         self.average_globally(doing)
+        self._is_whole_period = False  # the replicas are equal in the middle of a period
 
     def follow(self, leaders: Collection[int]):
         """Copy all variables from the lowest rank in `leaders` that is still a member."""
@@ -238,7 +246,7 @@ class Group:
         own = {
             "completed": completed,
             "stopped": self._vote.is_agreed,
-            "period": run.period_state,
+            "period": run.schedule.state,
             "reports": self._last_reports,
         }
         everyone = self._session.gather(own, doing, self.patience.start_s)
@@ -252,7 +260,7 @@ class Group:
         if first["stopped"]:
             self._vote.agree()
             self._model.stop_training = True
-        if run.adaptive:
-            run.adaptive.state = first["period"]
+        run.schedule.restore(first["period"])
         self.replica.equalize()
         self._unreported = []  # these measurements lack the lost worker's part
+        self._squares, self._is_whole_period = (0.0, 0.0), False

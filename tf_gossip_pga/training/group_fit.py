@@ -8,7 +8,9 @@ from typing import Any
 
 import keras
 
+from tf_gossip_pga._log import logger
 from tf_gossip_pga.algorithm.graph import Topology
+from tf_gossip_pga.algorithm.schedule import Observed
 from tf_gossip_pga.exchange.averager import Averager
 from tf_gossip_pga.exchange.elastic import ElasticSession
 from tf_gossip_pga.exchange.session import MISSED
@@ -17,6 +19,7 @@ from tf_gossip_pga.training.ending import Ending
 from tf_gossip_pga.training.fit import Fit
 from tf_gossip_pga.training.group import Group
 from tf_gossip_pga.training.phase import Phase
+from tf_gossip_pga.training.piggyback import Piggyback
 from tf_gossip_pga.training.run_state import RunState
 from tf_gossip_pga.training.start import Start
 
@@ -95,18 +98,34 @@ class GroupFit(Fit):
         run, group = self.run, self.group
         group.replica.diverge()
         if not run.schedule.is_global(run.step):
-            group.gossip(run.step)
+            if run.schedule.round_after(run.step) is not None:
+                with self._pace.gossiping():
+                    group.gossip(run.step)
             return False
         doing = f"the global average of step {run.step}"
-        loss = self._loss.value if self._loss else 0.0
-        heard = group.average_globally(doing, self.vote.is_requested, loss)
+        own = Piggyback(
+            stop=self.vote.is_requested,
+            loss=self._loss.value if self._loss else 0.0,
+            times=self._pace.times,
+        )
+        with self._pace.averaging():
+            heard = group.average_globally(doing, own)
         if heard.is_stop:
             self.vote.agree()
             self.model.stop_training = True
         group.average_slots(doing)
         if self._loss:
-            self._loss.average(run.step, heard.loss)
+            self._loss.value = heard.observed.loss
+        self._observe(heard.observed)
         return True
+
+    def _observe(self, observed: Observed):
+        """Let the schedule choose the next period, and explain its first choice on the chief."""
+        schedule = self.run.schedule
+        schedule.observe(self.run.step, observed)
+        explanation = schedule.explanation()
+        if explanation and self.session.cluster.is_chief:
+            logger.info(explanation)
 
     # ---- Validation, and the ends ---------------------------------------------------------------
 

@@ -8,14 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_gossip_pga.algorithm.schedule import AdaptiveSchedule
-
 
 class PeriodLoss:
     """Measure this rank's loss on the first batch after each global average.
-
-    Args:
-      schedule: the adaptive period that the loss controls.
 
     Attributes:
       value: the loss on the latest batch that followed a global average or the start of `fit`, or
@@ -23,10 +18,9 @@ class PeriodLoss:
         is the mean of the ranks' losses instead.
     """
 
-    def __init__(self, schedule: AdaptiveSchedule):
+    def __init__(self):
         """Start with equal replicas and an unknown loss."""
         self.value = math.nan
-        self._schedule = schedule
         self._follows_average = True  # every fit begins with equal replicas
         self._before = (0.0, 0.0)  # result of `sums_of` before the batch
 
@@ -41,16 +35,6 @@ class PeriodLoss:
     def needs(self, is_global: bool) -> bool:
         """Return whether to observe a batch. `is_global`: whether a global average follows it."""
         return self._follows_average or is_global
-
-    def average(self, step: int, loss: float):
-        """Choose the next period at a global average, from the mean loss over ranks.
-
-        Args:
-          step: number of completed steps.
-          loss: mean of `value` over ranks.
-        """
-        self.value = loss
-        self._schedule.observe(step, loss)
 
     def observe(self, sums: tuple[float, float] | None, logged: Any, is_global: bool):
         """Compute the loss on a batch for which `needs` returned True.

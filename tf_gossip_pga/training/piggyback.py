@@ -9,11 +9,15 @@ to which all other ranks add zero.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
+from tf_gossip_pga.algorithm.schedule import Observed
+from tf_gossip_pga.training.pace import UNKNOWN, Times
+
 # Indices of the encoded numbers. From _FIRST on, each rank's fingerprint takes two positions.
-_STOP, _LOSS, _FIRST = range(3)
+_STOP, _LOSS, _COMPUTE, _GOSSIP, _AVERAGE, _DISTANCE, _NORM, _FIRST = range(8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +27,17 @@ class Piggyback:
     Attributes:
       stop: whether the rank requests a stop. Default False.
       loss: the rank's training loss, or 0 if the period is not adaptive. Default 0.
+      times: how long the rank computes and exchanges. Default: unknown.
+      squares: the rank's squared distance from the mean in the previous global average, and its
+        share of the squared norm of that mean; see `averager.Averaged`. Default: unknown.
       fingerprint: 32-bit hash of the rank's parameters after its first step, or 0 if the ranks need
         not compare their first steps. Default 0.
     """
 
     stop: bool = False
     loss: float = 0.0
+    times: Times = UNKNOWN
+    squares: tuple[float, float] = (0.0, 0.0)
     fingerprint: int = 0
 
     def encode(self, rank: int, ranks: int) -> np.ndarray:
@@ -39,7 +48,7 @@ class Piggyback:
           ranks: number of ranks, including lost ones.
         """
         numbers = np.zeros(length(ranks), np.float32)
-        numbers[_STOP], numbers[_LOSS] = self.stop, self.loss
+        numbers[:_FIRST] = [self.stop, self.loss, *self.times, *self.squares]
         # Two halves of 16 bits, because float32 cannot hold a 32-bit integer exactly.
         place = _FIRST + 2 * rank
         numbers[place], numbers[place + 1] = divmod(self.fingerprint, 1 << 16)
@@ -52,12 +61,12 @@ class Heard:
 
     Attributes:
       is_stop: whether any rank requests a stop.
-      loss: the mean of the ranks' training losses.
+      observed: what the schedule learns from the means over ranks.
       fingerprints: each rank's fingerprint as two halves, `[ranks, 2]`; 0 for ranks without one.
     """
 
     is_stop: bool
-    loss: float
+    observed: Observed
     fingerprints: np.ndarray
 
     @classmethod
@@ -69,7 +78,16 @@ class Heard:
           members: number of ranks that took part in the global average.
         """
         halves = np.rint(sums[_FIRST:]).reshape(-1, 2)
-        return cls(bool(sums[_STOP] > 0), float(sums[_LOSS]) / members, halves)
+        means = [float(each) / members for each in sums[:_FIRST]]
+        norm = float(sums[_NORM])
+        observed = Observed(
+            loss=means[_LOSS],
+            compute_s=means[_COMPUTE] or math.nan,
+            gossip_s=means[_GOSSIP] or math.nan,
+            average_s=means[_AVERAGE] or math.nan,
+            distance=math.sqrt(means[_DISTANCE] / norm) if norm > 0 else math.nan,
+        )
+        return cls(bool(sums[_STOP] > 0), observed, halves)
 
 
 def length(ranks: int) -> int:

@@ -41,7 +41,7 @@ class RunState:
     def __init__(self, settings: Settings, session: SoloSession):
         """Start a run at step 0."""
         self.settings = settings
-        self.schedule = schedule.resolve(settings.H)
+        self.schedule = schedule.resolve(settings.H, settings.gossip_every)
         self._session = session
         self.topology = self._topology_for(session.size)
         self.averager: Averager | None = None
@@ -54,16 +54,6 @@ class RunState:
         self._earlier_bytes = 0  # sent by earlier averagers
 
     @property
-    def adaptive(self) -> schedule.AdaptiveSchedule | None:
-        """Return the schedule if the period is adaptive, else None."""
-        return self.schedule if isinstance(self.schedule, schedule.AdaptiveSchedule) else None
-
-    @property
-    def period_state(self) -> schedule.AdaptiveState | None:
-        """Return an adaptive period's JSON-serializable state, or None for a fixed period."""
-        return self.adaptive.state if self.adaptive else None
-
-    @property
     def bytes_sent(self) -> int:
         """Return the number of payload bytes that this rank has sent."""
         return self._earlier_bytes + (self.averager.bytes_sent if self.averager else 0)
@@ -71,18 +61,15 @@ class RunState:
     @property
     def snapshot(self) -> dict:
         """Return step count and period, JSON-serializable. Set this property to continue a run."""
-        return {"step": self.step, "period": self.period_state}
+        return {"step": self.step, "period": self.schedule.state}
 
     @snapshot.setter
     def snapshot(self, snapshot: dict):
         try:
             step, period = operator.index(snapshot["step"]), snapshot["period"]
-            if step < 0 or (self.adaptive and operator.index(period["last"]) > step):
+            if step < 0 or (period is not None and operator.index(period["last"]) > step):
                 raise ValueError
-            if self.adaptive:
-                self.adaptive.state = period
-            elif period is not None:
-                raise TypeError
+            self.schedule.restore(period)
         except (KeyError, TypeError, ValueError):
             raise ValueError(
                 "state must be the state of a GossipPGA with the same kind of H, for example "

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import schedule
 from tf_gossip_pga.algorithm import topology as topology_lib
+from tf_gossip_pga.algorithm.auto import AutoPeriod
 from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.exchange import wire as wire_lib
@@ -29,7 +30,7 @@ class Settings:
       TypeError: the topology is neither a name nor a `Topology`.
     """
 
-    H: int | schedule.AdaptivePeriod | None
+    H: int | str | schedule.ChangingPeriod | None
     topology: str | Topology | None
     gossip_every: int
     optimizer_state: str
@@ -43,8 +44,9 @@ class Settings:
 
     def __post_init__(self, size: int):
         """Validate the arguments, and convert them to their declared types."""
-        schedule.resolve(self.H)
-        gossip_every = schedule.check_gossip_every(self.gossip_every, self.H)
+        if isinstance(self.H, str) and self.H == "auto":
+            object.__setattr__(self, "H", AutoPeriod())
+        gossip_every = schedule.resolve(self.H, self.gossip_every).gossip_every
         if self.optimizer_state not in OPTIMIZER_STATES:
             raise ValueError(
                 f"optimizer_state must be one of {', '.join(map(repr, OPTIMIZER_STATES))}; "

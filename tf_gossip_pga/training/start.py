@@ -143,7 +143,7 @@ class Start:
             self._model,
             {
                 "H": str(run.settings.H),
-                "the state of H": run.period_state,
+                "the state of H": run.schedule.state,
                 "topology": run.topology.digest,
                 **run.settings.facts(),
                 "steps per epoch": self._params["steps"],
