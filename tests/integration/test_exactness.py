@@ -42,8 +42,11 @@ def _names(n: int) -> list[str]:
     return names
 
 
-def train_cases(cluster, cases, copies=1, momentum=MOMENTUM, adam=False, **arguments):
-    """For each case: weights before and after the averaging of every step, and at the end."""
+def train_cases(cluster, cases, copies=1, momentum=MOMENTUM, adam=False, outer=None, **arguments):
+    """For each case: weights before and after the averaging of every step, and at the end.
+
+    `outer` are the arguments of `pga.Outer`, or None.
+    """
     import keras
 
     import tf_gossip_pga as pga
@@ -57,6 +60,8 @@ def train_cases(cluster, cases, copies=1, momentum=MOMENTUM, adam=False, **argum
             self.weights.append(_flat(self.model).tolist())
             _check_devices(self.model, copies)
 
+    if outer:
+        arguments["outer_optimizer"] = pga.Outer(*outer)
     x, y = reference.batches(cluster.rank, STEPS, BATCH)
     with cluster.strategy.scope():
         model = keras.Sequential(

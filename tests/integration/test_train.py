@@ -203,7 +203,7 @@ def _arguments(cluster, folder):
     job = find_job(cluster.size)
     gossip = train.gossip_callback(job)
     run = train.train(cluster, job, [gossip])
-    asked["state"] = [gossip.optimizer_state, str(gossip._run.schedule)]
+    asked["state"] = [gossip.run.settings.optimizer_state, str(gossip.run.schedule)]
     asked["exchange"] = [gossip._settings.overlap, gossip._settings.wire_dtype]
     asked["precision"] = run.model.layers[-2].compute_dtype
     try:

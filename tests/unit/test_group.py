@@ -26,6 +26,7 @@ def _group(session) -> Group:
         H=6,
         topology="ring",
         optimizer_state="local",
+        outer_optimizer=None,
         overlap=False,
         wire_dtype="float32",
         timeout_s=60.0,

@@ -14,6 +14,7 @@ def _run(session, topology=None) -> RunState:
         H=6,
         topology=topology,
         optimizer_state="local",
+        outer_optimizer=None,
         overlap=False,
         wire_dtype="float32",
         timeout_s=60.0,

@@ -11,6 +11,7 @@ DEFAULTS = {
     "H": 6,
     "topology": "ring",
     "optimizer_state": "local",
+    "outer_optimizer": None,
     "overlap": False,
     "wire_dtype": "float32",
     "timeout_s": 300.0,
