@@ -123,6 +123,7 @@ def gossip_callback(job: Job) -> "pga.GossipPGA":
         period,
         flags.topology_name(),
         FLAGS.optimizer_state,
+        flags.outer_optimizer(),
         FLAGS.overlap,
         FLAGS.wire_dtype,
     )

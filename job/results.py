@@ -1,6 +1,7 @@
 """Collect the content of `results.json` from all workers.
 
     algorithm, model, dataset, H, topology, optimizer_state, overlap, wire_dtype, workers, epochs
+    outer_optimizer         dict with the arguments of `pga.Outer`; null without an outer optimizer
     steps, gossip_steps, global_steps
                             numbers of steps; with the algorithm `local`, the steps without a global
                             average count as gossip steps
@@ -25,7 +26,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
-from job.flags import FLAGS, period, topology_name
+from job.flags import FLAGS, outer_optimizer, period, topology_name
 from job.spec import Job
 from models import inputs, recipes
 
@@ -68,7 +69,7 @@ def collect(cluster: "Cluster", job: Job, run: Run, gossip: "GossipPGA", timeout
     if not cluster.is_chief:
         return {}
     measured = evaluate(job, run.model)
-    data = job.data
+    data, outer = job.data, outer_optimizer()
     return {
         "algorithm": FLAGS.algorithm,
         "model": FLAGS.model,
@@ -76,6 +77,7 @@ def collect(cluster: "Cluster", job: Job, run: Run, gossip: "GossipPGA", timeout
         "H": period(),
         "topology": topology_name(),
         "optimizer_state": FLAGS.optimizer_state,
+        "outer_optimizer": None if outer is None else dataclasses.asdict(outer),
         "overlap": FLAGS.overlap,
         "wire_dtype": FLAGS.wire_dtype,
         "workers": cluster.size,
