@@ -124,6 +124,7 @@ def gossip_callback(job: Job) -> "pga.GossipPGA":
         flags.topology_name(),
         FLAGS.gossip_every,
         FLAGS.optimizer_state,
+        flags.outer_optimizer(),
         FLAGS.overlap,
         FLAGS.wire_dtype,
     )

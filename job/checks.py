@@ -10,7 +10,7 @@ import zipfile
 
 import models
 from job import flags, spec
-from job.flags import ALGORITHMS, FLAGS, topology_name
+from job.flags import ALGORITHMS, FLAGS, outer_optimizer, topology_name
 from models import images, inputs, recipes, sources, vocabulary
 from tf_gossip_pga.algorithm import schedule, topology
 from tf_gossip_pga.cluster.place import Place
@@ -30,6 +30,7 @@ def check(argv: list[str], place: Place | None) -> None:
         raise ValueError(f"unexpected argument {argv[1]!r}. Flags begin with --; see --help.")
     check_workers(place)
     check_algorithm()
+    outer_optimizer()  # raises if the flags do not fit
     if FLAGS.resume and not FLAGS.checkpoint_every:
         raise ValueError(
             "--resume requires --checkpoint_every, because a resumed run writes checkpoints too. "

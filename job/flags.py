@@ -9,6 +9,7 @@ from absl import flags
 import models
 from models import inputs, recipes
 from tf_gossip_pga.algorithm import topology
+from tf_gossip_pga.algorithm.outer import Outer
 
 _WITHOUT_GOSSIP = {"gossip_every": 1, "overlap": False, "wire_dtype": "float32"}
 # The settings of GossipPGA that each algorithm fixes; a flag must not contradict them.
@@ -16,7 +17,8 @@ ALGORITHMS = {
     "pga": {},
     "aga": {},
     "auto": {"H": "auto", "gossip_every": 1},
-    "gossip": {"H": None, "optimizer_state": "local"},  # the other two need global averages
+    # These need global averages.
+    "gossip": {"H": None, "optimizer_state": "local", "outer_learning_rate": None},
     "local": {"topology": "disconnected", **_WITHOUT_GOSSIP},
     "parallel": {"H": 1, "topology": "complete", **_WITHOUT_GOSSIP},
 }
@@ -80,6 +82,16 @@ flags.DEFINE_enum(
     "What a global average does to the optimizer's variables, such as momentum: leave them local, "
     "average them, or reset them to 0.",
 )
+flags.DEFINE_float(
+    "outer_learning_rate",
+    None,
+    "Learning rate of the outer optimizer, which takes a step at every H-th step, as in DiLoCo and "
+    "SlowMo. Default: no outer optimizer.",
+)
+flags.DEFINE_float(
+    "outer_momentum", Outer.momentum, "Momentum of the outer optimizer, at least 0 and below 1."
+)
+flags.DEFINE_bool("outer_nesterov", Outer.nesterov, "Use Nesterov momentum in the outer optimizer.")
 flags.DEFINE_bool("overlap", False, "Gossip during the computation of the next step.")
 flags.DEFINE_enum(
     "wire_dtype",
@@ -180,6 +192,24 @@ def period() -> int | str | None:
     """
     default = PERIODS.get(FLAGS.algorithm, 6)
     return ALGORITHMS[FLAGS.algorithm].get("H", FLAGS.H or default)
+
+
+def outer_optimizer() -> Outer | None:
+    """Return the outer optimizer that the flags describe, or None.
+
+    Raises:
+      ValueError: a flag is out of range, or there is no `--outer_learning_rate`.
+    """
+    rate = FLAGS.outer_learning_rate
+    if rate is not None:
+        return Outer(rate, FLAGS.outer_momentum, FLAGS.outer_nesterov)
+    for name in ("outer_momentum", "outer_nesterov"):
+        if FLAGS[name].present:
+            raise ValueError(
+                f"--{name} requires --outer_learning_rate. Give --outer_learning_rate="
+                f"{Outer.learning_rate}, or leave --{name} out."
+            )
+    return None
 
 
 def topology_name() -> str:

@@ -101,6 +101,8 @@ def describe(results: dict) -> str:
     if results["H"]:
         parts.append(f"H {'from ' if results['algorithm'] == 'aga' else '= '}{results['H']}")
     parts.append(results["topology"])
+    if results["outer_optimizer"]:
+        parts.append("outer optimizer")
     if results["overlap"]:
         parts.append("overlap")
     if results["wire_dtype"] != "float32":

@@ -2,6 +2,7 @@
 
     algorithm, model, dataset, H, topology, gossip_every, optimizer_state, overlap, wire_dtype
     workers, epochs
+    outer_optimizer         dict with the arguments of `pga.Outer`; null without an outer optimizer
     steps, gossip_steps, global_steps
                             numbers of steps; every step without a global average counts as a
                             gossip step, even if no gossip follows it
@@ -26,7 +27,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
-from job.flags import FLAGS, period, topology_name
+from job.flags import FLAGS, outer_optimizer, period, topology_name
 from job.spec import Job
 from models import inputs, recipes
 
@@ -69,7 +70,7 @@ def collect(cluster: "Cluster", job: Job, run: Run, gossip: "GossipPGA", timeout
     if not cluster.is_chief:
         return {}
     measured = evaluate(job, run.model)
-    data = job.data
+    data, outer = job.data, outer_optimizer()
     return {
         "algorithm": FLAGS.algorithm,
         "model": FLAGS.model,
@@ -78,6 +79,7 @@ def collect(cluster: "Cluster", job: Job, run: Run, gossip: "GossipPGA", timeout
         "topology": topology_name(),
         "gossip_every": FLAGS.gossip_every,
         "optimizer_state": FLAGS.optimizer_state,
+        "outer_optimizer": None if outer is None else dataclasses.asdict(outer),
         "overlap": FLAGS.overlap,
         "wire_dtype": FLAGS.wire_dtype,
         "workers": cluster.size,

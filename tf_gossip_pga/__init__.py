@@ -24,6 +24,7 @@ Contents:
 - `run`: run a function in several worker processes on this machine, for example in a notebook.
 - `AdaptivePeriod`: a period H that adapts to the training loss.
 - `AutoPeriod`: a period H that adapts to measured times and to how far the replicas drift apart.
+- `Outer`: an outer optimizer for global averages (SlowMo, DiLoCo).
 - `WorkerLost`: the exception raised when another worker dies or does not answer.
 - `topology`, `Topology`: who averages with whom, and with what weights.
 - `plan`: predict the step time and recommend an algorithm, with `pga.plan.predict(…)` or
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # editors and type checkers resolve the names in `_ROOM_OF` h
     from tf_gossip_pga.algorithm import topology
     from tf_gossip_pga.algorithm.auto import AutoPeriod
     from tf_gossip_pga.algorithm.graph import Topology
+    from tf_gossip_pga.algorithm.outer import Outer
     from tf_gossip_pga.algorithm.schedule import AdaptivePeriod
     from tf_gossip_pga.checkpoint.callback import Checkpoint
     from tf_gossip_pga.cluster.cluster import Cluster
@@ -58,6 +60,7 @@ __all__ = [
     "Checkpoint",
     "Cluster",
     "GossipPGA",
+    "Outer",
     "Topology",
     "WorkerLost",
     "initialize",
@@ -75,6 +78,7 @@ _ROOM_OF = {
     "Checkpoint": "checkpoint.callback",
     "Cluster": "cluster.cluster",
     "GossipPGA": "training.callback",
+    "Outer": "algorithm.outer",
     "PREEMPTED": "errors",
     "Topology": "algorithm.graph",
     "WorkerLost": "errors",

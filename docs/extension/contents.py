@@ -29,6 +29,7 @@ SECTIONS = {
         "guides/choosing-h-and-graph",
         "guides/learning-rate",
         "guides/overlap-and-compression",
+        "guides/outer-optimizers",
         "guides/planning",
         "guides/simulating",
         "guides/train-py",

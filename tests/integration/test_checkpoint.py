@@ -23,13 +23,15 @@ pytestmark = [
 ]
 
 # What is kept besides weights differs between these: slots of every rank, or one for all; the
-# period; the reference of rounded messages; a gossip under way when the epoch ends.
+# period; the reference of rounded messages; a gossip under way when the epoch ends; the state of an
+# outer optimizer in the middle of a period.
 CASES = {
     "adam, local": {"optimizer": "adam", "optimizer_state": "local"},
     "adam, average": {"optimizer": "adam", "optimizer_state": "average"},
     "adaptive, overlap": {"H": "adaptive", "overlap": True},
     "no global average, int8": {"H": None, "wire_dtype": "int8", "optimizer": "scaled"},
     "reset": {"optimizer": "momentum", "optimizer_state": "reset"},
+    "outer": {"optimizer": "momentum", "outer": [0.7, 0.9, True]},
 }
 
 
@@ -68,6 +70,7 @@ def _fit(cluster, folder, resume=False, crash_in=None, optimizer="adam", epochs=
         "start": start,
         "losses": losses,
         "variables": kit.digests(model),
+        "outer": kit.digests_of_outer(gossip),
         "state": gossip.state,
         "bytes": gossip.bytes_sent,
         "preempted": checkpoint.preempted,
@@ -84,7 +87,7 @@ def _runs(cluster, cases, folder, **more):
     return {name: _fit(cluster, f"{folder}/{name}", **CASES[name], **more) for name in cases}
 
 
-_FEW = ["adam, average", "adaptive, overlap", "no global average, int8"]
+_FEW = ["adam, average", "adaptive, overlap", "no global average, int8", "outer"]
 _REST = [name for name in CASES if name not in _FEW]
 
 
@@ -117,6 +120,7 @@ def _check_resumed(runs, case):
         assert resumed["start"] == 2
         assert resumed["losses"] == whole["losses"][2:]
         assert resumed["variables"] == whole["variables"]
+        assert resumed["outer"] == whole["outer"] == runs["whole"][0][case]["outer"]
         assert resumed["state"] == whole["state"]
         assert broken["state"]["step"] == 3 * kit.STEPS + 2
         assert broken["variables"] != whole["variables"]

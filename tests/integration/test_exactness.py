@@ -42,8 +42,11 @@ def _names(n: int) -> list[str]:
     return names
 
 
-def train_cases(cluster, cases, copies=1, momentum=MOMENTUM, adam=False, **arguments):
-    """For each case: weights before and after the averaging of every step, and at the end."""
+def train_cases(cluster, cases, copies=1, momentum=MOMENTUM, adam=False, outer=None, **arguments):
+    """For each case: weights before and after the averaging of every step, and at the end.
+
+    `outer` are the arguments of `pga.Outer`, or None.
+    """
     import keras
 
     import tf_gossip_pga as pga
@@ -57,6 +60,8 @@ def train_cases(cluster, cases, copies=1, momentum=MOMENTUM, adam=False, **argum
             self.weights.append(_flat(self.model).tolist())
             _check_devices(self.model, copies)
 
+    if outer:
+        arguments["outer_optimizer"] = pga.Outer(*outer)
     x, y = reference.batches(cluster.rank, STEPS, BATCH)
     with cluster.strategy.scope():
         model = keras.Sequential(
@@ -160,7 +165,7 @@ def test_overlap_equals_its_oracle(pools, n):
             reference.matrix_of_step(graph, H),
             RATE,
             MOMENTUM,
-            ends=lambda step, H=H: _end_with_overlap(step, H),  # noqa: N803
+            ends=lambda step, H=H: end_with_overlap(step, H),  # noqa: N803
         )
         np.testing.assert_allclose(
             after.transpose(1, 0, 2), expected, rtol=0, atol=TOLERANCE, err_msg=label
@@ -173,7 +178,7 @@ def test_overlap_equals_its_oracle(pools, n):
                 assert (x == x[0]).all(), f"{label}: not bit-identical after step {step}"
 
 
-def _end_with_overlap(step: int, H: int | None, gossip_every: int = 1) -> int | None:  # noqa: N803
+def end_with_overlap(step: int, H: int | None, gossip_every: int = 1) -> int | None:  # noqa: N803
     """Return the step with which an exchange ends, or None if there is no such exchange."""
     if H is not None and step % H == 0:
         return step
@@ -198,7 +203,7 @@ def test_a_gossip_every_few_steps_equals_its_oracle(pools, overlap):
             reference.matrix_of_step(graphs.topology_of(name, n), H, every),
             RATE,
             MOMENTUM,
-            **({"ends": lambda step, H=H: _end_with_overlap(step, H, every)} if overlap else {}),  # noqa: N803
+            **({"ends": lambda step, H=H: end_with_overlap(step, H, every)} if overlap else {}),  # noqa: N803
         )
         np.testing.assert_allclose(
             after.transpose(1, 0, 2), expected, rtol=0, atol=TOLERANCE, err_msg=label

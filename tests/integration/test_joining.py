@@ -71,7 +71,9 @@ y = x.sum(1, keepdims=True)
 H = settings.pop("H")
 if H == "adaptive":
     H = pga.AdaptivePeriod(initial=2, warmup_steps=4, maximum=8)
-gossip = pga.GossipPGA(H=H, on_worker_lost="continue", **settings)
+outer = settings.pop("outer", None)
+outer = pga.Outer(*outer) if outer else None
+gossip = pga.GossipPGA(H=H, on_worker_lost="continue", outer_optimizer=outer, **settings)
 checkpoint = pga.Checkpoint(gossip, folder / "checkpoints", every=every)
 first_epoch = checkpoint.restore(model)
 if second == "has another epoch":
@@ -87,6 +89,7 @@ result = {
     "step": gossip.step, "state": gossip.state, "members": cluster.members,
     "iterations": int(model.optimizer.iterations), "logs": history.history,
     "epochs": history.epoch, "period": gossip.state["period"],
+    "outer": [flat([v.numpy()]) for v in outer and gossip.run.outer.variables or ()],
 }
 (folder / f"{cluster.rank}.json").write_text(json.dumps(result))
 """
@@ -115,13 +118,20 @@ def _run(
 @pytest.mark.parametrize(
     ("settings", "dying"),
     [
-        pytest.param({"H": 5, "optimizer_state": "average"}, [2], marks=pytest.mark.slow),
+        pytest.param(
+            {"H": 5, "optimizer_state": "average", "outer": [0.7, 0.9, True]},
+            [2],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"H": 3, "overlap": True, "wire_dtype": "int8", "topology": "ring"},
             [0],
             marks=pytest.mark.slow,
         ),
-        ({"H": "adaptive", "every": 2, "in a new step": True}, [0, 1]),
+        (
+            {"H": "adaptive", "every": 2, "in a new step": True, "outer": [0.7, 0.5, True]},
+            [0, 1],
+        ),
         # In no consensus where the fourth epoch begins.
         pytest.param(
             {
@@ -143,6 +153,7 @@ def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying)
         assert each["members"] == [0, 1, 2]
         assert (each["step"], each["iterations"]) == (64, 64)
         assert each["state"] == results[0]["state"]
+        assert each["outer"] == results[0]["outer"]
     came_back = results[dying[0]]
     others = [each for rank, each in results.items() if rank not in dying]
     for each in results.values():

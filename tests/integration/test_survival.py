@@ -7,7 +7,7 @@ import pytest
 from benchmarks import links
 from tests import chaos
 from tests.chaos import Event
-from tests.support import nursery, workers
+from tests.support import checkpoints, nursery, workers
 from tf_gossip_pga.checkpoint import files
 from tf_gossip_pga.cluster import tf_config as cluster_lib
 from tf_gossip_pga.errors import ExchangeBroken
@@ -135,6 +135,8 @@ def _lossy_fit(cluster, folder, **arguments):
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss)
     if arguments["H"] == "adaptive":
         arguments["H"] = pga.AdaptivePeriod(initial=4, exponent=0.0)
+    if "outer_optimizer" in arguments:
+        arguments["outer_optimizer"] = pga.Outer(*arguments["outer_optimizer"])
     gossip = pga.GossipPGA(on_worker_lost="continue", timeout_s=30, **arguments)
     checkpoint = pga.Checkpoint(gossip, folder)
 
@@ -159,6 +161,7 @@ def _lossy_fit(cluster, folder, **arguments):
         "steps by kind": [gossip.gossip_steps, gossip.global_steps],
         "distances": gossip.distances,
         "state": gossip.state,
+        "outer": checkpoints.digests_of_outer(gossip),
         "logs": logs,
         "missed": missed,
     }
@@ -167,6 +170,7 @@ def _lossy_fit(cluster, folder, **arguments):
 @pytest.mark.parametrize("H", [4, pytest.param("adaptive", marks=pytest.mark.slow)])
 def test_who_misses_an_exchange_learns_what_it_has_decided(tmp_path, H):  # noqa: N803
     settings = {"optimizer_state": "average"} if H == 4 else {"overlap": True}
+    settings["outer_optimizer"] = [0.7, 0.9, True]
     results = workers.run(_lossy_fit, 3, folder=str(tmp_path), H=H, **settings)
     for each in results:
         assert each == results[0]

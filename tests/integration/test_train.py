@@ -198,12 +198,14 @@ def _arguments(cluster, folder):
     recorded(recipes, "optimizer", lambda args: args[2:])
     flags = ["--model=mlp", "--epochs=2", "--steps_per_epoch=3", "--classes_per_worker=3"]
     flags += ["--augment", "--batch_size=8", "--optimizer_state=average", "--algorithm=aga"]
+    flags += ["--outer_learning_rate=0.5", "--outer_momentum=0.25", "--noouter_nesterov"]
     flags += ["--H=100", "--precision=mixed_bfloat16", "--overlap", "--wire_dtype=int8"]
     FLAGS(["train.py", *flags, f"--output_dir={folder}"])
     job = find_job(cluster.size)
     gossip = train.gossip_callback(job)
     run = train.train(cluster, job, [gossip])
-    asked["state"] = [gossip.optimizer_state, str(gossip._run.schedule)]
+    asked["state"] = [gossip.run.settings.optimizer_state, str(gossip.run.schedule)]
+    asked["outer"] = str(gossip.run.settings.outer_optimizer)
     asked["exchange"] = [gossip._settings.overlap, gossip._settings.wire_dtype]
     asked["precision"] = run.model.layers[-2].compute_dtype
     try:
@@ -230,5 +232,6 @@ def test_the_flags_reach_data_optimizer_and_callback(tmp_path):
         assert "initial=100, warmup_steps=2, exponent=1.0, maximum=100" in asked["state"][1]
         assert asked["precision"] == "bfloat16"
         assert asked["exchange"] == [True, "int8"]
+        assert asked["outer"] == "Outer(learning_rate=0.5, momentum=0.25, nesterov=False)"
         assert asked["error"].startswith("The vocabulary of rank 1 differs from rank 0's")
         assert asked["epochs"] == 2

@@ -49,7 +49,7 @@ def a_model(rank: int, optimizer="adam"):
     return model
 
 
-def a_gossip(H=4, **arguments):  # noqa: N803
+def a_gossip(H=4, outer=None, **arguments):  # noqa: N803
     import tf_gossip_pga as pga
 
     if H == "adaptive":
@@ -59,7 +59,8 @@ def a_gossip(H=4, **arguments):  # noqa: N803
     # With the usual weights a gossip makes two ranks equal; with these it does not.
     uneven = pga.topology.from_matrix([[0.75, 0.25], [0.25, 0.75]])
     two = pga.initialize().size == 2
-    return pga.GossipPGA(H, uneven if two else "ring", **arguments)
+    outer = pga.Outer(*outer) if outer else None
+    return pga.GossipPGA(H, uneven if two else "ring", outer_optimizer=outer, **arguments)
 
 
 def digests(model) -> dict[str, str]:
@@ -69,6 +70,15 @@ def digests(model) -> dict[str, str]:
         f"{place} {v.path}": hashlib.sha256(v.value.numpy().tobytes()).hexdigest()[:16]
         for place, v in enumerate(variables)
     }
+
+
+def digests_of_outer(gossip) -> list[str] | None:
+    """Return a digest of each variable of the outer optimizer, or None if there is none."""
+    outer = gossip.run.outer
+    if outer is None:
+        return None
+    values = [variable.numpy().tobytes() for variable in outer.variables]
+    return [hashlib.sha256(value).hexdigest()[:16] for value in values]
 
 
 class LeftError(Exception):

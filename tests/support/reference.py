@@ -50,8 +50,35 @@ def gradient(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.concatenate([part.ravel() for part in parts])
 
 
+class Outer:
+    """The outer optimizer of the oracle, as DiLoCo and PyTorch define SGD.
+
+    The gradient is g = x_prev - m, the momentum buffer b <- momentum * b + g, and the step is
+    x <- x_prev - rate * b, or with Nesterov's momentum x_prev - rate * (g + momentum * b).
+    """
+
+    def __init__(self, rate: float, momentum: float, nesterov: bool, period: int):
+        """Take a step after every `period` steps."""
+        self.period = period
+        self._rate, self._momentum, self._nesterov = rate, momentum, nesterov
+        self._buffer: np.ndarray | float = 0.0
+
+    def step(self, before: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        """Return the new weights, from those after the last outer step and the mean over ranks."""
+        gradient = before - mean
+        self._buffer = self._momentum * self._buffer + gradient
+        direction = gradient + self._momentum * self._buffer if self._nesterov else self._buffer
+        return before - self._rate * direction
+
+
 def train(
-    weights, data, matrix_of_step, rate: float, momentum: float, ends=lambda step: step
+    weights,
+    data,
+    matrix_of_step,
+    rate: float,
+    momentum: float,
+    ends=lambda step: step,
+    outer: Outer | None = None,
 ) -> np.ndarray:
     """Train all ranks: adapt, then combine; or combine while adapting, as with overlap.
 
@@ -67,11 +94,13 @@ def train(
       momentum: momentum of SGD.
       ends: function from step k to the step with which its exchange ends, or None if there is no
         exchange. Default: the same step.
+      outer: the outer optimizer; its steps must be global averages. Default: none.
 
     Returns:
       `[steps, ranks, PARAMETERS]`: the weights after each step.
     """
     ranks, steps = len(data), len(data[0][0])
+    anchor = weights
     weights = np.tile(weights, (ranks, 1))
     velocity = np.zeros_like(weights)
     history = []
@@ -86,6 +115,9 @@ def train(
             weights = mixed
         else:
             changes[ends(step)] = mixed - weights
+        if outer and step % outer.period == 0:
+            anchor = outer.step(anchor, weights[0])
+            weights = np.tile(anchor, (ranks, 1))
         history.append(weights)
     return np.array(history)
 

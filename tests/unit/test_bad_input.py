@@ -71,6 +71,21 @@ def test_an_unknown_optimizer_state_lists_the_known_ones():
         _pga().GossipPGA(optimizer_state="mean")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"outer_optimizer": "sgd"}, r"must be a pga.Outer or None, received 'sgd'.*DiLoCo, pga"),
+        ({"outer_optimizer": True}, "must be a pga.Outer or None, received True"),
+        ({"H": None, "outer_optimizer": "an Outer"}, r"H=None has none; received Outer\(learning"),
+    ],
+)
+def test_an_outer_optimizer_is_an_outer_with_global_averages(arguments, message):
+    if arguments["outer_optimizer"] == "an Outer":
+        arguments = {**arguments, "outer_optimizer": _pga().Outer()}
+    with pytest.raises(ValueError, match=message):
+        _pga().GossipPGA(**arguments)
+
+
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(
     ("arguments", "message"),

@@ -27,6 +27,7 @@ def _group(session) -> Group:
         topology="ring",
         gossip_every=1,
         optimizer_state="local",
+        outer_optimizer=None,
         overlap=False,
         wire_dtype="float32",
         timeout_s=60.0,

@@ -84,6 +84,7 @@ ARGUMENTS = {
     "H": VALUES | strategies.just(pga.AdaptivePeriod()),
     "topology": VALUES | strategies.sampled_from(["ring", "hypercube", pga.topology.ring(3)]),
     "optimizer_state": VALUES | strategies.sampled_from(["local", "average", "reset"]),
+    "outer_optimizer": VALUES | strategies.just(pga.Outer()),
     "wire_dtype": VALUES | strategies.sampled_from(["float32", "bfloat16", "int8"]),
     "timeout_s": VALUES,
     "on_worker_lost": VALUES | strategies.sampled_from(["raise", "continue"]),

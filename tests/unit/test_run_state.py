@@ -15,6 +15,7 @@ def _run(session, topology=None) -> RunState:
         topology=topology,
         gossip_every=1,
         optimizer_state="local",
+        outer_optimizer=None,
         overlap=False,
         wire_dtype="float32",
         timeout_s=60.0,

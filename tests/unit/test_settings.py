@@ -12,6 +12,7 @@ DEFAULTS = {
     "topology": "ring",
     "gossip_every": 1,
     "optimizer_state": "local",
+    "outer_optimizer": None,
     "overlap": False,
     "wire_dtype": "float32",
     "timeout_s": 300.0,

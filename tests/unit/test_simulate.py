@@ -17,6 +17,7 @@ import tf_gossip_pga as pga
 from tests.support import deadlines, graphs, nursery, reference, simulated
 from tf_gossip_pga import simulate
 from tf_gossip_pga.algorithm import schedule, topology
+from tf_gossip_pga.algorithm.outer import Outer
 from tf_gossip_pga.simulate import curves, mixing, report, tensors
 from tf_gossip_pga.tools import memory
 
@@ -85,30 +86,33 @@ def test_an_algorithms_name_is_the_oracles_matrices(algorithm):
     np.testing.assert_allclose(found, oracle(n, matrix), rtol=0, atol=1e-12)
 
 
-def test_slow_momentum_equals_its_oracle():
-    n, momentum = 6, 0.5
+@pytest.mark.parametrize(
+    ("algorithm", "outer"), [("slowmo", (1.0, 0.5, False)), ("diloco", (0.7, 0.9, True))]
+)
+def test_an_outer_optimizer_equals_its_oracle(algorithm, outer):
+    n, oracle_ = 6, reference.Outer(*outer, period=4)
+    ring = topology.ring(n).weights(0)
     x = np.tile(reference.initial_weights(), (n, 1))
     data = [reference.batches(rank, simulated.STEPS, simulated.BATCH) for rank in range(n)]
-    anchor, u = x[0], 0.0
-    expected = []
+    anchor, expected = x[0], []
     for step in range(1, simulated.STEPS + 1):
         slopes = [
             reference.gradient(x[i], data[i][0][step - 1], data[i][1][step - 1]) for i in range(n)
         ]
         x = x - simulated.RATE * np.array(slopes)
-        if step % 4:
-            x = topology.ring(n).weights(0) @ x
-        else:
-            u = momentum * u + (anchor - x.mean(0)) / simulated.RATE
-            anchor = anchor - simulated.RATE * u
+        if step % 4 == 0:
+            anchor = oracle_.step(anchor, x.mean(0))
             x = np.tile(anchor, (n, 1))
+        elif algorithm == "slowmo":
+            x = ring @ x
         expected.append(x)
-    settings = simulate.settings_of("slowmo", "ring", 4, simulated.STEPS)
+    settings = simulate.settings_of(algorithm, "ring", 4, simulated.STEPS)
     found = simulated.steps_of(oracles_problem(n), **settings)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
-    without = simulated.steps_of(oracles_problem(n), **(settings | {"slow_momentum": 0.0}))
-    plain = simulated.steps_of(oracles_problem(n), topology="ring", H=4)
-    np.testing.assert_allclose(without, plain, rtol=0, atol=1e-12)
+    plain = settings | {"outer_optimizer": None}
+    without = settings | {"outer_optimizer": Outer(1.0, 0.0)}
+    plain, without = (simulated.steps_of(oracles_problem(n), **each) for each in (plain, without))
+    np.testing.assert_array_equal(without, plain)
     assert np.abs(found[-1] - plain[-1]).max() > 1e-3
 
 
@@ -370,7 +374,7 @@ def simulation(**arguments):
         (lambda: simulation(step_size=math.nan), r"step_size must be a number > 0, received nan"),
         (lambda: simulation(gossip_every=0), r"gossip_every must be .*received 0"),
         (lambda: simulation(H=4, gossip_every=4), r"less than H=4, received 4"),
-        (lambda: simulation(slow_momentum=1), r">= 0 and < 1, or None, received 1\."),
+        (lambda: simulation(outer_optimizer=1), r"a pga\.Outer or None, received 1\."),
         (lambda: simulation(seed=-1), r"seed must be a whole number >= 0, received -1\."),
         (lambda: simulate.quadratic(2, seed=-1), r"seed must be a whole number >= 0, received -1"),
         (lambda: simulate.logistic(2, np.float32(1.5)), r"to 1, received .*1\.5"),
@@ -385,7 +389,7 @@ def simulation(**arguments):
         (lambda: simulate.digits(1798), r"at most 1797 nodes, received 1798"),
         (
             lambda: simulate.settings_of("sgd", "ring", 6, 10),
-            r"Unknown algorithm 'sgd'\. Known algorithms: aga, gossip, gossip_final, local, par",
+            r"Unknown algorithm 'sgd'\. Known algorithms: aga, diloco, gossip, gossip_final, local",
         ),
         (
             lambda: simulate.settings_of("aga", "ring", None, 10),

@@ -34,6 +34,16 @@ TWO_WORKERS = json.dumps(
             "--algorithm=gossip has optimizer_state=local, received --optimizer_state=reset",
         ),
         (
+            "--algorithm=gossip --outer_learning_rate=0.7",
+            "--algorithm=gossip has no outer_learning_rate, received --outer_learning_rate=0.7",
+        ),
+        ("--outer_learning_rate=-1", "learning_rate of Outer must be a number > 0, received -1.0"),
+        ("--outer_momentum=0.5", "--outer_momentum requires --outer_learning_rate. Give"),
+        (
+            "--outer_learning_rate=1 --outer_momentum=1",
+            "momentum of Outer must be a number >= 0 and < 1, received 1.0",
+        ),
+        (
             "--algorithm=local --overlap",
             "--algorithm=local has no overlap, received --overlap=True",
         ),

@@ -60,6 +60,7 @@ class Checkpoint(keras.callbacks.Callback):
     =================================  ===========  =======================================
     `model.weights.h5`                 the chief    weights; `model.load_weights` reads it
     `rank-….npz`                       every rank   variables that differ between ranks
+    `outer.npz`                        the chief    state of an outer optimizer, if there is one
     `manifest.json`, written last      the chief    sizes and SHA-256 of all files
     =================================  ===========  =======================================
 

@@ -11,13 +11,14 @@ from typing import Any
 import keras
 
 from tf_gossip_pga._log import logger
-from tf_gossip_pga.checkpoint import rank_file
+from tf_gossip_pga.checkpoint import outer_file, rank_file
 from tf_gossip_pga.checkpoint.files import MANIFEST, CheckpointFiles
 from tf_gossip_pga.checkpoint.rank_file import PREFIX, rank_name
 from tf_gossip_pga.checkpoint.writer import WEIGHTS
 from tf_gossip_pga.errors import CheckpointError
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training import preflight
+from tf_gossip_pga.training import variables as variables_lib
 from tf_gossip_pga.training.callback import GossipPGA
 from tf_gossip_pga.training.variables import Held
 
@@ -136,6 +137,26 @@ class Reader:
             for variable, value in loaded:
                 variable.assign(value)
             self.restored = [variable for variable, _ in loaded]
+        self._take_outer(number, listed, model)
+
+    def _take_outer(self, number: int, listed: dict, model: keras.Model):
+        """Load the state of the outer optimizer. Start over if the checkpoint has none.
+
+        Only the chief reads the file, because `fit` broadcasts this state like the weights.
+        """
+        run = self._gossip.run
+        outer, settings = run.outer, run.settings
+        if outer is None:
+            return
+        outer.forget()
+        if outer_file.NAME not in listed or self._session.cluster.size == 1:
+            return
+        if self._is_chief:
+            path = self._files.checked(number, outer_file.NAME, listed)
+            variables_lib.variables_of(model, settings.optimizer_state, settings.local, outer)
+            with explained(path):
+                outer_file.load(path, outer)
+        outer.is_restored = True
 
     def _check_run(self, folder: pathlib.Path, manifest: dict, model: keras.Model):
         """Restore the schedule. Raise if the checkpoint is for another model, optimizer or `H`."""

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from tf_gossip_pga._log import logger
-from tf_gossip_pga.checkpoint import rank_file
+from tf_gossip_pga.checkpoint import outer_file, rank_file
 from tf_gossip_pga.checkpoint.files import CheckpointFiles
 from tf_gossip_pga.checkpoint.ownership import Ownership
 from tf_gossip_pga.checkpoint.rank_file import rank_name
@@ -177,13 +177,17 @@ class Writer:
 
     def _write(self, number: int, complete: list[int]) -> dict[str, dict]:
         """Write this rank's files, and return their manifest entries."""
-        averages_slots = self._gossip.optimizer_state != "local"
-        places = rank_file.places(self._model, averages_slots, self._gossip.local)
+        run = self._gossip.run
+        averages_slots = run.settings.optimizer_state != "local"
+        places = rank_file.places(self._model, averages_slots, run.settings.local)
         save_own = functools.partial(rank_file.save, model=self._model, places=places)
         name = rank_name(self._cluster.rank)
         entries = {name: self._files.write(number, name, save_own)}
         if self._cluster.is_chief:
             entries[WEIGHTS] = self._files.write(number, WEIGHTS, self._model.save_weights)
+            if run.outer and run.outer.variables:  # a single worker has none
+                save_outer = functools.partial(outer_file.save, outer=run.outer)
+                entries[outer_file.NAME] = self._files.write(number, outer_file.NAME, save_outer)
         elif complete:  # if the chief has none, its disk may be lost or unmounted
             # Remove files one checkpoint late, because the new checkpoint is not complete yet.
             self._files.forget(name, {*complete, number})

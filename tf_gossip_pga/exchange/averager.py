@@ -19,9 +19,11 @@ import tensorflow as tf
 from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.exchange import buckets
 from tf_gossip_pga.exchange import wire as wire_lib
+from tf_gossip_pga.exchange.copying import copy, copying
 from tf_gossip_pga.exchange.group_ops import KEYS_PER_CHUNK
 from tf_gossip_pga.exchange.health import Health
 from tf_gossip_pga.exchange.mixing import Mixer
+from tf_gossip_pga.exchange.outer_state import OuterState
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.exchange.traced import Traced
 
@@ -39,12 +41,25 @@ class Variables:
         variables). Broadcasts and state transfers copy them.
       slots: the optimizer slots in `others`, such as momentum. `Averager.average_slots` averages
         them.
+      outer: the state of the outer optimizer of `parameters`, or None. Broadcasts and state
+        transfers copy its variables.
     """
 
     parameters: list
     statistics: list = dataclasses.field(default_factory=list)
     others: list = dataclasses.field(default_factory=list)
     slots: list = dataclasses.field(default_factory=list)
+    outer: OuterState | None = None
+
+    @property
+    def of_outer(self) -> list:
+        """Return the variables of the outer optimizer."""
+        return self.outer.variables if self.outer else []
+
+    @property
+    def everything(self) -> list:
+        """Return all variables that broadcasts and state transfers copy."""
+        return [*self.parameters, *self.statistics, *self.others, *self.of_outer]
 
     def are(self, other: Variables) -> bool:
         """Return whether `other` holds the same variable objects as this one, in the same order."""
@@ -52,7 +67,7 @@ class Variables:
 
     @property
     def _ids(self) -> list[list[int]]:
-        lists = (self.parameters, self.statistics, self.others, self.slots)
+        lists = (self.parameters, self.statistics, self.others, self.slots, self.of_outer)
         return [[id(variable) for variable in each] for each in lists]
 
 
@@ -134,9 +149,7 @@ class Averager:
         self._passed = tf.Variable(tf.zeros([session.cluster.size + numbers]))
         self._passengers = self._bucket([*variables.statistics, self._passed])
         self._slots = self._bucket(variables.slots)
-        self._everything = self._bucket(
-            [*variables.parameters, *variables.statistics, *variables.others]
-        )
+        self._everything = self._bucket(variables.everything)
         self._started = False  # whether a gossip is running in the background
         # An instance key is bound to one kind of exchange, and to one message length.
         gossips, broadcasts = KEYS_PER_CHUNK * len(self._parameters), len(self._everything)
@@ -154,7 +167,8 @@ class Averager:
         self._add = Traced(lambda *changes: self._parameters.add(changes))
         self._average_all = Traced(self._global_average)
         self._average_all_slots = Traced(self._mean_of_slots)
-        self._broadcast = Traced(functools.partial(self._broadcast_from, first_key + gossips))
+        self._remember = Traced(lambda: self._mixer.remember(self._parameters.pack()))
+        self._broadcast = copying(self._ops, self._everything, first_key + gossips)
 
     def _bucket(self, variables: list) -> buckets.Bucket:
         return buckets.Bucket(variables, self._ops.transport.message_bytes)
@@ -256,10 +270,23 @@ class Averager:
         for variable in self._slots.variables:
             variable.assign(tf.zeros_like(variable))
 
+    def step_outer(self):
+        """Take the outer optimizer's step, if there is one, from the result of a global average."""
+        if self._variables.outer:
+            self._variables.outer.step()
+            self._remember()
+
+    def copy_outer(self, source: int):
+        """Copy the outer optimizer's state, if there is one, from the member with this index."""
+        doing, start_s = "the copy of the outer optimizer", self._patience.start_s
+        bucket = self._bucket(self._variables.of_outer)
+        self.bytes_sent += copy(self._session, bucket, source, True, doing, start_s)
+
     def broadcast(self, doing: str):
         """Copy all variables, including `others`, from the first member."""
         with self._session.waiting(doing, self._patience.start_s):
             self._broadcast()
+            self._remember()
         if self._session.place == 0 and self._session.size > 1:
             self.bytes_sent += self._everything.bytes
 
@@ -270,13 +297,10 @@ class Averager:
           source: index of the sending member among the members.
           is_new: whether this member is new, and therefore assigns the variables that it receives.
         """
-        doing, count = "the state transfer", len(self._everything)
-        # Reserve new keys, because the key of a broadcast is also bound to its source.
-        key = self._session.reserve_keys(count, doing, self._patience.start_s)
-        with self._session.waiting(doing, self._patience.start_s):
-            Traced(functools.partial(self._broadcast_from, key, source, is_new))()
-        if self._session.place == source:
-            self.bytes_sent += self._everything.bytes
+        doing, start_s = "the state transfer", self._patience.start_s
+        self.bytes_sent += copy(self._session, self._everything, source, is_new, doing, start_s)
+        if is_new:
+            self._remember()
 
     def snapshot(self) -> list[tf.Tensor]:
         """Return copies of the parameters and statistics, on the same devices, for `restore`."""
@@ -346,14 +370,6 @@ class Averager:
 
     def _mean_of_slots(self):
         self._slots.assign(self._ops.mean(self._slots.pack(), self._key_of_slots))
-
-    def _broadcast_from(self, first_key: int, source: int = 0, is_taken: bool = True):
-        received = self._ops.broadcast(self._everything.pack(), first_key, source)
-        if is_taken:
-            self._everything.assign(received)
-            self._mixer.remember(self._parameters.pack())
-        with tf.control_dependencies(received):
-            return tf.constant(0)
 
 
 def _digest(variables: list) -> str:

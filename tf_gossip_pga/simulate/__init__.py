@@ -15,6 +15,7 @@ average.
     x_i <- 1/n sum_j y_j            if k % H == 0, k counted from 1
     x_i <- sum_j W[i, j] * y_j      otherwise, W of round k - 1
 
+With an outer optimizer (`pga.Outer`), a global average is followed by an outer step.
 f_i is the mean loss over the data of node i, f is the mean of all f_i, and f* is the minimum of f.
 W is the mixing matrix of one round of the topology.
 

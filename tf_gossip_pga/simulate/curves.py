@@ -17,6 +17,7 @@ import numpy as np
 from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import schedule
 from tf_gossip_pga.algorithm.graph import Topology
+from tf_gossip_pga.algorithm.outer import Outer
 from tf_gossip_pga.simulate.problem import Problem
 from tf_gossip_pga.simulate.simulation import Simulation
 
@@ -24,7 +25,9 @@ from tf_gossip_pga.simulate.simulation import Simulation
 FACTOR = 1.1
 _LOOKS = 200  # maximum number of measurements per run, by default
 
-ALGORITHMS = ("parallel", "gossip", "local", "pga", "aga", "slowmo", "gossip_final")
+ALGORITHMS = ("parallel", "gossip", "local", "pga", "aga", "slowmo", "diloco", "gossip_final")
+
+_SLOWMO = Outer(learning_rate=1.0, momentum=0.5, nesterov=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,10 +131,11 @@ def settings_of(
       algorithm: one of `ALGORITHMS`. `"parallel"`, `"gossip"` and `"local"` are Parallel SGD,
         Gossip SGD and Local SGD. `"pga"` is Gossip-PGA. `"aga"` is Gossip-AGA, which starts with
         the period `H` and keeps it for the first third of the run. `"slowmo"` is Gossip-PGA with
-        SlowMo, whose slow momentum is 0.5. `"gossip_final"` is Gossip SGD that averages globally
-        once, at the last step.
-      topology: who gossips with whom, as in `Simulation`. `"parallel"` and `"local"` ignore this
-        argument.
+        SlowMo, whose slow momentum is 0.5, and `"diloco"` is Local SGD with the outer optimizer of
+        DiLoCo (see `pga.Outer`). `"gossip_final"` is Gossip SGD that averages globally once, at the
+        last step.
+      topology: who gossips with whom, as in `Simulation`. `"parallel"`, `"local"` and `"diloco"`
+        ignore this argument.
       H: period of the global average in steps, >= 1. `"parallel"`, `"gossip"` and `"gossip_final"`
         ignore this argument.
       iterations: number of steps of the run.
@@ -140,7 +144,7 @@ def settings_of(
 
     Returns:
       A dict of arguments: `topology` and `H`; for algorithms that gossip `gossip_every`; for
-      `"slowmo"` also `slow_momentum`.
+      `"slowmo"` and `"diloco"` also `outer_optimizer`.
 
     Raises:
       ValueError: the algorithm is unknown, or `H` is not a valid period.
@@ -166,7 +170,8 @@ def settings_of(
     return {
         "gossip": {**gossip, "H": None},
         "pga": {**gossip, "H": H},
-        "slowmo": {**gossip, "H": H, "slow_momentum": 0.5},
+        "slowmo": {**gossip, "H": H, "outer_optimizer": _SLOWMO},
+        "diloco": {"topology": "disconnected", "H": H, "outer_optimizer": Outer()},
         "gossip_final": {**gossip, "H": iterations},
     }[algorithm]
 

@@ -13,6 +13,7 @@ from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import schedule as schedule_lib
 from tf_gossip_pga.algorithm import topology as topology_lib
 from tf_gossip_pga.algorithm.graph import Topology
+from tf_gossip_pga.algorithm.outer import Outer
 from tf_gossip_pga.simulate import steps as steps_lib
 from tf_gossip_pga.simulate import tensors
 from tf_gossip_pga.simulate.problem import Problem
@@ -23,17 +24,8 @@ _CHUNK = 512  # maximum number of steps per call of the compiled loop
 class Simulation:
     """Simulate one algorithm on all nodes, in several independent trials at once.
 
-    See `tf_gossip_pga.simulate` for the equations of a step. With `slow_momentum`, global averages
-    follow SlowMo with slow learning rate 1:
-
-        u <- slow_momentum * u + (x0 - 1/n sum_j y_j) / step_size
-        x_i <- x0 - step_size * u
-
-    y_j are the parameters of node j after its gradient step. x0 is the result of the previous
-    global average; before the first global average, x0 is the initial parameters. The velocity u is
-    initially 0.
-
-    Source: Wang et al., "SlowMo", ICLR 2020, Algorithm 1.
+    See `tf_gossip_pga.simulate` for the equations of a step. With `outer_optimizer`, each global
+    average is followed by a step of `pga.Outer`, which begins at the initial parameters.
 
     Args:
       problem: a `Problem`.
@@ -53,8 +45,9 @@ class Simulation:
         step draws one of these batches at random, with replacement. If False, step k of every trial
         takes the next `batch_size` samples in order, from index (k - 1) * batch_size on, and
         continues with the first sample after the last one. Default True.
-      slow_momentum: momentum of SlowMo, >= 0 and < 1. With 0, the result is the same as without
-        SlowMo. Default None: global averages without SlowMo.
+      outer_optimizer: a `pga.Outer`, as in `GossipPGA`. Its velocity is not rescaled when
+        `halve_every` halves the step size, unlike that of SlowMo (see `pga.Outer`). Default None:
+        plain global averages.
       seed: seed of the batches, >= 0. Simulations with the same seed draw the same batches.
         Default 0.
       jit_compile: whether XLA compiles the steps. Compilation takes seconds, but saves most of the
@@ -97,7 +90,7 @@ class Simulation:
         batch_size: int | None = 1,
         trials: int = 1,
         shuffle: bool = True,
-        slow_momentum: float | None = None,
+        outer_optimizer: Outer | None = None,
         seed: int = 0,
         jit_compile: bool = False,
     ):
@@ -111,7 +104,10 @@ class Simulation:
         batch = _or_none("batch_size", batch_size) or problem.samples
         self._step_size = _number(step_size, "step_size", "> 0", lambda v: v > 0)
         self._halve_every = _or_none("halve_every", halve_every)
-        slow_momentum = _slow_momentum(slow_momentum)
+        if outer_optimizer is not None and not isinstance(outer_optimizer, Outer):
+            raise ValueError(
+                f"outer_optimizer must be a pga.Outer or None, received {outer_optimizer!r}."
+            )
         shuffle, seed = bool(shuffle), _validate.check_whole("seed", seed, 0)
         tensors.check_size(problem, self.trials, batch, seed if shuffle else None)
         topology = topology_lib.resolve(topology, problem.nodes)
@@ -124,7 +120,7 @@ class Simulation:
             batch=batch,
             seed=seed,
             shuffle=shuffle,
-            slow_momentum=slow_momentum,
+            outer=outer_optimizer,
             gossip_every=self._schedules[0].gossip_every,
         )
         self._take = tf.function(loop.take, autograph=False, jit_compile=bool(jit_compile))
@@ -214,12 +210,6 @@ class Simulation:
 
 def _or_none(name: str, value: int | None) -> int | None:
     return None if value is None else _validate.check_whole(name, value, 1)
-
-
-def _slow_momentum(value: float | None) -> float | None:
-    if value is None:
-        return None
-    return _number(value, "slow_momentum", ">= 0 and < 1, or None", lambda v: 0 <= v < 1)
 
 
 def _number(value: object, name: str, accepted: str, fits: Callable[[float], bool]) -> float:

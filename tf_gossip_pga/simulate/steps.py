@@ -3,7 +3,7 @@
 A step of node i:
 
 y_i <- x_i - step_size * gradient of f_i(x_i, batch)
-x_i <- 1/n sum_j y_j            if the step is a global average
+x_i <- 1/n sum_j y_j            if the step is a global average, without an outer optimizer
 x_i <- sum_j W[i, j] * y_j      otherwise, if a gossip is due after the step
 x_i <- y_i                      otherwise
 
@@ -19,16 +19,17 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_gossip_pga.algorithm.graph import Topology
+from tf_gossip_pga.algorithm.outer import Outer
 from tf_gossip_pga.simulate import mixing, tensors
 from tf_gossip_pga.simulate.problem import Problem
 
 
 class State(NamedTuple):
-    """Tensors that one step passes to the next. `Simulation` explains x0 and u of SlowMo."""
+    """Tensors that one step passes to the next."""
 
     x: Any  # [nodes, trials, d], the parameters
-    anchor: Any  # [trials, d], x0 of SlowMo
-    velocity: Any  # [trials, d], u of SlowMo
+    anchor: Any  # [trials, d], x_prev of `Outer`
+    velocity: Any  # [trials, d], v of `Outer`
     loss: Any  # [trials], loss of the first batch after a global average, mean over nodes
     fresh: Any  # [trials] bool, whether the last step was a global average; initially True
 
@@ -56,7 +57,7 @@ class Steps:
       batch: number of samples per batch on each node.
       seed: seed of the batches.
       shuffle: whether to draw batches at random instead of taking them in order.
-      slow_momentum: momentum of SlowMo; None: global averages without SlowMo.
+      outer: takes a step at each global average; None: plain global averages.
       gossip_every: number of steps from one gossip to the next.
     """
 
@@ -69,13 +70,13 @@ class Steps:
         batch: int,
         seed: int,
         shuffle: bool,
-        slow_momentum: float | None,
+        outer: Outer | None,
         gossip_every: int,
     ):
         self._problem = problem
         self._trials = trials
         self._seed, self._shuffle = seed, shuffle
-        self._slow_momentum = slow_momentum
+        self._outer = outer
         self._gossip_every = gossip_every
         self._batches = tensors.shared(tensors.batches, problem, batch, seed if shuffle else None)
         self._batches_of_node = len(self._batches[0]) // problem.nodes
@@ -106,7 +107,7 @@ class Steps:
     def _step(self, state: State, before: Any, is_global: Any, step_size: Any) -> State:
         losses, gradient = self._losses(state.x, self._draw(before))
         y = state.x - step_size * gradient
-        mean, velocity = self._average(y, state, step_size)
+        mean, velocity = self._average(y, state)
         chosen = is_global[:, tf.newaxis]  # [trials, 1]
         return State(
             x=tf.where(chosen, mean, self._mix(y, before)),
@@ -117,14 +118,12 @@ class Steps:
             fresh=is_global,
         )
 
-    def _average(self, y: Any, state: State, step_size: Any) -> tuple[Any, Any]:
-        """Return the result of a global average, `[trials, d]`, and the new velocity of SlowMo."""
+    def _average(self, y: Any, state: State) -> tuple[Any, Any]:
+        """Return the result of a global average, `[trials, d]`, and the new velocity."""
         mean = tf.reduce_mean(y, axis=0)
-        if self._slow_momentum is None:
+        if self._outer is None:
             return mean, state.velocity
-        moved = (state.anchor - mean) / step_size
-        velocity = self._slow_momentum * state.velocity + moved
-        return state.anchor - step_size * velocity, velocity
+        return self._outer.step(mean, state.anchor, state.velocity)
 
     def _draw(self, before: Any) -> list[Any]:
         """Return the batches of all nodes for the next step, each `[nodes * trials, batch, …]`."""

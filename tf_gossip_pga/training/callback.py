@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from tf_gossip_pga.algorithm.graph import Topology
+from tf_gossip_pga.algorithm.outer import Outer
 from tf_gossip_pga.algorithm.schedule import ChangingPeriod
 from tf_gossip_pga.exchange import process
 from tf_gossip_pga.exchange.elastic import ElasticSession
@@ -109,6 +110,8 @@ class GossipPGA(keras.callbacks.Callback):
         - `"reset"`: set the slots to zero if there are several workers. With Adam, this acts like a
           learning rate several times as high: because Adam keeps its step count, its next steps are
           at first 3 times as long as usual, and 7 times as long after a dozen steps.
+      outer_optimizer: a `pga.Outer`, which takes a step with the result of each global average at
+        `k % H == 0`, as in SlowMo and DiLoCo. Default None: the parameters become that result.
       overlap: whether each gossip runs in the background until the next one is due. A gossip mixes
         the parameters that step k left, and the resulting change is added after the update u of
         step k+1: x_k+1 <- x_k + u(x_k) + (sum_j W[i, j] * x_k,j - x_k). This is the recursion of
@@ -198,6 +201,7 @@ class GossipPGA(keras.callbacks.Callback):
         topology: str | Topology | None = None,
         gossip_every: int = 1,
         optimizer_state: str = "local",
+        outer_optimizer: Outer | None = None,
         overlap: bool = False,
         wire_dtype: str = "float32",
         timeout_s: float = 300.0,
@@ -213,6 +217,7 @@ class GossipPGA(keras.callbacks.Callback):
             topology=topology,
             gossip_every=gossip_every,
             optimizer_state=optimizer_state,
+            outer_optimizer=outer_optimizer,
             overlap=overlap,
             wire_dtype=wire_dtype,
             timeout_s=timeout_s,
@@ -287,14 +292,9 @@ class GossipPGA(keras.callbacks.Callback):
     # ---- Called by `Checkpoint` -----------------------------------------------------------------
 
     @property
-    def optimizer_state(self) -> str:
-        """Return the argument `optimizer_state`."""
-        return self._settings.optimizer_state
-
-    @property
-    def local(self) -> tuple[str, ...]:
-        """Return the argument `local` as a tuple."""
-        return tuple(self._settings.local)
+    def run(self) -> RunState:
+        """Return the settings and the state of the run, which outlive a `fit`."""
+        return self._run
 
     @property
     def in_fit(self) -> bool:

@@ -250,12 +250,15 @@ class Group:
             "reports": self._last_reports,
         }
         everyone = self._session.gather(own, doing, self.patience.start_s)
-        first = max(everyone, key=lambda each: each["completed"])
+        counts = [each["completed"] for each in everyone]
+        place = counts.index(max(counts))
+        first = everyone[place]
         self.take_back()  # mixing lent averages with local models would shift the mean
         self.use_view(self.averager.rebuilt)
         averaged = self.averager.global_average(doing, run.step)
         run.symptoms.check_finite(averaged.non_finite, self._session.cluster.is_chief)
         self.average_slots(doing)
+        self.averager.copy_outer(place)  # not all members may have taken the last outer step
         self._last_reports = first["reports"]
         if first["stopped"]:
             self._vote.agree()

@@ -72,7 +72,7 @@ class GroupFit(Fit):
         is_first = self.phase is Phase.STARTING
         self.phase = self.phase.after("epoch")
         where = sync_point.beginning_of(epoch)
-        if is_first and epoch:
+        if is_first and (epoch or self.run.outer):
             self.session.start(lambda: self._start.broadcast_again(where))
         # A rank that completes this sync point knows that all ranks began with equal models. If a
         # worker is lost before this point, the surviving workers repeat the start. If a worker is
@@ -81,6 +81,8 @@ class GroupFit(Fit):
             self._admit(joining, epoch)
         if is_first:
             self.run.symptoms.begin(self.group.averager.health)
+            if self.run.outer:
+                self.run.outer.is_restored = False  # the next fit begins at its own weights
 
     def _average(self, is_global: bool) -> bool:
         """Exchange after an optimizer step. Return whether the exchange was a global average."""
@@ -114,6 +116,8 @@ class GroupFit(Fit):
             self.vote.agree()
             self.model.stop_training = True
         group.average_slots(doing)
+        # After all messages: a rank that has completed this exchange has taken the outer step.
+        group.averager.step_outer()
         if self._loss:
             self._loss.value = heard.observed.loss
         self._observe(heard.observed)

@@ -1,4 +1,4 @@
-"""Hold the state that outlives a `fit`: step count, period, measurements, averager."""
+"""Hold the state that outlives a `fit`: step count, period, outer optimizer, averager."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tf_gossip_pga.algorithm import schedule
 from tf_gossip_pga.algorithm import topology as topology_lib
 from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.exchange.averager import Averager
+from tf_gossip_pga.exchange.outer_state import OuterState
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training.settings import Settings
 from tf_gossip_pga.training.symptoms import Symptoms
@@ -29,6 +30,7 @@ class RunState:
       topology: which of the current members gossip with each other.
       averager: exchanges the model's variables. None before the first `fit` and for a single
         worker.
+      outer: the state of the outer optimizer, or None if there is no outer optimizer.
       symptoms: detects steps that are identical on all ranks, and non-finite parameters.
       step: number of completed batches.
       gossip_steps: number of steps that ended with a gossip or without an exchange.
@@ -45,6 +47,8 @@ class RunState:
         self._session = session
         self.topology = self._topology_for(session.size)
         self.averager: Averager | None = None
+        outer = settings.outer_optimizer
+        self.outer = None if outer is None else OuterState(outer)
         self.symptoms = Symptoms()
         self.step = 0
         self.gossip_steps = 0

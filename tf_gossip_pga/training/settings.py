@@ -10,6 +10,7 @@ from tf_gossip_pga.algorithm import schedule
 from tf_gossip_pga.algorithm import topology as topology_lib
 from tf_gossip_pga.algorithm.auto import AutoPeriod
 from tf_gossip_pga.algorithm.graph import Topology
+from tf_gossip_pga.algorithm.outer import Outer
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.exchange import wire as wire_lib
 from tf_gossip_pga.exchange.averager import Patience
@@ -34,6 +35,7 @@ class Settings:
     topology: str | Topology | None
     gossip_every: int
     optimizer_state: str
+    outer_optimizer: Outer | None
     overlap: bool
     wire_dtype: str
     timeout_s: float
@@ -52,6 +54,7 @@ class Settings:
                 f"optimizer_state must be one of {', '.join(map(repr, OPTIMIZER_STATES))}; "
                 f"received {self.optimizer_state!r}."
             )
+        self._check_outer()
         wire_lib.resolve(self.wire_dtype)
         if self.topology is not None:
             topology_lib.resolve(self.topology, size)
@@ -81,6 +84,19 @@ class Settings:
         object.__setattr__(self, "timeout_s", timeout_s)
         object.__setattr__(self, "min_workers", min_workers)
 
+    def _check_outer(self):
+        outer = self.outer_optimizer
+        if outer is not None and not isinstance(outer, Outer):
+            raise ValueError(
+                f"outer_optimizer must be a pga.Outer or None, received {outer!r}. For SlowMo, "
+                "pass pga.Outer(1.0, 0.5, nesterov=False); for DiLoCo, pga.Outer()."
+            )
+        if outer is not None and self.H is None:
+            raise ValueError(
+                "outer_optimizer takes its steps at global averages, but H=None has none; received "
+                f"{outer!r}. Pass a period H, or outer_optimizer=None."
+            )
+
     @property
     def wire(self) -> wire_lib.Wire:
         """Return the encoding of gossips."""
@@ -103,6 +119,7 @@ class Settings:
         return {
             "gossip_every": self.gossip_every,
             "optimizer_state": self.optimizer_state,
+            "outer_optimizer": str(self.outer_optimizer),
             "overlap": self.overlap,
             "wire_dtype": self.wire_dtype,
             "timeout_s": self.timeout_s,

@@ -101,12 +101,14 @@ class Start:
         """Copy all variables of the lowest rank again, at the beginning of the first epoch.
 
         The second copy is needed because BackupAndRestore sets weights in on_train_begin, possibly
-        after the first copy.
+        after the first copy. An outer optimizer begins at the weights that are copied here.
 
         Args:
           where: name of the sync point.
         """
         self._group.sync(where, {}, in_sequence=False)  # {}: no joining workers
+        if self._run.outer:
+            self._run.outer.begin()  # before the copy, so that the anchors of all ranks are equal
         self._group.averager.broadcast("the start of training")
 
     def new_averager(self, topology: Topology) -> Averager:
@@ -159,4 +161,6 @@ class Start:
     @property
     def _variables(self) -> Variables:
         settings = self._run.settings
-        return variables.variables_of(self._model, settings.optimizer_state, settings.local)
+        return variables.variables_of(
+            self._model, settings.optimizer_state, settings.local, self._run.outer
+        )

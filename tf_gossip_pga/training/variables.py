@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from tf_gossip_pga.exchange.averager import Variables
+from tf_gossip_pga.exchange.outer_state import OuterState
 
 # Dtypes that a global average can average.
 _AVERAGED = (tf.bfloat16, tf.float16, tf.float32, tf.float64, tf.complex64, tf.complex128)
@@ -75,22 +76,33 @@ class Held:
         self.value.assign(value)
 
 
-def variables_of(model: keras.Model, optimizer_state: str, local: Collection[str]) -> Variables:
+def variables_of(
+    model: keras.Model,
+    optimizer_state: str,
+    local: Collection[str],
+    outer: OuterState | None = None,
+) -> Variables:
     """Return the variables that a run exchanges, grouped by how they are exchanged.
 
     Args:
       model: a compiled model with built optimizers.
       optimizer_state: the argument `optimizer_state` of `GossipPGA`.
       local: the argument `local` of `GossipPGA`.
+      outer: the state of the outer optimizer, which then serves the model's parameters. Default
+        None: no outer optimizer.
     """
     sent = [each for each in held(model) if each.is_sendable and not each.is_local(local)]
     averaged = [each for each in sent if each.is_averaged]
     slots = [each.value for each in sent if each.is_slot]
+    parameters = [each.value for each in averaged if each.kind == "trainable"]
+    if outer:
+        outer.serve(parameters)
     return Variables(
-        parameters=[each.value for each in averaged if each.kind == "trainable"],
+        parameters=parameters,
         statistics=[each.value for each in averaged if each.kind == "frozen"],
         others=[each.value for each in sent if not each.is_averaged and each.kind != "random"],
         slots=[] if optimizer_state == "local" else slots,
+        outer=outer,
     )
 
 
