@@ -381,7 +381,7 @@ def test_of_periods_alike_in_time_the_one_that_catches_up_first_is_taken():
             "topology contains 2 graphs named 'ring'.* each graph once",
         ),
         ({"topology": []}, "topology must contain at least one value to compare"),
-        ({"topology": "circle"}, "Unknown topology 'circle'. Known names: complete, "),
+        ({"topology": "circle"}, "Unknown topology 'circle'. Known names: base_2, "),
         ({"topology": "disconnected"}, "nobody gossips: that is Local SGD"),
         ({"nodes": 6, "topology": "hypercube"}, "The nearest sizes are 4 and 8"),
         ({"topology": topology.ring(4)}, "'ring' is for 4 ranks, but the cluster has 8"),
