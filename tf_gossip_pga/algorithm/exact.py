@@ -45,7 +45,8 @@ def hypercube(n: int) -> Topology:
         below = 1 << (n.bit_length() - 1)
         raise ValueError(
             f"hypercube needs a number of ranks that is a power of two, received n={n}. "
-            f"The nearest sizes are {below} and {2 * below}; base_2 accepts every size."
+            f"The nearest sizes are {below} and {2 * below}; "
+            "one_peer_exponential and base_2 accept every size."
         )
     ranks = np.arange(n)
     cycle = tuple(

@@ -3,9 +3,10 @@
 Ranks are numbered 0 … size-1. The smaller `Topology.beta` is, the faster gossip brings the ranks'
 parameters together.
 
-To add a topology, write a function of the number of ranks `n` in this module (in `exact`, if one
-cycle averages exactly), and add the function to `BY_NAME` and `__all__`. Up to 512 ranks, `tf_gossip_pga.plan` computes beta from the mixing
-matrices. For more ranks, it needs a formula for beta in `tf_gossip_pga.plan.cost.beta_of`.
+To add a topology, write a function of the number of ranks `n` in this module (or in `exact`, if one
+cycle averages exactly), and add the function to `BY_NAME` and `__all__`. Up to 512 ranks,
+`tf_gossip_pga.plan` computes beta from the mixing matrices. For more ranks, it needs a formula for
+beta in `tf_gossip_pga.plan.cost.beta_of`.
 
 Example:
   >>> from tf_gossip_pga import topology
