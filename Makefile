@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-slow test-clusters test-all test-quick exchange network compare optimizers input paper scale lint docs help clean
+.PHONY: train test test-slow test-clusters test-all test-quick exchange network compare optimizers input paper graphs scale lint docs help clean
 
 train: $(VENV)/ready  ## Train ResNet-20 on handwritten digits with 4 local workers. 1 minute.
 	$(RUN) train.py
@@ -52,6 +52,9 @@ input: $(VENV)/ready  ## Measure the input pipelines.
 
 paper: $(VENV)/ready  ## Simulate the paper's logistic regression: transient stages. 6 minutes.
 	$(RUN) benchmarks/paper.py --output=output/paper.json
+
+graphs: $(VENV)/ready  ## Compare base_2 with the one-peer exponential graph, simulated. 6 minutes.
+	$(RUN) benchmarks/graphs.py --output=output/graphs.json
 
 scale: $(VENV)/ready  ## Measure how large a simulation may be. 2 minutes.
 	$(RUN) benchmarks/scale.py --output=output/scale.json

@@ -14,15 +14,18 @@ from tf_gossip_pga.algorithm.graph import Topology
 
 RANKS = 8  # of a picture
 SQUARE = 16  # of the pictures of a grid and a torus
-SIZES = (4, 8, 16, 32, 64)  # of the table
+_OTHER_RANKS = {"grid": SQUARE, "torus": SQUARE, "base_2": 6}  # of a picture
+SIZES = (4, 8, 12, 16, 32, 48, 64)  # of the table
 AGREED = 0.01  # the share of the disagreement that may be left
 
 _PANEL = 190.0  # pixels
 _NODE = 12.0
 _ON_A_GRID = ("grid", "torus")
-# Two curves that others cover: hypercube one_peer_exponential's, the torus static_exponential's.
+# Curves that others cover: one_peer_exponential's covers base_2's and hypercube's, and
+# static_exponential's covers the torus's.
 _OVERLAPPING = {
     "hypercube": {"linewidth": 3.2, "zorder": 2.2},
+    "base_2": {"linewidth": 4.8, "zorder": 2.1},
     "torus": {"linestyle": (0, (4, 4)), "zorder": 2.8},
 }
 
@@ -30,7 +33,7 @@ _OVERLAPPING = {
 def parts() -> Iterator[tuple[str, str]]:
     """Yield the name and the content of each generated file."""
     for name, build in topology.BY_NAME.items():
-        yield f"{name}.svg", picture(build(SQUARE if name in _ON_A_GRID else RANKS))
+        yield f"{name}.svg", picture(build(_OTHER_RANKS.get(name, RANKS)))
     yield "agreement.svg", agreement(SQUARE)
     yield "agreement.md", table()
 
@@ -157,9 +160,11 @@ def table() -> str:
         "|---" * (2 + len(SIZES)) + "|",
     ]
     for name, build in topology.BY_NAME.items():
-        graphs = [build(size) for size in SIZES]
-        cells = [_gossips_needed(graph) for graph in graphs]
-        sent = [_messages(graph) for graph in graphs]
+        sizes = [n for n in SIZES if name != "hypercube" or n & (n - 1) == 0]
+        graphs = {size: build(size) for size in sizes}
+        needed = {size: _gossips_needed(graph) for size, graph in graphs.items()}
+        cells = [needed.get(size, "—") for size in SIZES]
+        sent = [_messages(graph) for graph in graphs.values()]
         span = str(sent[0]) if sent[0] == sent[-1] else f"{sent[0]} … {sent[-1]}"
         lines.append(f"| `{name}` | {span} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from benchmarks import graphs
 from tests.support import deadlines
 
 pytestmark = pytest.mark.multiprocess
@@ -163,6 +164,21 @@ def test_optimizers_writes_a_row_for_each_kind_of_run(tmp_path):
         assert len(row["val_loss"]) == 2
         assert row["val_loss_std"] > 0  # seeds differ
         assert f"{row['val_loss_mean']:.4f} ± {row['val_loss_std']:.4f}" in ended.stdout
+
+
+@pytest.mark.slow  # what it reports: tests/unit/test_benchmarks.py
+def test_graphs_writes_its_rows_and_a_picture(tmp_path):
+    output = tmp_path / "graphs.json"
+    _run("graphs", ["--nodes", "3", "6", "--iterations=60", "--trials=2"], output)
+    content = json.loads(output.read_text())
+    found = {(row["nodes"], row["algorithm"], row["graph"]) for row in content["rows"]}
+    kinds = [(algorithm, graph) for algorithm in graphs.PERIODS for graph in graphs.GRAPHS]
+    assert found == {(n, *kind) for n in (3, 6) for kind in kinds}
+    for row in content["rows"]:
+        assert row["distance"] > 0
+        assert 0.5 < row["loss"] < 2
+    assert [each["nodes"] for each in content["alone"]] == [3, 6]
+    assert output.with_suffix(".png").stat().st_size > 1000
 
 
 @pytest.mark.slow  # test_plan measures and predicts too

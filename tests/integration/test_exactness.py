@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.support import graphs, reference
+from tests.support import deadlines, graphs, product, reference
 from tf_gossip_pga.algorithm import topology
 
 pytestmark = pytest.mark.multiprocess
@@ -126,6 +126,11 @@ def test_two_devices_of_a_worker_are_one_with_the_whole_batch(pools, n):
 
 def _check_cases(pools, n: int, cases, devices: int = 1):
     ranks = pools.run(train_cases, n, cases=cases, devices=devices, copies=devices)
+    _check_training(ranks, n, cases)
+
+
+def _check_training(ranks: list, n: int, cases):
+    """Compare what `train_cases` has returned on all ranks with the oracle."""
     data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
     for index, (name, H) in enumerate(cases):  # noqa: N806
         label = f"{name}, n={n}, H={H}"
@@ -147,6 +152,58 @@ def _check_cases(pools, n: int, cases, devices: int = 1):
         )
         assert (final == final[0]).all(), f"{label}: the ranks end with different models"
         _check_each_step(before, after, H, label)
+
+
+WIRES = {"float32": TOLERANCE, "bfloat16": 2**-7, "int8": 1 / 127}  # the error of one gossip
+BASE_2 = [("base_2", None), ("base_2", 4)]
+
+
+def gossip_a_cycle_and_train(cluster, wires) -> list:
+    """Return own values, the values after one cycle of base_2 for each wire, and training."""
+    import tensorflow as tf
+
+    from tf_gossip_pga.exchange import averager as averager_lib
+    from tf_gossip_pga.exchange import wire
+
+    graph = topology.base_2(cluster.size)
+    own = np.random.default_rng(cluster.rank).uniform(-1, 1, size=700).astype(np.float32)
+    variable, found = tf.Variable(np.zeros_like(own)), []
+    for wire_dtype, overlap in wires:
+        variable.assign(np.zeros_like(own))  # equal on all ranks: what lossy differences start from
+        averager = averager_lib.Averager(
+            product.active(),
+            graph,
+            averager_lib.Variables([variable]),
+            averager_lib.Patience(deadlines.scaled(60), deadlines.scaled(60)),
+            wire.resolve(wire_dtype),
+        )
+        variable.assign(own)
+        for round in range(graph.rounds):
+            if overlap:
+                averager.start_gossip(round, "the test")
+                averager.finish_gossip()
+            else:
+                averager.gossip(round, "the test")
+        found.append(variable.numpy().tolist())
+    return [own.tolist(), found, train_cases(cluster, BASE_2)]
+
+
+@pytest.mark.parametrize(
+    "n", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 6, 7, 12))]
+)
+def test_a_cycle_of_base_2_gives_every_rank_the_mean(pools, n):
+    wires = [("float32", False), ("float32", True), ("bfloat16", False), ("int8", True)]
+    ranks = pools.run(gossip_a_cycle_and_train, n, wires=wires)
+    own = np.array([rank[0] for rank in ranks], np.float64)  # [ranks, numbers]
+    mean, rounds = own.mean(axis=0), topology.base_2(n).rounds
+    assert np.abs(own - mean).max() > 0.5
+    for index, (wire_dtype, overlap) in enumerate(wires):
+        label = f"{wire_dtype}, overlap={overlap}, n={n}"
+        found = np.array([rank[1][index] for rank in ranks], np.float64)
+        np.testing.assert_allclose(found.mean(0), mean, rtol=0, atol=1e-6, err_msg=label)
+        tolerance = WIRES[wire_dtype] * (1 if wire_dtype == "float32" else rounds)
+        np.testing.assert_allclose(found - mean, 0, rtol=0, atol=tolerance, err_msg=label)
+    _check_training([rank[2] for rank in ranks], n, BASE_2)
 
 
 @pytest.mark.parametrize("n", [3, pytest.param(4, marks=pytest.mark.slow)])

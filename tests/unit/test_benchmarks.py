@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from benchmarks import memory, network_report, paper, report, scale
+from benchmarks import graphs, memory, network_report, paper, report, scale
 from tests.support import deadlines
 from tf_gossip_pga.algorithm import topology
 from tf_gossip_pga.simulate import curves
@@ -164,3 +164,49 @@ def test_scale_continues_where_it_measured_last():
         scale.in_a_process(0, 4)
     line = scale.table([found]).splitlines()[1]
     assert line.split() == ["100", "5.0", "50.0", "60.0", "0", "80.0"]
+
+
+def test_errors_of_gossip_alone():
+    assert graphs.errors(topology.disconnected(4), 2) == [1, 1, 1]
+    assert graphs.errors(topology.base_2(6), 4)[4] < 1e-12 < graphs.errors(topology.base_2(6), 3)[3]
+    # (1 + z) / 2 at the third roots of one other than 1 has the absolute value 1/2.
+    one_peer = graphs.errors(topology.one_peer_exponential(3), 3)
+    assert one_peer == pytest.approx([1, 1 / 2, 1 / 4, 1 / 8])
+    found = graphs.gossip_alone(12)
+    assert (found["nodes"], found["rounds"]) == (12, 5)
+    assert {name: len(left) for name, left in found["errors"].items()} == dict.fromkeys(
+        graphs.GRAPHS, 16
+    )
+
+
+def test_what_graphs_reports_of_training(capsys):
+    steps = np.array([10, 20, 30, 40])
+
+    def curve(excess, distance):
+        excess, distance = (np.repeat(np.array([each]).T, 2, axis=1) for each in (excess, distance))
+        return curves.Curve(steps, excess, distance, np.zeros(2))
+
+    found = {
+        "parallel": curve([4.0, 3.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0]),
+        "pga, base_2": curve([8.0, 3.0, 2.0, 1.0], [0.5, 0.3, 0.2, 0.2]),
+        "gossip, base_2": curve([8.0, 6.0, 4.0, 2.0], [1.0, 1.0, 1.0, 1.0]),
+    }
+    rows = graphs.training_rows(5, found)
+    assert rows == [
+        {"nodes": 5, "algorithm": "pga", "graph": "base_2", "distance": pytest.approx(0.3)}
+        | {"loss": 1.0, "transient": 20},
+        {"nodes": 5, "algorithm": "gossip", "graph": "base_2", "distance": 1.0}
+        | {"loss": 2.0, "transient": None},
+    ]
+    alone = [{"nodes": 5, "rounds": 2, "errors": {"base_2": [1.0, 0.005, 0.0]}}]
+    graphs.publish(alone, rows)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["5", "2", "base_2:", "1,", "2"] in lines
+    assert ["n", "=", "5", "gossip", "base_2", "1.00e+00", "2.000", "-"] in lines
+
+
+def test_graphs_measures_all_positions_in_a_period_and_in_a_cycle():
+    options = graphs.parser().parse_args([])
+    lengths = {topology.BY_NAME[name](n).rounds for name in graphs.GRAPHS for n in options.nodes}
+    for length in {*lengths, graphs.PERIODS["pga"]}:
+        assert math.gcd(options.every, length) == 1, length

@@ -202,6 +202,7 @@ def test_every_public_object_has_a_docstring(room):
 @pytest.mark.parametrize(
     "room",
     [
+        "algorithm.exact",
         "algorithm.schedule",
         "algorithm.topology",
         "checkpoint.files",

@@ -235,6 +235,16 @@ def test_beta_of_a_one_peer_graph_is_no_less_than_its_cycles(n, static, cycle):
     assert cost.beta_of(graph) == pytest.approx(expected, abs=1e-4)
 
 
+def test_beta_of_a_graph_that_averages_exactly_follows_from_the_length_of_its_cycle():
+    for n in (1, 2, 4, 32, 4096):
+        static = cost.beta_of(topology.static_exponential(n)) if n > 1 else 0
+        assert cost.beta_of(topology.hypercube(n)) == pytest.approx(static, abs=1e-9)
+        assert cost.beta_of(topology.base_2(n)) == cost.beta_of(topology.hypercube(n))
+    assert cost.beta_of(topology.base_2(6)) == pytest.approx(3 / 5)  # 4 rounds
+    assert cost.beta_of(topology.base_2(1001)) == pytest.approx(18 / 20)  # 2 * 9 + 1 rounds
+    assert cost.beta_of(topology.base_graph(25, 24)) == 0  # complete
+
+
 @pytest.mark.parametrize("n", [3, 7, 16])
 def test_no_order_is_made_of_rounding(n):
     assert cost.beta_of(topology.complete(n)) == 0
@@ -419,7 +429,7 @@ def test_of_periods_alike_in_time_the_one_that_catches_up_first_is_taken():
             "topology contains 2 graphs named 'ring'.* each graph once",
         ),
         ({"topology": []}, "topology must contain at least one value to compare"),
-        ({"topology": "circle"}, "Unknown topology 'circle'. Known names: complete, "),
+        ({"topology": "circle"}, "Unknown topology 'circle'. Known names: base_2, "),
         ({"topology": "disconnected"}, "nobody gossips: that is Local SGD"),
         ({"nodes": 6, "topology": "hypercube"}, "The nearest sizes are 4 and 8"),
         ({"topology": topology.ring(4)}, "'ring' is for 4 ranks, but the cluster has 8"),

@@ -364,7 +364,7 @@ def simulation(**arguments):
     ("make", "message"),
     [
         (lambda: simulation(topology="hypercube"), r"n=6\. The nearest sizes are 4 and 8"),
-        (lambda: simulation(topology="star"), r"Unknown topology 'star'\. Known names: complete"),
+        (lambda: simulation(topology="star"), r"Unknown topology 'star'\. Known names: base_2"),
         (lambda: simulation(topology=topology.ring(5)), r"'ring' is for 5 ranks"),
         (lambda: simulation(H=0), r"H must be a whole number of steps >= 1.*received H=0"),
         (lambda: simulation(trials=0), r"trials must be a whole number >= 1, received 0\."),

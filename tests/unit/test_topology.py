@@ -364,7 +364,7 @@ def test_numpy_integers_are_whole_numbers(name):
 
 @pytest.mark.parametrize(("n", "nearest"), [(3, "2 and 4"), (6, "4 and 8"), (63, "32 and 64")])
 def test_hypercube_names_the_nearest_sizes(n, nearest):
-    message = rf"received n={n}\. The nearest sizes are {nearest}; one_peer_exponential accepts"
+    message = rf"received n={n}\. The nearest sizes are {nearest}; one_peer_exponential and"
     with pytest.raises(ValueError, match=message):
         topology.hypercube(n)
 

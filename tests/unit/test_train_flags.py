@@ -57,7 +57,7 @@ TWO_WORKERS = json.dumps(
             "--algorithm=local --topology=ring",
             "--algorithm=local has topology=disconnected, received --topology=ring",
         ),
-        ("--topology=rings", "Unknown topology 'rings'. Known names: complete, "),
+        ("--topology=rings", "Unknown topology 'rings'. Known names: base_2, "),
         ("--topology=hypercube --workers=3", "a number of ranks that is a power of two"),
         ("--batch_size=360", "359 of the 1437 training examples of digits, with 4 workers"),
         ("--workers=1500 --topology=ring", "1500 workers, more than the 1437 training examples"),

@@ -1,4 +1,4 @@
-"""Build one round of a topology, from an empty, a circulant or an undirected graph."""
+"""Build one round of a topology, and check how many ranks a topology shall have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from tf_gossip_pga.algorithm.graph import Round
+from tf_gossip_pga import _validate
+from tf_gossip_pga.algorithm.graph import Floats, Ranks, Round
+
+
+def check_ranks(name: str, n: object) -> int:
+    """Return `n`, the number of ranks of the topology `name`, as an int.
+
+    Raises:
+      ValueError: `n` is not a whole number >= 1.
+    """
+    return _validate.check_whole(f"n of {name}", n, at_least=1, unit="ranks")
 
 
 def identity(n: int) -> Round:
@@ -44,10 +54,22 @@ def metropolis_hastings(n: int, edges: Iterable[tuple[int, int]]) -> Round:
     distinct = sorted((i, j) for i, j in edges if i != j)
     pairs = np.array(distinct, dtype=np.int64).reshape(-1, 2)
     degree = np.bincount(pairs.ravel(), minlength=n)
-    weight = 1 / (1 + np.maximum(degree[pairs[:, 0]], degree[pairs[:, 1]]))
+    return symmetric(n, pairs, 1 / (1 + np.maximum(degree[pairs[:, 0]], degree[pairs[:, 1]])))
+
+
+def symmetric(n: int, pairs: Ranks, weights: Floats) -> Round:
+    """Return the round in which the two ranks of each pair give each other the same weight.
+
+    The diagonal of W makes each row sum to one.
+
+    Args:
+      n: number of ranks.
+      pairs: pairs of different ranks, `[pairs, 2]`. Each pair must occur only once.
+      weights: the weight of each pair, `[pairs]`.
+    """
     receivers = np.concatenate([pairs[:, 0], pairs[:, 1]])
     senders = np.concatenate([pairs[:, 1], pairs[:, 0]])
-    edge_weights = np.concatenate([weight, weight])
+    edge_weights = np.concatenate([weights, weights])
     received = np.bincount(receivers, weights=edge_weights, minlength=n)
     self_weights = np.asarray(1.0 - received, dtype=np.float64)
     return Round(receivers, senders, edge_weights, self_weights)

@@ -3,9 +3,10 @@
 Ranks are numbered 0 … size-1. The smaller `Topology.beta` is, the faster gossip brings the ranks'
 parameters together.
 
-To add a topology, write a function of the number of ranks `n` in this module, and add the function
-to `BY_NAME` and `__all__`. Up to 512 ranks, `tf_gossip_pga.plan` computes beta from the mixing
-matrices. For more ranks, it needs a formula for beta in `tf_gossip_pga.plan.cost.beta_of`.
+To add a topology, write a function of the number of ranks `n` in this module (or in `exact`, if one
+cycle averages exactly), and add the function to `BY_NAME` and `__all__`. Up to 512 ranks,
+`tf_gossip_pga.plan` computes beta from the mixing matrices. For more ranks, it needs a formula for
+beta in `tf_gossip_pga.plan.cost.beta_of`.
 
 Example:
   >>> from tf_gossip_pga import topology
@@ -29,8 +30,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import rounds
+from tf_gossip_pga.algorithm.exact import base_2, base_graph, hypercube
 from tf_gossip_pga.algorithm.graph import Round, Topology
 from tf_gossip_pga.tools import memory
 
@@ -38,6 +39,8 @@ __all__ = [
     "BY_NAME",
     "Round",
     "Topology",
+    "base_2",
+    "base_graph",
     "complete",
     "disconnected",
     "from_matrix",
@@ -92,7 +95,7 @@ def ring(n: int) -> Topology:
       >>> ring(8).neighbors(0, rank=0)[0]
       {1: 0.3333333333333333, 7: 0.3333333333333333}
     """
-    n = _ranks("ring", n)
+    n = rounds.check_ranks("ring", n)
     return _undirected("ring", n, {rounds.undirected(i, (i + 1) % n) for i in range(n)})
 
 
@@ -117,7 +120,7 @@ def grid(n: int) -> Topology:
       >>> sorted(grid(6).neighbors(0, rank=0)[0])  # ranks 0 1 2 above ranks 3 4 5
       [1, 3]
     """
-    n = _ranks("grid", n)
+    n = rounds.check_ranks("grid", n)
     columns = rounds.most_square(n)[1]
     right = {(i, i + 1) for i in range(n) if (i + 1) % columns}
     down = {(i, i + columns) for i in range(n - columns)}
@@ -142,7 +145,7 @@ def torus(n: int) -> Topology:
       >>> torus(9).neighbors(0, rank=0)[0]
       {1: 0.2, 2: 0.2, 3: 0.2, 6: 0.2}
     """
-    n = _ranks("torus", n)
+    n = rounds.check_ranks("torus", n)
     rows, columns = rounds.most_square(n)
     edges: set[tuple[int, int]] = set()
     for rank in range(n):
@@ -174,7 +177,7 @@ def static_exponential(n: int) -> Topology:
       >>> static_exponential(8).neighbors(0, rank=0)
       ({7: 0.25, 6: 0.25, 4: 0.25}, 0.25)
     """
-    n = _ranks("static_exponential", n)
+    n = rounds.check_ranks("static_exponential", n)
     hops = rounds.hops(n)
     weights = dict.fromkeys(hops, 1 / (1 + len(hops)))
     return Topology("static_exponential", n, (rounds.circulant(n, weights),))
@@ -203,42 +206,9 @@ def one_peer_exponential(n: int) -> Topology:
       >>> [one_peer_exponential(8).neighbors(k, rank=0)[0] for k in range(3)]
       [{7: 0.5}, {6: 0.5}, {4: 0.5}]
     """
-    n = _ranks("one_peer_exponential", n)
+    n = rounds.check_ranks("one_peer_exponential", n)
     cycle = tuple(rounds.circulant(n, {hop: 0.5}) for hop in rounds.hops(n))
     return Topology("one_peer_exponential", n, cycle or (rounds.identity(n),))
-
-
-def hypercube(n: int) -> Topology:
-    """Pair rank i with rank i xor 2^k in round k = 0, 1, …, with weights 1/2.
-
-    One cycle of log2 n rounds averages exactly.
-
-    Args:
-      n: number of ranks, a power of two.
-
-    Returns:
-      A `Topology` of log2 n rounds, or of one round if n is 1.
-
-    Raises:
-      ValueError: `n` is not a power of two.
-
-    Example:
-      >>> hypercube(8).neighbors(1, rank=5)
-      ({7: 0.5}, 0.5)
-    """
-    n = _ranks("hypercube", n)
-    if n & (n - 1):
-        below = 1 << (n.bit_length() - 1)
-        raise ValueError(
-            f"hypercube needs a number of ranks that is a power of two, received n={n}. "
-            f"The nearest sizes are {below} and {2 * below}; "
-            "one_peer_exponential accepts every size."
-        )
-    ranks = np.arange(n)
-    cycle = tuple(
-        Round(ranks, ranks ^ hop, np.full(n, 0.5), np.full(n, 0.5)) for hop in rounds.hops(n)
-    )
-    return Topology("hypercube", n, cycle or (rounds.identity(n),))
 
 
 def complete(n: int) -> Topology:
@@ -258,7 +228,7 @@ def complete(n: int) -> Topology:
       >>> complete(4).weights(0)[0]
       array([0.25, 0.25, 0.25, 0.25])
     """
-    n = _ranks("complete", n)
+    n = rounds.check_ranks("complete", n)
     memory.check(_BYTES_AN_EDGE * n * n // 2, f"The complete graph of {n} ranks")
     return _undirected("complete", n, ((i, j) for j in range(n) for i in range(j)))
 
@@ -279,7 +249,7 @@ def disconnected(n: int) -> Topology:
       >>> disconnected(4).neighbors(0, rank=3)
       ({}, 1.0)
     """
-    n = _ranks("disconnected", n)
+    n = rounds.check_ranks("disconnected", n)
     return Topology("disconnected", n, (rounds.identity(n),))
 
 
@@ -338,7 +308,7 @@ def from_networkx(graph: UndirectedGraph) -> Topology:
             "from_matrix."
         )
     rank = {node: i for i, node in enumerate(graph.nodes)}
-    n = _ranks("from_networkx", len(rank))
+    n = rounds.check_ranks("from_networkx", len(rank))
     # In a multigraph, the attribute `edges` yields (node, node, key), but edges() yields pairs.
     edges = {rounds.undirected(rank[a], rank[b]) for a, b in graph.edges()}
     return _undirected("from_networkx", n, edges)
@@ -352,6 +322,7 @@ BY_NAME: dict[str, Callable[[int], Topology]] = {
         torus,
         static_exponential,
         one_peer_exponential,
+        base_2,
         hypercube,
         complete,
         disconnected,
@@ -439,10 +410,6 @@ def resolve_for_survivors(topology: str | Topology, size: int) -> Topology:
         return resolve(topology, size)
     except ValueError:
         return one_peer_exponential(size)
-
-
-def _ranks(name: str, n: object) -> int:
-    return _validate.check_whole(f"n of {name}", n, at_least=1, unit="ranks")
 
 
 def _undirected(name: str, n: int, edges: Iterable[tuple[int, int]]) -> Topology:

@@ -30,18 +30,22 @@ So was the bound n^3 b^4 H^4 for Gossip-PGA, which follows from the table becaus
 most H. The other orders were derived without access to the paper's text, and are consistent with
 the quoted ones.
 
-A single round of the one-peer exponential graph or of the hypercube has no useful b, because each
-rank receives from only one other. For both graphs, `beta_of` uses the b of the static exponential
-graph. Ying et al. ("Exponential Graph is Provably Efficient for Decentralized Deep Training",
-NeurIPS 2021) prove that the one-peer graph achieves the same rate as the static one if the number
-of ranks is a power of two. For the hypercube, the b of the static exponential graph is a guess.
+A single round of the one-peer exponential graph has no useful b, because each rank receives from
+only one other. `beta_of` uses the b of the static exponential graph. Ying et al. ("Exponential
+Graph is Provably Efficient for Decentralized Deep Training", NeurIPS 2021) prove that the one-peer
+graph achieves the same rate as the static one if the number of ranks is a power of two.
+
+The hypercube and the Base-(k+1) graphs average exactly after a cycle of r rounds. For them,
+`beta_of` returns b = (r-1) / (r+1), so that 1 / (1-b) is the mean number of rounds, (r+1) / 2,
+until a cycle ends. This is a guess. If the number of ranks is a power of two, it equals the b of
+the static exponential graph.
 
 If the number of ranks is not a power of two, the one-peer graph may be slower than the static one.
-In this case, `beta_of` returns the larger of two values for up to 512 ranks: the b of the static
-exponential graph, and the r-th root of the spectral norm of P - 11'/n. Here, P is the product of
-the r mixing matrices of one cycle of the one-peer graph. The root turns the b of a cycle into a b
-per round. Above 512 ranks, `beta_of` returns the b of the static exponential graph, because no
-better value is available.
+For the one-peer graph, `beta_of` then returns the larger of two values for up to 512 ranks: the b
+of the static exponential graph, and the r-th root of the spectral norm of P - 11'/n. Here, P is the
+product of the r mixing matrices of one cycle of the one-peer graph. The root turns the b of a cycle
+into a b per round. Above 512 ranks, `beta_of` returns the b of the static exponential graph,
+because no better value is available.
 
 If there are several steps from one gossip to the next, `beta_of` returns the b per step: for g
 steps, the g-th root of the b of a gossip.
@@ -217,7 +221,9 @@ def beta_of(graph: Topology, gossip_every: int = 1) -> float | None:
 
 
 def _beta_of_gossip(graph: Topology) -> float | None:
-    if graph.name in ("one_peer_exponential", "hypercube"):
+    if graph.name in ("hypercube", "base_2", "base_graph"):
+        return (graph.rounds - 1) / (graph.rounds + 1)
+    if graph.name == "one_peer_exponential":
         static = _beta_of_circulant(topology_lib.static_exponential(graph.size).cycle[0])
         proven = graph.size & (graph.size - 1) == 0  # a power of two
         return static if proven else max(static, _beta_of_a_round(graph) or 0.0)
