@@ -378,7 +378,7 @@ def simulation(**arguments):
         (lambda: simulate.digits(1798), r"at most 1797 nodes, received 1798"),
         (
             lambda: simulate.settings_of("sgd", "ring", 6, 10),
-            r"Unknown algorithm 'sgd'\. Known algorithms: aga, diloco, gossip, gossip_final, local, par",
+            r"Unknown algorithm 'sgd'\. Known algorithms: aga, diloco, gossip, gossip_final, local",
         ),
         (
             lambda: simulate.settings_of("aga", "ring", None, 10),
