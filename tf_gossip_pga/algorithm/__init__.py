@@ -8,5 +8,7 @@ Contents:
 - `rounds`: functions that build the `Round` of an empty, a circulant or an undirected graph.
 - `exact`: topologies that average exactly within one cycle: hypercube and Base-(k+1) graphs.
 - `topology`: the named topologies, and topologies from a matrix or a networkx graph.
-- `schedule`: the period H, in steps, from one global average to the next, fixed or adaptive.
+- `schedule`: after which steps ranks gossip or average globally, with a fixed or adaptive period H.
+- `outer`: the outer optimizer, which takes a step at each global average.
+- `auto`: a schedule that follows measured times and the consensus distance.
 """

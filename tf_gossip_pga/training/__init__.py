@@ -12,6 +12,7 @@ Modules. Those whose state lives longest come first:
 - `sync_point`: the reports that ranks exchange at a sync point.
 - `ending`: what the ranks do together when an epoch or training ends: they stop together, and make
   their models equal.
+- `pace`: the times that an automatic period follows.
 - `period_loss`: the training loss that controls an adaptive period.
 
 Helpers:
