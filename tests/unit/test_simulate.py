@@ -17,6 +17,7 @@ import tf_gossip_pga as pga
 from tests.support import deadlines, graphs, nursery, reference, simulated
 from tf_gossip_pga import simulate
 from tf_gossip_pga.algorithm import schedule, topology
+from tf_gossip_pga.algorithm.auto import AutoPeriod
 from tf_gossip_pga.algorithm.outer import Outer
 from tf_gossip_pga.simulate import curves, mixing, report, tensors
 from tf_gossip_pga.tools import memory
@@ -140,6 +141,17 @@ def test_an_adaptive_period_equals_the_oracle():
     assert len(set(np.diff([0, *globals_]))) > 1  # the period did change
     found = simulated.steps_of(oracles_problem(n), topology="ring", H=period)
     np.testing.assert_allclose(found, oracle(n, matrix), rtol=0, atol=1e-12)
+
+
+def test_an_automatic_period_grows_only_where_nodes_stay_close():
+    # On a ring with different data, nodes drift apart. On a complete graph, they never do.
+    problem = simulate.quadratic(nodes=8, heterogeneity=1)
+    found = {}
+    for name in ("ring", "complete"):
+        run = simulate.Simulation(problem, name, H=AutoPeriod(), step_size=0.02)
+        run.advance(600)
+        found[name] = int(run.global_averages[0])
+    assert found["complete"] < 40 < 0.7 * found["ring"] <= 70
 
 
 def test_each_trial_has_an_adaptive_period_of_its_own():
@@ -372,6 +384,7 @@ def simulation(**arguments):
         (lambda: simulation(halve_every=-1), r"halve_every must be a whole number >= 1, rec"),
         (lambda: simulation(step_size=0), r"step_size must be a number > 0, received 0\."),
         (lambda: simulation(step_size=math.nan), r"step_size must be a number > 0, received nan"),
+        (lambda: simulation(H=AutoPeriod(), trials=2), r"received trials=2\. Use one trial"),
         (lambda: simulation(gossip_every=0), r"gossip_every must be .*received 0"),
         (lambda: simulation(H=4, gossip_every=4), r"less than H=4, received 4"),
         (lambda: simulation(outer_optimizer=1), r"a pga\.Outer or None, received 1\."),
@@ -389,7 +402,7 @@ def simulation(**arguments):
         (lambda: simulate.digits(1798), r"at most 1797 nodes, received 1798"),
         (
             lambda: simulate.settings_of("sgd", "ring", 6, 10),
-            r"Unknown algorithm 'sgd'\. Known algorithms: aga, diloco, gossip, gossip_final, local",
+            r"Unknown algorithm 'sgd'\. Known algorithms: aga, auto, diloco, gossip, gossip_final",
         ),
         (
             lambda: simulate.settings_of("aga", "ring", None, 10),

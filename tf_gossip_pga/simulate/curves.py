@@ -16,6 +16,7 @@ import numpy as np
 
 from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import schedule
+from tf_gossip_pga.algorithm.auto import AutoPeriod
 from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.algorithm.outer import Outer
 from tf_gossip_pga.simulate.problem import Problem
@@ -25,7 +26,17 @@ from tf_gossip_pga.simulate.simulation import Simulation
 FACTOR = 1.1
 _LOOKS = 200  # maximum number of measurements per run, by default
 
-ALGORITHMS = ("parallel", "gossip", "local", "pga", "aga", "slowmo", "diloco", "gossip_final")
+ALGORITHMS = (
+    "parallel",
+    "gossip",
+    "local",
+    "pga",
+    "aga",
+    "auto",
+    "slowmo",
+    "diloco",
+    "gossip_final",
+)
 
 _SLOWMO = Outer(learning_rate=1.0, momentum=0.5, nesterov=False)
 
@@ -130,7 +141,8 @@ def settings_of(
     Args:
       algorithm: one of `ALGORITHMS`. `"parallel"`, `"gossip"` and `"local"` are Parallel SGD,
         Gossip SGD and Local SGD. `"pga"` is Gossip-PGA. `"aga"` is Gossip-AGA, which starts with
-        the period `H` and keeps it for the first third of the run. `"slowmo"` is Gossip-PGA with
+        the period `H` and keeps it for the first third of the run. `"auto"` is Gossip-PGA with an
+        `AutoPeriod`, which needs one trial. `"slowmo"` is Gossip-PGA with
         SlowMo, whose slow momentum is 0.5, and `"diloco"` is Local SGD with the outer optimizer of
         DiLoCo (see `pga.Outer`). `"gossip_final"` is Gossip SGD that averages globally once, at the
         last step.
@@ -167,6 +179,8 @@ def settings_of(
         longest = max(schedule.AdaptivePeriod.maximum, first)
         period = schedule.AdaptivePeriod(first, warmup_steps=iterations // 3, maximum=longest)
         return {**gossip, "H": period}
+    if algorithm == "auto":
+        return {"topology": topology, "H": AutoPeriod()}
     return {
         "gossip": {**gossip, "H": None},
         "pga": {**gossip, "H": H},

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import schedule as schedule_lib
 from tf_gossip_pga.algorithm import topology as topology_lib
+from tf_gossip_pga.algorithm.auto import AutoPeriod
 from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.algorithm.outer import Outer
 from tf_gossip_pga.simulate import steps as steps_lib
@@ -32,7 +33,8 @@ class Simulation:
       topology: a name in `pga.topology.BY_NAME`, or a `Topology` for `problem.nodes` nodes.
         `"disconnected"` gives Local SGD. Default `"one_peer_exponential"`.
       H: period of the global average in steps, >= 1. 1 gives Parallel SGD and None gives Gossip
-        SGD. An `AdaptivePeriod` gives Gossip-AGA, with a separate period for each trial. Default 6.
+        SGD. An `AdaptivePeriod` gives Gossip-AGA, with a separate period for each trial. With an
+        `AutoPeriod`, exchanges count as if they took all the time; it needs one trial. Default 6.
       gossip_every: number of steps from one gossip to the next, >= 1 and, if it is not 1, less than
         a fixed `H`. Default 1.
       step_size: step size of plain SGD, > 0. Default 0.1.
@@ -82,7 +84,7 @@ class Simulation:
         self,
         problem: Problem,
         topology: str | Topology = "one_peer_exponential",
-        H: int | schedule_lib.AdaptivePeriod | None = 6,  # noqa: N803 (the paper's name)
+        H: int | schedule_lib.ChangingPeriod | None = 6,  # noqa: N803 (the paper's name)
         *,
         gossip_every: int = 1,
         step_size: float = 0.1,
@@ -111,8 +113,15 @@ class Simulation:
         shuffle, seed = bool(shuffle), _validate.check_whole("seed", seed, 0)
         tensors.check_size(problem, self.trials, batch, seed if shuffle else None)
         topology = topology_lib.resolve(topology, problem.nodes)
-        self._adaptive = isinstance(H, schedule_lib.AdaptivePeriod)
+        self._topology_rounds = topology.rounds
+        self._changes = isinstance(H, schedule_lib.ChangingPeriod)
         self._schedules = [schedule_lib.resolve(H, gossip_every) for _ in range(self.trials)]
+        is_auto = isinstance(H, AutoPeriod)
+        if is_auto and self.trials > 1:
+            raise ValueError(
+                "An AutoPeriod changes gossip_every, which must be the same in all trials; "
+                f"received trials={self.trials}. Use one trial, and several seeds."
+            )
         loop = steps_lib.Steps(
             problem,
             topology,
@@ -121,12 +130,13 @@ class Simulation:
             seed=seed,
             shuffle=shuffle,
             outer=outer_optimizer,
-            gossip_every=self._schedules[0].gossip_every,
+            measures_distance=is_auto,
         )
         self._take = tf.function(loop.take, autograph=False, jit_compile=bool(jit_compile))
         self._state = steps_lib.start(problem, self.trials)
         self.step = 0
         self.global_averages = np.zeros(self.trials, int)
+        self._distances = np.full(self.trials, np.nan)  # before the previous global average
 
     @property
     def x(self) -> tf.Tensor:
@@ -141,10 +151,7 @@ class Simulation:
     @property
     def consensus_distance(self) -> np.ndarray:
         """RMS distance of the nodes from `mean`, divided by the norm of `mean`, `[trials]`."""
-        mean = self.mean
-        spread = tf.reduce_sum((self._state.x - mean) ** 2, axis=2)
-        distance = tf.sqrt(tf.reduce_mean(spread, axis=0))
-        return tf.math.divide_no_nan(distance, tf.norm(mean, axis=1)).numpy()
+        return steps_lib.consensus_distance(self._state.x).numpy()
 
     def advance(self, steps: int) -> None:
         """Take steps in all trials.
@@ -165,36 +172,48 @@ class Simulation:
         return loss.numpy().astype(np.float64) - self.problem.minimum
 
     def _advance_to_average(self, end: int) -> None:
-        """Advance to step `end`, or only to a trial's next global average if periods are adaptive.
+        """Advance to step `end`, or only to a trial's next global average if periods change.
 
-        With an adaptive period, each global average determines at which step the next one occurs.
-        One call takes at most `_CHUNK` steps.
+        If the period changes, each global average determines at which step the next one occurs. One
+        call takes at most `_CHUNK` steps.
         """
-        is_global, count = self._plan(end)
+        is_global, rounds, count = self._plan(end)
         before, taken = (tf.constant(number, tf.int64) for number in (self.step, count))
-        self._state = self._take(self._state, before, taken, is_global, self._step_sizes())
+        sizes = self._step_sizes()
+        self._state = self._take(self._state, before, taken, is_global, rounds, sizes)
         self.step += count
         self.global_averages += is_global[:count].sum(axis=0)
         for trial in np.flatnonzero(is_global[count - 1]):
-            observed = schedule_lib.Observed(loss=float(self._state.loss[trial]))
+            # There is no clock: exchanges count as if they took all the time.
+            observed = schedule_lib.Observed(
+                loss=float(self._state.loss[trial]),
+                compute_s=0.0,
+                gossip_s=1.0,
+                average_s=1.0,
+                distance=self._distances[trial],
+            )
             self._schedules[trial].observe(self.step, observed)
+            self._distances[trial] = self._state.distance[trial]
 
-    def _plan(self, end: int) -> tuple[np.ndarray, int]:
+    def _plan(self, end: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Choose the steps that the next call of the compiled loop takes.
 
         Returns:
-          Whether each of the next steps is a global average, `[_CHUNK, trials]` bool, and the
-          number of steps to take.
+          Whether each of the next steps is a global average, `[_CHUNK, trials]` bool; the round
+          that follows each step, `[_CHUNK]` int32, -1 if there is no gossip; the number of steps.
         """
         is_global = np.zeros((_CHUNK, self.trials), bool)
+        rounds = np.full(_CHUNK, -1, np.int32)
         count = 0
         while count < min(_CHUNK, end - self.step):
             step = self.step + count + 1
             is_global[count] = [each.is_global(step) for each in self._schedules]
+            round = self._schedules[0].round_after(step)  # the same in all trials
+            rounds[count] = -1 if round is None else round % self._topology_rounds
             count += 1
-            if self._adaptive and is_global[count - 1].any():
+            if self._changes and is_global[count - 1].any():
                 break
-        return is_global, count
+        return is_global, rounds, count
 
     def _step_sizes(self) -> np.ndarray:
         """Return the step size of each of the next steps, `[_CHUNK]`."""

@@ -32,6 +32,7 @@ class State(NamedTuple):
     velocity: Any  # [trials, d], v of `Outer`
     loss: Any  # [trials], loss of the first batch after a global average, mean over nodes
     fresh: Any  # [trials] bool, whether the last step was a global average; initially True
+    distance: Any  # [trials], consensus distance right before the last global average, if measured
 
 
 def start(problem: Problem, trials: int) -> State:
@@ -44,7 +45,19 @@ def start(problem: Problem, trials: int) -> State:
         velocity=tf.zeros([trials, problem.dimension], dtype),
         loss=tf.zeros([trials], dtype),
         fresh=tf.ones([trials], tf.bool),
+        distance=tf.zeros([trials], dtype),
     )
+
+
+def consensus_distance(x: Any) -> Any:
+    """Return the RMS distance of the nodes from their mean, divided by its norm, `[trials]`.
+
+    Args:
+      x: `[nodes, trials, d]`, the parameters.
+    """
+    mean = tf.reduce_mean(x, axis=0)
+    spread = tf.reduce_mean(tf.reduce_sum((x - mean) ** 2, axis=2), axis=0)
+    return tf.math.divide_no_nan(tf.sqrt(spread), tf.norm(mean, axis=1))
 
 
 class Steps:
@@ -58,7 +71,7 @@ class Steps:
       seed: seed of the batches.
       shuffle: whether to draw batches at random instead of taking them in order.
       outer: takes a step at each global average; None: plain global averages.
-      gossip_every: number of steps from one gossip to the next.
+      measures_distance: whether to measure `State.distance`.
     """
 
     def __init__(
@@ -71,19 +84,21 @@ class Steps:
         seed: int,
         shuffle: bool,
         outer: Outer | None,
-        gossip_every: int,
+        measures_distance: bool,
     ):
         self._problem = problem
         self._trials = trials
         self._seed, self._shuffle = seed, shuffle
         self._outer = outer
-        self._gossip_every = gossip_every
+        self._measures_distance = measures_distance
         self._batches = tensors.shared(tensors.batches, problem, batch, seed if shuffle else None)
         self._batches_of_node = len(self._batches[0]) // problem.nodes
         dtype = tensors.dtype_of(problem)
         self._mixers = [mixing.mixer(each, dtype) for each in topology.cycle]
 
-    def take(self, state: State, before: Any, count: Any, is_global: Any, sizes: Any) -> Any:
+    def take(
+        self, state: State, before: Any, count: Any, is_global: Any, rounds: Any, sizes: Any
+    ) -> Any:
         """Take `count` steps after step `before`, and return the new state.
 
         Args:
@@ -92,30 +107,35 @@ class Steps:
           count: int64 scalar, number of steps to take.
           is_global: `[steps, trials]` bool, whether each step is a global average. Has at least
             `count` rows.
+          rounds: `[steps]` int32, the topology's round that follows each step without a global
+            average, or -1 if no gossip follows.
           sizes: `[steps]`, the step size of each step.
         """
 
         # `before` is a loop variable. If it were a constant, XLA would recompile the loop for each
         # value.
         def body(index, before, state):
-            row = tf.gather(is_global, index), tf.gather(sizes, index)
+            row = [tf.gather(each, index) for each in (is_global, rounds, sizes)]
             return index + 1, before + 1, self._step(state, before, *row)
 
         first = (tf.constant(0, tf.int64), before, state)
         return tf.while_loop(lambda index, *_: index < count, body, first)[2]
 
-    def _step(self, state: State, before: Any, is_global: Any, step_size: Any) -> State:
+    def _step(self, state: State, before: Any, is_global: Any, round: Any, step_size: Any) -> State:
         losses, gradient = self._losses(state.x, self._draw(before))
         y = state.x - step_size * gradient
         mean, velocity = self._average(y, state)
         chosen = is_global[:, tf.newaxis]  # [trials, 1]
         return State(
-            x=tf.where(chosen, mean, self._mix(y, before)),
+            x=tf.where(chosen, mean, self._mix(y, round)),
             anchor=tf.where(chosen, mean, state.anchor),
             velocity=tf.where(chosen, velocity, state.velocity),
             # An adaptive period uses the loss of the first batch after a global average.
             loss=tf.where(state.fresh, tf.reduce_mean(losses, axis=0), state.loss),
             fresh=is_global,
+            distance=tf.where(is_global, consensus_distance(y), state.distance)
+            if self._measures_distance
+            else state.distance,
         )
 
     def _average(self, y: Any, state: State) -> tuple[Any, Any]:
@@ -150,19 +170,6 @@ class Steps:
         gradient: Any = tape.gradient(losses, one_by_one)
         return tf.reshape(losses, x.shape[:2]), tf.reshape(gradient, x.shape)
 
-    def _mix(self, y: Any, before: Any) -> Any:
-        """Return y after a gossip, or unchanged if no gossip is due (`Schedule.round_after`)."""
-        if self._gossip_every == 1:
-            return self._mix_in_round(y, before)
-        step = before + 1
-        return tf.cond(
-            step % self._gossip_every == 0,
-            lambda: self._mix_in_round(y, step // self._gossip_every - 1),
-            lambda: tf.identity(y),
-        )
-
-    def _mix_in_round(self, y: Any, round: Any) -> Any:
-        if len(self._mixers) == 1:
-            return self._mixers[0](y)
-        branches = [functools.partial(mixer, y) for mixer in self._mixers]
-        return tf.switch_case(tf.cast(round % len(branches), tf.int32), branches)
+    def _mix(self, y: Any, round: Any) -> Any:
+        branches = [tf.identity, *self._mixers]
+        return tf.switch_case(round + 1, [functools.partial(mixer, y) for mixer in branches])
