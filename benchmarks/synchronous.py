@@ -40,7 +40,7 @@ def trainer(model: "keras.Model", job: "Job", replicas: int) -> Any:
     import tensorflow as tf
 
     tf_keras = importlib.import_module("tf_keras")
-    loss_of = recipes.loss(job.recipe, job.data.kind)
+    loss_of: Any = recipes.loss(job.recipe, job.data.kind)
 
     class Trainer(tf_keras.Model):
         def __init__(self):
@@ -49,7 +49,7 @@ def trainer(model: "keras.Model", job: "Job", replicas: int) -> Any:
 
         def call(self, inputs):
             kept = model.non_trainable_variables
-            logits, changed = model.stateless_call(
+            logits, changed = model.stateless_call(  # pyright: ignore[reportAssignmentType]
                 [tf.convert_to_tensor(each) for each in self.parts],
                 [each.value for each in kept],
                 inputs,
@@ -63,7 +63,7 @@ def trainer(model: "keras.Model", job: "Job", replicas: int) -> Any:
             inputs, labels, weights = tf_keras.utils.unpack_x_y_sample_weight(data)
             with tf.GradientTape() as tape:
                 # Keras divides this by the number of workers. The optimizer sums the gradients.
-                loss = loss_of(labels, self(inputs), weights)
+                loss: Any = loss_of(labels, self(inputs), weights)
             gradients = tape.gradient(loss, self.parts)
             self.optimizer.apply_gradients(zip(gradients, self.parts, strict=True))
             return {"loss": loss}

@@ -226,7 +226,7 @@ class Bench:
             steps_per_epoch=self.job.steps_per_epoch,
             shuffle=False,
             callbacks=callbacks,
-            verbose=0,
+            verbose=0,  # pyright: ignore[reportArgumentType]
         )
         seconds = self.cluster.gather(recorder.seconds, timing.PATIENCE_S)
         return {"seconds": np.max(seconds, axis=0).tolist(), **self._validate(recorder.weights)}
@@ -318,7 +318,7 @@ def _recorder(library: Any, weights):
             self.record()
 
         def on_train_end(self, logs=None):
-            self.seconds.pop(), self.weights.pop()
+            del self.seconds[-1], self.weights[-1]
             self.record()
 
         def record(self):

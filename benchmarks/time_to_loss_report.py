@@ -207,7 +207,7 @@ def draw(
             by_step.fill_between(steps, *band, color=color, alpha=0.12, linewidth=0)
     _finish(by_second, targets, "Loss against time", "seconds of training")
     _finish(by_step, targets, "Loss against steps (band: baseline, range over seeds)", "step")
-    by_second.set(ylabel="validation loss of the averaged model (log scale)")
+    by_second.set(ylabel="validation loss, averaged model (log)")
     lines = by_second.get_legend_handles_labels()
     picture.legend(*lines, loc="outside right center", frameon=False)
     picture.savefig(path)
@@ -218,12 +218,5 @@ def _finish(axes: "Axes", targets: dict[str, float], title: str, xlabel: str):
     figure.finish(axes, xlabel=xlabel)
     for to, target in targets.items():
         axes.axhline(target, color=figure.GRAY, linewidth=0.8, ls=(0, (1, 3)))
-        axes.annotate(
-            to,
-            (0.995, target),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            fontsize=8,
-            color=figure.GRAY,
-        )
+        place = {"xycoords": ("axes fraction", "data"), "va": "bottom"}
+        axes.annotate(to, (0.01, target), **place, fontsize=8, color=figure.GRAY)
