@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-slow test-clusters test-all test-quick exchange network compare optimizers input paper graphs scale lint docs help clean
+.PHONY: train test test-slow test-clusters test-all test-quick exchange network compare optimizers input paper graphs scale time-to-loss lint docs help clean
 
 train: $(VENV)/ready  ## Train ResNet-20 on handwritten digits with 4 local workers. 1 minute.
 	$(RUN) train.py
@@ -58,6 +58,11 @@ graphs: $(VENV)/ready  ## Compare base_2 with the one-peer exponential graph, si
 
 scale: $(VENV)/ready  ## Measure how large a simulation may be. 2 minutes.
 	$(RUN) benchmarks/scale.py --output=output/scale.json
+
+time-to-loss: $(VENV)/ready  ## Measure the time to the loss of synchronous training. Needs root. 20 minutes.
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	$(RUN) benchmarks/time_to_loss.py --workers=8 --mbit=100 --batch_size=8 --learning_rate=0.2 \
+	  --epochs=15 --steps_per_epoch=20 --output=output/time_to_loss.json
 
 # Pages first, then every example of the reference.
 docs: $(VENV)/ready  ## Build the documentation site in build/docs/html. 1 minute.

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from benchmarks import graphs, memory, network_report, paper, report, scale
+from benchmarks import graphs, memory, network_report, paper, report, scale, time_to_loss_report
 from tests.support import deadlines
 from tf_gossip_pga.algorithm import topology
 from tf_gossip_pga.simulate import curves
@@ -91,6 +91,41 @@ def test_a_table_has_the_columns_that_a_row_has():
     assert head.split() == ["median", "ms", "min", "max", "CPU", "s"]
     assert first.split() == ["a", "2.0", "1.0", "3.0"]
     assert second.split() == ["bb", "2.0", "1.0", "3.0", "0.50"]
+
+
+def test_times_to_a_loss_are_worked_by_hand():
+    def run(losses, second):
+        seconds = [second * (index + 1) for index in range(4)]
+        return {"seconds": seconds, "losses": losses, "accuracies": [0.5, 0.6, 0.7, 0.8]}
+
+    # The mean of the baseline's seeds falls by 1 each 10 steps, from 4 to 1.
+    baseline = [run([4.5, 3.5, 2.5, 1.5], 10.0), run([3.5, 2.5, 1.5, 0.5], 12.0)]
+    targets = time_to_loss_report.targets_of(baseline, [10, 20, 30, 40])
+    assert targets == pytest.approx({"to 90%": 1.4, "to 100%": 1})  # 36 and 40 steps
+    twice_as_fast = [run([4, 3, 2, 1], 5.5)]
+    never = [run([4, 3, 2, 1.2], 5.5)]
+    names = (time_to_loss_report.BASELINE, "PGA", "AGA")
+    rows = [
+        time_to_loss_report.row(name, measured, targets)
+        for name, measured in zip(names, (baseline, twice_as_fast, never), strict=True)
+    ]
+    of_baseline, of_fast, of_never = rows
+    # 11 s between validations; 1.4 is six tenths of the way from 2 at 33 s to 1 at 44 s.
+    assert of_baseline["to 90%"] == pytest.approx(33 + 0.6 * 11)
+    assert of_baseline["to 100%, each seed"] == [None, pytest.approx(36 + 0.5 * 12)]
+    assert of_baseline["loss_std"] == pytest.approx(0.5 * 2**0.5)
+    assert of_fast["to 100%"] == pytest.approx(22)
+    # From 2 to 1.2: 1.4 is three quarters of the way.
+    assert of_never["to 90%"] == pytest.approx(16.5 + 0.75 * 5.5)
+    assert of_never["to 100%"] is None
+    found = time_to_loss_report.speedups(rows)
+    assert found["PGA"] == pytest.approx({"": 2, " to 90%": 2, " to 100%": 2})
+    assert found["AGA"][" to 100%"] is None
+    lines = time_to_loss_report.table(rows, found).splitlines()
+    assert lines[2].split()[-4:] == ["19.8", "2.00", "22.0", "2.00"]
+    assert lines[3].split()[-2:] == ["-", "-"]
+    first = np.array([1.0, 2.0])
+    assert time_to_loss_report.crossing(first, np.array([0.5, 0.4]), 0.6) == 1
 
 
 def test_orders_of_the_transient_stage():

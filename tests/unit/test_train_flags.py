@@ -115,7 +115,9 @@ def test_flags_are_held_against_tf_config(arguments, config, message):
     assert ended.returncode == 1
 
 
-@pytest.mark.parametrize("program", ["train.py", "benchmarks/compare.py"])
+@pytest.mark.parametrize(
+    "program", ["train.py", "benchmarks/compare.py", "benchmarks/time_to_loss.py"]
+)
 def test_help_lists_the_flags(program):
     ended = nursery.run([TRAIN.parent / program, "--help"], nursery.LIGHT)
     for flag in ("--topology", "--classes_per_worker", "--learning_rate", "--precision"):

@@ -151,7 +151,7 @@ class AutoSchedule(Schedule):
         """Choose the next rung. See `Schedule.observe`."""
         now = self._now
         now["last"], now["periods"] = step, now["periods"] + 1
-        if now["periods"] > 1:  # the first period includes compilation
+        if now["periods"] > 2:  # the first period, and the average that ends it, compile functions
             self._remember_times(observed)
         compared, now["before"] = now["before"], now["rung"]
         if compared is not None and 0 < observed.distance < math.inf:
