@@ -159,6 +159,7 @@ def test_settings_out_of_range(settings, message):
 def test_auto_is_the_period_with_its_defaults():
     given = {"topology": "ring", "optimizer_state": "local", "overlap": False, "local": ()}
     given |= {"wire_dtype": "float32", "timeout_s": 9.0, "on_worker_lost": "raise"}
+    given |= {"outer_optimizer": None}
     settings = Settings(**given, H="auto", gossip_every=1, min_workers=1, size=2)
     assert AutoPeriod() == settings.H
     with pytest.raises(ValueError, match=r'H="auto" also chooses gossip_every; .*=2'):

@@ -135,8 +135,9 @@ def test_of_train_and_benchmarks_only_exchanges_knows_the_engine():
 
 
 def test_public_names_resolve():
-    expected = {"initialize", "Cluster", "GossipPGA", "AdaptivePeriod", "WorkerLost", "PREEMPTED"}
-    expected |= {"topology", "Topology", "Checkpoint", "Outer", "plan", "run", "simulate"}
+    expected = {"initialize", "Cluster", "GossipPGA", "AdaptivePeriod", "AutoPeriod", "WorkerLost"}
+    expected |= {"PREEMPTED", "topology", "Topology", "Checkpoint", "Outer", "plan", "run"}
+    expected |= {"simulate"}
     assert set(pga.__all__) == set(dir(pga)) == expected
     assert pga.PREEMPTED == 75
     for name in expected - {"PREEMPTED"}:

@@ -278,9 +278,8 @@ class Averager:
 
     def copy_outer(self, source: int):
         """Copy the outer optimizer's state, if there is one, from the member with this index."""
-        doing, start_s = "the copy of the outer optimizer", self._patience.start_s
-        bucket = self._bucket(self._variables.of_outer)
-        self.bytes_sent += copy(self._session, bucket, source, True, doing, start_s)
+        bucket, start_s = self._bucket(self._variables.of_outer), self._patience.start_s
+        self.bytes_sent += copy(self._session, bucket, source, True, "the outer state", start_s)
 
     def broadcast(self, doing: str):
         """Copy all variables, including `others`, from the first member."""
