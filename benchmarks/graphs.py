@@ -141,7 +141,7 @@ def draw(alone: list[dict], found: list[dict], path: pathlib.Path) -> None:
         for panel, algorithm in zip(axes[1:, column], PERIODS, strict=True):
             for graph in GRAPHS:
                 curve = methods[f"{algorithm}, {graph}"]
-                panel.semilogy(curve.steps, curve.consensus_distance.mean(axis=1), label=graph)
+                panel.plot(curve.steps, curve.consensus_distance.mean(axis=1), label=graph)
             panel.set(xlabel=f"step of {algorithm}")
     for panel, label in zip(axes[:, 0], ("error", *["consensus distance"] * 2), strict=True):
         panel.set_ylabel(label)

@@ -63,6 +63,9 @@ def base_2(n: int) -> Topology:
     power of two, the graph is the hypercube. For n = 2^s q with an odd q > 1, a cycle has
     s + 1 + 2 floor(log2 q) rounds: 3 for n = 3, 4 for n = 6, 5 for n = 7.
 
+    In simulated training, the ranks were closer together on `one_peer_exponential`, although that
+    graph averages exactly only if n is a power of two.
+
     Source: Takezawa et al., NeurIPS 2023.
 
     Args:
