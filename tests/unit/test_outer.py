@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tests.support import reference
 from tf_gossip_pga.algorithm.outer import Outer
+from tf_gossip_pga.checkpoint import outer_file
 from tf_gossip_pga.exchange.outer_state import OuterState
 
 
@@ -132,3 +133,20 @@ def test_a_fit_begins_at_its_weights_and_keeps_the_velocity():
     assert [float(v[0]) for v in state.variables] == [5.0, 0.0]
     state.forget()
     assert (state.variables, state.is_restored) == ([], False)
+
+
+def test_a_file_holds_the_state_of_the_same_parameters_only(tmp_path):
+    def state(*parameters):
+        found = OuterState(Outer(0.7, 0.9))
+        found.serve([*map(tf.Variable, parameters)])
+        return found
+
+    first, second = state([1.0, 2.0], [[3.0]]), state([0.0, 0.0], [[0.0]])
+    first.velocity[1].assign([[5.0]])
+    outer_file.save(tmp_path / outer_file.NAME, first)
+    outer_file.load(tmp_path / outer_file.NAME, second)
+    for left, right in zip(first.variables, second.variables, strict=True):
+        np.testing.assert_array_equal(left, right)
+    for other in (state([0.0, 0.0]), state([0.0, 0.0], [0.0])):
+        with pytest.raises(ValueError, match=r"other parameters\. Check the argument local"):
+            outer_file.load(tmp_path / outer_file.NAME, other)
