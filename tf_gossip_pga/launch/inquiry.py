@@ -26,9 +26,10 @@ class Inquiry:
         self._over = threading.Event()
 
     def any_waits(self, ranks: Iterable[int]) -> bool:
-        """Return the last answer to whether any of these ranks waits for others to start.
+        """Return whether any of these ranks was still waiting for other ranks when last asked.
 
-        Return at once. The first call begins to ask, so there is no answer yet: it returns False.
+        A thread asks the ranks again and again. The first call starts this thread, and returns
+        False, because no rank has answered yet.
 
         Args:
           ranks: ranks of the running workers.

@@ -68,7 +68,7 @@ def define_flags() -> None:
         "gossip_every", 1, "Number of steps from one gossip to the next.", lower_bound=1
     )
     flags.DEFINE_list(
-        "H", [str(each) for each in plan.PERIODS], "Periods to compare, in steps, at least 2."
+        "H", [str(each) for each in plan.PERIODS], "Periods to compare: numbers of steps, each at least 2."
     )
     names = [name for name in topology.BY_NAME if name != "disconnected"]  # it is Local SGD
     flags.DEFINE_list("topology", list(plan.TOPOLOGIES), f"Graphs to compare: {', '.join(names)}.")

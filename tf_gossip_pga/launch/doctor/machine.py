@@ -79,8 +79,8 @@ def _resolved(names: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str
 class Folder:
     """Write files to the checkpoint folder, and read those of other hosts.
 
-    If the folder does not exist, `Checkpoint` creates it. The files are then in its nearest parent
-    that exists.
+    The folder need not exist, because `Checkpoint` will create it when training begins. If it does
+    not exist, the files are written to its nearest parent that exists.
 
     Args:
       path: the folder.
