@@ -92,7 +92,7 @@ flags.DEFINE_float(
     "outer_momentum", Outer.momentum, "Momentum of the outer optimizer, at least 0 and below 1."
 )
 flags.DEFINE_bool("outer_nesterov", Outer.nesterov, "Use Nesterov momentum in the outer optimizer.")
-flags.DEFINE_bool("overlap", False, "Gossip during the computation of the next step.")
+flags.DEFINE_bool("overlap", False, "Gossip during the computation of the next steps.")
 flags.DEFINE_enum(
     "wire_dtype",
     "float32",

@@ -101,6 +101,8 @@ def describe(results: dict) -> str:
     if results["H"]:
         parts.append(f"H {'from ' if results['algorithm'] == 'aga' else '= '}{results['H']}")
     parts.append(results["topology"])
+    if (results["gossip_every"] or 1) > 1:
+        parts.append(f"a gossip every {results['gossip_every']} steps")
     if results["outer_optimizer"]:
         parts.append("outer optimizer")
     if results["overlap"]:

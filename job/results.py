@@ -77,7 +77,7 @@ def collect(cluster: "Cluster", job: Job, run: Run, gossip: "GossipPGA", timeout
         "dataset": data.name,
         "H": period(),
         "topology": topology_name(),
-        "gossip_every": FLAGS.gossip_every,
+        "gossip_every": None if FLAGS.algorithm == "auto" else FLAGS.gossip_every,
         "optimizer_state": FLAGS.optimizer_state,
         "outer_optimizer": None if outer is None else dataclasses.asdict(outer),
         "overlap": FLAGS.overlap,

@@ -137,6 +137,33 @@ def _resumed(cluster, folder, outer, epochs):
     return {"start": start, "files": sorted(files_of(folder)), **begun}
 
 
+def _again(cluster, folder, outer):
+    """Train, restore the checkpoint, and train on, in one process. Return all weights."""
+    import tf_gossip_pga as pga
+
+    model, gossip = kit.a_model(cluster.rank, "momentum"), kit.a_gossip(outer=outer)
+    checkpoint = pga.Checkpoint(gossip, folder)
+    fit = {"batch_size": kit.BATCH, "shuffle": False, "verbose": 0}
+    seen = []
+    for epochs in (1, 3):
+        start = checkpoint.restore(model)
+        model.fit(
+            *kit.data(cluster.rank),
+            epochs=epochs,
+            initial_epoch=start,
+            callbacks=[gossip, checkpoint],
+            **fit,
+        )
+        state = gossip.run.outer
+        seen.append([v.numpy().tolist() for v in [*model.trainable_variables, *state.variables]])
+    return seen
+
+
+def test_ranks_stay_equal_if_a_process_restores_its_own_checkpoint(pools, tmp_path):
+    first, *others = pools.run(_again, 2, folder=str(tmp_path), outer=[0.7, 0.9, True])
+    assert all(each == first for each in others)
+
+
 def files_of(folder) -> list[str]:
     newest = max(pathlib.Path(folder).glob("checkpoint-*"))
     return [path.name for path in newest.glob("*.npz")]

@@ -81,11 +81,17 @@ def test_only_distances_above_the_reference_hold_it_back():
 
 
 @pytest.mark.parametrize("distance", [math.nan, 0.0, math.inf])
-def test_an_unknown_distance_says_nothing(distance):
-    found = _follow(
-        AutoPeriod().start(), 30, lambda _: dataclasses.replace(SLOW, distance=distance)
-    )
-    assert max(found) == (48, 8)
+def test_h_does_not_grow_where_the_distance_is_unknown(distance):
+    unknown = dataclasses.replace(SLOW, distance=distance)
+    assert set(_follow(AutoPeriod().start(), 30, lambda _: unknown)) == {(6, 1)}
+
+
+def test_h_does_not_grow_beyond_a_rung_whose_distance_is_unknown():
+    # As if a checkpoint were saved in every period of more than 12 steps.
+    def observe(setting):
+        return SLOW if setting[0] <= 12 else dataclasses.replace(SLOW, distance=math.nan)
+
+    assert max(_follow(AutoPeriod().start(), 40, observe)) == (24, 2)
 
 
 def test_without_times_h_stays():
@@ -132,13 +138,27 @@ def test_a_state_that_was_saved_continues_the_run():
     assert resumed.state == whole.state
 
 
-@pytest.mark.parametrize("change", [{"rung": 12}, {"choice": -1}, {"last": None}, {"times": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rung": 12},
+        {"choice": -1},
+        {"last": None},
+        {"before": "4"},
+        {"reference": "x"},
+        {"reference": -1.0},
+        {"times": 3},
+        {"times": {"compute_s": math.nan}},
+        {"times": {"average_s": -1}},
+    ],
+)
 def test_a_state_that_is_none_is_refused(change):
     run = AutoPeriod().start()
     with pytest.raises((KeyError, TypeError, ValueError)):
         run.restore({**run.state, **change})
-    with pytest.raises((KeyError, TypeError, ValueError)):
-        run.restore({})
+    for name in run.state:
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            run.restore({each: value for each, value in run.state.items() if each != name})
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_resolve_makes_whole_numbers_plain(period):
 def test_resolve_refuses(period):
     message = (
         "steps >= 1 (1: Parallel SGD), None for no global average (Gossip SGD), an AdaptivePeriod "
-        '(Gossip-AGA), or "auto"'
+        '(Gossip-AGA), or an AutoPeriod (in GossipPGA, "auto")'
     )
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         schedule.resolve(period)

@@ -151,7 +151,8 @@ def test_an_automatic_period_grows_only_where_nodes_stay_close():
         run = simulate.Simulation(problem, name, H=AutoPeriod(), step_size=0.02)
         run.advance(600)
         found[name] = int(run.global_averages[0])
-    assert found["complete"] < 40 < 0.7 * found["ring"] <= 70
+    # All periods of 6 steps would be 100 averages, all of 12 steps 50.
+    assert found["complete"] < 0.8 * found["ring"] <= 80
 
 
 def test_each_trial_has_an_adaptive_period_of_its_own():
@@ -385,6 +386,7 @@ def simulation(**arguments):
         (lambda: simulation(step_size=0), r"step_size must be a number > 0, received 0\."),
         (lambda: simulation(step_size=math.nan), r"step_size must be a number > 0, received nan"),
         (lambda: simulation(H=AutoPeriod(), trials=2), r"received trials=2\. Use one trial"),
+        (lambda: simulation(H=None, outer_optimizer=Outer()), r"H=None has none"),
         (lambda: simulation(gossip_every=0), r"gossip_every must be .*received 0"),
         (lambda: simulation(H=4, gossip_every=4), r"less than H=4, received 4"),
         (lambda: simulation(outer_optimizer=1), r"a pga\.Outer or None, received 1\."),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TypedDict, cast
+from typing import Any, TypedDict, TypeVar, cast
 
 from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm.schedule import ChangingPeriod, Observed, Schedule
@@ -27,9 +27,10 @@ RUNGS = (
     *((12, 1), (12, 2), (24, 2), (24, 4), (48, 4), (48, 8), (96, 8)),
 )
 REFERENCE = 4  # rung with which a run begins, and with which drift is compared
-# Numbers of periods: on the reference before the first choice; from one on the reference to the
-# next, while the choice is higher; until a rung on which replicas drifted too far is tried again.
+# Numbers of periods: before the one whose end brings the first choice; from one on the reference
+# to the next, while the choice is higher; until a rung with too much drift is tried again.
 _WARM_UP, _REFERENCE_EVERY, _RETRY_AFTER = 4, 5, 20
+_TIMES = ("compute_s", "gossip_s", "average_s")
 _MEMORY = 0.7  # weight of the earlier mean in a running mean
 
 
@@ -151,18 +152,19 @@ class AutoSchedule(Schedule):
         """Choose the next rung. See `Schedule.observe`."""
         now = self._now
         now["last"], now["periods"] = step, now["periods"] + 1
-        if now["periods"] > 2:  # the first period, and the average that ends it, compile functions
-            self._remember_times(observed)
+        self._remember_times(observed)
         compared, now["before"] = now["before"], now["rung"]
-        if compared is not None and 0 < observed.distance < math.inf:
+        is_known = compared is not None and 0 < observed.distance < math.inf
+        if compared is not None and is_known:
             self._compare(compared, observed.distance)
         if now["periods"] > _WARM_UP:
-            self._choose(can_rise=compared == now["choice"])
+            known = is_known and now["reference"] is not None
+            self._choose(can_rise=known and compared == now["choice"])
 
     def explanation(self) -> str | None:
         """Return the reasons for the first choice. See `Schedule.explanation`."""
         now = self._now
-        if now["periods"] != _WARM_UP + 1 or len(now["times"]) < 2:
+        if now["periods"] != _WARM_UP + 1 or not {"compute_s", "average_s"} <= {*now["times"]}:
             return None
         known = ", ".join(
             f"{name} {1000 * now['times'][key]:.3g} ms"
@@ -190,7 +192,7 @@ class AutoSchedule(Schedule):
 
     def _remember_times(self, observed: Observed) -> None:
         times = self._now["times"]
-        for name in ("compute_s", "gossip_s", "average_s"):
+        for name in _TIMES:
             value: float = getattr(observed, name)
             if math.isfinite(value):
                 times[name] = _MEMORY * times.get(name, value) + (1 - _MEMORY) * value
@@ -242,14 +244,35 @@ class AutoSchedule(Schedule):
 
     def restore(self, state: object) -> None:
         """Continue a run from the `state` of its schedule. See `Schedule.restore`."""
-        found = cast("dict[str, object]", state)
-        for name in ("rung", "choice", "limit"):
-            if _validate.whole(found[name], 0, len(RUNGS) - 1) is None:
-                raise ValueError(f"{name} must be a rung, received {found[name]!r}.")
-        for name in ("limited", "last", "periods"):
-            if _validate.whole(found[name], 0) is None:
-                raise ValueError(f"{name} must be a whole number >= 0, received {found[name]!r}.")
-        times = cast("dict[str, float]", found["times"])
-        known = {name: float(times[name]) for name in times}
-        self._now = cast("AutoState", {**self._now, **found, "times": known})
+        found = cast("dict[str, Any]", state)
+        top, times = len(RUNGS) - 1, found["times"]
+        self._now = {
+            "rung": _number("rung", _validate.whole(found["rung"], 0, top)),
+            "before": None
+            if found["before"] is None
+            else _number("before", _validate.whole(found["before"], 0, top)),
+            "choice": _number("choice", _validate.whole(found["choice"], 0, top)),
+            "limit": _number("limit", _validate.whole(found["limit"], 0, top)),
+            "limited": _number("limited", _validate.whole(found["limited"], 0)),
+            "last": _number("last", _validate.whole(found["last"], 0)),
+            "periods": _number("periods", _validate.whole(found["periods"], 0)),
+            "reference": None
+            if found["reference"] is None
+            else _number("reference", _validate.number(found["reference"])),
+            "times": {
+                name: _number(name, _validate.number(times[name]))
+                for name in _TIMES
+                if name in times
+            },
+        }
         self._use_rung()
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _number(name: str, value: _Number | None) -> _Number:
+    """Return a number of a state. Raise `ValueError` if it is not accepted."""
+    if value is None or value < 0:
+        raise ValueError(f"The state of an AutoPeriod has no valid {name!r}.")
+    return value

@@ -360,8 +360,8 @@ def resolve(H: object, gossip_every: object = 1) -> Schedule:  # noqa: N803 (the
     if period is None:
         raise ValueError(
             "H must be a whole number of steps >= 1 (1: Parallel SGD), None for no global average "
-            '(Gossip SGD), an AdaptivePeriod (Gossip-AGA), or "auto"; received H='
-            f"{H!r}."
+            '(Gossip SGD), an AdaptivePeriod (Gossip-AGA), or an AutoPeriod (in GossipPGA, "auto")'
+            f"; received H={H!r}."
         )
     if every > 1 and every >= period:
         raise ValueError(

@@ -7,4 +7,5 @@
 - `ownership`: decide which job, and which of its views, may write to a directory.
 - `regular`: open regular files without following links.
 - `rank_file`: the variables that each rank saves for itself.
+- `outer_file`: the state of the outer optimizer, which the chief saves.
 """

@@ -153,7 +153,8 @@ class Reader:
             return
         if self._is_chief:
             path = self._files.checked(number, outer_file.NAME, listed)
-            variables_lib.variables_of(model, settings.optimizer_state, settings.local, outer)
+            of_model = variables_lib.variables_of(model, settings.optimizer_state, settings.local)
+            outer.serve(of_model.parameters)
             with explained(path):
                 outer_file.load(path, outer)
         outer.is_restored = True

@@ -20,5 +20,7 @@ Modules, from the bottom up:
 - `mixing`: builds the TensorFlow graph of a gossip.
 - `health`: checks whether a rank's own parameters are finite, and fingerprints them.
 - `traced`: functions that TensorFlow traces only once.
+- `copying`: copies variables from one member to the others.
+- `outer_state`: the state of an outer optimizer.
 - `averager`: gossips, global averages, broadcasts, and state transfers of one model's variables.
 """

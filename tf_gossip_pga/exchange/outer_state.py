@@ -49,9 +49,13 @@ class OuterState:
             self.velocity = [tf.Variable(tf.zeros_like(v), trainable=False) for v in values]
 
     def forget(self):
-        """Start over: with velocity 0, and from the parameters with which the next `fit` begins."""
+        """Start over: with velocity 0, and from the parameters with which the next `fit` begins.
+
+        Keep the variables, which averagers of earlier fits hold.
+        """
         self.is_restored = False
-        self._parameters, self.anchor, self.velocity = [], [], []
+        for velocity in self.velocity:
+            velocity.assign(tf.zeros_like(velocity))
 
     def begin(self):
         """Set the anchor to the current parameters, unless it was restored for this `fit`."""

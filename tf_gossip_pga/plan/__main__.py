@@ -17,7 +17,7 @@ from typing import Any
 from absl import app, flags
 
 from tf_gossip_pga import plan
-from tf_gossip_pga.algorithm import topology
+from tf_gossip_pga.algorithm import schedule, topology
 from tf_gossip_pga.exchange import wire
 from tf_gossip_pga.plan import arguments, probe
 from tf_gossip_pga.tools import output
@@ -68,7 +68,9 @@ def define_flags() -> None:
         "gossip_every", 1, "Number of steps from one gossip to the next.", lower_bound=1
     )
     flags.DEFINE_list(
-        "H", [str(each) for each in plan.PERIODS], "Periods to compare: numbers of steps, each at least 2."
+        "H",
+        [str(each) for each in plan.PERIODS],
+        "Periods to compare: numbers of steps, each at least 2.",
     )
     names = [name for name in topology.BY_NAME if name != "disconnected"]  # it is Local SGD
     flags.DEFINE_list("topology", list(plan.TOPOLOGIES), f"Graphs to compare: {', '.join(names)}.")
@@ -118,6 +120,7 @@ def _predict(given: flags.FlagValues) -> dict[str, Any] | None:
     periods = [int(each) if str(each).isdecimal() else each for each in given.H]
     if nodes is not None:  # find errors before loading or measuring
         arguments.comparison(nodes, periods, given.topology)
+        schedule.resolve(min(periods), given.gossip_every)
     parameters = _parameters(given)
     settings = _complete({"nodes": nodes, **_times(given, parameters)})
     if cluster and not cluster.is_chief:

@@ -47,8 +47,8 @@ product of the r mixing matrices of one cycle of the one-peer graph. The root tu
 into a b per round. Above 512 ranks, `beta_of` returns the b of the static exponential graph,
 because no better value is available.
 
-If there are several steps from one gossip to the next, `beta_of` returns the b per step: for g
-steps, the g-th root of the b of a gossip.
+If there are g steps from one gossip to the next, `beta_of` returns 1 - (1 - b) / g, with which the
+number of steps 1 / (1-b) is g times as large. This, too, is a guess.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def mb_per_step(
         average.
       overlap: whether gossips that end after the next global average are skipped.
     """
-    steps = range(1, 1 + (schedule.H or 1) * topology.rounds * schedule.gossip_every)
+    steps = range(1, 1 + math.lcm(schedule.H or 1, topology.rounds * schedule.gossip_every))
     messages = averages = 0
     for step in steps:
         if schedule.is_global(step):
@@ -217,7 +217,7 @@ def beta_of(graph: Topology, gossip_every: int = 1) -> float | None:
       gossip_every: number of steps from one gossip to the next. Default 1.
     """
     beta = _beta_of_gossip(graph)
-    return None if beta is None else beta ** (1 / gossip_every)
+    return None if beta is None else 1 - (1 - beta) / gossip_every
 
 
 def _beta_of_gossip(graph: Topology) -> float | None:

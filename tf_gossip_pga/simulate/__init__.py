@@ -13,11 +13,12 @@ average.
 
     y_i <- x_i - step_size * gradient of f_i(x_i, batch)
     x_i <- 1/n sum_j y_j            if k % H == 0, k counted from 1
-    x_i <- sum_j W[i, j] * y_j      otherwise, W of round k - 1
+    x_i <- sum_j W[i, j] * y_j      otherwise, if k % gossip_every == 0
+    x_i <- y_i                      otherwise
 
 With an outer optimizer (`pga.Outer`), a global average is followed by an outer step.
 f_i is the mean loss over the data of node i, f is the mean of all f_i, and f* is the minimum of f.
-W is the mixing matrix of one round of the topology.
+W is the mixing matrix of round k / gossip_every - 1 of the topology.
 
 Topologies and periods are the same objects as in real training. A gossip reads O(edges * d)
 numbers, where d is the number of parameters.

@@ -13,8 +13,8 @@ from typing import Any
 import tensorflow as tf
 from absl import app, flags
 
-from tf_gossip_pga.algorithm import topology
-from tf_gossip_pga.simulate import curves, problems, report
+from tf_gossip_pga.algorithm import schedule, topology
+from tf_gossip_pga.simulate import curves, problems, report, simulation
 from tf_gossip_pga.simulate import figure as figure_lib
 from tf_gossip_pga.simulate.problem import Problem
 from tf_gossip_pga.tools import output
@@ -40,7 +40,8 @@ flags.DEFINE_multi_string(
 flags.DEFINE_integer(
     "H",
     16,
-    "Period: steps from one global average to the next. With aga: the first period.",
+    "Period: steps from one global average to the next. With aga: the first period. Not used by "
+    "auto.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
@@ -99,7 +100,11 @@ def _simulate() -> tuple[Problem, dict[str, curves.Curve]]:
         )
     topology.resolve(FLAGS.topology, FLAGS.nodes)  # find errors before generating the data
     for name in FLAGS.algorithm:
-        curves.settings_of(name, FLAGS.topology, FLAGS.H, FLAGS.iterations, FLAGS.gossip_every)
+        settings = curves.settings_of(
+            name, FLAGS.topology, FLAGS.H, FLAGS.iterations, FLAGS.gossip_every
+        )
+        schedule.resolve(settings["H"], settings.get("gossip_every", 1))
+        simulation.check_period(settings["H"], FLAGS.trials, settings.get("outer_optimizer"))
     problem = PROBLEMS[FLAGS.problem](FLAGS.nodes, FLAGS.heterogeneity, seed=FLAGS.seed)
     return problem, curves.compare(
         problem,

@@ -142,17 +142,16 @@ def settings_of(
       algorithm: one of `ALGORITHMS`. `"parallel"`, `"gossip"` and `"local"` are Parallel SGD,
         Gossip SGD and Local SGD. `"pga"` is Gossip-PGA. `"aga"` is Gossip-AGA, which starts with
         the period `H` and keeps it for the first third of the run. `"auto"` is Gossip-PGA with an
-        `AutoPeriod`, which needs one trial. `"slowmo"` is Gossip-PGA with
-        SlowMo, whose slow momentum is 0.5, and `"diloco"` is Local SGD with the outer optimizer of
-        DiLoCo (see `pga.Outer`). `"gossip_final"` is Gossip SGD that averages globally once, at the
-        last step.
+        `AutoPeriod`, which needs one trial. `"slowmo"` is Gossip-PGA with SlowMo, whose slow
+        momentum is 0.5, and `"diloco"` is Local SGD with the outer optimizer of DiLoCo (see
+        `pga.Outer`). `"gossip_final"` is Gossip SGD that averages globally once, at the last step.
       topology: who gossips with whom, as in `Simulation`. `"parallel"`, `"local"` and `"diloco"`
         ignore this argument.
-      H: period of the global average in steps, >= 1. `"parallel"`, `"gossip"` and `"gossip_final"`
-        ignore this argument.
+      H: period of the global average in steps, >= 1. `"parallel"`, `"gossip"`, `"auto"` and
+        `"gossip_final"` ignore this argument.
       iterations: number of steps of the run.
-      gossip_every: number of steps from one gossip to the next, as in `Simulation`. `"parallel"`
-        and `"local"` ignore this argument. Default 1.
+      gossip_every: number of steps from one gossip to the next, as in `Simulation`, which checks
+        it. `"parallel"`, `"local"`, `"diloco"` and `"auto"` ignore this argument. Default 1.
 
     Returns:
       A dict of arguments: `topology` and `H`; for algorithms that gossip `gossip_every`; for

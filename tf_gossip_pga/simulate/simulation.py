@@ -116,12 +116,7 @@ class Simulation:
         self._topology_rounds = topology.rounds
         self._changes = isinstance(H, schedule_lib.ChangingPeriod)
         self._schedules = [schedule_lib.resolve(H, gossip_every) for _ in range(self.trials)]
-        is_auto = isinstance(H, AutoPeriod)
-        if is_auto and self.trials > 1:
-            raise ValueError(
-                "An AutoPeriod changes gossip_every, which must be the same in all trials; "
-                f"received trials={self.trials}. Use one trial, and several seeds."
-            )
+        check_period(H, self.trials, outer_optimizer)
         loop = steps_lib.Steps(
             problem,
             topology,
@@ -130,7 +125,7 @@ class Simulation:
             seed=seed,
             shuffle=shuffle,
             outer=outer_optimizer,
-            measures_distance=is_auto,
+            measures_distance=isinstance(H, AutoPeriod),
         )
         self._take = tf.function(loop.take, autograph=False, jit_compile=bool(jit_compile))
         self._state = steps_lib.start(problem, self.trials)
@@ -183,7 +178,8 @@ class Simulation:
         self._state = self._take(self._state, before, taken, is_global, rounds, sizes)
         self.step += count
         self.global_averages += is_global[:count].sum(axis=0)
-        for trial in np.flatnonzero(is_global[count - 1]):
+        changing = np.flatnonzero(is_global[count - 1]) if self._changes else []
+        for trial in changing:
             # There is no clock: exchanges count as if they took all the time.
             observed = schedule_lib.Observed(
                 loss=float(self._state.loss[trial]),
@@ -225,6 +221,29 @@ class Simulation:
     @functools.cached_property
     def _mean_loss(self) -> Callable[[tf.Tensor], tf.Tensor]:
         return tensors.mean_loss(self.problem)
+
+
+def check_period(H: object, trials: int, outer_optimizer: Outer | None) -> None:  # noqa: N803
+    """Raise if a simulation with this period is not possible.
+
+    Args:
+      H: the period, as in `Simulation`.
+      trials: number of runs.
+      outer_optimizer: as in `Simulation`.
+
+    Raises:
+      ValueError: `H` is None with an outer optimizer, or an `AutoPeriod` with several trials.
+    """
+    if H is None and outer_optimizer is not None:
+        raise ValueError(
+            "outer_optimizer takes a step at each global average, but H=None has none. Give a "
+            "period H, or leave outer_optimizer out."
+        )
+    if isinstance(H, AutoPeriod) and trials > 1:
+        raise ValueError(
+            "An AutoPeriod changes gossip_every, which must be the same in all trials; received "
+            f"trials={trials}. Use one trial, and several seeds."
+        )
 
 
 def _or_none(name: str, value: int | None) -> int | None:

@@ -99,7 +99,7 @@ class GossipPGA(keras.callbacks.Callback):
         `Topology`. `"disconnected"` is Local SGD. Default None: `"one_peer_exponential"`, or over
         NCCL `"hypercube"` for 2, 4, 8, … workers. Each worker then sends one message per step.
       gossip_every: number of steps from one gossip to the next, at least 1 and, if it is not 1,
-        less than a fixed `H`. Each gossip uses the topology's next round. Default 1.
+        less than a fixed `H`. Gossips use the topology's rounds in turn. Default 1.
       optimizer_state: what a global average does with the optimizer's slots, that is, its
         non-scalar floating-point variables. Global averages for validation and at the end of
         training leave the slots unchanged. Wang et al. ("SlowMo", ICLR 2020) compare the three
@@ -278,7 +278,8 @@ class GossipPGA(keras.callbacks.Callback):
 
         To continue a run in a new process, set this property to the same value on every rank before
         `fit`. `Checkpoint` does this automatically. If you set nothing, the step count is derived
-        from `initial_epoch`, and an adaptive period starts over.
+        from `initial_epoch`, and a period that changes starts over. The state of an outer optimizer
+        is not included.
 
         Raises:
           ValueError: if set to a value that is not the state of a callback with this kind of `H`.

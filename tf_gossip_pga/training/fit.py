@@ -14,7 +14,6 @@ import keras
 from tf_gossip_pga.algorithm.schedule import Observed
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training import callback_facts, period_loss
-from tf_gossip_pga.training.pace import Pace
 from tf_gossip_pga.training.phase import Phase, StopVote
 from tf_gossip_pga.training.run_state import RunState
 
@@ -55,7 +54,6 @@ class Fit:
         self.batches = 0
         self.callbacks: list[callback_facts.Fact] | None = None
         self._loss = period_loss.PeriodLoss() if run.schedule.follows_loss else None
-        self._pace = Pace()
         # Number of distances, number of global steps, communication seconds.
         self._at_epoch_begin = (0, 0, 0.0)
 
@@ -78,7 +76,7 @@ class Fit:
         self._begin_step_count(epoch)
         self._gather_ranks(epoch)
         self._report_step()
-        self._pace.pause()
+        self.run.pace.pause()
         if self._loss:
             self._loss.begin_epoch()
         run = self.run
@@ -93,7 +91,7 @@ class Fit:
           logs: Keras' logs of the batch, or None.
         """
         run = self.run
-        self._pace.end_step()
+        run.pace.end_step()
         run.step += 1
         self.batches += 1
         is_global = run.schedule.is_global(run.step)
@@ -102,7 +100,7 @@ class Fit:
             self._loss.observe(period_loss.sums_of(self.model), logged, is_global)
         run.count(self._average(is_global))
         self._report_step()
-        self._pace.begin_step()
+        run.pace.begin_step()
 
     def begin_test(self):
         """Switch to the averaged model for validation and for the callbacks that follow it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -18,6 +19,8 @@ from tf_gossip_pga.training.piggyback import Heard, Piggyback
 from tf_gossip_pga.training.run_state import RunState
 from tf_gossip_pga.training.sync_point import Measured, Report
 
+_UNKNOWN = (math.nan, math.nan)
+
 
 class Group:
     """One rank's exchanges with the other ranks during a `fit`.
@@ -31,20 +34,22 @@ class Group:
     Attributes:
       patience: how long exchanges wait for other workers.
       replica: how this rank's model relates to the other ranks' models.
+      is_whole_period: whether the replicas were last equal right after the last global average that
+        the schedule requested, or at step 0.
     """
 
     def __init__(self, session: ElasticSession, run: RunState, model: keras.Model, vote: StopVote):
         """Store the arguments without exchanging anything."""
         self.patience: Patience = run.settings.patience(session.timing)
         self.replica = Replica()
+        self.is_whole_period = False
         self._session = session
         self._run = run
         self._model = model
         self._vote = vote
         self._lent = ""  # digest of the averaged parameters, while they replace this rank's own
         self._unreported: Measured = []
-        self._squares = (0.0, 0.0)  # of the last average that ended a whole period
-        self._is_whole_period = True  # whether the replicas were equal only at the period's begin
+        self._squares = _UNKNOWN  # of the last average that ended a whole period
         self._last_reports: list[dict] = []  # from all ranks, at the last sync point
 
     @property
@@ -134,16 +139,12 @@ class Group:
 
     # ---- Averages -------------------------------------------------------------------------------
 
-    def gossip(self, step: int):
-        """Mix parameters with the neighbors if a gossip is due after this step.
+    def gossip(self, step: int, round: int):
+        """Mix parameters with the neighbors of a round of the topology, after a step.
 
         With `overlap`, the gossip runs in the background until the next one is due.
         """
-        run, averager = self._run, self.averager
-        # Derive the round from the step count, so that ranks agree even in a resumed run.
-        round, doing = run.schedule.round_after(step), f"the gossip of step {step}"
-        if round is None:
-            return
+        run, averager, doing = self._run, self.averager, f"the gossip of step {step}"
         with run.communicating():
             if not run.settings.overlap:
                 averager.gossip(round, doing, step)
@@ -177,8 +178,8 @@ class Group:
         if not self.replica.is_equal:
             self._unreported.append((run.step, averaged.squares))
         if own is not None:
-            self._squares = averaged.squares if self._is_whole_period else (0.0, 0.0)
-            self._is_whole_period = True
+            self._squares = averaged.squares if self.is_whole_period else _UNKNOWN
+            self.is_whole_period = True
         self.replica.equalize()
         return heard
 
@@ -194,8 +195,9 @@ class Group:
         """Average the ranks' own models globally, and leave no gossip running in the background."""
         self.take_back()
         self.averager.finish_gossip(apply=False)
+        if not self.replica.is_equal:  # they will be equal in the middle of a period
+            self.is_whole_period = False
         self.average_globally(doing)
-        self._is_whole_period = False  # the replicas are equal in the middle of a period
 
     def follow(self, leaders: Collection[int]):
         """Copy all variables from the lowest rank in `leaders` that is still a member."""
@@ -266,4 +268,4 @@ class Group:
         run.schedule.restore(first["period"])
         self.replica.equalize()
         self._unreported = []  # these measurements lack the lost worker's part
-        self._squares, self._is_whole_period = (0.0, 0.0), False
+        self._squares, self.is_whole_period = _UNKNOWN, False

@@ -81,6 +81,7 @@ class GroupFit(Fit):
             self._admit(joining, epoch)
         if is_first:
             self.run.symptoms.begin(self.group.averager.health)
+            self.group.is_whole_period = self.run.step == 0
             if self.run.outer:
                 self.run.outer.is_restored = False  # the next fit begins at its own weights
 
@@ -100,24 +101,26 @@ class GroupFit(Fit):
         run, group = self.run, self.group
         group.replica.diverge()
         if not run.schedule.is_global(run.step):
-            if run.schedule.round_after(run.step) is not None:
-                with self._pace.gossiping():
-                    group.gossip(run.step)
+            # Derived from the step count, so that ranks agree even in a resumed run.
+            round = run.schedule.round_after(run.step)
+            if round is not None:
+                with run.pace.gossiping():
+                    group.gossip(run.step, round)
             return False
         doing = f"the global average of step {run.step}"
         own = Piggyback(
             stop=self.vote.is_requested,
             loss=self._loss.value if self._loss else 0.0,
-            times=self._pace.times,
+            times=run.pace.times,
         )
-        with self._pace.averaging():
+        with run.pace.averaging():
             heard = group.average_globally(doing, own)
-        if heard.is_stop:
-            self.vote.agree()
-            self.model.stop_training = True
-        group.average_slots(doing)
-        # After all messages: a rank that has completed this exchange has taken the outer step.
-        group.averager.step_outer()
+            if heard.is_stop:
+                self.vote.agree()
+                self.model.stop_training = True
+            group.average_slots(doing)
+            # After all messages: a rank that has completed this exchange has taken the outer step.
+            group.averager.step_outer()
         if self._loss:
             self._loss.value = heard.observed.loss
         self._observe(heard.observed)

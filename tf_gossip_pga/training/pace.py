@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+# The first global averages after a start compile functions: the first one itself, and the times
+# that the second one sends, which include those of the first.
+_COLD = 2
+
 
 class Times(NamedTuple):
-    """Mean times in seconds; 0 if unknown."""
+    """Mean times in seconds, NaN if unknown."""
 
-    compute_s: float = 0.0  # of a step without its exchange
-    gossip_s: float = 0.0  # of a gossip
-    average_s: float = 0.0  # of the latest global average that the schedule requested
+    compute_s: float = math.nan  # of a step without its exchange
+    gossip_s: float = math.nan  # of a gossip
+    average_s: float = math.nan  # of the latest global average that the schedule requested
 
 
 UNKNOWN = Times()
+
+
+@dataclasses.dataclass
+class _Mean:
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, seconds: float):
+        self.total += seconds
+        self.count += 1
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count if self.count else math.nan
 
 
 class Pace:
@@ -25,9 +45,13 @@ class Pace:
     def __init__(self):
         """Start without measurements."""
         self._computing: float | None = None  # when the current computation began, if it is timed
-        self._computed: list[float] = []
-        self._gossiped: list[float] = []
-        self._average_s = 0.0
+        self._computed, self._gossiped = _Mean(), _Mean()
+        self._average_s = math.nan
+        self._cold = _COLD
+
+    def restart(self):
+        """Leave out the next times, because a new averager compiles its functions again."""
+        self._cold = _COLD
 
     def begin_step(self):
         """Record that the computation of a step begins."""
@@ -36,7 +60,7 @@ class Pace:
     def end_step(self):
         """Record that the computation of a step has ended."""
         if self._computing is not None:
-            self._computed.append(time.perf_counter() - self._computing)
+            self._computed.add(time.perf_counter() - self._computing)
         self._computing = None
 
     def pause(self):
@@ -48,21 +72,20 @@ class Pace:
         """Return a context manager that times a gossip."""
         started = time.perf_counter()
         yield
-        self._gossiped.append(time.perf_counter() - started)
+        self._gossiped.add(time.perf_counter() - started)
 
     @contextlib.contextmanager
     def averaging(self) -> Iterator[None]:
         """Return a context manager that times a global average. The earlier times are forgotten."""
         started = time.perf_counter()
         yield
-        self._computed, self._gossiped = [], []
+        self._computed, self._gossiped = _Mean(), _Mean()
         self._average_s = time.perf_counter() - started
+        self._cold = max(0, self._cold - 1)
 
     @property
     def times(self) -> Times:
         """Return the mean times since the last global average, and the time of that average."""
-        return Times(_mean(self._computed), _mean(self._gossiped), self._average_s)
-
-
-def _mean(seconds: list[float]) -> float:
-    return sum(seconds) / len(seconds) if seconds else 0.0
+        if self._cold:
+            return UNKNOWN
+        return Times(self._computed.value, self._gossiped.value, self._average_s)

@@ -37,7 +37,7 @@ class Piggyback:
     stop: bool = False
     loss: float = 0.0
     times: Times = UNKNOWN
-    squares: tuple[float, float] = (0.0, 0.0)
+    squares: tuple[float, float] = (math.nan, math.nan)
     fingerprint: int = 0
 
     def encode(self, rank: int, ranks: int) -> np.ndarray:
@@ -61,7 +61,8 @@ class Heard:
 
     Attributes:
       is_stop: whether any rank requests a stop.
-      observed: what the schedule learns from the means over ranks.
+      observed: what the schedule learns from the means over ranks. A number is NaN if it is unknown
+        on any rank.
       fingerprints: each rank's fingerprint as two halves, `[ranks, 2]`; 0 for ranks without one.
     """
 
@@ -82,9 +83,9 @@ class Heard:
         norm = float(sums[_NORM])
         observed = Observed(
             loss=means[_LOSS],
-            compute_s=means[_COMPUTE] or math.nan,
-            gossip_s=means[_GOSSIP] or math.nan,
-            average_s=means[_AVERAGE] or math.nan,
+            compute_s=means[_COMPUTE],
+            gossip_s=means[_GOSSIP],
+            average_s=means[_AVERAGE],
             distance=math.sqrt(means[_DISTANCE] / norm) if norm > 0 else math.nan,
         )
         return cls(bool(sums[_STOP] > 0), observed, halves)

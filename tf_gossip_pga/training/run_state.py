@@ -13,6 +13,7 @@ from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.exchange.averager import Averager
 from tf_gossip_pga.exchange.outer_state import OuterState
 from tf_gossip_pga.exchange.session import SoloSession
+from tf_gossip_pga.training.pace import Pace
 from tf_gossip_pga.training.settings import Settings
 from tf_gossip_pga.training.symptoms import Symptoms
 
@@ -31,6 +32,7 @@ class RunState:
       averager: exchanges the model's variables. None before the first `fit` and for a single
         worker.
       outer: the state of the outer optimizer, or None if there is no outer optimizer.
+      pace: measures how long this rank computes and exchanges.
       symptoms: detects steps that are identical on all ranks, and non-finite parameters.
       step: number of completed batches.
       gossip_steps: number of steps that ended with a gossip or without an exchange.
@@ -49,6 +51,7 @@ class RunState:
         self.averager: Averager | None = None
         outer = settings.outer_optimizer
         self.outer = None if outer is None else OuterState(outer)
+        self.pace = Pace()
         self.symptoms = Symptoms()
         self.step = 0
         self.gossip_steps = 0
@@ -85,6 +88,7 @@ class RunState:
         """Use another averager from now on. `bytes_sent` still counts what earlier ones sent."""
         self._earlier_bytes = self.bytes_sent
         self.averager = averager
+        self.pace.restart()
 
     def use_topology_for(self, size: int):
         """Use a topology for this number of members.

@@ -80,7 +80,8 @@ class Start:
         if run.averager is not None:  # an interrupted fit may have left a gossip running
             run.averager.finish_gossip(apply=False)
         facts = self._facts(problem, callbacks)
-        known = not problem and run.averager is not None and run.averager.serves(self._variables)
+        before = None if problem else run.averager
+        known = before is not None and before.serves(self._served_variables())
         everyone = session.gather(
             {"problem": problem, "facts": facts, "known": known, "callbacks": callbacks},
             "the start of training",
@@ -116,7 +117,7 @@ class Start:
         return Averager(
             self._session,
             topology,
-            self._variables,
+            self._served_variables(),
             self._group.patience,
             self._run.settings.wire,
             numbers=piggyback.length(self._session.cluster.size),
@@ -158,9 +159,12 @@ class Start:
         self.digest = preflight.digest({**facts, "callbacks": callback_facts.strict(callbacks)})
         return facts
 
-    @property
-    def _variables(self) -> Variables:
+    def _served_variables(self) -> Variables:
+        """Return the model's variables. The outer optimizer serves them from now on."""
         settings = self._run.settings
-        return variables.variables_of(
+        found = variables.variables_of(
             self._model, settings.optimizer_state, settings.local, self._run.outer
         )
+        if found.outer:
+            found.outer.serve(found.parameters)
+        return found

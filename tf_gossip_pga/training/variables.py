@@ -88,17 +88,13 @@ def variables_of(
       model: a compiled model with built optimizers.
       optimizer_state: the argument `optimizer_state` of `GossipPGA`.
       local: the argument `local` of `GossipPGA`.
-      outer: the state of the outer optimizer, which then serves the model's parameters. Default
-        None: no outer optimizer.
+      outer: the state of the outer optimizer. Default None: no outer optimizer.
     """
     sent = [each for each in held(model) if each.is_sendable and not each.is_local(local)]
     averaged = [each for each in sent if each.is_averaged]
     slots = [each.value for each in sent if each.is_slot]
-    parameters = [each.value for each in averaged if each.kind == "trainable"]
-    if outer:
-        outer.serve(parameters)
     return Variables(
-        parameters=parameters,
+        parameters=[each.value for each in averaged if each.kind == "trainable"],
         statistics=[each.value for each in averaged if each.kind == "frozen"],
         others=[each.value for each in sent if not each.is_averaged and each.kind != "random"],
         slots=[] if optimizer_state == "local" else slots,
