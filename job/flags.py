@@ -202,7 +202,10 @@ def outer_optimizer() -> Outer | None:
     """
     rate = FLAGS.outer_learning_rate
     if rate is not None:
-        return Outer(rate, FLAGS.outer_momentum, FLAGS.outer_nesterov)
+        try:
+            return Outer(rate, FLAGS.outer_momentum, FLAGS.outer_nesterov)
+        except ValueError as error:
+            raise ValueError(f"--outer_learning_rate or --outer_momentum: {error}") from None
     for name in ("outer_momentum", "outer_nesterov"):
         if FLAGS[name].present:
             raise ValueError(

@@ -125,3 +125,10 @@ def test_names_and_digests():
         topology.base_graph(6, 1).cycle[2].edge_weights.tolist()
     )
     assert topology.base_graph(6, 1).digest != topology.base_graph(6, 2).digest
+
+
+def test_a_graph_that_does_not_fit_into_memory_is_not_begun(monkeypatch):
+    monkeypatch.setattr("tf_gossip_pga.tools.memory.available", lambda: 10**6)
+    with pytest.raises(MemoryError, match=r"The base_graph of 2000 ranks, with k=1999, needs"):
+        topology.base_graph(2000, 1999)
+    assert topology.base_2(2000).size == 2000

@@ -17,6 +17,9 @@ import numpy as np
 from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import rounds
 from tf_gossip_pga.algorithm.graph import Ranks, Round, Topology
+from tf_gossip_pga.tools import memory
+
+_BYTES_A_LINK = 100  # memory that `base_graph` needs per link of a round, roughly
 
 # Pairs of ranks, `[pairs, 2]`, and the weight that both ranks of a pair give each other.
 _Links: TypeAlias = tuple[Ranks, float]
@@ -104,6 +107,7 @@ def base_graph(n: int, k: int) -> Topology:
 
     Raises:
       ValueError: `n` or `k` is not a whole number >= 1.
+      MemoryError: the n k / 2 links of a round do not fit into this machine's memory.
 
     Example:
       >>> [base_graph(25, k).rounds for k in (1, 2, 3, 4)]
@@ -120,6 +124,7 @@ def _base(name: str, n: int, k: int) -> Topology:
     `_simple`, and then, in the rounds of `_cube`, the ranks at the same place of every run.
     """
     n = rounds.check_ranks(name, n)
+    memory.check(_BYTES_A_LINK * n * min(k, n), f"The {name} of {n} ranks, with k={k},")
     q = _rough_part(n, k)
     runs = q * np.arange(n // q).reshape(-1, 1, 1)
     copies = [
