@@ -117,7 +117,7 @@ def test_the_first_choice_is_explained_once():
     assert said.index(text) == 4
     # Five gossips and an average take 0.7 s of 1.3; with (48, 8), 0.7 of 5.5.
     assert "a gossip 100 ms" in text
-    assert "exchanges take 54% of the time; with H=48 with gossip_every=8, 13%" in text
+    assert "exchanges take 54% of the time; with H=48 and gossip_every=8, 13%" in text
     assert "1.2 times that with H=6" in text
 
 

@@ -1,7 +1,8 @@
 """Choose H and `gossip_every` from measured times and the measured consensus distance.
 
-The choice is a rung of a ladder. On each rung, ranks exchange about half as often as on the one
-below, so that exchanges take less time and the replicas drift further apart::
+The choice is a rung of a ladder. On a higher rung, exchanges take less time, and the replicas drift
+further apart. Up to H=12, a higher rung only makes global averages rarer. Above that, global
+averages and gossips become half as frequent in turn::
 
     rung            0    1    2    3    4    5    6    7    8    9   10   11
     H               1    2    3    4    6   12   12   24   24   48   48   96
@@ -36,14 +37,15 @@ _MEMORY = 0.7  # weight of the earlier mean in a running mean
 
 @dataclasses.dataclass(frozen=True)
 class AutoPeriod(ChangingPeriod):
-    """Exchange as rarely as needed to save time, as long as the replicas stay close.
+    """Exchange as often as a share of the time allows, and almost as often as with H=6.
 
     `GossipPGA(H="auto")` uses this period with its defaults. At each global average, all ranks know
     how long a step, a gossip and a global average take, and choose:
 
     - The target is the lowest rung of the ladder in `tf_gossip_pga.algorithm.auto` on which
-      exchanges take at most `share` of the time. If exchanges are cheap, the target has a smaller H
-      than 6. The choice moves towards the target rung by rung, and rises only when the consensus
+      exchanges take at most `share` of the time, or the highest rung if there is none. If exchanges
+      are cheap, the target has a smaller H than 6, down to 1, with which training is closer to
+      Parallel SGD. The choice moves towards the target rung by rung, and rises only when the consensus
       distance at the end of a period on the current rung is known.
     - While the choice is above H=6, every fifth period has H=6. If the consensus distance on a rung
       exceeds `drift` times that of the last period with H=6, the choice stays below this rung for
@@ -177,16 +179,17 @@ class AutoSchedule(Schedule):
         )
         target = self._target()
         period, every = RUNGS[target]
-        reach = f"H={period}" + f" with gossip_every={every}" * (every > 1)
         text = (
-            f"H='auto': {known}. With H=6, exchanges take {self._share(REFERENCE):.0%} of the "
-            f"time; with {reach}, {self._share(target):.0%} (at most {self._settings.share:.0%} "
-            "wanted)."
+            f"H='auto': {known}. With H=6, exchanges take {self._share(REFERENCE):.0%} of the time"
         )
-        if target <= REFERENCE:
-            return f"{text} H goes to {period}."
+        if target == REFERENCE:
+            return f"{text}. H stays at 6."
+        reach = f"H={period}" + f" and gossip_every={every}" * (every > 1)
+        text += f"; with {reach}, {self._share(target):.0%} (at most {self._settings.share:.0%} wanted). "
+        if target < REFERENCE:
+            return f"{text}H goes to {period}."
         return (
-            f"{text} H grows step by step as long as the consensus distance stays within "
+            f"{text}H grows gradually, as long as the consensus distance stays within "
             f"{self._settings.drift:g} times that with H=6."
         )
 

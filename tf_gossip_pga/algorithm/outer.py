@@ -1,4 +1,4 @@
-"""Treat the change between two global averages as a gradient, and take an optimizer step with it.
+"""Treat the change between two global averages as a negative gradient, and take a step with it.
 
 A plain global average replaces the parameters with their mean over ranks. An outer optimizer
 instead moves from the result of its previous step toward this mean, and may overshoot it. Momentum
@@ -15,7 +15,7 @@ from tf_gossip_pga import _validate
 
 @dataclasses.dataclass(frozen=True)
 class Outer:
-    """An outer optimizer: SGD with momentum that takes one step at each global average.
+    """An outer optimizer: SGD with momentum, which steps at each global average of the schedule.
 
     x_prev is the result of the previous outer step, and m is the mean of the parameters over ranks.
     Each outer step computes, for each parameter::
