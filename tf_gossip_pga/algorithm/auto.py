@@ -45,8 +45,8 @@ class AutoPeriod(ChangingPeriod):
     - The target is the lowest rung of the ladder in `tf_gossip_pga.algorithm.auto` on which
       exchanges take at most `share` of the time, or the highest rung if there is none. If exchanges
       are cheap, the target has a smaller H than 6, down to 1, with which training is closer to
-      Parallel SGD. The choice moves towards the target rung by rung, and rises only when the consensus
-      distance at the end of a period on the current rung is known.
+      Parallel SGD. The choice moves towards the target rung by rung, and rises only when the
+      consensus distance at the end of a period on the current rung is known.
     - While the choice is above H=6, every fifth period has H=6. If the consensus distance on a rung
       exceeds `drift` times that of the last period with H=6, the choice stays below this rung for
       20 periods.
@@ -179,13 +179,13 @@ class AutoSchedule(Schedule):
         )
         target = self._target()
         period, every = RUNGS[target]
-        text = (
-            f"H='auto': {known}. With H=6, exchanges take {self._share(REFERENCE):.0%} of the time"
-        )
+        share = f"{self._share(REFERENCE):.0%}"
+        text = f"H='auto': {known}. With H=6, exchanges take {share} of the time"
         if target == REFERENCE:
             return f"{text}. H stays at 6."
         reach = f"H={period}" + f" and gossip_every={every}" * (every > 1)
-        text += f"; with {reach}, {self._share(target):.0%} (at most {self._settings.share:.0%} wanted). "
+        wanted = f"{self._settings.share:.0%}"
+        text += f"; with {reach}, {self._share(target):.0%} (at most {wanted} wanted). "
         if target < REFERENCE:
             return f"{text}H goes to {period}."
         return (
