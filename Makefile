@@ -59,7 +59,7 @@ graphs: $(VENV)/ready  ## Compare base_2 with the one-peer exponential graph, si
 scale: $(VENV)/ready  ## Measure how large a simulation may be. 2 minutes.
 	$(RUN) benchmarks/scale.py --output=output/scale.json
 
-time-to-loss: $(VENV)/ready  ## Measure the time to the loss of synchronous training. Needs root. 20 minutes.
+time-to-loss: $(VENV)/ready  ## Measure the time to the loss of synchronous training. Needs root. 35 minutes.
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	$(RUN) benchmarks/time_to_loss.py --workers=8 --mbit=100 --batch_size=8 --learning_rate=0.2 \
 	  --epochs=15 --steps_per_epoch=20 --output=output/time_to_loss.json

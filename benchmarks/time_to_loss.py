@@ -17,11 +17,11 @@ processes, one seed after another. The baseline is synchronous training with
     loss      of the averaged model on all validation examples, at the end of each epoch. Each
               worker stores a copy of its own model, whose time is excluded too. The copies are
               averaged and validated after training, so validation does not change training.
-    target    the loss of the baseline after 90% and after all of its steps, from the mean over
-              seeds. Rates decay, so the loss falls until the end. A row that ends as low as the
-              baseline but for noise may miss the last target, so there are earlier ones. The time
-              to a target is read off the mean curve of each row, the baseline too, at the first
-              crossing, with linear interpolation.
+    target    the loss of the row "Parallel SGD" after 90% and after all of its steps, from the mean
+              over seeds (of the baseline, if that row is left out). Learning rates decay, so the
+              loss falls until the end. A row that ends as low but for noise may miss the last
+              target, so there is an earlier one. The time to a target is read off the mean curve of
+              each row, the baseline too, at the first crossing, with linear interpolation.
 
 The ratio of computation to communication decides what a faster exchange is worth. The benchmark
 reports both: the time of a step without exchanges, of all workers at once, and that of an

@@ -152,12 +152,16 @@ def test_compare_sets_the_algorithms_side_by_side(tmp_path):
 
 @pytest.mark.slow  # its report: tests/unit/test_benchmarks.py
 @pytest.mark.skipif(not importlib.util.find_spec("tf_keras"), reason="the baseline needs tf_keras")
-@pytest.mark.parametrize("model", ["resnet20", "bert_tiny"])
+@pytest.mark.parametrize("model", ["mlp", "resnet20"])
 def test_time_to_loss_trains_the_same_model_with_mwms(tmp_path, model):
     output = tmp_path / "time_to_loss.json"
-    flags = ["--workers=2", "--mbit=2000", f"--model={model}", "--batch_size=8", "--optimizer=sgd"]
-    flags += ["--learning_rate=0.1", "--epochs=3", "--steps_per_epoch=6", "--seeds=2"]
-    flags += ["--rows=Parallel SGD,PGA overlap", f"--output_dir={tmp_path / 'workers'}"]
+    flags = ["--workers=2", "--mbit=2000", f"--model={model}", "--batch_size=8", "--noaugment"]
+    flags += ["--learning_rate=0.1", "--reference_batch=0", "--epochs=3", "--steps_per_epoch=6"]
+    flags += [
+        "--seeds=2",
+        "--rows=Parallel SGD,PGA overlap",
+        f"--output_dir={tmp_path / 'workers'}",
+    ]
     ended = _run("time_to_loss", flags, output)
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     content = json.loads(output.read_text())
@@ -170,10 +174,10 @@ def test_time_to_loss_trains_the_same_model_with_mwms(tmp_path, model):
         for seconds in row["seconds"]:
             assert seconds == sorted(seconds)
             assert seconds[0] >= 0
-    # The same initial weights, batches and optimizer: gradients or parameters are averaged, which
-    # is the same with SGD, but for random numbers of augmentation, masks and dropout.
+    # The same initial weights, batches and optimizer: with SGD, averaging gradients is the same as
+    # averaging parameters.
     for own, other in zip(parallel["losses"], mwms["losses"], strict=True):
-        assert own == pytest.approx(other, rel=0.02)
+        assert own == pytest.approx(other, rel=2e-3)
     assert pga["losses"] != parallel["losses"]
     assert content["ratios"]["compute_over_all_reduce"] == pytest.approx(
         content["costs"]["compute_ms"] / content["costs"]["all_reduce_ms"]
