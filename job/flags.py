@@ -4,6 +4,8 @@ This module does not import TensorFlow, because the process that starts the loca
 bad flags before TensorFlow is loaded.
 """
 
+from typing import Any, Literal
+
 from absl import flags
 
 import models
@@ -184,14 +186,15 @@ flags.DEFINE_bool(
 )
 
 
-def period() -> int | str | None:
+def period() -> int | Literal["auto"] | None:
     """Return the period in steps, None for no global average, or `"auto"`.
 
     A period that the algorithm fixes takes precedence over `--H`. Without either, the default
     applies.
     """
     default = PERIODS.get(FLAGS.algorithm, 6)
-    return ALGORITHMS[FLAGS.algorithm].get("H", FLAGS.H or default)
+    settings: dict[str, Any] = ALGORITHMS[FLAGS.algorithm]
+    return settings.get("H", FLAGS.H or default)
 
 
 def outer_optimizer() -> Outer | None:

@@ -297,9 +297,9 @@ def test_a_gossip_under_way_lasts_over_validation_and_the_end_of_an_epoch(pools)
     same = (first == second).all(1).tolist()
     assert same == [k == 7 or k == 2 * STEPS + 1 for k in range(1, 2 * STEPS + 2)]
     # 19 parameters of 4 bytes. Rank 1, of two, sends them in each of the gossips of steps 1 to 12
-    # but 6 and 7, and, with the 2 + 2 * 3 numbers that ranks tell, in the global averages of
+    # but 6 and 7, and, with the 7 + 2 * 3 numbers that ranks tell, in the global averages of
     # step 7, two validations and the end.
-    assert ranks[1][1] == 4 * (10 * 19 + 4 * 27)
+    assert ranks[1][1] == 4 * (10 * 19 + 4 * 32)
 
 
 DIES = """

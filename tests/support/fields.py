@@ -5,5 +5,5 @@ FIELDS = {
     *("gossip_steps", "global_steps", "parameters", "train_loss", "val_loss", "val_accuracy"),
     *("seconds", "compute_seconds", "communication_seconds", "bytes_sent_per_worker"),
     *("consensus_distance", "history", "optimizer_state", "unigram_cross_entropy"),
-    *("overlap", "wire_dtype", "outer_optimizer"),
+    *("overlap", "wire_dtype", "outer_optimizer", "gossip_every"),
 }

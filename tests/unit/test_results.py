@@ -11,7 +11,7 @@ def test_a_run_that_diverged_says_so(tmp_path):
     run = dict.fromkeys(FIELDS, nan)
     run |= {"algorithm": "pga", "model": "mlp", "dataset": "digits", "topology": "ring", "H": 6}
     run |= {"workers": 2, "epochs": 1, "steps": 3, "gossip_steps": 3, "global_steps": 0}
-    run |= {"overlap": False, "wire_dtype": "float32", "outer_optimizer": None}
+    run |= {"gossip_every": 1, "overlap": False, "wire_dtype": "float32", "outer_optimizer": None}
     run |= {"unigram_cross_entropy": None, "seconds": 1.0, "communication_seconds": 0.5}
     run["history"] = {"loss": [nan], "val_loss": [nan], "val_accuracy": [0.1]}
     assert "diverged             the loss is no longer a number" in report.table(run)

@@ -130,7 +130,7 @@ def test_what_ranks_tell_is_heard(stops):
             Piggyback(
                 rank in stops,
                 loss=float(rank),
-                times=Times(0.1 * rank, gossip_s=0.0, average_s=0.5),
+                times=Times(0.1 * rank, gossip_s=np.nan if rank else 0.2, average_s=0.5),
                 squares=(4.0 * rank, 0.25 if rank == 0 else 0.0),
                 fingerprint=each,
             ).encode(rank, 3)
@@ -140,7 +140,7 @@ def test_what_ranks_tell_is_heard(stops):
     assert heard.is_stop == bool(stops)
     assert heard.observed.loss == pytest.approx(1.0)
     assert heard.observed.compute_s == pytest.approx(0.1)
-    assert np.isnan(heard.observed.gossip_s)  # no rank has gossiped
+    assert np.isnan(heard.observed.gossip_s)  # two ranks do not know it
     assert heard.observed.average_s == pytest.approx(0.5)
     # The mean squared distance is (0 + 4 + 8) / 3, the squared norm of the mean 1/4.
     assert heard.observed.distance == pytest.approx(4.0)

@@ -26,7 +26,7 @@ TWO_WORKERS = json.dumps(
     ("arguments", "message"),
     [
         ("--H=0", "flag --H=0: 0 is not a positive integer"),
-        ("--algorithm=pgaa", "value should be one of <pga|aga|gossip|local|parallel>"),
+        ("--algorithm=pgaa", "value should be one of <pga|aga|auto|gossip|local|parallel>"),
         ("--resume", "--resume requires --checkpoint_every, because"),
         ("--algorithm=gossip --H=4", "--algorithm=gossip has no H, received --H=4"),
         (

@@ -167,7 +167,8 @@ class Averager:
         self._add = Traced(lambda *changes: self._parameters.add(changes))
         self._average_all = Traced(self._global_average)
         self._average_all_slots = Traced(self._mean_of_slots)
-        self._remember = Traced(lambda: self._mixer.remember(self._parameters.pack()))
+        remember = Traced(lambda: self._mixer.remember(self._parameters.pack()))
+        self._remember = remember if wire.lossy else lambda: None
         self._broadcast = copying(self._ops, self._everything, first_key + gossips)
 
     def _bucket(self, variables: list) -> buckets.Bucket:
@@ -233,10 +234,8 @@ class Averager:
             have no effect, because a gossip keeps the mean over ranks. Default True.
         """
         started, self._started = self._started, False
-        if started:
-            changes = self._session.finish()
-            if apply and changes is not None:
-                self._add(*changes)
+        if started and (changes := self._session.finish()) is not None and apply:
+            self._add(*changes)
 
     def global_average(self, doing: str, step: int = 0, numbers=None) -> Averaged:
         """Set the parameters and statistics to their means over ranks: x_i <- 1/n sum_j x_j.
@@ -278,8 +277,8 @@ class Averager:
 
     def copy_outer(self, source: int):
         """Copy the outer optimizer's state, if there is one, from the member with this index."""
-        bucket, start_s = self._bucket(self._variables.of_outer), self._patience.start_s
-        self.bytes_sent += copy(self._session, bucket, source, True, "the outer state", start_s)
+        doing, bucket = "the outer state", self._bucket(self._variables.of_outer)
+        self.bytes_sent += copy(self._session, bucket, source, True, doing, self._patience.start_s)
 
     def broadcast(self, doing: str):
         """Copy all variables, including `others`, from the first member."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -197,7 +197,7 @@ class GossipPGA(keras.callbacks.Callback):
 
     def __init__(
         self,
-        H: int | str | ChangingPeriod | None = 6,  # noqa: N803
+        H: int | Literal["auto"] | ChangingPeriod | None = 6,  # noqa: N803
         topology: str | Topology | None = None,
         gossip_every: int = 1,
         optimizer_state: str = "local",

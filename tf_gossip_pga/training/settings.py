@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 from tf_gossip_pga import _validate
 from tf_gossip_pga.algorithm import schedule
@@ -31,7 +32,7 @@ class Settings:
       TypeError: the topology is neither a name nor a `Topology`.
     """
 
-    H: int | str | schedule.ChangingPeriod | None
+    H: int | Literal["auto"] | schedule.ChangingPeriod | None
     topology: str | Topology | None
     gossip_every: int
     optimizer_state: str
