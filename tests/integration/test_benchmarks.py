@@ -133,7 +133,7 @@ def test_compare_sets_the_algorithms_side_by_side(tmp_path):
     ended = _run("compare", flags, output)
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     rows = {row["name"]: row for row in json.loads(output.read_text())["rows"]}
-    algorithms = {"parallel", "pga", "pga, H = 4", "aga", "local", "gossip"}
+    algorithms = {"parallel", "pga", "pga, H = 4", "aga", "auto", "local", "gossip"}
     assert set(rows) == algorithms | {"one worker", "gossip, not averaged"}
     for name, row in rows.items():
         assert row["val_loss_std"] > 0  # seeds differ
