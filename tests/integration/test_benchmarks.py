@@ -138,7 +138,10 @@ def test_compare_sets_the_algorithms_side_by_side(tmp_path):
     for name, row in rows.items():
         assert row["val_loss_std"] > 0  # seeds differ
         assert f"{name}  " in ended.stdout
-    assert len({rows[name]["val_loss_mean"] for name in rows}) == len(rows)
+    # In 18 steps, auto is still warming up, with the H of pga.
+    losses = {name: rows[name]["val_loss_mean"] for name in rows}
+    assert losses["auto"] == losses["pga"]
+    assert len({*losses.values()}) == len(losses) - 1
     # 18 steps.
     shares = {name: rows[name]["global_share"] for name in algorithms}
     assert (shares["parallel"], shares["pga"], shares["gossip"]) == (1, 3 / 18, 0)
