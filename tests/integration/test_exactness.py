@@ -244,7 +244,7 @@ def end_with_overlap(step: int, H: int | None, gossip_every: int = 1) -> int | N
     return None if step % gossip_every or is_cut_off else end
 
 
-@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("overlap", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_gossip_every_few_steps_equals_its_oracle(pools, overlap):
     n, every = 3, 2
     # H=5 is no multiple of 2: the last gossip before an average is one step before it, or two.

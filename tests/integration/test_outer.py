@@ -169,6 +169,7 @@ def files_of(folder) -> list[str]:
     return [path.name for path in newest.glob("*.npz")]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_or_without_an_outer_optimizer_can_be_resumed_with_the_other(
     pools, tmp_path
 ):

@@ -18,7 +18,7 @@ def degree(each, size):
     return np.bincount(each.receivers, minlength=size).max()
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("k", [1, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 3))])
 def test_a_cycle_averages_exactly_with_at_most_k_peers(k):
     for n in SIZES:
         topo = base_graph(n, k)
@@ -40,7 +40,9 @@ def has_factors_up_to(n, largest):
     return n == 1
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 6, 9])
+@pytest.mark.parametrize(
+    "k", [1, 3, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 4, 6, 9))]
+)
 def test_lengths_are_within_the_published_bounds(k):
     # Takezawa et al. 2023: at most 2 log_{k+1}(n) + 2 rounds; and the HyperHyperCube, which exists
     # if no prime factor of n exceeds k + 1, has at most max(1, 2 log_{k+2}(n)).
