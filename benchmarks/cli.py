@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pathlib
 import sys
 from collections.abc import Callable
 
@@ -33,6 +34,38 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         choices=("cpu", "gpu"),
         default="cpu",
         help="exchange over gRPC from CPUs, or over NCCL from GPUs; workers share too few GPUs",
+    )
+
+
+def add_simulation(
+    parser: argparse.ArgumentParser,
+    nodes: list[int],
+    iterations: int,
+    trials: int,
+    every: int,
+    output: str,
+) -> None:
+    """Add the options of a simulation, with these defaults.
+
+    Args:
+      parser: the parser of the command line.
+      nodes: numbers of nodes to simulate.
+      iterations: number of steps of a run.
+      trials: number of runs with different batches.
+      every: number of steps between measurements.
+      output: the JSON file.
+    """
+    parser.add_argument(
+        "--nodes", type=int, nargs="+", default=nodes, help="numbers of nodes to simulate"
+    )
+    parser.add_argument("--iterations", type=int, default=iterations, help="steps of a run")
+    parser.add_argument("--trials", type=int, default=trials, help="runs with different batches")
+    parser.add_argument("--every", type=int, default=every, help="steps between measurements")
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path(output),
+        help="JSON file to write; the picture is a .png next to it",
     )
 
 

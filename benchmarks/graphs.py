@@ -152,17 +152,7 @@ def draw(alone: list[dict], found: list[dict], path: pathlib.Path) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.parser(__doc__)
-    sizes = [3, 5, 6, 12, 20, 48, 100]
-    parser.add_argument("--nodes", type=int, nargs="+", default=sizes, help="numbers of ranks")
-    parser.add_argument("--iterations", type=int, default=3000, help="steps of a run")
-    parser.add_argument("--trials", type=int, default=20, help="runs with different batches")
-    parser.add_argument("--every", type=int, default=23, help="steps between measurements")
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        default=pathlib.Path("output/graphs.json"),
-        help="JSON file to write; the picture is a .png next to it",
-    )
+    cli.add_simulation(parser, [3, 5, 6, 12, 20, 48, 100], 3000, 20, 23, "output/graphs.json")
     return parser
 
 

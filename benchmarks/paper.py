@@ -285,18 +285,7 @@ def draw(sizes: Sequence[int], found: dict, path: pathlib.Path) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.parser(__doc__)
-    parser.add_argument(
-        "--nodes", type=int, nargs="+", default=[20, 50, 100], help="numbers of nodes to simulate"
-    )
-    parser.add_argument("--iterations", type=int, default=5000, help="steps of a run")
-    parser.add_argument("--trials", type=int, default=50, help="runs with different batches")
-    parser.add_argument("--every", type=int, default=75, help="steps between measurements")
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        default=pathlib.Path("output/paper.json"),
-        help="JSON file to write; the picture is a .png next to it",
-    )
+    cli.add_simulation(parser, [20, 50, 100], 5000, 50, 75, "output/paper.json")
     return parser
 
 
