@@ -126,23 +126,41 @@ def test_two_devices_of_a_worker_are_one_with_the_whole_batch(pools, n):
 
 def _check_cases(pools, n: int, cases, devices: int = 1):
     ranks = pools.run(train_cases, n, cases=cases, devices=devices, copies=devices)
-    _check_training(ranks, n, cases)
+    _check_plain(ranks, n, cases)
 
 
-def _check_training(ranks: list, n: int, cases):
-    """Compare what `train_cases` has returned on all ranks with the oracle."""
+def _check_plain(ranks: list, n: int, cases):
+    """Check training in which each exchange ends with its step and moves no mean."""
+    check_training(ranks, n, cases)
+    for index, (name, H) in enumerate(cases):  # noqa: N806
+        before, after = (np.array([rank[index][part] for rank in ranks]) for part in range(2))
+        _check_each_step(before, after, H, f"{name}, n={n}, H={H}")
+
+
+def check_training(ranks: list, n: int, cases, gossip_every: int = 1, overlap=False, outer=None):
+    """Compare what `train_cases` has returned on all ranks with the oracle.
+
+    Args:
+      ranks: the results of the ranks.
+      n: number of ranks.
+      cases: the argument of `train_cases`.
+      gossip_every: number of steps from one gossip to the next. Default 1.
+      overlap: whether gossips end when the next one is due. Default False.
+      outer: arguments of `reference.Outer` but the period. Default None: no outer optimizer.
+    """
     data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
     for index, (name, H) in enumerate(cases):  # noqa: N806
         label = f"{name}, n={n}, H={H}"
-        before, after, final = (
-            np.array([rank[index][part] for rank in ranks]) for part in range(3)
-        )  # [ranks, steps, parameters] twice, [ranks, parameters]
+        # [ranks, steps, parameters], [ranks, parameters]
+        after, final = (np.array([rank[index][part] for rank in ranks]) for part in (1, 2))
         expected = reference.train(
             reference.initial_weights(seed=0),
             data,
-            reference.matrix_of_step(graphs.topology_of(name, n), H),
+            reference.matrix_of_step(graphs.topology_of(name, n), H, gossip_every),
             RATE,
             MOMENTUM,
+            ends=lambda step, H=H: _end(step, H, gossip_every) if overlap else step,  # noqa: N803
+            outer=reference.Outer(*outer, H) if outer else None,
         )
         np.testing.assert_allclose(
             after.transpose(1, 0, 2), expected, rtol=0, atol=TOLERANCE, err_msg=label
@@ -151,7 +169,18 @@ def _check_training(ranks: list, n: int, cases):
             final[0], expected[-1].mean(0), rtol=0, atol=TOLERANCE, err_msg=label
         )
         assert (final == final[0]).all(), f"{label}: the ranks end with different models"
-        _check_each_step(before, after, H, label)
+        for step in range(H, STEPS + 1, H) if H else ():
+            x = after[:, step - 1]
+            assert (x == x[0]).all(), f"{label}: not bit-identical after step {step}"
+
+
+def _end(step: int, H: int | None, gossip_every: int) -> int | None:  # noqa: N803
+    """Return the step with which an exchange with overlap ends, or None if there is none."""
+    if H is not None and step % H == 0:
+        return step
+    end = step + gossip_every
+    is_cut_off = H is not None and end // H > step // H
+    return None if step % gossip_every or is_cut_off else end
 
 
 WIRES = {"float32": TOLERANCE, "bfloat16": 2**-7, "int8": 1 / 127}  # the error of one gossip
@@ -203,7 +232,7 @@ def test_a_cycle_of_base_2_gives_every_rank_the_mean(pools, n):
         np.testing.assert_allclose(found.mean(0), mean, rtol=0, atol=1e-6, err_msg=label)
         tolerance = WIRES[wire_dtype] * (1 if wire_dtype == "float32" else rounds)
         np.testing.assert_allclose(found - mean, 0, rtol=0, atol=tolerance, err_msg=label)
-    _check_training([rank[2] for rank in ranks], n, BASE_2)
+    _check_plain([rank[2] for rank in ranks], n, BASE_2)
 
 
 @pytest.mark.parametrize("n", [3, pytest.param(4, marks=pytest.mark.slow)])
@@ -211,37 +240,7 @@ def test_overlap_equals_its_oracle(pools, n):
     cases = [(name, H) for name in ("ring", "one_peer_exponential") for H in (1, 3, None)]
     cases += [("from_matrix", 4), ("disconnected", 2)]
     ranks = pools.run(train_cases, n, cases=cases, overlap=True)
-    data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
-    for index, (name, H) in enumerate(cases):  # noqa: N806
-        label = f"{name}, n={n}, H={H}"
-        _, after, final = (np.array([rank[index][part] for rank in ranks]) for part in range(3))
-        graph = graphs.topology_of(name, n)
-        expected = reference.train(
-            reference.initial_weights(seed=0),
-            data,
-            reference.matrix_of_step(graph, H),
-            RATE,
-            MOMENTUM,
-            ends=lambda step, H=H: end_with_overlap(step, H),  # noqa: N803
-        )
-        np.testing.assert_allclose(
-            after.transpose(1, 0, 2), expected, rtol=0, atol=TOLERANCE, err_msg=label
-        )
-        np.testing.assert_allclose(final[0], expected[-1].mean(0), rtol=0, atol=TOLERANCE)
-        assert (final == final[0]).all(), f"{label}: the ranks end with different models"
-        for step in range(1, STEPS + 1):
-            if H is not None and step % H == 0:
-                x = after[:, step - 1]
-                assert (x == x[0]).all(), f"{label}: not bit-identical after step {step}"
-
-
-def end_with_overlap(step: int, H: int | None, gossip_every: int = 1) -> int | None:  # noqa: N803
-    """Return the step with which an exchange ends, or None if there is no such exchange."""
-    if H is not None and step % H == 0:
-        return step
-    end = step + gossip_every
-    is_cut_off = H is not None and end // H > step // H
-    return None if step % gossip_every or is_cut_off else end
+    check_training(ranks, n, cases, overlap=True)
 
 
 @pytest.mark.parametrize("overlap", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -250,22 +249,7 @@ def test_a_gossip_every_few_steps_equals_its_oracle(pools, overlap):
     # H=5 is no multiple of 2: the last gossip before an average is one step before it, or two.
     cases = [("one_peer_exponential", 6), ("ring", 5), ("from_matrix", None)]
     ranks = pools.run(train_cases, n, cases=cases, overlap=overlap, gossip_every=every)
-    data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
-    for index, (name, H) in enumerate(cases):  # noqa: N806
-        label = f"{name}, H={H}"
-        _, after, final = (np.array([rank[index][part] for rank in ranks]) for part in range(3))
-        expected = reference.train(
-            reference.initial_weights(seed=0),
-            data,
-            reference.matrix_of_step(graphs.topology_of(name, n), H, every),
-            RATE,
-            MOMENTUM,
-            **({"ends": lambda step, H=H: end_with_overlap(step, H, every)} if overlap else {}),  # noqa: N803
-        )
-        np.testing.assert_allclose(
-            after.transpose(1, 0, 2), expected, rtol=0, atol=TOLERANCE, err_msg=label
-        )
-        assert (final == final[0]).all(), f"{label}: the ranks end with different models"
+    check_training(ranks, n, cases, every, overlap)
 
 
 @pytest.mark.parametrize("wire_dtype", ["bfloat16", "int8"])

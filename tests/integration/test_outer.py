@@ -11,7 +11,7 @@ from tests.integration.test_exactness import (
     RATE,
     STEPS,
     TOLERANCE,
-    end_with_overlap,
+    check_training,
     train_cases,
 )
 from tests.support import checkpoints as kit
@@ -40,29 +40,8 @@ SLOWMO = (1.0, 0.5, False)
     ],
 )
 def test_every_step_equals_the_oracle(pools, outer, overlap, cases):
-    n = 3
-    ranks = pools.run(train_cases, n, cases=cases, overlap=overlap, outer=outer)
-    data = [reference.batches(rank, STEPS, BATCH) for rank in range(n)]
-    for index, (name, H) in enumerate(cases):  # noqa: N806
-        label = f"{name}, H={H}"
-        _, after, final = (np.array([rank[index][part] for rank in ranks]) for part in range(3))
-        expected = reference.train(
-            reference.initial_weights(seed=0),
-            data,
-            reference.matrix_of_step(graphs.topology_of(name, n), H),
-            RATE,
-            MOMENTUM,
-            ends=lambda step, H=H: end_with_overlap(step, H) if overlap else step,  # noqa: N803
-            outer=reference.Outer(*outer, H),
-        )
-        np.testing.assert_allclose(
-            after.transpose(1, 0, 2), expected, rtol=0, atol=TOLERANCE, err_msg=label
-        )
-        np.testing.assert_allclose(final[0], expected[-1].mean(0), rtol=0, atol=TOLERANCE)
-        assert (final == final[0]).all(), f"{label}: the ranks end with different models"
-        for step in range(H, STEPS + 1, H):
-            x = after[:, step - 1]
-            assert (x == x[0]).all(), f"{label}: not bit-identical after step {step}"
+    ranks = pools.run(train_cases, 3, cases=cases, overlap=overlap, outer=outer)
+    check_training(ranks, 3, cases, overlap=overlap, outer=outer)
 
 
 @pytest.mark.parametrize("nesterov", [True, pytest.param(False, marks=pytest.mark.slow)])
