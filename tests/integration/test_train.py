@@ -164,17 +164,21 @@ def test_every_algorithm_fills_every_field(pools, tmp_path):
     # H=6, H=6 and H=1 in 20 steps. AGA averages at 4, warming up to 2: from then on it adapts.
     assert (steps["pga"], steps["local"], steps["parallel"], steps["gossip"]) == (3, 3, 20, 0)
     assert 1 < steps["aga"] <= 5
-    assert [everything[name]["H"] for name in ALGORITHMS] == [6, 4, None, 6, 1]
+    assert [everything[name]["H"] for name in ALGORITHMS] == [6, 4, "auto", None, 6, 1]
     assert len(everything["aga"]["history"]["H"]) == 2
-    for name in ("train_loss", "val_loss", "consensus_distance", "seconds", "compute_seconds"):
-        assert len({each[name] for each in everything.values()}) == 5, name
+    assert len({each["seconds"] for each in everything.values()}) == len(ALGORITHMS)
+    # While auto warms up, it trains exactly as pga.
+    for name in ("train_loss", "val_loss", "consensus_distance"):
+        assert len({everything[each][name] for each in ALGORITHMS if each != "auto"}) == 5, name
     for each in everything.values():
         assert set(each) == FIELDS
         assert each["gossip_steps"] + each["global_steps"] == each["steps"] == 20
         assert each["parameters"] == 8 * 8 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10
-        assert [name for name, value in each.items() if value is None] == (
-            ["H"] * (each["algorithm"] == "gossip") + ["unigram_cross_entropy"]
-        )
+        assert {name for name, value in each.items() if value is None} == {
+            *(["H"] if each["algorithm"] == "gossip" else []),
+            *(["gossip_every"] if each["algorithm"] == "auto" else []),
+            *("outer_optimizer", "unigram_cross_entropy"),
+        }
     sent = {name: each["bytes_sent_per_worker"] for name, each in everything.items()}
     # A gossip is half an exchange of all, a local step none.
     assert sent["local"] < sent["gossip"] < sent["pga"] < sent["parallel"]
