@@ -59,10 +59,10 @@ graphs: $(VENV)/ready  ## Compare base_2 with the one-peer exponential graph, si
 scale: $(VENV)/ready  ## Measure how large a simulation may be. 2 minutes.
 	$(RUN) benchmarks/scale.py --output=output/scale.json
 
-time-to-loss: $(VENV)/ready  ## Measure the time to the loss of synchronous training. Needs root. 35 minutes.
+time-to-loss: $(VENV)/ready  ## Measure the time to the loss of synchronous training. Needs root. 30 minutes.
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
-	$(RUN) benchmarks/time_to_loss.py --workers=8 --mbit=100 --batch_size=8 --learning_rate=0.2 \
-	  --epochs=15 --steps_per_epoch=20 --output=output/time_to_loss.json
+	TF_NUM_INTRAOP_THREADS=1 $(RUN) benchmarks/time_to_loss.py --workers=8 --mbit=100 --batch_size=4 \
+	  --learning_rate=0.1 --epochs=15 --steps_per_epoch=20 --output=output/time_to_loss.json
 
 # Pages first, then every example of the reference.
 docs: $(VENV)/ready  ## Build the documentation site in build/docs/html. 1 minute.

@@ -1,7 +1,7 @@
 r"""Measure the time until training reaches the loss of synchronous training, over slow links.
 
-    python benchmarks/time_to_loss.py --workers=8 --mbit=100 --model=resnet20 --batch_size=8 \
-        --epochs=15 --steps_per_epoch=20 --output=output/time_to_loss.json
+    python benchmarks/time_to_loss.py --workers=8 --mbit=100 --model=resnet20 --batch_size=4 \
+        --learning_rate=0.1 --epochs=15 --steps_per_epoch=20 --output=output/time_to_loss.json
 
 Each worker is a separate host behind a link of `--mbit` (see links.py), which requires root.
 Without root, all workers share the loopback interface. The benchmark accepts every flag of
@@ -68,10 +68,11 @@ ROWS = {
     "AGA": {"algorithm": "aga"},
     "Local SGD": {"algorithm": "local"},
     "DiLoCo-like": {
-        "algorithm": "local",
+        "algorithm": "pga",
         "H": 100,
-        "outer_learning_rate": 0.7,
-        "outer_momentum": 0.9,
+        "gossip_every": 20,
+        "outer_learning_rate": 1.0,
+        "outer_momentum": 0.3,
         "outer_nesterov": True,
     },
     "H=auto": {"algorithm": "auto"},
