@@ -1,8 +1,11 @@
-"""The recipes in `examples`: they parse, agree with the package, and fit the schemas of others."""
+"""The examples are short and use public names. The recipes agree with the package and others."""
 
+import ast
 import importlib
+import json
 import pathlib
 import subprocess
+import sys
 
 import pytest
 
@@ -28,10 +31,84 @@ def _job() -> tuple[dict, dict]:
     return service, job
 
 
-@pytest.mark.parametrize("name", [each.name for each in EXAMPLES.iterdir() if each.is_file()])
+def _code(path: pathlib.Path) -> str:
+    """Return the text of a file, or of a notebook's cells of code."""
+    text = path.read_text()
+    if path.suffix != ".ipynb":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    return "\n".join("".join(cell["source"]) for cell in cells)
+
+
+FILES = sorted(each.name for each in EXAMPLES.iterdir() if each.is_file())
+PROGRAMS = [name for name in FILES if name.endswith((".py", ".ipynb"))]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_every_example_is_short_and_in_a_guide(name):
-    assert len((EXAMPLES / name).read_text().splitlines()) < 80
+    assert len(_code(EXAMPLES / name).splitlines()) < 80
     assert f"../../examples/{name}" in GUIDES
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "README.md"])
+def test_every_example_is_in_the_table(name):
+    assert f"\n| [{name}]({name}) |" in (EXAMPLES / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name.endswith(".py")])
+def test_every_script_says_how_to_start_it(name):
+    assert f" examples/{name}" in ast.get_docstring(ast.parse(_code(EXAMPLES / name)))
+
+
+# ---- Public names -------------------------------------------------------------------------------
+
+LIBRARIES = {"keras", "numpy", "ray", "sklearn", "tensorflow", "tf_gossip_pga"}
+PRIVATE = ("keras.src", "tensorflow.python", "tf_gossip_pga.")
+
+
+def not_public(code: str):
+    """Yield the names that a program uses and that are not for users."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            names = []
+        for name in names:
+            root = name.partition(".")[0]
+            is_known = root in LIBRARIES or root in sys.stdlib_module_names
+            if not is_known or name.startswith(PRIVATE) or "._" in name:
+                yield name
+        if isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value)
+            is_inner = node.attr.startswith("_") and not node.attr.endswith("__")
+            if (is_inner and owner != "self") or (owner == "pga" and node.attr not in pga.__all__):
+                yield f"{owner}.{node.attr}"
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_use_only_public_names(name):
+    assert not list(not_public(_code(EXAMPLES / name)))
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("import models.text", "models.text"),
+        ("from job import flags", "job.flags"),
+        ("from tf_gossip_pga import launch", "tf_gossip_pga.launch"),
+        ("import tensorflow.python.eager", "tensorflow.python.eager"),
+        ("from numpy import _core", "numpy._core"),
+        ("pga.errors", "pga.errors"),
+        ("gossip._run", "gossip._run"),
+    ],
+)
+def test_names_that_are_not_public_are_found(code, name):
+    assert list(not_public(code)) == [name]
+
+
+# ---- Recipes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mpi.sh", "slurm.sbatch"])
