@@ -7,7 +7,7 @@ import re
 from tf_gossip_pga import __version__
 
 # The oldest and the newest minor version that was tested, as in pyproject.toml.
-OLDEST, NEWEST = (2, 20), (2, 21)
+OLDEST, NEWEST = (2, 19), (2, 21)
 
 
 def check(version: str) -> None:
