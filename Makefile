@@ -28,7 +28,7 @@ test-quick: $(VENV)/ready  ## Run the tests that start no worker processes. Some
 	$(RUN) -m pytest -m "not multiprocess"
 
 # Each in an environment of its own, with the Pythons that are installed. Downloads 600 MB for each.
-test-wheel: $(VENV)/ready  ## Test the wheel with the oldest and the newest versions. 15 minutes.
+test-wheel: $(VENV)/ready  ## Test the wheel with the oldest and the newest versions. 25 minutes.
 	$(RUN) -m pytest -m wheels
 
 lint: $(VENV)/ready  ## Check style (ruff), spelling (codespell) and types (pyright).
