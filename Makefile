@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-slow test-clusters test-all test-quick exchange network compare optimizers input paper graphs scale time-to-loss lint docs help clean
+.PHONY: train test test-slow test-clusters test-wheel test-all test-quick exchange network compare optimizers input paper graphs scale time-to-loss lint docs build help clean
 
 train: $(VENV)/ready  ## Train ResNet-20 on handwritten digits with 4 local workers. 1 minute.
 	$(RUN) train.py
 
 # Three tests at a time on two cores: many of them wait.
 test: $(VENV)/ready lint  ## Check style, spelling and types, and run all but the slow tests. 10 minutes.
-	$(RUN) -m pytest -n 3 --dist=worksteal -m "not slow and not clusters"
+	$(RUN) -m pytest -n 3 --dist=worksteal -m "not slow and not clusters and not wheels"
 
 # The models of the paper at full size, more chaos, the wheel in an environment of its own.
 test-slow: $(VENV)/ready  ## Run the slow tests alone. 15 minutes.
@@ -26,6 +26,10 @@ test-all: test test-slow  ## Run `make test`, then the slow tests.
 
 test-quick: $(VENV)/ready  ## Run the tests that start no worker processes. Some minutes.
 	$(RUN) -m pytest -m "not multiprocess"
+
+# Each in an environment of its own, with the Pythons that are installed. Downloads 600 MB for each.
+test-wheel: $(VENV)/ready  ## Test the wheel with the oldest and the newest versions. 25 minutes.
+	$(RUN) -m pytest -m wheels
 
 lint: $(VENV)/ready  ## Check style (ruff), spelling (codespell) and types (pyright).
 	$(RUN) -m ruff check .
@@ -70,11 +74,16 @@ docs: $(VENV)/ready  ## Build the documentation site in build/docs/html. 1 minut
 	$(RUN) -m sphinx -W --keep-going -q -b html -d build/docs/doctrees docs build/docs/html
 	$(RUN) -m sphinx -W --keep-going -q -b doctest -d build/docs/doctrees docs build/docs/doctest
 
+build: $(VENV)/ready  ## Build the wheel and the sdist in dist. 1 minute.
+	rm -rf dist
+	$(RUN) -m tools.build
+	$(RUN) -m twine check --strict dist/*
+
 help:  ## Print this table.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 clean:  ## Remove the environment and everything that was built or measured.
-	rm -rf $(VENV) output build docs/_generated *.egg-info
+	rm -rf $(VENV) output build dist docs/_generated *.egg-info
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

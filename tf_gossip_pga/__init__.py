@@ -51,7 +51,7 @@ if TYPE_CHECKING:  # editors and type checkers resolve the names in `_ROOM_OF` h
     from tf_gossip_pga.launch.function import run
     from tf_gossip_pga.training.callback import GossipPGA
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "PREEMPTED",

@@ -12,6 +12,9 @@ Each is tested in `tests/integration/test_collectives.py` and `tests/integration
 - `configure_coordination_service(…)` sets how long a silent worker is kept in the cluster.
 - `_context_handle` is set once TensorFlow is running, when it is too late to start a server. The
   public API reports this only after rank 0 has answered.
+
+Importing this module raises ImportError if TensorFlow is not one of the versions with which these
+names were tested (`supported`).
 """
 
 from __future__ import annotations
@@ -25,11 +28,15 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import context
 
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination.view import View
+from tf_gossip_pga.exchange import supported
 from tf_gossip_pga.exchange.transport import Transport
+
+supported.check(tf.__version__)
+
+from tensorflow.python.eager import context  # noqa: E402 (an untested version may not have it)
 
 _Implementation = tf.distribute.experimental.CommunicationImplementation
 
