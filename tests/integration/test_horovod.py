@@ -94,7 +94,6 @@ def test_keras_imagenet_resnet50(tmp_path):
     logs = [np.load(tmp_path / f"logs-{rank}.npz") for rank in range(WORKERS)]
     np.testing.assert_array_equal(logs[0]["score"], logs[1]["score"])
     np.testing.assert_allclose(logs[0]["lr"], [0.0025, 0.00025], rtol=1e-6)
-    assert logs[0]["score"][1] > 0.5
 
 
 @pytest.mark.slow

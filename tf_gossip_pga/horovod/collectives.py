@@ -84,17 +84,10 @@ def allreduce(
     kinds = [f"{each.dtype.name} of shape {list(each.shape)}" for each in everyone]
     if len(set(kinds)) > 1:
         raise ValueError(
-            f"hvd.allreduce needs the same shape and dtype on every rank, received, in rank order: "
+            "hvd.allreduce needs the same shape and dtype on every rank, received, in rank order: "
             f"{'; '.join(kinds)}."
         )
-    is_whole = not tf.as_dtype(own.dtype).is_floating and not tf.as_dtype(own.dtype).is_complex
-    stack = np.stack(everyone)
-    if tf.as_dtype(own.dtype).is_floating or (is_whole and op is Average):
-        stack = stack.astype(np.float64)  # sum in high precision
-    combine = {Average: np.mean, Sum: np.sum, Min: np.min, Max: np.max}[op]
-    result = combine(stack * prescale_factor if prescale_factor != 1 else stack, axis=0)
-    result = result * postscale_factor if postscale_factor != 1 else result
-    return tf.constant(result if is_whole and op is Average else result.astype(own.dtype))
+    return tf.constant(_combined(np.stack(everyone), op, prescale_factor, postscale_factor))
 
 
 def allgather(value: Any, name: str | None = None) -> tf.Tensor:
@@ -196,6 +189,18 @@ def broadcast_variables(variables: Iterable, root_rank: int) -> None:
 def barrier() -> None:
     """Wait until every worker has called this. See `Cluster.barrier`."""
     processes.cluster().barrier()
+
+
+def _combined(stack: np.ndarray, op: ReduceOp, prescale: float, postscale: float) -> np.ndarray:
+    """Return the values of all workers, `[size, …]`, combined along the first axis."""
+    dtype = tf.as_dtype(stack.dtype)
+    is_whole = not (dtype.is_floating or dtype.is_complex)
+    if dtype.is_floating or (is_whole and op is Average):
+        stack = stack.astype(np.float64)  # sum in high precision
+    combine = {Average: np.mean, Sum: np.sum, Min: np.min, Max: np.max}[op]
+    result = combine(stack * prescale if prescale != 1 else stack, axis=0)
+    result = result * postscale if postscale != 1 else result
+    return result if is_whole and op is Average else result.astype(dtype.as_numpy_dtype)
 
 
 def _array(value: Any) -> np.ndarray:

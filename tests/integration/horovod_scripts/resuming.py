@@ -11,7 +11,7 @@ from keras import layers
 from sklearn.datasets import load_digits
 
 parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-parser.add_argument("--log-dir", default="./logs")
+parser.add_argument("--log", default="./log.csv")
 parser.add_argument("--checkpoint-format", default="./checkpoint-{epoch}.keras")
 parser.add_argument("--fp16-allreduce", action="store_true", default=False)
 parser.add_argument("--batch-size", type=int, default=50)
@@ -106,7 +106,7 @@ callbacks = [
 ]
 if hvd.rank() == 0:
     callbacks.append(keras.callbacks.ModelCheckpoint(args.checkpoint_format))
-    callbacks.append(keras.callbacks.TensorBoard(args.log_dir))
+    callbacks.append(keras.callbacks.CSVLogger(args.log, append=True))
 
 history = model.fit(
     train_iter.repeat(),
