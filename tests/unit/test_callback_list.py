@@ -182,3 +182,15 @@ def test_a_model_or_a_list_of_tf_keras_is_refused():
         Container().set()
     with pytest.raises(TypeError, match=r"received a builtins\.NoneType"):
         gossip.set_model(None)
+
+
+def test_the_data_of_a_fit_is_found():
+    model, found = _model(), []
+
+    def look(logs):
+        found.extend(callback_list.data_of(each) for each in (model, _model()))
+
+    model.fit(*DATA, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_train_begin=look)])
+    assert found[0] is DATA[0]
+    assert found[1] is None
+    assert callback_list.data_of(model) is None

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "plan": {"algorithm", "exchange", "tools"},
     "simulate": {"algorithm", "tools"},
     "launch": {"cluster", "coordination", "tools"},
+    "horovod": {"cluster", "exchange", "training"},
 }
 WITHOUT_TENSORFLOW = {"algorithm", "coordination", "tools", "launch", "plan"}
 
@@ -167,6 +168,7 @@ def test_importing_needs_no_tensorflow():
         "checkpoint.files",
         "checkpoint.ownership",
         "exchange.wire",
+        "horovod",
         "training.preemption",
     }
     light = ", ".join(f"tf_gossip_pga.{room}" for room in sorted(rooms))

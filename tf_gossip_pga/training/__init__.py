@@ -22,6 +22,7 @@ Helpers:
 - `adapted`: describes layers that have an `adapt` method or a lookup table, so that ranks can
   compare them.
 - `piggyback`: numbers that ranks exchange along with a global average.
+- `driver`: knows which `GossipPGA` drives a model.
 - `symptoms`: warns if all ranks take identical steps, or if parameters are not finite.
 - `callback_list`: finds the callbacks of a `fit` other than `GossipPGA`, and calls methods after
   the hooks of all callbacks.

@@ -1,4 +1,4 @@
-"""Find the callback list of the running `fit`. Only this module relies on Keras internals.
+"""Find the callbacks and the data of the running `fit`. Only this module relies on Keras internals.
 
 Keras gives a callback no access to the other callbacks. But Keras calls every hook from a method of
 the public class `keras.callbacks.CallbackList`, whose attribute `callbacks` holds all callbacks in
@@ -10,7 +10,7 @@ behaves differently.
 from __future__ import annotations
 
 import sys
-from typing import Protocol
+from typing import Any, Protocol
 
 import keras
 
@@ -103,6 +103,22 @@ def find(callback: keras.callbacks.Callback) -> Siblings | None:
             ]
             return Siblings(caller.callbacks, places[0]) if places else None
         callers.append(caller)
+        frame = frame.f_back
+    return None
+
+
+def data_of(model: keras.Model) -> Any:
+    """Return the argument `x` with which the running `fit` of a model was called.
+
+    Returns:
+      The argument, or None if no `fit` of this model is on the call stack.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        # Keras also wraps `fit` in a function whose local variables hold the arguments in a tuple.
+        is_fit = frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model
+        if is_fit and "x" in frame.f_locals:
+            return frame.f_locals["x"]
         frame = frame.f_back
     return None
 
