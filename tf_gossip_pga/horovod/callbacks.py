@@ -131,7 +131,7 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
       initial_lr: the learning rate that is multiplied, usually that of the optimizer.
       multiplier: a number, or a function of the epoch. The epoch counts from 0 and, unless
         `staircase`, includes the fraction of the epoch that has passed. Horovod's documentation
-        agrees, but its versions since 0.20 take a number to the power `epoch - start_epoch`.
+        agrees, but its current versions take a number to the power `epoch - start_epoch`.
       start_epoch: the first epoch in which the learning rate is set. Default 0.
       end_epoch: the first epoch in which it is no longer set. Default None: it always is.
       staircase: whether to set the learning rate once at the beginning of an epoch, instead of
