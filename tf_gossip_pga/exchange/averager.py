@@ -9,6 +9,7 @@ first device's value; assigning or adding to a variable changes it on all device
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -206,11 +207,24 @@ class Averager:
             self._gossips[round]()
         self.bytes_sent += self._gossip_bytes[round]
 
-    def start_gossip(self, round: int, doing: str, step: int = 0):
+    def start_gossip(
+        self,
+        round: int,
+        doing: str,
+        step: int = 0,
+        record: contextlib.AbstractContextManager[None] | None = None,
+    ):
         """Start a gossip of the current parameters in the background.
 
         The parameters may change while the gossip runs. Call `finish_gossip` before the next
-        exchange that changes them. The arguments are the same as for `gossip`.
+        exchange that changes them.
+
+        Args:
+          round: number of the round, counted from 0. The topology's rounds repeat in a cycle.
+          doing: name of the exchange, for log and error messages.
+          step: number of completed steps. Default 0.
+          record: context manager inside which the exchange runs, in the background thread. Default
+            None: no context manager.
         """
         round %= self._topology.rounds
         if self._topology.cycle[round].is_empty:
@@ -218,7 +232,11 @@ class Averager:
         # Pass values, not variables. The values stay as they are: while another op holds a
         # variable's value, TensorFlow copies the variable before an optimizer changes it in place.
         chunks = self._pack()
-        exchange = functools.partial(self._changes[round], *chunks)
+
+        def exchange():
+            with record or contextlib.nullcontext():
+                return self._changes[round](*chunks)
+
         self.health.steps.append(step)
         self._session.begin(exchange, doing, self._patience.exchange_s)
         self._started = True
