@@ -136,7 +136,7 @@ def test_a_gossip_in_the_background_has_a_span_of_its_own():
     records = []
 
     def start(round, doing, step, record):
-        records.append(record)
+        records.append(record())
         group._run.averager.bytes_sent += 8
 
     group._run.averager = types.SimpleNamespace(

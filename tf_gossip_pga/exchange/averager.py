@@ -13,6 +13,8 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -27,6 +29,10 @@ from tf_gossip_pga.exchange.mixing import Mixer
 from tf_gossip_pga.exchange.outer_state import OuterState
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.exchange.traced import Traced
+
+# Returns a context manager inside which an exchange runs.
+Record = Callable[[], contextlib.AbstractContextManager[None]]
+_UNRECORDED: Record = contextlib.nullcontext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,24 +213,11 @@ class Averager:
             self._gossips[round]()
         self.bytes_sent += self._gossip_bytes[round]
 
-    def start_gossip(
-        self,
-        round: int,
-        doing: str,
-        step: int = 0,
-        record: contextlib.AbstractContextManager[None] | None = None,
-    ):
-        """Start a gossip of the current parameters in the background.
+    def start_gossip(self, round: int, doing: str, step: int = 0, record: Record = _UNRECORDED):
+        """Start a gossip of the current parameters in the background, inside `record()`.
 
         The parameters may change while the gossip runs. Call `finish_gossip` before the next
-        exchange that changes them.
-
-        Args:
-          round: number of the round, counted from 0. The topology's rounds repeat in a cycle.
-          doing: name of the exchange, for log and error messages.
-          step: number of completed steps. Default 0.
-          record: context manager inside which the exchange runs, in the background thread. Default
-            None: no context manager.
+        exchange that changes them. The other arguments are the same as for `gossip`.
         """
         round %= self._topology.rounds
         if self._topology.cycle[round].is_empty:
@@ -232,11 +225,7 @@ class Averager:
         # Pass values, not variables. The values stay as they are: while another op holds a
         # variable's value, TensorFlow copies the variable before an optimizer changes it in place.
         chunks = self._pack()
-
-        def exchange():
-            with record or contextlib.nullcontext():
-                return self._changes[round](*chunks)
-
+        exchange = functools.partial(_inside, record, self._changes[round], *chunks)
         self.health.steps.append(step)
         self._session.begin(exchange, doing, self._patience.exchange_s)
         self._started = True
@@ -386,6 +375,11 @@ class Averager:
 
     def _mean_of_slots(self):
         self._slots.assign(self._ops.mean(self._slots.pack(), self._key_of_slots))
+
+
+def _inside(record: Record, exchange: Callable[..., Any], *chunks: tf.Tensor) -> Any:
+    with record():
+        return exchange(*chunks)
 
 
 def _digest(variables: list) -> str:

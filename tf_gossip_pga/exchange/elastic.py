@@ -230,13 +230,11 @@ class ElasticSession(FixedSession):
             concurrent.futures.wait([self._under_way])
             self._under_way = None
         before = {*self.view.members, *joining}
+        completed = self._sequence.completed
         try:
             with policy.recorded():
                 most = self._membership.regroup(
-                    self._sequence.completed,
-                    policy.min_workers,
-                    policy.patience_s,
-                    self._runtime.set_view,
+                    completed, policy.min_workers, policy.patience_s, self._runtime.set_view
                 )
         except TrainingFinished:
             self._watchdog.resume()  # the view stays; only the lost worker is missing

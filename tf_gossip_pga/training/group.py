@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Collection
 from typing import Any
@@ -99,8 +100,7 @@ class Group:
         Args:
           where: name of the sync point.
           value: this rank's JSON-serializable value, or a function that returns it. The function is
-            called each time the exchange runs, including the repetition after a reconciliation.
-            Default None.
+            called each time the exchange runs, also if it is repeated after a loss. Default None.
           logs: Keras' logs. The numbers in them are replaced with their means over ranks. Default
             None.
           timed: whether the wait counts as communication. Default True.
@@ -156,11 +156,7 @@ class Group:
         With `overlap`, the gossip runs in the background until the next one is due.
         """
         run, averager, doing = self._run, self.averager, f"the gossip of step {step}"
-
-        def peers() -> tuple[int, ...]:
-            members = self._session.view.members
-            return tuple(members[each] for each in run.topology.peers(round, self._session.place))
-
+        peers = functools.partial(_peers, self._session, run.topology, round)
         with run.communicating(), run.recorder.span(recorder.GOSSIP, peers):
             if not run.settings.overlap:
                 averager.gossip(round, doing, step)
@@ -168,7 +164,7 @@ class Group:
             averager.finish_gossip()
             if run.schedule.ends_before_average(step):
                 record = run.recorder.span(recorder.BACKGROUND_GOSSIP, peers, counts_bytes=False)
-                averager.start_gossip(round, doing, step, record)
+                averager.start_gossip(round, doing, step, lambda: record)
 
     def average_globally(self, doing: str, own: Piggyback | None = None) -> Heard:
         """Set the model to the mean over ranks, and share a few numbers in the same exchange.
@@ -288,3 +284,9 @@ class Group:
         self.replica.equalize()
         self._unreported = []  # these measurements lack the lost worker's part
         self._squares, self.is_whole_period = _UNKNOWN, False
+
+
+def _peers(session: ElasticSession, topology: Topology, round: int) -> tuple[int, ...]:
+    """Return the ranks with which this rank exchanges in a round of the topology."""
+    members = session.view.members
+    return tuple(members[place] for place in topology.peers(round, session.place))
