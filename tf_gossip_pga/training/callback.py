@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,14 +12,11 @@ from tf_gossip_pga.algorithm.outer import Outer
 from tf_gossip_pga.algorithm.schedule import ChangingPeriod
 from tf_gossip_pga.exchange import process
 from tf_gossip_pga.exchange.elastic import ElasticSession
-from tf_gossip_pga.training import callback_facts, callback_list, preemption, preflight
+from tf_gossip_pga.training import callback_facts, callback_list, drivers, preemption, preflight
 from tf_gossip_pga.training.fit import Fit
 from tf_gossip_pga.training.group_fit import GroupFit
 from tf_gossip_pga.training.run_state import RunState
 from tf_gossip_pga.training.settings import Settings
-
-# For each model, the GossipPGA that drives it: the one whose `set_model` was called last.
-_driver: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class GossipPGA(keras.callbacks.Callback):
@@ -369,7 +365,7 @@ class GossipPGA(keras.callbacks.Callback):
         # Forget a fit that an exception interrupted. This never forgets a running fit: Keras calls
         # set_model before on_train_begin and in evaluate, but not for validation inside fit.
         self._fit = None
-        _driver[model] = weakref.ref(self)
+        drivers.drive(model, self)
 
     def on_train_begin(self, logs=None):
         """Agree with the other ranks on what to train, and copy rank 0's variables."""
@@ -392,11 +388,11 @@ class GossipPGA(keras.callbacks.Callback):
         self._fit = fit
         self._calls_last = siblings is not None
         if siblings is not None:
-            siblings.call_last(fit)
+            siblings.call_last(fit, model, params)
 
     def _problem(self, model: keras.Model, fit: Fit) -> str | None:
         """Return why this rank cannot train, or None if it can."""
-        if _driver[model]() is not self:
+        if drivers.driver_of(model) is not self:
             return "fit received two GossipPGA callbacks; pass one."
         steps = fit.params["steps"]
         return (
