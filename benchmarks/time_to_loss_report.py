@@ -220,6 +220,6 @@ def _finish(axes: "Axes", targets: dict[str, float], title: str, xlabel: str):
     # The last target is the lowest, so its label is below its line, and the others are above.
     for number, (to, target) in enumerate(targets.items(), start=1):
         axes.axhline(target, color=figure.GRAY, linewidth=0.8, ls=(0, (1, 3)))
-        place = {"xycoords": ("axes fraction", "data")}
-        place["va"] = "top" if number == len(targets) else "bottom"
+        side = "top" if number == len(targets) else "bottom"
+        place = {"xycoords": ("axes fraction", "data"), "va": side}
         axes.annotate(to, (0.01, target), **place, fontsize=8, color=figure.GRAY)

@@ -20,6 +20,8 @@ Contents:
 - `initialize`, `Cluster`: connect this process to the other workers.
 - `GossipPGA`: the callback that averages.
 - `Checkpoint`: the callback that saves a run and resumes it.
+- `Timeline`: the callback that records what all ranks spend their time on, for a trace viewer.
+- `TensorBoard`: the callback that writes what `GossipPGA` measures as curves.
 - `PREEMPTED`: the exit code of a job that saved a checkpoint after SIGTERM and can continue.
 - `run`: run a function in several worker processes on this machine, for example in a notebook.
 - `AdaptivePeriod`: a period H that adapts to the training loss.
@@ -49,6 +51,8 @@ if TYPE_CHECKING:  # editors and type checkers resolve the names in `_ROOM_OF` h
     from tf_gossip_pga.errors import PREEMPTED, WorkerLost
     from tf_gossip_pga.exchange.process import initialize
     from tf_gossip_pga.launch.function import run
+    from tf_gossip_pga.observe.tensorboard import TensorBoard
+    from tf_gossip_pga.observe.timeline import Timeline
     from tf_gossip_pga.training.callback import GossipPGA
 
 __version__ = "0.2.0"
@@ -61,6 +65,8 @@ __all__ = [
     "Cluster",
     "GossipPGA",
     "Outer",
+    "TensorBoard",
+    "Timeline",
     "Topology",
     "WorkerLost",
     "initialize",
@@ -80,6 +86,8 @@ _ROOM_OF = {
     "GossipPGA": "training.callback",
     "Outer": "algorithm.outer",
     "PREEMPTED": "errors",
+    "TensorBoard": "observe.tensorboard",
+    "Timeline": "observe.timeline",
     "Topology": "algorithm.graph",
     "WorkerLost": "errors",
     "initialize": "exchange.process",
@@ -96,6 +104,8 @@ if not TYPE_CHECKING:  # with __getattr__ visible, a type checker would accept a
         if name not in _ROOM_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         room = importlib.import_module(f"{__name__}.{_ROOM_OF[name]}")
+        if name == "GossipPGA":  # which is below `observe`, and so cannot import it
+            importlib.import_module(f"{__name__}.observe.launched").connect()
         return room if _ROOM_OF[name].endswith(name) else getattr(room, name)
 
 

@@ -22,6 +22,7 @@ SECTIONS = {
         "guides/data",
         "guides/callbacks",
         "guides/tensorboard",
+        "guides/timeline",
         "guides/checkpoints",
         "guides/lost-workers",
         "guides/hangs",

@@ -42,7 +42,7 @@ class Asks(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.siblings = callback_list.find(self)
-        self.siblings.call_last(self.follower)
+        self.siblings.call_last(self.follower, self.model, self.params)
 
 
 class Says(keras.callbacks.Callback):
@@ -103,6 +103,29 @@ def test_a_list_that_is_used_again_keeps_nothing_of_an_interrupted_fit():
     model.fit(*DATA, callbacks=callbacks, verbose=0)
     assert follower.seen == ["stopped", "last: batch", "last: epoch 0", "last: end"]
     assert callbacks.callbacks == before
+
+
+def test_a_companion_runs_after_the_callbacks_of_the_script_in_every_fit(monkeypatch):
+    class Companion(Says):
+        def on_train_begin(self, logs=None):
+            self.seen.append(("companion of", self.model, self.params["epochs"]))
+
+    follower = Follows()
+    companion, asks = Companion(follower.seen), Asks(follower)
+    monkeypatch.setattr(callback_list, "companions", [lambda: companion])
+    model = _model()
+    callbacks = keras.callbacks.CallbackList(
+        [asks], add_history=True, model=model, epochs=1, steps=1
+    )
+    before = list(callbacks.callbacks)
+    for _ in range(2):
+        follower.seen.clear()
+        model.fit(*DATA, callbacks=callbacks, verbose=0)
+        assert follower.seen[0] == ("companion of", model, 1)
+        batches = follower.seen[1:-4]
+        assert batches == ["batch", "last: batch"] * (len(batches) // 2) != []
+        assert follower.seen[-4:] == ["epoch 0", "last: epoch 0", "end", "last: end"]
+        assert callbacks.callbacks == before
 
 
 def test_a_callback_that_another_holds_has_its_place():

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "exchange": {"algorithm", "cluster", "coordination"},
     "training": {"algorithm", "cluster", "coordination", "exchange"},
     "checkpoint": {"cluster", "coordination", "exchange", "training"},
+    "observe": {"exchange", "tools", "training"},
     "plan": {"algorithm", "exchange", "tools"},
     "simulate": {"algorithm", "tools"},
     "launch": {"cluster", "coordination", "tools"},
@@ -138,7 +139,7 @@ def test_of_train_and_benchmarks_only_exchanges_knows_the_engine():
 def test_public_names_resolve():
     expected = {"initialize", "Cluster", "GossipPGA", "AdaptivePeriod", "AutoPeriod", "WorkerLost"}
     expected |= {"PREEMPTED", "topology", "Topology", "Checkpoint", "Outer", "plan", "run"}
-    expected |= {"simulate"}
+    expected |= {"simulate", "TensorBoard", "Timeline"}
     assert set(pga.__all__) == set(dir(pga)) == expected
     assert pga.PREEMPTED == 75
     for name in expected - {"PREEMPTED"}:
@@ -216,9 +217,13 @@ def test_every_public_object_has_a_docstring(room):
         "launch.doctor.finding",
         "launch.hosts",
         "launch.signals",
+        "observe.trace",
+        "observe.waits",
         "plan",
         "simulate.curves",
         "simulate.problem",
+        "tools.timeline_request",
+        "training.recorder",
     ],
 )
 def test_examples_in_docstrings_are_true(room):

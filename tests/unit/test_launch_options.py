@@ -8,6 +8,7 @@ import pytest
 
 from tf_gossip_pga.launch import command, job, signals
 from tf_gossip_pga.launch.hosts import Host
+from tf_gossip_pga.tools import timeline_request
 
 
 @pytest.fixture
@@ -55,6 +56,35 @@ def test_hosts_replace_local_workers(launched, form):
 def test_hosts_may_be_listed_in_a_file(launched, tmp_path):
     (tmp_path / "hosts").write_text("a slots=2\n")
     assert launched("--hostfile", str(tmp_path / "hosts"))["hosts"] == [Host("a", 2)]
+
+
+def test_a_timeline_is_requested_by_variables(launched, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = launched("--timeline=trace.json", "--timeline-steps=3:9", "--env=A=1")["env"]
+    requested = {"TF_GOSSIP_PGA_TIMELINE": str(tmp_path / "trace.json")}
+    requested["TF_GOSSIP_PGA_TIMELINE_STEPS"] = "3:9"
+    assert found == {"A": "1", **requested}
+    assert timeline_request.requested(found) == (str(tmp_path / "trace.json"), (3, 9))
+    found = launched("--timeline=trace.json")["env"]
+    assert timeline_request.requested(found) == (str(tmp_path / "trace.json"), (100, 120))
+    # Rank 0 checks the folder of its own host.
+    found = launched("--timeline=/nowhere/trace.json", "-H", "a,b")["env"]
+    assert timeline_request.requested(found)[0] == "/nowhere/trace.json"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--timeline-steps=1:2"], "--timeline-steps needs --timeline=FILE, the file to write"),
+        (["--timeline=x", "--timeline-steps=9"], "must be FIRST:LAST, two whole numbers such as"),
+        (["--timeline=x", "--timeline-steps=9:1"], "1 <= first <= last, such as (100, 120); rec"),
+        (["--timeline=/nowhere/x"], "there is no folder '/nowhere'. Create it first."),
+    ],
+)
+def test_a_timeline_that_cannot_be_written_is_an_error(launched, capsys, options, message):
+    with pytest.raises(SystemExit):
+        launched(*options)
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_variables_are_set_or_passed_on(launched, monkeypatch):

@@ -65,6 +65,19 @@ def test_weights_worked_by_hand(topo, expected):
 
 
 @pytest.mark.parametrize(
+    ("topo", "expected"),
+    [
+        (topology.one_peer_exponential(8), [(1, 7), (2, 6), (4,), (1, 7)]),
+        (topology.grid(9), [(1, 3)]),
+        (topology.disconnected(4), [()]),
+    ],
+    ids=label,
+)
+def test_peers_are_those_that_rank_0_sends_to_or_receives_from(topo, expected):
+    assert [topo.peers(round, 0) for round in range(len(expected))] == expected
+
+
+@pytest.mark.parametrize(
     ("topo", "rank", "expected"),
     [
         # 3 x 3: a corner has 2 neighbors, a side 3, the center 4; an edge weighs

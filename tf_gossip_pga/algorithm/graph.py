@@ -154,6 +154,23 @@ class Topology:
         weights: list[float] = each.edge_weights[chosen].tolist()
         return dict(zip(senders, weights, strict=True)), float(each.self_weights[rank])
 
+    def peers(self, round: int, rank: int) -> tuple[int, ...]:
+        """Return the ranks that `rank` sends to or receives from in a round, in ascending order.
+
+        Args:
+          round: number of the round, starting at 0. Rounds repeat cyclically.
+          rank: the sending and receiving rank.
+
+        Example:
+          >>> from tf_gossip_pga import topology
+          >>> topology.one_peer_exponential(8).peers(0, rank=0)
+          (1, 7)
+        """
+        each = self._at(round)
+        senders: list[int] = each.senders[each.receivers == rank].tolist()
+        receivers: list[int] = each.receivers[each.senders == rank].tolist()
+        return tuple(sorted({*senders, *receivers}))
+
     def is_matching(self, round: int) -> bool:
         """Return whether the ranks of a round gossip in disjoint pairs with equal weights.
 

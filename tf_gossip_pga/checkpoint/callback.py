@@ -24,7 +24,7 @@ from tf_gossip_pga.checkpoint.writer import Writer
 from tf_gossip_pga.errors import PREEMPTED
 from tf_gossip_pga.exchange import process
 from tf_gossip_pga.exchange.elastic import ElasticSession
-from tf_gossip_pga.training import preemption, preflight
+from tf_gossip_pga.training import preemption, preflight, recorder
 from tf_gossip_pga.training.callback import GossipPGA
 from tf_gossip_pga.training.variables import Held
 
@@ -267,7 +267,8 @@ class Checkpoint(keras.callbacks.Callback):
     def _save(self, epoch: int, due: bool):
         """Save on all ranks. If not `due`, save only if a rank received SIGTERM."""
         if self._writer is not None:
-            self._writer.save(epoch, lambda: due or self.preempted)
+            with self._gossip.run.recorder.span(recorder.CHECKPOINT):
+                self._writer.save(epoch, lambda: due or self.preempted)
 
     def _sync(self, where: str, value) -> list:
         """Share a value with all ranks. Also learn whether any rank received SIGTERM."""

@@ -9,9 +9,12 @@ first device's value; assigning or adding to a variable changes it on all device
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +29,10 @@ from tf_gossip_pga.exchange.mixing import Mixer
 from tf_gossip_pga.exchange.outer_state import OuterState
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.exchange.traced import Traced
+
+# Returns a context manager inside which an exchange runs.
+Record = Callable[[], contextlib.AbstractContextManager[None]]
+_UNRECORDED: Record = contextlib.nullcontext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,11 +213,11 @@ class Averager:
             self._gossips[round]()
         self.bytes_sent += self._gossip_bytes[round]
 
-    def start_gossip(self, round: int, doing: str, step: int = 0):
-        """Start a gossip of the current parameters in the background.
+    def start_gossip(self, round: int, doing: str, step: int = 0, record: Record = _UNRECORDED):
+        """Start a gossip of the current parameters in the background, inside `record()`.
 
         The parameters may change while the gossip runs. Call `finish_gossip` before the next
-        exchange that changes them. The arguments are the same as for `gossip`.
+        exchange that changes them. The other arguments are the same as for `gossip`.
         """
         round %= self._topology.rounds
         if self._topology.cycle[round].is_empty:
@@ -218,7 +225,7 @@ class Averager:
         # Pass values, not variables. The values stay as they are: while another op holds a
         # variable's value, TensorFlow copies the variable before an optimizer changes it in place.
         chunks = self._pack()
-        exchange = functools.partial(self._changes[round], *chunks)
+        exchange = functools.partial(_inside, record, self._changes[round], *chunks)
         self.health.steps.append(step)
         self._session.begin(exchange, doing, self._patience.exchange_s)
         self._started = True
@@ -368,6 +375,11 @@ class Averager:
 
     def _mean_of_slots(self):
         self._slots.assign(self._ops.mean(self._slots.pack(), self._key_of_slots))
+
+
+def _inside(record: Record, exchange: Callable[..., Any], *chunks: tf.Tensor) -> Any:
+    with record():
+        return exchange(*chunks)
 
 
 def _digest(variables: list) -> str:

@@ -51,11 +51,14 @@ class LossPolicy:
         shares what only some of them have learned, such as the decision to stop. It receives the
         number of exchanges that this worker has completed. All members call the function if at
         least one of them has completed an exchange.
+      recorded: function that returns a context manager, inside which the session forms a view or
+        reconciles. Default: one that does nothing.
     """
 
     min_workers: int
     patience_s: float
     reconcile: Callable[[int], None]
+    recorded: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
 class ElasticSession(FixedSession):
@@ -206,7 +209,8 @@ class ElasticSession(FixedSession):
             for exchange in self._starts:
                 exchange()
         else:
-            self._policy.reconcile(self._sequence.completed)
+            with self._policy.recorded():
+                self._policy.reconcile(self._sequence.completed)
         self._sequence.must_reconcile = False
 
     # ---- Losing workers -------------------------------------------------------------------------
@@ -226,13 +230,12 @@ class ElasticSession(FixedSession):
             concurrent.futures.wait([self._under_way])
             self._under_way = None
         before = {*self.view.members, *joining}
+        completed = self._sequence.completed
         try:
-            most = self._membership.regroup(
-                self._sequence.completed,
-                policy.min_workers,
-                policy.patience_s,
-                self._runtime.set_view,
-            )
+            with policy.recorded():
+                most = self._membership.regroup(
+                    completed, policy.min_workers, policy.patience_s, self._runtime.set_view
+                )
         except TrainingFinished:
             self._watchdog.resume()  # the view stays; only the lost worker is missing
             raise

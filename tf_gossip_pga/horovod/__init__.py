@@ -100,7 +100,7 @@ _TAPE = (
 )
 _VALUES = "Use hvd.allreduce, hvd.allgather or hvd.broadcast."
 _BUILT = "Exchanges travel over TensorFlow's collectives, so nothing has to be built."
-_TRACE = "Use keras.callbacks.TensorBoard."
+_TRACE = "Pass pga.Timeline to fit, or start the script with `gossip-pga run --timeline`."
 
 # Names of Horovod without an equivalent, and what to use instead.
 _INSTEAD = {

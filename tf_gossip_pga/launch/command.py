@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from tf_gossip_pga.launch import config, environment, hosts, job
+from tf_gossip_pga.tools import timeline_request
 
 _PLACES = ("workers", "hosts", "hostfile")  # options that say where workers start
 
@@ -48,7 +49,7 @@ def _prepared(options: argparse.Namespace) -> Callable[[], int]:
         rejoins=options.rejoins,
         gpus_per_worker=options.gpus_per_worker,
         share_gpus=options.share_gpus,
-        env=_variables(options.env),
+        env={**_variables(options.env), **_timeline(options, is_local=places is None)},
         log_dir=options.log_dir,
     )
 
@@ -137,6 +138,17 @@ def _add_surroundings(parser: argparse.ArgumentParser) -> None:
         help="also append the output of each worker to DIR/rank-N.log",
     )
     group.add_argument(
+        "--timeline",
+        metavar="FILE",
+        help="record what the workers spend their time on in some steps, and write a trace for "
+        "https://ui.perfetto.dev to FILE, on the host of rank 0",
+    )
+    group.add_argument(
+        "--timeline-steps",
+        metavar="FIRST:LAST",
+        help="the steps that --timeline records, counted from 1 (default: 100:120)",
+    )
+    group.add_argument(
         "--verbose",
         action="store_true",
         help="also show TensorFlow's start-up messages and repeated warnings",
@@ -205,6 +217,25 @@ def _variables(given: list[str]) -> dict[str, str]:
             raise ValueError(f"--env {name}: {name} is not set here. Set it, or give NAME=VALUE")
         found[name] = value if equals else here[name]
     return found
+
+
+def _timeline(options: argparse.Namespace, is_local: bool) -> dict[str, str]:
+    """Return the variables that request a timeline from the workers.
+
+    Args:
+      options: the options of the command line.
+      is_local: whether the workers run on this machine. If not, rank 0 checks the folder.
+    """
+    if options.timeline is None:
+        if options.timeline_steps is not None:
+            raise ValueError("--timeline-steps needs --timeline=FILE, the file to write")
+        return {}
+    if is_local:
+        timeline_request.check_path("--timeline", options.timeline)
+    steps = timeline_request.DEFAULT_STEPS
+    if options.timeline_steps is not None:
+        steps = timeline_request.parsed("--timeline-steps", options.timeline_steps)
+    return timeline_request.variables(options.timeline, steps)
 
 
 def _program(options: argparse.Namespace) -> list[str]:

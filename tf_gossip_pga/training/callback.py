@@ -388,7 +388,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._fit = fit
         self._calls_last = siblings is not None
         if siblings is not None:
-            siblings.call_last(fit)
+            siblings.call_last(fit, model, params)
 
     def _problem(self, model: keras.Model, fit: Fit) -> str | None:
         """Return why this rank cannot train, or None if it can."""

@@ -10,9 +10,14 @@ behaves differently.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import keras
+
+# Functions that return a callback to add to every `fit` with a `GossipPGA`, after the callbacks of
+# the script. The packages above this one register them here.
+companions: list[Callable[[], keras.callbacks.Callback]] = []
 
 
 class Follower(Protocol):
@@ -41,15 +46,26 @@ class Siblings:
     """
 
     def __init__(self, callbacks: list[keras.callbacks.Callback], place: int):
-        """Split the list, and remove the `Last` that an interrupted `fit` may have left in it."""
-        callbacks[place:] = [each for each in callbacks[place:] if not isinstance(each, Last)]
+        """Split the list, and remove what an interrupted `fit` may have left in it."""
+        for each in [each for each in callbacks[place:] if isinstance(each, Last)]:
+            each.leave(callbacks)
         self._callbacks = callbacks
         self.before = callbacks[:place]
         self.after = callbacks[place + 1 :]
 
-    def call_last(self, follower: Follower):
-        """Call the methods of `follower` after the hooks of all callbacks, until training ends."""
-        self._callbacks.append(Last(follower, self._callbacks))
+    def call_last(self, follower: Follower, model: keras.Model, params: dict):
+        """Call `companions` and then `follower` after all other callbacks, until training ends.
+
+        Args:
+          follower: the object whose methods are called after the hooks of all callbacks.
+          model: the model that Keras trains.
+          params: the `params` that Keras passes to callbacks.
+        """
+        added = [make() for make in companions]
+        for each in added:
+            each.set_params(params)
+            each.set_model(model)
+        self._callbacks += [*added, Last(follower, self._callbacks, added)]
 
 
 class Last(keras.callbacks.Callback):
@@ -58,13 +74,26 @@ class Last(keras.callbacks.Callback):
     Args:
       follower: the object whose methods this callback calls.
       callbacks: the list, from which this callback removes itself when training ends.
+      added: the callbacks that were added to the list together with this one. This callback
+        removes them too.
     """
 
-    def __init__(self, follower: Follower, callbacks: list[keras.callbacks.Callback]):
+    def __init__(
+        self,
+        follower: Follower,
+        callbacks: list[keras.callbacks.Callback],
+        added: Sequence[keras.callbacks.Callback] = (),
+    ):
         """Store the arguments. The caller must append this callback to the list."""
         super().__init__()
         self._follower = follower
         self._callbacks = callbacks
+        self._added = added
+
+    def leave(self, callbacks: list[keras.callbacks.Callback]):
+        """Remove this callback, and those added together with it, from a list."""
+        added = {id(self), *map(id, self._added)}
+        callbacks[:] = [each for each in callbacks if id(each) not in added]
 
     def on_train_batch_end(self, batch, logs=None):
         """Call `Follower.after_batch`."""
@@ -77,7 +106,7 @@ class Last(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         """Remove this callback from the list, and call `Follower.after_end`."""
         if self._callbacks[-1] is self:
-            self._callbacks.pop()
+            self.leave(self._callbacks)
         self._follower.after_end()
 
 

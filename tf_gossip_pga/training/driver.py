@@ -28,9 +28,9 @@ def take(model: keras.Model, driver: Driver):
     _drivers[model] = weakref.ref(driver)
 
 
-def of(model: keras.Model) -> Driver | None:
+def of(model: keras.Model | None) -> Driver | None:
     """Return the callback that drives a model, or None if there is none."""
-    reference = _drivers.get(model)
+    reference = None if model is None else _drivers.get(model)
     return None if reference is None else reference()
 
 

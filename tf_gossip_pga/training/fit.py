@@ -13,7 +13,7 @@ import keras
 
 from tf_gossip_pga.algorithm.schedule import Observed
 from tf_gossip_pga.exchange.session import SoloSession
-from tf_gossip_pga.training import callback_facts, period_loss
+from tf_gossip_pga.training import callback_facts, period_loss, recorder
 from tf_gossip_pga.training.phase import Phase, StopVote
 from tf_gossip_pga.training.run_state import RunState
 
@@ -81,6 +81,7 @@ class Fit:
             self._loss.begin_epoch()
         run = self.run
         self._at_epoch_begin = (len(run.distances), run.global_steps, run.communication_seconds)
+        run.recorder.begin(recorder.COMPUTE)
 
     def end_batch(self, logs: dict | None):
         """Count an optimizer step, then gossip or average globally, depending on the schedule.
@@ -93,6 +94,7 @@ class Fit:
         run = self.run
         run.pace.end_step()
         run.step += 1
+        run.recorder.end(recorder.COMPUTE)
         self.batches += 1
         is_global = run.schedule.is_global(run.step)
         if self._loss and self._loss.needs(is_global):
@@ -101,12 +103,15 @@ class Fit:
         run.count(self._average(is_global))
         self._report_step()
         run.pace.begin_step()
+        run.recorder.begin(recorder.COMPUTE)
 
     def begin_test(self):
         """Switch to the averaged model for validation and for the callbacks that follow it."""
+        self.run.recorder.begin(recorder.VALIDATION)
 
     def end_test(self):
         """Record that validation inside `fit` has ended."""
+        self.run.recorder.end(recorder.VALIDATION)
         self._report_step()
 
     def end_epoch(self, epoch: int, logs: dict | None):

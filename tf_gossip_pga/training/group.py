@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Collection
 from typing import Any
@@ -13,7 +14,7 @@ import keras
 from tf_gossip_pga.algorithm.graph import Topology
 from tf_gossip_pga.exchange.averager import Averager, Patience
 from tf_gossip_pga.exchange.elastic import ElasticSession, LossPolicy
-from tf_gossip_pga.training import sync_point
+from tf_gossip_pga.training import recorder, sync_point
 from tf_gossip_pga.training.phase import Replica, StopVote
 from tf_gossip_pga.training.piggyback import Heard, Piggyback
 from tf_gossip_pga.training.run_state import RunState
@@ -58,7 +59,12 @@ class Group:
         settings = self._run.settings
         if not settings.survives:
             return None
-        return LossPolicy(settings.min_workers, self.patience.start_s, self._reconcile)
+        return LossPolicy(
+            settings.min_workers,
+            self.patience.start_s,
+            self._reconcile,
+            lambda: self._run.recorder.span(recorder.REGROUPING),
+        )
 
     @property
     def averager(self) -> Averager:
@@ -73,6 +79,11 @@ class Group:
                 "other workers could admit it. Pass fit more epochs than initial_epoch."
             )
         return self._run.averager
+
+    def others(self) -> tuple[int, ...]:
+        """Return the ranks of the other members."""
+        own = self._session.cluster.rank
+        return tuple(rank for rank in self._session.view.members if rank != own)
 
     # ---- Sync points ----------------------------------------------------------------------------
 
@@ -89,8 +100,7 @@ class Group:
         Args:
           where: name of the sync point.
           value: this rank's JSON-serializable value, or a function that returns it. The function is
-            called each time the exchange runs, including the repetition after a reconciliation.
-            Default None.
+            called each time the exchange runs, also if it is repeated after a loss. Default None.
           logs: Keras' logs. The numbers in them are replaced with their means over ranks. Default
             None.
           timed: whether the wait counts as communication. Default True.
@@ -122,7 +132,8 @@ class Group:
                 dataclasses.asdict(report), where, self.patience.start_s
             )
 
-        with self._run.communicating() if timed else contextlib.nullcontext():
+        record = self._run.recorder.span(recorder.SYNC_POINT, self.others, where)
+        with self._run.communicating() if timed else contextlib.nullcontext(), record:
             if in_sequence:
                 self._session.run(gather)
             else:
@@ -145,13 +156,15 @@ class Group:
         With `overlap`, the gossip runs in the background until the next one is due.
         """
         run, averager, doing = self._run, self.averager, f"the gossip of step {step}"
-        with run.communicating():
+        peers = functools.partial(_peers, self._session, run.topology, round)
+        with run.communicating(), run.recorder.span(recorder.GOSSIP, peers):
             if not run.settings.overlap:
                 averager.gossip(round, doing, step)
                 return
             averager.finish_gossip()
             if run.schedule.ends_before_average(step):
-                averager.start_gossip(round, doing, step)
+                record = run.recorder.span(recorder.BACKGROUND_GOSSIP, peers, counts_bytes=False)
+                averager.start_gossip(round, doing, step, lambda: record)
 
     def average_globally(self, doing: str, own: Piggyback | None = None) -> Heard:
         """Set the model to the mean over ranks, and share a few numbers in the same exchange.
@@ -168,7 +181,7 @@ class Group:
         sent = dataclasses.replace(
             own or Piggyback(), squares=self._squares, fingerprint=symptoms.fingerprint
         )
-        with run.communicating():
+        with run.communicating(), run.recorder.span(recorder.GLOBAL_AVERAGE, self.others):
             encoded = sent.encode(cluster.rank, cluster.size)
             averaged = self.averager.global_average(doing, run.step, encoded)
         members = self._session.view.members
@@ -185,9 +198,11 @@ class Group:
 
     def average_slots(self, doing: str):
         """Average, clear, or keep the optimizer's slots, depending on `optimizer_state`."""
+        record = self._run.recorder.span(recorder.OPTIMIZER_STATE, self.others)
         with self._run.communicating():
             if self._run.settings.optimizer_state == "average":
-                self.averager.average_slots(doing)
+                with record:
+                    self.averager.average_slots(doing)
             elif self._run.settings.optimizer_state == "reset":
                 self.averager.clear_slots()
 
@@ -269,3 +284,9 @@ class Group:
         self.replica.equalize()
         self._unreported = []  # these measurements lack the lost worker's part
         self._squares, self.is_whole_period = _UNKNOWN, False
+
+
+def _peers(session: ElasticSession, topology: Topology, round: int) -> tuple[int, ...]:
+    """Return the ranks with which this rank exchanges in a round of the topology."""
+    members = session.view.members
+    return tuple(members[place] for place in topology.peers(round, session.place))

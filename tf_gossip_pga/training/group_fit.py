@@ -14,7 +14,7 @@ from tf_gossip_pga.algorithm.schedule import Observed
 from tf_gossip_pga.exchange.averager import Averager
 from tf_gossip_pga.exchange.elastic import ElasticSession
 from tf_gossip_pga.exchange.session import MISSED
-from tf_gossip_pga.training import sync_point
+from tf_gossip_pga.training import recorder, sync_point
 from tf_gossip_pga.training.ending import Ending
 from tf_gossip_pga.training.fit import Fit
 from tf_gossip_pga.training.group import Group
@@ -144,6 +144,7 @@ class GroupFit(Fit):
         # After a loss, only some ranks may know that the replicas are equal.
         if not all(self.group.sync(validation, self.group.replica.is_equal)):
             self.session.run(lambda: self.group.lend_average(validation))
+        super().begin_test()
 
     def end_epoch(self, epoch: int, logs: dict | None):
         """Replace Keras' logs with their means over ranks, and add this epoch's measurements."""
@@ -230,7 +231,7 @@ class GroupFit(Fit):
         source = session.view.members[0]
 
         def admit():
-            with self.run.communicating():
+            with self.run.communicating(), self.run.recorder.span(recorder.JOINING):
                 session.admit(joining, epoch, self._start.digest, self.run.snapshot)
                 self._transfer_state(source, self.group.averager.rebuilt, is_new=False)
 
@@ -251,9 +252,10 @@ class GroupFit(Fit):
                 "initial_epoch=checkpoint.restore(model) to fit, and remove other callbacks that "
                 "resume a run (BackupAndRestore)."
             )
-        session.enter()
-        self._ending.has_joined = True
-        self._transfer_state(invitation.members[0], self._start.new_averager, is_new=True)
+        with self.run.recorder.span(recorder.JOINING):
+            session.enter()
+            self._ending.has_joined = True
+            self._transfer_state(invitation.members[0], self._start.new_averager, is_new=True)
         self.phase = self.phase.after("admission")
         session.begin_sequence(self.group.loss_policy, invitation.completed)
 
@@ -267,7 +269,8 @@ class GroupFit(Fit):
           averager_for: function that builds an averager for a topology.
           is_new: whether this rank is a new member.
         """
-        self.group.use_view(averager_for)
-        place = self.session.view.members.index(source)
-        self.group.averager.transfer_state(place, is_new)
+        with self.run.recorder.span(recorder.STATE_TRANSFER, self.group.others):
+            self.group.use_view(averager_for)
+            place = self.session.view.members.index(source)
+            self.group.averager.transfer_state(place, is_new)
         self.group.replica.equalize()

@@ -14,6 +14,7 @@ from tf_gossip_pga.exchange.averager import Averager
 from tf_gossip_pga.exchange.outer_state import OuterState
 from tf_gossip_pga.exchange.session import SoloSession
 from tf_gossip_pga.training.pace import Pace
+from tf_gossip_pga.training.recorder import Recorder
 from tf_gossip_pga.training.settings import Settings
 from tf_gossip_pga.training.symptoms import Symptoms
 
@@ -33,6 +34,8 @@ class RunState:
         worker.
       outer: the state of the outer optimizer, or None if there is no outer optimizer.
       pace: measures how long this rank computes and exchanges.
+      recorder: tells listeners what this rank spends its time on. Listeners stay for all `fit`
+        calls.
       symptoms: detects steps that are identical on all ranks, and non-finite parameters.
       step: number of completed batches.
       gossip_steps: number of steps that ended with a gossip or without an exchange.
@@ -52,6 +55,7 @@ class RunState:
         outer = settings.outer_optimizer
         self.outer = None if outer is None else OuterState(outer)
         self.pace = Pace()
+        self.recorder = Recorder(lambda: (self.step, self.bytes_sent))
         self.symptoms = Symptoms()
         self.step = 0
         self.gossip_steps = 0

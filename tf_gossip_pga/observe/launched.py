@@ -1,0 +1,26 @@
+"""Add the `Timeline` that the launcher requests to every `fit` of this process.
+
+`observe` is above `training`, so `GossipPGA` cannot import `Timeline`. The top level of the package
+calls `connect` when a script first uses `pga.GossipPGA`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from tf_gossip_pga.observe.timeline import Timeline
+from tf_gossip_pga.tools import timeline_request
+from tf_gossip_pga.training import callback_list
+
+
+@functools.cache  # only once in a process
+def connect():
+    """Let every `fit` with a `GossipPGA` record a timeline, if environment variables request it.
+
+    Raises:
+      ValueError: the variables request invalid steps.
+    """
+    requested = timeline_request.requested(os.environ)
+    if requested is not None:
+        callback_list.companions.append(functools.cache(lambda: Timeline(*requested)))

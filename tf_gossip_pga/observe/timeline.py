@@ -1,0 +1,190 @@
+"""Record some steps of all ranks as a trace for Perfetto: the `Timeline` callback."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import tempfile
+
+import keras
+
+from tf_gossip_pga._log import logger
+from tf_gossip_pga.exchange import process
+from tf_gossip_pga.observe import adjacent, trace
+from tf_gossip_pga.observe import waits as waits_lib
+from tf_gossip_pga.tools import timeline_request
+from tf_gossip_pga.training.callback import GossipPGA
+from tf_gossip_pga.training.recorder import Span
+
+
+class Timeline(keras.callbacks.Callback):
+    """Record what all ranks spend their time on, for a trace viewer.
+
+    At the end of each epoch that contains some of the steps, the ranks share their spans, and the
+    chief writes all of them to one file. Open the file in https://ui.perfetto.dev or
+    chrome://tracing. The file has one process for each rank, with the following spans:
+
+    - `compute`: from the end of one step's exchange to the beginning of the next one's. This is
+      Keras' training step, including the wait for input data and the batch hooks of other
+      callbacks.
+    - `gossip` and `global average`, with the other ranks that take part and the number of bytes
+      sent. With `overlap=True`, `gossip` is the wait for the previous gossip and the start of the
+      next one, and `gossip in the background` is the exchange itself.
+    - `waiting for rank 2`, inside an exchange: until the last of its peers, rank 2, began it.
+    - `sync point`, `validation`, `checkpoint`, `average of the optimizer state`.
+    - `regrouping` after a loss; `joining` and `state transfer` if a worker joins.
+
+    The clocks of the ranks are aligned at global averages, which all ranks leave at nearly the same
+    time; if the steps contain none, at sync points. The spans of a lost worker remain up to the end
+    of the last epoch that it completed.
+
+    Pass this callback on every rank, with the same arguments, as the last callback. The ranks have
+    a sync point in each epoch that contains some of the steps. In other epochs, this callback does
+    not exchange anything. A later `fit` whose steps are counted from 1 again writes the file again.
+
+    Args:
+      path: the file to write on the chief. The folder must exist. An existing file is replaced.
+        Default `"trace.json"`.
+      steps: the first and the last step to record, counted from 1 over all epochs. Default
+        `(100, 120)`, because the first steps contain the compilation.
+
+    Raises:
+      ValueError: at construction, if `steps` is not a pair of steps or, on the chief, if the file
+        cannot be created. When training begins, if no `GossipPGA` comes before this callback.
+      RuntimeError: on every rank, if not all ranks pass this callback with the same steps.
+
+    Example:
+        >>> import os, tempfile
+        >>> import keras
+        >>> import numpy as np
+        >>> import tf_gossip_pga as pga
+        >>> cluster = pga.initialize()  # before the first model, tensor or dataset
+        >>> path = os.path.join(tempfile.mkdtemp(), "trace.json")
+        >>> model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> x = np.ones((64, 4))
+        >>> callbacks = [pga.GossipPGA(H=6), pga.Timeline(path, steps=(5, 8))]
+        >>> history = model.fit(x, x[:, 0], batch_size=8, verbose=0, callbacks=callbacks)
+        >>> os.path.exists(path)
+        True
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike = "trace.json",
+        steps: tuple[int, int] = timeline_request.DEFAULT_STEPS,
+    ):
+        """Check the arguments. Does not write anything."""
+        super().__init__()
+        self._first, self._last = timeline_request.check_steps("steps", steps)
+        self._path = pathlib.Path(path)
+        self._cluster = process.active().cluster
+        if self._cluster.is_chief:
+            timeline_request.check_path("path", path)
+        self._gossip: GossipPGA | None = None  # of the current fit
+        self._pending: list[Span] = []  # of this rank, not shared yet
+        self._spans: dict[int, list[Span]] = {}  # of all ranks, shared
+        self._epoch_begin = 0  # number of steps completed before this epoch
+
+    def on_train_begin(self, logs=None):
+        """Find the `GossipPGA` of this fit, and begin to listen if the steps are near."""
+        self._gossip = adjacent.gossip_of(self)
+        self._pending, self._spans = [], {}
+        self._stop_listening()  # of a fit that an exception interrupted
+        self._listen_if_near()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Note the first step of the epoch."""
+        self._epoch_begin = self._driver.step
+        self._listen_if_near()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Begin to listen if the steps are near."""
+        self._listen_if_near()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Share the spans of this epoch, and write them on the chief."""
+        if self._driver.step < self._first or self._epoch_begin >= self._last:
+            return  # the same on all ranks, and on a rank that joined in the meantime
+        own = [self._cluster.rank, self._pending]
+        for rank, spans in self._driver.sync(f"the timeline of epoch {epoch + 1}", own):
+            self._spans.setdefault(rank, []).extend(_span(each) for each in spans)
+        self._pending = []
+        if self._driver.step >= self._last:
+            self._stop_listening()
+        if self._cluster.is_chief:
+            self._write()
+
+    def on_train_end(self, logs=None):
+        """Warn if training ended before the last of the steps."""
+        self._stop_listening()
+        step = self._driver.step
+        if not self._cluster.is_chief or (step >= self._last and self._spans):
+            return
+        contains = f"{self._path} was not written"
+        if self._spans:
+            contains = f"{self._path} contains only steps {self._first} to {step}"
+        logger.warning(
+            f"The timeline was to record steps {self._first} to {self._last}, but this fit ended "
+            f"with step {step}: {contains}. Choose steps that this fit trains."
+        )
+
+    @property
+    def _driver(self) -> GossipPGA:
+        if self._gossip is None:
+            raise RuntimeError("Timeline records only inside fit, and fit has not begun.")
+        return self._gossip
+
+    # ---- Listening ------------------------------------------------------------------------------
+
+    def _listen_if_near(self):
+        # One step early, because the computation of a step begins before the hooks of callbacks
+        # that follow GossipPGA.
+        listeners, step = self._driver.run.recorder.listeners, self._driver.step
+        if self._first - 2 <= step < self._last and self._hear not in listeners:
+            listeners.append(self._hear)
+
+    def _stop_listening(self):
+        listeners = self._driver.run.recorder.listeners
+        if self._hear in listeners:
+            listeners.remove(self._hear)
+
+    def _hear(self, span: Span):
+        if span.step >= self._first and (
+            span.step <= self._last or span.kind in waits_lib.ALIGNING
+        ):
+            self._pending.append(span)
+
+    # ---- Writing --------------------------------------------------------------------------------
+
+    def _write(self):
+        """Replace the file with the spans of all ranks. Training continues if that fails."""
+        spans = {
+            rank: [each for each in aligned if each.step <= self._last]
+            for rank, aligned in waits_lib.aligned(self._spans).items()
+        }
+        text = json.dumps(trace.document(spans, waits_lib.waits(spans)), separators=(",", ":"))
+        try:
+            _replace(self._path, text)
+        except OSError as error:
+            logger.warning(f"The timeline was not written. Training continues. {error}.")
+
+
+def _span(values: list) -> Span:
+    """Return a span that has been converted to JSON and back."""
+    span = Span(*values)
+    return span._replace(peers=tuple(span.peers))
+
+
+def _replace(path: pathlib.Path, text: str):
+    """Write a file under another name, and then rename it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
