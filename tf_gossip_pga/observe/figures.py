@@ -52,7 +52,7 @@ def by_epoch(record: Record, name: str, identifier: str) -> str:
         _epochs(axes)
         if len(found) > 1:
             axes.legend()
-        return svg.inline(axes.figure, identifier, f"{name} by epoch. {described}.")
+        return svg.inline(axes, identifier, f"{name} by epoch. {described}.")
 
 
 def exchanging(record: Record) -> str:
@@ -72,7 +72,7 @@ def exchanging(record: Record) -> str:
         _epochs(axes)
         if record.size > 1:
             axes.legend()
-        return svg.inline(axes.figure, "exchanging", f"Time in exchanges by epoch. {described}.")
+        return svg.inline(axes, "exchanging", f"Time in exchanges by epoch. {described}.")
 
 
 def consensus(record: Record) -> str | None:
@@ -87,7 +87,7 @@ def consensus(record: Record) -> str | None:
         _logarithmic(axes, y)
         axes.set(xlabel="step", xlim=(0, max(record.steps, 1)))
         _changes(axes, record)
-        return svg.inline(axes.figure, "consensus", f"{described}.")
+        return svg.inline(axes, "consensus", f"{described}.")
 
 
 def waiting(record: Record) -> str:
@@ -108,7 +108,7 @@ def waiting(record: Record) -> str:
             axes.set(xticks=range(size), yticks=range(size))
         described = " ".join(words.waits(record))
         label = f"Heat map of the seconds that each rank waited for each other rank. {described}"
-        return svg.inline(axes.figure, "waiting", label)
+        return svg.inline(axes, "waiting", label)
 
 
 def _cells(axes: Axes, strength: np.ndarray):
@@ -153,7 +153,7 @@ def _figure(width: float = 4.3, height: float = 2.7) -> Iterator[Axes]:
     from matplotlib.figure import Figure  # pyplot would need a display and keep global state
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    with matplotlib.rc_context({**svg.SETTINGS, "svg.hashsalt": "report"}):
+    with matplotlib.rc_context(svg.SETTINGS):
         yield Figure((width, height), layout=ConstrainedLayoutEngine()).subplots()
 
 

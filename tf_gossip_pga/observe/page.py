@@ -39,7 +39,9 @@ def page(record: Record, curves: Sequence[Picture], waiting: Picture | None) -> 
       curves: the pictures of the section "Curves".
       waiting: the heat map of who waited for whom, or None for a single worker.
     """
-    style = importlib.resources.files(__package__).joinpath("report.css").read_text("utf-8")
+    style = (
+        importlib.resources.files("tf_gossip_pga.observe").joinpath("report.css").read_text("utf-8")
+    )
     title = f"{record.model}: training report"
     parts = [
         "<!DOCTYPE html>",

@@ -6,9 +6,10 @@ import html
 import importlib.util
 import io
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # matplotlib knows no colors that depend on the reader's settings. Figures are drawn in these
@@ -30,7 +31,8 @@ _COLORS = {
     ON_CELL: "var(--on-cell)",
 }
 
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {  # of matplotlib
+    "svg.hashsalt": "report",  # the same figure always becomes the same text
     "svg.fonttype": "none",  # text stays text, in the page's font
     "figure.facecolor": "none",
     "font.size": 9.5,
@@ -63,16 +65,16 @@ def check_matplotlib():
         )
 
 
-def inline(figure: Figure, name: str, description: str) -> str:
+def inline(axes: Axes, name: str, description: str) -> str:
     """Return a figure as an `<svg>` element for a page.
 
     Args:
-      figure: the figure, drawn in the colors of this module.
+      axes: the axes of the figure, drawn in the colors of this module.
       name: an identifier that no other picture of the page has.
       description: what the picture shows, for readers who cannot see it.
     """
     file = io.StringIO()
-    figure.savefig(file, format="svg", dpi=200)  # dots: only of bitmaps inside
+    cast("Figure", axes.figure).savefig(file, format="svg", dpi=200)  # dots: only of bitmaps inside
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
