@@ -75,13 +75,8 @@ def test_the_launcher_writes_a_report_of_a_script_that_does_not(tmp_path):
     script, page = tmp_path / "script.py", tmp_path / "page.html"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "tf_gossip_pga", "run", "--workers=2"]
-    with nursery.forks():
-        done = subprocess.run(
-            [*command, f"--report={page}", str(script)],
-            capture_output=True,
-            text=True,
-            timeout=deadlines.long(),
-        )
+    command += [f"--report={page}", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=deadlines.long())
     assert done.returncode == 0, done.stdout + done.stderr
     text = Parsed(page.read_text("utf-8")).text
     assert "Training finished after 1 epoch." in text
@@ -137,5 +132,6 @@ def test_a_lost_worker_and_its_return_are_on_the_page(tmp_path):
     lost = re.search(r"Rank 0 was lost at step (\d+); 2 workers trained on\.", text)
     assert lost, text
     assert int(lost[1]) in {12, 13}  # the others notice it in the next exchange
-    assert "Rank 0 joined at step 24; 3 workers trained on." in text
+    # It may join at the third epoch already.
+    assert re.search("Rank 0 joined at step (16|24); 3 workers trained on.", text), text
     assert "Training finished after 5 epochs." in text

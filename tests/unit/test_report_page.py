@@ -30,7 +30,7 @@ def record(size=3, epochs=2, **fields) -> Record:
     )
     for number in range(1, epochs + 1):
         logs = {"loss": 1 / number, "val_loss": 2 / number, "accuracy": 0.5}
-        found.epochs.append(Epoch(number, logs, [0.25] * size))
+        found.epochs.append(Epoch(number, logs, [0.25] * size, 1.0))
     found.training_seconds = [2.0] * size
     for name, value in fields.items():
         setattr(found, name, value)
@@ -80,7 +80,7 @@ RECORDS = {
     "distances": record(distances=[(6, 0.1), (12, 0.01)], changes=[Change(1e9, 7, [2], [], 2)]),
     "many ranks": record(size=45),
 }
-RECORDS["diverged"].epochs = [Epoch(1, {"loss": math.nan, "val_loss": math.inf}, [0.5] * 3)]
+RECORDS["diverged"].epochs = [Epoch(1, {"loss": math.nan, "val_loss": math.inf}, [0.5] * 3, 1.0)]
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -107,7 +107,7 @@ def test_a_page_is_well_formed_and_needs_nothing_else(name):
 def test_texts_of_the_user_are_escaped():
     run = record(model=EVIL, hosts=[EVIL] * 3, settings={EVIL: EVIL}, command=EVIL)
     run.versions = {EVIL: EVIL}
-    run.epochs = [Epoch(1, {EVIL: 1.0, f"val_{EVIL}": 2.0, "a$b$_{": 3.0}, [0.1] * 3)]
+    run.epochs = [Epoch(1, {EVIL: 1.0, f"val_{EVIL}": 2.0, "a$b$_{": 3.0}, [0.1] * 3, 1.0)]
     parsed = Parsed(rendering.render(run))
     assert "script" not in {tag for tag, _ in parsed.tags}
     assert parsed.text.count(EVIL) >= 8
@@ -133,7 +133,7 @@ def test_the_page_shows_the_run():
         "Rank 2 joined at step 12; 3 workers trained on. 2001-09-09 01:46:44 UTC",
         "val_loss 1 last epoch",
         "time in exchanges 25 %",
-        "sent per worker 1.0 MB",
+        "sent per worker 1.0 MB in all epochs, mean",
         "topology ring",
         "Keras 3.15.1",
         "trainable parameters 1,234",
@@ -234,6 +234,12 @@ def test_a_curve_in_words():
     )
     assert words.curve("a", [4], [2.0]) == "a: 2 in epoch 4"
     assert words.curve("a", [1], [math.nan]) == "a: no finite value"
+
+
+def test_long_epochs_count_more():
+    run = record()
+    run.epochs = [Epoch(1, {}, [0.5, 0.7], 1.0), Epoch(2, {}, [0.1, 0.1], 3.0)]
+    assert run.exchanging == pytest.approx((0.6 * 1 + 0.1 * 3) / 4)
 
 
 # ---- The record ---------------------------------------------------------------------------------

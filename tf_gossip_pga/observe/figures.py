@@ -85,7 +85,7 @@ def consensus(record: Record) -> str | None:
     with _figure() as axes:
         axes.plot(x, y, ".", color=svg.TRAINING, markersize=4, alpha=0.8)
         _logarithmic(axes, y)
-        axes.set(xlabel="step", xlim=(0, max(record.steps, 1)))
+        axes.set(xlabel="step", xlim=(0, 1.02 * max(record.steps, 1)))
         _changes(axes, record)
         return svg.inline(axes, "consensus", f"{described}.")
 

@@ -85,9 +85,8 @@ def _facts(record: Record) -> Iterator[tuple[str, str, str]]:
         yield name, words.number(values[-1]), "last epoch"
     yield "duration", words.seconds(record.seconds), f"{record.steps:,} steps"
     if record.epochs:
-        every = [each for epoch in record.epochs for each in epoch.exchanging]
-        yield "time in exchanges", words.share(sum(every) / len(every)), "of the epochs' time"
-    yield "sent per worker", words.size(sum(record.sent) / record.size), "mean"
+        yield "time in exchanges", words.share(record.exchanging), "without the first step"
+    yield "sent per worker", words.size(sum(record.sent) / record.size), "in all epochs, mean"
     lost = len({rank for each in record.changes for rank in each.lost})
     yield "workers", str(record.size), f"{lost} lost" if lost else ""
 

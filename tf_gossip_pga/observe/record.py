@@ -24,11 +24,14 @@ class Epoch:
       number: the epoch, counted from 1.
       logs: Keras' logs at the end of the epoch, only the numbers.
       exchanging: for each member, the part of the epoch's time that it spent in exchanges, 0 … 1.
+      seconds: how long the epoch took, mean over members. The first step of a `fit` is left out
+        here and in `exchanging`.
     """
 
     number: int
     logs: dict[str, float]
     exchanging: list[float]
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +120,15 @@ class Record:
         """Return the names of the model's metrics, first `"loss"`, without the prefix `val_`."""
         names = [name.removeprefix("val_") for name in self.logs if name not in _OWN_LOGS]
         return sorted(dict.fromkeys(names), key=lambda name: name != "loss")
+
+    @property
+    def exchanging(self) -> float:
+        """Return the part of all epochs' time that ranks spent in exchanges, 0 … 1."""
+        total = sum(each.seconds for each in self.epochs)
+        spent = sum(
+            each.seconds * sum(each.exchanging) / len(each.exchanging) for each in self.epochs
+        )
+        return spent / total if total else 0.0
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Return the epochs that logged `name`, and the values."""

@@ -220,9 +220,12 @@ class Report(keras.callbacks.Callback):
             if isinstance(value, float)
         }
         exchanging = [each["exchanging"] for each in everyone]
-        record.epochs.append(Epoch(epoch + 1, numbers, exchanging))
+        seconds = sum(each["seconds"] for each in everyone) / len(everyone)
+        record.epochs.append(Epoch(epoch + 1, numbers, exchanging, seconds))
         shared = {
-            each["rank"]: Shared(_spans(each["spans"]), each["heard"], each["part"])
+            each["rank"]: Shared(
+                [Span.from_json(values) for values in each["spans"]], each["heard"], each["part"]
+            )
             for each in everyone
         }
         record.add_waiting(sorted(shared), sample.waiting(shared).tolist())
@@ -284,9 +287,3 @@ def _begun(gossip: GossipPGA, model: Any, params: dict) -> Record:
 def _text(setting: object) -> str:
     """Return an argument of `GossipPGA` as a reader of the page would write it."""
     return ", ".join(setting) or "none" if isinstance(setting, tuple) else str(setting)
-
-
-def _spans(shared: list[list]) -> list[Span]:
-    """Return spans that have been converted to JSON and back."""
-    spans = [Span(*each) for each in shared]
-    return [each._replace(peers=tuple(each.peers)) for each in spans]
