@@ -42,6 +42,8 @@ def draw(trace: dict, output: pathlib.Path):
     ranks = sorted({each["pid"] for each in events})
     figure, axes = plt.subplots(figsize=(11, 1.1 + 0.55 * len(ranks)), layout="constrained")
     used: dict[str, str] = {}
+    duration = max(each["ts"] + each["dur"] for each in events) / 1e3
+    labeled = -duration  # where the last number of a step stands
     for each in events:
         is_wait = each["cat"] == "wait"
         label = "waiting for another rank" if is_wait else each["name"]
@@ -51,9 +53,10 @@ def draw(trace: dict, output: pathlib.Path):
         height = 0.44 if is_wait else 0.8
         row = ranks.index(each["pid"])
         axes.barh(row, width, height, left, color=color, edgecolor="white", linewidth=0.4)
-        if not is_wait and each["name"] == "compute" and row == 0:
-            step = str(each["args"]["step"])
-            axes.text(left + width / 2, -0.62, step, ha="center", va="center", fontsize=8)
+        if each["name"] == "compute" and row == 0 and left > labeled + duration / 50:
+            labeled = left
+            axes.text(left, -0.62, str(each["args"]["step"]), va="center", fontsize=8)
+    axes.set_xlim(0, duration)
     axes.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in ranks])
     axes.invert_yaxis()
     axes.set_ylim(len(ranks) - 0.45, -0.85)

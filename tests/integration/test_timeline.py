@@ -173,11 +173,13 @@ def test_a_lost_rank_ends_and_a_joining_one_appears(tmp_path):
     }
     everything = list(range(3, 39))
     assert computed[0] == computed[2] == everything
-    # Rank 1 had not shared its second epoch when it was lost.
-    assert computed[1] == [*range(3, 9), *range(25, 39)]
+    # Rank 1 had not shared its second epoch when it was lost. It may join at any later epoch.
+    joined = computed[1][6]
+    assert joined in (17, 25)
+    assert computed[1] == [*range(3, 9), *range(joined, 39)]
     kinds = {rank: {e["name"] for e in events if e["pid"] == rank} for rank in range(3)}
     assert {"regrouping", "joining", "state transfer"} <= kinds[0] & kinds[2]
     assert {"joining", "state transfer"} <= kinds[1]
     assert "regrouping" not in kinds[1]
     without = [e for e in events if e["name"] == "global average" and e["args"]["step"] == 16]
-    assert [(e["pid"], e["args"]["peers"]) for e in without] == [(0, [2]), (2, [0])]
+    assert {(e["pid"], *e["args"]["peers"]) for e in without} == {(0, 2), (2, 0)}
