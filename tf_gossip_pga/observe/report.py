@@ -15,7 +15,7 @@ from typing import Any, cast
 import keras
 import tensorflow as tf
 
-import tf_gossip_pga
+from tf_gossip_pga import __version__
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.exchange import process
 from tf_gossip_pga.observe import beside, rendering, sample, svg
@@ -272,7 +272,7 @@ def _begun(gossip: GossipPGA, model: Any, params: dict) -> Record:
         hosts=list(session.cluster.addresses) or [socket.gethostname()],
         settings=settings,
         versions={
-            "tf_gossip_pga": tf_gossip_pga.__version__,
+            "tf_gossip_pga": __version__,
             "TensorFlow": tf.__version__,
             "Keras": keras.__version__,
             "Python": platform.python_version(),

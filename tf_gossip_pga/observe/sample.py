@@ -46,7 +46,7 @@ class Sample:
       >>> for step in range(5000):
       ...     sample.add(Span("gossip", step, begin=0.0, seconds=0.1))
       >>> len(sample.spans), sample.heard, sample.part
-      (640, 5000, 0.125)
+      (704, 5000, 0.125)
     """
 
     def __init__(self, most: int):
