@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tf_gossip_pga import _validate
 from tf_gossip_pga.exchange import process
-from tf_gossip_pga.observe import beside
+from tf_gossip_pga.observe import adjacent
 from tf_gossip_pga.training import callback_facts
 from tf_gossip_pga.training.callback import GossipPGA
 
@@ -92,7 +92,7 @@ class TensorBoard(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Find the `GossipPGA` of this fit."""
-        self._gossip = beside.gossip_of(self)
+        self._gossip = adjacent.gossip_of(self)
         self._previous = self._now(self._gossip)
         self._distances = len(self._gossip.distances)
 

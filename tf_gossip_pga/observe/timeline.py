@@ -10,7 +10,7 @@ import keras
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.exchange import process
-from tf_gossip_pga.observe import beside, trace
+from tf_gossip_pga.observe import adjacent, trace
 from tf_gossip_pga.observe import waits as waits_lib
 from tf_gossip_pga.tools import output, timeline_request
 from tf_gossip_pga.training.callback import GossipPGA
@@ -88,7 +88,7 @@ class Timeline(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Find the `GossipPGA` of this fit, and begin to listen if the steps are near."""
-        self._gossip = beside.gossip_of(self)
+        self._gossip = adjacent.gossip_of(self)
         self._pending, self._spans = [], {}
         self._stop_listening()  # of a fit that an exception interrupted
         self._listen_if_near()
