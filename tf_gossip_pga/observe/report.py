@@ -18,7 +18,7 @@ import tensorflow as tf
 from tf_gossip_pga import __version__
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.exchange import process
-from tf_gossip_pga.observe import beside, rendering, sample, svg
+from tf_gossip_pga.observe import adjacent, rendering, sample, svg
 from tf_gossip_pga.observe.record import Change, Epoch, Record
 from tf_gossip_pga.observe.sample import Sample, Shared
 from tf_gossip_pga.tools import output, timeline_request
@@ -110,7 +110,7 @@ class Report(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         """Find the `GossipPGA` of this fit, and begin a record."""
         self._stop_listening()  # of a fit that an exception interrupted
-        self._gossip = gossip = beside.gossip_of(self)
+        self._gossip = gossip = adjacent.gossip_of(self)
         self._record = _begun(gossip, self.model, cast("dict[str, Any]", self.params))
         self._distances, self._write_after = len(gossip.distances), 0.0
         self._members = ()
