@@ -121,7 +121,8 @@ def _waiting(record: Record, waiting: Picture | None) -> Iterator[str]:
     if waiting is None:
         yield from _ranks(record)
         return
-    yield '<div class="pair">'
+    # A large heat map needs the whole width.
+    yield f'<div class="{"stack" if waiting.least_width else "pair"}">'
     yield from _figure(waiting)
     yield from _ranks(record)
     yield "</div>"
