@@ -56,8 +56,8 @@ class Report(keras.callbacks.Callback):
 
     Pass this callback on every rank, after `GossipPGA`. The ranks have one more sync point at the
     end of each epoch, where they share when they began their exchanges. Of an epoch with thousands
-    of steps, they share only some, and scale the seconds up. Waits before the first step of a `fit`
-    has ended are left out, because TensorFlow compiles the model in this step. See
+    of steps, they share only some, and scale the seconds up. Waits between epochs are left out, and
+    so are those in the first step of a `fit`, because TensorFlow compiles the model in it. See
     docs/guides/report.md.
 
     The page contains the command line and the names of the hosts. Remove passwords from the command
