@@ -8,8 +8,9 @@
 
 If `TF_CONFIG` is set, or `srun`, `mpirun` or a similar program has started this process as one of
 several, it is one worker of that cluster. Otherwise, this process starts `--workers` workers on
-this machine. Rank 0 prints a table and writes `results.json`, `curves.png` and `model.keras` to
-`--output_dir`, and for a text model also `vocabulary.txt`.
+this machine. Rank 0 prints a table and writes `results.json`, `curves.png`, `report.html` and
+`model.keras` to `--output_dir`, and for a text model also `vocabulary.txt`. It writes the page
+`report.html` during training too.
 """
 
 import os
@@ -82,6 +83,7 @@ def worker() -> None:
         folder = os.path.join(FLAGS.output_dir, "checkpoints")
         checkpoint = pga.Checkpoint(gossip, folder, FLAGS.checkpoint_every)
         callbacks.append(checkpoint)
+    callbacks.append(pga.Report(os.path.join(FLAGS.output_dir, report.PAGE)))
     verbose = 1 if sys.stdout.isatty() else 2
     run = train(cluster, job, callbacks, verbose, checkpoint if FLAGS.resume else None)
     if checkpoint and checkpoint.preempted:

@@ -1,4 +1,7 @@
-"""Report a run: print a table, and write `results.json`, `curves.png` and `model.keras`."""
+"""Report a run: print a table, and write `results.json`, `curves.png` and `model.keras`.
+
+The callback `pga.Report` has already written the page `report.html` by then.
+"""
 
 import math
 import os
@@ -11,6 +14,8 @@ from tf_gossip_pga.tools import output
 
 if TYPE_CHECKING:
     import keras
+
+PAGE = "report.html"
 
 
 def report(
@@ -34,7 +39,7 @@ def report(
     folder, title = pathlib.Path(directory), describe(results)
     (folder / "results.json").unlink(missing_ok=True)  # an earlier run's
     print(table(results), flush=True)
-    names = ["results.json", "curves.png", "model.keras"]
+    names = ["results.json", "curves.png", PAGE, "model.keras"]
     if vocabulary:
         names.append("vocabulary.txt")
         text = "\n".join(vocabulary) + "\n"

@@ -22,6 +22,7 @@ Contents:
 - `Checkpoint`: the callback that saves a run and resumes it.
 - `Timeline`: the callback that records what all ranks spend their time on, for a trace viewer.
 - `TensorBoard`: the callback that writes what `GossipPGA` measures as curves.
+- `Report`: the callback that writes a page about a run: curves, waits, lost workers, settings.
 - `PREEMPTED`: the exit code of a job that saved a checkpoint after SIGTERM and can continue.
 - `run`: run a function in several worker processes on this machine, for example in a notebook.
 - `AdaptivePeriod`: a period H that adapts to the training loss.
@@ -51,6 +52,7 @@ if TYPE_CHECKING:  # editors and type checkers resolve the names in `_ROOM_OF` h
     from tf_gossip_pga.errors import PREEMPTED, WorkerLost
     from tf_gossip_pga.exchange.process import initialize
     from tf_gossip_pga.launch.function import run
+    from tf_gossip_pga.observe.report import Report
     from tf_gossip_pga.observe.tensorboard import TensorBoard
     from tf_gossip_pga.observe.timeline import Timeline
     from tf_gossip_pga.training.callback import GossipPGA
@@ -65,6 +67,7 @@ __all__ = [
     "Cluster",
     "GossipPGA",
     "Outer",
+    "Report",
     "TensorBoard",
     "Timeline",
     "Topology",
@@ -86,6 +89,7 @@ _ROOM_OF = {
     "GossipPGA": "training.callback",
     "Outer": "algorithm.outer",
     "PREEMPTED": "errors",
+    "Report": "observe.report",
     "TensorBoard": "observe.tensorboard",
     "Timeline": "observe.timeline",
     "Topology": "algorithm.graph",

@@ -22,6 +22,7 @@ SECTIONS = {
         "guides/data",
         "guides/callbacks",
         "guides/tensorboard",
+        "guides/report",
         "guides/timeline",
         "guides/checkpoints",
         "guides/lost-workers",

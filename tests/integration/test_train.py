@@ -56,7 +56,11 @@ def test_a_whole_run_reports_what_it_did(tmp_path):
     flags += ["--label_smoothing=0.1"]  # the reported loss has none, as _check_model's
     ended = _run(*flags, f"--output_dir={output}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert {path.name for path in output.iterdir()} == {"results.json", "curves.png", "model.keras"}
+    files = {"results.json", "curves.png", "report.html", "model.keras"}
+    assert {path.name for path in output.iterdir()} == files
+    page = (output / "report.html").read_text()
+    assert "Training finished after 2 epochs." in page
+    assert "val_accuracy" in page
 
     written = json.loads((output / "results.json").read_text())
     assert set(written) == FIELDS

@@ -29,11 +29,11 @@ MAY_IMPORT = {
     "exchange": {"algorithm", "cluster", "coordination"},
     "training": {"algorithm", "cluster", "coordination", "exchange"},
     "checkpoint": {"cluster", "coordination", "exchange", "training"},
-    "observe": {"exchange", "tools", "training"},
+    "observe": {"coordination", "exchange", "tools", "training"},
     "plan": {"algorithm", "exchange", "tools"},
     "simulate": {"algorithm", "tools"},
     "launch": {"cluster", "coordination", "tools"},
-    "horovod": {"cluster", "exchange", "training"},
+    "horovod": {"cluster", "exchange", "observe", "training"},
 }
 WITHOUT_TENSORFLOW = {"algorithm", "coordination", "tools", "launch", "plan"}
 
@@ -139,7 +139,7 @@ def test_of_train_and_benchmarks_only_exchanges_knows_the_engine():
 def test_public_names_resolve():
     expected = {"initialize", "Cluster", "GossipPGA", "AdaptivePeriod", "AutoPeriod", "WorkerLost"}
     expected |= {"PREEMPTED", "topology", "Topology", "Checkpoint", "Outer", "plan", "run"}
-    expected |= {"simulate", "TensorBoard", "Timeline"}
+    expected |= {"simulate", "Report", "TensorBoard", "Timeline"}
     assert set(pga.__all__) == set(dir(pga)) == expected
     assert pga.PREEMPTED == 75
     for name in expected - {"PREEMPTED"}:
@@ -217,6 +217,8 @@ def test_every_public_object_has_a_docstring(room):
         "launch.doctor.finding",
         "launch.hosts",
         "launch.signals",
+        "observe.record",
+        "observe.sample",
         "observe.trace",
         "observe.waits",
         "plan",

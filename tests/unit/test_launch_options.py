@@ -8,7 +8,7 @@ import pytest
 
 from tf_gossip_pga.launch import command, job, signals
 from tf_gossip_pga.launch.hosts import Host
-from tf_gossip_pga.tools import timeline_request
+from tf_gossip_pga.tools import report_request, timeline_request
 
 
 @pytest.fixture
@@ -85,6 +85,20 @@ def test_a_timeline_that_cannot_be_written_is_an_error(launched, capsys, options
     with pytest.raises(SystemExit):
         launched(*options)
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_report_is_requested_by_a_variable(launched, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = launched("--report=report.html", "--timeline=trace.json")["env"]
+    assert found["TF_GOSSIP_PGA_REPORT"] == str(tmp_path / "report.html")
+    assert report_request.requested(found) == str(tmp_path / "report.html")
+    assert timeline_request.requested(found) is not None
+    assert report_request.requested(launched()["env"]) is None
+    found = launched("--report=/nowhere/report.html", "-H", "a,b")["env"]
+    assert report_request.requested(found) == "/nowhere/report.html"
+    with pytest.raises(SystemExit):
+        launched("--report=/nowhere/report.html")
+    assert "--report must be a file in an existing folder" in capsys.readouterr().err
 
 
 def test_variables_are_set_or_passed_on(launched, monkeypatch):

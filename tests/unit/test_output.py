@@ -61,3 +61,20 @@ def test_json_has_no_number_that_is_none():
         "b": {"c": None, "d": 2},
         "e": "NaN",
     }
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    for text in ("old", "new …"):
+        output.replace(path, text)
+        assert path.read_text("utf-8") == text
+    assert path.stat().st_mode & 0o777 == 0o644
+
+    def fail(*paths):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(output.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        output.replace(path, "newer")
+    assert path.read_text("utf-8") == "new …"
+    assert list(tmp_path.iterdir()) == [path]

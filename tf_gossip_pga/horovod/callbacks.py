@@ -11,6 +11,7 @@ import tensorflow as tf
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.horovod import optimizer as optimizer_lib
 from tf_gossip_pga.horovod import processes
+from tf_gossip_pga.observe import launched
 from tf_gossip_pga.training import callback_list, driver
 from tf_gossip_pga.training.callback import GossipPGA
 
@@ -49,6 +50,7 @@ class BroadcastGlobalVariablesCallback(GossipPGA):
                 "pga.GossipPGA(H=1, local=[…]), with the names of the variables or layers, to fit "
                 "instead."
             )
+        launched.connect()
         super().__init__(H=1)
 
     def on_train_begin(self, logs=None):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from tf_gossip_pga.launch import config, environment, hosts, job
-from tf_gossip_pga.tools import timeline_request
+from tf_gossip_pga.tools import report_request, timeline_request
 
 _PLACES = ("workers", "hosts", "hostfile")  # options that say where workers start
 
@@ -49,7 +49,7 @@ def _prepared(options: argparse.Namespace) -> Callable[[], int]:
         rejoins=options.rejoins,
         gpus_per_worker=options.gpus_per_worker,
         share_gpus=options.share_gpus,
-        env={**_variables(options.env), **_timeline(options, is_local=places is None)},
+        env={**_variables(options.env), **_observed(options, is_local=places is None)},
         log_dir=options.log_dir,
     )
 
@@ -64,6 +64,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     _add_places(parser)
     _add_failures(parser)
     _add_surroundings(parser)
+    _add_records(parser)
     parser.add_argument(
         "-m",
         dest="module",
@@ -138,17 +139,6 @@ def _add_surroundings(parser: argparse.ArgumentParser) -> None:
         help="also append the output of each worker to DIR/rank-N.log",
     )
     group.add_argument(
-        "--timeline",
-        metavar="FILE",
-        help="record what the workers spend their time on in some steps, and write a trace for "
-        "https://ui.perfetto.dev to FILE, on the host of rank 0",
-    )
-    group.add_argument(
-        "--timeline-steps",
-        metavar="FIRST:LAST",
-        help="the steps that --timeline records, counted from 1 (default: 100:120)",
-    )
-    group.add_argument(
         "--verbose",
         action="store_true",
         help="also show TensorFlow's start-up messages and repeated warnings",
@@ -158,6 +148,27 @@ def _add_surroundings(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help='TOML file with any of these options, such as `workers = 4` or `log-dir = "logs"`; '
         "the command line takes precedence",
+    )
+
+
+def _add_records(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("records of the job")
+    group.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write a page about the run (curves, who waited for whom, lost workers) to FILE, on "
+        "the host of rank 0; needs matplotlib",
+    )
+    group.add_argument(
+        "--timeline",
+        metavar="FILE",
+        help="record what the workers spend their time on in some steps, and write a trace for "
+        "https://ui.perfetto.dev to FILE, on the host of rank 0",
+    )
+    group.add_argument(
+        "--timeline-steps",
+        metavar="FIRST:LAST",
+        help="the steps that --timeline records, counted from 1 (default: 100:120)",
     )
 
 
@@ -216,6 +227,16 @@ def _variables(given: list[str]) -> dict[str, str]:
         if not equals and name not in here:
             raise ValueError(f"--env {name}: {name} is not set here. Set it, or give NAME=VALUE")
         found[name] = value if equals else here[name]
+    return found
+
+
+def _observed(options: argparse.Namespace, is_local: bool) -> dict[str, str]:
+    """Return the variables that request a report and a timeline. See `_timeline`."""
+    found = _timeline(options, is_local)
+    if options.report is not None:
+        if is_local:
+            timeline_request.check_path("--report", options.report)
+        found |= report_request.variables(options.report)
     return found
 
 

@@ -1,7 +1,7 @@
-"""Add the `Timeline` that the launcher requests to every `fit` of this process.
+"""Add the callbacks that the launcher requests to every `fit` of this process.
 
-`observe` is above `training`, so `GossipPGA` cannot import `Timeline`. The top level of the package
-calls `connect` when a script first uses `pga.GossipPGA`.
+`observe` is above `training`, so `GossipPGA` cannot import these callbacks. The top level of the
+package calls `connect` when a script first uses `pga.GossipPGA`, and so does Horovod's API.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import functools
 import os
 
+from tf_gossip_pga.observe.report import Report
 from tf_gossip_pga.observe.timeline import Timeline
-from tf_gossip_pga.tools import timeline_request
+from tf_gossip_pga.tools import report_request, timeline_request
 from tf_gossip_pga.training import callback_list
 
 
 @functools.cache  # only once in a process
 def connect():
-    """Let every `fit` with a `GossipPGA` record a timeline, if environment variables request it.
+    """Let every `fit` with a `GossipPGA` do what environment variables request.
+
+    They may request a timeline and a report.
 
     Raises:
       ValueError: the variables request invalid steps.
@@ -24,3 +27,6 @@ def connect():
     requested = timeline_request.requested(os.environ)
     if requested is not None:
         callback_list.companions.append(functools.cache(lambda: Timeline(*requested)))
+    path = report_request.requested(os.environ)
+    if path is not None:
+        callback_list.companions.append(functools.cache(lambda: Report(path)))

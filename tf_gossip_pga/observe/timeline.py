@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import tempfile
 
 import keras
 
@@ -13,7 +12,7 @@ from tf_gossip_pga._log import logger
 from tf_gossip_pga.exchange import process
 from tf_gossip_pga.observe import adjacent, trace
 from tf_gossip_pga.observe import waits as waits_lib
-from tf_gossip_pga.tools import timeline_request
+from tf_gossip_pga.tools import output, timeline_request
 from tf_gossip_pga.training.callback import GossipPGA
 from tf_gossip_pga.training.recorder import Span
 
@@ -109,7 +108,7 @@ class Timeline(keras.callbacks.Callback):
             return  # the same on all ranks, and on a rank that joined in the meantime
         own = [self._cluster.rank, self._pending]
         for rank, spans in self._driver.sync(f"the timeline of epoch {epoch + 1}", own):
-            self._spans.setdefault(rank, []).extend(_span(each) for each in spans)
+            self._spans.setdefault(rank, []).extend(map(Span.from_json, spans))
         self._pending = []
         if self._driver.step >= self._last:
             self._stop_listening()
@@ -166,25 +165,6 @@ class Timeline(keras.callbacks.Callback):
         }
         text = json.dumps(trace.document(spans, waits_lib.waits(spans)), separators=(",", ":"))
         try:
-            _replace(self._path, text)
+            output.replace(self._path, text)
         except OSError as error:
             logger.warning(f"The timeline was not written. Training continues. {error}.")
-
-
-def _span(values: list) -> Span:
-    """Return a span that has been converted to JSON and back."""
-    span = Span(*values)
-    return span._replace(peers=tuple(span.peers))
-
-
-def _replace(path: pathlib.Path, text: str):
-    """Write a file under another name, and then rename it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -1,11 +1,13 @@
-"""Write a command's results: a JSON file, and a picture next to it."""
+"""Write results: a command's JSON file with a picture next to it, and files that are replaced."""
 
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,6 +63,28 @@ def write(
         return
     draw(picture)
     print(f"Picture: {picture}", flush=True)
+
+
+def replace(path: str | os.PathLike, text: str) -> None:
+    """Write a file atomically: a reader sees the whole old text or the whole new one.
+
+    Args:
+      path: the file, in an existing folder.
+      text: its new content, written as UTF-8.
+
+    Raises:
+      OSError: the file cannot be written. An existing file keeps its content.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
 
 
 def as_json(value: object) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 # Add this to `time.perf_counter()` for a time in seconds since 1970. All processes of one machine
 # read the same monotonic clock, so their times agree to well below a millisecond.
@@ -58,6 +58,12 @@ class Span(NamedTuple):
     peers: tuple[int, ...] = ()
     bytes: int = 0
     where: str = ""
+
+    @classmethod
+    def from_json(cls, values: Sequence[Any]) -> Span:
+        """Return a span that has been converted to JSON and back."""
+        span = cls(*values)
+        return span._replace(peers=tuple(span.peers))
 
     @property
     def end(self) -> float:
