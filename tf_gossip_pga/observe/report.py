@@ -76,7 +76,8 @@ class Report(keras.callbacks.Callback):
     Example:
         >>> import os, tempfile
         >>> import keras
-        >>>         >>> import tf_gossip_pga as pga
+        >>> import numpy as np
+        >>> import tf_gossip_pga as pga
         >>> cluster = pga.initialize()  # before the first model, tensor or dataset
         >>> path = os.path.join(tempfile.mkdtemp(), "report.html")
         >>> model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
