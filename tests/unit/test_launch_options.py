@@ -47,6 +47,17 @@ def test_two_local_workers_are_the_default(launched):
     assert (found["workers"], found["hosts"], found["env"], found["log_dir"]) == (2, None, {}, None)
 
 
+def test_an_option_after_the_script_is_pointed_out(monkeypatch, tmp_path, capsys):
+    script = tmp_path / "script.py"
+    script.touch()
+    monkeypatch.setattr(job, "prepared_run", lambda *each, **settings: lambda: 0)
+    assert command.main([str(script), "--workers=4", "--epochs=3", "--log-dir", "x"]) == 0
+    note = "Note: the script receives --workers=4 --log-dir. Options of the launcher must come "
+    assert capsys.readouterr().err == f"{note}before the script.\n"
+    assert command.main(["--workers=4", str(script), "--epochs=3"]) == 0
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize("form", [["-H", "a:2,b"], ["--hosts=a:2,b"], ["-Ha:2,b"]])
 def test_hosts_replace_local_workers(launched, form):
     found = launched(*form)

@@ -32,7 +32,20 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m tf_gossip_pga
         run = _prepared(options)
     except (OSError, RuntimeError, ValueError) as error:
         parser.error(str(error))
+    _note_misplaced(options)
     return run()
+
+
+def _note_misplaced(options: argparse.Namespace) -> None:
+    """Say which arguments of the script look like options of the launcher."""
+    own = {f"--{name.replace('_', '-')}" for name in vars(options)} - {"--module", "--script"}
+    passed = [each for each in options.arguments if each.partition("=")[0] in own]
+    if passed:
+        print(
+            f"Note: the script receives {' '.join(passed)}. Options of the launcher must come "
+            "before the script.",
+            file=sys.stderr,
+        )
 
 
 def _prepared(options: argparse.Namespace) -> Callable[[], int]:
