@@ -26,6 +26,7 @@ def _initialized():
 def two_workers(monkeypatch):
     """Let Horovod's API believe that this process is rank 0 of two."""
     monkeypatch.setattr(processes, "_cluster", pga.Cluster(rank=0, size=2))
+    monkeypatch.setattr(processes, "workers", lambda: 2)
 
 
 # ---- Names --------------------------------------------------------------------------------------
@@ -298,6 +299,13 @@ def test_an_optimizer_that_scales_the_loss_may_hold_the_marked_one(two_workers):
     scaled().fit(*DATA, verbose=0, callbacks=[pga.GossipPGA(H=6)])
 
 
+def test_after_shutdown_the_workers_still_train_together(two_workers):
+    model = _model(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1)))
+    hvd.shutdown()
+    with pytest.raises(RuntimeError, match="no callback averages"):
+        model.fit(*DATA, verbose=0)
+
+
 def test_one_worker_needs_no_callback():
     model = _model(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1)))
     model.fit(*DATA, verbose=0)
@@ -341,7 +349,8 @@ def test_a_saved_model_is_loaded_with_a_marked_optimizer(tmp_path, two_workers):
         (keras.optimizers.SGD(0.1, clipnorm=1), "SGD clips each worker's own gradient"),
         (keras.optimizers.AdamW(0.1), r"With AdamW .* multiply .* by sqrt\(4\) = 2\.00\. See"),
         (keras.optimizers.Adagrad(0.1), "With Adagrad the result is not the same. See docs/guides"),
-        (keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)), "SGD the result is the"),
+        (keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)), "skips its step alone"),
+        (keras.optimizers.SGD(0.1, use_ema=True), "SGD keeps the moving average of each worker's"),
     ],
 )
 def test_the_line_says_how_the_optimizer_differs(opt, text):

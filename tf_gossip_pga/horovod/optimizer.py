@@ -54,7 +54,9 @@ def DistributedOptimizer(  # noqa: N802
     """Mark an optimizer, so that training with it raises an error if no callback averages.
 
     The optimizer itself does not communicate. `hvd.callbacks.BroadcastGlobalVariablesCallback` (or
-    a `pga.GossipPGA`) averages the parameters after each of its steps.
+    a `pga.GossipPGA`) averages the parameters after each of its steps. If no such callback is
+    passed to the first `fit`, the error comes at its first step. In a later `fit` of the same
+    model, which TensorFlow does not trace again, it comes when training ends.
 
     Args:
       optimizer: a Keras optimizer.
@@ -147,7 +149,7 @@ def _mark(optimizer: keras.optimizers.Optimizer, compression: Compression) -> No
 
 
 def _checked(optimizer: keras.optimizers.Optimizer, method: Callable, *args, **kwargs) -> Any:
-    if processes.is_initialized() and processes.size() > 1 and not driver.is_averaging(optimizer):
+    if processes.workers() > 1 and not driver.is_averaging(optimizer):
         raise RuntimeError(
             f"This {type(optimizer).__name__} was passed to hvd.DistributedOptimizer, but no "
             "callback averages the models of the workers. Pass "
@@ -203,20 +205,30 @@ def explanation(optimizer: keras.optimizers.Optimizer, size: int) -> str:
     inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
     line = (
         f"Horovod's API runs GossipPGA(H=1): {size} workers average parameters, not gradients, "
-        f"after every step. {_difference(inner, size)}"
+        f"after every step. {_difference(inner, size, is_scaled=inner is not optimizer)}"
     )
     if _marked.get(inner) is Compression.fp16:
         line += " Compression.fp16 has no effect."
     return line
 
 
-def _difference(optimizer: keras.optimizers.Optimizer, size: int) -> str:
-    """Return how averaging parameters differs from averaging gradients."""
+def _difference(optimizer: keras.optimizers.Optimizer, size: int, is_scaled: bool) -> str:
+    """Return how averaging parameters differs from averaging gradients.
+
+    Args:
+      optimizer: the optimizer.
+      size: number of workers.
+      is_scaled: whether a `LossScaleOptimizer` wraps the optimizer.
+    """
     name = type(optimizer).__name__
     guide = "See docs/guides/from-horovod.md."
     if isinstance(optimizer, keras.optimizers.SGD):
         if optimizer.clipnorm or optimizer.clipvalue or optimizer.global_clipnorm:
             return f"{name} clips each worker's own gradient, not their mean. {guide}"
+        if is_scaled:
+            return f"A worker whose scaled gradient overflows skips its step alone. {guide}"
+        if optimizer.use_ema:
+            return f"{name} keeps the moving average of each worker's own parameters. {guide}"
         return f"With {name} the result is the same."
     if isinstance(optimizer, keras.optimizers.Adam):
         return (

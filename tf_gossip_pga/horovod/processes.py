@@ -157,6 +157,11 @@ def rank() -> int:
     return cluster().rank
 
 
+def workers() -> int:
+    """Return the number of workers to which this process is connected, also after `shutdown`."""
+    return process.active().cluster.size
+
+
 def size() -> int:
     """Return the number of workers. Raise `RuntimeError` before `init`."""
     return cluster().size
