@@ -3,7 +3,9 @@
 import ast
 import doctest
 import importlib
+import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -203,35 +205,39 @@ def test_every_public_object_has_a_docstring(room):
     assert not list(undocumented(room, ast.parse(ROOMS[room].read_text())))
 
 
-@pytest.mark.parametrize(
-    "room",
-    [
-        "algorithm.exact",
-        "algorithm.schedule",
-        "algorithm.topology",
-        "checkpoint.files",
-        "cluster.detect",
-        "cluster.node_list",
-        "cluster.tf_config",
-        "launch.doctor.examination",
-        "launch.doctor.finding",
-        "launch.hosts",
-        "launch.signals",
-        "observe.record",
-        "observe.sample",
-        "observe.trace",
-        "observe.waits",
-        "plan",
-        "simulate.curves",
-        "simulate.problem",
-        "tools.timeline_request",
-        "training.recorder",
-    ],
-)
+EXAMPLES = sorted(room for room, path in ROOMS.items() if ">>> " in path.read_text())
+# Their examples connect this process to others or start processes.
+IN_A_PROCESS_OF_THEIR_OWN = [
+    room
+    for room in EXAMPLES
+    if re.search(r">>> .*(pga\.(initialize|run)|hvd\.init|initialize)\(", ROOMS[room].read_text())
+]
+RUN_EXAMPLES = """
+import doctest, importlib, sys
+for room in sys.argv[1:]:
+    failed, attempted = doctest.testmod(importlib.import_module(f"tf_gossip_pga.{room}"))
+    assert attempted > 0 and failed == 0, room
+"""
+
+
+@pytest.mark.parametrize("room", sorted({*EXAMPLES} - {*IN_A_PROCESS_OF_THEIR_OWN}))
 def test_examples_in_docstrings_are_true(room):
     failed, attempted = doctest.testmod(importlib.import_module(f"tf_gossip_pga.{room}"))
     assert attempted > 0
     assert failed == 0
+
+
+def test_examples_that_start_the_library_are_true(tmp_path):
+    assert {"observe.report", "horovod.optimizer"} < {*IN_A_PROCESS_OF_THEIR_OWN} < {*EXAMPLES}
+    ended = subprocess.run(
+        [sys.executable, "-c", RUN_EXAMPLES, *IN_A_PROCESS_OF_THEIR_OWN],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=deadlines.long(),
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 # ---- Sizes --------------------------------------------------------------------------------------
