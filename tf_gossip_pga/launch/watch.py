@@ -164,15 +164,18 @@ class Watch:
     def _fail(self, reason: str, to_blame: list[Worker]) -> NoReturn:
         """Stop all workers, and raise `LaunchError`.
 
-        The message contains the reason and the last lines of the workers to blame.
+        The message contains the reason and the last lines of the workers to blame, if they printed
+        any.
         """
         codes = [worker.returncode for worker in self._crew.workers]  # None: still running
         self._crew.stop()
         self._drain(self._crew.workers)
         lines = [reason]
         for worker in to_blame:
-            lines.append(f"Last lines of rank {worker.rank}:")
-            lines += [f"  {line}" for line in self._screen.last_lines[worker.rank]]
+            last = self._screen.last_lines[worker.rank]
+            if last:
+                lines.append(f"Last lines of rank {worker.rank}:")
+                lines += [f"  {line}" for line in last]
         raise LaunchError("\n".join(lines), self._outcomes(codes))
 
     def _outcomes(self, codes: list[int | None]) -> list[Outcome]:
@@ -191,7 +194,8 @@ class Watch:
         hint = ""
         if not others and len(workers) > 1 and not ended:
             hint = (
-                " (If the script survives lost workers, give --min-workers, in Python min_workers.)"
+                " (If the script resumes from checkpoints, run it again, or give --max-restarts. If "
+                "it survives lost workers, give --min-workers, in Python min_workers.)"
             )
         return (
             f"Rank {first.rank} failed first, with {first.ending}{then}; the other workers were "
