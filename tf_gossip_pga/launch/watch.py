@@ -194,8 +194,8 @@ class Watch:
         hint = ""
         if not others and len(workers) > 1 and not ended:
             hint = (
-                " (If the script resumes from checkpoints, run it again, or give --max-restarts. If "
-                "it survives lost workers, give --min-workers, in Python min_workers.)"
+                " (If the script resumes from checkpoints, run it again, or give --max-restarts. "
+                "If it survives lost workers, give --min-workers, in Python min_workers.)"
             )
         return (
             f"Rank {first.rank} failed first, with {first.ending}{then}; the other workers were "
