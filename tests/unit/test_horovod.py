@@ -475,6 +475,11 @@ def test_warm_up(two_workers, capsys):
     assert "Epoch 2: the learning rate is now 0.4, after the warm-up." in capsys.readouterr().out
 
 
+def test_a_warm_up_that_ends_within_an_epoch(two_workers):
+    seen, _ = _rates(hvd.callbacks.LearningRateWarmupCallback(0.4, 0.5), epochs=2)
+    np.testing.assert_allclose(seen, [0.4, 0.4, 0.4, 0.4], rtol=1e-6)
+
+
 @pytest.mark.parametrize(("is_corrected", "slot"), [(True, 0.125), (False, 1)])
 def test_momentum_is_corrected(is_corrected, slot):
     model = _model(keras.optimizers.SGD(1.0, momentum=0.5))
