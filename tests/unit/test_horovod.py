@@ -1,5 +1,6 @@
 """Horovod's API with one worker: places, values, arguments, learning rates, missing names."""
 
+import collections
 import importlib
 import re
 
@@ -162,6 +163,19 @@ def test_arrays_are_restored(dtype):
     restored[0][0] = 0  # writable
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_arrays_of_both_byte_orders_are_restored(order):
+    array = np.array([1.5, -2], f"{order}f4")
+    assert values.decoded(values.encoded(array)).tolist() == [1.5, -2]
+
+
+def test_numbers_of_numpy_are_restored():
+    value = {np.int64(3): np.float32(1.5)}
+    restored = values.decoded(values.encoded(value))
+    assert restored == value
+    assert [type(each) for each in (*restored, *restored.values())] == [np.int64, np.float32]
+
+
 def test_bfloat16_is_restored():
     tensor = tf.constant([1.5, -2], tf.bfloat16)
     assert values.decoded(values.encoded(tensor)).tolist() == [1.5, -2]
@@ -170,6 +184,8 @@ def test_bfloat16_is_restored():
 def test_other_objects_are_refused():
     with pytest.raises(TypeError, match=r"Cannot send a set .* Accepted are numbers, strings"):
         hvd.broadcast_object([{1, 2}])
+    with pytest.raises(TypeError, match="Cannot send a Pair to other workers"):
+        hvd.broadcast_object(collections.namedtuple("Pair", "a b")(1, 2))
     with pytest.raises(TypeError, match="Expected numbers, received an array of dtype object"):
         hvd.allreduce("text")
 
