@@ -207,6 +207,11 @@ def test_values_of_one_worker():
         hvd.allreduce(3, average=True, op=hvd.Sum)
 
 
+def test_values_are_not_exchanged_in_a_tf_function():
+    with pytest.raises(RuntimeError, match=r"cannot be called in a tf\.function"):
+        tf.function(hvd.allreduce, autograph=False)(tf.constant(1.0))
+
+
 @pytest.fixture
 def other_worker(monkeypatch):
     """Let another worker, of rank 1, exchange the values that a test appends."""
