@@ -128,6 +128,22 @@ def test_a_companion_runs_after_the_callbacks_of_the_script_in_every_fit(monkeyp
         assert callbacks.callbacks == before
 
 
+def test_a_companion_stays_with_the_outer_of_two_nested_fits(monkeypatch):
+    companion = Says([])
+    monkeypatch.setattr(callback_list, "companions", [lambda: companion])
+    outer, inner = _model(), _model()
+
+    def train_inner(epoch, logs):
+        seen = len(companion.seen)
+        inner.fit(*DATA, callbacks=[Asks(Follows())], verbose=0)
+        assert companion.seen[seen:] == []
+
+    nests = keras.callbacks.LambdaCallback(on_epoch_end=train_inner)
+    outer.fit(*DATA, callbacks=[Asks(Follows()), nests], verbose=0)
+    assert companion.model is outer
+    assert companion.seen[-2:] == ["epoch 0", "end"]
+
+
 def test_a_callback_that_another_holds_has_its_place():
     class Holds(keras.callbacks.Callback):
         def __init__(self, held):

@@ -1,5 +1,6 @@
 """Horovod's API with one worker: places, values, arguments, learning rates, missing names."""
 
+import collections
 import importlib
 import re
 
@@ -163,6 +164,19 @@ def test_arrays_are_restored(dtype):
     restored[0][0] = 0  # writable
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_arrays_of_both_byte_orders_are_restored(order):
+    array = np.array([1.5, -2], f"{order}f4")
+    assert values.decoded(values.encoded(array)).tolist() == [1.5, -2]
+
+
+def test_numbers_of_numpy_are_restored():
+    value = {np.int64(3): np.float32(1.5)}
+    restored = values.decoded(values.encoded(value))
+    assert restored == value
+    assert [type(each) for each in (*restored, *restored.values())] == [np.int64, np.float32]
+
+
 def test_bfloat16_is_restored():
     tensor = tf.constant([1.5, -2], tf.bfloat16)
     assert values.decoded(values.encoded(tensor)).tolist() == [1.5, -2]
@@ -171,6 +185,8 @@ def test_bfloat16_is_restored():
 def test_other_objects_are_refused():
     with pytest.raises(TypeError, match=r"Cannot send a set .* Accepted are numbers, strings"):
         hvd.broadcast_object([{1, 2}])
+    with pytest.raises(TypeError, match="Cannot send a Pair to other workers"):
+        hvd.broadcast_object(collections.namedtuple("Pair", "a b")(1, 2))
     with pytest.raises(TypeError, match="Expected numbers, received an array of dtype object"):
         hvd.allreduce("text")
 
@@ -190,6 +206,11 @@ def test_values_of_one_worker():
         hvd.allreduce(3, op="Adasum")
     with pytest.raises(ValueError, match="either average or op"):
         hvd.allreduce(3, average=True, op=hvd.Sum)
+
+
+def test_values_are_not_exchanged_in_a_tf_function():
+    with pytest.raises(RuntimeError, match=r"cannot be called in a tf\.function"):
+        tf.function(hvd.allreduce, autograph=False)(tf.constant(1.0))
 
 
 @pytest.fixture
@@ -482,6 +503,11 @@ def test_warm_up(two_workers, capsys):
     seen, _ = _rates(hvd.callbacks.LearningRateWarmupCallback(0.4, 2, verbose=1), epochs=3)
     np.testing.assert_allclose(seen, [0.25, 0.3, 0.35, 0.4, 0.4, 0.4], rtol=1e-6)
     assert "Epoch 2: the learning rate is now 0.4, after the warm-up." in capsys.readouterr().out
+
+
+def test_a_warm_up_that_ends_within_an_epoch(two_workers):
+    seen, _ = _rates(hvd.callbacks.LearningRateWarmupCallback(0.4, 0.5), epochs=2)
+    np.testing.assert_allclose(seen, [0.4, 0.4, 0.4, 0.4], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("is_corrected", "slot"), [(True, 0.125), (False, 1)])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 
 import numpy as np
@@ -68,7 +69,6 @@ def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
     for text in ("old", "new …"):
         output.replace(path, text)
         assert path.read_text("utf-8") == text
-    assert path.stat().st_mode & 0o777 == 0o644
 
     def fail(*paths):
         raise OSError("disk full")
@@ -78,3 +78,14 @@ def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
         output.replace(path, "newer")
     assert path.read_text("utf-8") == "new …"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_a_file_depends_on_the_umask(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        output.replace(tmp_path / "report.html", "text")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "report.html").stat().st_mode & 0o777 == mode

@@ -121,11 +121,20 @@ def test_a_fit_that_ends_too_early_is_reported(tmp_path, warned):
 
 
 def test_a_fit_that_begins_too_late_is_reported(tmp_path, warned):
-    gossip, timeline = pga.GossipPGA(), pga.Timeline(tmp_path / "trace.json", steps=(3, 6))
-    _fit([gossip, timeline])
+    gossip = pga.GossipPGA()
+    _fit([gossip, pga.Timeline(tmp_path / "trace.json", steps=(3, 6))])
     assert not warned
-    _fit([gossip, timeline])
+    _fit([gossip, pga.Timeline(tmp_path / "late.json", steps=(3, 6))])
     assert "steps 3 to 6, but this fit ended with step 24" in warned.pop()
+
+
+def test_steps_of_several_fits_that_count_on_are_in_one_file(tmp_path, warned):
+    path = tmp_path / "trace.json"
+    gossip, timeline = pga.GossipPGA(), pga.Timeline(path, steps=(3, 6))
+    for _ in range(3):
+        _fit([gossip, timeline], epochs=1)
+    assert _spans(path) == [("compute", step) for step in range(3, 7)]
+    assert len(warned) == 1  # the first fit ended with step 4
 
 
 def test_a_later_fit_that_counts_from_1_writes_again(tmp_path):

@@ -1,5 +1,6 @@
 """The steps and the file of a timeline: what is accepted, and what errors say."""
 
+import os
 import pathlib
 import re
 
@@ -43,8 +44,11 @@ def test_the_folder_of_a_file_must_exist(tmp_path, monkeypatch):
     assert request.check_path("path", tmp_path / "a.json") == tmp_path / "a.json"
     monkeypatch.chdir(tmp_path)
     assert request.check_path("path", "a.json") == pathlib.Path("a.json")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     cases = {
         tmp_path: "this is a folder. Add the name of the file.",
+        pipe: "this is not a regular file, and writing would replace it. Choose another one.",
         tmp_path / "b" / "a.json": f"there is no folder '{tmp_path / 'b'}'. Create it first.",
     }
     for path, problem in cases.items():

@@ -255,7 +255,8 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
         """Return the share of `initial_lr` for a batch that begins at this epoch, a fraction."""
         size = processes.size()
         ended = epoch + 1 / (self.steps_per_epoch or 1)
-        return (1 + (size - 1) * ended / (self.end_epoch or 1)) / size
+        # A warm-up that ends within an epoch is over for the rest of this epoch.
+        return (1 + (size - 1) * min(ended / (self.end_epoch or 1), 1)) / size
 
     def on_epoch_end(self, epoch, logs=None):
         """Log the learning rate, and print a line at the end of the warm-up."""

@@ -1,7 +1,8 @@
 """Exchange values between all workers: `allreduce`, `allgather`, `broadcast`.
 
 Values travel as JSON in pieces, through the exchange of `cluster.gather`. This is made for metrics
-and settings, not for parameters: every worker receives the values of all workers.
+and settings, not for parameters: every worker receives the values of all workers. It works only
+eagerly, not in a `tf.function`.
 """
 
 from __future__ import annotations
@@ -205,6 +206,12 @@ def _combined(stack: np.ndarray, op: ReduceOp, prescale: float, postscale: float
 
 def _array(value: Any) -> np.ndarray:
     """Return a value as TensorFlow converts it: Python numbers become float32 and int32."""
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "hvd.allreduce, hvd.allgather and hvd.broadcast cannot be called in a tf.function, "
+            "such as the train_step that Keras compiles. Call them in a hook of a Keras callback "
+            "or outside of fit. The logs of fit are means over all workers already."
+        )
     if not isinstance(value, np.ndarray):
         value = keras.ops.convert_to_numpy(tf.convert_to_tensor(value))
     if value.dtype.kind in "OUS":

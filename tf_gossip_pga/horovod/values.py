@@ -33,12 +33,13 @@ def encoded(value: object) -> Any:
         return {"tuple": [encoded(each) for each in value]}
     if type(value) is dict:
         return {"dict": [[encoded(key), encoded(each)] for key, each in value.items()]}
-    return {"array": _encoded_array(value)}
+    return {"number" if isinstance(value, np.generic) else "array": _encoded_array(value)}
 
 
 def _encoded_array(value: object) -> list:
     array = np.asarray(value)
-    if array.dtype.kind in "OUSMm":
+    # Objects of subclasses, such as a named tuple, would become arrays.
+    if array.dtype.kind in "OUSMm" or isinstance(value, list | tuple | dict):
         raise TypeError(
             f"Cannot send a {type(value).__name__} to other workers. Accepted are numbers, "
             "strings, bytes, NumPy arrays of numbers, and lists, tuples and dicts of these. "
@@ -46,6 +47,7 @@ def _encoded_array(value: object) -> list:
         )
     # TensorFlow's names, because NumPy itself does not know bfloat16.
     name = tf.as_dtype(array.dtype).name
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # names have no byte order
     text = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
     return [name, list(array.shape), text]
 
@@ -57,11 +59,12 @@ def decoded(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     ((tag, content),) = value.items()
-    if tag == "array":
+    if tag in ("array", "number"):
         name, shape, text = content
         dtype = tf.as_dtype(name).as_numpy_dtype
         # A copy, because frombuffer returns an array that cannot be written to.
-        return np.frombuffer(base64.b64decode(text), dtype).reshape(shape).copy()
+        array = np.frombuffer(base64.b64decode(text), dtype).reshape(shape).copy()
+        return array[()] if tag == "number" else array
     if tag == "bytes":
         return base64.b64decode(content)
     if tag == "dict":

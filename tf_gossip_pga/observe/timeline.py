@@ -40,7 +40,8 @@ class Timeline(keras.callbacks.Callback):
 
     Pass this callback on every rank, with the same arguments, as the last callback. The ranks have
     a sync point in each epoch that contains some of the steps. In other epochs, this callback does
-    not exchange anything. A later `fit` whose steps are counted from 1 again writes the file again.
+    not exchange anything. A later `fit` with the same `GossipPGA` adds its steps. One with another
+    `GossipPGA`, whose steps are counted from 1 again, writes the file again.
 
     Args:
       path: the file to write on the chief. The folder must exist. An existing file is replaced.
@@ -84,12 +85,15 @@ class Timeline(keras.callbacks.Callback):
         self._gossip: GossipPGA | None = None  # of the current fit
         self._pending: list[Span] = []  # of this rank, not shared yet
         self._spans: dict[int, list[Span]] = {}  # of all ranks, shared
+        self._shared = 0  # number of epochs whose spans were shared
         self._epoch_begin = 0  # number of steps completed before this epoch
 
     def on_train_begin(self, logs=None):
         """Find the `GossipPGA` of this fit, and begin to listen if the steps are near."""
-        self._gossip = adjacent.gossip_of(self)
-        self._pending, self._spans = [], {}
+        before, self._gossip = self._gossip, adjacent.gossip_of(self)
+        if self._gossip is not before:  # otherwise, this fit goes on counting the steps
+            self._spans, self._shared = {}, 0
+        self._pending = []
         self._stop_listening()  # of a fit that an exception interrupted
         self._listen_if_near()
 
@@ -106,10 +110,13 @@ class Timeline(keras.callbacks.Callback):
         """Share the spans of this epoch, and write them on the chief."""
         if self._driver.step < self._first or self._epoch_begin >= self._last:
             return  # the same on all ranks, and on a rank that joined in the meantime
-        own = [self._cluster.rank, self._pending]
-        for rank, spans in self._driver.sync(f"the timeline of epoch {epoch + 1}", own):
-            self._spans.setdefault(rank, []).extend(map(Span.from_json, spans))
+        own = [self._shared, self._cluster.rank, self._pending]
+        everyone = self._driver.sync(f"the timeline of epoch {epoch + 1}", own)
+        self._inform_new_members(everyone)
+        for _, rank, spans in everyone:
+            self._add(rank, spans)
         self._pending = []
+        self._shared += 1
         if self._driver.step >= self._last:
             self._stop_listening()
         if self._cluster.is_chief:
@@ -154,6 +161,23 @@ class Timeline(keras.callbacks.Callback):
             span.step <= self._last or span.kind in waits_lib.ALIGNING
         ):
             self._pending.append(span)
+
+    # ---- Sharing --------------------------------------------------------------------------------
+
+    def _inform_new_members(self, everyone: list[list]):
+        """Give the spans of earlier epochs to workers that have joined, because one may write."""
+        most, source, _ = max(everyone, key=lambda each: each[0])
+        if all(shared == most for shared, *_ in everyone):
+            return
+        own = list(self._spans.items()) if source == self._cluster.rank else None
+        for content in self._driver.sync("the timeline's spans for a joining worker", own):
+            if content is not None and self._shared < most:
+                for rank, spans in content:
+                    self._add(rank, spans)
+                self._shared = most
+
+    def _add(self, rank: int, spans: list):
+        self._spans.setdefault(rank, []).extend(map(Span.from_json, spans))
 
     # ---- Writing --------------------------------------------------------------------------------
 

@@ -80,7 +80,9 @@ def replace(path: str | os.PathLike, text: str) -> None:
     try:
         with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        os.chmod(partial, 0o644)
+        mask = os.umask(0)  # there is no other way to read it
+        os.umask(mask)
+        os.chmod(partial, 0o666 & ~mask)
         os.replace(partial, path)
     except BaseException:
         os.unlink(partial)

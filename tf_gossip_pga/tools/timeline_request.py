@@ -96,7 +96,8 @@ def check_path(name: str, path: str | os.PathLike) -> pathlib.Path:
       path: the file, which need not exist. Its folder must exist.
 
     Raises:
-      ValueError: the folder does not exist or is not writable, or the path is a folder.
+      ValueError: the folder does not exist or is not writable, or the path is a folder, a device
+        or another special file, which replacing would remove.
     """
     try:
         file = pathlib.Path(path)
@@ -105,6 +106,8 @@ def check_path(name: str, path: str | os.PathLike) -> pathlib.Path:
     folder, problem = file.parent, None
     if file.is_dir():
         problem = "this is a folder. Add the name of the file"
+    elif file.exists() and not file.is_file():
+        problem = "this is not a regular file, and writing would replace it. Choose another one"
     elif not folder.is_dir():
         problem = f"there is no folder {str(folder)!r}. Create it first"
     elif not os.access(folder, os.W_OK):

@@ -56,12 +56,14 @@ class Siblings:
     def call_last(self, follower: Follower, model: keras.Model, params: dict):
         """Call `companions` and then `follower` after all other callbacks, until training ends.
 
+        Companions stay with the outer `fit` if one of its callbacks has called this `fit`.
+
         Args:
           follower: the object whose methods are called after the hooks of all callbacks.
           model: the model that Keras trains.
           params: the `params` that Keras passes to callbacks.
         """
-        added = [make() for make in companions]
+        added = [each for each in (make() for make in companions) if not _is_in_use(each)]
         for each in added:
             each.set_params(params)
             each.set_model(model)
@@ -134,6 +136,19 @@ def find(callback: keras.callbacks.Callback) -> Siblings | None:
         callers.append(caller)
         frame = frame.f_back
     return None
+
+
+def _is_in_use(companion: keras.callbacks.Callback) -> bool:
+    """Return whether a `fit` on the call stack already has this callback in its list."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and any(
+            each is companion for each in caller.callbacks
+        ):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def data_of(model: keras.Model) -> Any:
