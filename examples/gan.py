@@ -69,7 +69,7 @@ dataset = cluster.shard(dataset).shuffle(len(images)).batch(64 // cluster.size)
 gan = Gan(seed=cluster.rank)
 gan.compile(*(keras.optimizers.Adam(1e-3 * cluster.size**0.5, beta_1=0.5) for _ in range(2)))
 verbose = 2 if cluster.is_chief else 0
-gan.fit(dataset, epochs=60, shuffle=False, callbacks=[pga.GossipPGA(H=6)], verbose=verbose)
+gan.fit(dataset, epochs=35, shuffle=False, callbacks=[pga.GossipPGA(H=6)], verbose=verbose)
 
 if cluster.is_chief:
     asked = np.arange(1000) % 10
