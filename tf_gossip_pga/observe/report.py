@@ -26,7 +26,8 @@ from tf_gossip_pga.training import recorder, sync_point
 from tf_gossip_pga.training.callback import GossipPGA
 from tf_gossip_pga.training.recorder import Span
 
-# All ranks together share at most about this many spans per epoch, and a rank at least `_FEWEST`.
+# All ranks together share at most about this many spans per epoch, and all sync points. A rank may
+# share `_FEWEST` in any case.
 _MOST_SPANS, _FEWEST = 20_000, 500
 
 # Writing the page at the ends of epochs may take about this part of the time.
@@ -56,9 +57,9 @@ class Report(keras.callbacks.Callback):
 
     Pass this callback on every rank, after `GossipPGA`. The ranks have one more sync point at the
     end of each epoch, where they share when they began their exchanges. Of an epoch with thousands
-    of steps, they share only some, and scale the seconds up. Waits between epochs are left out, and
-    so are those in the first step of a `fit`, because TensorFlow compiles the model in it. See
-    docs/guides/report.md.
+    of steps, they share only some, and scale the seconds up, except those at sync points. Waits
+    between epochs are left out, and so are those in the first step of a `fit`, because TensorFlow
+    compiles the model in it. See docs/guides/report.md.
 
     The page contains the command line and the names of the hosts. Remove passwords from the command
     line, or the page, before you pass the page on.
@@ -140,6 +141,7 @@ class Report(keras.callbacks.Callback):
             "seconds": seconds,
             "exchanging": min((gossip.communication_seconds - communicated) / seconds, 1.0),
             "sent": gossip.bytes_sent,
+            "sync_points": self._sample.sync_points,
             "spans": self._sample.spans,
             "heard": self._sample.heard,
             "part": self._sample.part,
@@ -224,7 +226,10 @@ class Report(keras.callbacks.Callback):
         record.epochs.append(Epoch(epoch + 1, numbers, exchanging, seconds))
         shared = {
             each["rank"]: Shared(
-                [Span.from_json(values) for values in each["spans"]], each["heard"], each["part"]
+                [Span.from_json(values) for values in each["sync_points"]],
+                [Span.from_json(values) for values in each["spans"]],
+                each["heard"],
+                each["part"],
             )
             for each in everyone
         }
