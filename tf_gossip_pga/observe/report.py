@@ -53,7 +53,9 @@ class Report(keras.callbacks.Callback):
     The chief writes the page at the end of an epoch, so that a run that is killed leaves a page,
     and when training ends. If epochs are short, it leaves out the ends of some epochs, so that
     writing takes about 2% of the time. If the chief is lost, the next chief continues the page. A
-    later `fit` writes the file again.
+    later `fit` writes the file again. If it begins after the first epoch, as a resumed run does, it
+    renames an existing page to report-1.html, or the next free number, when its first epoch ends. A
+    `fit` that trains no epoch writes no page.
 
     Pass this callback on every rank, after `GossipPGA`. The ranks have one more sync point at the
     end of each epoch, where they share when they began their exchanges. Of an epoch with thousands
@@ -65,8 +67,8 @@ class Report(keras.callbacks.Callback):
     line, or the page, before you pass the page on.
 
     Args:
-      path: the file to write on the chief. The folder must exist. An existing file is replaced.
-        Default `"report.html"`.
+      path: the file to write on the chief. The folder must exist. An existing file is replaced, or
+        renamed if training resumes. Default `"report.html"`.
 
     Raises:
       ImportError: at construction, if matplotlib is not installed.
@@ -151,15 +153,17 @@ class Report(keras.callbacks.Callback):
         self._inform_new_members(everyone)
         self._add(epoch, logs or {}, everyone)
         if time.perf_counter() >= self._write_after:
-            self._write()
+            # A worker that has just joined a run has received the record of its earlier epochs.
+            self._write(is_resumed=epoch > 0 and len(self._current.epochs) == 1)
 
     def on_train_end(self, logs=None):
-        """Write the page for the last time."""
+        """Write the page for the last time, unless this fit has not trained an epoch."""
         self._stop_listening()
         self._note_changes()
         self._add_distances()
         self._current.is_finished = True
-        self._write()
+        if self._current.epochs:
+            self._write()
 
     # ---- Recording ------------------------------------------------------------------------------
 
@@ -247,14 +251,22 @@ class Report(keras.callbacks.Callback):
 
     # ---- Writing --------------------------------------------------------------------------------
 
-    def _write(self):
-        """Write the page on the chief. Training continues if that fails."""
+    def _write(self, is_resumed: bool = False):
+        """Write the page on the chief. Training continues if that fails.
+
+        Args:
+          is_resumed: whether to keep the page of an earlier part of the run under another name.
+            Default False.
+        """
         if not self._session.cluster.is_chief:
             return
         began = time.perf_counter()
         self._current.seconds = time.time() - self._current.started
         try:
-            output.replace(self._path, rendering.render(self._current))
+            page = rendering.render(self._current)
+            if is_resumed:
+                output.set_aside(self._path)
+            output.replace(self._path, page)
         except Exception as error:  # an error in drawing must not end a run either
             reason = f"{type(error).__name__}: {error}"
             logger.warning(f"The report was not written. Training continues. {reason}.")
