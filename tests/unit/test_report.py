@@ -11,6 +11,7 @@ import tf_gossip_pga as pga
 from tests.unit.test_report_page import Parsed
 from tf_gossip_pga.observe import rendering
 from tf_gossip_pga.observe import report as report_lib
+from tf_gossip_pga.training.recorder import Span
 
 
 def fit(*callbacks, epochs=2, first=1, gossip=True, **compiled):
@@ -94,6 +95,19 @@ def test_a_fit_without_epochs_leaves_the_page_of_the_finished_run(tmp_path):
     fit(pga.Report(path), epochs=2, first=3)
     assert path.read_text("utf-8") == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_time_in_exchanges_contains_the_sync_points_of_a_checkpoint(tmp_path):
+    """The heat map contains them too, although they do not count as `communication_seconds`."""
+
+    class Saves(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            for listen in gossip.run.recorder.listeners:
+                listen(Span("sync point", batch + 1, 0.0, 1000.0, (1,), where="a save point"))
+
+    gossip, report = pga.GossipPGA(H=2), pga.Report(tmp_path / "report.html")
+    fit(gossip, report, Saves(), gossip=False, epochs=1)
+    assert report._record.exchanging == 1.0
 
 
 def test_writing_takes_a_small_part_of_the_time(tmp_path, monkeypatch):

@@ -83,6 +83,16 @@ def test_sync_points_align_the_clocks_of_an_epoch_without_global_averages():
     assert waiting.sum() < 0.1  # seconds since 1970 have rounding errors of about 1e-7 s
 
 
+def test_the_time_in_exchanges_covers_all_spans_in_which_ranks_wait():
+    sample = Sample(most=100)
+    for step in range(200):
+        sample.add(_gossip(step))  # 0.5 s
+        sample.add(Span(recorder.BACKGROUND_GOSSIP, step, 1e9 + step, 0.25, peers=(1,)))
+    sample.add(_sync_point(200, 1e9 + 200, 1e9 + 216))
+    assert sample.part < 1
+    assert sample.seconds == 200 * 0.5 + 16
+
+
 def test_ranks_without_spans_did_not_wait():
     nothing = _shared(Sample(most=100))
     assert sample_lib.waiting({0: nothing, 2: nothing}).tolist() == [[0, 0], [0, 0]]

@@ -105,7 +105,7 @@ class Report(keras.callbacks.Callback):
         self._view = 0  # number of the view whose changes are recorded
         self._members: tuple[int, ...] = ()  # of this view
         self._distances = 0  # number of distances that are recorded, or belong to an earlier fit
-        self._began = (0.0, 0.0)  # when listening began in this epoch: time, communication seconds
+        self._began = 0.0  # when listening began in this epoch
         self._write_after = 0.0  # do not write before this time
 
     # ---- Called by Keras ------------------------------------------------------------------------
@@ -135,13 +135,12 @@ class Report(keras.callbacks.Callback):
         """Share with the other ranks what this one has measured, and write the page."""
         gossip = self._driver
         now = time.perf_counter()
-        began, communicated = self._began
-        seconds = max(now - began, 1e-9)
+        seconds = max(now - self._began, 1e-9)
         own = {
             "rank": self._session.cluster.rank,
             "epochs": len(self._current.epochs),
             "seconds": seconds,
-            "exchanging": min((gossip.communication_seconds - communicated) / seconds, 1.0),
+            "exchanging": min(self._sample.seconds / seconds, 1.0),
             "sent": gossip.bytes_sent,
             "sync_points": self._sample.sync_points,
             "spans": self._sample.spans,
@@ -191,7 +190,7 @@ class Report(keras.callbacks.Callback):
         """Begin to measure the epoch, or the rest of it."""
         most = max(_FEWEST, _MOST_SPANS // self._session.size)
         self._sample = Sample(most)
-        self._began = time.perf_counter(), self._driver.communication_seconds
+        self._began = time.perf_counter()
 
     def _note_changes(self):
         """Record which workers were lost or joined since the last call."""

@@ -45,6 +45,7 @@ class Sample:
       sync_points: the sync points that were added.
       spans: the other spans that are kept.
       heard: number of spans other than sync points that were added.
+      seconds: duration of all spans that were added, except those of gossips in the background.
       part: the part of all blocks that is kept: 1, 1/2, 1/4, …
 
     Example:
@@ -60,6 +61,7 @@ class Sample:
         self.sync_points: list[Span] = []
         self.spans: list[Span] = []
         self.heard = 0
+        self.seconds = 0.0
         self.part = 1.0
         self._most = most
         self._lock = threading.Lock()  # gossips in the background have their own thread
@@ -67,6 +69,7 @@ class Sample:
     def add(self, span: Span):
         """Add a span of the epoch. Drop spans if there are too many."""
         with self._lock:
+            self.seconds += span.seconds * (span.kind != recorder.BACKGROUND_GOSSIP)
             if span.kind == recorder.SYNC_POINT:
                 self.sync_points.append(span)
                 return
