@@ -101,8 +101,7 @@ def waiting(spans_by_rank: Spans, scales: Mapping[int, float] | None = None) -> 
     places = {rank: place for place, rank in enumerate(sorted(spans_by_rank))}
     seconds = np.zeros([len(places), len(places)])
     for each in waits(spans_by_rank):
-        is_scaled = scales is not None and each.span.kind != recorder.SYNC_POINT
-        scale = scales[each.rank] if is_scaled else 1.0
+        scale = scales[each.rank] if scales and each.span.kind != recorder.SYNC_POINT else 1.0
         seconds[places[each.rank], places[each.peer]] += scale * each.seconds
     return seconds
 
