@@ -11,14 +11,16 @@ import tf_gossip_pga as pga
 from tests.unit.test_report_page import Parsed
 from tf_gossip_pga.observe import rendering
 from tf_gossip_pga.observe import report as report_lib
+from tf_gossip_pga.training.recorder import Span
 
 
-def fit(*callbacks, epochs=2, gossip=True, **compiled):
+def fit(*callbacks, epochs=2, first=1, gossip=True, **compiled):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)], name="line")
     model.compile("sgd", "mse", **compiled)
     x = np.ones((24, 4), "float32")
     callbacks = [pga.GossipPGA(H=2)] * gossip + list(callbacks)
     fit = {"batch_size": 4, "epochs": epochs, "verbose": 0, "validation_split": 0.5}
+    fit["initial_epoch"] = first - 1
     return model.fit(x, x[:, 0], callbacks=callbacks, **fit)
 
 
@@ -68,6 +70,44 @@ def test_an_interrupted_run_leaves_a_page_and_the_next_fit_writes_it_again(tmp_p
     assert "line unfinished" in text
     fit(report, epochs=1)
     assert "Training finished after 1 epoch." in Parsed(path.read_text("utf-8")).text
+
+
+def test_a_resumed_fit_keeps_the_page_of_the_killed_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_lib, "_WRITING", 1e9)  # after every epoch
+    path = tmp_path / "report.html"
+    with pytest.raises(KeyboardInterrupt):
+        fit(pga.Report(path), Sees(path, after=2), epochs=5)
+    fit(pga.Report(path), epochs=4, first=3)
+    fit(pga.Report(path), epochs=5, first=5)
+    texts = {each.name: Parsed(each.read_text("utf-8")).text for each in tmp_path.iterdir()}
+    assert sorted(texts) == ["report-1.html", "report-2.html", "report.html"]
+    assert "Epoch 2 of 5 had ended when this page was written" in texts["report-1.html"]
+    assert "This page begins with" not in texts["report-1.html"]
+    for name, end, begin in (("report-2.html", 4, 3), ("report.html", 5, 5)):
+        expected = f"Training finished after {end} epochs. This page begins with epoch {begin},"
+        assert expected in texts[name]
+
+
+def test_a_fit_without_epochs_leaves_the_page_of_the_finished_run(tmp_path):
+    path = tmp_path / "report.html"
+    fit(pga.Report(path), epochs=2)
+    before = path.read_text("utf-8")
+    fit(pga.Report(path), epochs=2, first=3)
+    assert path.read_text("utf-8") == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_time_in_exchanges_contains_the_sync_points_of_a_checkpoint(tmp_path):
+    """The heat map contains them too, although they do not count as `communication_seconds`."""
+
+    class Saves(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            for listen in gossip.run.recorder.listeners:
+                listen(Span("sync point", batch + 1, 0.0, 1000.0, (1,), where="a save point"))
+
+    gossip, report = pga.GossipPGA(H=2), pga.Report(tmp_path / "report.html")
+    fit(gossip, report, Saves(), gossip=False, epochs=1)
+    assert report._record.exchanging == 1.0
 
 
 def test_writing_takes_a_small_part_of_the_time(tmp_path, monkeypatch):

@@ -204,6 +204,12 @@ def test_changes_in_words():
 
 def test_the_state_in_words():
     assert words.state(record(planned=5)) == "Training stopped early, after 2 of 5 epochs."
+    resumed = record(epochs=4, planned=5)
+    resumed.epochs = resumed.epochs[2:]
+    assert words.state(resumed) == (
+        "Training stopped early, after 4 of 5 epochs. "
+        "This page begins with epoch 3, with which this fit began."
+    )
     unfinished = words.state(record(planned=5, is_finished=False))
     assert unfinished.startswith("Epoch 2 of 5 had ended when this page was written, on 2001-09-09")
 

@@ -26,7 +26,8 @@ from tf_gossip_pga.training import recorder, sync_point
 from tf_gossip_pga.training.callback import GossipPGA
 from tf_gossip_pga.training.recorder import Span
 
-# All ranks together share at most about this many spans per epoch, and a rank at least `_FEWEST`.
+# All ranks together share at most about this many spans per epoch, and all sync points. A rank may
+# share `_FEWEST` in any case.
 _MOST_SPANS, _FEWEST = 20_000, 500
 
 # Writing the page at the ends of epochs may take about this part of the time.
@@ -52,20 +53,22 @@ class Report(keras.callbacks.Callback):
     The chief writes the page at the end of an epoch, so that a run that is killed leaves a page,
     and when training ends. If epochs are short, it leaves out the ends of some epochs, so that
     writing takes about 2% of the time. If the chief is lost, the next chief continues the page. A
-    later `fit` writes the file again.
+    later `fit` writes the file again. If it begins after the first epoch, as a resumed run does, it
+    renames an existing page to report-1.html, or the next free number, when its first epoch ends. A
+    `fit` that trains no epoch writes no page.
 
     Pass this callback on every rank, after `GossipPGA`. The ranks have one more sync point at the
     end of each epoch, where they share when they began their exchanges. Of an epoch with thousands
-    of steps, they share only some, and scale the seconds up. Waits between epochs are left out, and
-    so are those in the first step of a `fit`, because TensorFlow compiles the model in it. See
-    docs/guides/report.md.
+    of steps, they share only some, and scale the seconds up, except those at sync points. Waits
+    between epochs are left out, and so are those in the first step of a `fit`, because TensorFlow
+    compiles the model in it. See docs/guides/report.md.
 
     The page contains the command line and the names of the hosts. Remove passwords from the command
     line, or the page, before you pass the page on.
 
     Args:
-      path: the file to write on the chief. The folder must exist. An existing file is replaced.
-        Default `"report.html"`.
+      path: the file to write on the chief. The folder must exist. An existing file is replaced, or
+        renamed if training resumes. Default `"report.html"`.
 
     Raises:
       ImportError: at construction, if matplotlib is not installed.
@@ -103,7 +106,7 @@ class Report(keras.callbacks.Callback):
         self._view = 0  # number of the view whose changes are recorded
         self._members: tuple[int, ...] = ()  # of this view
         self._distances = 0  # number of distances that are recorded, or belong to an earlier fit
-        self._began = (0.0, 0.0)  # when listening began in this epoch: time, communication seconds
+        self._began = 0.0  # when listening began in this epoch
         self._write_after = 0.0  # do not write before this time
 
     # ---- Called by Keras ------------------------------------------------------------------------
@@ -133,14 +136,14 @@ class Report(keras.callbacks.Callback):
         """Share with the other ranks what this one has measured, and write the page."""
         gossip = self._driver
         now = time.perf_counter()
-        began, communicated = self._began
-        seconds = max(now - began, 1e-9)
+        seconds = max(now - self._began, 1e-9)
         own = {
             "rank": self._session.cluster.rank,
             "epochs": len(self._current.epochs),
             "seconds": seconds,
-            "exchanging": min((gossip.communication_seconds - communicated) / seconds, 1.0),
+            "exchanging": min(self._sample.seconds / seconds, 1.0),
             "sent": gossip.bytes_sent,
+            "sync_points": self._sample.sync_points,
             "spans": self._sample.spans,
             "heard": self._sample.heard,
             "part": self._sample.part,
@@ -150,15 +153,17 @@ class Report(keras.callbacks.Callback):
         self._inform_new_members(everyone)
         self._add(epoch, logs or {}, everyone)
         if time.perf_counter() >= self._write_after:
-            self._write()
+            # A worker that has just joined a run has received the record of its earlier epochs.
+            self._write(is_resumed=epoch > 0 and len(self._current.epochs) == 1)
 
     def on_train_end(self, logs=None):
-        """Write the page for the last time."""
+        """Write the page for the last time, unless this fit has not trained an epoch."""
         self._stop_listening()
         self._note_changes()
         self._add_distances()
         self._current.is_finished = True
-        self._write()
+        if self._current.epochs:
+            self._write()
 
     # ---- Recording ------------------------------------------------------------------------------
 
@@ -186,7 +191,7 @@ class Report(keras.callbacks.Callback):
         """Begin to measure the epoch, or the rest of it."""
         most = max(_FEWEST, _MOST_SPANS // self._session.size)
         self._sample = Sample(most)
-        self._began = time.perf_counter(), self._driver.communication_seconds
+        self._began = time.perf_counter()
 
     def _note_changes(self):
         """Record which workers were lost or joined since the last call."""
@@ -225,7 +230,10 @@ class Report(keras.callbacks.Callback):
         record.epochs.append(Epoch(epoch + 1, numbers, exchanging, seconds))
         shared = {
             each["rank"]: Shared(
-                [Span.from_json(values) for values in each["spans"]], each["heard"], each["part"]
+                [Span.from_json(values) for values in each["sync_points"]],
+                [Span.from_json(values) for values in each["spans"]],
+                each["heard"],
+                each["part"],
             )
             for each in everyone
         }
@@ -243,14 +251,22 @@ class Report(keras.callbacks.Callback):
 
     # ---- Writing --------------------------------------------------------------------------------
 
-    def _write(self):
-        """Write the page on the chief. Training continues if that fails."""
+    def _write(self, is_resumed: bool = False):
+        """Write the page on the chief. Training continues if that fails.
+
+        Args:
+          is_resumed: whether to keep the page of an earlier part of the run under another name.
+            Default False.
+        """
         if not self._session.cluster.is_chief:
             return
         began = time.perf_counter()
         self._current.seconds = time.time() - self._current.started
         try:
-            output.replace(self._path, rendering.render(self._current))
+            page = rendering.render(self._current)
+            if is_resumed:
+                output.set_aside(self._path)
+            output.replace(self._path, page)
         except Exception as error:  # an error in drawing must not end a run either
             reason = f"{type(error).__name__}: {error}"
             logger.warning(f"The report was not written. Training continues. {reason}.")

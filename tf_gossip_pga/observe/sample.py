@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tf_gossip_pga.observe import waits
+from tf_gossip_pga.training import recorder
 from tf_gossip_pga.training.recorder import Span
 
 # Steps are kept or dropped in blocks of this size, because with `overlap` a gossip waits for the
@@ -21,24 +22,30 @@ _GOLDEN = 0.6180339887498949  # its multiples modulo 1 are evenly distributed
 class Shared(NamedTuple):
     """The attributes of a rank's `Sample`, as it shares them with the other ranks."""
 
+    sync_points: Sequence[Span]
     spans: Sequence[Span]
     heard: int
     part: float
 
 
 class Sample:
-    """Spans of some steps of one rank, in bounded memory.
+    """All sync points of one rank, and the other spans of some steps, in bounded memory.
 
-    While there are at most `most` spans, all of them are kept. Then half of the blocks of steps are
-    dropped, and so on. Which blocks are kept depends only on how often that has happened, so that
-    all ranks keep spans of the same exchanges.
+    While there are at most `most` spans other than sync points, all of them are kept. Then half of
+    the blocks of steps are dropped, and so on. Which blocks are kept depends only on how often that
+    has happened, so that all ranks keep spans of the same exchanges.
+
+    An epoch has few sync points, so a part of them says nothing about the others. They also align
+    the clocks of the ranks if no global average is kept.
 
     Args:
-      most: how many spans to keep at most; more than the spans of one block.
+      most: how many spans other than sync points to keep at most; more than those of one block.
 
     Attributes:
-      spans: the spans that are kept.
-      heard: number of spans that were added.
+      sync_points: the sync points that were added.
+      spans: the other spans that are kept.
+      heard: number of spans other than sync points that were added.
+      seconds: duration of all spans that were added, except those of gossips in the background.
       part: the part of all blocks that is kept: 1, 1/2, 1/4, …
 
     Example:
@@ -51,8 +58,10 @@ class Sample:
 
     def __init__(self, most: int):
         """Begin without spans."""
+        self.sync_points: list[Span] = []
         self.spans: list[Span] = []
         self.heard = 0
+        self.seconds = 0.0
         self.part = 1.0
         self._most = most
         self._lock = threading.Lock()  # gossips in the background have their own thread
@@ -60,6 +69,10 @@ class Sample:
     def add(self, span: Span):
         """Add a span of the epoch. Drop spans if there are too many."""
         with self._lock:
+            self.seconds += span.seconds * (span.kind != recorder.BACKGROUND_GOSSIP)
+            if span.kind == recorder.SYNC_POINT:
+                self.sync_points.append(span)
+                return
             self.heard += 1
             if is_kept(span, self.part):
                 self.spans.append(span)
@@ -81,14 +94,14 @@ def is_kept(span: Span, part: float) -> bool:
 def waiting(shared: Mapping[int, Shared]) -> np.ndarray:
     """Return how many seconds each rank waited for each other rank, `[n, n]` float64.
 
-    If a rank has dropped spans, its seconds are scaled up to all spans that it has heard.
+    If a rank has dropped spans, its waits in exchanges other than sync points are scaled up to all
+    such exchanges that it has heard. Its waits at sync points are complete, so they are not scaled.
 
     Args:
-      shared: for each rank, the spans that it has kept, how many it has heard, and its `part`.
+      shared: for each rank, the attributes of its `Sample`.
     """
     part = min(each.part for each in shared.values())
     spans = {rank: kept(each.spans, part) for rank, each in shared.items()}
-    seconds = waits.waiting(waits.aligned(spans))
-    heard = np.array([shared[rank].heard for rank in sorted(shared)])
-    counts = np.array([len(spans[rank]) for rank in sorted(shared)])
-    return seconds * (heard / np.maximum(counts, 1))[:, None]
+    scales = {rank: each.heard / max(len(spans[rank]), 1) for rank, each in shared.items()}
+    everything = {rank: [*each.sync_points, *spans[rank]] for rank, each in shared.items()}
+    return waits.waiting(waits.aligned(everything), scales)

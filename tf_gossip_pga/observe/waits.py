@@ -56,8 +56,9 @@ def aligned(spans_by_rank: Spans) -> dict[int, list[Span]]:
     if not spans_by_rank:
         return {}
     reference = spans_by_rank[min(spans_by_rank)]
+    shifts = {rank: _shift(reference, spans) for rank, spans in spans_by_rank.items()}
     return {
-        rank: [each._replace(begin=each.begin + _shift(reference, spans)) for each in spans]
+        rank: [each._replace(begin=each.begin + shifts[rank]) for each in spans]
         for rank, spans in sorted(spans_by_rank.items())
     }
 
@@ -79,7 +80,7 @@ def waits(spans_by_rank: Spans) -> list[Wait]:
     return [each for each in found if each is not None]
 
 
-def waiting(spans_by_rank: Spans) -> np.ndarray:
+def waiting(spans_by_rank: Spans, scales: Mapping[int, float] | None = None) -> np.ndarray:
     """Return how many seconds each rank waited for each other rank, `[n, n]` float64.
 
     Rows and columns are the n ranks in ascending order. Entry `[i, j]` is the time that the i-th
@@ -87,6 +88,8 @@ def waiting(spans_by_rank: Spans) -> np.ndarray:
 
     Args:
       spans_by_rank: the spans of each rank, with aligned clocks.
+      scales: for each rank, the factor by which to multiply its waits except those at sync points.
+        Default: 1 for each rank.
 
     Example:
       >>> gossip = Span("gossip", step=1, begin=0.0, seconds=3.0, peers=(1,))
@@ -98,7 +101,8 @@ def waiting(spans_by_rank: Spans) -> np.ndarray:
     places = {rank: place for place, rank in enumerate(sorted(spans_by_rank))}
     seconds = np.zeros([len(places), len(places)])
     for each in waits(spans_by_rank):
-        seconds[places[each.rank], places[each.peer]] += each.seconds
+        scale = scales[each.rank] if scales and each.span.kind != recorder.SYNC_POINT else 1.0
+        seconds[places[each.rank], places[each.peer]] += scale * each.seconds
     return seconds
 
 

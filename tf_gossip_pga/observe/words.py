@@ -97,16 +97,20 @@ def change(found: Change) -> str:
 def state(record: Record) -> str:
     """Return a sentence on how far the run has come."""
     done = record.epochs[-1].number if record.epochs else 0
-    if record.is_finished and done < record.planned:
-        return f"Training stopped early, after {done} of {record.planned} epochs."
-    if record.is_finished:
-        return f"Training finished after {epochs(done)}."
+    first = record.epochs[0].number if record.epochs else 1
     written = moment(record.started + record.seconds)
-    return (
-        f"Epoch {done} of {record.planned} had ended when this page was written, on {written}. "
-        "The page is written again at the end of later epochs. If training no longer runs, it "
-        "ended before its last epoch."
-    )
+    if record.is_finished and done < record.planned:
+        text = f"Training stopped early, after {done} of {record.planned} epochs."
+    elif record.is_finished:
+        text = f"Training finished after {epochs(done)}."
+    else:
+        text = (
+            f"Epoch {done} of {record.planned} had ended when this page was written, on {written}. "
+            "The page is written again at the end of later epochs. If training no longer runs, it "
+            "ended before its last epoch."
+        )
+    begin = f" This page begins with epoch {first}, with which this fit began."
+    return text + begin * (first > 1)
 
 
 def epochs(count: int) -> str:

@@ -1,6 +1,7 @@
 """Write results: a command's JSON file with a picture next to it, and files that are replaced."""
 
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -87,6 +88,22 @@ def replace(path: str | os.PathLike, text: str) -> None:
     except BaseException:
         os.unlink(partial)
         raise
+
+
+def set_aside(path: str | os.PathLike) -> None:
+    """Rename a file, such as report.html to report-1.html, or to the next number that is free.
+
+    Args:
+      path: the file. If there is none, do nothing.
+
+    Raises:
+      OSError: the file cannot be renamed.
+    """
+    given = pathlib.Path(path)
+    if not given.exists():
+        return
+    names = (given.with_stem(f"{given.stem}-{number}") for number in itertools.count(1))
+    given.rename(next(name for name in names if not name.exists()))
 
 
 def as_json(value: object) -> str:
