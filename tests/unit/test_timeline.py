@@ -9,7 +9,7 @@ import pytest
 import tf_gossip_pga as pga
 from tf_gossip_pga.observe import launched, trace, waits
 from tf_gossip_pga.observe import timeline as timeline_lib
-from tf_gossip_pga.tools import timeline_request
+from tf_gossip_pga.tools import report_request, timeline_request
 from tf_gossip_pga.training import callback_list
 from tf_gossip_pga.training.recorder import Span
 
@@ -203,6 +203,33 @@ def test_the_launchers_variables_add_a_timeline(tmp_path, connected):
         path.unlink()
     assert pga.GossipPGA is gossip
     assert len(callback_list.companions) == 1
+
+
+def test_a_fit_inside_a_fit_has_a_timeline_and_a_report_of_its_own(tmp_path, connected):
+    path, page = tmp_path / "trace.json", tmp_path / "report.html"
+    requests = timeline_request.variables(str(path), (2, 9)) | report_request.variables(str(page))
+    gossip = connected(**requests)
+
+    class Nests(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            _fit([gossip()], epochs=1)
+
+    _fit([gossip(), Nests()])
+    steps = [step for kind, step in _spans(path) if kind == "compute"]
+    assert steps == list(range(2, 10))  # of the outer fit, which ended last
+    assert "Training finished after 3 epochs." in page.read_text("utf-8")
+
+
+def test_a_request_that_cannot_be_met_is_an_error_before_training(tmp_path, connected):
+    gossip = connected(**timeline_request.variables(str(tmp_path / "missing" / "a"), (2, 3)))()
+    message = "A callback that the launcher requests cannot be created: path must be a file"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            _fit([gossip])
+    assert not gossip.in_fit
+    (tmp_path / "missing").mkdir()
+    _fit([gossip])
+    assert (tmp_path / "missing" / "a").exists()
 
 
 def test_without_the_variables_no_timeline_is_added(connected, monkeypatch):

@@ -6,7 +6,6 @@ import os
 import time
 from typing import NamedTuple
 
-import keras
 import tensorflow as tf
 
 from tf_gossip_pga import _validate
@@ -27,7 +26,7 @@ class _Moment(NamedTuple):
     global_steps: int
 
 
-class TensorBoard(keras.callbacks.Callback):
+class TensorBoard(adjacent.Adjacent):
     """Write curves of what `GossipPGA` measures, for TensorBoard.
 
     Pass this callback on every rank, after `GossipPGA`. Only the chief writes. If the chief is
@@ -78,7 +77,6 @@ class TensorBoard(keras.callbacks.Callback):
         self._log_dir = os.fspath(log_dir)
         self._cluster = process.active().cluster
         self._writer: tf.summary.SummaryWriter | None = None  # only on the chief
-        self._gossip: GossipPGA | None = None  # of the current fit
         self._previous = _Moment(0, 0.0, 0.0, 0)  # the previous point
         self._distances = 0  # number of distances that have been written, or are not to be
         if self._cluster.is_chief:
@@ -92,9 +90,9 @@ class TensorBoard(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Find the `GossipPGA` of this fit."""
-        self._gossip = adjacent.gossip_of(self)
-        self._previous = self._now(self._gossip)
-        self._distances = len(self._gossip.distances)
+        super().on_train_begin(logs)
+        self._previous = self._now(self._driver)
+        self._distances = len(self._driver.distances)
 
     def on_train_batch_end(self, batch, logs=None):
         """Write a point if one is due."""
@@ -116,12 +114,6 @@ class TensorBoard(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         """Write the consensus distance of the average at the end of training."""
         self._write_distances(self._driver)
-
-    @property
-    def _driver(self) -> GossipPGA:
-        if self._gossip is None:
-            raise RuntimeError("TensorBoard writes only inside fit, and fit has not begun.")
-        return self._gossip
 
     def _now(self, gossip: GossipPGA) -> _Moment:
         return _Moment(

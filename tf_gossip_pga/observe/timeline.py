@@ -6,18 +6,16 @@ import json
 import os
 import pathlib
 
-import keras
-
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.exchange import process
 from tf_gossip_pga.observe import adjacent, trace
 from tf_gossip_pga.observe import waits as waits_lib
 from tf_gossip_pga.tools import output, timeline_request
-from tf_gossip_pga.training.callback import GossipPGA
+from tf_gossip_pga.training import callback_facts
 from tf_gossip_pga.training.recorder import Span
 
 
-class Timeline(keras.callbacks.Callback):
+class Timeline(adjacent.Adjacent, callback_facts.Syncing):
     """Record what all ranks spend their time on, for a trace viewer.
 
     At the end of each epoch that contains some of the steps, the ranks share their spans, and the
@@ -50,8 +48,8 @@ class Timeline(keras.callbacks.Callback):
 
     Raises:
       ValueError: at construction, if `steps` is not a pair of steps or, on the chief, if the file
-        cannot be created. When training begins, if no `GossipPGA` comes before this callback.
-      RuntimeError: on every rank, if not all ranks pass this callback with the same steps.
+        cannot be created. When training begins, if no `GossipPGA` comes before this callback or,
+        on every rank, if not all ranks pass it with the same steps.
 
     Example:
         >>> import os, tempfile
@@ -81,17 +79,19 @@ class Timeline(keras.callbacks.Callback):
         self._cluster = process.active().cluster
         if self._cluster.is_chief:
             timeline_request.check_path("path", path)
-        self._gossip: GossipPGA | None = None  # of the current fit
         self._pending: list[Span] = []  # of this rank, not shared yet
         self._spans: dict[int, list[Span]] = {}  # of all ranks, shared
         self._epoch_begin = 0  # number of steps completed before this epoch
 
     def on_train_begin(self, logs=None):
         """Find the `GossipPGA` of this fit, and begin to listen if the steps are near."""
-        self._gossip = adjacent.gossip_of(self)
+        super().on_train_begin(logs)
         self._pending, self._spans = [], {}
-        self._stop_listening()  # of a fit that an exception interrupted
         self._listen_if_near()
+
+    def matching_arguments(self) -> str:
+        """Return the steps, which must be equal on all ranks."""
+        return f"steps=({self._first}, {self._last})"
 
     def on_epoch_begin(self, epoch, logs=None):
         """Note the first step of the epoch."""
@@ -129,25 +129,13 @@ class Timeline(keras.callbacks.Callback):
             f"with step {step}: {contains}. Choose steps that this fit trains."
         )
 
-    @property
-    def _driver(self) -> GossipPGA:
-        if self._gossip is None:
-            raise RuntimeError("Timeline records only inside fit, and fit has not begun.")
-        return self._gossip
-
     # ---- Listening ------------------------------------------------------------------------------
 
     def _listen_if_near(self):
         # One step early, because the computation of a step begins before the hooks of callbacks
         # that follow GossipPGA.
-        listeners, step = self._driver.run.recorder.listeners, self._driver.step
-        if self._first - 2 <= step < self._last and self._hear not in listeners:
-            listeners.append(self._hear)
-
-    def _stop_listening(self):
-        listeners = self._driver.run.recorder.listeners
-        if self._hear in listeners:
-            listeners.remove(self._hear)
+        if self._first - 2 <= self._driver.step < self._last:
+            self._listen()
 
     def _hear(self, span: Span):
         if span.step >= self._first and (
