@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -112,8 +114,12 @@ class TensorBoard(adjacent.Adjacent):
         self._write_distances(gossip)
 
     def on_train_end(self, logs=None):
-        """Write the consensus distance of the average at the end of training."""
+        """Write the consensus distance at the end of training, and close the file."""
         self._write_distances(self._driver)
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._surviving():
+                writer.close()
 
     def _now(self, gossip: GossipPGA) -> _Moment:
         return _Moment(
@@ -141,7 +147,8 @@ class TensorBoard(adjacent.Adjacent):
         for step, distance in new:
             self._write({"consensus_distance": distance}, step)
         if self._writer is not None:
-            self._writer.flush()
+            with self._surviving():
+                self._writer.flush()
 
     # ---- The file -------------------------------------------------------------------------------
 
@@ -152,13 +159,19 @@ class TensorBoard(adjacent.Adjacent):
         return self._writer
 
     def _write(self, values: dict[str, float], step: int):
-        """Write a number for each name on the chief. Training continues if that fails."""
+        """Write a number for each name on the chief."""
         if not self._cluster.is_chief:
             return
+        # A new chief opens a file here, and so does every fit after the first one.
+        with self._surviving(), self._open_writer().as_default(step):
+            for name, value in values.items():
+                tf.summary.write(_PREFIX + name, tf.constant(value, tf.float32), None, _SCALAR)
+
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Let training continue if what happens inside fails, such as on a full disk."""
         try:
-            with self._open_writer().as_default(step):  # opens it if the chief has been lost
-                for name, value in values.items():
-                    tf.summary.write(_PREFIX + name, tf.constant(value, tf.float32), None, _SCALAR)
+            yield
         except (OSError, tf.errors.OpError) as error:
             text = f"TensorBoard cannot write to {self._log_dir!r}. Training continues. {error}."
             callback_facts.warn(self._cluster, text)
