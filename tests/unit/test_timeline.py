@@ -112,7 +112,8 @@ def test_a_fit_that_ends_too_early_is_reported(tmp_path, warned):
     _fit([pga.GossipPGA(), pga.Timeline(path, steps=(100, 120))])
     assert warned.pop() == (
         "The timeline was to record steps 100 to 120, but this fit ended with step 12: "
-        f"{path} was not written. Choose steps that this fit trains."
+        f"{path} was not written. Choose steps that this fit trains, or call fit again with the "
+        "same GossipPGA."
     )
     assert not path.exists()
     _fit([pga.GossipPGA(), pga.Timeline(path, steps=(11, 120))])
@@ -121,11 +122,45 @@ def test_a_fit_that_ends_too_early_is_reported(tmp_path, warned):
 
 
 def test_a_fit_that_begins_too_late_is_reported(tmp_path, warned):
-    gossip, timeline = pga.GossipPGA(), pga.Timeline(tmp_path / "trace.json", steps=(3, 6))
-    _fit([gossip, timeline])
-    assert not warned
-    _fit([gossip, timeline])
+    path, gossip = tmp_path / "trace.json", pga.GossipPGA()
+    _fit([gossip])
+    _fit([gossip, pga.Timeline(path, steps=(3, 6))])
     assert "steps 3 to 6, but this fit ended with step 24" in warned.pop()
+    assert not path.exists()
+
+
+def test_a_later_fit_does_not_report_steps_that_an_earlier_one_has_written(tmp_path, warned):
+    path, gossip = tmp_path / "trace.json", pga.GossipPGA()
+    timeline = pga.Timeline(path, steps=(3, 6))
+    _fit([gossip, timeline])
+    written = path.read_bytes()
+    _fit([gossip, timeline])  # steps 13 to 24
+    for steps in (2, 5):  # too few: none or some of them
+        _fit([pga.GossipPGA(), pga.Timeline(path, steps=(3, 6))], epochs=1, steps=steps)
+        _fit([pga.GossipPGA(), timeline], epochs=1, steps=steps)
+    assert not warned
+    assert path.read_bytes() == written
+
+
+def test_the_steps_may_span_several_fits(tmp_path, warned):
+    path, gossip = tmp_path / "trace.json", pga.GossipPGA()
+    timeline = pga.Timeline(path, steps=(11, 14))
+    _fit([gossip, timeline])
+    assert "ended with step 12" in warned.pop()
+    _fit([gossip, timeline])
+    assert [step for _, step in _spans(path)] == [11, 12, 13, 14]
+    assert not warned
+
+
+def test_steps_that_are_trained_again_are_recorded_once(tmp_path):
+    path, gossip = tmp_path / "trace.json", pga.GossipPGA()
+    timeline = pga.Timeline(path, steps=(3, 14))
+    _fit([gossip, timeline])
+    gossip.state = gossip.state | {"step": 8}  # as after a return to a checkpoint
+    _fit([gossip, timeline])
+    steps = [step for kind, step in _spans(path) if kind == "compute"]
+    assert len(steps) == len(set(steps))
+    assert set(range(3, 9)) < set(steps) <= set(range(3, 15))
 
 
 def test_a_later_fit_that_counts_from_1_writes_again(tmp_path):
