@@ -239,8 +239,8 @@ def _errors_at_the_start(cluster, folder):
     from tf_gossip_pga.training import callback_list
 
     path = f"{folder}/file"
-    mine = [[pga.Report(path)], [pga.Timeline(path, (1, 2))]] if cluster.is_chief else [[], []]
-    fits = [(callbacks, []) for callbacks in mine]
+    own = [[pga.Report(path)], [pga.Timeline(path, (1, 2))]] if cluster.is_chief else [[], []]
+    fits = [(callbacks, []) for callbacks in own]
     fits.append(([], [lambda: pga.Report(f"{folder}/missing/file")]))  # checked on the chief
     # As for a worker without the launcher's variable.
     fits.append(([], [lambda: pga.Report(path)] if cluster.is_chief else []))
