@@ -233,6 +233,43 @@ def test_callbacks_that_collide_or_differ_are_said(pools, tmp_path):
     assert second == [error]
 
 
+def _errors_at_the_start(cluster, folder):
+    """The errors of fits in which only the chief has a callback that syncs, or cannot have it."""
+    import tf_gossip_pga as pga
+    from tf_gossip_pga.training import callback_list
+
+    path = f"{folder}/file"
+    own = [[pga.Report(path)], [pga.Timeline(path, (1, 2))]] if cluster.is_chief else [[], []]
+    fits = [(callbacks, []) for callbacks in own]
+    fits.append(([], [lambda: pga.Report(f"{folder}/missing/file")]))  # checked on the chief
+    # As for a worker without the launcher's variable.
+    fits.append(([], [lambda: pga.Report(path)] if cluster.is_chief else []))
+    found, before = [], list(callback_list.companions)
+    for callbacks, companions in fits:
+        gossip = _gossip()
+        callback_list.companions[:] = companions
+        try:
+            _fit(cluster, _model(cluster.rank), [gossip, *callbacks])
+        except ValueError as error:
+            found.append([gossip.step, str(error)])
+        finally:
+            callback_list.companions[:] = before
+    return found
+
+
+def test_a_callback_with_sync_points_on_one_rank_is_an_error_before_the_first_step(pools, tmp_path):
+    first, second = pools.run(_errors_at_the_start, 2, folder=str(tmp_path))
+    assert {step for step, _ in first + second} == {0}
+    report, timeline, missing, variable = (text for _, text in first)
+    assert "rank 0 has Report(), rank 1 has no Report." in report
+    assert "rank 0 has Timeline(steps=(1, 2)), rank 1 has no Timeline." in timeline
+    assert "Pass it on every rank, with the same arguments" in timeline
+    assert missing.startswith("A callback that the launcher requests cannot be created: path must")
+    assert variable == report
+    others = [text for _, text in second]
+    assert others == [report, timeline, f"Rank 0 cannot start training: {missing}", variable]
+
+
 def _own_loop(cluster, by):
     """Hooks that a loop of the user's own calls."""
     import keras

@@ -38,6 +38,9 @@ def _slow_fit(cluster, folder, slow, settings):
     gossip = pga.GossipPGA(H=4, **settings)
     others = [pga.Timeline(f"{folder}/trace.json", steps=(3, 11)), pga.TensorBoard(folder, every=3)]
     fit = {"batch_size": BATCH, "epochs": 2, "verbose": 0, "validation_data": (x, x[:, :1])}
+    # Compile first, because the ranks take different times for that.
+    model.fit(x, x[:, :1], callbacks=[gossip], **fit)
+    gossip = pga.GossipPGA(H=4, **settings)  # counts steps from 1 again
     model.fit(x, x[:, :1], callbacks=[gossip, Sleeps(), *others], **fit)
     return [gossip.distances, len(gossip.run.recorder.listeners)]
 
@@ -154,10 +157,10 @@ model.fit(x, x[:, :1], batch_size=4, epochs=5, verbose=0, callbacks=[Fate(), gos
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", [0, 1])  # rank 0 writes the file, before and after
+@pytest.mark.parametrize("lost", [0, 1])  # 0: the chief, which is the chief again when it returns
 def test_a_lost_rank_ends_and_a_joining_one_appears(tmp_path, lost):
-    first, last = sorted({0, 1, 2} - {lost})
     said = []
+    kept, second = sorted({0, 1, 2} - {lost})
     with nursery.forks():
         launch.launch(
             [sys.executable, "-c", LOSES, str(tmp_path), str(lost)],
@@ -174,14 +177,14 @@ def test_a_lost_rank_ends_and_a_joining_one_appears(tmp_path, lost):
         for rank in range(3)
     }
     everything = list(range(3, 39))
-    assert computed[first] == computed[last] == everything
+    assert computed[kept] == computed[second] == everything
     # The rank had not shared its second epoch when it was lost. It may join at any later epoch.
     joined = computed[lost][6]
     assert joined in (17, 25)
     assert computed[lost] == [*range(3, 9), *range(joined, 39)]
     kinds = {rank: {e["name"] for e in events if e["pid"] == rank} for rank in range(3)}
-    assert {"regrouping", "joining", "state transfer"} <= kinds[first] & kinds[last]
+    assert {"regrouping", "joining", "state transfer"} <= kinds[kept] & kinds[second]
     assert {"joining", "state transfer"} <= kinds[lost]
     assert "regrouping" not in kinds[lost]
     without = [e for e in events if e["name"] == "global average" and e["args"]["step"] == 16]
-    assert {(e["pid"], *e["args"]["peers"]) for e in without} == {(first, last), (last, first)}
+    assert {(e["pid"], *e["args"]["peers"]) for e in without} == {(kept, second), (second, kept)}

@@ -6,6 +6,7 @@ import pathlib
 import keras
 import pytest
 
+import tf_gossip_pga as pga
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.training import callback_facts
 from tf_gossip_pga.training.callback_list import Siblings
@@ -73,6 +74,32 @@ def test_an_early_stopping_on_one_rank_that_restores_nothing_is_a_warning():
     (text,) = _check([callbacks.EarlyStopping("loss")], [])
     assert "rank 1 has no EarlyStopping" in text
     assert "When this callback stops one rank, all ranks stop" in text
+
+
+def test_callbacks_with_sync_points_must_be_on_all_ranks(tmp_path):
+    report, timeline = pga.Report(tmp_path / "a"), pga.Timeline(tmp_path / "b", (1, 2))
+    others = [pga.Report(tmp_path / "c"), pga.Timeline(tmp_path / "d", (1, 2))]
+    assert _check([report, timeline], others) == []  # each rank may have its own files
+    cases = {
+        "rank 0 has Report(), rank 1 has no Report. On a rank": ([report], []),
+        "rank 0 has no Timeline, rank 1 has Timeline(steps=(1, 2)).": ([], [timeline]),
+        "rank 0 has Timeline(steps=(1, 2)), rank 1 has Timeline(steps=(1, 3))": (
+            *([timeline], [pga.Timeline(tmp_path / "d", (1, 3))]),
+        ),
+    }
+    for text, ranks in cases.items():
+        with pytest.raises(ValueError, match="Pass it on every rank, with the same") as error:
+            _check(*ranks)
+        assert text in str(error.value)
+    # A joining worker is compared too. TensorBoard has no sync points.
+    assert callback_facts.strict(_facts(report)) != callback_facts.strict(_facts())
+    assert _check([pga.TensorBoard(tmp_path / "logs")], []) == []
+
+
+def test_callbacks_that_are_added_are_compared_too(tmp_path):
+    listed = Siblings([GOSSIP], 0)
+    (fact,) = callback_facts.facts(listed, [pga.Report(tmp_path / "a")])
+    assert fact["decides"] == "Report()"
 
 
 def test_subclasses_count_as_their_kind():

@@ -35,14 +35,15 @@ class Follows:
 class Asks(keras.callbacks.Callback):
     """Finds its siblings when training begins."""
 
-    def __init__(self, follower):
+    def __init__(self, follower, added=()):
         super().__init__()
         self.follower = follower
+        self.added = added
         self.siblings = None
 
     def on_train_begin(self, logs=None):
         self.siblings = callback_list.find(self)
-        self.siblings.call_last(self.follower, self.model, self.params)
+        self.siblings.call_last(self.follower, self.model, self.params, self.added)
 
 
 class Says(keras.callbacks.Callback):
@@ -105,14 +106,13 @@ def test_a_list_that_is_used_again_keeps_nothing_of_an_interrupted_fit():
     assert callbacks.callbacks == before
 
 
-def test_a_companion_runs_after_the_callbacks_of_the_script_in_every_fit(monkeypatch):
+def test_a_companion_runs_after_the_callbacks_of_the_script_in_every_fit():
     class Companion(Says):
         def on_train_begin(self, logs=None):
             self.seen.append(("companion of", self.model, self.params["epochs"]))
 
     follower = Follows()
-    companion, asks = Companion(follower.seen), Asks(follower)
-    monkeypatch.setattr(callback_list, "companions", [lambda: companion])
+    asks = Asks(follower, [Companion(follower.seen)])
     model = _model()
     callbacks = keras.callbacks.CallbackList(
         [asks], add_history=True, model=model, epochs=1, steps=1
@@ -126,22 +126,6 @@ def test_a_companion_runs_after_the_callbacks_of_the_script_in_every_fit(monkeyp
         assert batches == ["batch", "last: batch"] * (len(batches) // 2) != []
         assert follower.seen[-4:] == ["epoch 0", "last: epoch 0", "end", "last: end"]
         assert callbacks.callbacks == before
-
-
-def test_a_companion_stays_with_the_outer_of_two_nested_fits(monkeypatch):
-    companion = Says([])
-    monkeypatch.setattr(callback_list, "companions", [lambda: companion])
-    outer, inner = _model(), _model()
-
-    def train_inner(epoch, logs):
-        seen = len(companion.seen)
-        inner.fit(*DATA, callbacks=[Asks(Follows())], verbose=0)
-        assert companion.seen[seen:] == []
-
-    nests = keras.callbacks.LambdaCallback(on_epoch_end=train_inner)
-    outer.fit(*DATA, callbacks=[Asks(Follows()), nests], verbose=0)
-    assert companion.model is outer
-    assert companion.seen[-2:] == ["epoch 0", "end"]
 
 
 def test_a_callback_that_another_holds_has_its_place():

@@ -89,6 +89,7 @@ def test_a_timeline_is_requested_by_variables(launched, tmp_path, monkeypatch):
         (["--timeline-steps=1:2"], "--timeline-steps needs --timeline=FILE, the file to write"),
         (["--timeline=x", "--timeline-steps=9"], "must be FIRST:LAST, two whole numbers such as"),
         (["--timeline=x", "--timeline-steps=9:1"], "1 <= first <= last, such as (100, 120); rec"),
+        (["--timeline=x", "--timeline-steps=1:20000"], "must be at most 10,000 steps, received ("),
         (["--timeline=/nowhere/x"], "there is no folder '/nowhere'. Create it first."),
     ],
 )

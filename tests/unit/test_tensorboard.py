@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_gossip_pga as pga
 from tests.support.curves import curves
@@ -51,6 +52,38 @@ def test_distances_and_shares_are_those_of_gossip(tmp_path, monkeypatch):
     found = curves(tmp_path)
     assert found["consensus_distance"] == [*((k, k / 4) for k in range(1, 11)), (10, 7.0)]
     assert all(share > 1 for _, share in found["communication_share"])
+
+
+@pytest.mark.parametrize("operation", ["flush", "close", "as_default"])
+def test_training_continues_if_writing_fails(tmp_path, monkeypatch, said, operation):
+    class Full:
+        """A writer to a disk that is full for one operation."""
+
+        def __init__(self, writer):
+            self._writer = writer
+
+        def __getattr__(self, name):
+            return self._fail if name == operation else getattr(self._writer, name)
+
+        def _fail(self, *arguments):
+            raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    create = tf.summary.create_file_writer
+    monkeypatch.setattr(tf.summary, "create_file_writer", lambda path: Full(create(path)))
+    gossip = pga.GossipPGA(H=3)
+    folder = tmp_path / operation  # a warning is logged only once
+    _fit([gossip, pga.TensorBoard(folder)])
+    assert gossip.step == 10
+    assert f"TensorBoard cannot write to {str(folder)!r}. Training continues. No sp" in said.text
+
+
+def test_the_file_is_closed_when_training_ends_and_the_next_fit_has_its_own(tmp_path):
+    board, gossip = pga.TensorBoard(tmp_path), pga.GossipPGA(H=5)
+    for files in (1, 2):
+        _fit([gossip, board])
+        assert board._writer is None
+        assert len(list(tmp_path.iterdir())) == files
+    assert [step for step, _ in curves(tmp_path)["members"]] == [5, 10, 15, 20]
 
 
 def test_arguments_are_checked(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import tf_gossip_pga as pga
 from tf_gossip_pga.observe import launched, trace, waits
 from tf_gossip_pga.observe import timeline as timeline_lib
-from tf_gossip_pga.tools import timeline_request
+from tf_gossip_pga.tools import report_request, timeline_request
 from tf_gossip_pga.training import callback_list
 from tf_gossip_pga.training.recorder import Span
 
@@ -112,7 +112,8 @@ def test_a_fit_that_ends_too_early_is_reported(tmp_path, warned):
     _fit([pga.GossipPGA(), pga.Timeline(path, steps=(100, 120))])
     assert warned.pop() == (
         "The timeline was to record steps 100 to 120, but this fit ended with step 12: "
-        f"{path} was not written. Choose steps that this fit trains."
+        f"{path} was not written. Choose steps that this fit trains, or call fit again with the "
+        "same GossipPGA."
     )
     assert not path.exists()
     _fit([pga.GossipPGA(), pga.Timeline(path, steps=(11, 120))])
@@ -121,20 +122,45 @@ def test_a_fit_that_ends_too_early_is_reported(tmp_path, warned):
 
 
 def test_a_fit_that_begins_too_late_is_reported(tmp_path, warned):
-    gossip = pga.GossipPGA()
-    _fit([gossip, pga.Timeline(tmp_path / "trace.json", steps=(3, 6))])
-    assert not warned
-    _fit([gossip, pga.Timeline(tmp_path / "late.json", steps=(3, 6))])
+    path, gossip = tmp_path / "trace.json", pga.GossipPGA()
+    _fit([gossip])
+    _fit([gossip, pga.Timeline(path, steps=(3, 6))])
     assert "steps 3 to 6, but this fit ended with step 24" in warned.pop()
+    assert not path.exists()
 
 
-def test_steps_of_several_fits_that_count_on_are_in_one_file(tmp_path, warned):
-    path = tmp_path / "trace.json"
-    gossip, timeline = pga.GossipPGA(), pga.Timeline(path, steps=(3, 6))
-    for _ in range(3):
-        _fit([gossip, timeline], epochs=1)
-    assert _spans(path) == [("compute", step) for step in range(3, 7)]
-    assert len(warned) == 1  # the first fit ended with step 4
+def test_a_later_fit_does_not_report_steps_that_an_earlier_one_has_written(tmp_path, warned):
+    path, gossip = tmp_path / "trace.json", pga.GossipPGA()
+    timeline = pga.Timeline(path, steps=(3, 6))
+    _fit([gossip, timeline])
+    written = path.read_bytes()
+    _fit([gossip, timeline])  # steps 13 to 24
+    for steps in (2, 5):  # too few: none or some of them
+        _fit([pga.GossipPGA(), pga.Timeline(path, steps=(3, 6))], epochs=1, steps=steps)
+        _fit([pga.GossipPGA(), timeline], epochs=1, steps=steps)
+    assert not warned
+    assert path.read_bytes() == written
+
+
+def test_the_steps_may_span_several_fits(tmp_path, warned):
+    path, gossip = tmp_path / "trace.json", pga.GossipPGA()
+    timeline = pga.Timeline(path, steps=(11, 14))
+    _fit([gossip, timeline])
+    assert "ended with step 12" in warned.pop()
+    _fit([gossip, timeline])
+    assert [step for _, step in _spans(path)] == [11, 12, 13, 14]
+    assert not warned
+
+
+def test_steps_that_are_trained_again_are_recorded_once(tmp_path):
+    path, gossip = tmp_path / "trace.json", pga.GossipPGA()
+    timeline = pga.Timeline(path, steps=(3, 14))
+    _fit([gossip, timeline])
+    gossip.state = gossip.state | {"step": 8}  # as after a return to a checkpoint
+    _fit([gossip, timeline])
+    steps = [step for kind, step in _spans(path) if kind == "compute"]
+    assert len(steps) == len(set(steps))
+    assert set(range(3, 9)) < set(steps) <= set(range(3, 15))
 
 
 def test_a_later_fit_that_counts_from_1_writes_again(tmp_path):
@@ -212,6 +238,33 @@ def test_the_launchers_variables_add_a_timeline(tmp_path, connected):
         path.unlink()
     assert pga.GossipPGA is gossip
     assert len(callback_list.companions) == 1
+
+
+def test_a_fit_inside_a_fit_has_a_timeline_and_a_report_of_its_own(tmp_path, connected):
+    path, page = tmp_path / "trace.json", tmp_path / "report.html"
+    requests = timeline_request.variables(str(path), (2, 9)) | report_request.variables(str(page))
+    gossip = connected(**requests)
+
+    class Nests(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            _fit([gossip()], epochs=1)
+
+    _fit([gossip(), Nests()])
+    steps = [step for kind, step in _spans(path) if kind == "compute"]
+    assert steps == list(range(2, 10))  # of the outer fit, which ended last
+    assert "Training finished after 3 epochs." in page.read_text("utf-8")
+
+
+def test_a_request_that_cannot_be_met_is_an_error_before_training(tmp_path, connected):
+    gossip = connected(**timeline_request.variables(str(tmp_path / "missing" / "a"), (2, 3)))()
+    message = "A callback that the launcher requests cannot be created: path must be a file"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            _fit([gossip])
+    assert not gossip.in_fit
+    (tmp_path / "missing").mkdir()
+    _fit([gossip])
+    assert (tmp_path / "missing" / "a").exists()
 
 
 def test_without_the_variables_no_timeline_is_added(connected, monkeypatch):

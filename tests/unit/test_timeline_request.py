@@ -22,6 +22,13 @@ def test_other_steps_are_errors(steps):
         request.check_steps("steps", steps)
 
 
+def test_very_many_steps_are_an_error():
+    assert request.check_steps("steps", (5, 10_004)) == (5, 10_004)
+    message = "steps must be at most 10,000 steps, received (5, 10005), which are 10,001. Choose "
+    with pytest.raises(ValueError, match=re.escape(message)):
+        request.check_steps("steps", (5, 10_005))
+
+
 def test_steps_are_read_from_text():
     assert request.parsed("S", "100:120") == (100, 120)
     for text in ("100", "a:b", "1:2:3", "1_0:20", ""):

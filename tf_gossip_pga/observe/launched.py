@@ -26,7 +26,7 @@ def connect():
     """
     requested = timeline_request.requested(os.environ)
     if requested is not None:
-        callback_list.companions.append(functools.cache(lambda: Timeline(*requested)))
+        callback_list.companions.append(lambda: Timeline(*requested))
     path = report_request.requested(os.environ)
     if path is not None:
-        callback_list.companions.append(functools.cache(lambda: Report(path)))
+        callback_list.companions.append(lambda: Report(path))

@@ -22,7 +22,7 @@ from tf_gossip_pga.observe import adjacent, rendering, sample, svg
 from tf_gossip_pga.observe.record import Change, Epoch, Record
 from tf_gossip_pga.observe.sample import Sample, Shared
 from tf_gossip_pga.tools import output, timeline_request
-from tf_gossip_pga.training import recorder, sync_point
+from tf_gossip_pga.training import callback_facts, recorder, sync_point
 from tf_gossip_pga.training.callback import GossipPGA
 from tf_gossip_pga.training.recorder import Span
 
@@ -36,7 +36,7 @@ _WRITING = 0.02
 _LONGEST_COMMAND = 2000  # in characters
 
 
-class Report(keras.callbacks.Callback):
+class Report(adjacent.Adjacent, callback_facts.Syncing):
     """Write a page about a run: curves, who waited for whom, lost workers, settings.
 
     The page is one HTML file. It needs no other file, no network and no script, so it can be opened
@@ -73,8 +73,7 @@ class Report(keras.callbacks.Callback):
     Raises:
       ImportError: at construction, if matplotlib is not installed.
       ValueError: at construction, if the file cannot be created on the chief. When training begins,
-        if no `GossipPGA` comes before this callback.
-      RuntimeError: on every rank, if not all ranks pass this callback.
+        if no `GossipPGA` comes before this callback or, on every rank, if not all ranks pass it.
 
     Example:
         >>> import os, tempfile
@@ -100,7 +99,6 @@ class Report(keras.callbacks.Callback):
         if self._session.cluster.is_chief:
             timeline_request.check_path("path", path)
         self._path = os.fspath(path)
-        self._gossip: GossipPGA | None = None  # of the current fit
         self._record: Record | None = None  # of the current fit
         self._sample = Sample(_FEWEST)
         self._view = 0  # number of the view whose changes are recorded
@@ -113,8 +111,8 @@ class Report(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Find the `GossipPGA` of this fit, and begin a record."""
-        self._stop_listening()  # of a fit that an exception interrupted
-        self._gossip = gossip = adjacent.gossip_of(self)
+        super().on_train_begin(logs)
+        gossip = self._driver
         self._record = _begun(gossip, self.model, cast("dict[str, Any]", self.params))
         self._distances, self._write_after = len(gossip.distances), 0.0
         self._members = ()
@@ -127,10 +125,9 @@ class Report(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         """Begin to listen after the first batch, and note losses."""
         self._note_changes()
-        listeners = self._driver.run.recorder.listeners
-        if self._hear not in listeners:
+        if self._hear not in self._driver.run.recorder.listeners:
             self._begin_part()
-            listeners.append(self._hear)
+            self._listen()
 
     def on_epoch_end(self, epoch, logs=None):
         """Share with the other ranks what this one has measured, and write the page."""
@@ -168,12 +165,6 @@ class Report(keras.callbacks.Callback):
     # ---- Recording ------------------------------------------------------------------------------
 
     @property
-    def _driver(self) -> GossipPGA:
-        if self._gossip is None:
-            raise RuntimeError("Report records only inside fit, and fit has not begun.")
-        return self._gossip
-
-    @property
     def _current(self) -> Record:
         if self._record is None:
             raise RuntimeError("Report records only inside fit, and fit has not begun.")
@@ -182,10 +173,6 @@ class Report(keras.callbacks.Callback):
     def _hear(self, span: Span):
         if span.kind in recorder.EXCHANGES:
             self._sample.add(span)
-
-    def _stop_listening(self):
-        if self._gossip is not None and self._hear in self._gossip.run.recorder.listeners:
-            self._gossip.run.recorder.listeners.remove(self._hear)
 
     def _begin_part(self):
         """Begin to measure the epoch, or the rest of it."""

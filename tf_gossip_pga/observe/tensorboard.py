@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import keras
 import tensorflow as tf
 
 from tf_gossip_pga import _validate
@@ -27,7 +28,7 @@ class _Moment(NamedTuple):
     global_steps: int
 
 
-class TensorBoard(keras.callbacks.Callback):
+class TensorBoard(adjacent.Adjacent):
     """Write curves of what `GossipPGA` measures, for TensorBoard.
 
     Pass this callback on every rank, after `GossipPGA`. Only the chief writes. If the chief is
@@ -78,7 +79,6 @@ class TensorBoard(keras.callbacks.Callback):
         self._log_dir = os.fspath(log_dir)
         self._cluster = process.active().cluster
         self._writer: tf.summary.SummaryWriter | None = None  # only on the chief
-        self._gossip: GossipPGA | None = None  # of the current fit
         self._previous = _Moment(0, 0.0, 0.0, 0)  # the previous point
         self._distances = 0  # number of distances that have been written, or are not to be
         if self._cluster.is_chief:
@@ -92,9 +92,9 @@ class TensorBoard(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Find the `GossipPGA` of this fit."""
-        self._gossip = adjacent.gossip_of(self)
-        self._previous = self._now(self._gossip)
-        self._distances = len(self._gossip.distances)
+        super().on_train_begin(logs)
+        self._previous = self._now(self._driver)
+        self._distances = len(self._driver.distances)
 
     def on_train_batch_end(self, batch, logs=None):
         """Write a point if one is due."""
@@ -114,14 +114,12 @@ class TensorBoard(keras.callbacks.Callback):
         self._write_distances(gossip)
 
     def on_train_end(self, logs=None):
-        """Write the consensus distance of the average at the end of training."""
+        """Write the consensus distance at the end of training, and close the file."""
         self._write_distances(self._driver)
-
-    @property
-    def _driver(self) -> GossipPGA:
-        if self._gossip is None:
-            raise RuntimeError("TensorBoard writes only inside fit, and fit has not begun.")
-        return self._gossip
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._surviving():
+                writer.close()
 
     def _now(self, gossip: GossipPGA) -> _Moment:
         return _Moment(
@@ -149,7 +147,8 @@ class TensorBoard(keras.callbacks.Callback):
         for step, distance in new:
             self._write({"consensus_distance": distance}, step)
         if self._writer is not None:
-            self._writer.flush()
+            with self._surviving():
+                self._writer.flush()
 
     # ---- The file -------------------------------------------------------------------------------
 
@@ -160,13 +159,19 @@ class TensorBoard(keras.callbacks.Callback):
         return self._writer
 
     def _write(self, values: dict[str, float], step: int):
-        """Write a number for each name on the chief. Training continues if that fails."""
+        """Write a number for each name on the chief."""
         if not self._cluster.is_chief:
             return
+        # A new chief opens a file here, and so does every fit after the first one.
+        with self._surviving(), self._open_writer().as_default(step):
+            for name, value in values.items():
+                tf.summary.write(_PREFIX + name, tf.constant(value, tf.float32), None, _SCALAR)
+
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Let training continue if what happens inside fails, such as on a full disk."""
         try:
-            with self._open_writer().as_default(step):  # opens it if the chief has been lost
-                for name, value in values.items():
-                    tf.summary.write(_PREFIX + name, tf.constant(value, tf.float32), None, _SCALAR)
+            yield
         except (OSError, tf.errors.OpError) as error:
             text = f"TensorBoard cannot write to {self._log_dir!r}. Training continues. {error}."
             callback_facts.warn(self._cluster, text)

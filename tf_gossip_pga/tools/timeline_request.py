@@ -13,6 +13,9 @@ STEPS = "TF_GOSSIP_PGA_TIMELINE_STEPS"
 
 DEFAULT_STEPS = (100, 120)
 
+# All ranks hold the spans of these steps, and write all of them at the end of each epoch.
+_MOST_STEPS = 10_000
+
 
 def variables(path: str, steps: tuple[int, int]) -> dict[str, str]:
     """Return the environment variables that request a timeline.
@@ -75,12 +78,19 @@ def check_steps(name: str, steps: object) -> tuple[int, int]:
       steps: a pair of steps, counted from 1.
 
     Raises:
-      ValueError: `steps` is not a pair of whole numbers with 1 <= first <= last.
+      ValueError: `steps` is not a pair of whole numbers with 1 <= first <= last, or contains more
+        than 10,000 steps.
     """
     if isinstance(steps, tuple | list) and len(steps) == 2:
         first, last = (_validate.whole(each, 1) for each in steps)
         if first is not None and last is not None and first <= last:
-            return first, last
+            count = last - first + 1
+            if count <= _MOST_STEPS:
+                return first, last
+            raise ValueError(
+                f"{name} must be at most {_MOST_STEPS:,} steps, received {steps!r}, which are "
+                f"{count:,}. Choose fewer: 20 are enough to see a pattern, such as (100, 120)."
+            )
     raise ValueError(
         f"{name} must be the first and the last step to record, two whole numbers with "
         f"1 <= first <= last, such as (100, 120); received {steps!r}. Steps are counted from 1 "

@@ -225,6 +225,7 @@ class GossipPGA(keras.callbacks.Callback):
         self._run = RunState(self._settings, self._session)
         self._fit: Fit | None = None  # None outside training
         self._calls_last = False  # whether a `callback_list.Last` follows all other callbacks
+        self._companions: list[keras.callbacks.Callback] | None = None  # None: not created yet
 
     @property
     def step(self) -> int:
@@ -382,13 +383,15 @@ class GossipPGA(keras.callbacks.Callback):
         else:
             fit = Fit(model, params, self._run, self._session)
         fit.report("at the start of training")
-        siblings = callback_list.find(self)
-        fit.callbacks = callback_facts.facts(siblings)
-        fit.begin(self._problem(model, fit))
+        siblings, problem = callback_list.find(self), None
+        if siblings is not None and self._companions is None:
+            self._companions, problem = callback_list.new_companions()
+        fit.callbacks = callback_facts.facts(siblings, self._companions or ())
+        fit.begin(self._problem(model, fit) or problem)
         self._fit = fit
         self._calls_last = siblings is not None
         if siblings is not None:
-            siblings.call_last(fit, model, params)
+            siblings.call_last(fit, model, params, self._companions or ())
 
     def _problem(self, model: keras.Model, fit: Fit) -> str | None:
         """Return why this rank cannot train, or None if it can."""

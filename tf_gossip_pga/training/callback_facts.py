@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -37,18 +38,29 @@ _PATHS = ("backup_dir", "directory", "filename", "filepath", "log_dir")
 Fact = dict[str, Any]
 
 
-def facts(siblings: Siblings | None) -> list[Fact] | None:
+class Syncing:
+    """A base class of callbacks that have sync points, so that all ranks must pass them."""
+
+    def matching_arguments(self) -> str:
+        """Return the arguments that must be equal on all ranks, as text. Default: none."""
+        return ""
+
+
+def facts(
+    siblings: Siblings | None, added: Sequence[keras.callbacks.Callback] = ()
+) -> list[Fact] | None:
     """Describe this rank's callbacks other than `GossipPGA`; return None if they are unknown.
 
     They are unknown if a custom training loop calls the hooks itself.
 
     Args:
       siblings: the result of `callback_list.find`.
+      added: callbacks that will be added after them. Default: none.
     """
     if siblings is None:
         return None
     placed = [(each, True) for each in siblings.before]
-    placed += [(each, False) for each in siblings.after]
+    placed += [(each, False) for each in [*siblings.after, *added]]
     return [_fact(callback, is_before) for callback, is_before in placed]
 
 
@@ -132,7 +144,10 @@ def _warn_once(text: str):
 def _fact(callback: keras.callbacks.Callback, is_before: bool) -> Fact:
     kind = next((each for each in _DECIDING if isinstance(callback, each)), None)
     decides = None
-    if kind is not None:
+    if isinstance(callback, Syncing):
+        kind = type(callback)
+        decides = f"{kind.__name__}({callback.matching_arguments()})"
+    elif kind is not None:
         arguments = ", ".join(f"{name}={getattr(callback, name)!r}" for name in _DECIDING[kind])
         decides = f"{type(callback).__name__}({arguments})"
     own = vars(callback)  # not getattr: a user's property may raise before training
@@ -148,6 +163,7 @@ def _fact(callback: keras.callbacks.Callback, is_before: bool) -> Fact:
         # EarlyStopping that does not restore weights may be on one rank only: when it stops that
         # rank, all ranks stop.
         "strict": own.get("restore_best_weights", True),
+        "syncs": isinstance(callback, Syncing),
         "swaps": isinstance(callback, keras.callbacks.SwapEMAWeights),
         "monitor": own.get("monitor") if is_before and follows else None,
         "paths": [_absolute(each) for each in paths if isinstance(each, str | os.PathLike)],
@@ -161,12 +177,19 @@ def _absolute(path: str | os.PathLike) -> str:
 
 def _differences(everyone: list[list[Fact]], ranks: tuple[int, ...]):
     """Yield a warning for each harmless difference between callbacks. Raise if one is harmful."""
-    for kind in sorted(each.__name__ for each in _DECIDING):
+    for kind in sorted({each["kind"] for own in everyone for each in own if each["kind"]}):
         chosen = [[each for each in own if each["kind"] == kind] for own in everyone]
         texts = [" and ".join(each["decides"] for each in own) or f"no {kind}" for own in chosen]
         if len(set(texts)) == 1:
             continue
         have = ", ".join(f"rank {rank} has {text}" for rank, text in zip(ranks, texts, strict=True))
+        if any(each["syncs"] for own in chosen for each in own):
+            raise ValueError(
+                f"The ranks differ in their callbacks: {have}. On a rank that has this callback, "
+                "it waits for all other ranks. Pass it on every rank, with the same arguments, or "
+                "on none: not inside `if cluster.is_chief`. If the launcher requests it, give "
+                "every worker the same environment variables."
+            )
         if any(each["strict"] for own in chosen for each in own):
             raise ValueError(
                 f"The ranks differ in their callbacks: {have}. This callback sets weights, "

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import keras
 
 # Functions that return a callback to add to every `fit` with a `GossipPGA`, after the callbacks of
-# the script. The packages above this one register them here.
+# the script. The packages above this one register them here. A function is called once for each
+# `GossipPGA`. It may raise a ValueError or an ImportError.
 companions: list[Callable[[], keras.callbacks.Callback]] = []
 
 
@@ -53,17 +54,21 @@ class Siblings:
         self.before = callbacks[:place]
         self.after = callbacks[place + 1 :]
 
-    def call_last(self, follower: Follower, model: keras.Model, params: dict):
-        """Call `companions` and then `follower` after all other callbacks, until training ends.
-
-        Companions stay with the outer `fit` if one of its callbacks has called this `fit`.
+    def call_last(
+        self,
+        follower: Follower,
+        model: keras.Model,
+        params: dict,
+        added: Sequence[keras.callbacks.Callback] = (),
+    ):
+        """Call `added` and then `follower` after all other callbacks, until training ends.
 
         Args:
           follower: the object whose methods are called after the hooks of all callbacks.
           model: the model that Keras trains.
           params: the `params` that Keras passes to callbacks.
+          added: callbacks that Keras does not know. Default: none.
         """
-        added = [each for each in (make() for make in companions) if not _is_in_use(each)]
         for each in added:
             each.set_params(params)
             each.set_model(model)
@@ -112,6 +117,18 @@ class Last(keras.callbacks.Callback):
         self._follower.after_end()
 
 
+def new_companions() -> tuple[list[keras.callbacks.Callback] | None, str | None]:
+    """Call all functions in `companions`.
+
+    Returns:
+      The callbacks, or None if one cannot be created. And why it cannot be created, or None.
+    """
+    try:
+        return [make() for make in companions], None
+    except (ImportError, ValueError) as error:
+        return None, f"A callback that the launcher requests cannot be created: {error}"
+
+
 def find(callback: keras.callbacks.Callback) -> Siblings | None:
     """Find the other callbacks in the list from which Keras is calling a hook of `callback`.
 
@@ -136,19 +153,6 @@ def find(callback: keras.callbacks.Callback) -> Siblings | None:
         callers.append(caller)
         frame = frame.f_back
     return None
-
-
-def _is_in_use(companion: keras.callbacks.Callback) -> bool:
-    """Return whether a `fit` on the call stack already has this callback in its list."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, keras.callbacks.CallbackList) and any(
-            each is companion for each in caller.callbacks
-        ):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def data_of(model: keras.Model) -> Any:

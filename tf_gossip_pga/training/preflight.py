@@ -303,8 +303,9 @@ def check_joining(rank: int, invitation: Invitation | None, digest: str, problem
         problem = problem or (
             "it differs from the other workers in the model, the optimizer, the arguments of fit "
             "or GossipPGA, the callbacks that set weights or learning rates "
-            "(EarlyStopping(restore_best_weights=True), ReduceLROnPlateau), or the versions. "
-            "Restart it with the same script and packages as the others."
+            "(EarlyStopping(restore_best_weights=True), ReduceLROnPlateau) or have sync points "
+            "(pga.Report, pga.Timeline), or the versions. Restart it with the same script, "
+            "packages and environment variables as the others."
         )
     if problem:
         raise ValueError(f"Rank {rank} cannot join: {problem}")
