@@ -54,9 +54,8 @@ def DistributedOptimizer(  # noqa: N802
     """Mark an optimizer, so that training with it raises an error if no callback averages.
 
     The optimizer itself does not communicate. `hvd.callbacks.BroadcastGlobalVariablesCallback` (or
-    a `pga.GossipPGA`) averages the parameters after each of its steps. If no such callback is
-    passed to the first `fit`, the error comes at its first step. In a later `fit` of the same
-    model, which TensorFlow does not trace again, it comes when training ends.
+    a `pga.GossipPGA`) averages the parameters after each of its steps. If there is none, the first
+    `fit` of a model raises the error at its first step, and a later `fit` when training ends.
 
     Args:
       optimizer: a Keras optimizer.
