@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from tf_gossip_pga.tools import output
 from tf_gossip_pga.tools import timeline_request as request
 
 
@@ -48,9 +49,9 @@ def test_variables_say_what_was_requested(tmp_path):
 
 
 def test_the_folder_of_a_file_must_exist(tmp_path, monkeypatch):
-    assert request.check_path("path", tmp_path / "a.json") == tmp_path / "a.json"
+    assert output.check_path("path", tmp_path / "a.json") == tmp_path / "a.json"
     monkeypatch.chdir(tmp_path)
-    assert request.check_path("path", "a.json") == pathlib.Path("a.json")
+    assert output.check_path("path", "a.json") == pathlib.Path("a.json")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     cases = {
@@ -61,9 +62,9 @@ def test_the_folder_of_a_file_must_exist(tmp_path, monkeypatch):
     for path, problem in cases.items():
         message = f"path must be a file in an existing folder, received '{path}': {problem}"
         with pytest.raises(ValueError, match=re.escape(message)):
-            request.check_path("path", path)
+            output.check_path("path", path)
     with pytest.raises(ValueError, match=r"path must be the path of a file, received None\."):
-        request.check_path("path", None)
+        output.check_path("path", None)
     monkeypatch.setattr(request.os, "access", lambda *arguments: False)
     with pytest.raises(ValueError, match=r"may not write to the folder .*\. Choose another one"):
-        request.check_path("path", tmp_path / "a.json")
+        output.check_path("path", tmp_path / "a.json")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from tf_gossip_pga.launch import config, environment, hosts, job
-from tf_gossip_pga.tools import report_request, timeline_request
+from tf_gossip_pga.tools import output, report_request, timeline_request
 
 _PLACES = ("workers", "hosts", "hostfile")  # options that say where workers start
 
@@ -248,7 +248,7 @@ def _observed(options: argparse.Namespace, is_local: bool) -> dict[str, str]:
     found = _timeline(options, is_local)
     if options.report is not None:
         if is_local:
-            timeline_request.check_path("--report", options.report)
+            output.check_path("--report", options.report)
         found |= report_request.variables(options.report)
     return found
 
@@ -265,7 +265,7 @@ def _timeline(options: argparse.Namespace, is_local: bool) -> dict[str, str]:
             raise ValueError("--timeline-steps needs --timeline=FILE, the file to write")
         return {}
     if is_local:
-        timeline_request.check_path("--timeline", options.timeline)
+        output.check_path("--timeline", options.timeline)
     steps = timeline_request.DEFAULT_STEPS
     if options.timeline_steps is not None:
         steps = timeline_request.parsed("--timeline-steps", options.timeline_steps)

@@ -21,7 +21,7 @@ from tf_gossip_pga.exchange import process
 from tf_gossip_pga.observe import adjacent, rendering, sample, svg
 from tf_gossip_pga.observe.record import Change, Epoch, Record
 from tf_gossip_pga.observe.sample import Sample, Shared
-from tf_gossip_pga.tools import output, timeline_request
+from tf_gossip_pga.tools import output
 from tf_gossip_pga.training import callback_facts, recorder, sync_point
 from tf_gossip_pga.training.callback import GossipPGA
 from tf_gossip_pga.training.recorder import Span
@@ -97,7 +97,7 @@ class Report(adjacent.Adjacent, callback_facts.Syncing):
         svg.check_matplotlib()
         self._session = process.active()
         if self._session.cluster.is_chief:
-            timeline_request.check_path("path", path)
+            output.check_path("path", path)
         self._path = os.fspath(path)
         self._record: Record | None = None  # of the current fit
         self._sample = Sample(_FEWEST)

@@ -86,7 +86,7 @@ class Timeline(adjacent.Adjacent, callback_facts.Syncing):
         self._path = pathlib.Path(path)
         self._cluster = process.active().cluster
         if self._cluster.is_chief:
-            timeline_request.check_path("path", path)
+            output.check_path("path", path)
         self._pending: list[Span] = []  # of this rank, not shared yet
         self._spans: dict[int, list[Span]] = {}  # of all ranks, shared
         self._writer: int | None = None  # the rank that writes; None: no spans are shared yet

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Mapping
 
 from tf_gossip_pga import _validate
@@ -96,34 +95,3 @@ def check_steps(name: str, steps: object) -> tuple[int, int]:
         f"1 <= first <= last, such as (100, 120); received {steps!r}. Steps are counted from 1 "
         "over all epochs."
     )
-
-
-def check_path(name: str, path: str | os.PathLike) -> pathlib.Path:
-    """Return the path of a file that this process can create, or raise an error.
-
-    Args:
-      name: name of the argument, for the error message.
-      path: the file, which need not exist. Its folder must exist.
-
-    Raises:
-      ValueError: the folder does not exist or is not writable, or the path is a folder, a device
-        or another special file, which replacing would remove.
-    """
-    try:
-        file = pathlib.Path(path)
-    except TypeError:
-        raise ValueError(f"{name} must be the path of a file, received {path!r}.") from None
-    folder, problem = file.parent, None
-    if file.is_dir():
-        problem = "this is a folder. Add the name of the file"
-    elif file.exists() and not file.is_file():
-        problem = "this is not a regular file, and writing would replace it. Choose another one"
-    elif not folder.is_dir():
-        problem = f"there is no folder {str(folder)!r}. Create it first"
-    elif not os.access(folder, os.W_OK):
-        problem = f"this process may not write to the folder {str(folder)!r}. Choose another one"
-    if problem:
-        raise ValueError(
-            f"{name} must be a file in an existing folder, received {str(path)!r}: {problem}."
-        )
-    return file
