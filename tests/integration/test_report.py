@@ -1,5 +1,6 @@
 """The report of real workers: a slow one, one that is lost and returns, one by the launcher."""
 
+import pathlib
 import re
 import subprocess
 import sys
@@ -14,24 +15,21 @@ pytestmark = pytest.mark.multiprocess
 
 
 def _slow_fit(cluster, path, slow, settings):
-    """Train two epochs while a rank sleeps in each step; return what the page is made of."""
-    import time
-
+    """Train two epochs while a rank is always the last; return what the page is made of."""
     import keras
     import numpy as np
 
     import tf_gossip_pga as pga
-
-    class Sleep(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            time.sleep(0.2 * (cluster.rank == slow))
+    from tests.support.last import BeginsLast
 
     keras.utils.set_random_seed(cluster.rank)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
     model.compile("sgd", "mse", metrics=["mae"])
     x = np.random.default_rng(cluster.rank).normal(size=(24, 4)).astype("float32")
     gossip, report = pga.GossipPGA(H=4, **settings), pga.Report(path)
-    callbacks = [Sleep(), gossip, report]
+    meetings = pathlib.Path(path).parent / "meetings"
+    meetings.mkdir(exist_ok=True)
+    callbacks = [BeginsLast(cluster, slow, meetings, seconds=0.2), gossip, report]
     fit = {"batch_size": 4, "epochs": 2, "verbose": 0, "validation_split": 0.25}
     # Compile first, because the ranks take different times for that.
     model.fit(x, x.sum(1), callbacks=[gossip], **fit)

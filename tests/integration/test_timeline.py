@@ -2,6 +2,7 @@
 
 import collections
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -18,22 +19,16 @@ STEPS, BATCH = 6, 4
 
 
 def _slow_fit(cluster, folder, slow, settings):
-    """Train two epochs while a rank sleeps in each step."""
-    import time
-
+    """Train two epochs while a rank, if one is named, begins every exchange last."""
     import keras
 
     import tf_gossip_pga as pga
+    from tests.support.last import BeginsLast
 
     keras.utils.set_random_seed(cluster.rank)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
     x = np.random.default_rng(cluster.rank).normal(size=(STEPS * BATCH, 4)).astype(np.float32)
-
-    class Sleeps(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            if cluster.rank == slow:
-                time.sleep(0.15)
 
     gossip = pga.GossipPGA(H=4, **settings)
     others = [pga.Timeline(f"{folder}/trace.json", steps=(3, 11)), pga.TensorBoard(folder, every=3)]
@@ -41,7 +36,12 @@ def _slow_fit(cluster, folder, slow, settings):
     # Compile first, because the ranks take different times for that.
     model.fit(x, x[:, :1], callbacks=[gossip], **fit)
     gossip = pga.GossipPGA(H=4, **settings)  # counts steps from 1 again
-    model.fit(x, x[:, :1], callbacks=[gossip, Sleeps(), *others], **fit)
+    held_up = []
+    if slow is not None:
+        meetings = pathlib.Path(folder) / "meetings"
+        meetings.mkdir(exist_ok=True)
+        held_up = [BeginsLast(cluster, slow, meetings, seconds=0.15)]
+    model.fit(x, x[:, :1], callbacks=[*held_up, gossip, *others], **fit)
     return [gossip.distances, len(gossip.run.recorder.listeners)]
 
 
