@@ -77,6 +77,7 @@ def test_the_launcher_writes_a_report_of_a_script_that_does_not(tmp_path):
     command += [f"--report={page}", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=deadlines.long())
     assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.stdout + done.stderr).count(f"The report is in {page}.") == 1
     text = Parsed(page.read_text("utf-8")).text
     assert "Training finished after 1 epoch." in text
     assert "script.py" in text

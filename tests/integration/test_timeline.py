@@ -121,6 +121,7 @@ def test_the_launcher_records_a_timeline_of_a_script_that_does_not(tmp_path):
     command += [f"--timeline={trace}", "--timeline-steps=2:4", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=deadlines.long())
     assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.stdout + done.stderr).count(f"The timeline of steps 2 to 4 is in {trace}.") == 1
     found = [(each["pid"], each["name"], each["args"]["step"]) for each in _events(trace)]
     for rank in range(2):
         own = [(name, step) for pid, name, step in found if pid == rank and "wait" not in name]

@@ -182,3 +182,10 @@ class Timeline(adjacent.Adjacent, callback_facts.Syncing):
             output.replace(self._path, text)
         except OSError as error:
             logger.warning(f"The timeline was not written. Training continues. {error}.")
+            return
+        if self._driver.step >= self._last:
+            steps = f"steps {self._first} to {self._last}"
+            logger.info(
+                f"The timeline of {steps} is in {self._path.absolute()}. Open it in "
+                "https://ui.perfetto.dev."
+            )
