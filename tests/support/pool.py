@@ -12,6 +12,7 @@ last lines, as with `workers.run`. Its pool is closed, and the next test gets a 
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -98,7 +99,7 @@ class Pool:
     def __init__(self, size: int, devices: int = 1):
         self._size = size
         self._children: list[nursery.Child] = []
-        self._files: list[socket.SocketIO] = []
+        self._connections: list[socket.socket] = []
         with contextlib.ExitStack() as stack:
             self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pool"))
             names = [f"{self._folder}/{rank}" for rank in range(size)]
@@ -114,10 +115,10 @@ class Pool:
     def run(self, function, deadline_s: float, arguments: dict) -> list:
         """Return the results of `function(cluster, **arguments)` on every rank, in rank order."""
         name = f"{function.__module__}:{function.__name__}"
-        request = json.dumps([name, arguments]).encode() + b"\n"
-        for file in self._files:
+        request = [name, arguments]
+        for connection in self._connections:
             with contextlib.suppress(BrokenPipeError):  # the process has ended; reported below
-                file.write(request)
+                _send(connection, request)
         answers = self._answers(deadline_s)
         print(self._said(), end="")  # pytest captures it, and shows it if the test fails
         return answers
@@ -145,36 +146,34 @@ class Pool:
                     child = nursery.start([__file__, name, devices], environment, output)
                 self._children.append(child)
             listener.setblocking(False)
-            files = {}
+            connections = {}
             deadline = deadlines.Deadline(workers.DEADLINE_S)
-            while len(files) < self._size:
-                deadline.until(lambda: self._accept(listener, files), self._said)
-            self._files = [files[rank] for rank in range(self._size)]
+            while len(connections) < self._size:
+                deadline.until(lambda: self._accept(listener, connections), self._said)
+            self._connections = [connections[rank] for rank in range(self._size)]
 
-    def _accept(self, listener, files) -> bool:
+    def _accept(self, listener, connections) -> bool:
         self._check_alive()
         try:
             connection, _ = listener.accept()
         except BlockingIOError:
             return False
-        connection.setblocking(True)
-        file = connection.makefile("rwb", buffering=0)
-        connection.close()
-        files[json.loads(file.readline())] = file
+        connection.settimeout(deadlines.scaled(60))  # for a request, and for the rest of an answer
+        connections[json.loads(_line(connection))] = connection
         return True
 
     def _answers(self, deadline_s: float) -> list:
         """Wait until all ranks have answered, one has failed, or time is up."""
-        waiting = {file: rank for rank, file in enumerate(self._files)}
+        waiting = {connection: rank for rank, connection in enumerate(self._connections)}
         answers = [None] * self._size
         deadline = deadlines.Deadline(deadline_s)
         while waiting:
             ready, _, _ = select.select(list(waiting), [], [], min(1.0, deadline.remaining()))
-            for file in ready:
-                rank = waiting.pop(file)
+            for connection in ready:
+                rank = waiting.pop(connection)
                 line = b""
                 with contextlib.suppress(ConnectionResetError):
-                    line = file.readline()
+                    line = _line(connection)
                 if not line:
                     self._fail(rank, f"with exit code {self._children[rank].wait(30)}")
                 answers[rank], error = json.loads(line)
@@ -206,12 +205,21 @@ class Pool:
         return said
 
     def _end(self):
-        for file in self._files:
-            with contextlib.suppress(OSError):
-                file.close()
+        for connection in self._connections:
+            connection.close()
         for child in self._children:
             child.kill()
             child.wait()
+
+
+def _line(connection: socket.socket) -> bytes:
+    """Return the line that the other side has sent, or nothing if it has closed the connection."""
+    with connection.makefile("rb") as file:  # reads no further: one line at a time is on its way
+        return file.readline()
+
+
+def _send(connection: socket.socket, value: object):
+    connection.sendall(json.dumps(value).encode() + b"\n")  # whole, also if a signal interrupts it
 
 
 # ---- In a worker --------------------------------------------------------------------------------
@@ -221,10 +229,9 @@ def _main(name: str, devices: str):
     cluster = workers.start(int(devices))
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(f"\0{name}")
-        file = connection.makefile("rwb", buffering=0)
-        file.write(json.dumps(cluster.rank).encode() + b"\n")
-        for count, line in enumerate(file):
-            file.write(json.dumps(_answer(cluster, count, *json.loads(line))).encode() + b"\n")
+        _send(connection, cluster.rank)
+        for count, line in enumerate(iter(functools.partial(_line, connection), b"")):
+            _send(connection, _answer(cluster, count, *json.loads(line)))
     os._exit(0)  # the pool is closed; skip the orderly end of the cluster
 
 
