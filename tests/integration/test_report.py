@@ -27,9 +27,9 @@ def _slow_fit(cluster, path, slow, settings):
     model.compile("sgd", "mse", metrics=["mae"])
     x = np.random.default_rng(cluster.rank).normal(size=(24, 4)).astype("float32")
     gossip, report = pga.GossipPGA(H=4, **settings), pga.Report(path)
-    meetings = pathlib.Path(path).parent / "meetings"
-    meetings.mkdir(exist_ok=True)
-    callbacks = [BeginsLast(cluster, slow, meetings, seconds=0.2), gossip, report]
+    arrivals = pathlib.Path(path).parent / "arrivals"
+    arrivals.mkdir(exist_ok=True)
+    callbacks = [BeginsLast(cluster, slow, arrivals, seconds=0.2), gossip, report]
     fit = {"batch_size": 4, "epochs": 2, "verbose": 0, "validation_split": 0.25}
     # Compile first, because the ranks take different times for that.
     model.fit(x, x.sum(1), callbacks=[gossip], **fit)

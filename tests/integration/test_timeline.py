@@ -38,9 +38,9 @@ def _slow_fit(cluster, folder, slow, settings):
     gossip = pga.GossipPGA(H=4, **settings)  # counts steps from 1 again
     held_up = []
     if slow is not None:
-        meetings = pathlib.Path(folder) / "meetings"
-        meetings.mkdir(exist_ok=True)
-        held_up = [BeginsLast(cluster, slow, meetings, seconds=0.15)]
+        arrivals = pathlib.Path(folder) / "arrivals"
+        arrivals.mkdir(exist_ok=True)
+        held_up = [BeginsLast(cluster, slow, arrivals, seconds=0.15)]
     model.fit(x, x[:, :1], callbacks=[*held_up, gossip, *others], **fit)
     return [gossip.distances, len(gossip.run.recorder.listeners)]
 

@@ -30,7 +30,7 @@ class BeginsLast(keras.callbacks.Callback):
         self._own_name = str(cluster.rank)
         self._exchanges = itertools.count()
 
-    def _meet(self):
+    def _arrive(self):
         exchange = next(self._exchanges)
         if not self._is_last:
             (self._folder / f"{exchange}-{self._own_name}").touch()
@@ -41,16 +41,16 @@ class BeginsLast(keras.callbacks.Callback):
         time.sleep(self._seconds)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._meet()
+        self._arrive()
 
     def on_train_batch_end(self, batch, logs=None):
-        self._meet()
+        self._arrive()
 
     def on_test_begin(self, logs=None):
-        self._meet()
+        self._arrive()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._meet()
+        self._arrive()
 
     def on_train_end(self, logs=None):
-        self._meet()
+        self._arrive()
