@@ -26,6 +26,15 @@ time.sleep(3600)
 """
 
 
+# The agent, which here does not kill a worker that is slow to end.
+AGENT = """
+import sys
+from tf_gossip_pga.launch import agent
+agent.GRACE_S = 600
+sys.exit(agent.main())
+"""
+
+
 @contextlib.contextmanager
 def agent(**more):
     """Start an agent with a worker, and yield it with the id of the worker's child."""
@@ -38,7 +47,7 @@ def agent(**more):
         "share_gpus": False,
         **more,
     }
-    command = [sys.executable, "-m", "tf_gossip_pga.launch.agent"]
+    command = [sys.executable, "-c", AGENT]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, **pipes, text=True) as process:
         try:

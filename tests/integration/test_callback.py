@@ -302,8 +302,9 @@ def test_a_gossip_under_way_lasts_over_validation_and_the_end_of_an_epoch(pools)
     assert ranks[1][1] == 4 * (10 * 19 + 4 * 32)
 
 
+# Rank 1 ends when the gossip of step 2 has ended on both ranks.
 DIES = """
-import os
+import os, pathlib, sys, time
 import tf_gossip_pga as pga
 cluster = pga.initialize()
 import keras, numpy as np
@@ -311,7 +312,12 @@ model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
 model.compile("sgd", "mse")
 class Dies(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
+        begun = pathlib.Path(sys.argv[1], "begun")
+        if batch == 3 and cluster.rank == 0:
+            begun.touch()
         if batch == 3 and cluster.rank == 1:
+            while not begun.exists():
+                time.sleep(0.01)
             os._exit(0)
 try:
     gossip = pga.GossipPGA(H=None, overlap=True)
@@ -323,13 +329,13 @@ except pga.WorkerLost as error:
 """
 
 
-def test_what_goes_wrong_with_a_gossip_under_way_surfaces_at_a_later_batch():
+def test_what_goes_wrong_with_a_gossip_under_way_surfaces_at_a_later_batch(tmp_path):
     import sys
 
     from tf_gossip_pga import launch
 
     output = []
-    command = [sys.executable, "-c", DIES]
+    command = [sys.executable, "-c", DIES, str(tmp_path)]
     with nursery.forks():
         deadline_s = deadlines.long()
         launch.launch(command, 2, write=output.append, deadline_s=deadline_s)

@@ -110,9 +110,13 @@ time.sleep(600)
 def test_children_of_workers_end_with_them(tmp_path):
     script = f"""
 import subprocess
+import pathlib
 child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
-open('{tmp_path}/' + str(rank), 'w').write(str(child.pid))
+own, other = (pathlib.Path('{tmp_path}', str(each)) for each in (rank, 1 - rank))
+own.write_text(str(child.pid) + ' ')
 if rank == 1:
+    while not other.exists() or not other.read_text().endswith(' '):
+        time.sleep(0.05)
     sys.exit(3)
 time.sleep(600)
 """
@@ -405,13 +409,8 @@ def test_the_rest_of_the_environment_is_passed_on(monkeypatch):
 
 
 def test_the_others_go_on_while_enough_are_left(tmp_path):
-    output = _launch(
-        "time.sleep(0.5 * rank); print('end', rank); sys.exit(rank == 0)", min_workers=1
-    )
-    assert "Rank 0 failed with exit code 1." in output
-    assert output.splitlines()[-1] == "[1] end 1"
-    # Rank 1 fails once the launcher has noticed the end of rank 0, which has no entry then.
-    script = f"""
+    # Rank 1 ends once the launcher has noticed the end of rank 0, which has no entry then.
+    after_rank_0 = f"""
 import pathlib
 pid = pathlib.Path({str(tmp_path)!r}, "pid")
 if rank == 0:
@@ -420,6 +419,12 @@ if rank == 0:
 if rank == 1:
     while not pid.exists() or pathlib.Path("/proc", pid.read_text()).exists():
         time.sleep(0.05)
+"""
+    output = _launch(f"{after_rank_0}print('end', rank); sys.exit(rank == 0)", min_workers=1)
+    assert "Rank 0 failed with exit code 1." in output
+    assert output.splitlines()[-1] == "[1] end 1"
+    (tmp_path / "pid").unlink()
+    script = f"""{after_rank_0}
 if rank == 2:
     time.sleep(3600)
 sys.exit(3 + rank)

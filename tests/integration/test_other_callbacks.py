@@ -188,10 +188,10 @@ def test_arrays_in_logs_are_means_over_ranks(pools):
 
 
 class _Lines(logging.Handler):
-    """Keeps what is logged."""
+    """Keeps the warnings that are logged."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(logging.WARNING)
         self.kept = []
 
     def emit(self, record):

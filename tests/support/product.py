@@ -1,6 +1,7 @@
 """Collect the internals of the package that tests use."""
 
 import contextlib
+import dataclasses
 from unittest import mock
 
 
@@ -23,6 +24,14 @@ def tf_config(addresses, rank: int) -> str:
     from tf_gossip_pga.cluster import tf_config as cluster_lib
 
     return cluster_lib.to_tf_config(addresses, rank)
+
+
+def ask_patiently():
+    """Let this process wait long for an answer, so that a slow machine is no dead worker."""
+    from tests.support import deadlines
+
+    channel = active()._channel
+    channel._timing = dataclasses.replace(channel._timing, ask_s=deadlines.scaled(60))
 
 
 @contextlib.contextmanager

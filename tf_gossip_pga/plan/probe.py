@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -118,28 +118,40 @@ def _exchanges(session: Any, large_shapes: list[tuple[int, ...]]) -> dict[str, f
         patience = Patience(_PATIENCE_S, _PATIENCE_S)
         return Averager(session, graph, Variables(variables), patience)
 
-    def timed(action: Callable[[int], object]) -> float:
-        # The first exchange of each round is not timed: it traces a TensorFlow function.
-        return _median_ms(session.gather, action, untimed=graph.rounds)
-
     small, large = averager([(_SMALL,)]), averager(large_shapes)
-    gossip = timed(lambda round: small.gossip(round, "the measurement"))
-    average = timed(lambda _: small.global_average("the measurement"))
-    slow = timed(lambda round: large.gossip(round, "the measurement"))
+    actions = (
+        lambda round: small.gossip(round, "the measurement"),
+        lambda _: small.global_average("the measurement"),
+        lambda round: large.gossip(round, "the measurement"),
+    )
+    # The first exchange of each round is not timed: it traces a TensorFlow function.
+    gossip, average, slow = _medians_ms(session.gather, actions, untimed=graph.rounds)
     elements = sum(map(math.prod, large_shapes))
     return _network(session.size, elements, gossip, average, slow)
 
 
-def _median_ms(gather: Gather, action: Callable[[int], object], untimed: int) -> float:
-    """Return the median time in ms from a common start until the last rank has finished."""
-    seconds = []
+def _medians_ms(
+    gather: Gather, actions: Sequence[Callable[[int], object]], untimed: int
+) -> list[float]:
+    """Return the median times in ms from a common start until the last rank has finished.
+
+    The actions take turns, so that other load on the machine slows all of them.
+
+    Args:
+      gather: exchanges a value of each rank.
+      actions: functions of the repetition, which all ranks call together.
+      untimed: number of repetitions before the timed ones.
+    """
+    seconds: list[list[float]] = []
     for repetition in range(untimed + _REPETITIONS):
-        gather(None, "the common start", _PATIENCE_S)
-        started = time.perf_counter()
-        action(repetition)
-        seconds.append(time.perf_counter() - started)
+        seconds.append([])
+        for action in actions:
+            gather(None, "the common start", _PATIENCE_S)
+            started = time.perf_counter()
+            action(repetition)
+            seconds[-1].append(time.perf_counter() - started)
     everyone = gather(seconds[untimed:], "the measurement", _PATIENCE_S)
-    return float(1000 * np.median(np.max(everyone, axis=0)))
+    return (1000 * np.median(np.max(everyone, axis=0), axis=0)).tolist()
 
 
 def _computation(gather: Gather, step: Callable[[], object]) -> dict[str, float]:
