@@ -397,6 +397,16 @@ def test_a_server_that_begins_while_the_roll_call_looks_completes_it(monkeypatch
     assert [report.rank for report in call.run()] == [0, 1]
 
 
+def test_the_last_word_of_one_that_has_left_counts(monkeypatch):
+    given = addresses.free(2)
+    call = roll_call.RollCall(given, 0, FACTS, Timing(start_s=1))
+    calls = call._calls
+    calls.seats[1].report = roster.Report(1, "n", "host", 7, tuple(given), FACTS, complete=True)
+    calls._miss(1, "nothing listens")
+    monkeypatch.setattr(calls, "under_way", contextlib.nullcontext)
+    assert [report.rank for report in call.run()] == [0, 1]
+
+
 def test_a_worker_that_is_to_join_takes_part_in_a_roll_call_instead():
     given = addresses.free(3)
     first = start(given, 0)

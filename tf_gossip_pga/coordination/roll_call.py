@@ -118,7 +118,7 @@ class RollCall:
         return (
             (len(reports) == len(others) and not any(each.missing for each in reports))
             or any(each.complete for each in reports)
-            or any(seat.left and seat.is_server for seat in others)
+            or any(seat.left and (seat.left.complete or seat.is_server) for seat in others)
         )
 
     def _others_serve(self) -> bool:
