@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.support import product
+from tests.support import deadlines, product
 from tf_gossip_pga.exchange import averager as averager_lib
 
 pytestmark = pytest.mark.multiprocess
@@ -52,7 +52,7 @@ def _gossips(cluster):
             session,
             topology.from_matrix(MATRIX),
             averager_lib.Variables(variables),
-            averager_lib.Patience(60, 60),
+            averager_lib.Patience(deadlines.long(), deadlines.long()),
             wire.resolve(wire_dtype),
         )
         lengths = [length for length, _ in averager._parameters.layout]
@@ -97,7 +97,7 @@ def _gossips(cluster):
                 error, wrong = max(error, float(off.max())), wrong + int((off > 1e-5).sum())
             means = [float(variable.numpy().astype(np.float64).sum()) for variable in variables]
             starts = [float(each.astype(np.float64).sum()) for each in before[cluster.rank]]
-            everyone = session.gather([means, starts], "the test", 60)
+            everyone = session.gather([means, starts], "the test", deadlines.long())
             drift = [
                 abs(
                     sum(after[i] - start[i] for after, start in everyone) / 3 / math.prod(s) + steps

@@ -78,9 +78,10 @@ task = {"type": "worker", "index": index - 1} if index else {"type": "chief", "i
 cluster = {"chief": hosts[:1], "worker": hosts[1:]}
 os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
 import tf_gossip_pga as pga
+from tests.support import deadlines
 cluster = pga.initialize()
 from tf_gossip_pga.exchange import process
-everyone = process.active().gather([cluster.rank, task], "the test", 60)
+everyone = process.active().gather([cluster.rank, task], "the test", deadlines.long())
 assert everyone[cluster.rank] == [cluster.rank, task]
 assert [rank for rank, _ in everyone] == [0, 1, 2]
 print("rank", cluster.rank, task["type"])

@@ -28,12 +28,12 @@ def test_a_wrong_start_is_reported_on_every_rank_and_ends(tried, name):
     print("\n".join(starts.lines(tried[name])))
     for worker in workers:
         assert "started" not in worker.output.split()
-        if "has waited" in worker.output:
-            assert worker.returncode == -signal.SIGTERM  # at once, while it waits
-        elif "DIES" in worker.environment:
+        if "DIES" in worker.environment:
             assert worker.returncode == -signal.SIGKILL
-        else:
+        elif worker.ends or "RuntimeError" in worker.output:
             assert worker.returncode == 1
+        else:
+            assert worker.returncode == -signal.SIGTERM  # at once, while it waits
 
 
 PROGRAM = """
@@ -78,7 +78,8 @@ def test_one_that_dies_before_the_start_is_restarted_into_it_whatever_the_proxie
         == 1
     )
     # Nothing else: no line of TensorFlow's import, and none of its strategy.
-    assert len(said.splitlines()) == 5, said
+    # (How long a rank has waited depends on the machine.)
+    assert len([line for line in said.splitlines() if "has waited" not in line]) == 5, said
 
 
 def test_workers_that_never_average_are_told_so_when_they_end_once():

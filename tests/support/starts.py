@@ -21,15 +21,21 @@ from collections.abc import Iterator
 from tests.support import addresses, deadlines, gpus, nursery, product
 
 PROGRAM = """
-import os, signal
-from unittest import mock
+import functools, os, signal
 if "DIES" in os.environ:
     os.kill(os.getpid(), signal.SIGKILL)
 import tf_gossip_pga as pga
-from tf_gossip_pga.exchange import startup
+from tests.support import patient
+from tf_gossip_pga.exchange import process, startup
 from tf_gossip_pga.cluster import gpus
 startup.__version__ = os.environ.get("VERSION", pga.__version__)
 gpus.own_gpu = lambda: os.environ.get("GPU", "")
+if "HEARS" in os.environ:
+    process.RollCall = patient.PatientRollCall
+    process.RollCall.hears = int(os.environ["HEARS"])
+    process.Timing = functools.partial(process.Timing, ask_s=30, serve_s=30, closing_s=60)
+if "SETTLE_S" in os.environ:  # it meets the first process of rank 1, however late that is
+    process.Timing = functools.partial(process.Timing, start_settle_s=float(os.environ["SETTLE_S"]))
 cluster = pga.initialize()
 print("started", cluster.rank, flush=True)
 """
@@ -80,7 +86,7 @@ class Start:
 def waits(given: list[str], rank: int, missing: int, why: str) -> Worker:
     """Return a worker that must wait for a missing one, and say why."""
     return Worker(
-        rf"Rank {rank} of \d has waited \d s .*rank {missing}: .*{why}", rank, given, ends=False
+        rf"Rank {rank} of \d has waited \d+ s .*rank {missing}: .*{why}", rank, given, ends=False
     )
 
 
@@ -93,7 +99,11 @@ def wrong_starts() -> list[Start]:
 
     def add(name, make, taken=()):
         given = addresses.free(4)
-        starts.append(Start(name, make(given[:3], given), [given[rank] for rank in taken]))
+        workers = make(given[:3], given)
+        if all(worker.ends for worker in workers):  # all report, however late each is
+            for worker in workers:
+                worker.environment["HEARS"] = str(len(workers) - 1)
+        starts.append(Start(name, workers, [given[rank] for rank in taken]))
 
     add(
         "rank 1 never starts",
@@ -131,7 +141,7 @@ def wrong_starts() -> list[Start]:
     add(
         "index 1 is started twice, and index 2 never",
         lambda a, _: [
-            waits(a, 0, 2, nobody),
+            dataclasses.replace(waits(a, 0, 2, nobody), environment={"SETTLE_S": "600"}),
             Worker(either.format(nobody), 1, a, ends=None),
             Worker(either.format(nobody), 1, a, ends=None),
         ],

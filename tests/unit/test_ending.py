@@ -5,6 +5,7 @@ import threading
 import keras
 import pytest
 
+from tests.support import deadlines
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.errors import TrainingFinished, WorkerLost
 from tf_gossip_pga.training.ending import Ending, check_all_or_none
@@ -52,9 +53,9 @@ class FakeRank:
 
     def _meet(self, value):
         self._box[self.cluster.rank] = value
-        self._box["barrier"].wait(10)
+        self._box["barrier"].wait(deadlines.long())
         everyone = [self._box[rank] for rank in range(self.cluster.size)]
-        self._box["barrier"].wait(10)
+        self._box["barrier"].wait(deadlines.long())
         return everyone
 
 

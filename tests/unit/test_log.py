@@ -4,6 +4,8 @@ import logging
 import subprocess
 import sys
 
+from tests.support import deadlines
+
 PRINTS = (
     "from tf_gossip_pga._log import logger; logger.info('rank 1 waits'); logger.warning('lost')"
 )
@@ -11,7 +13,11 @@ PRINTS = (
 
 def _stderr_of(program: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=deadlines.long(),
     )
     assert done.stdout == ""
     return done.stderr

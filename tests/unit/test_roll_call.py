@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import re
 import socket
 import threading
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from tests.support import addresses, deadlines
+from tests.support import addresses, deadlines, patient
 from tf_gossip_pga.coordination import addresses as addresses_lib
 from tf_gossip_pga.coordination import (
     greetings,
@@ -22,29 +23,39 @@ from tf_gossip_pga.coordination import (
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.errors import WorkerLost
 
-# Nothing here takes seconds unless it must.
+# Nothing here takes seconds unless it must, and nothing depends on who is late.
 QUICK = Timing(
     start_s=deadlines.scaled(60),
     start_report_s=0.3,
     start_call_s=0.05,
     start_settle_s=0.4,
     start_tell_s=2.0,
+    closing_s=deadlines.scaled(60),
     poll_s=0.02,
-    ask_s=deadlines.scaled(1),
-    serve_s=deadlines.scaled(0.5),
+    ask_s=deadlines.scaled(30),
+    serve_s=deadlines.scaled(30),
 )
+# For workers that cannot start, of which none is absent.
+TELLS = dataclasses.replace(QUICK, start_tell_s=deadlines.scaled(60))
 FACTS = {"version of Keras": "3"}
 SECRET = b"sixteen characters"
 
 
-def start(given, rank, facts=FACTS, timing=QUICK, after_s=0.0) -> concurrent.futures.Future:
-    """Start a roll call in a thread; the result is what `run` returned or raised."""
+def start(
+    given, rank, facts=FACTS, timing=QUICK, after_s=0.0, hears=0
+) -> concurrent.futures.Future:
+    """Start a roll call in a thread; the result is what `run` returned or raised.
+
+    For `hears`, see `PatientRollCall`.
+    """
     future = concurrent.futures.Future()
+    call = patient.PatientRollCall(given, rank, facts, timing)
+    call.hears = hears
 
     def run():
         time.sleep(after_s)
         try:
-            future.set_result(roll_call.RollCall(given, rank, facts, timing).run())
+            future.set_result(call.run())
         except Exception as error:
             future.set_exception(error)
 
@@ -86,15 +97,18 @@ def test_all_meet_whatever_the_order_in_which_they_come(size):
         addresses_lib.listener_everywhere(int(address.split(":")[1])).close()
 
 
-def test_who_is_missing_is_named_again_and_again_until_the_deadline(said):
+def test_who_is_missing_is_named_again_and_again_until_the_deadline(await_said):
     given = addresses.free(3)
-    timing = Timing(start_s=3.0, start_report_s=0.3, start_call_s=0.05)
-    lost = [error(start(given, 0, timing=timing), WorkerLost)]
-    for rank in (1, 2):
-        assert f"rank {rank}: nothing listens at {given[rank]} (was it started?)" in lost[0]
-    assert re.search(r"has waited \d+ s", lost[0]) and "The deadline has passed" in lost[0]
-    waited = re.findall(r"Rank 0 of 3 has waited (\d) s for the other workers to start", said.text)
-    assert len(waited) >= 3
+    futures = [start(given, 0)]
+    await_said(r"(?s)(Rank 0 of 3 has waited \d+ s for the other workers to start: .*){3}")
+    futures += [start(given, rank) for rank in (1, 2)]
+    assert all(len(future.result(deadlines.long())) == 3 for future in futures)
+    until_error(
+        *(f"rank {n}: nothing listens at {given[n]} (was it started?)" for n in (1, 2)),
+        "Rank 0 of 3 has waited ",
+        "The deadline has passed",
+        begin=lambda: start(given, 0, timing=Timing(start_s=1)),
+    )
 
 
 def test_a_name_that_does_not_resolve_is_said_and_may_resolve_later(await_said, monkeypatch):
@@ -114,7 +128,7 @@ def test_a_name_that_does_not_resolve_is_said_and_may_resolve_later(await_said, 
 
 def test_a_name_that_is_none_of_a_host(said):
     given = [*addresses.free(1), "x" * 70 + ".com:5"]
-    assert "does not resolve" in error(start(given, 0, timing=Timing(start_s=1)), WorkerLost)
+    until_error("does not resolve", begin=lambda: start(given, 0, timing=Timing(start_s=1)))
 
 
 @pytest.mark.parametrize("changed", ["an address", "one more", "the order"])
@@ -126,7 +140,7 @@ def test_lists_that_differ_are_an_error_that_quotes_both_at_all_ranks(changed):
         "one more": [given],
         "the order": [[given[1], given[0], given[2]]],
     }[changed]
-    for future in [start(each, rank) for rank, each in enumerate(lists)]:
+    for future in [start(each, rank, hears=2) for rank, each in enumerate(lists)]:
         text = error(future, ValueError)
         assert "The workers have different lists of addresses" in text
         assert re.search(r"\n  rank 0 \(.*\) and rank 1 \(.*\): " + ", ".join(given[:3]), text)
@@ -135,8 +149,8 @@ def test_lists_that_differ_are_an_error_that_quotes_both_at_all_ranks(changed):
 
 def test_facts_that_differ_are_an_error_at_all_ranks():
     given = addresses.free(3)
-    futures = [start(given, rank, {"version of Keras": str(rank // 2)}) for rank in range(3)]
-    for future in futures:
+    facts = [{"version of Keras": str(rank // 2)} for rank in range(3)]
+    for future in [start(given, rank, each, hears=2) for rank, each in enumerate(facts)]:
         text = error(future, ValueError)
         assert re.search(r"version of Keras.*: 0 on rank 0 .* and rank 1 .*; 1 on rank 2 ", text)
 
@@ -145,7 +159,7 @@ def test_facts_that_differ_are_an_error_at_all_ranks():
 def test_a_port_that_is_taken_is_reported_to_all(odd):
     given = addresses.free(3)
     with _stranger(given[odd]):
-        futures = [start(given, rank) for rank in range(3)]
+        futures = [start(given, rank, timing=TELLS) for rank in range(3)]
         text = error(futures[odd], RuntimeError)
         assert text == (
             f"Rank {odd} cannot listen on {given[odd]}: address in use. Is rank {odd} already "
@@ -206,8 +220,11 @@ def _stranger(address: str, begins: bytes = b""):
 def test_a_rank_that_is_started_twice_does_no_harm(said, await_said):
     given = addresses.free(3)
     futures = [start(given, rank) for rank in range(2)]
-    await_said("Rank 0 .*rank 2: nothing listens", "Rank 1 .*rank 2: nothing listens")
-    text = error(start(given, 1), RuntimeError)
+    with contextlib.closing(_Puppet(given, 2, missing=(0,))):
+        # Now rank 0 and rank 1 have met.
+        met = "rank 2 has not reached rank 0, but this worker has"
+        await_said(*(f"Rank {rank} of .* start: {met}" for rank in range(2)))
+        text = error(start(given, 1, timing=TELLS, hears=3), RuntimeError)
     assert f"Rank 1 cannot listen on {given[1]}: address in use. Is rank 1 already running?" in text
     assert re.search(r"Yes: process \d+ on \S+ answers there as rank 1\.", text)
     await_said(r"A second process of rank 1 \(process \d+ on .*\) has ended, which does not")
@@ -321,10 +338,10 @@ class _Puppet:
         self._listener.close()
 
 
-def test_a_worker_that_is_called_but_cannot_call_back_says_so(said):
+def test_a_worker_that_is_called_but_cannot_call_back_says_so(await_said):
     given = addresses.free(2)
     puppet = roster.Report(1, "puppet", "puppet", 7, tuple(given), FACTS)
-    future = start(given, 0, timing=Timing(start_s=deadlines.scaled(3), start_call_s=0.05))
+    future = start(given, 0)
     host, port = given[0].split(":")
 
     def call():
@@ -338,7 +355,9 @@ def test_a_worker_that_is_called_but_cannot_call_back_says_so(said):
         return b""
 
     deadlines.Deadline(60).until(call)
-    assert f"(but it has called this worker: is {given[1]} correct?)" in error(future, WorkerLost)
+    await_said(rf"\(but it has called this worker: is {given[1]} correct\?\)")
+    assert len(start(given, 1).result(deadlines.long())) == 2
+    assert len(future.result(deadlines.long())) == 2
 
 
 def test_strangers_who_call_are_dropped():
@@ -363,7 +382,29 @@ def test_strangers_who_call_are_dropped():
 def test_where_tensorflow_listens_everywhere_it_returns_to_look_for_a_probe():
     given = addresses.free(3)
     with _stranger(given[0], b"\0\0\x06\4\0\0\0\0\0"), _stranger(given[2], b"\0\0\x06\4\0\0\0\0\0"):
-        assert start(given, 1).result(deadlines.long()) is None
+        timing = dataclasses.replace(QUICK, serve_s=0.5)
+        assert start(given, 1, timing=timing).result(deadlines.long()) is None
+
+
+def test_a_server_that_begins_while_the_roll_call_looks_completes_it(monkeypatch):
+    given = addresses.free(2)
+    call = roll_call.RollCall(given, 0, FACTS, Timing(serve_s=0))
+    calls = call._calls
+    calls.seats[1].report = roster.Report(1, "n", "host", 7, tuple(given), FACTS, missing=(0,))
+    monkeypatch.setattr(calls, "under_way", contextlib.nullcontext)
+    # Another thread finds the server just after `_is_complete` has looked.
+    monkeypatch.setattr(call, "_trouble", lambda now: calls._miss(1, "a server", is_server=True))
+    assert [report.rank for report in call.run()] == [0, 1]
+
+
+def test_the_last_word_of_one_that_has_left_counts(monkeypatch):
+    given = addresses.free(2)
+    call = roll_call.RollCall(given, 0, FACTS, Timing(start_s=1))
+    calls = call._calls
+    calls.seats[1].report = roster.Report(1, "n", "host", 7, tuple(given), FACTS, complete=True)
+    calls._miss(1, "nothing listens")
+    monkeypatch.setattr(calls, "under_way", contextlib.nullcontext)
+    assert [report.rank for report in call.run()] == [0, 1]
 
 
 def test_a_worker_that_is_to_join_takes_part_in_a_roll_call_instead():
@@ -378,7 +419,12 @@ def test_a_worker_that_is_to_join_takes_part_in_a_roll_call_instead():
 
 def test_a_roll_call_beside_a_running_job_keeps_nobody_from_joining_it():
     given = addresses.free(3)
-    timing = Timing(job_check_every_s=0.1, probe_every_s=0.05, serve_s=0.5)
+    timing = Timing(
+        job_check_every_s=0.1,
+        job_checks=10**6,
+        probe_every_s=0.05,
+        serve_s=deadlines.scaled(30),
+    )
     key = secret.key_of(SECRET, given, 1)
 
     def probe():
@@ -400,7 +446,7 @@ def test_a_roll_call_beside_a_running_job_keeps_nobody_from_joining_it():
         found = threads.submit(joining.await_probe, given, 1, SECRET, timing)
         time.sleep(0.5)
         assert not found.done()
-        deadlines.Deadline(60).until(probe)
+        deadlines.Deadline(60).until(lambda: found.done() or probe())
         assert found.result(deadlines.long()) == {2: 7}
 
 
@@ -410,7 +456,7 @@ def test_an_address_that_no_host_can_have_is_no_running_job():
 
 def test_workers_that_are_all_to_join_begin():
     given = addresses.free(3)
-    timing = Timing(job_check_every_s=0.1, probe_every_s=0.05)
+    timing = Timing(job_check_every_s=0.1, job_checks=10**6, probe_every_s=0.05)
 
     def join(rank):
         assert joining.await_probe(given, rank, SECRET, timing) is None

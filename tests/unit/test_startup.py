@@ -77,13 +77,14 @@ def test_a_chief_that_has_gone_is_not_waited_for_forever():
 
 
 @pytest.mark.parametrize(
-    ("begins", "kind", "text"),
+    ("begins", "start_s", "kind", "text"),
     [
-        (greetings.ROLL_CALL, WorkerLost, "waiting for TensorFlow's server .* deadline has passed"),
-        (b"\0\0\x06\4\0\0\0\0\0\0\3", RuntimeError, "cannot listen"),  # its own start begins
+        (greetings.ROLL_CALL, 0.5, WorkerLost, "waiting for TensorFlow's .* deadline has passed"),
+        # Its own start begins.
+        (b"\0\0\x06\4\0\0\0\0\0\0\3", deadlines.scaled(60), RuntimeError, "cannot listen"),
     ],
 )
-def test_the_roll_call_of_rank_0_is_not_taken_for_tensorflows_server(begins, kind, text):
+def test_the_roll_call_of_rank_0_is_not_taken_for_tensorflows_server(begins, start_s, kind, text):
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.05)
@@ -97,7 +98,7 @@ def test_the_roll_call_of_rank_0_is_not_taken_for_tensorflows_server(begins, kin
         thread.start()
         chief = f"127.0.0.1:{listener.getsockname()[1]}"
         cluster = Cluster(1, 2, (chief, "127.0.0.1:1"))
-        timing = Timing(start_s=0.5, poll_s=0.02, serve_s=deadlines.scaled(1))
+        timing = Timing(start_s=start_s, poll_s=0.02, serve_s=deadlines.scaled(1))
         runtime = _Runtime("Could not start gRPC server")
         try:
             with pytest.raises(kind, match=text) as caught:
@@ -130,22 +131,25 @@ with guard.watched("It is asleep.", *map(float, sys.argv[1:])):
 
 def _asleep(report_s: float, deadline_s: float) -> subprocess.Popen:
     command = [sys.executable, "-c", ASLEEP, str(report_s), str(deadline_s)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "asleep\n"
-    return process
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_process_that_runs_no_python_is_spoken_for_and_ended():
-    with _asleep(0.2, 1.5) as process:
+def test_a_process_that_runs_no_python_is_spoken_for_again_and_again():
+    with _asleep(0.2, 600) as process:
+        assert [process.stderr.readline() for _ in range(2)] == ["It is asleep.\n"] * 2
+        process.kill()
+
+
+def test_a_process_that_runs_no_python_is_ended_at_the_deadline():
+    with _asleep(600, 0.2) as process:
         _, said = process.communicate(timeout=deadlines.long())
     assert process.returncode == -signal.SIGKILL
-    assert said.count("It is asleep.\n") >= 2 and said.endswith(
-        "asleep. The deadline has passed, so this worker ends.\n"
-    )
+    assert said == "It is asleep. The deadline has passed, so this worker ends.\n"
 
 
 def test_a_process_that_runs_no_python_heeds_sigterm():
     with _asleep(600, 600) as process:
+        assert process.stdout.readline() == "asleep\n"
         process.terminate()
         assert process.communicate(timeout=deadlines.long()) == ("", "")
     assert process.returncode == -signal.SIGKILL

@@ -118,11 +118,14 @@ class RollCall:
         return (
             (len(reports) == len(others) and not any(each.missing for each in reports))
             or any(each.complete for each in reports)
-            or any(seat.left and seat.is_server for seat in others)
+            or any(seat.left and (seat.left.complete or seat.is_server) for seat in others)
         )
 
     def _others_serve(self) -> bool:
-        return all(self._seats[rank].is_server for rank in self._others)
+        """Return whether servers listen at all other addresses, and this worker has met nobody."""
+        # If it has met one that has left, the roll call is complete, perhaps since this moment.
+        seats = [self._seats[rank] for rank in self._others]
+        return all(seat.is_server and not seat.left for seat in seats)
 
     def _trouble(self, now: float) -> Exception | None:
         """Return the error that prevents this worker from starting, if any, and tell the others."""
