@@ -2,13 +2,15 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 import socket
 import threading
-import time
+import types
 
 import pytest
 
+from tests.support import addresses as addresses_lib
 from tests.support import deadlines
 from tf_gossip_pga.coordination import addresses, channel, greetings
 from tf_gossip_pga.coordination.status import Absence, Status
@@ -21,16 +23,20 @@ SECRET = b"sixteen characters"
 def _channels(
     size: int = 2,
     main_open: bool = False,
-    timing: Timing | None = None,
     secret: bytes | None = SECRET,
+    **deadlines_s: float,
 ):
-    """Yield channels that know one another, and their statuses."""
+    """Yield channels that know one another, and their statuses.
+
+    Unless `deadlines_s` says otherwise, they wait for answers as long as a busy machine may need.
+    """
+    patient = dict.fromkeys(("ask_s", "reachable_s", "serve_s"), deadlines.scaled(60))
+    timing = Timing(**{**patient, **deadlines_s})
     with contextlib.ExitStack() as stack:
-        mains = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(size)]
-        mains_at = [f"127.0.0.1:{main.getsockname()[1]}" for main in mains]
-        if not main_open:
-            for main in mains:
-                main.close()
+        mains_at = addresses_lib.free(size)
+        if main_open:
+            for each in mains_at:
+                stack.enter_context(socket.create_server(addresses.split(each)))
         statuses = [Status() for _ in range(size)]
         channels = [
             channel.Channel(mains_at, rank, each, timing, secret)
@@ -71,17 +77,24 @@ def test_another_kind_of_request_is_a_row_of_the_table():
 
 
 def test_what_is_reported_at_exit_arrives_and_nothing_holds_the_exit_up():
-    with _channels(timing=Timing(ask_s=0.1)) as (channels, _):
-        reported, release = [], threading.Event()
+    reported, hangs, release = [], threading.Event(), threading.Event()
+
+    def hang(request):
+        hangs.set()
+        return {"released": release.wait(deadlines.scaled(30))}
+
+    with _channels() as (channels, _), concurrent.futures.ThreadPoolExecutor() as threads:
         channels[1].handlers["departure"] = lambda request: reported.append(request) or {}
         channels[0].tell_at_exit("departure", text="raised OSError")
-        channels[0].handlers["hang"] = lambda request: {"waited": release.wait(60)}
-        channels[1].ask_all("hang")  # the thread of the first does nothing more
+        assert reported == [{"text": "raised OSError"}]
+        channels[0].handlers["hang"] = hang
+        asked = threads.submit(channels[1].ask_all, "hang")
+        assert hangs.wait(deadlines.long())  # the thread of the first does nothing more
+        channels[0]._timing = dataclasses.replace(channels[0]._timing, ask_s=0.1)
         channels[0].tell_at_exit("departure", text="raised KeyError")
-        assert not release.is_set()
         release.set()
-        assert isinstance(channels[1].ask_all("status", timeout_s=60.0)[0], dict)
-    assert reported[0] == {"text": "raised OSError"}
+        assert asked.result(deadlines.long())[0] == {"released": True}
+        assert isinstance(channels[1].ask_all("status")[0], dict)
 
 
 def test_a_handler_that_fails_gives_no_answer_and_says_why(capfd):
@@ -147,7 +160,8 @@ def test_a_worker_that_listens_but_does_not_answer_is_suspected():
 def test_a_refused_port_is_an_ended_process_only_if_the_main_port_is_refused_too(
     main_open, absence
 ):
-    with _channels(main_open=main_open) as (channels, _), socket.socket() as unused:
+    ask_s = 2.0 if main_open else deadlines.scaled(60)  # the open main port answers nothing
+    with _channels(main_open=main_open, ask_s=ask_s) as (channels, _), socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound but not listening
         channels[0].learn(1, unused.getsockname()[1])
         assert channels[0].ask_all("status")[1] is absence
@@ -166,16 +180,27 @@ def test_a_restarted_process_at_the_main_port_shows_that_the_old_one_is_gone(beg
     with _channels() as (channels, _), socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound but not listening
         channels[0].learn(1, unused.getsockname()[1])
-        main = addresses.split(channels[0]._addresses[1])
-        with (
-            socket.create_server(main) as listener,
-            concurrent.futures.ThreadPoolExecutor() as threads,
-        ):
-            listener.settimeout(deadlines.long())
-            asked = threads.submit(channels[0].ask_all, "status")
-            with listener.accept()[0] as connection:
-                connection.sendall(begins)
-                assert asked.result(deadlines.long())[1] is absence
+        with _main_port_that_says(begins, channels[0]._addresses[1]):
+            assert channels[0].ask_all("status")[1] is absence
+
+
+@contextlib.contextmanager
+def _main_port_that_says(begins: bytes, address: str):
+    """Answer one caller of a main port."""
+
+    def answer():
+        with listener.accept()[0] as connection:
+            connection.sendall(begins)
+            connection.recv(1)  # until the caller has closed it
+
+    with (
+        socket.create_server(addresses.split(address)) as listener,
+        concurrent.futures.ThreadPoolExecutor() as threads,
+    ):
+        listener.settimeout(deadlines.long())
+        answering = threads.submit(answer)
+        yield
+        answering.result(deadlines.long())
 
 
 def test_nothing_is_left_behind():
@@ -190,25 +215,26 @@ def test_nothing_is_left_behind():
     assert not [each for each in threading.enumerate() if each.name == "gossip-channel"]
 
 
-def test_the_last_sign_of_life_is_an_answer_or_an_exchange_with_all():
+def test_the_last_sign_of_life_is_an_answer_or_an_exchange_with_all(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(channel, "time", types.SimpleNamespace(monotonic=lambda: now))
     with _channels(3) as (channels, _):
-        time.sleep(0.2)
+        now = 103.0
         channels[0].learn(2, channels[1].endpoint)  # which proves to be another
         channels[0].ask_all("status")
-        before = channels[0].last_heard_s()
-        assert before[1] < before[2] and before[2] >= 0.2
+        now = 107.0
+        assert channels[0].last_heard_s() == {1: 4.0, 2: 7.0}
         channels[0].heard_all()
-        assert channels[0].last_heard_s()[2] < before[2]
+        now = 108.0
+        assert channels[0].last_heard_s() == {1: 1.0, 2: 1.0}
 
 
 def test_workers_that_live_and_do_not_answer_are_unreachable():
     with _channels(3) as (channels, _):
         channels[2].close()
         assert channels[0].unreachable() == []  # it has ended
-    soon = Timing(reachable_s=deadlines.scaled(1))
-    with _channels(3, main_open=True, timing=soon) as (channels, _):
-        channels[2].close()
-        assert channels[0].unreachable() == [2]
+        with _main_port_that_says(b"SSH-2.0\r\n", channels[0]._addresses[2]):
+            assert channels[0].unreachable() == [2]
         channels[0].keep({0, 1})
         assert channels[0].unreachable() == []
         assert sorted(channels[0].endpoints) == [0, 1]
@@ -219,7 +245,7 @@ def test_workers_that_live_and_do_not_answer_are_unreachable():
 
 def test_without_a_secret_nobody_is_probed_and_the_log_says_so(capfd):
     with (
-        _channels(3, timing=Timing(probe_every_s=0.01), secret=None) as (channels, _),
+        _channels(3, probe_every_s=0.01, secret=None) as (channels, _),
         socket.create_server(addresses.split(channels[0]._addresses[1])) as listener,
     ):
         for lost in ([1], [1], [1, 2], []):
@@ -235,7 +261,7 @@ def test_without_a_secret_nobody_is_probed_and_the_log_says_so(capfd):
 
 @pytest.mark.parametrize("greeting", [b"", b"\n", b"\xff\n", b"HTTP/1.1 400\r\n", b"x" * 100_000])
 def test_a_stranger_at_a_lost_workers_address_learns_nothing(greeting):
-    with _channels(2, timing=Timing(probe_every_s=0.01)) as (channels, _):
+    with _channels(2, probe_every_s=0.01) as (channels, _):
         with socket.create_server(addresses.split(channels[0]._addresses[1])) as listener:
             channels[0].probe([1])
             listener.settimeout(deadlines.long())
@@ -249,7 +275,7 @@ def test_a_stranger_at_a_lost_workers_address_learns_nothing(greeting):
 
 
 def test_what_a_stranger_that_poses_as_a_joining_worker_receives_opens_nothing():
-    with _channels(2, timing=Timing(probe_every_s=0.01)) as (channels, _):
+    with _channels(2, probe_every_s=0.01) as (channels, _):
         with socket.create_server(addresses.split(channels[0]._addresses[1])) as listener:
             channels[0].probe([1])
             listener.settimeout(deadlines.long())
@@ -276,7 +302,7 @@ def test_an_unknown_peer_that_sends_nothing_holds_nobody_up():
 
 def test_a_peer_that_sends_a_byte_now_and_then_is_dropped_in_time():
     with (
-        _channels(timing=Timing(serve_s=0.3)) as (channels, _),
+        _channels(serve_s=0.3) as (channels, _),
         socket.create_connection(("127.0.0.1", channels[1].endpoint)) as dribbling,
     ):
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tf_gossip_pga
-from tests.support import deadlines, nursery
+from tests.support import addresses, deadlines, nursery
 from tf_gossip_pga import launch
 from tf_gossip_pga.coordination import greetings, joining, secret
 from tf_gossip_pga.coordination.timing import Timing
@@ -219,6 +219,10 @@ def _awaited(*, port: int, others=(), timing: Timing | None = None) -> dict:
     return joining.await_probe(given, 0, SECRET, timing)
 
 
+def _free(count: int) -> list[int]:
+    return [int(each.rpartition(":")[2]) for each in addresses.free(count)]
+
+
 def _probe(port: int, line: Callable[[str], bytes]) -> bytes:
     """Return what a joining worker answers to a line, which may depend on its nonce."""
     for _ in range(600):
@@ -252,25 +256,29 @@ WRONG = [
 
 
 def test_a_proven_probe_leaves_endpoints_and_unknown_peers_do_not(capfd):
-    with socket.create_server(("127.0.0.1", 0)) as any_:
-        port = any_.getsockname()[1]
+    (port,) = _free(1)
     others = [1, 2]  # nobody listens there
     key = secret.key_of(SECRET, [f"127.0.0.1:{each}" for each in (port, *others)], 0)
     strangers = secret.key_of(b"another secret of a job", [f"127.0.0.1:{port}"], 0)
+    patient = Timing(
+        serve_s=deadlines.scaled(60),
+        join_report_s=deadlines.long(),
+        job_check_every_s=deadlines.long(),
+    )
 
     def with_key(key, endpoints):
         request = {"kind": "probe", "endpoints": endpoints}
         return lambda nonce: secret.seal_request(key, nonce, request)[0]
 
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        heard = threads.submit(_awaited, port=port, others=others, timing=Timing())
+        heard = threads.submit(_awaited, port=port, others=others, timing=patient)
         for line in UNKNOWN:
             assert _probe(port, lambda nonce, line=line: line) == b""
         assert _probe(port, with_key(strangers, {"1": 7})) == b""
         for endpoints in WRONG:
             assert _probe(port, with_key(key, endpoints)) == b""
         assert _probe(port, with_key(key, {"1": 7, "2": 8}))
-        assert heard.result(60) == {1: 7, 2: 8}
+        assert heard.result(deadlines.long()) == {1: 7, 2: 8}
     assert capfd.readouterr().err == ""
 
 
@@ -282,11 +290,7 @@ def test_a_worker_without_a_secret_cannot_join_and_says_what_to_set():
 
 
 def test_a_worker_that_nobody_probes_ends_and_says_so():
-    with (
-        socket.create_server(("127.0.0.1", 0)) as one,
-        socket.create_server(("127.0.0.1", 0)) as two,
-    ):
-        ports = [each.getsockname()[1] for each in (one, two)]
+    ports = _free(2)
     with pytest.raises(WorkerLost, match="the job has ended"):
         _awaited(port=ports[0], others=ports[1:], timing=Timing(job_check_every_s=0.1))
 

@@ -140,6 +140,7 @@ class Worker:
         self.called_off = False
         self.announced: dict[int, tuple[Worker, float]] = {}
         self.to_admit: tuple[int, tuple[int, ...]] | None = None
+        self.offered: dict | None = None  # the invitation that it answers announcements with
         self.invitation: dict | None = None
         self.index = 0  # number of exchanges so far in this view
         self.gathering: _Gathering | None = None
@@ -248,17 +249,16 @@ class Worker:
         for rank in joining:
             self.peers[rank] = self.world.newest[rank]
         if self.rank == view.members[0]:
-            invitation = {
+            self.offered = {
                 "number": view.number + 1,
                 "completed": self.completed,
                 "members": view.members,
                 "joining": joining,
             }
-            yield _Tell(joining, lambda worker: worker.invite(invitation))
         try:
             yield from self.protocol.grow(view.number + 1, view.members, joining)
         except ViewAbandoned:
-            self.announced = {}
+            self.announced, self.offered = {}, None
             yield from self._recover(joining)
         else:
             self._start_view()
@@ -281,7 +281,7 @@ class Worker:
         self.world.check_begun(self)
         view = self.protocol.view
         self.peers = {rank: peer for rank, peer in self.peers.items() if rank in view.members}
-        self.announced, self.to_admit = {}, None
+        self.announced, self.to_admit, self.offered = {}, None, None
         self.index = 0
         self.called_off = False
         self.protocol.recheck()
@@ -298,6 +298,9 @@ class Worker:
             answers = yield _Tell(tuple(self.peers), self._announce)
             if all(answer is Absence.DEAD for answer in answers.values()):
                 raise WorkerLost("all others have ended")
+            for answer in answers.values():
+                if isinstance(answer, dict):
+                    self.invitation = self.invitation or answer["invitation"]
             yield protocol_lib.Pause(TIMING.announce_every_s)
         invitation = self.invitation
         ranks = {*invitation["members"], *invitation["joining"]} - {self.rank}
@@ -322,14 +325,9 @@ class Worker:
         if member.in_fit:
             member.announced[self.rank] = (self, self.world.now)
         self.peers.update({r: p for r, p in member.peers.items() if r != self.rank})
-        return {}
+        return {"invitation": member.offered if member.peers.get(self.rank) is self else None}
 
     # ---- What others and the network do to it ---------------------------------------------------
-
-    def invite(self, invitation: dict) -> dict:
-        """Accept an invitation to join."""
-        self.invitation = invitation
-        return {}
 
     def call_off(self, reason: str):
         """Break the current exchange, and every later one in this view."""

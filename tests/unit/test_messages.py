@@ -77,6 +77,7 @@ MESSAGES = [
     Introduction(7, None, "f"),
     admission._Announcement(1, 7),
     admission._Answer({0: 7}, "computing step 3", 1),
+    admission._Answer({0: 7}, "computing step 3", 1, INVITATION),
 ]
 ODD = [None, True, -1, 0, 2, 3, 99, 10**30, 99_999_999, 0.5, float("nan"), "", "1", [], [99], {}]
 ODD += [{"99": 1}, {"0": 99_999_999}, [[]], [None], {"0": {}}, "x" * 1000]

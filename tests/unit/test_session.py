@@ -17,7 +17,8 @@ from tf_gossip_pga.cluster import gpus
 from tf_gossip_pga.cluster.cluster import Cluster
 from tf_gossip_pga.coordination import running_call
 from tf_gossip_pga.coordination.diagnosis import Findings
-from tf_gossip_pga.coordination.status import Departure, Status
+from tf_gossip_pga.coordination.joining import Invitation
+from tf_gossip_pga.coordination.status import Absence, Departure, Status
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.coordination.view import View
 from tf_gossip_pga.errors import ExchangeBroken, TrainingFinished, ViewChanged, WorkerLost
@@ -608,10 +609,12 @@ def test_only_the_first_fit_can_be_joined():
     assert session.joining() == {}
 
 
-def test_a_worker_that_comes_back_to_a_later_fit_ends_and_says_why():
-    members, own = _elastic(), _elastic()
+def _connected(timing: Timing | None = None) -> tuple[ElasticSession, ElasticSession]:
+    """Return sessions of a member, rank 0, and of a worker that wants to join as rank 1."""
+    members, own = _elastic(timing=timing), _elastic(timing=timing)
     members.admission.listen()
     members._channel.endpoints = {0: 7}
+    members._channel.learn = members._channel.endpoints.__setitem__
     own._channel.endpoint = 8
     own._channel.learn = lambda rank, endpoint: None
 
@@ -620,6 +623,45 @@ def test_a_worker_that_comes_back_to_a_later_fit_ends_and_says_why():
         return {0: json.loads(json.dumps(answer))}
 
     own._channel.ask_all = ask_all
+    return members, own
+
+
+INVITATION = Invitation(2, 9, [0], [1], {}, "ring", 3, "digest", {"step": 9})
+
+
+def test_a_lost_invitation_is_repeated_until_the_admission_ends():
+    members, own = _connected(Timing(announce_every_s=0.0))
+    deliver, answers = own._channel.ask_all, []
+
+    def lose_the_first(kind, **details):
+        answers.append(deliver(kind, **details))
+        assert len(answers) <= 2
+        return answers[1] if len(answers) == 2 else {0: Absence.SUSPECTED}
+
+    own._channel.ask_all = lose_the_first
+    members.admission.invite(INVITATION, {"1": 8}, asks=True)
+    invitation = own.admission.await_invitation()
+    assert invitation == dataclasses.replace(INVITATION, endpoints={0: 7, 1: 8})
+    assert answers[0] == answers[1]
+    assert own._channel.kept == {0, 1}
+    members.admission.forget()
+    assert deliver("join", rank=1, endpoint=8)[0]["invitation"] is None
+
+
+def test_only_the_process_that_is_admitted_is_invited_and_by_one_member():
+    members, own = _connected()
+    members.admission.invite(INVITATION, {"1": 8}, asks=False)
+    assert own._channel.ask_all("join", rank=1, endpoint=8)[0]["invitation"] is None
+    members.admission.invite(INVITATION, {"1": 8}, asks=True)
+    assert own._channel.ask_all("join", rank=1, endpoint=8)[0]["invitation"] is not None
+    # It was restarted again, or announces itself for the first time.
+    for rank, endpoint in ((1, 9), (2, 8)):
+        answer = own._channel.ask_all("join", rank=rank, endpoint=endpoint)[0]
+        assert answer["invitation"] is None
+
+
+def test_a_worker_that_comes_back_to_a_later_fit_ends_and_says_why():
+    members, own = _connected()
     _enter(members._status)
     text = "Rank 1 cannot join: rank 0 is already in a later call of fit"
     with pytest.raises(WorkerLost, match=text):

@@ -34,18 +34,23 @@ class _Answer:
       endpoints: the endpoints of all members, by rank.
       where: what the member that answers is doing (see `Whereabouts.where` in `status`).
       fits: how many times that member has called `fit`.
+      invitation: the invitation, while the members wait for the worker that announces itself and
+        the member that answers is the one that invites. Otherwise None.
     """
 
     endpoints: dict[Rank, Port]
     where: str
     fits: int
+    invitation: Invitation | None = None
 
 
 class Admission:
     """Exchange messages between joining workers and members before the members admit them.
 
     A joining worker announces itself to the members until they invite it. They invite and admit it
-    at the beginning of an epoch. Members and joining workers use different methods of this class.
+    at the beginning of an epoch. The invitation is part of the answer to an announcement. If an
+    answer is lost, the answer to the next announcement contains the invitation again. Members and
+    joining workers use different methods of this class.
 
     Args:
       cluster: this process's place among the workers.
@@ -66,14 +71,11 @@ class Admission:
         self._timing = timing
         # rank -> its endpoint, and when the announcement was received
         self._announced: dict[int, tuple[int, float]] = {}
+        self._offered: Invitation | None = None  # while this member invites
 
     def listen(self) -> None:
         """Start accepting announcements from joining workers. Members call this."""
         self._channel.handlers["join"] = self._take_announcement
-
-    def await_members(self) -> None:
-        """Start accepting an invitation from the members. Joining workers call this."""
-        self._channel.handlers["invite"] = self._take_invitation
 
     def announced(self) -> dict[str, int]:
         """Return the endpoints of lost workers that have announced themselves recently.
@@ -89,24 +91,28 @@ class Admission:
         }
 
     def forget(self) -> None:
-        """Forget all announcements. A worker that still wants to join announces itself again."""
-        self._announced = {}
+        """Stop inviting, and forget all announcements.
+
+        A worker that still wants to join announces itself again.
+        """
+        self._announced, self._offered = {}, None
 
     def invite(self, invitation: Invitation, joining: Mapping[str, int], asks: bool) -> None:
         """Learn the endpoints of joining workers and, if `asks` is true, invite these workers.
 
+        From now on until `forget`, answers to their announcements contain the invitation.
+
         Args:
           invitation: the invitation. This method sets its `endpoints`.
           joining: endpoints of the joining workers by rank, as returned by `announced`.
-          asks: whether this member sends the invitation. Only one member does.
+          asks: whether this member invites. Only one member does.
 
         Raises:
           OSError: this machine cannot resolve the host name of a joining worker.
         """
         self._learn({int(rank): endpoint for rank, endpoint in joining.items()})
         if asks:
-            invitation = dataclasses.replace(invitation, endpoints=self._channel.endpoints)
-            self._channel.ask_all("invite", **dataclasses.asdict(invitation))
+            self._offered = dataclasses.replace(invitation, endpoints=self._channel.endpoints)
 
     def await_invitation(self) -> Invitation:
         """Announce this joining worker to all members until they invite it.
@@ -119,7 +125,7 @@ class Admission:
             worker can join.
         """
         waiting = Waiting(self._timing.join_report_s)
-        while self.invitation is None:
+        while True:
             answers = self._channel.ask_all(
                 "join", rank=self._cluster.rank, endpoint=self._channel.endpoint
             )
@@ -141,6 +147,9 @@ class Admission:
                 )
             for each in answered.values():  # the members may have admitted other workers meanwhile
                 self._learn(each.endpoints)
+                self.invitation = self.invitation or each.invitation
+            if self.invitation is not None:
+                break
             if waited_s := waiting.due():
                 busy = {rank: each.where for rank, each in answered.items() if each.where}
                 where = f" Rank {min(busy)} is {busy[min(busy)]}." if busy else ""
@@ -173,10 +182,9 @@ class Admission:
         heard = (message.endpoint, time.monotonic())
         self._announced = {**self._announced, message.rank: heard}
         own = self._status.tell()
-        answer = _Answer(self._channel.endpoints, own.where, own.fits)
+        offered = self._offered
+        # An announcement from another endpoint comes from a later process of the same rank.
+        if offered and offered.endpoints.get(message.rank) != message.endpoint:
+            offered = None
+        answer = _Answer(self._channel.endpoints, own.where, own.fits, offered)
         return dataclasses.asdict(answer)
-
-    def _take_invitation(self, request: Message) -> Message:
-        """Record that the members are ready to admit this worker. Runs on the channel's thread."""
-        self.invitation = messages.parse(Invitation, request, self._cluster.size)
-        return {}

@@ -8,7 +8,7 @@ A worker sends requests only for these purposes:
 - to find out which ranks an exchange waits for (`watchdog`),
 - to form a view (`protocol`),
 - to check that the others are alive (`Protocol.ping`) and reachable (`Channel.unreachable`),
-- to join a job, or to invite a joining worker (`admission`),
+- to join a job (`admission`),
 - to report that an exception has ended its `fit` or process (`departures`),
 - to report that it ends because it has lost another worker (`watchdog`),
 - to probe the addresses of lost workers (`Channel.probe`).

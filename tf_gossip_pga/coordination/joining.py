@@ -33,7 +33,7 @@ from tf_gossip_pga.errors import WorkerLost
 
 @dataclasses.dataclass(frozen=True)
 class Invitation:
-    """The message that members send to a joining worker when they are ready to admit it.
+    """Part of the answer to a joining worker's announcement once the members are ready to admit it.
 
     Attributes:
       view_number: number of the view that the joining worker will be a member of.

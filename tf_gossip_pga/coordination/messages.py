@@ -41,7 +41,7 @@ def checked(message: Mapping[str, Any], size: int, **declared: Any) -> Message:
       size: number of workers at the start. Every rank is below this number.
       **declared: the type of each field: `Rank`, `Port`, `int` (0 … 2**53), `float` (finite, >= 0),
         `bool`, `str`, `Any`, `X | None`, `list[X]`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`,
-        or `dict[Rank, X]`, whose keys are decimal strings in JSON.
+        `dict[Rank, X]`, whose keys are decimal strings in JSON, or a dataclass of such fields.
 
     Raises:
       ValueError: a field is missing, unknown, or of the wrong type.
@@ -128,6 +128,10 @@ def _instance(kind: type, value: Any, size: int) -> Any:
     return value
 
 
+def _parsed(kind: type[Any], value: Any, size: int) -> Any:
+    return parse(kind, _instance(dict, value, size), size)
+
+
 _PLAIN: dict[Any, _Check] = {
     Rank: _rank,
     Port: functools.partial(_whole, 1, 65535),
@@ -143,6 +147,8 @@ _PLAIN: dict[Any, _Check] = {
 def _check(declared: Any) -> _Check:
     if declared in _PLAIN:
         return _PLAIN[declared]
+    if isinstance(declared, type) and dataclasses.is_dataclass(declared):
+        return functools.partial(_parsed, declared)
     origin, arguments = typing.get_origin(declared), typing.get_args(declared)
     if origin is tuple and arguments[-1] is not Ellipsis:
         return functools.partial(_fixed, tuple(map(_check, arguments)))

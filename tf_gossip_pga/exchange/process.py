@@ -171,7 +171,6 @@ def _connect(place: Place, joins: bool, communication: str, timing: Timing) -> E
     )
     session.all_workers, session.communication = runtime.strategy, communication
     if known is not None:
-        session.admission.await_members()
         for rank, endpoint in known.items():
             channel.learn(rank, endpoint)
     else:
