@@ -77,6 +77,7 @@ def test_keras_mnist_advanced(tmp_path):
     np.testing.assert_allclose(logs[0]["lr"], [0.03, 0.04, 0.04, 0.04], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_tensorflow2_keras_mnist(tmp_path):
     said = _run("tf_data", tmp_path)
     _check_replicas(tmp_path)
