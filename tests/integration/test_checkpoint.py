@@ -199,6 +199,7 @@ def test_another_number_of_workers_goes_on(pools, tmp_path, size, capfd):
     assert (lost in said) == (size == 3)
 
 
+@pytest.mark.slow
 def test_each_rank_may_have_a_disk_of_its_own_and_lose_it(pools, tmp_path, capfd):
     saved = pools.run(_continued, 2, folder=str(tmp_path), disks=True, epochs=3)
     names = [[path.name for path in (tmp_path / f"{rank}").rglob("*")] for rank in (0, 1)]
@@ -330,6 +331,7 @@ def _preempted(cluster, folder):
     return found
 
 
+@pytest.mark.slow
 def test_sigterm_on_one_rank_stops_all_who_save_and_go_on_later(tmp_path, capfd):
     first, second = workers.run(_preempted, 2, folder=str(tmp_path))
     assert first == second

@@ -257,7 +257,7 @@ def _many_steps(cluster):
 
 def test_exchanges_leave_no_threads_behind_and_are_traced_once():
     for (early, late), traced in workers.run(_many_steps, 2):
-        assert late <= early + 150  # two threads for each of 300 exchanges would be 600
+        assert late <= early + 50  # two threads for each of 300 exchanges would be 600
         assert traced == 2
 
 

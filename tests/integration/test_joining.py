@@ -172,7 +172,11 @@ def test_who_comes_back_is_taken_in_and_ends_like_all(tmp_path, settings, dying)
 @pytest.mark.parametrize(
     ("second", "why"),
     [
-        ("differs", "Rank 1 cannot join: it differs from the other workers in the model"),
+        pytest.param(
+            "differs",
+            "Rank 1 cannot join: it differs from the other workers in the model",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "leaves callbacks out",
             "the callbacks that set weights or learning rates (EarlyStopping",

@@ -33,7 +33,7 @@ SLOWMO = (1.0, 0.5, False)
 @pytest.mark.parametrize(
     ("outer", "overlap", "cases"),
     [
-        (DILOCO, False, [("disconnected", 4), ("ring", 3)]),
+        pytest.param(DILOCO, False, [("disconnected", 4), ("ring", 3)], marks=pytest.mark.slow),
         (SLOWMO, True, [("one_peer_exponential", 3)]),
         pytest.param(SLOWMO, False, [("ring", 3), ("disconnected", 5)], marks=pytest.mark.slow),
         pytest.param(DILOCO, True, [("ring", 4), ("complete", 3)], marks=pytest.mark.slow),

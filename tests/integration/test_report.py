@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import subprocess
 import sys
 
 import pytest
@@ -57,30 +56,6 @@ def test_the_page_says_that_the_others_waited_for_the_slow_rank(pools, tmp_path,
     assert f"val_loss {history['val_loss'][-1]:.4g} last epoch" in text
     # The second fit begins with step 11. After step 20, the replicas are equal already.
     assert [step for step, _ in records[0]["distances"]] == [12, 15, 16, 20]
-
-
-SCRIPT = """
-import tf_gossip_pga as pga
-cluster = pga.initialize()
-import keras, numpy as np
-model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-model.compile("sgd", "mse")
-x = np.ones((24, 4), "float32")
-model.fit(x, x[:, :1], batch_size=4, verbose=0, callbacks=[pga.GossipPGA(H=2)])
-"""
-
-
-def test_the_launcher_writes_a_report_of_a_script_that_does_not(tmp_path):
-    script, page = tmp_path / "script.py", tmp_path / "page.html"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "tf_gossip_pga", "run", "--workers=2"]
-    command += [f"--report={page}", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=deadlines.long())
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (done.stdout + done.stderr).count(f"The report is in {page}.") == 1
-    text = Parsed(page.read_text("utf-8")).text
-    assert "Training finished after 1 epoch." in text
-    assert "script.py" in text
 
 
 # Rank 0, the chief, kills itself in the second epoch. The others wait for its return before the

@@ -32,6 +32,7 @@ RUNS = {
         {"H": 0, "topology": "ring"},
     ),
 }
+SLOW_RUNS = ["in a global average, with overlap in int8", "down to one, with an adaptive period"]
 
 
 def _with_chief(addresses, rank: int) -> str:
@@ -51,7 +52,10 @@ def undisturbed_loss():
     return _run([], USUAL, workers=2).results[0]["loss"]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW_RUNS else ()) for name in RUNS],
+)
 def test_the_survivors_finish_with_one_model(name, undisturbed_loss, monkeypatch):
     events, arguments = RUNS[name]
     if "chief" in name:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support import deadlines, nursery
 from tests.support.curves import curves
+from tests.unit.test_report_page import Parsed
 from tf_gossip_pga import launch
 
 pytestmark = pytest.mark.multiprocess
@@ -114,14 +115,19 @@ model.fit(x, x[:, :1], batch_size=4, verbose=0, callbacks=[pga.GossipPGA(H=2)])
 """
 
 
-def test_the_launcher_records_a_timeline_of_a_script_that_does_not(tmp_path):
-    script, trace = tmp_path / "script.py", tmp_path / "trace.json"
+def test_the_launcher_writes_a_timeline_and_a_report_of_a_script_that_does_not(tmp_path):
+    script, trace, page = (tmp_path / name for name in ("script.py", "trace.json", "page.html"))
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "tf_gossip_pga", "run", "--workers=2"]
-    command += [f"--timeline={trace}", "--timeline-steps=2:4", str(script)]
+    command += [f"--timeline={trace}", "--timeline-steps=2:4", f"--report={page}", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=deadlines.long())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (done.stdout + done.stderr).count(f"The timeline of steps 2 to 4 is in {trace}.") == 1
+    said = done.stdout + done.stderr
+    assert said.count(f"The timeline of steps 2 to 4 is in {trace}.") == 1
+    assert said.count(f"The report is in {page}.") == 1
+    text = Parsed(page.read_text("utf-8")).text
+    assert "Training finished after 1 epoch." in text
+    assert "script.py" in text
     found = [(each["pid"], each["name"], each["args"]["step"]) for each in _events(trace)]
     for rank in range(2):
         own = [(name, step) for pid, name, step in found if pid == rank and "wait" not in name]

@@ -70,6 +70,7 @@ def test_a_whole_run_reports_what_it_did(tmp_path):
     assert f"validation accuracy  {written['val_accuracy']:.4f}" in ended.stdout
 
 
+@pytest.mark.slow  # checkpoints: test_checkpoint
 def test_a_run_resumes_from_its_checkpoints(tmp_path):
     flags = ["--model=mlp", "--steps_per_epoch=4", "--checkpoint_every=1"]
     flags += [f"--output_dir={tmp_path}", "--resume"]

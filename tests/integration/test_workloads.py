@@ -40,8 +40,8 @@ def test_resnet50_takes_three_steps_on_images_like_imagenets(tmp_path):
 
 
 def test_bert_base_takes_three_steps_on_text_like_wikipedias(tmp_path):
-    prepared.as_if_prepared("wikipedia", tmp_path, train=1000)
-    run = {"model": "bert_base", "folder": str(tmp_path), "examples": 500}  # a few words each
+    prepared.as_if_prepared("wikipedia", tmp_path, train=200)
+    run = {"model": "bert_base", "folder": str(tmp_path), "examples": 100}  # a few words each
     flags = ["--batch_size=2", "--sequence_length=128"]
     first, second = workers.run(_three_steps, 2, DEADLINE_S, **run, flags=flags)
     assert first["parameters"] > 80_000_000  # a vocabulary of noise is smaller than the real one

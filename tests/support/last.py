@@ -1,4 +1,4 @@
-"""Make one rank begin every exchange of a `fit` after all others, however the machine is loaded."""
+"""Make one rank begin each exchange after all others, however loaded the machine is."""
 
 import itertools
 import pathlib
@@ -13,7 +13,8 @@ class BeginsLast(keras.callbacks.Callback):
     """Hold one rank up before each exchange until all others have come to it, and then for longer.
 
     A rank that only slept would not begin last whenever the machine stops another one for longer.
-    Put this callback right before `GossipPGA`, on all ranks.
+    The exchanges at the start of `fit` are not held up. Put this callback right before `GossipPGA`,
+    on all ranks, which must train equally many batches.
 
     Args:
       cluster: the cluster of this worker.

@@ -9,7 +9,7 @@ class PatientRollCall(RollCall):
     In each call both ends send their reports, so whoever has been heard has also heard this worker.
 
     Attributes:
-      hears: the number.
+      hears: how many other processes must have sent reports before this worker may fail.
     """
 
     hears = 0

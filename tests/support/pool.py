@@ -172,8 +172,12 @@ class Pool:
             for connection in ready:
                 rank = waiting.pop(connection)
                 line = b""
-                with contextlib.suppress(ConnectionResetError):
+                try:
                     line = _line(connection)
+                except ConnectionResetError:
+                    pass
+                except TimeoutError:
+                    self._fail(rank, "with an answer that does not end")
                 if not line:
                     self._fail(rank, f"with exit code {self._children[rank].wait(30)}")
                 answers[rank], error = json.loads(line)

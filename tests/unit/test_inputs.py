@@ -265,6 +265,7 @@ def test_rows_to_validate_on_are_of_other_documents(docs):
     assert sum(row in training for row in validation) < len(validation) / 50
 
 
+@pytest.mark.slow
 def test_another_process_has_the_same_vocabulary_and_the_same_masks(docs, tmp_path):
     code = """
 import hashlib, sys

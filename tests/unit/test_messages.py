@@ -66,9 +66,7 @@ def test_an_answer_that_is_none_counts_as_no_answer():
     assert messages.parse_answer(status.Whereabouts, Absence.DEAD, SIZE) is Absence.DEAD
 
 
-INVITATION = joining.Invitation(
-    1, 12, [0, 1], [2], {0: 7, 1: 8, 2: 9}, "ring", 3, "digest", {"step": 12}
-)
+INVITATION = joining.Invitation(1, 12, [0, 1], [2], "ring", 3, "digest", {"step": 12})
 MESSAGES = [
     view.Standing(view=1, view_members=(0, 2), wants=2, members=(0,), silent=((1, 2.5),)),
     status.Status().tell(),

@@ -5,7 +5,7 @@ import pytest
 from tf_gossip_pga.coordination.joining import Invitation
 from tf_gossip_pga.training import preflight
 
-INVITATION = Invitation(1, 12, [0, 1], [2], {}, "ring", 3, "digest", {"step": 12, "period": None})
+INVITATION = Invitation(1, 12, [0, 1], [2], "ring", 3, "digest", {"step": 12, "period": None})
 
 
 def test_a_joining_worker_that_fits_is_taken_in():

@@ -21,7 +21,13 @@ from tf_gossip_pga.coordination.joining import Invitation
 from tf_gossip_pga.coordination.status import Absence, Departure, Status
 from tf_gossip_pga.coordination.timing import Timing
 from tf_gossip_pga.coordination.view import View
-from tf_gossip_pga.errors import ExchangeBroken, TrainingFinished, ViewChanged, WorkerLost
+from tf_gossip_pga.errors import (
+    ExchangeBroken,
+    TrainingFinished,
+    ViewAbandoned,
+    ViewChanged,
+    WorkerLost,
+)
 from tf_gossip_pga.exchange import process
 from tf_gossip_pga.exchange.elastic import ElasticSession, LossPolicy
 from tf_gossip_pga.exchange.session import MISSED, FixedSession, SoloSession
@@ -615,8 +621,8 @@ def _connected(timing: Timing | None = None) -> tuple[ElasticSession, ElasticSes
     members.admission.listen()
     members._channel.endpoints = {0: 7}
     members._channel.learn = members._channel.endpoints.__setitem__
-    own._channel.endpoint = 8
-    own._channel.learn = lambda rank, endpoint: None
+    own._channel.endpoint, own.learned = 8, {}
+    own._channel.learn = own.learned.__setitem__
 
     def ask_all(kind, **details):
         answer = members._channel.handlers[kind](details)
@@ -626,7 +632,7 @@ def _connected(timing: Timing | None = None) -> tuple[ElasticSession, ElasticSes
     return members, own
 
 
-INVITATION = Invitation(2, 9, [0], [1], {}, "ring", 3, "digest", {"step": 9})
+INVITATION = Invitation(2, 9, [0], [1], "ring", 3, "digest", {"step": 9})
 
 
 def test_a_lost_invitation_is_repeated_until_the_admission_ends():
@@ -639,25 +645,60 @@ def test_a_lost_invitation_is_repeated_until_the_admission_ends():
         return answers[1] if len(answers) == 2 else {0: Absence.SUSPECTED}
 
     own._channel.ask_all = lose_the_first
-    members.admission.invite(INVITATION, {"1": 8}, asks=True)
-    invitation = own.admission.await_invitation()
-    assert invitation == dataclasses.replace(INVITATION, endpoints={0: 7, 1: 8})
+    with members.admission.inviting(INVITATION, {"1": 8}, asks=True):
+        assert own.admission.await_invitation() == INVITATION
     assert answers[0] == answers[1]
+    assert own.learned == {0: 7, 1: 8}
     assert own._channel.kept == {0, 1}
-    members.admission.forget()
-    assert deliver("join", rank=1, endpoint=8)[0]["invitation"] is None
+    assert own.admission.await_invitation() == INVITATION  # without another announcement
+    assert len(answers) == 2
+
+
+def test_of_several_invitations_the_newest_counts():
+    members, own = _connected()
+    old = dataclasses.replace(INVITATION, view_number=1)
+    with members.admission.inviting(INVITATION, {"1": 8}, asks=True):
+        answer = own._channel.ask_all("join", rank=1, endpoint=8)[0]
+    own._channel.ask_all = lambda *_, **__: {
+        0: {**answer, "invitation": dataclasses.asdict(old)},
+        2: answer,
+    }
+    assert own.admission.await_invitation() == INVITATION
 
 
 def test_only_the_process_that_is_admitted_is_invited_and_by_one_member():
     members, own = _connected()
-    members.admission.invite(INVITATION, {"1": 8}, asks=False)
-    assert own._channel.ask_all("join", rank=1, endpoint=8)[0]["invitation"] is None
-    members.admission.invite(INVITATION, {"1": 8}, asks=True)
-    assert own._channel.ask_all("join", rank=1, endpoint=8)[0]["invitation"] is not None
-    # It was restarted again, or announces itself for the first time.
-    for rank, endpoint in ((1, 9), (2, 8)):
+
+    def invited(rank: int, endpoint: int) -> bool:
         answer = own._channel.ask_all("join", rank=rank, endpoint=endpoint)[0]
-        assert answer["invitation"] is None
+        return answer["invitation"] is not None
+
+    with members.admission.inviting(INVITATION, {"1": 8}, asks=False):
+        assert not invited(1, 8)
+    with members.admission.inviting(INVITATION, {"1": 8}, asks=True):
+        assert invited(1, 8)
+        assert not invited(1, 9)  # it was restarted again
+        assert not invited(2, 8)  # it announces itself for the first time
+    assert not invited(1, 8)
+
+
+@pytest.mark.parametrize("error", [None, ViewAbandoned("gone"), WorkerLost("all have ended")])
+def test_nobody_is_invited_after_an_admission(error):
+    members, own = _connected()
+    members.ops = types.SimpleNamespace(place=0)  # the lowest member
+    invited = []
+
+    def grow(number, current, joining, set_view):
+        invited.append(own._channel.ask_all("join", rank=1, endpoint=8)[0]["invitation"])
+        if error:
+            raise error
+
+    members._membership.grow = grow
+    members._on_broken = lambda *_: None  # the survivors regroup
+    with contextlib.suppress(WorkerLost):
+        members.admit({"1": 8}, 3, "digest", {})
+    invited.append(own._channel.ask_all("join", rank=1, endpoint=8)[0]["invitation"])
+    assert [each is not None for each in invited] == [True, False]
 
 
 def test_a_worker_that_comes_back_to_a_later_fit_ends_and_says_why():

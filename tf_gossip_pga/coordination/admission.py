@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster.cluster import Cluster
@@ -31,7 +32,8 @@ class _Answer:
     """A member's answer to an announcement.
 
     Attributes:
-      endpoints: the endpoints of all members, by rank.
+      endpoints: the endpoints of all members, by rank. With an invitation, also those of all
+        joining workers.
       where: what the member that answers is doing (see `Whereabouts.where` in `status`).
       fits: how many times that member has called `fit`.
       invitation: the invitation, while the members wait for the worker that announces itself and
@@ -90,29 +92,29 @@ class Admission:
             if rank in self._cluster.lost and heard > soonest
         }
 
-    def forget(self) -> None:
-        """Stop inviting, and forget all announcements.
-
-        A worker that still wants to join announces itself again.
-        """
-        self._announced, self._offered = {}, None
-
-    def invite(self, invitation: Invitation, joining: Mapping[str, int], asks: bool) -> None:
+    @contextlib.contextmanager
+    def inviting(
+        self, invitation: Invitation, joining: Mapping[str, int], asks: bool
+    ) -> Iterator[None]:
         """Learn the endpoints of joining workers and, if `asks` is true, invite these workers.
 
-        From now on until `forget`, answers to their announcements contain the invitation.
+        Inside this context, answers to their announcements contain the invitation. At its end, all
+        announcements are forgotten: a worker that still wants to join announces itself again.
 
         Args:
-          invitation: the invitation. This method sets its `endpoints`.
+          invitation: the invitation.
           joining: endpoints of the joining workers by rank, as returned by `announced`.
           asks: whether this member invites. Only one member does.
 
         Raises:
           OSError: this machine cannot resolve the host name of a joining worker.
         """
-        self._learn({int(rank): endpoint for rank, endpoint in joining.items()})
-        if asks:
-            self._offered = dataclasses.replace(invitation, endpoints=self._channel.endpoints)
+        try:
+            self._learn({int(rank): endpoint for rank, endpoint in joining.items()})
+            self._offered = invitation if asks else None
+            yield
+        finally:
+            self._announced, self._offered = {}, None
 
     def await_invitation(self) -> Invitation:
         """Announce this joining worker to all members until they invite it.
@@ -125,7 +127,7 @@ class Admission:
             worker can join.
         """
         waiting = Waiting(self._timing.join_report_s)
-        while True:
+        while self.invitation is None:
             answers = self._channel.ask_all(
                 "join", rank=self._cluster.rank, endpoint=self._channel.endpoint
             )
@@ -147,8 +149,9 @@ class Admission:
                 )
             for each in answered.values():  # the members may have admitted other workers meanwhile
                 self._learn(each.endpoints)
-                self.invitation = self.invitation or each.invitation
-            if self.invitation is not None:
+            offers = [each.invitation for each in answered.values() if each.invitation]
+            if offers:  # of a member that was stopped for a while, one may be out of date
+                self.invitation = max(offers, key=lambda each: each.view_number)
                 break
             if waited_s := waiting.due():
                 busy = {rank: each.where for rank, each in answered.items() if each.where}
@@ -158,7 +161,6 @@ class Admission:
                     f"to begin an epoch, which is when they admit it.{where}"
                 )
             time.sleep(self._timing.announce_every_s)
-        self._learn(self.invitation.endpoints)
         self._channel.keep({*self.invitation.members, *self.invitation.joining})
         return self.invitation
 
@@ -181,10 +183,13 @@ class Admission:
         message = messages.parse(_Announcement, request, self._cluster.size)
         heard = (message.endpoint, time.monotonic())
         self._announced = {**self._announced, message.rank: heard}
-        own = self._status.tell()
-        offered = self._offered
-        # An announcement from another endpoint comes from a later process of the same rank.
-        if offered and offered.endpoints.get(message.rank) != message.endpoint:
-            offered = None
-        answer = _Answer(self._channel.endpoints, own.where, own.fits, offered)
+        own, offered = self._status.tell(), self._offered
+        endpoints = self._channel.endpoints
+        # Invite only the process that is being admitted, not a later one of the same rank.
+        is_invited = (
+            offered is not None
+            and message.rank in offered.joining
+            and message.endpoint == endpoints[message.rank]
+        )
+        answer = _Answer(endpoints, own.where, own.fits, offered if is_invited else None)
         return dataclasses.asdict(answer)

@@ -5,7 +5,7 @@ servers listen. It does not know the ports of the surviving workers' channels. T
 therefore listens on its own address until its TensorFlow server needs that port. The lowest
 surviving rank repeatedly *probes* this address: it sends the endpoints of all surviving workers
 there (`Channel.probe`). The joining worker can then send requests to all surviving workers. It
-announces itself until they admit it at the beginning of an epoch.
+announces itself until they invite it, at the beginning of an epoch.
 
 Both sides prove that they know the job's secret (`secret`). Without a secret, no worker can join.
 """
@@ -40,7 +40,6 @@ class Invitation:
       completed: number of exchanges that the members have completed in their current `fit`.
       members: the ranks of the current view.
       joining: the ranks being admitted.
-      endpoints: the ports of the control channels of `members` and `joining`, by rank.
       transport: the transport of exchanges: `"ring"` or `"nccl"`.
       epoch: the epoch that begins, counted from 0.
       facts: digest of the facts that must be equal on all ranks, such as package
@@ -52,7 +51,6 @@ class Invitation:
     completed: int
     members: list[Rank]
     joining: list[Rank]
-    endpoints: dict[Rank, Port]
     transport: str
     epoch: int
     facts: str

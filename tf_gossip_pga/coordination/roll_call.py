@@ -62,9 +62,10 @@ class RollCall:
     def run(self) -> list[Report] | None:
         """Return the reports of all workers in rank order, once all workers have met each other.
 
-        Return None if TensorFlow's server, or another gRPC server, listens at all other addresses.
-        The other workers may then be training already, and may send a probe to this worker (see
-        `joining`). If no probe arrives, the caller may call `run` again.
+        Return None if TensorFlow's server, or another gRPC server, listens at all other addresses,
+        and this worker has met none of the other workers. These may then be training already, and
+        may send a probe to this worker (see `joining`). If no probe arrives, the caller may call
+        `run` again.
 
         Raises:
           RuntimeError: this worker's port is taken.
@@ -123,7 +124,8 @@ class RollCall:
 
     def _others_serve(self) -> bool:
         """Return whether servers listen at all other addresses, and this worker has met nobody."""
-        # If it has met one that has left, the roll call is complete, perhaps since this moment.
+        # If it has met one that has left, the roll call is complete: the server may have begun to
+        # listen since `_is_complete` looked.
         seats = [self._seats[rank] for rank in self._others]
         return all(seat.is_server and not seat.left for seat in seats)
 

@@ -289,17 +289,15 @@ class ElasticSession(FixedSession):
             completed=self._sequence.completed,
             members=list(self.view.members),
             joining=list(ranks),
-            endpoints={},
             transport=self.transport.hint,
             epoch=epoch,
             facts=facts,
             state=state,
         )
         try:
-            self.admission.invite(invitation, joining, asks=self.place == 0)
-            self._grow(invitation)
+            with self.admission.inviting(invitation, joining, asks=self.place == 0):
+                self._grow(invitation)
         except (ViewAbandoned, OSError):  # OSError: cannot resolve a joining worker's host name
-            self.admission.forget()
             doing = f"the admission of {named(ranks)}"
             self._on_broken(ExchangeBroken(doing, "not all workers joined in time"), ranks)
         logger.info(f"Rank {self.cluster.rank} admitted {named(ranks)} after a restart.")
@@ -325,7 +323,6 @@ class ElasticSession(FixedSession):
         self._membership.grow(
             invitation.view_number, invitation.members, invitation.joining, self._runtime.set_view
         )
-        self.admission.forget()
         self._begin_view()
 
 
