@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 from tf_gossip_pga._log import logger
 from tf_gossip_pga.cluster.cluster import Cluster
@@ -95,7 +95,7 @@ class Admission:
     @contextlib.contextmanager
     def inviting(
         self, invitation: Invitation, joining: Mapping[str, int], asks: bool
-    ) -> Iterator[None]:
+    ) -> Generator[None]:
         """Learn the endpoints of joining workers and, if `asks` is true, invite these workers.
 
         Inside this context, answers to their announcements contain the invitation. At its end, all
