@@ -60,6 +60,7 @@ def test_the_readme_is_short():
     assert len(PAGES[0].read_text().splitlines()) <= 150
 
 
+@pytest.mark.slow
 def test_python_blocks_run(tmp_path):
     for page in PAGES:
         if blocks := _blocks(page, "python"):

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from tests.support import deadlines
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]  # the API: tests/unit/test_horovod.py
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = pathlib.Path(__file__).parent / "horovod_scripts"
@@ -55,7 +55,6 @@ def _check_replicas(folder: pathlib.Path):
             np.testing.assert_array_equal(weight, same)
 
 
-@pytest.mark.slow
 def test_keras_mnist(tmp_path):
     said = _run("basic", tmp_path)
     _check_replicas(tmp_path)
@@ -66,7 +65,6 @@ def test_keras_mnist(tmp_path):
     ]
 
 
-@pytest.mark.slow
 def test_keras_mnist_advanced(tmp_path):
     said = _run("advanced", tmp_path)
     _check_replicas(tmp_path)
@@ -77,14 +75,12 @@ def test_keras_mnist_advanced(tmp_path):
     np.testing.assert_allclose(logs[0]["lr"], [0.03, 0.04, 0.04, 0.04], rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_tensorflow2_keras_mnist(tmp_path):
     said = _run("tf_data", tmp_path)
     _check_replicas(tmp_path)
     assert said.count("With Adam the steps are shorter: multiply the learning rate by sqrt(2)") == 1
 
 
-@pytest.mark.slow
 def test_keras_imagenet_resnet50(tmp_path):
     _run("resuming", tmp_path, "--epochs=2")
     _check_replicas(tmp_path)
@@ -97,7 +93,6 @@ def test_keras_imagenet_resnet50(tmp_path):
     np.testing.assert_allclose(logs[0]["lr"], [0.0025, 0.00025], rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_synthetic_benchmark(tmp_path):
     said = _run("benchmark", tmp_path, "--fp16-allreduce", "--no-cuda")
     _check_replicas(tmp_path)

@@ -154,6 +154,7 @@ def test_a_stopped_worker_ends_all_others_who_name_it(tmp_path, odd, overlap):
         assert crew.is_stopped(odd)
 
 
+@pytest.mark.slow  # a shorter stop: test_survival
 def test_a_worker_that_continues_after_a_stop_is_waited_for(tmp_path):
     with _crew(tmp_path, "stops", timeout_s=deadlines.scaled(60), odd=0) as crew:
         crew.until(lambda: crew.is_stopped(0))

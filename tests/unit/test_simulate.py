@@ -560,6 +560,7 @@ def command(*flags):
     return nursery.run(["-m", "tf_gossip_pga.simulate", *flags])
 
 
+@pytest.mark.slow
 def test_the_command_writes_curves_and_a_figure(tmp_path):
     output = tmp_path / "new" / "simulation.json"
     settings = {"problem": "logistic", "nodes": 6, "topology": "grid", "H": 5, "iterations": 30}

@@ -212,7 +212,7 @@ def test_what_cannot_be_sent_is_named_unless_it_is_local(model):
 
 # Keras' own, where it saves weights under NumPy 2.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
-@pytest.mark.parametrize("state", ["local", "average"])
+@pytest.mark.parametrize("state", [pytest.param("local", marks=pytest.mark.slow), "average"])
 def test_a_run_with_two_optimizers_resumes_with_both(tmp_path, state):
     def run(folder, until: int) -> list[np.ndarray]:
         model, gossip = gans.a_gan(0), pga.GossipPGA(H=2, optimizer_state=state)
