@@ -13,7 +13,7 @@ test: $(VENV)/ready lint  ## Check style, spelling and types, and run all but th
 	$(RUN) -m pytest -n 3 --dist=worksteal -m "not slow and not clusters and not wheels"
 
 # The models of the paper at full size, more chaos, the wheel in an environment of its own.
-test-slow: $(VENV)/ready  ## Run the slow tests alone. 15 minutes.
+test-slow: $(VENV)/ready  ## Run the slow tests alone. 20 minutes.
 	$(RUN) -m pytest -n 2 --dist=worksteal -m slow
 
 # On hosts that share this machine. Where the packages cannot be installed, the tests are skipped.

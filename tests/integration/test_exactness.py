@@ -114,7 +114,7 @@ def test_every_step_equals_the_oracle(pools, n):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("n", [2, 3, 8])  # one pair, an odd number, a power of two
 def test_every_step_equals_the_oracle_with_every_topology_and_period(pools, n):
     _check_cases(pools, n, _other_cases(n))
 
