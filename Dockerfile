@@ -9,7 +9,7 @@ FROM python:3.11-slim
 # The versions in requirements.txt.
 RUN pip install --no-cache-dir tensorflow==2.21.0 keras==3.15.1 numpy==2.4.6 absl-py==2.5.1
 COPY --from=build /wheels /wheels
-RUN pip install --no-cache-dir --no-deps /wheels/*.whl && useradd --create-home --uid=1000 worker
+RUN pip install --no-cache-dir --no-deps /wheels/*.whl && useradd --create-home --home-dir=/worker --uid=1000 worker
 USER worker
-WORKDIR /home/worker
+WORKDIR /worker
 CMD ["gossip-pga", "--help"]

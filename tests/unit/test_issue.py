@@ -48,7 +48,7 @@ def test_the_report_shows_how_the_cluster_is_found_and_from_which_variables():
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "node0",
         "MASTER_PORT": "29500",
-        "HOME": "/home/somebody",
+        "HOME": "/somebody",
         "TF_USE_LEGACY_KERAS": "1",
     }
     text = issue.report(variables)

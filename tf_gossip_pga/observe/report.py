@@ -159,8 +159,8 @@ class Report(adjacent.Adjacent, callback_facts.Syncing):
         self._note_changes()
         self._add_distances()
         self._current.is_finished = True
-        if self._current.epochs and self._write():
-            logger.info(f"The report is in {os.path.abspath(self._path)}.")
+        if self._current.epochs:
+            self._write()
 
     # ---- Recording ------------------------------------------------------------------------------
 
@@ -238,19 +238,15 @@ class Report(adjacent.Adjacent, callback_facts.Syncing):
 
     # ---- Writing --------------------------------------------------------------------------------
 
-    def _write(self, is_resumed: bool = False) -> bool:
+    def _write(self, is_resumed: bool = False):
         """Write the page on the chief. Training continues if that fails.
 
         Args:
           is_resumed: whether to keep the page of an earlier part of the run under another name.
             Default False.
-
-        Returns:
-          Whether this rank has written the page.
         """
         if not self._session.cluster.is_chief:
-            return False
-        is_written = False
+            return
         began = time.perf_counter()
         self._current.seconds = time.time() - self._current.started
         try:
@@ -258,13 +254,13 @@ class Report(adjacent.Adjacent, callback_facts.Syncing):
             if is_resumed:
                 output.set_aside(self._path)
             output.replace(self._path, page)
-            is_written = True
+            if self._current.is_finished:
+                logger.info(f"The report is in {os.path.abspath(self._path)}.")
         except Exception as error:  # an error in drawing must not end a run either
             reason = f"{type(error).__name__}: {error}"
             logger.warning(f"The report was not written. Training continues. {reason}.")
         now = time.perf_counter()
         self._write_after = now + (now - began) / _WRITING
-        return is_written
 
 
 def _begun(gossip: GossipPGA, model: Any, params: dict) -> Record:
